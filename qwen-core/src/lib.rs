@@ -1,0 +1,1 @@
+//! Checkpoints, the transformer over a `Backend` trait, batches, K/V and sampling.

@@ -1,0 +1,1 @@
+//! Run Qwen2.5 language models inside a Rust program.
