@@ -1,0 +1,146 @@
+//! The one error type of the library: what was wrong, where, and what to do about it.
+//!
+//! Every failure that input, files or devices can cause is a variant here; nothing in the workspace panics on input.
+
+use std::path::PathBuf;
+
+/// A result with this crate's [`Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What went wrong. The text of each variant names the place and, where there is one, the way out.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A file or folder could not be opened, read or mapped.
+    #[error("{path}: {source}", path = path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+    /// A file is not what its name or its headers claim.
+    #[error("{path}: {reason}", path = path.display())]
+    InvalidFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it, with the offending figures.
+        reason: String,
+    },
+    /// A key of a JSON configuration file is missing, of the wrong kind, or contradicts another.
+    #[error("{path}: key `{key}`: {reason}", path = path.display())]
+    InvalidConfig {
+        /// The file, e.g. `config.json`.
+        path: PathBuf,
+        /// The key, dotted when nested.
+        key: String,
+        /// Expected against found.
+        reason: String,
+    },
+    /// The checkpoint is of a kind that this library does not run.
+    #[error("{what} is not supported: {reason}")]
+    Unsupported {
+        /// The thing, with its file or key.
+        what: String,
+        /// Why not, and what to use instead.
+        reason: String,
+    },
+    /// A tensor that the model needs is in none of the checkpoint's files.
+    #[error("tensor `{name}` is missing from {path}", path = path.display())]
+    MissingTensor {
+        /// The tensor's name.
+        name: String,
+        /// The checkpoint.
+        path: PathBuf,
+    },
+    /// A tensor has another shape or element type than the configuration says.
+    #[error("tensor `{name}` in {path}: expected {expected}, found {found}", path = path.display())]
+    InvalidTensor {
+        /// The tensor's name.
+        name: String,
+        /// The file that holds it.
+        path: PathBuf,
+        /// Shape and element types that would do.
+        expected: String,
+        /// What the file has.
+        found: String,
+    },
+    /// The model, its K/V store and its buffers are larger than the memory that may be used.
+    #[error("needs {needed} bytes of memory, {available} are available{advice}")]
+    DoesNotFit {
+        /// Bytes that loading would take.
+        needed: u64,
+        /// Bytes that the process may use on the device.
+        available: u64,
+        /// What would fit, as a clause that begins with `: `, or empty.
+        advice: String,
+    },
+    /// A prompt without a single token.
+    #[error("the prompt is empty: at least one token is needed")]
+    EmptyPrompt,
+    /// A token id that the model has no embedding row for.
+    #[error("token id {id} at position {position} is not below the vocabulary size {vocab_size}")]
+    InvalidTokenId {
+        /// The id.
+        id: u32,
+        /// Its index within the prompt.
+        position: usize,
+        /// Rows of the embedding table.
+        vocab_size: usize,
+    },
+    /// The prompt does not leave room for an answer within the context.
+    #[error(
+        "the prompt has {prompt} tokens, the context holds {context}: shorten the prompt or load with a longer context"
+    )]
+    ContextLength {
+        /// Tokens of the prompt.
+        prompt: usize,
+        /// Positions that the engine was loaded for.
+        context: usize,
+    },
+    /// The model computed an infinity or not-a-number.
+    #[error("non-finite values first appear in {place}: the weights are damaged or overflow in this precision")]
+    NonFinite {
+        /// The embedding, the layer by number, or the output head.
+        place: String,
+    },
+    /// The request was cancelled.
+    #[error("cancelled")]
+    Cancelled,
+    /// The engine behind a handle has ended.
+    #[error("the engine has stopped: {reason}")]
+    EngineStopped {
+        /// Why, as far as known.
+        reason: String,
+    },
+    /// An argument of a call is out of its bounds.
+    #[error("`{name}`: {reason}")]
+    InvalidArgument {
+        /// The argument or option.
+        name: &'static str,
+        /// Its bound and the given value.
+        reason: String,
+    },
+    /// A device refused or failed an operation.
+    #[error("{device}: {op}: {reason}")]
+    Device {
+        /// The device's name.
+        device: String,
+        /// The operation that was queued when it failed.
+        op: String,
+        /// What the driver or the backend said.
+        reason: String,
+    },
+}
+
+impl Error {
+    /// An [`Error::InvalidArgument`] from a formatted reason.
+    pub fn argument(name: &'static str, reason: impl Into<String>) -> Self {
+        Error::InvalidArgument { name, reason: reason.into() }
+    }
+
+    /// An [`Error::Unsupported`] from its two parts.
+    pub fn unsupported(what: impl Into<String>, reason: impl Into<String>) -> Self {
+        Error::Unsupported { what: what.into(), reason: reason.into() }
+    }
+}
