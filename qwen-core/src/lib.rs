@@ -1,7 +1,11 @@
 //! Checkpoints, the transformer over a `Backend` trait, batches, K/V and sampling.
 
+pub mod backend;
+pub mod collective;
+pub mod composed;
 pub mod dtype;
 pub mod error;
 
+pub use backend::Backend;
 pub use dtype::{Encoding, Precision};
 pub use error::{Error, Result};

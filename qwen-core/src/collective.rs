@@ -1,0 +1,131 @@
+//! Ranks: how a model is cut over several backends, and the sum that joins them again.
+//!
+//! A [`Shard`] names one of several ranks; each holds some of the heads and some of the MLP's inner width (Shoeybi et
+//! al. 2019). A [`Collective`] adds up what the ranks computed. [`ThreadGroup`] is one over threads of a process, for
+//! tests and for several devices in one process; backends with their own interconnect override
+//! [`crate::Backend::all_reduce`].
+
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+
+use crate::error::{Error, Result};
+
+/// One of the ranks that a model is cut over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shard {
+    /// This rank, from 0.
+    pub rank: usize,
+    /// How many there are.
+    pub ranks: usize,
+}
+
+impl Shard {
+    /// The only rank.
+    pub const WHOLE: Shard = Shard { rank: 0, ranks: 1 };
+}
+
+/// Sums values over all ranks.
+pub trait Collective: Send + Sync + std::fmt::Debug {
+    /// Replace `values` by their sum over the ranks, added in the order of the ranks. Every rank calls it with the same
+    /// length, and gets the same bits.
+    ///
+    /// # Errors
+    /// When another rank has gone or called with another length.
+    fn all_reduce(&self, values: &mut [f32]) -> Result<()>;
+}
+
+/// A [`Collective`] over the threads of one process.
+#[derive(Debug)]
+pub struct ThreadGroup {
+    rank: usize,
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Debug)]
+struct State {
+    inputs: Vec<Option<Vec<f32>>>,
+    // How many ranks still have to fetch the sum of the current round.
+    to_fetch: usize,
+    sum: Vec<f32>,
+    gone: bool,
+}
+
+impl ThreadGroup {
+    /// One handle for each of `ranks` threads.
+    ///
+    /// ```
+    /// use qwen_core::collective::{Collective, ThreadGroup};
+    /// let handles = ThreadGroup::new(2);
+    /// std::thread::scope(|s| {
+    ///     for (rank, group) in handles.into_iter().enumerate() {
+    ///         s.spawn(move || {
+    ///             let mut values = [rank as f32 + 1.0];
+    ///             group.all_reduce(&mut values).unwrap();
+    ///             assert_eq!(values, [3.0]);
+    ///         });
+    ///     }
+    /// });
+    /// ```
+    pub fn new(ranks: usize) -> Vec<ThreadGroup> {
+        let state = State { inputs: vec![None; ranks], to_fetch: 0, sum: Vec::new(), gone: false };
+        let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new() });
+        (0..ranks).map(|rank| ThreadGroup { rank, shared: shared.clone() }).collect()
+    }
+}
+
+impl Drop for ThreadGroup {
+    fn drop(&mut self) {
+        self.shared.state.lock().unwrap_or_else(PoisonError::into_inner).gone = true;
+        self.shared.changed.notify_all();
+    }
+}
+
+impl Collective for ThreadGroup {
+    fn all_reduce(&self, values: &mut [f32]) -> Result<()> {
+        let failed = |reason: &str| {
+            let op = "all_reduce".into();
+            Err(Error::Device { device: format!("rank {}", self.rank), op, reason: reason.into() })
+        };
+        let mut state = self.shared.state.lock().unwrap_or_else(PoisonError::into_inner);
+        // The round before must have been fetched by all before this rank may begin the next.
+        while state.to_fetch > 0 && !state.gone {
+            state = self.shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        state.inputs[self.rank] = Some(values.to_vec());
+        if state.inputs.iter().all(Option::is_some) {
+            let inputs: Vec<Vec<f32>> = state.inputs.iter_mut().filter_map(Option::take).collect();
+            if inputs.iter().any(|input| input.len() != values.len()) {
+                state.gone = true;
+                self.shared.changed.notify_all();
+                return failed("the ranks disagree on the length");
+            }
+            let mut sum = vec![0.0; values.len()];
+            for input in &inputs {
+                for (sum, value) in sum.iter_mut().zip(input) {
+                    *sum += value;
+                }
+            }
+            state.to_fetch = inputs.len();
+            state.sum = sum;
+            self.shared.changed.notify_all();
+        } else {
+            while state.to_fetch == 0 && !state.gone {
+                state = self.shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            }
+            if state.to_fetch == 0 {
+                return failed("another rank has gone");
+            }
+        }
+        values.copy_from_slice(&state.sum);
+        state.to_fetch -= 1;
+        if state.to_fetch == 0 {
+            self.shared.changed.notify_all();
+        }
+        Ok(())
+    }
+}
