@@ -5,6 +5,7 @@ pub mod collective;
 pub mod composed;
 pub mod dtype;
 pub mod error;
+pub mod reference;
 
 pub use backend::Backend;
 pub use dtype::{Encoding, Precision};

@@ -1,0 +1,353 @@
+//! The specification of every operation: a [`Backend`] in plain loops, to be read in one sitting.
+//!
+//! Values are f32, sums are f64, nothing is packed, fused, vectorised or threaded. Other backends are compared with it;
+//! it is far too slow for anything else than tests.
+
+use crate::backend::{Backend, DeviceInfo, HeadLayout, Interrupt, KvSpec, PAD_SLOT, StepInputs, StepKey, WeightView};
+use crate::dtype::Precision;
+use crate::error::{Error, Result};
+
+/// The reference device. Always [`Precision::Exact`].
+///
+/// ```
+/// use qwen_core::{Backend, reference::Reference};
+/// let mut b = Reference::new();
+/// let mut x = b.alloc(2)?;
+/// b.write(&mut x, &[3.0, 4.0])?;
+/// let y = b.alloc(2)?;
+/// b.add(&mut x, &y, 2)?;
+/// let mut sum = [0.0; 2];
+/// b.read(&x, &mut sum)?;
+/// assert_eq!(sum, [3.0, 4.0]);
+/// # Ok::<(), qwen_core::Error>(())
+/// ```
+#[derive(Debug, Default)]
+pub struct Reference(());
+
+/// A decoded matrix, row-major.
+#[derive(Debug)]
+pub struct Matrix {
+    rows: usize,
+    cols: usize,
+    values: Vec<f32>,
+}
+
+impl Matrix {
+    fn row(&self, row: usize) -> Option<&[f32]> {
+        self.values.get(row * self.cols..(row + 1) * self.cols)
+    }
+}
+
+/// Keys and values, each `[layer][slot][num_key_value_heads * head_dim]`.
+#[derive(Debug)]
+pub struct KvStore {
+    spec: KvSpec,
+    keys: Vec<f32>,
+    values: Vec<f32>,
+}
+
+impl KvStore {
+    fn width(&self) -> usize {
+        self.spec.num_key_value_heads * self.spec.head_dim
+    }
+
+    fn at(&self, layer: usize, slot: usize) -> usize {
+        (layer * self.spec.num_blocks * self.spec.block_size + slot) * self.width()
+    }
+}
+
+impl Reference {
+    /// The reference device.
+    pub fn new() -> Self {
+        Self::default()
+    }
+}
+
+/// Check that a buffer is as long as an operation needs it.
+fn need(op: &str, name: &str, len: usize, needed: usize) -> Result<()> {
+    if len < needed {
+        let reason = format!("`{name}` holds {len} values, {needed} are needed");
+        return Err(Error::Device { device: "reference".into(), op: op.into(), reason });
+    }
+    Ok(())
+}
+
+impl Backend for Reference {
+    type Buffer = Vec<f32>;
+    type Indices = Vec<u32>;
+    type Weight = Matrix;
+    type Kv = KvStore;
+
+    fn info(&self) -> DeviceInfo {
+        DeviceInfo { name: "reference".into(), precision: Precision::Exact, memory_available: None }
+    }
+
+    fn alloc(&mut self, len: usize) -> Result<Vec<f32>> {
+        Ok(vec![0.0; len])
+    }
+
+    fn alloc_indices(&mut self, len: usize) -> Result<Vec<u32>> {
+        Ok(vec![0; len])
+    }
+
+    fn load(&mut self, view: &WeightView<'_>) -> Result<Matrix> {
+        let (rows, cols) = (view.rows(), view.cols());
+        let mut values = vec![0.0; rows * cols];
+        let stored = view.parts.iter().flat_map(|part| (0..part.rows).map(move |row| (part.encoding, part.row(row))));
+        for (out, (encoding, bytes)) in values.chunks_exact_mut(cols.max(1)).zip(stored) {
+            need("load", view.name, bytes.len(), encoding.bytes(cols))?;
+            encoding.decode(bytes, out);
+        }
+        Ok(Matrix { rows, cols, values })
+    }
+
+    fn kv(&mut self, spec: &KvSpec) -> Result<KvStore> {
+        let len = spec.num_layers * spec.num_blocks * spec.block_size * spec.num_key_value_heads * spec.head_dim;
+        Ok(KvStore { spec: *spec, keys: vec![0.0; len], values: vec![0.0; len] })
+    }
+
+    fn write(&mut self, dst: &mut Vec<f32>, src: &[f32]) -> Result<()> {
+        need("write", "dst", dst.len(), src.len())?;
+        dst[..src.len()].copy_from_slice(src);
+        Ok(())
+    }
+
+    fn write_indices(&mut self, dst: &mut Vec<u32>, src: &[u32]) -> Result<()> {
+        need("write_indices", "dst", dst.len(), src.len())?;
+        dst[..src.len()].copy_from_slice(src);
+        Ok(())
+    }
+
+    fn read(&mut self, src: &Vec<f32>, dst: &mut [f32]) -> Result<()> {
+        need("read", "src", src.len(), dst.len())?;
+        dst.copy_from_slice(&src[..dst.len()]);
+        Ok(())
+    }
+
+    fn read_indices(&mut self, src: &Vec<u32>, dst: &mut [u32]) -> Result<()> {
+        need("read_indices", "src", src.len(), dst.len())?;
+        dst.copy_from_slice(&src[..dst.len()]);
+        Ok(())
+    }
+
+    fn copy_blocks(&mut self, kv: &mut KvStore, pairs: &[(u32, u32)]) -> Result<()> {
+        let len = kv.spec.block_size * kv.width();
+        for &(from, to) in pairs {
+            need("copy_blocks", "kv", kv.spec.num_blocks, 1 + from.max(to) as usize)?;
+            for layer in 0..kv.spec.num_layers {
+                let from = kv.at(layer, from as usize * kv.spec.block_size);
+                let to = kv.at(layer, to as usize * kv.spec.block_size);
+                kv.keys.copy_within(from..from + len, to);
+                kv.values.copy_within(from..from + len, to);
+            }
+        }
+        Ok(())
+    }
+
+    fn synchronize(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    fn embed(&mut self, ids: &Vec<u32>, table: &Matrix, out: &mut Vec<f32>, rows: usize) -> Result<()> {
+        need("embed", "ids", ids.len(), rows)?;
+        need("embed", "out", out.len(), rows * table.cols)?;
+        for (&id, out) in ids[..rows].iter().zip(out.chunks_exact_mut(table.cols)) {
+            match table.row(id as usize) {
+                Some(row) => out.copy_from_slice(row),
+                None => out.fill(0.0),
+            }
+        }
+        Ok(())
+    }
+
+    fn linear(
+        &mut self,
+        x: &Vec<f32>,
+        w: &Matrix,
+        bias: Option<&Vec<f32>>,
+        out: &mut Vec<f32>,
+        rows: usize,
+    ) -> Result<()> {
+        need("linear", "x", x.len(), rows * w.cols)?;
+        need("linear", "out", out.len(), rows * w.rows)?;
+        need("linear", "bias", bias.map_or(w.rows, Vec::len), w.rows)?;
+        for (x, out) in x.chunks_exact(w.cols).zip(out.chunks_exact_mut(w.rows)).take(rows) {
+            for (r, (out, w)) in out.iter_mut().zip(w.values.chunks_exact(w.cols)).enumerate() {
+                let dot: f64 = x.iter().zip(w).map(|(x, w)| f64::from(*x) * f64::from(*w)).sum();
+                *out = (dot + bias.map_or(0.0, |bias| f64::from(bias[r]))) as f32;
+            }
+        }
+        Ok(())
+    }
+
+    fn rms_norm(
+        &mut self,
+        x: &Vec<f32>,
+        weight: &Vec<f32>,
+        eps: f32,
+        out: &mut Vec<f32>,
+        hidden_size: usize,
+        rows: usize,
+    ) -> Result<()> {
+        need("rms_norm", "x", x.len(), rows * hidden_size)?;
+        need("rms_norm", "weight", weight.len(), hidden_size)?;
+        need("rms_norm", "out", out.len(), rows * hidden_size)?;
+        for (x, out) in x.chunks_exact(hidden_size).zip(out.chunks_exact_mut(hidden_size)).take(rows) {
+            let mean = x.iter().map(|x| f64::from(*x) * f64::from(*x)).sum::<f64>() / hidden_size as f64;
+            let scale = 1.0 / (mean + f64::from(eps)).sqrt();
+            for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
+                *out = (f64::from(*x) * scale * f64::from(*weight)) as f32;
+            }
+        }
+        Ok(())
+    }
+
+    fn rope(&mut self, qkv: &mut Vec<f32>, cos_sin: &Vec<f32>, heads: HeadLayout, rows: usize) -> Result<()> {
+        need("rope", "qkv", qkv.len(), rows * heads.qkv_size())?;
+        need("rope", "cos_sin", cos_sin.len(), rows * heads.head_dim)?;
+        let half = heads.head_dim / 2;
+        for (qkv, cos_sin) in
+            qkv.chunks_exact_mut(heads.qkv_size()).zip(cos_sin.chunks_exact(heads.head_dim)).take(rows)
+        {
+            let (cos, sin) = cos_sin.split_at(half);
+            for head in qkv[..heads.q_size() + heads.kv_size()].chunks_exact_mut(heads.head_dim) {
+                for i in 0..half {
+                    let (a, b) = (head[i], head[i + half]);
+                    head[i] = a * cos[i] - b * sin[i];
+                    head[i + half] = b * cos[i] + a * sin[i];
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn store_kv(
+        &mut self,
+        qkv: &Vec<f32>,
+        slot_mapping: &Vec<u32>,
+        kv: &mut KvStore,
+        layer: usize,
+        heads: HeadLayout,
+        rows: usize,
+    ) -> Result<()> {
+        need("store_kv", "qkv", qkv.len(), rows * heads.qkv_size())?;
+        need("store_kv", "slot_mapping", slot_mapping.len(), rows)?;
+        for (qkv, &slot) in qkv.chunks_exact(heads.qkv_size()).zip(&slot_mapping[..rows]) {
+            if slot == PAD_SLOT {
+                continue;
+            }
+            need("store_kv", "kv", kv.spec.num_blocks * kv.spec.block_size, slot as usize + 1)?;
+            let (k, v) = qkv[heads.q_size()..].split_at(heads.kv_size());
+            let at = kv.at(layer, slot as usize);
+            kv.keys[at..at + k.len()].copy_from_slice(k);
+            kv.values[at..at + v.len()].copy_from_slice(v);
+        }
+        Ok(())
+    }
+
+    fn paged_attention(
+        &mut self,
+        qkv: &Vec<f32>,
+        kv: &KvStore,
+        layer: usize,
+        heads: HeadLayout,
+        inputs: &StepInputs<Self>,
+        out: &mut Vec<f32>,
+        key: StepKey,
+    ) -> Result<()> {
+        need("paged_attention", "qkv", qkv.len(), key.num_tokens * heads.qkv_size())?;
+        need("paged_attention", "out", out.len(), key.num_tokens * heads.q_size())?;
+        let (head_dim, block_size) = (heads.head_dim, kv.spec.block_size);
+        let heads_per_kv = heads.num_attention_heads / heads.num_key_value_heads;
+        let scale = 1.0 / (head_dim as f64).sqrt();
+        for seq in 0..key.num_seqs {
+            let tokens = inputs.cu_seqlens_q[seq] as usize..inputs.cu_seqlens_q[seq + 1] as usize;
+            let context_len = inputs.context_lens[seq] as usize;
+            let block_table = &inputs.block_tables[seq * inputs.max_blocks_per_seq..][..inputs.max_blocks_per_seq];
+            for token in tokens.clone() {
+                let visible = context_len - (tokens.end - token) + 1;
+                for head in 0..heads.num_attention_heads {
+                    let q = &qkv[token * heads.qkv_size() + head * head_dim..][..head_dim];
+                    let at = |position: usize| {
+                        let slot = block_table[position / block_size] as usize * block_size + position % block_size;
+                        kv.at(layer, slot) + head / heads_per_kv * head_dim
+                    };
+                    let mut scores = vec![0.0; visible];
+                    for (position, score) in scores.iter_mut().enumerate() {
+                        let k = &kv.keys[at(position)..][..head_dim];
+                        *score = scale * q.iter().zip(k).map(|(q, k)| f64::from(*q) * f64::from(*k)).sum::<f64>();
+                    }
+                    let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                    let mut sum = 0.0;
+                    let mut weighted = vec![0.0; head_dim];
+                    for (position, score) in scores.iter().enumerate() {
+                        let p = (score - max).exp();
+                        sum += p;
+                        let v = &kv.values[at(position)..][..head_dim];
+                        weighted.iter_mut().zip(v).for_each(|(w, v)| *w += p * f64::from(*v));
+                    }
+                    let out = &mut out[token * heads.q_size() + head * head_dim..][..head_dim];
+                    out.iter_mut().zip(weighted).for_each(|(out, w)| *out = (w / sum) as f32);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn silu_and_mul(
+        &mut self,
+        gate_up: &Vec<f32>,
+        out: &mut Vec<f32>,
+        intermediate_size: usize,
+        rows: usize,
+    ) -> Result<()> {
+        need("silu_and_mul", "gate_up", gate_up.len(), rows * 2 * intermediate_size)?;
+        need("silu_and_mul", "out", out.len(), rows * intermediate_size)?;
+        for (gate_up, out) in
+            gate_up.chunks_exact(2 * intermediate_size).zip(out.chunks_exact_mut(intermediate_size)).take(rows)
+        {
+            let (gate, up) = gate_up.split_at(intermediate_size);
+            for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
+                let gate = f64::from(*gate);
+                *out = (gate / (1.0 + (-gate).exp()) * f64::from(*up)) as f32;
+            }
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, x: &mut Vec<f32>, y: &Vec<f32>, len: usize) -> Result<()> {
+        need("add", "x", x.len(), len)?;
+        need("add", "y", y.len(), len)?;
+        x[..len].iter_mut().zip(y).for_each(|(x, y)| *x += y);
+        Ok(())
+    }
+
+    fn gather_rows(
+        &mut self,
+        x: &Vec<f32>,
+        indices: &Vec<u32>,
+        out: &mut Vec<f32>,
+        width: usize,
+        rows: usize,
+    ) -> Result<()> {
+        need("gather_rows", "indices", indices.len(), rows)?;
+        need("gather_rows", "out", out.len(), rows * width)?;
+        for (out, &index) in out.chunks_exact_mut(width).zip(&indices[..rows]) {
+            need("gather_rows", "x", x.len(), (index as usize + 1) * width)?;
+            out.copy_from_slice(&x[index as usize * width..][..width]);
+        }
+        Ok(())
+    }
+
+    fn step(
+        &mut self,
+        _key: StepKey,
+        interrupt: &Interrupt,
+        body: &mut dyn FnMut(&mut Self) -> Result<()>,
+    ) -> Result<()> {
+        if interrupt.is_raised() {
+            return Err(Error::Cancelled);
+        }
+        body(self)
+    }
+}
