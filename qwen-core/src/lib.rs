@@ -6,6 +6,7 @@
 
 pub mod backend;
 pub mod batch;
+pub mod checkpoint;
 pub mod collective;
 pub mod composed;
 pub mod config;
@@ -15,6 +16,7 @@ pub mod error;
 pub mod generation_config;
 mod json;
 pub mod kv;
+pub mod memory;
 pub mod model;
 pub mod plan;
 pub mod reference;
@@ -23,6 +25,7 @@ pub mod runner;
 pub mod sampling;
 
 pub use backend::Backend;
+pub use checkpoint::Checkpoint;
 pub use config::{Config, RopeScaling, Yarn};
 pub use dtype::{Encoding, Precision};
 pub use error::{Error, Result};
