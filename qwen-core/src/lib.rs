@@ -26,7 +26,7 @@ pub mod sampling;
 
 pub use backend::Backend;
 pub use checkpoint::Checkpoint;
-pub use config::{Config, RopeScaling, Yarn};
+pub use config::{Config, RopeScaling};
 pub use dtype::{Encoding, Precision};
 pub use error::{Error, Result};
 pub use generation_config::GenerationConfig;
