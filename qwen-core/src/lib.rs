@@ -3,6 +3,8 @@
 pub mod backend;
 pub mod collective;
 pub mod composed;
+#[cfg(feature = "conformance")]
+pub mod conformance;
 pub mod dtype;
 pub mod error;
 pub mod reference;

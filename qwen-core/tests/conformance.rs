@@ -1,0 +1,7 @@
+//! The reference backend passes the suite that it is the measure of: its own comparisons hold trivially, the ones about
+//! guards, steps, determinism, batch-invariance and composed forms do not.
+#![cfg(feature = "conformance")]
+
+use qwen_core::reference::Reference;
+
+qwen_core::conformance_tests!(|| Ok(Reference::new()));
