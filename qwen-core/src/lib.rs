@@ -1,14 +1,32 @@
-//! Checkpoints, the transformer over a `Backend` trait, batches, K/V and sampling.
+//! Checkpoints, the transformer over a [`Backend`] trait, batches, K/V, sampling, and an engine by token ids.
+//!
+//! This crate knows no text and no kernel. The way of a token: [`engine::EngineCore`] schedules a [`batch::Batch`], a
+//! [`runner::Runner`] carries it to a device, [`model::Model`] issues the operations of a [`Backend`], and
+//! [`sampling::Sampler`] draws from the logits that come back. [`mod@reference`] is the specification of every operation.
 
 pub mod backend;
+pub mod batch;
 pub mod collective;
 pub mod composed;
+pub mod config;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 pub mod dtype;
+pub mod engine;
 pub mod error;
+pub mod generation_config;
+mod json;
+pub mod kv;
+pub mod model;
+pub mod plan;
 pub mod reference;
+pub mod rope;
+pub mod runner;
+pub mod sampling;
 
 pub use backend::Backend;
+pub use config::{Config, RopeScaling, Yarn};
 pub use dtype::{Encoding, Precision};
 pub use error::{Error, Result};
+pub use generation_config::GenerationConfig;
+pub use rope::Rope;

@@ -1,0 +1,322 @@
+//! `config.json`: the shape of a model and the constants of its layers.
+//!
+//! A [`Config`] exists only if the file made sense as a whole, so nothing behind it checks again. Not here: sampling
+//! defaults ([`crate::generation_config`]), the frequencies that the rope keys lead to ([`crate::rope`]), and whether the
+//! tensors have these shapes (the model asks [`crate::checkpoint`] for each by shape).
+#![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+mod rope_scaling;
+
+use std::path::Path;
+
+pub use rope_scaling::{RopeScaling, Yarn};
+
+use crate::dtype::Encoding;
+use crate::error::{Error, Result};
+use crate::json::{self, Fields};
+use rope_scaling::MAX_POSITIONS;
+
+/// The parameters of a Qwen2.5 model under the names that `config.json` has for them.
+///
+/// ```
+/// use qwen_core::Config;
+///
+/// let config = Config::from_json("config.json", r#"{
+///     "model_type": "qwen2", "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24,
+///     "num_attention_heads": 14, "num_key_value_heads": 2, "vocab_size": 151936, "rms_norm_eps": 1e-06,
+///     "max_position_embeddings": 32768, "rope_theta": 1000000.0, "tie_word_embeddings": true
+/// }"#)?;
+/// assert_eq!(config.head_dim, 64);
+/// assert_eq!(config.max_context(), 32768);
+/// assert_eq!(config.with_yarn(4.0)?.max_context(), 131072);
+/// # Ok::<(), qwen_core::Error>(())
+/// ```
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct Config {
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    /// Inner width of the MLP. Trust this figure: official quantised 72B files are wider than the plain ones.
+    pub intermediate_size: usize,
+    /// Decoder layers.
+    pub num_hidden_layers: usize,
+    /// Query heads.
+    pub num_attention_heads: usize,
+    /// Key and value heads; each serves `num_attention_heads / num_key_value_heads` query heads.
+    pub num_key_value_heads: usize,
+    /// Width of a head: even, since rotary embedding turns its halves against each other.
+    pub head_dim: usize,
+    /// Rows of the embedding table. More than there are tokens: the last ones are padding.
+    pub vocab_size: usize,
+    /// Context without scaling; see [`Config::max_context`].
+    pub max_position_embeddings: usize,
+    /// Added to the mean square in RMSNorm: 1e-6 or 1e-5, and not by size.
+    pub rms_norm_eps: f32,
+    /// Base of the rotary wavelengths.
+    pub rope_theta: f64,
+    /// How the rotary frequencies are stretched.
+    pub rope_scaling: RopeScaling,
+    /// The attention window, if `use_sliding_window` is true; never less than [`Config::max_context`], since a window
+    /// that binds is refused. `None` in every published file: there `sliding_window` is a figure without effect.
+    pub sliding_window: Option<usize>,
+    /// Whether the output head is the embedding table. If not the checkpoint has `lm_head.weight`.
+    pub tie_word_embeddings: bool,
+    /// The id that documents would begin with. Qwen2.5 prepends none to prompts.
+    pub bos_token_id: Option<u32>,
+    /// Ids that end a generation; `generation_config.json` and the chat template may add more.
+    pub eos_token_id: Vec<u32>,
+    /// What the file says of its tensors. A hint: each tensor states its own type.
+    pub torch_dtype: Option<Encoding>,
+}
+
+impl Config {
+    /// Parse the text of a `config.json`. `path` is only for errors.
+    ///
+    /// Both key styles are read (`torch_dtype` or `dtype`, rope keys at top level or in `rope_parameters`), and `null`
+    /// means "not set".
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`] names the key that is missing, malformed or contradicts another;
+    /// [`Error::Unsupported`] names what the file asks for and this library does not do: another architecture, another
+    /// activation, quantised weights, sliding windows, dual-chunk attention, other rope types.
+    pub fn from_json(path: impl AsRef<Path>, json: &str) -> Result<Self> {
+        let path = path.as_ref();
+        let value = json::parse(path, json)?;
+        let fields = &Fields::root(path, &value)?;
+        refuse_unsupported(fields)?;
+
+        // Far above anything published; what they exclude are figures that overflow once multiplied.
+        const WIDTH: usize = 1 << 24;
+        let required = |key: &str, max| fields.required(key, fields.usize(key, 1, max)?);
+        let hidden_size = required("hidden_size", WIDTH)?;
+        let num_attention_heads = required("num_attention_heads", WIDTH)?;
+        let max_position_embeddings = required("max_position_embeddings", MAX_POSITIONS)?;
+        let (rope_theta, rope_scaling) = rope_scaling::parse(fields, max_position_embeddings)?;
+        let config = Config {
+            hidden_size,
+            intermediate_size: required("intermediate_size", WIDTH)?,
+            num_hidden_layers: required("num_hidden_layers", 1 << 16)?,
+            num_attention_heads,
+            num_key_value_heads: num_key_value_heads(fields, num_attention_heads)?,
+            head_dim: head_dim(fields, hidden_size, num_attention_heads)?,
+            vocab_size: required("vocab_size", WIDTH)?,
+            max_position_embeddings,
+            rms_norm_eps: rms_norm_eps(fields)?,
+            rope_theta,
+            rope_scaling,
+            sliding_window: sliding_window(fields)?,
+            tie_word_embeddings: fields.bool("tie_word_embeddings")?.unwrap_or(false),
+            bos_token_id: fields.ids("bos_token_id")?.first().copied(),
+            eos_token_id: fields.ids("eos_token_id")?,
+            torch_dtype: torch_dtype(fields)?,
+        };
+        if let Some(window) = config.sliding_window.filter(|&window| window < config.max_context()) {
+            return Err(fields.unsupported(
+                "use_sliding_window",
+                &format!("a sliding window of {window}"),
+                FULL_ATTENTION,
+            ));
+        }
+        if config.parameters().is_none() {
+            return Err(fields.error("hidden_size", "with the other sizes makes a model too large to address"));
+        }
+        Ok(config)
+    }
+
+    /// Read and parse a `config.json`.
+    ///
+    /// # Errors
+    /// As [`Config::from_json`], and [`Error::Io`] if the file cannot be read.
+    pub fn from_file(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        Config::from_json(path, &json::read(path)?)
+    }
+
+    /// Turn static YaRN on, as the model cards say for long texts: `max_position_embeddings` stretched by `factor`. Where
+    /// the file already has YaRN only its factor changes.
+    ///
+    /// The files of some base models state 131,072 positions already; for those
+    /// [`Config::with_rope_scaling`] sets the original context, 32,768, by hand.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if `factor` is below 1 or stretches beyond any context.
+    pub fn with_yarn(self, factor: f64) -> Result<Self> {
+        let yarn = match self.rope_scaling {
+            RopeScaling::Yarn(yarn) => Yarn { factor, ..yarn },
+            RopeScaling::None => Yarn::new(factor, self.max_position_embeddings),
+        };
+        self.with_rope_scaling(RopeScaling::Yarn(yarn))
+    }
+
+    /// Replace the scaling of the rotary frequencies.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] naming the field that is out of its bounds.
+    pub fn with_rope_scaling(mut self, rope_scaling: RopeScaling) -> Result<Self> {
+        if let RopeScaling::Yarn(yarn) = &rope_scaling {
+            yarn.check().map_err(|(name, reason)| Error::argument(name, reason))?;
+            if let Some(window) = self.sliding_window.filter(|&window| window < yarn.max_context()) {
+                return Err(Error::unsupported(format!("a sliding window of {window}"), FULL_ATTENTION));
+            }
+        }
+        self.rope_scaling = rope_scaling;
+        Ok(self)
+    }
+
+    /// Positions that the model may be run with: with YaRN its factor times the original context, else
+    /// `max_position_embeddings`.
+    pub fn max_context(&self) -> usize {
+        match &self.rope_scaling {
+            RopeScaling::None => self.max_position_embeddings,
+            RopeScaling::Yarn(yarn) => yarn.max_context(),
+        }
+    }
+
+    /// The YaRN factor that `max_position_embeddings` implies, if it is another than the written one.
+    ///
+    /// The written factor holds. Some versions of transformers put the implied one in its place without a word, so a
+    /// difference is worth a warning: one of the two figures is not what its author meant. A `max_position_embeddings`
+    /// equal to the original context (the model cards' way) implies nothing.
+    pub fn implied_yarn_factor(&self) -> Option<f64> {
+        let RopeScaling::Yarn(yarn) = &self.rope_scaling else { return None };
+        let implied = self.max_position_embeddings as f64 / yarn.original_max_position_embeddings as f64;
+        (implied != 1.0 && implied != yarn.factor).then_some(implied)
+    }
+
+    /// Elements of all weights, if that many could be addressed as f32.
+    fn parameters(&self) -> Option<u64> {
+        let [hidden, inner, heads, kv_heads, head_dim, vocab, layers] = [
+            self.hidden_size,
+            self.intermediate_size,
+            self.num_attention_heads,
+            self.num_key_value_heads,
+            self.head_dim,
+            self.vocab_size,
+            self.num_hidden_layers,
+        ]
+        .map(|size| size as u64);
+        let q = heads.checked_mul(head_dim)?;
+        let kv = kv_heads.checked_mul(head_dim)?;
+        // q and o projections, k and v projections with all biases, gate, up and down, two norms
+        let attention = q.checked_mul(2)?.checked_add(kv.checked_mul(2)?)?.checked_mul(hidden.checked_add(1)?)?;
+        let mlp = hidden.checked_mul(inner)?.checked_mul(3)?;
+        let layer = attention.checked_add(mlp)?.checked_add(hidden.checked_mul(2)?)?;
+        let embeddings = vocab.checked_mul(hidden)?.checked_mul(if self.tie_word_embeddings { 1 } else { 2 })?;
+        let all = layer.checked_mul(layers)?.checked_add(embeddings)?.checked_add(hidden)?;
+        all.checked_mul(4).filter(|&bytes| bytes <= i64::MAX as u64).map(|_| all)
+    }
+}
+
+fn num_key_value_heads(fields: &Fields<'_>, num_attention_heads: usize) -> Result<usize> {
+    // A head for each query head is what `null` has always meant; an absent key takes the same reading.
+    let key = "num_key_value_heads";
+    let kv_heads = fields.usize(key, 1, num_attention_heads)?.unwrap_or(num_attention_heads);
+    if !num_attention_heads.is_multiple_of(kv_heads) {
+        return Err(fields.error(key, format!("{kv_heads} does not divide num_attention_heads {num_attention_heads}")));
+    }
+    Ok(kv_heads)
+}
+
+fn head_dim(fields: &Fields<'_>, hidden_size: usize, num_attention_heads: usize) -> Result<usize> {
+    let head_dim = match fields.usize("head_dim", 1, 1 << 16)? {
+        Some(head_dim) => head_dim,
+        None if hidden_size.is_multiple_of(num_attention_heads) => hidden_size / num_attention_heads,
+        None => {
+            let reason = format!("{num_attention_heads} does not divide hidden_size {hidden_size}");
+            return Err(fields.error("num_attention_heads", reason));
+        }
+    };
+    if !head_dim.is_multiple_of(2) {
+        return Err(fields.error("head_dim", format!("{head_dim} is odd: rotary embedding pairs the halves of a head")));
+    }
+    Ok(head_dim)
+}
+
+fn rms_norm_eps(fields: &Fields<'_>) -> Result<f32> {
+    let key = "rms_norm_eps";
+    let eps = fields.required(key, fields.f64(key, 0.0, 1.0)?)?;
+    // Rounded once, as every implementation that computes in f32 has it. Zero would divide by zero on a zero row.
+    match eps as f32 {
+        eps if eps > 0.0 => Ok(eps),
+        _ => Err(fields.error(key, format!("{eps:?} is 0 in f32"))),
+    }
+}
+
+fn torch_dtype(fields: &Fields<'_>) -> Result<Option<Encoding>> {
+    let name = match fields.str("dtype")? {
+        Some(name) => Some(name),
+        None => fields.str("torch_dtype")?,
+    };
+    Ok(match name.map(|name| name.trim_start_matches("torch.")) {
+        Some("bfloat16") => Some(Encoding::Bf16),
+        Some("float16" | "half") => Some(Encoding::F16),
+        Some("float32" | "float") => Some(Encoding::F32),
+        _ => None,
+    })
+}
+
+/// Refuse by name what would otherwise run and be wrong.
+fn refuse_unsupported(fields: &Fields<'_>) -> Result<()> {
+    let key = "model_type";
+    let model_type = fields.required(key, fields.str(key)?)?;
+    if model_type != "qwen2" {
+        let reason = "this library runs Qwen2.5, whose model_type is \"qwen2\"";
+        return Err(fields.unsupported(key, &format!("model_type {model_type:?}"), reason));
+    }
+    if let Some(architectures) = fields.get("architectures").and_then(|value| value.as_array())
+        && !architectures.is_empty()
+        && !architectures.iter().any(|name| name == "Qwen2ForCausalLM")
+    {
+        let names: Vec<_> = architectures.iter().filter_map(|name| name.as_str()).collect();
+        let reason = "only Qwen2ForCausalLM generates text; reward, classifier and embedding heads are other models";
+        return Err(fields.unsupported("architectures", &format!("architecture {}", names.join(", ")), reason));
+    }
+    if let Some(act) = fields.str("hidden_act")?
+        && act != "silu"
+    {
+        return Err(fields.unsupported("hidden_act", &format!("activation {act:?}"), "Qwen2.5's MLP uses \"silu\""));
+    }
+    if fields.get("dual_chunk_attention_config").is_some() {
+        let reason = "the 1M-token models are not run; use the model of the same size without \"1M\" in its name";
+        return Err(fields.unsupported("dual_chunk_attention_config", "dual-chunk attention", reason));
+    }
+    for key in ["quantization_config", "compression_config"] {
+        if fields.get(key).is_some() {
+            let object = fields.object(key)?;
+            let method = object.as_ref().map_or(Ok(None), |object| object.str("quant_method"))?;
+            let what = format!("quantisation {:?}", method.unwrap_or("of an unnamed method"));
+            return Err(fields.unsupported(key, &what, "use the bf16, f16 or f32 checkpoint of the same model"));
+        }
+    }
+    if fields.bool("use_mrope")? == Some(true) {
+        let reason = "multimodal rotary embedding belongs to the vision models";
+        return Err(fields.unsupported("use_mrope", "multimodal rotary embedding", reason));
+    }
+    if let Some(rotary) = fields.f64("partial_rotary_factor", 0.0, f64::MAX)?
+        && rotary != 1.0
+    {
+        let reason = "Qwen2.5 rotates whole heads";
+        return Err(fields.unsupported("partial_rotary_factor", &format!("partial rotary factor {rotary:?}"), reason));
+    }
+    Ok(())
+}
+
+/// The window that attention is limited to. `max_window_layers` is not read: it often exceeds the number of layers.
+fn sliding_window(fields: &Fields<'_>) -> Result<Option<usize>> {
+    if let Some(layer_types) = fields.get("layer_types").and_then(|value| value.as_array()) {
+        // The newer key says for each layer what the older ones say for all.
+        return match layer_types.iter().find(|kind| *kind != "full_attention") {
+            None => Ok(None),
+            Some(kind) => {
+                let what = format!("layer type {:?}", kind.as_str().unwrap_or("that is no string"));
+                Err(fields.unsupported("layer_types", &what, FULL_ATTENTION))
+            }
+        };
+    }
+    match fields.bool("use_sliding_window")? {
+        Some(true) => fields.usize("sliding_window", 0, usize::MAX),
+        _ => Ok(None),
+    }
+}
+
+const FULL_ATTENTION: &str = "attention over the whole context is computed in every layer";

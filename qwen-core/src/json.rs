@@ -1,0 +1,170 @@
+//! Typed reads from the JSON objects of a checkpoint's configuration files.
+//!
+//! What lives here: the leniency that those files need (integers where floats are meant and the reverse, `null` for
+//! "not set", one id or a list of ids) and errors that name file and key. What a key means lives with its owner:
+//! [`crate::config`] and [`crate::generation_config`].
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use serde_json::{Map, Value};
+
+use crate::error::{Error, Result};
+
+/// No configuration file of a checkpoint comes near this; an index of a thousand shards stays below it.
+const MAX_FILE_BYTES: u64 = 64 << 20;
+
+/// One JSON object, the file it came from and the dotted name of its parents.
+pub(crate) struct Fields<'a> {
+    path: &'a Path,
+    prefix: String,
+    map: &'a Map<String, Value>,
+}
+
+impl<'a> Fields<'a> {
+    /// The object that a file consists of.
+    pub(crate) fn root(path: &'a Path, value: &'a Value) -> Result<Self> {
+        match value {
+            Value::Object(map) => Ok(Fields { path, prefix: String::new(), map }),
+            other => Err(invalid(path, format!("expected a JSON object, found {}", describe(other)))),
+        }
+    }
+
+    /// The value of `key`, where a missing key and `null` are the same.
+    pub(crate) fn get(&self, key: &str) -> Option<&'a Value> {
+        self.map.get(key).filter(|value| !value.is_null())
+    }
+
+    /// The nested object `key`.
+    pub(crate) fn object(&self, key: &str) -> Result<Option<Fields<'a>>> {
+        match self.get(key) {
+            None => Ok(None),
+            Some(Value::Object(map)) => Ok(Some(Fields { path: self.path, prefix: self.dotted(key) + ".", map })),
+            Some(other) => Err(self.expected(key, "an object", other)),
+        }
+    }
+
+    /// A string.
+    pub(crate) fn str(&self, key: &str) -> Result<Option<&'a str>> {
+        match self.get(key) {
+            None => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text)),
+            Some(other) => Err(self.expected(key, "a string", other)),
+        }
+    }
+
+    /// `true` or `false`.
+    pub(crate) fn bool(&self, key: &str) -> Result<Option<bool>> {
+        match self.get(key) {
+            None => Ok(None),
+            Some(Value::Bool(value)) => Ok(Some(*value)),
+            Some(other) => Err(self.expected(key, "true or false", other)),
+        }
+    }
+
+    /// A number within `min..=max`; an integer counts.
+    pub(crate) fn f64(&self, key: &str, min: f64, max: f64) -> Result<Option<f64>> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        match value.as_f64() {
+            Some(number) if (min..=max).contains(&number) => Ok(Some(number)),
+            _ => Err(self.expected(key, &format!("a number from {min:?} to {max:?}"), value)),
+        }
+    }
+
+    /// A whole number within `min..=max`; a float without a fraction counts.
+    pub(crate) fn usize(&self, key: &str, min: usize, max: usize) -> Result<Option<usize>> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        match whole(value).and_then(|number| usize::try_from(number).ok()) {
+            Some(number) if (min..=max).contains(&number) => Ok(Some(number)),
+            _ => Err(self.expected(key, &format!("a whole number from {min} to {max}"), value)),
+        }
+    }
+
+    /// A token id or a list of them; missing means none.
+    pub(crate) fn ids(&self, key: &str) -> Result<Vec<u32>> {
+        let Some(value) = self.get(key) else { return Ok(Vec::new()) };
+        let one = |value: &Value| {
+            whole(value)
+                .and_then(|id| u32::try_from(id).ok())
+                .ok_or_else(|| self.expected(key, "a token id or a list of token ids", value))
+        };
+        match value {
+            Value::Array(values) => values.iter().map(one).collect(),
+            value => Ok(vec![one(value)?]),
+        }
+    }
+
+    /// `value`, or the error that `key` is missing.
+    pub(crate) fn required<T>(&self, key: &str, value: Option<T>) -> Result<T> {
+        value.ok_or_else(|| self.error(key, "is missing"))
+    }
+
+    /// An error about `key`.
+    pub(crate) fn error(&self, key: &str, reason: impl Into<String>) -> Error {
+        Error::InvalidConfig { path: self.path.to_path_buf(), key: self.dotted(key), reason: reason.into() }
+    }
+
+    /// An [`Error::Unsupported`] about `key`.
+    pub(crate) fn unsupported(&self, key: &str, what: &str, reason: impl Into<String>) -> Error {
+        Error::unsupported(format!("{what} ({}: key `{}`)", self.path.display(), self.dotted(key)), reason)
+    }
+
+    fn expected(&self, key: &str, expected: &str, found: &Value) -> Error {
+        self.error(key, format!("expected {expected}, found {}", describe(found)))
+    }
+
+    fn dotted(&self, key: &str) -> String {
+        format!("{}{key}", self.prefix)
+    }
+}
+
+/// The text of a configuration file. Anything but a regular file of reasonable size is refused before it is read.
+pub(crate) fn read(path: &Path) -> Result<String> {
+    let io = |source| Error::Io { path: path.to_path_buf(), source };
+    let metadata = path.metadata().map_err(io)?;
+    if !metadata.is_file() {
+        return Err(invalid(path, "expected a regular file"));
+    }
+    if metadata.len() > MAX_FILE_BYTES {
+        return Err(invalid(path, format!("has {} bytes, at most {MAX_FILE_BYTES} are read", metadata.len())));
+    }
+    let mut bytes = Vec::new();
+    File::open(path).map_err(io)?.take(MAX_FILE_BYTES).read_to_end(&mut bytes).map_err(io)?;
+    String::from_utf8(bytes).map_err(|error| invalid(path, format!("not UTF-8: {error}")))
+}
+
+/// The JSON value of a file's text.
+pub(crate) fn parse(path: &Path, text: &str) -> Result<Value> {
+    serde_json::from_str(text).map_err(|error| invalid(path, format!("not JSON: {error}")))
+}
+
+/// An [`Error::InvalidFile`].
+pub(crate) fn invalid(path: &Path, reason: impl Into<String>) -> Error {
+    Error::InvalidFile { path: path.to_path_buf(), reason: reason.into() }
+}
+
+/// The non-negative whole number that `value` is, whether written as `4` or as `4.0`.
+fn whole(value: &Value) -> Option<u64> {
+    // 2^53: up to here every whole f64 is the number that was written.
+    const EXACT: f64 = 9_007_199_254_740_992.0;
+    value.as_u64().or_else(|| {
+        value
+            .as_f64()
+            .filter(|number| number.fract() == 0.0 && (0.0..=EXACT).contains(number))
+            .map(|number| number as u64)
+    })
+}
+
+/// A value as an error shows it: short, whatever the file holds.
+fn describe(value: &Value) -> String {
+    match value {
+        Value::Null => "null".into(),
+        Value::Bool(value) => value.to_string(),
+        Value::Number(number) => number.to_string(),
+        Value::String(text) if text.chars().count() <= 60 => format!("{text:?}"),
+        Value::String(text) => format!("a string of {} bytes", text.len()),
+        Value::Array(values) => format!("a list of {}", values.len()),
+        Value::Object(map) => format!("an object of {} keys", map.len()),
+    }
+}

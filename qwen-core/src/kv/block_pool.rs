@@ -1,0 +1,80 @@
+//! The free list and the reference counts of all blocks.
+
+use crate::error::{Error, Result};
+
+/// The number of a K/V block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct BlockId(pub u32);
+
+/// Counts the references to each block and hands out those without any.
+///
+/// ```
+/// use qwen_core::kv::BlockPool;
+/// let mut pool = BlockPool::new(2);
+/// let block = pool.allocate()?;
+/// pool.retain(block);
+/// pool.release(block);
+/// assert_eq!(pool.num_free(), 1);
+/// pool.release(block);
+/// assert_eq!(pool.num_free(), 2);
+/// # Ok::<(), qwen_core::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct BlockPool {
+    ref_counts: Vec<u32>,
+    free: Vec<BlockId>,
+}
+
+impl BlockPool {
+    /// A pool of `num_blocks` free blocks.
+    pub fn new(num_blocks: usize) -> Self {
+        // Reversed, so that the lowest numbers are handed out first.
+        let free = (0..num_blocks as u32).rev().map(BlockId).collect();
+        BlockPool { ref_counts: vec![0; num_blocks], free }
+    }
+
+    /// Blocks without a reference.
+    pub fn num_free(&self) -> usize {
+        self.free.len()
+    }
+
+    /// Blocks in all.
+    pub fn num_blocks(&self) -> usize {
+        self.ref_counts.len()
+    }
+
+    /// References to `block`.
+    pub fn ref_count(&self, block: BlockId) -> u32 {
+        self.ref_counts.get(block.0 as usize).copied().unwrap_or(0)
+    }
+
+    /// Take a free block, with one reference.
+    ///
+    /// # Errors
+    /// [`Error::DoesNotFit`] when there is none.
+    pub fn allocate(&mut self) -> Result<BlockId> {
+        let advice = ": all K/V blocks are in use; end a sequence or load with a larger context".into();
+        let block = self.free.pop().ok_or(Error::DoesNotFit { needed: 1, available: 0, advice })?;
+        self.ref_counts[block.0 as usize] = 1;
+        Ok(block)
+    }
+
+    /// Add a reference to a block that has one.
+    pub fn retain(&mut self, block: BlockId) {
+        debug_assert!(self.ref_count(block) > 0, "retained a free block");
+        if let Some(count) = self.ref_counts.get_mut(block.0 as usize) {
+            *count += 1;
+        }
+    }
+
+    /// Drop a reference; the last one frees the block.
+    pub fn release(&mut self, block: BlockId) {
+        debug_assert!(self.ref_count(block) > 0, "released a free block");
+        if let Some(count) = self.ref_counts.get_mut(block.0 as usize).filter(|count| **count > 0) {
+            *count -= 1;
+            if *count == 0 {
+                self.free.push(block);
+            }
+        }
+    }
+}

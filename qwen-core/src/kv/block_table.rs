@@ -1,0 +1,89 @@
+//! The blocks of one sequence, in order of position.
+
+use super::{BlockId, BlockPool};
+use crate::error::Result;
+
+/// A block whose content has to be copied before the next step (see [`crate::Backend::copy_blocks`]).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CopyBlock {
+    /// The shared block.
+    pub from: BlockId,
+    /// The sequence's own copy of it.
+    pub to: BlockId,
+}
+
+/// The blocks of one sequence. Give it back to its pool with [`BlockTable::free`].
+///
+/// ```
+/// use qwen_core::kv::{BlockPool, BlockTable};
+/// let mut pool = BlockPool::new(8);
+/// let mut a = BlockTable::new(16);
+/// assert!(a.reserve(0, 20, &mut pool)?.is_none());
+/// let mut b = a.fork(20, &mut pool);
+/// // Both hold 20 positions; writing the 21st copies the block that they share.
+/// let copy = b.reserve(20, 21, &mut pool)?.expect("the second block is shared");
+/// assert_eq!(copy.from, a.blocks()[1]);
+/// assert_eq!(copy.to, b.blocks()[1]);
+/// a.free(&mut pool);
+/// b.free(&mut pool);
+/// assert_eq!(pool.num_free(), 8);
+/// # Ok::<(), qwen_core::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct BlockTable {
+    block_size: usize,
+    blocks: Vec<BlockId>,
+}
+
+impl BlockTable {
+    /// No blocks yet.
+    pub fn new(block_size: usize) -> Self {
+        BlockTable { block_size: block_size.max(1), blocks: Vec::new() }
+    }
+
+    /// The blocks in order of position.
+    pub fn blocks(&self) -> &[BlockId] {
+        &self.blocks
+    }
+
+    /// Make the positions `computed..end` writable: take blocks for them, and replace the block that holds position
+    /// `computed` by an own one when it is shared. The caller copies what is returned before it runs the step.
+    ///
+    /// # Errors
+    /// [`crate::Error::DoesNotFit`] when the pool is exhausted; the table is then as before.
+    pub fn reserve(&mut self, computed: usize, end: usize, pool: &mut BlockPool) -> Result<Option<CopyBlock>> {
+        let needed = end.div_ceil(self.block_size);
+        let held = self.blocks.len();
+        let first = computed / self.block_size;
+        let shared = self.blocks.get(first).copied().filter(|block| end > computed && pool.ref_count(*block) > 1);
+        let own = shared.map(|_| pool.allocate()).transpose()?;
+        while self.blocks.len() < needed {
+            match pool.allocate() {
+                Ok(block) => self.blocks.push(block),
+                Err(error) => {
+                    self.blocks.drain(held..).for_each(|block| pool.release(block));
+                    own.into_iter().for_each(|block| pool.release(block));
+                    return Err(error);
+                }
+            }
+        }
+        // Later blocks hold nothing yet, and a fork shares only blocks that hold something.
+        Ok(shared.zip(own).map(|(from, to)| {
+            pool.release(from);
+            self.blocks[first] = to;
+            CopyBlock { from, to }
+        }))
+    }
+
+    /// A second sequence over the blocks of the first `computed` positions.
+    pub fn fork(&self, computed: usize, pool: &mut BlockPool) -> BlockTable {
+        let blocks: Vec<BlockId> = self.blocks.iter().take(computed.div_ceil(self.block_size)).copied().collect();
+        blocks.iter().for_each(|block| pool.retain(*block));
+        BlockTable { block_size: self.block_size, blocks }
+    }
+
+    /// Give the blocks back.
+    pub fn free(self, pool: &mut BlockPool) {
+        self.blocks.into_iter().for_each(|block| pool.release(block));
+    }
+}

@@ -1,0 +1,118 @@
+//! Weights from their source to the device, one matrix at a time.
+
+use super::source::WeightSource;
+use super::spec::{ModelSpec, WeightSpec};
+use super::{Buffers, Layer, Model};
+use crate::backend::{Backend, KvSpec, StepInputs, WeightView};
+use crate::batch::Limits;
+use crate::error::Result;
+
+impl<B: Backend> Model<B> {
+    /// Load the part of a model that `spec` names. `progress` is told the share that is done, from 0 to 1.
+    ///
+    /// # Errors
+    /// What the source says of its tensors and the backend of its memory.
+    pub fn load(
+        b: &mut B,
+        spec: ModelSpec,
+        limits: &Limits,
+        source: &dyn WeightSource,
+        progress: &mut dyn FnMut(f32),
+    ) -> Result<Self> {
+        let total = spec.weights().len() as f32;
+        let mut done = 0.0;
+        let mut matrix = |b: &mut B, weight: WeightSpec| {
+            let loaded = load_matrix(b, &weight, source)?;
+            done += 1.0;
+            progress(done / total);
+            Ok::<_, crate::Error>(loaded)
+        };
+        let embedded = spec.is_first() || (spec.is_last() && spec.tie_word_embeddings);
+        let embed_tokens = embedded.then(|| matrix(b, spec.embed_tokens())).transpose()?;
+        let mut layers = Vec::with_capacity(spec.layers.len());
+        for layer in spec.layers.clone() {
+            let mut bias = Vec::with_capacity(spec.heads.qkv_size());
+            for (tensor, len, rows) in spec.qkv_bias(layer) {
+                bias.extend_from_slice(source.vector(&tensor, len)?.get(rows).unwrap_or_default());
+            }
+            layers.push(Layer {
+                input_layernorm: vector(b, &source.vector(&spec.input_layernorm(layer), spec.hidden_size)?)?,
+                qkv_proj: matrix(b, spec.qkv_proj(layer))?,
+                qkv_bias: vector(b, &bias)?,
+                o_proj: matrix(b, spec.o_proj(layer))?,
+                post_attention_layernorm: vector(
+                    b,
+                    &source.vector(&spec.post_attention_layernorm(layer), spec.hidden_size)?,
+                )?,
+                gate_up_proj: matrix(b, spec.gate_up_proj(layer))?,
+                down_proj: matrix(b, spec.down_proj(layer))?,
+            });
+        }
+        let norm = match spec.is_last() {
+            true => Some(vector(b, &source.vector(spec.norm(), spec.hidden_size)?)?),
+            false => None,
+        };
+        let untied = spec.is_last() && !spec.tie_word_embeddings;
+        let lm_head = untied.then(|| matrix(b, spec.lm_head())).transpose()?;
+        Ok(Model {
+            kv: b.kv(&spec.kv(limits, b.info().precision.kv_encoding()))?,
+            inputs: step_inputs(b, &spec, limits)?,
+            buffers: Buffers::new(b, &spec, limits)?,
+            num_token_ids: limits.num_token_ids,
+            embed_tokens,
+            layers,
+            norm,
+            lm_head,
+            spec,
+        })
+    }
+}
+
+impl ModelSpec {
+    /// The K/V store of this part.
+    pub fn kv(&self, limits: &Limits, encoding: crate::Encoding) -> KvSpec {
+        KvSpec {
+            num_layers: self.layers.len(),
+            num_blocks: limits.num_blocks,
+            block_size: limits.block_size,
+            num_key_value_heads: self.heads.num_key_value_heads,
+            head_dim: self.heads.head_dim,
+            encoding,
+        }
+    }
+}
+
+fn load_matrix<B: Backend>(b: &mut B, weight: &WeightSpec, source: &dyn WeightSource) -> Result<B::Weight> {
+    let parts = weight
+        .cuts
+        .iter()
+        .map(|cut| {
+            let whole = source.matrix(&cut.tensor, cut.shape.0, cut.shape.1)?;
+            whole.cut(cut.rows.start, cut.rows.len(), cut.cols.start, cut.cols.len())
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let loaded = b.load(&WeightView { name: &weight.name, role: weight.role, parts: &parts })?;
+    weight.cuts.iter().for_each(|cut| source.release(&cut.tensor));
+    Ok(loaded)
+}
+
+fn vector<B: Backend>(b: &mut B, values: &[f32]) -> Result<B::Buffer> {
+    let mut buffer = b.alloc(values.len())?;
+    b.write(&mut buffer, values)?;
+    Ok(buffer)
+}
+
+fn step_inputs<B: Backend>(b: &mut B, spec: &ModelSpec, limits: &Limits) -> Result<StepInputs<B>> {
+    let (tokens, seqs) = (limits.max_num_batched_tokens, limits.max_num_seqs);
+    let max_blocks_per_seq = limits.max_blocks_per_seq();
+    Ok(StepInputs {
+        input_ids: b.alloc_indices(tokens)?,
+        cos_sin: b.alloc(tokens * spec.heads.head_dim)?,
+        slot_mapping: b.alloc_indices(tokens)?,
+        cu_seqlens_q: b.alloc_indices(seqs + 1)?,
+        context_lens: b.alloc_indices(seqs)?,
+        block_tables: b.alloc_indices(seqs * max_blocks_per_seq)?,
+        max_blocks_per_seq,
+        logits_indices: b.alloc_indices(limits.max_num_logits)?,
+    })
+}

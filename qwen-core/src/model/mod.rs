@@ -1,0 +1,186 @@
+//! The transformer, written once over [`Backend`].
+//!
+//! Straight-line code: embedding, layers, norm, output head. Nothing here knows sequences, text or devices; the batch
+//! arrives as device buffers and the result stays on the device (see [`crate::runner`]).
+
+mod load;
+pub mod source;
+pub mod spec;
+
+use crate::backend::{Backend, Interrupt, QkvRopeStore, StepInputs, StepKey};
+use crate::batch::Limits;
+use crate::collective::Collective;
+use crate::error::{Error, Result};
+use spec::ModelSpec;
+
+/// A Qwen2 decoder, or one rank's or stage's part of it, with its K/V store and all the buffers of a step.
+#[derive(Debug)]
+pub struct Model<B: Backend> {
+    pub(crate) spec: ModelSpec,
+    num_token_ids: usize,
+    embed_tokens: Option<B::Weight>,
+    layers: Vec<Layer<B>>,
+    norm: Option<B::Buffer>,
+    lm_head: Option<B::Weight>,
+    pub(crate) kv: B::Kv,
+    pub(crate) inputs: StepInputs<B>,
+    pub(crate) buffers: Buffers<B>,
+}
+
+#[derive(Debug)]
+struct Layer<B: Backend> {
+    input_layernorm: B::Buffer,
+    qkv_proj: B::Weight,
+    qkv_bias: B::Buffer,
+    o_proj: B::Weight,
+    post_attention_layernorm: B::Buffer,
+    gate_up_proj: B::Weight,
+    down_proj: B::Weight,
+}
+
+/// The activations of a step.
+#[derive(Debug)]
+pub(crate) struct Buffers<B: Backend> {
+    /// `[tokens, hidden_size]` the residual stream.
+    pub(crate) residual: B::Buffer,
+    /// `[tokens, hidden_size]` what a norm wrote.
+    normed: B::Buffer,
+    /// `[tokens, qkv_size]`
+    qkv: B::Buffer,
+    /// `[tokens, q_size]` what attention wrote.
+    attended: B::Buffer,
+    /// `[tokens, 2 * intermediate_size]`, or nothing where the backend fuses it away.
+    gate_up: B::Buffer,
+    /// `[tokens, intermediate_size]`
+    inner: B::Buffer,
+    /// `[tokens, hidden_size]` a projection before it is added to the residual stream.
+    projected: B::Buffer,
+    /// `[logits, hidden_size]` the rows whose logits are wanted.
+    gathered: B::Buffer,
+    /// `[logits, vocab_size]`
+    pub(crate) logits: B::Buffer,
+    /// `[logits]`
+    pub(crate) greedy_ids: B::Indices,
+}
+
+impl<B: Backend> Buffers<B> {
+    fn new(b: &mut B, spec: &ModelSpec, limits: &Limits) -> Result<Self> {
+        let (tokens, logits) = (limits.max_num_batched_tokens, limits.max_num_logits);
+        Ok(Buffers {
+            residual: b.alloc(tokens * spec.hidden_size)?,
+            normed: b.alloc(tokens.max(logits) * spec.hidden_size)?,
+            qkv: b.alloc(tokens * spec.heads.qkv_size())?,
+            attended: b.alloc(tokens * spec.heads.q_size())?,
+            gate_up: b.alloc(if B::FUSES_GATE_UP { 0 } else { tokens * 2 * spec.intermediate_size })?,
+            inner: b.alloc(tokens * spec.intermediate_size)?,
+            projected: b.alloc(tokens * spec.hidden_size)?,
+            gathered: b.alloc(logits * spec.hidden_size)?,
+            logits: b.alloc(logits * spec.vocab_size)?,
+            greedy_ids: b.alloc_indices(logits)?,
+        })
+    }
+}
+
+impl<B: Backend> Model<B> {
+    /// Issue the operations of one step: everything between the written inputs and the logits (or the greedy ids).
+    ///
+    /// A stage that is not the first begins with what was written to its residual stream.
+    pub(crate) fn forward(
+        &mut self,
+        b: &mut B,
+        key: StepKey,
+        group: Option<&dyn Collective>,
+        interrupt: &Interrupt,
+    ) -> Result<()> {
+        self.embed(b, key)?;
+        for layer in 0..self.layers.len() {
+            if interrupt.is_raised() {
+                return Err(Error::Cancelled);
+            }
+            self.layer(b, layer, key, group)?;
+        }
+        self.head(b, key)
+    }
+
+    pub(crate) fn embed(&mut self, b: &mut B, key: StepKey) -> Result<()> {
+        match &self.embed_tokens {
+            Some(table) if self.spec.is_first() => {
+                b.embed(&self.inputs.input_ids, table, &mut self.buffers.residual, key.num_tokens)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// One decoder layer: attention and MLP, each normed before and added to the residual stream after.
+    pub(crate) fn layer(
+        &mut self,
+        b: &mut B,
+        index: usize,
+        key: StepKey,
+        group: Option<&dyn Collective>,
+    ) -> Result<()> {
+        let Model { spec, layers, kv, inputs, buffers, .. } = self;
+        let Buffers { residual, normed, qkv, attended, gate_up, inner, projected, .. } = buffers;
+        let layer = &layers[index];
+        let (rows, heads, hidden_size, eps) = (key.num_tokens, spec.heads, spec.hidden_size, spec.rms_norm_eps);
+
+        b.rms_norm(residual, &layer.input_layernorm, eps, normed, hidden_size, rows)?;
+        b.qkv_rope_store(QkvRopeStore {
+            x: normed,
+            w: &layer.qkv_proj,
+            bias: &layer.qkv_bias,
+            inputs,
+            heads,
+            qkv,
+            kv,
+            layer: index,
+            rows,
+        })?;
+        b.paged_attention(qkv, kv, index, heads, inputs, attended, key)?;
+        match group {
+            None => {
+                b.linear_add(attended, &layer.o_proj, projected, residual, hidden_size, rows)?;
+                b.rms_norm(residual, &layer.post_attention_layernorm, eps, normed, hidden_size, rows)?;
+            }
+            Some(group) => {
+                b.linear(attended, &layer.o_proj, None, projected, rows)?;
+                b.all_reduce(projected, rows * hidden_size, group)?;
+                b.add_rms_norm(residual, projected, &layer.post_attention_layernorm, eps, normed, hidden_size, rows)?;
+            }
+        }
+        b.gate_up_silu(normed, &layer.gate_up_proj, gate_up, inner, spec.intermediate_size, rows)?;
+        match group {
+            None => b.linear_add(inner, &layer.down_proj, projected, residual, hidden_size, rows),
+            Some(group) => {
+                b.linear(inner, &layer.down_proj, None, projected, rows)?;
+                b.all_reduce(projected, rows * hidden_size, group)?;
+                b.add(residual, projected, rows * hidden_size)
+            }
+        }
+    }
+
+    /// Norm and output head for the wanted rows.
+    fn head(&mut self, b: &mut B, key: StepKey) -> Result<()> {
+        let Model { spec, embed_tokens, norm, lm_head, inputs, buffers, num_token_ids, .. } = self;
+        let Buffers { residual, normed, gathered, logits, greedy_ids, .. } = buffers;
+        let (Some(norm), Some(head)) = (norm, lm_head.as_ref().or(embed_tokens.as_ref())) else {
+            return Ok(());
+        };
+        if key.num_logits == 0 || !spec.is_last() {
+            return Ok(());
+        }
+        let (rows, hidden_size) = (key.num_logits, spec.hidden_size);
+        b.gather_rows(residual, &inputs.logits_indices, gathered, hidden_size, rows)?;
+        b.rms_norm(gathered, norm, spec.rms_norm_eps, normed, hidden_size, rows)?;
+        b.linear(normed, head, None, logits, rows)?;
+        if key.greedy {
+            b.argmax(logits, greedy_ids, spec.vocab_size, *num_token_ids, rows)?;
+        }
+        Ok(())
+    }
+
+    /// How many layers this part has.
+    pub(crate) fn num_layers(&self) -> usize {
+        self.layers.len()
+    }
+}

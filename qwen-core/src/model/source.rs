@@ -1,0 +1,34 @@
+//! Where the transformer's weights come from: a checkpoint on disk, or values made in a test.
+
+use crate::backend::MatrixPart;
+use crate::dtype::Encoding;
+use crate::error::Result;
+
+/// Gives tensors by the names of published safetensors checkpoints.
+pub trait WeightSource {
+    /// A stored matrix of `rows` x `cols`.
+    ///
+    /// # Errors
+    /// [`crate::Error::MissingTensor`] and [`crate::Error::InvalidTensor`].
+    fn matrix(&self, name: &str, rows: usize, cols: usize) -> Result<MatrixPart<'_>>;
+
+    /// A stored vector of `len` values, decoded.
+    ///
+    /// # Errors
+    /// As [`WeightSource::matrix`].
+    fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>>;
+
+    /// How the elements of a tensor are encoded, from headers alone.
+    ///
+    /// # Errors
+    /// [`crate::Error::MissingTensor`].
+    fn encoding(&self, name: &str) -> Result<Encoding>;
+
+    /// Whether there is such a tensor.
+    fn has(&self, name: &str) -> bool;
+
+    /// The caller will not read this tensor again: its pages may go.
+    fn release(&self, name: &str) {
+        let _ = name;
+    }
+}

@@ -1,0 +1,276 @@
+//! The shape of a model, or of one rank's or stage's part of it, and the list of its weights.
+//!
+//! Loading and planning both walk this list, so that what is planned is what is loaded.
+
+use std::ops::Range;
+
+use super::source::WeightSource;
+use crate::backend::{HeadLayout, WeightRole, WeightShape};
+use crate::collective::Shard;
+use crate::config::Config;
+use crate::error::{Error, Result};
+
+/// The part of a model that one backend holds.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ModelSpec {
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    /// Inner width of the MLP, of this rank.
+    pub intermediate_size: usize,
+    /// Heads of this rank.
+    pub heads: HeadLayout,
+    /// Rows of the embedding table.
+    pub vocab_size: usize,
+    /// Added to the mean square in the norms.
+    pub rms_norm_eps: f32,
+    /// Whether the output head is the embedding table.
+    pub tie_word_embeddings: bool,
+    /// Layers of the whole model.
+    pub num_hidden_layers: usize,
+    /// Layers of this stage.
+    pub layers: Range<usize>,
+    /// This rank.
+    pub shard: Shard,
+    whole: Whole,
+}
+
+/// The uncut sizes.
+#[derive(Debug, Clone, PartialEq)]
+struct Whole {
+    intermediate_size: usize,
+    heads: HeadLayout,
+}
+
+/// A rectangle of a stored matrix.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cut {
+    /// The tensor's name in the checkpoint.
+    pub tensor: String,
+    /// Its whole shape.
+    pub shape: (usize, usize),
+    /// The rows to take.
+    pub rows: Range<usize>,
+    /// The columns to take.
+    pub cols: Range<usize>,
+}
+
+/// A matrix of the model: cuts of stored ones, stacked by rows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WeightSpec {
+    /// Its name for errors.
+    pub name: String,
+    /// What it is for.
+    pub role: WeightRole,
+    /// Its parts, top to bottom.
+    pub cuts: Vec<Cut>,
+}
+
+impl WeightSpec {
+    /// What a backend needs to know to say how many bytes it takes.
+    ///
+    /// # Errors
+    /// [`Error::MissingTensor`] when the source lacks a part.
+    pub fn shape(&self, source: &dyn WeightSource) -> Result<WeightShape> {
+        let part = |cut: &Cut| Ok((source.encoding(&cut.tensor)?, cut.rows.len()));
+        let parts = self.cuts.iter().map(part).collect::<Result<_>>()?;
+        Ok(WeightShape { role: self.role, parts, cols: self.cuts.first().map_or(0, |cut| cut.cols.len()) })
+    }
+}
+
+impl ModelSpec {
+    /// The whole model.
+    pub fn new(config: &Config) -> Self {
+        let heads = HeadLayout {
+            num_attention_heads: config.num_attention_heads,
+            num_key_value_heads: config.num_key_value_heads,
+            head_dim: config.head_dim,
+        };
+        ModelSpec {
+            hidden_size: config.hidden_size,
+            intermediate_size: config.intermediate_size,
+            heads,
+            vocab_size: config.vocab_size,
+            rms_norm_eps: config.rms_norm_eps,
+            tie_word_embeddings: config.tie_word_embeddings,
+            num_hidden_layers: config.num_hidden_layers,
+            layers: 0..config.num_hidden_layers,
+            shard: Shard::WHOLE,
+            whole: Whole { intermediate_size: config.intermediate_size, heads },
+        }
+    }
+
+    /// The part of `shard`: its share of the heads and of the MLP's inner width. K/V heads that are fewer than the
+    /// ranks are held by several of them.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] when the ranks do not divide the heads or the inner width.
+    pub fn shard(mut self, shard: Shard) -> Result<Self> {
+        let Shard { rank, ranks } = shard;
+        let HeadLayout { num_attention_heads, num_key_value_heads, .. } = self.whole.heads;
+        let divides = ranks > 0
+            && rank < ranks
+            && num_attention_heads.is_multiple_of(ranks)
+            && (num_key_value_heads.is_multiple_of(ranks) || ranks.is_multiple_of(num_key_value_heads))
+            && self.whole.intermediate_size.is_multiple_of(ranks);
+        if !divides {
+            return Err(Error::argument(
+                "shard",
+                format!(
+                    "rank {rank} of {ranks} does not divide {num_attention_heads} heads, {num_key_value_heads} K/V heads \
+                     and an inner width of {}",
+                    self.whole.intermediate_size
+                ),
+            ));
+        }
+        self.shard = shard;
+        self.intermediate_size = self.whole.intermediate_size / ranks;
+        self.heads.num_attention_heads = num_attention_heads / ranks;
+        self.heads.num_key_value_heads = (num_key_value_heads / ranks).max(1);
+        Ok(self)
+    }
+
+    /// The stage of the layers `layers`.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] when there are no such layers.
+    pub fn stage(mut self, layers: Range<usize>) -> Result<Self> {
+        if layers.is_empty() || layers.end > self.num_hidden_layers {
+            return Err(Error::argument("layers", format!("{layers:?} of {} layers", self.num_hidden_layers)));
+        }
+        self.layers = layers;
+        Ok(self)
+    }
+
+    /// Whether this stage begins with the embedding.
+    pub fn is_first(&self) -> bool {
+        self.layers.start == 0
+    }
+
+    /// Whether this stage ends with the output head.
+    pub fn is_last(&self) -> bool {
+        self.layers.end == self.num_hidden_layers
+    }
+
+    fn cut(&self, tensor: String, shape: (usize, usize), rows: Range<usize>, cols: Range<usize>) -> Cut {
+        Cut { tensor, shape, rows, cols }
+    }
+
+    /// `0..size` cut to this rank's equal share.
+    fn share(&self, size: usize) -> Range<usize> {
+        let len = size / self.shard.ranks;
+        self.shard.rank * len..(self.shard.rank + 1) * len
+    }
+
+    /// The rows of this rank's K/V heads.
+    fn kv_rows(&self) -> Range<usize> {
+        let first = self.shard.rank * self.whole.heads.num_key_value_heads / self.shard.ranks;
+        first * self.heads.head_dim..(first + self.heads.num_key_value_heads) * self.heads.head_dim
+    }
+
+    /// The embedding table, also the output head of a tied model.
+    pub fn embed_tokens(&self) -> WeightSpec {
+        self.table("model.embed_tokens.weight")
+    }
+
+    /// The output head of an untied model.
+    pub fn lm_head(&self) -> WeightSpec {
+        self.table("lm_head.weight")
+    }
+
+    fn table(&self, tensor: &str) -> WeightSpec {
+        let (rows, cols) = (self.vocab_size, self.hidden_size);
+        let cuts = vec![self.cut(tensor.into(), (rows, cols), 0..rows, 0..cols)];
+        let role = if tensor == "lm_head.weight" { WeightRole::Linear } else { WeightRole::Embedding };
+        WeightSpec { name: tensor.into(), role, cuts }
+    }
+
+    /// The query, key and value projections of a layer.
+    pub fn qkv_proj(&self, layer: usize) -> WeightSpec {
+        let hidden = self.hidden_size;
+        let projection = |name: &str, all: usize, rows: Range<usize>| {
+            self.cut(format!("model.layers.{layer}.self_attn.{name}.weight"), (all, hidden), rows, 0..hidden)
+        };
+        let (q, kv) = (self.whole.heads.q_size(), self.whole.heads.kv_size());
+        WeightSpec {
+            name: format!("model.layers.{layer}.self_attn.qkv_proj"),
+            role: WeightRole::Qkv,
+            cuts: vec![
+                projection("q_proj", q, self.share(q)),
+                projection("k_proj", kv, self.kv_rows()),
+                projection("v_proj", kv, self.kv_rows()),
+            ],
+        }
+    }
+
+    /// The biases of the query, key and value projections: tensor, whole length, rows to take.
+    pub fn qkv_bias(&self, layer: usize) -> [(String, usize, Range<usize>); 3] {
+        let bias = |name: &str| format!("model.layers.{layer}.self_attn.{name}.bias");
+        let (q, kv) = (self.whole.heads.q_size(), self.whole.heads.kv_size());
+        [(bias("q_proj"), q, self.share(q)), (bias("k_proj"), kv, self.kv_rows()), (bias("v_proj"), kv, self.kv_rows())]
+    }
+
+    /// The output projection of a layer's attention.
+    pub fn o_proj(&self, layer: usize) -> WeightSpec {
+        self.by_columns(format!("model.layers.{layer}.self_attn.o_proj.weight"), self.whole.heads.q_size())
+    }
+
+    /// The gate and up projections of a layer.
+    pub fn gate_up_proj(&self, layer: usize) -> WeightSpec {
+        let (inner, hidden) = (self.whole.intermediate_size, self.hidden_size);
+        let projection = |name: &str| {
+            self.cut(format!("model.layers.{layer}.mlp.{name}.weight"), (inner, hidden), self.share(inner), 0..hidden)
+        };
+        WeightSpec {
+            name: format!("model.layers.{layer}.mlp.gate_up_proj"),
+            role: WeightRole::GateUp,
+            cuts: vec![projection("gate_proj"), projection("up_proj")],
+        }
+    }
+
+    /// The down projection of a layer.
+    pub fn down_proj(&self, layer: usize) -> WeightSpec {
+        self.by_columns(format!("model.layers.{layer}.mlp.down_proj.weight"), self.whole.intermediate_size)
+    }
+
+    fn by_columns(&self, tensor: String, cols: usize) -> WeightSpec {
+        let hidden = self.hidden_size;
+        let cuts = vec![self.cut(tensor.clone(), (hidden, cols), 0..hidden, self.share(cols))];
+        WeightSpec { name: tensor, role: WeightRole::Linear, cuts }
+    }
+
+    /// The norm before a layer's attention.
+    pub fn input_layernorm(&self, layer: usize) -> String {
+        format!("model.layers.{layer}.input_layernorm.weight")
+    }
+
+    /// The norm before a layer's MLP.
+    pub fn post_attention_layernorm(&self, layer: usize) -> String {
+        format!("model.layers.{layer}.post_attention_layernorm.weight")
+    }
+
+    /// The norm before the output head.
+    pub fn norm(&self) -> &'static str {
+        "model.norm.weight"
+    }
+
+    /// All matrices of this part.
+    pub fn weights(&self) -> Vec<WeightSpec> {
+        let mut weights = Vec::new();
+        if self.is_first() || (self.is_last() && self.tie_word_embeddings) {
+            weights.push(self.embed_tokens());
+        }
+        for layer in self.layers.clone() {
+            weights.extend([self.qkv_proj(layer), self.o_proj(layer), self.gate_up_proj(layer), self.down_proj(layer)]);
+        }
+        if self.is_last() && !self.tie_word_embeddings {
+            weights.push(self.lm_head());
+        }
+        weights
+    }
+
+    /// Bytes of the norms and biases, which are kept in f32.
+    pub fn vector_bytes(&self) -> u64 {
+        let layer = 2 * self.hidden_size + self.heads.qkv_size();
+        4 * (self.layers.len() * layer + if self.is_last() { self.hidden_size } else { 0 }) as u64
+    }
+}

@@ -1,0 +1,134 @@
+//! What a model will take, before it is loaded: from headers alone, without a device.
+
+use serde::Serialize;
+
+use crate::backend::Backend;
+use crate::batch::{Limits, activation_bytes};
+use crate::dtype::Precision;
+use crate::error::{Error, Result};
+use crate::model::source::WeightSource;
+use crate::model::spec::ModelSpec;
+
+/// The bytes that a model takes on a device, and whether they are there. As data: print it, serialise it, decide by it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Plan {
+    /// Packed matrices, norms and biases.
+    pub weight_bytes: u64,
+    /// The K/V store for `context` positions of `batch` sequences.
+    pub kv_bytes: u64,
+    /// Activations, step inputs, logits and the kernels' workspace.
+    pub activation_bytes: u64,
+    /// What loading takes beside all that, and gives back: the largest stored tensor.
+    pub load_bytes: u64,
+    /// All of the above.
+    pub total_bytes: u64,
+    /// What the process may use on the device; `None` where that cannot be known.
+    pub available_bytes: Option<u64>,
+    /// Whether `total_bytes` are available.
+    pub fits: bool,
+    /// Positions of a sequence.
+    pub context: usize,
+    /// Sequences that have their whole context at the same time.
+    pub batch: usize,
+    /// The longest context that would fit with this batch; `None` when even the weights do not.
+    pub max_context: Option<usize>,
+}
+
+/// The sizes that a plan is made for.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PlanInput<'a> {
+    /// The model or the part of it.
+    pub spec: &'a ModelSpec,
+    /// Sizes of steps and of the K/V store; `num_blocks` and `max_model_len` follow from `context` and `batch`.
+    pub limits: Limits,
+    /// Decides the element type of the K/V store.
+    pub precision: Precision,
+    /// Positions of a sequence.
+    pub context: usize,
+    /// Sequences that have their whole context at the same time.
+    pub batch: usize,
+    /// The longest context that the model allows.
+    pub model_context: usize,
+    /// What the process may use on the device.
+    pub available_bytes: Option<u64>,
+}
+
+impl Plan {
+    /// Plan for backend `B`.
+    ///
+    /// # Errors
+    /// [`Error::MissingTensor`] when the checkpoint lacks one that the model needs.
+    pub fn new<B: Backend>(source: &dyn WeightSource, input: &PlanInput<'_>) -> Result<Self> {
+        let PlanInput { spec, precision, context, batch, .. } = *input;
+        let mut weight_bytes = spec.vector_bytes();
+        let mut load_bytes = 0;
+        for weight in spec.weights() {
+            let shape = weight.shape(source)?;
+            weight_bytes += B::weight_bytes(&shape);
+            let stored = |((encoding, _), cut): (&(crate::Encoding, usize), &crate::model::spec::Cut)| {
+                encoding.bytes(cut.shape.0 * cut.shape.1) as u64
+            };
+            load_bytes = load_bytes.max(shape.parts.iter().zip(&weight.cuts).map(stored).sum());
+        }
+        let sized = |context: usize| {
+            let limits = limits_for(&input.limits, context, batch);
+            let kv = B::kv_bytes(&spec.kv(&limits, precision.kv_encoding()));
+            let widest = spec.intermediate_size.max(spec.hidden_size).max(spec.heads.qkv_size());
+            let activations =
+                activation_bytes(&limits, spec.hidden_size, spec.intermediate_size, spec.heads, !B::FUSES_GATE_UP)
+                    + B::workspace_bytes(limits.max_num_batched_tokens, widest);
+            (kv, activations)
+        };
+        let (kv_bytes, activation_bytes) = sized(context);
+        let total = |(kv, activations): (u64, u64)| weight_bytes + load_bytes + kv + activations;
+        let fits = |context: usize| input.available_bytes.is_none_or(|available| total(sized(context)) <= available);
+        let block_size = input.limits.block_size.max(1);
+        // The largest number of blocks that fits, by bisection: the need grows with the context.
+        let (mut low, mut high) = (0, input.model_context.div_ceil(block_size));
+        while low < high {
+            let middle = (low + high).div_ceil(2);
+            if fits(middle * block_size) { low = middle } else { high = middle - 1 }
+        }
+        Ok(Plan {
+            weight_bytes,
+            kv_bytes,
+            activation_bytes,
+            load_bytes,
+            total_bytes: total((kv_bytes, activation_bytes)),
+            available_bytes: input.available_bytes,
+            fits: fits(context),
+            context,
+            batch,
+            max_context: (low > 0).then(|| (low * block_size).min(input.model_context)),
+        })
+    }
+
+    /// Refuse what does not fit.
+    ///
+    /// # Errors
+    /// [`Error::DoesNotFit`] with the figures and what would fit.
+    pub fn check(&self) -> Result<()> {
+        match self.available_bytes {
+            Some(available) if !self.fits => Err(Error::DoesNotFit {
+                needed: self.total_bytes,
+                available,
+                advice: match self.max_context {
+                    Some(context) => format!(": a context of {context} instead of {} would fit", self.context),
+                    None => format!(": the weights alone take {}", self.weight_bytes),
+                },
+            }),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// `limits` for `batch` sequences of `context` positions.
+pub fn limits_for(limits: &Limits, context: usize, batch: usize) -> Limits {
+    Limits {
+        max_model_len: context,
+        num_blocks: context.div_ceil(limits.block_size.max(1)) * batch,
+        max_num_batched_tokens: limits.max_num_batched_tokens.min(context.saturating_mul(batch)),
+        ..limits.clone()
+    }
+}

@@ -1,0 +1,240 @@
+//! From plain batches to a device and back: the seam where generic code ends.
+//!
+//! Everything above [`Runner`] (scheduler, engine, chat) is plain code that a scripted runner can drive in tests;
+//! everything below is generic over [`Backend`].
+
+use std::sync::Arc;
+
+use crate::backend::{Backend, Interrupt, NON_FINITE, PAD_SLOT, StepKey};
+use crate::batch::{Batch, Limits, StepOutput};
+use crate::collective::Collective;
+use crate::error::{Error, Result};
+use crate::kv::CopyBlock;
+use crate::model::Model;
+use crate::rope::Rope;
+
+/// Runs batches: plain data in, plain data out.
+pub trait Runner: Send {
+    /// What this runner was built for.
+    fn limits(&self) -> &Limits;
+
+    /// Compute one step.
+    ///
+    /// # Errors
+    /// What [`Batch::check`] finds, [`Error::Cancelled`] when `interrupt` was raised (then no K/V of the step counts),
+    /// [`Error::NonFinite`] with the layer where it began, and what the device reports.
+    fn execute(&mut self, batch: &Batch, output: &mut StepOutput, interrupt: &Interrupt) -> Result<()>;
+
+    /// Copy K/V blocks that are about to be written while shared.
+    ///
+    /// # Errors
+    /// What the device reports.
+    fn copy_blocks(&mut self, copies: &[CopyBlock]) -> Result<()>;
+}
+
+/// A model on a backend.
+#[derive(Debug)]
+pub struct ModelRunner<B: Backend> {
+    backend: B,
+    model: Model<B>,
+    rope: Rope,
+    limits: Limits,
+    group: Option<Arc<dyn Collective>>,
+    host: HostInputs,
+}
+
+/// The padded inputs of a step on the host, reused.
+#[derive(Debug, Default)]
+struct HostInputs {
+    input_ids: Vec<u32>,
+    cos_sin: Vec<f32>,
+    slot_mapping: Vec<u32>,
+    cu_seqlens_q: Vec<u32>,
+    context_lens: Vec<u32>,
+    block_tables: Vec<u32>,
+    logits_indices: Vec<u32>,
+}
+
+impl<B: Backend> ModelRunner<B> {
+    /// A runner of `model`, which was loaded on `backend` for `limits`.
+    pub fn new(backend: B, model: Model<B>, rope: Rope, limits: Limits) -> Self {
+        ModelRunner { backend, model, rope, limits, group: None, host: HostInputs::default() }
+    }
+
+    /// Sum with the other ranks over `group`.
+    pub fn with_group(mut self, group: Arc<dyn Collective>) -> Self {
+        self.group = Some(group);
+        self
+    }
+
+    /// Run this part of the model on a batch. A stage that is not the first takes `hidden`, the residual stream
+    /// `[num_tokens, hidden_size]` that the stage before left.
+    ///
+    /// # Errors
+    /// As [`Runner::execute`].
+    pub fn run(&mut self, batch: &Batch, hidden: Option<&[f32]>, interrupt: &Interrupt) -> Result<StepKey> {
+        batch.check(&self.limits)?;
+        let key = self.backend.padded(StepKey {
+            num_tokens: batch.num_tokens(),
+            num_seqs: batch.num_seqs(),
+            num_logits: batch.logits_indices.len(),
+            max_seqlen_q: batch.max_seqlen_q(),
+            greedy: batch.greedy,
+        });
+        self.write_inputs(batch, key)?;
+        if let Some(hidden) = hidden {
+            self.backend.write(&mut self.model.buffers.residual, hidden)?;
+        }
+        let ModelRunner { backend, model, group, .. } = self;
+        backend.step(key, interrupt, &mut |b| model.forward(b, key, group.as_deref(), interrupt))?;
+        Ok(key)
+    }
+
+    /// The residual stream after [`ModelRunner::run`], for the next stage.
+    ///
+    /// # Errors
+    /// What the device reports.
+    pub fn read_hidden(&mut self, num_tokens: usize) -> Result<Vec<f32>> {
+        let mut hidden = vec![0.0; num_tokens * self.model.spec.hidden_size];
+        self.backend.read(&self.model.buffers.residual, &mut hidden)?;
+        Ok(hidden)
+    }
+
+    fn execute_with(
+        &mut self,
+        batch: &Batch,
+        hidden: Option<&[f32]>,
+        output: &mut StepOutput,
+        interrupt: &Interrupt,
+    ) -> Result<()> {
+        let key = self.run(batch, hidden, interrupt)?;
+        output.logits.clear();
+        output.greedy_ids.clear();
+        let rows = batch.logits_indices.len();
+        let finite = if batch.greedy {
+            output.greedy_ids.resize(rows, 0);
+            self.backend.read_indices(&self.model.buffers.greedy_ids, &mut output.greedy_ids)?;
+            !output.greedy_ids.contains(&NON_FINITE)
+        } else {
+            output.logits.resize(rows * self.limits.vocab_size, 0.0);
+            self.backend.read(&self.model.buffers.logits, &mut output.logits)?;
+            output.logits.iter().all(|logit| logit.is_finite())
+        };
+        if finite { Ok(()) } else { Err(self.non_finite(batch, hidden, key)?) }
+    }
+
+    fn write_inputs(&mut self, batch: &Batch, key: StepKey) -> Result<()> {
+        let (host, head_dim) = (&mut self.host, self.model.spec.heads.head_dim);
+        let stride = self.limits.max_blocks_per_seq();
+        padded(&mut host.input_ids, &batch.input_ids, key.num_tokens, 0);
+        padded(&mut host.slot_mapping, &batch.slot_mapping, key.num_tokens, PAD_SLOT);
+        padded(&mut host.cu_seqlens_q, &batch.cu_seqlens_q, key.num_seqs + 1, batch.num_tokens() as u32);
+        padded(&mut host.context_lens, &batch.context_lens, key.num_seqs, 0);
+        padded(&mut host.logits_indices, &batch.logits_indices, key.num_logits, 0);
+        host.cos_sin.resize(key.num_tokens * head_dim, 0.0);
+        for (row, &position) in host.cos_sin.chunks_exact_mut(head_dim).zip(&batch.positions) {
+            self.rope.cos_sin(position as usize, row);
+        }
+        host.block_tables.clear();
+        host.block_tables.resize(key.num_seqs * stride, 0);
+        for (row, range) in host.block_tables.chunks_exact_mut(stride).zip(batch.cu_blocks.windows(2)) {
+            let blocks = &batch.block_tables[range[0] as usize..range[1] as usize];
+            // A table may be longer than the context needs when blocks were reserved ahead.
+            let len = blocks.len().min(stride);
+            row[..len].copy_from_slice(&blocks[..len]);
+        }
+        let (b, inputs) = (&mut self.backend, &mut self.model.inputs);
+        b.write_indices(&mut inputs.input_ids, &host.input_ids)?;
+        b.write_indices(&mut inputs.slot_mapping, &host.slot_mapping)?;
+        b.write_indices(&mut inputs.cu_seqlens_q, &host.cu_seqlens_q)?;
+        b.write_indices(&mut inputs.context_lens, &host.context_lens)?;
+        b.write_indices(&mut inputs.logits_indices, &host.logits_indices)?;
+        b.write_indices(&mut inputs.block_tables, &host.block_tables)?;
+        b.write(&mut inputs.cos_sin, &host.cos_sin)
+    }
+
+    /// Run the step again layer by layer and name the first place where a value is not finite.
+    fn non_finite(&mut self, batch: &Batch, hidden: Option<&[f32]>, key: StepKey) -> Result<Error> {
+        let width = batch.num_tokens() * self.model.spec.hidden_size;
+        let mut values = vec![0.0; width];
+        let interrupt = Interrupt::default();
+        if let Some(hidden) = hidden {
+            self.backend.write(&mut self.model.buffers.residual, hidden)?;
+        }
+        let ModelRunner { backend, model, group, .. } = self;
+        backend.step(key, &interrupt, &mut |b| model.embed(b, key))?;
+        let mut finite = |backend: &mut B, model: &Model<B>| {
+            backend.read(&model.buffers.residual, &mut values)?;
+            Ok::<_, Error>(values.iter().all(|value| value.is_finite()))
+        };
+        if !finite(backend, model)? {
+            return Ok(Error::NonFinite { place: "the embedding".into() });
+        }
+        for layer in 0..model.num_layers() {
+            backend.step(key, &interrupt, &mut |b| model.layer(b, layer, key, group.as_deref()))?;
+            if !finite(backend, model)? {
+                return Ok(Error::NonFinite { place: format!("layer {}", model.spec.layers.start + layer) });
+            }
+        }
+        Ok(Error::NonFinite { place: "the output head".into() })
+    }
+}
+
+fn padded(out: &mut Vec<u32>, values: &[u32], len: usize, pad: u32) {
+    out.clear();
+    out.extend_from_slice(values);
+    out.resize(len, pad);
+}
+
+impl<B: Backend> Runner for ModelRunner<B> {
+    fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    fn execute(&mut self, batch: &Batch, output: &mut StepOutput, interrupt: &Interrupt) -> Result<()> {
+        self.execute_with(batch, None, output, interrupt)
+    }
+
+    fn copy_blocks(&mut self, copies: &[CopyBlock]) -> Result<()> {
+        let pairs: Vec<(u32, u32)> = copies.iter().map(|copy| (copy.from.0, copy.to.0)).collect();
+        self.backend.copy_blocks(&mut self.model.kv, &pairs)
+    }
+}
+
+/// The stages of one model, each on a backend of its own, run one after the other.
+#[derive(Debug)]
+pub struct Pipeline<B: Backend> {
+    before: Vec<ModelRunner<B>>,
+    last: ModelRunner<B>,
+}
+
+impl<B: Backend> Pipeline<B> {
+    /// A pipeline of `stages`, whose layers follow each other.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] when there is none.
+    pub fn new(mut stages: Vec<ModelRunner<B>>) -> Result<Self> {
+        let last = stages.pop().ok_or_else(|| Error::argument("stages", "at least one stage is needed"))?;
+        Ok(Pipeline { before: stages, last })
+    }
+}
+
+impl<B: Backend> Runner for Pipeline<B> {
+    fn limits(&self) -> &Limits {
+        &self.last.limits
+    }
+
+    fn execute(&mut self, batch: &Batch, output: &mut StepOutput, interrupt: &Interrupt) -> Result<()> {
+        let mut hidden: Option<Vec<f32>> = None;
+        for stage in &mut self.before {
+            stage.run(batch, hidden.as_deref(), interrupt)?;
+            hidden = Some(stage.read_hidden(batch.num_tokens())?);
+        }
+        self.last.execute_with(batch, hidden.as_deref(), output, interrupt)
+    }
+
+    fn copy_blocks(&mut self, copies: &[CopyBlock]) -> Result<()> {
+        self.before.iter_mut().try_for_each(|stage| stage.copy_blocks(copies))?;
+        self.last.copy_blocks(copies)
+    }
+}
