@@ -41,6 +41,7 @@
 //! operations that each needs.
 
 mod compare;
+pub mod model;
 pub mod op;
 pub mod ops;
 mod random;
@@ -126,6 +127,8 @@ macro_rules! __conformance_cases {
             gather_rows { rows }
             argmax { valid_columns ties non_finite }
             steps { replay steps_in_a_row interrupt failing_body }
+            model { logits batch_invariance permuted_blocks determinism forks greedy interrupt non_finite }
+            parts { ranks stages non_finite_stage }
         }
     };
 }

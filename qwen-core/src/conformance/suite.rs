@@ -1,6 +1,5 @@
 //! A backend under test, what is known of it, and the cases that it runs.
 
-use super::ops as groups;
 use super::rig::Rig;
 use crate::backend::Backend;
 use crate::error::{Error, Result};
@@ -95,6 +94,11 @@ impl<B: Backend> std::fmt::Debug for Case<B> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Case").field("name", &self.name).finish_non_exhaustive()
     }
+}
+
+mod groups {
+    pub(super) use crate::conformance::model::{self, parts};
+    pub(super) use crate::conformance::ops::*;
 }
 
 /// All cases.
