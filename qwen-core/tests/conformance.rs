@@ -2,6 +2,11 @@
 //! guards, steps, determinism, batch-invariance and composed forms do not.
 #![cfg(feature = "conformance")]
 
+use qwen_core::conformance::Recording;
 use qwen_core::reference::Reference;
 
-qwen_core::conformance_tests!(|| Ok(Reference::new()));
+qwen_core::conformance_tests! {
+    reference => || Ok(Reference::new()),
+    // Each step of a key but the first is replayed: what the transformer issues depends on nothing but the key.
+    recording => || Ok(Recording::new()),
+}

@@ -45,6 +45,8 @@ pub mod model;
 pub mod op;
 pub mod ops;
 mod random;
+mod recording;
+mod recording_ops;
 mod rig;
 mod scenario;
 mod suite;
@@ -53,6 +55,7 @@ mod workload;
 
 pub use compare::rms_error;
 pub use random::Rng;
+pub use recording::{BufferId, IndicesId, KvId, Recording, WeightId};
 pub use rig::Rig;
 pub use scenario::{Blocks, Keys, Scenario, Sequence};
 pub use suite::{Case, Outcome, Suite, cases, run};

@@ -10,8 +10,8 @@
 //!
 //! **Fast.** Rounding a normally distributed input to bf16 (8 bits) costs 1.66e-3 of its RMS: `ulp / sqrt(12)` with
 //! the mean square of ulp over the binades. Independent errors of two inputs add as squares; a weight that is stored
-//! as bf16 has none. [`linear`] allows 1.25 times that, which a kernel fails that rounds its sums or results to bf16
-//! as well, or rounds its inputs to 8 bits per block. Where a few inputs dominate there is no averaging: the bound is
+//! as bf16 has none. [`linear`] allows a tenth more and three deviations of the mean of so many squares, which a kernel
+//! fails that rounds its sums or results to bf16 as well, or its inputs to 8 bits per block. Where a few inputs dominate there is no averaging: the bound is
 //! then the largest error of a rounding, 2^-8 ([`linear_outliers`]).
 
 use crate::dtype::{Encoding, Precision};
@@ -39,12 +39,14 @@ pub fn sum(n: usize) -> f64 {
 /// For an elementwise operation with a handful of roundings, `exp` among them.
 pub const ELEMENTWISE: f64 = 8.0 * U;
 
-/// For a matrix product of `cols` terms with weights stored as `encoding`.
-pub fn linear(precision: Precision, encoding: Encoding, cols: usize) -> f64 {
+/// For a matrix product of `cols` terms with weights stored as `encoding` and `outputs` results in all.
+pub fn linear(precision: Precision, encoding: Encoding, cols: usize, outputs: usize) -> f64 {
+    // The mean of n squares of normal values has a deviation of sqrt(2 / n), its root one of 1 / sqrt(2 n).
+    let chance = 1.0 + 3.0 / (2.0 * outputs.max(1) as f64).sqrt();
     sum(cols)
         + match precision {
             Precision::Exact => 0.0,
-            Precision::Fast => 1.25 * BF16 * f64::sqrt(rounded_inputs(encoding)),
+            Precision::Fast => 1.1 * chance * BF16 * f64::sqrt(rounded_inputs(encoding)),
         }
 }
 

@@ -133,7 +133,11 @@ impl RandomModel {
     }
 
     fn add_matrix(&mut self, name: &str, encoding: Encoding, rows: usize, cols: usize, scale: f32) {
-        let values = Rng::of(&[40, self.tensors.len() as u64]).normals(rows * cols, scale);
+        let mut values = Rng::of(&[40, self.tensors.len() as u64]).normals(rows * cols, scale);
+        if rows == VOCAB {
+            // Ids that are no tokens tend to win, if they are allowed to.
+            values[TOKEN_IDS * cols..].iter_mut().for_each(|value| *value *= 3.0);
+        }
         let bytes = encode(encoding, &values);
         self.tensors.insert(name.into(), Tensor { encoding, rows, cols, bytes });
     }

@@ -111,10 +111,11 @@ impl Op for GateUpSilu {
     }
 
     fn allowed(&self, precision: Precision, _output: &str) -> Allowed {
-        // silu'(g) is at most 1.1, so the errors of both projections add as squares to that of the product; their
-        // sizes are 1, the product's is about 0.6.
-        let linear = tolerance::linear(precision, self.encoding, self.hidden_size);
-        Allowed::Rms { tolerance: 2.0 * linear + tolerance::ELEMENTWISE, floor: 0.6 }
+        // For normal g and u, E[(silu'(g) u)^2] + E[silu(g)^2] is 2.1 times E[(silu(g) u)^2], which is 0.36: the errors of
+        // both projections come out 1.44 times as large. Products have longer tails: chance counts as with fewer values.
+        let outputs = self.rows.len() * self.intermediate_size / 4;
+        let linear = tolerance::linear(precision, self.encoding, self.hidden_size, outputs);
+        Allowed::Rms { tolerance: 1.5 * linear + tolerance::ELEMENTWISE, floor: 0.6 }
     }
 
     fn place<B: Backend>(&self, b: &mut B) -> Result<OnDevice<B>> {

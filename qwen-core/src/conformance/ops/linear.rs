@@ -149,7 +149,7 @@ impl Op for Linear {
             Inputs::Outliers => tolerance::linear_outliers(precision, encoding, cols),
             // A handful of products has no average either.
             _ if cols < 32 => tolerance::linear_outliers(precision, encoding, cols),
-            _ => tolerance::linear(precision, encoding, cols),
+            _ => tolerance::linear(precision, encoding, cols, self.rows.len() * self.matrix.rows()),
         };
         let x = rms(&self.inputs.rows(SEED, self.rows.clone(), cols));
         let added = f64::from(self.bias.unwrap_or(0.0)).hypot(if self.residual.is_some() { 1.0 } else { 0.0 });

@@ -67,7 +67,8 @@ impl Op for QkvRopeStoreOp {
 
     fn allowed(&self, precision: Precision, output: &str) -> Allowed {
         let Scenario { heads, keys, .. } = &self.scenario;
-        let linear = tolerance::linear(precision, self.encoding, self.hidden_size) + tolerance::ELEMENTWISE;
+        let outputs = self.scenario.tokens() * heads.q_size();
+        let linear = tolerance::linear(precision, self.encoding, self.hidden_size, outputs) + tolerance::ELEMENTWISE;
         if output == "queries" {
             return Allowed::rms(linear);
         }
