@@ -3,11 +3,16 @@
 //! What lives here: the leniency that those files need (integers where floats are meant and the reverse, `null` for
 //! "not set", one id or a list of ids) and errors that name file and key. What a key means lives with its owner:
 //! [`crate::config`] and [`crate::generation_config`].
+#![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+use std::collections::HashSet;
+use std::fmt;
 use std::fs::File;
 use std::io::Read;
+use std::marker::PhantomData;
 use std::path::Path;
 
+use serde::de::{Deserialize, Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
@@ -166,5 +171,45 @@ fn describe(value: &Value) -> String {
         Value::String(text) => format!("a string of {} bytes", text.len()),
         Value::Array(values) => format!("a list of {}", values.len()),
         Value::Object(map) => format!("an object of {} keys", map.len()),
+    }
+}
+
+/// The entries of a JSON object in the file's order, each of the same type. Serde's own maps keep the last of two equal
+/// keys; here the second is an error, and an error within a value names its key. `__metadata__` is skipped: in the
+/// headers of safetensors it is free text.
+pub(crate) struct Entries<V>(pub(crate) Vec<(String, V)>);
+
+impl<'de, V: Deserialize<'de>> Deserialize<'de> for Entries<V> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        deserializer.deserialize_map(EntriesVisitor(PhantomData))
+    }
+}
+
+struct EntriesVisitor<V>(PhantomData<V>);
+
+impl<'de, V: Deserialize<'de>> Visitor<'de> for EntriesVisitor<V> {
+    type Value = Entries<V>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Self::Value, A::Error> {
+        let mut entries = Vec::new();
+        let mut seen = HashSet::new();
+        while let Some(key) = map.next_key::<String>()? {
+            if !seen.insert(key.clone()) {
+                return Err(A::Error::custom(format_args!("`{key}` appears twice")));
+            }
+            if key == "__metadata__" {
+                map.next_value::<IgnoredAny>()?;
+                continue;
+            }
+            match map.next_value() {
+                Ok(value) => entries.push((key, value)),
+                Err(error) => return Err(A::Error::custom(format_args!("`{key}`: {error}"))),
+            }
+        }
+        Ok(Entries(entries))
     }
 }

@@ -6,6 +6,7 @@
 
 pub mod backend;
 pub mod batch;
+pub mod checkpoint;
 pub mod collective;
 pub mod composed;
 pub mod config;
@@ -17,6 +18,7 @@ pub mod error;
 pub mod generation_config;
 mod json;
 pub mod kv;
+pub mod memory;
 pub mod model;
 pub mod plan;
 pub mod reference;
@@ -25,7 +27,8 @@ pub mod runner;
 pub mod sampling;
 
 pub use backend::Backend;
-pub use config::{Config, RopeScaling, Yarn};
+pub use checkpoint::Checkpoint;
+pub use config::{Config, RopeScaling};
 pub use dtype::{Encoding, Precision};
 pub use error::{Error, Result};
 pub use generation_config::GenerationConfig;

@@ -1,0 +1,59 @@
+//! What the integration tests of this crate share: where the goldens are, a folder that cleans up after itself, and
+//! small checkpoints written on the spot.
+#![allow(dead_code, unreachable_pub)] // each test binary uses its part
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// The golden suite: `$QWEN_GOLDEN`, else `shared/golden` beside the workspace or above. Says so loudly if there is none.
+pub fn golden() -> Option<PathBuf> {
+    let beside = || {
+        let mut folders = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().map(|folder| folder.join("shared/golden"));
+        folders.find(|folder| folder.exists())
+    };
+    let folder = std::env::var_os("QWEN_GOLDEN").map(PathBuf::from).or_else(beside);
+    if let Some(folder) = &folder
+        && folder.join("manifest.json").exists()
+    {
+        return Some(folder.clone());
+    }
+    eprintln!("NO GOLDEN SUITE (QWEN_GOLDEN, ../shared/golden): found {folder:?}. Only the small fixtures are tested.");
+    None
+}
+
+/// An empty folder that is removed when dropped.
+pub struct TempFolder(PathBuf);
+
+impl TempFolder {
+    pub fn new() -> Self {
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        let name = format!("qwen-test-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let path = std::env::temp_dir().join(name);
+        fs::create_dir_all(&path).expect("a temporary folder");
+        TempFolder(path)
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    pub fn with(self, name: &str, content: impl AsRef<[u8]>) -> Self {
+        fs::write(self.0.join(name), content).expect("a temporary file");
+        self
+    }
+}
+
+impl Drop for TempFolder {
+    fn drop(&mut self) {
+        fs::remove_dir_all(&self.0).ok();
+    }
+}
+
+/// The bytes of a safetensors file with this header and as many bytes of data, counting up.
+pub fn safetensors(header: &str, data: usize) -> Vec<u8> {
+    let mut file = (header.len() as u64).to_le_bytes().to_vec();
+    file.extend(header.as_bytes());
+    file.extend((0..data).map(|i| i as u8));
+    file
+}
