@@ -1,0 +1,1 @@
+//! What this machine can do at best, measured: to put figures of kernels in proportion.
