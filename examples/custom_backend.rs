@@ -32,7 +32,7 @@ fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
 
 /// A device that holds rows of f32.
 #[derive(Debug)]
-pub struct RowMajor {
+pub(crate) struct RowMajor {
     threads: usize,
 }
 
@@ -41,7 +41,7 @@ type Ids = Vec<u32>;
 
 /// A decoded matrix.
 #[derive(Debug)]
-pub struct Matrix {
+pub(crate) struct Matrix {
     rows: usize,
     cols: usize,
     values: Floats,
@@ -49,7 +49,7 @@ pub struct Matrix {
 
 /// `[layer][slot][keys of all heads, then their values]`.
 #[derive(Debug)]
-pub struct Kv {
+pub(crate) struct Kv {
     spec: KvSpec,
     values: Floats,
 }
@@ -63,7 +63,7 @@ impl Kv {
 
 impl RowMajor {
     /// A device with a thread for each core.
-    pub fn with_all_cores() -> Self {
+    pub(crate) fn with_all_cores() -> Self {
         RowMajor { threads: std::thread::available_parallelism().map_or(1, usize::from) }
     }
 

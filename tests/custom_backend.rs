@@ -6,4 +6,4 @@ mod custom_backend;
 
 use custom_backend::RowMajor;
 
-qwen_core::conformance_tests! { row_major => || Ok(RowMajor::with_all_cores()) }
+qwen::core::conformance_tests! { row_major => || Ok(RowMajor::with_all_cores()) }
