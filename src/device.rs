@@ -16,7 +16,6 @@ use qwen_core::{Backend, Config};
 
 use crate::options::EngineOptions;
 
-
 /// A device to run a model on.
 ///
 /// ```
@@ -61,9 +60,42 @@ pub(crate) struct Loaded {
     pub(crate) device: String,
 }
 
-impl Device {
-    /// What a model takes on this device.
-    pub(crate) fn plan(self, checkpoint: &Checkpoint, input: &PlanInput<'_>) -> qwen_core::Result<Plan> {
+/// Where a model is planned and loaded: a [`Device`] by name, or a [`Backend`] that the program brings.
+pub(crate) trait Place {
+    /// What a model takes here.
+    fn plan(&self, checkpoint: &Checkpoint, input: &PlanInput<'_>) -> qwen_core::Result<Plan>;
+
+    /// Load a model.
+    fn load(
+        self,
+        checkpoint: &Checkpoint,
+        config: &Config,
+        limits: &Limits,
+        options: &mut EngineOptions,
+    ) -> qwen_core::Result<Loaded>;
+}
+
+/// A backend of the program's own.
+pub(crate) struct Own<B>(pub(crate) B);
+
+impl<B: Backend> Place for Own<B> {
+    fn plan(&self, checkpoint: &Checkpoint, input: &PlanInput<'_>) -> qwen_core::Result<Plan> {
+        Plan::new::<B>(checkpoint, input)
+    }
+
+    fn load(
+        self,
+        checkpoint: &Checkpoint,
+        config: &Config,
+        limits: &Limits,
+        options: &mut EngineOptions,
+    ) -> qwen_core::Result<Loaded> {
+        load_on(self.0, checkpoint, config, limits, options)
+    }
+}
+
+impl Place for Device {
+    fn plan(&self, checkpoint: &Checkpoint, input: &PlanInput<'_>) -> qwen_core::Result<Plan> {
         match self {
             #[cfg(feature = "cpu")]
             Device::Cpu | Device::Auto => Plan::new::<qwen_backend_cpu::CpuBackend>(checkpoint, input),
@@ -72,8 +104,7 @@ impl Device {
         }
     }
 
-    /// Load a model on this device.
-    pub(crate) fn load(
+    fn load(
         self,
         checkpoint: &Checkpoint,
         config: &Config,
@@ -90,14 +121,15 @@ impl Device {
             _ => Err(self.absent()),
         }
     }
+}
 
-    #[cfg(not(feature = "cpu"))]
+#[cfg(not(feature = "cpu"))]
+impl Device {
     fn absent(self) -> qwen_core::Error {
         qwen_core::Error::unsupported(format!("device `{self}`"), "this build has no device: turn a feature on")
     }
 }
 
-#[cfg_attr(not(feature = "cpu"), allow(dead_code))]
 fn load_on<B: Backend>(
     mut backend: B,
     checkpoint: &Checkpoint,

@@ -13,6 +13,7 @@ use qwen_core::{Config, Encoding, GenerationConfig};
 use qwen_tokenizer::Tokenizer;
 
 use crate::chat::Chat;
+use crate::device::Place;
 use crate::error::{Error, Result};
 use crate::generate::{GenerateOptions, TextStream, TokenStream};
 use crate::options::{EngineOptions, num_token_ids};
@@ -71,7 +72,7 @@ impl Engine {
     /// # Errors
     /// What is wrong with the checkpoint or the memory, with what to do about it.
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
-        Self::load_with(path.as_ref(), EngineOptions::new())
+        EngineOptions::new().load(path)
     }
 
     /// [`EngineOptions::new`], to be changed and ended by [`EngineOptions::load`].
@@ -79,7 +80,7 @@ impl Engine {
         EngineOptions::new()
     }
 
-    pub(crate) fn load_with(path: &Path, mut options: EngineOptions) -> Result<Self> {
+    pub(crate) fn load_with(path: &Path, mut options: EngineOptions, place: impl Place) -> Result<Self> {
         let checkpoint = Checkpoint::open(path)?;
         let config = options.config(&checkpoint)?;
         let generation_config = checkpoint.generation_config().clone();
@@ -89,11 +90,10 @@ impl Engine {
             false => Err(Missing(folder.to_owned())),
         };
         let num_token_ids = num_token_ids(tokenizer.as_ref().ok(), &config);
-        let plan = options.plan_for(&checkpoint, &config, num_token_ids)?;
+        let plan = options.plan_for(&place, &checkpoint, &config, num_token_ids)?;
         plan.check()?;
         let limits = options.limits(plan.context, plan.batch, &config, num_token_ids);
-        let device = options.device_value();
-        let loaded = device.load(&checkpoint, &config, &limits, &mut options)?;
+        let loaded = place.load(&checkpoint, &config, &limits, &mut options)?;
         let interrupt = Interrupt::default();
         let core = EngineCore::new(loaded.runner, interrupt.clone());
         let (commands, received) = mpsc::channel();

@@ -43,3 +43,12 @@ pub use qwen_tokenizer::{ChatInput, ChatTemplate, Content, FunctionCall, Message
 
 /// The layers below: for backends and programs that work by token ids.
 pub use qwen_core as core;
+
+// The programs in the documents are compiled with the tests.
+#[cfg(doctest)]
+mod documents {
+    #[doc = include_str!("../README.md")]
+    struct Readme;
+    #[doc = include_str!("../docs/writing-a-backend.md")]
+    struct WritingABackend;
+}

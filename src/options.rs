@@ -8,10 +8,10 @@ use qwen_core::batch::Limits;
 use qwen_core::checkpoint::Checkpoint;
 use qwen_core::model::spec::ModelSpec;
 use qwen_core::plan::{Plan, PlanInput, limits_for};
-use qwen_core::{Config, Precision, memory};
+use qwen_core::{Backend, Config, Precision, memory};
 use qwen_tokenizer::Tokenizer;
 
-use crate::device::Device;
+use crate::device::{Device, Own, Place};
 use crate::engine::Engine;
 use crate::error::Result;
 
@@ -142,7 +142,7 @@ impl EngineOptions {
     pub fn plan(&self, path: impl AsRef<Path>) -> Result<Plan> {
         let checkpoint = Checkpoint::open(path)?;
         let config = self.config(&checkpoint)?;
-        Ok(self.plan_for(&checkpoint, &config, config.vocab_size)?)
+        Ok(self.plan_for(&self.device, &checkpoint, &config, config.vocab_size)?)
     }
 
     /// Load the model at `path`.
@@ -150,7 +150,27 @@ impl EngineOptions {
     /// # Errors
     /// What is wrong with the checkpoint, the options or the memory, with what to do about it.
     pub fn load(self, path: impl AsRef<Path>) -> Result<Engine> {
-        Engine::load_with(path.as_ref(), self)
+        let device = self.device;
+        Engine::load_with(path.as_ref(), self, device)
+    }
+
+    /// Load the model at `path` on a backend of the program's own, in its precision. Options about other devices have
+    /// no part in it.
+    ///
+    /// ```no_run
+    /// use qwen::core::reference::Reference;
+    /// let engine = qwen::EngineOptions::new().context(512).load_on(Reference::new(), "path/to/Qwen2.5-0.5B")?;
+    /// assert_eq!(engine.device(), "reference");
+    /// # Ok::<(), qwen::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`EngineOptions::load`].
+    pub fn load_on<B: Backend>(mut self, backend: B, path: impl AsRef<Path>) -> Result<Engine> {
+        let info = backend.info();
+        self.precision = info.precision;
+        self.memory_budget = self.memory_budget.or(info.memory_available);
+        Engine::load_with(path.as_ref(), self, Own(backend))
     }
 
     pub(crate) fn config(&self, checkpoint: &Checkpoint) -> Result<Config> {
@@ -163,6 +183,7 @@ impl EngineOptions {
 
     pub(crate) fn plan_for(
         &self,
+        place: &impl Place,
         checkpoint: &Checkpoint,
         config: &Config,
         num_token_ids: usize,
@@ -188,10 +209,10 @@ impl EngineOptions {
             model_context,
             available_bytes: self.memory_budget.or_else(|| memory::available_memory().map(|memory| memory.available)),
         };
-        let plan = self.device.plan(checkpoint, &input(self.context.unwrap_or(model_context.min(DEFAULT_CONTEXT))))?;
+        let plan = place.plan(checkpoint, &input(self.context.unwrap_or(model_context.min(DEFAULT_CONTEXT))))?;
         match plan.max_context {
             // No context was asked for: the longest that fits will do.
-            Some(fits) if self.context.is_none() && !plan.fits => self.device.plan(checkpoint, &input(fits)),
+            Some(fits) if self.context.is_none() && !plan.fits => place.plan(checkpoint, &input(fits)),
             _ => Ok(plan),
         }
     }
@@ -215,10 +236,6 @@ impl EngineOptions {
         if let Some(progress) = &self.progress {
             progress(share);
         }
-    }
-
-    pub(crate) fn device_value(&self) -> Device {
-        self.device
     }
 
     #[cfg(feature = "cpu")]
