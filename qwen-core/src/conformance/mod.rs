@@ -41,6 +41,7 @@
 //! operations that each needs.
 
 mod compare;
+pub mod goldens;
 pub mod model;
 pub mod op;
 pub mod ops;

@@ -248,7 +248,9 @@ impl Backend for Faulty {
         if self.is(Fault::WritesBehindTheOutput) && outs % 16 != 0 && len < out.len() {
             out[len] = 0.0;
         }
-        if self.is(Fault::BatchVariantLinear) && rows >= 4 || self.is(Fault::Nondeterministic) && self.calls % 2 == 0 {
+        if self.is(Fault::BatchVariantLinear) && rows >= 4
+            || self.is(Fault::Nondeterministic) && self.calls.is_multiple_of(2)
+        {
             nudge(&mut out[..len]);
         }
         Ok(())

@@ -48,9 +48,12 @@ fn mixed_steps() -> Vec<Step> {
     ]
 }
 
+/// The logits of each sequence, a row for each position.
+type Logits = Vec<Vec<f32>>;
+
 /// What the reference computes for [`prompts`], each at once and alone. Computed once in a process.
-fn expected(geometry: Geometry) -> Result<Arc<Vec<Vec<f32>>>> {
-    static COMPUTED: Mutex<Option<HashMap<String, Arc<Vec<Vec<f32>>>>>> = Mutex::new(None);
+fn expected(geometry: Geometry) -> Result<Arc<Logits>> {
+    static COMPUTED: Mutex<Option<HashMap<String, Arc<Logits>>>> = Mutex::new(None);
     // Held while computing: the cases that wait for it need the same values.
     let mut computed = COMPUTED.lock().unwrap_or_else(PoisonError::into_inner);
     let name = format!("{geometry:?}");
@@ -244,7 +247,7 @@ pub fn non_finite<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
                 // The blocks hold NaN now; a sequence without that token must not notice.
                 let clean: Vec<u32> =
                     prompts()[0].iter().map(|id| if *id == bad_token as u32 { 8 } else { *id }).collect();
-                let got = run_steps(&mut runner, &[clean.clone()], &[vec![(0, 33)]], None)?;
+                let got = run_steps(&mut runner, std::slice::from_ref(&clean), &[vec![(0, 33)]], None)?;
                 let mut fresh = load_whole(rig.another()?, &RandomModel::new(geometry)?)?;
                 let expected = run_steps(&mut fresh, &[clean], &[vec![(0, 33)]], None)?;
                 rig.compare_logits("the sequence after it", &got, &expected, Allowed::Bits);
