@@ -133,11 +133,11 @@ impl Backend for RowMajor {
 
     fn kv(&mut self, spec: &KvSpec) -> Result<Kv> {
         let kv = Kv { spec: *spec, values: Vec::new() };
-        Ok(Kv { values: vec![0.0; kv.at(spec.num_layers, 0)], ..kv })
+        Ok(Kv { values: vec![0.0; kv.at(spec.num_layers(), 0)], ..kv })
     }
 
     fn copy_blocks(&mut self, kv: &mut Kv, pairs: &[(u32, u32)]) -> Result<()> {
-        for layer in 0..kv.spec.num_layers {
+        for layer in 0..kv.spec.num_layers() {
             for &(from, to) in pairs {
                 let at = |block: u32| kv.at(layer, block as usize * kv.spec.block_size);
                 let (block, to) = (at(from)..at(from + 1), at(to));

@@ -47,7 +47,7 @@ struct Args {
 
 fn main() -> Result<(), Box<dyn Error>> {
     let args = Args::parse();
-    let mut options = EngineOptions::new().device(args.device).precision(args.precision);
+    let mut options = EngineOptions::new().device(args.device).precision(args.precision).padding_ids(true);
     if let Some(context) = args.context {
         options = options.context(context);
     }

@@ -16,7 +16,7 @@ use crate::chat::Chat;
 use crate::device::Place;
 use crate::error::{Error, Result};
 use crate::generate::{GenerateOptions, TextStream, TokenStream};
-use crate::options::{EngineOptions, num_token_ids};
+use crate::options::EngineOptions;
 use crate::stop::stop_token_ids;
 use crate::worker::{self, Command};
 
@@ -89,7 +89,7 @@ impl Engine {
             true => Ok(Tokenizer::from_dir(folder)?),
             false => Err(Missing(folder.to_owned())),
         };
-        let num_token_ids = num_token_ids(tokenizer.as_ref().ok(), &config);
+        let num_token_ids = options.num_token_ids(tokenizer.as_ref().ok(), &config);
         let plan = options.plan_for(&place, &checkpoint, &config, num_token_ids)?;
         plan.check()?;
         let limits = options.limits(plan.context, plan.batch, &config, num_token_ids);

@@ -43,6 +43,7 @@ pub struct EngineOptions {
     pool: Option<Arc<rayon::ThreadPool>>,
     prompt_chunk: Option<usize>,
     max_num_logits: Option<usize>,
+    padding_ids: bool,
     memory_budget: Option<u64>,
     progress: Option<Arc<dyn Fn(f32) + Send + Sync>>,
 }
@@ -120,6 +121,13 @@ impl EngineOptions {
     /// Rows of logits of a step at most; matters for [`Engine::logits`] alone. Default 16.
     pub fn max_num_logits(mut self, rows: usize) -> Self {
         self.max_num_logits = Some(rows);
+        self
+    }
+
+    /// Let ids be chosen that the tokenizer does not know: rows that only pad the embedding table. For comparisons with
+    /// programs that do not mask them, on weights that were never trained. Default false.
+    pub fn padding_ids(mut self, choose: bool) -> Self {
+        self.padding_ids = choose;
         self
     }
 
@@ -232,6 +240,11 @@ impl EngineOptions {
         limits_for(&limits, context, batch)
     }
 
+    /// How many ids may be chosen.
+    pub(crate) fn num_token_ids(&self, tokenizer: Option<&Tokenizer>, config: &Config) -> usize {
+        tokenizer.filter(|_| !self.padding_ids).map_or(config.vocab_size, Tokenizer::len)
+    }
+
     pub(crate) fn report(&self, share: f32) {
         if let Some(progress) = &self.progress {
             progress(share);
@@ -249,11 +262,6 @@ impl EngineOptions {
         }
         options
     }
-}
-
-/// Ids that a tokenizer knows: rows of the embedding table beyond them are padding.
-pub(crate) fn num_token_ids(tokenizer: Option<&Tokenizer>, config: &Config) -> usize {
-    tokenizer.map_or(config.vocab_size, Tokenizer::len)
 }
 
 /// What the model at `path` takes with `options`: the same as [`EngineOptions::plan`].

@@ -31,7 +31,8 @@ fn small(name: &str) -> (Folder, Engine) {
 #[test]
 fn answers_are_the_same_alone_in_a_crowd_and_on_any_threads() {
     let (folder, engine) = small("crowd");
-    let alone: Vec<Vec<u32>> = (0..6).map(|n| ids(&engine, &prompt(5 + 60 * n, n as u32), &sampled(n as u64))).collect();
+    let alone: Vec<Vec<u32>> =
+        (0..6).map(|n| ids(&engine, &prompt(5 + 60 * n, n as u32), &sampled(n as u64))).collect();
     let crowd: Vec<_> = (0..6)
         .map(|n| {
             let engine = engine.clone();
@@ -43,7 +44,8 @@ fn answers_are_the_same_alone_in_a_crowd_and_on_any_threads() {
     let pool = Arc::new(rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap());
     for options in [options().threads(1), options().threads(3), options().pool(pool), options().prompt_chunk(7)] {
         let engine = options.context(512).load(&folder.0).unwrap();
-        let found: Vec<Vec<u32>> = (0..6).map(|n| ids(&engine, &prompt(5 + 60 * n, n as u32), &sampled(n as u64))).collect();
+        let found: Vec<Vec<u32>> =
+            (0..6).map(|n| ids(&engine, &prompt(5 + 60 * n, n as u32), &sampled(n as u64))).collect();
         assert_eq!(alone, found);
     }
 }

@@ -39,17 +39,13 @@ fn greedy_answers_and_perplexity_are_those_of_transformers() {
     let Some((model, golden)) = real() else { return };
     // Margins below this may fall either way: fast rounds its products, exact differs in the last bits only.
     for (precision, margin_bound, perplexity_bound) in [(Precision::Exact, 1e-3, 1e-4), (Precision::Fast, 0.25, 2e-3)] {
-        let engine =
-            EngineOptions::new().precision(precision).context(2048).max_num_logits(64).load(&model).unwrap();
+        let engine = EngineOptions::new().precision(precision).context(2048).max_num_logits(64).load(&model).unwrap();
         let options = GenerateOptions::new().greedy().ignore_eos(true).max_new_tokens(64);
         let (mut compared, mut total) = (0, 0);
         for prompt in golden["prompts"].as_array().unwrap() {
             let (expected, margins) = (ids(&prompt["tokens"]), prompt["margins"].as_array().unwrap());
-            let found: Vec<u32> = engine
-                .generate_ids(ids(&prompt["ids"]), &options)
-                .unwrap()
-                .collect::<qwen::Result<_>>()
-                .unwrap();
+            let found: Vec<u32> =
+                engine.generate_ids(ids(&prompt["ids"]), &options).unwrap().collect::<qwen::Result<_>>().unwrap();
             total += expected.len();
             for (n, (found, expected)) in found.iter().zip(&expected).enumerate() {
                 let margin = margins[n].as_f64().unwrap();

@@ -54,7 +54,7 @@ struct PlanKey {
     inputs: [*const u32; 3],
     lens: [usize; 4],
     heads: HeadLayout,
-    kv: KvSpec,
+    kv: Arc<KvSpec>,
 }
 
 // SAFETY: the pointers of `PlanKey` are compared, never followed.
@@ -181,7 +181,7 @@ impl CpuBackend {
     fn store(&self, op: &str, kv: &CpuKv, layer: usize, heads: &HeadLayout) -> Result<Store> {
         let spec = &kv.0.spec;
         self.cells(op, "kv", &kv.0.cells, Some(0))?;
-        if layer >= spec.num_layers
+        if layer >= spec.num_layers()
             || heads.num_key_value_heads != spec.num_key_value_heads
             || heads.head_dim != spec.head_dim
             || heads.num_key_value_heads == 0
@@ -205,7 +205,13 @@ impl CpuBackend {
     }
 
     /// The plan of a step's attention: made once for all its layers.
-    fn plan(&mut self, inputs: &StepInputs<Self>, heads: HeadLayout, kv: &KvSpec, key: StepKey) -> Result<Arc<Plan>> {
+    fn plan(
+        &mut self,
+        inputs: &StepInputs<Self>,
+        heads: HeadLayout,
+        kv: &Arc<KvSpec>,
+        key: StepKey,
+    ) -> Result<Arc<Plan>> {
         let op = "paged_attention";
         let cu = self.cells(op, "cu_seqlens_q", &inputs.cu_seqlens_q.0, key.num_seqs.checked_add(1))?;
         let context = self.cells(op, "context_lens", &inputs.context_lens.0, Some(key.num_seqs))?;
@@ -216,7 +222,7 @@ impl CpuBackend {
             inputs: [cu.ptr(), context.ptr(), tables.ptr()].map(<*mut u32>::cast_const),
             lens: [key.num_seqs, key.num_tokens, inputs.max_blocks_per_seq, self.executor.threads()],
             heads,
-            kv: *kv,
+            kv: kv.clone(),
         };
         if self.plan_of.as_ref() != Some(&made_from) {
             if Arc::get_mut(&mut self.plan).is_none() {

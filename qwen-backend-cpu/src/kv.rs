@@ -7,8 +7,11 @@
 //! [layer][block][K/V head] { K [position / 16][channel][16 positions],  V [channel / 16][position][16 channels] }
 //! ```
 //!
-//! A head whose width is no multiple of 16 has padding channels in V. Elements are f32, or f16 in the fast precision;
+//! A head whose width is no multiple of 16 has padding channels in V. Elements are f32, or f16 in the fast precision
+//! (keys by layer, see [`KvSpec::key_encodings`]);
 //! values beyond the largest f16 are stored as that (see [`crate::kernels::store_kv`]).
+
+use std::sync::Arc;
 
 use qwen_core::backend::KvSpec;
 use qwen_core::{Encoding, Error, Result};
@@ -19,7 +22,9 @@ use crate::simd::LANES;
 /// A K/V store as operations hold it.
 #[derive(Debug, Clone)]
 pub(crate) struct Store {
-    pub(crate) spec: KvSpec,
+    pub(crate) spec: Arc<KvSpec>,
+    // The first byte of each layer.
+    layers: Arc<[usize]>,
     // f16 elements, or halves of f32 elements.
     pub(crate) cells: Cells<u16>,
 }
@@ -29,14 +34,19 @@ pub(crate) fn padded_dim(spec: &KvSpec) -> usize {
     spec.head_dim.next_multiple_of(LANES)
 }
 
-/// Elements of a block of one K/V head: its keys and its values.
-fn head_elements(spec: &KvSpec) -> usize {
-    spec.block_size * (spec.head_dim + padded_dim(spec))
+/// Bytes of a block of one K/V head: its keys and its values.
+fn head_bytes(spec: &KvSpec, key: Encoding) -> usize {
+    key.bytes(spec.block_size * spec.head_dim) + spec.value_encoding.bytes(spec.block_size * padded_dim(spec))
+}
+
+/// Bytes of a layer.
+fn layer_bytes(spec: &KvSpec, key: Encoding) -> usize {
+    spec.num_blocks * spec.num_key_value_heads * head_bytes(spec, key)
 }
 
 /// Bytes of a store.
 pub(crate) fn bytes(spec: &KvSpec) -> usize {
-    spec.encoding.bytes(spec.num_layers * spec.num_blocks * spec.num_key_value_heads * head_elements(spec))
+    spec.key_encodings.iter().map(|key| layer_bytes(spec, *key)).sum()
 }
 
 impl Store {
@@ -44,26 +54,33 @@ impl Store {
         if spec.block_size == 0 || !spec.block_size.is_multiple_of(LANES) {
             return Err(Error::argument("block_size", format!("{} is not a multiple of {LANES}", spec.block_size)));
         }
-        if !matches!(spec.encoding, Encoding::F32 | Encoding::F16) {
+        let encodings = spec.key_encodings.iter().chain([&spec.value_encoding]);
+        if let Some(encoding) = encodings.into_iter().find(|e| !matches!(e, Encoding::F32 | Encoding::F16)) {
             let reason = "the CPU backend stores F32 or F16";
-            return Err(Error::unsupported(format!("a K/V store of {}", spec.encoding), reason));
+            return Err(Error::unsupported(format!("a K/V store of {encoding}"), reason));
         }
-        Ok(Store { spec: *spec, cells: Cells::zeroed(bytes(spec) / 2, owner)? })
+        let mut end = 0;
+        let first = |key: &Encoding| {
+            end += layer_bytes(spec, *key);
+            end - layer_bytes(spec, *key)
+        };
+        let layers = spec.key_encodings.iter().map(first).collect();
+        Ok(Store { spec: Arc::new(spec.clone()), layers, cells: Cells::zeroed(bytes(spec) / 2, owner)? })
     }
 
     /// The keys of K/V head `head` in block `block` of layer `layer`.
     #[inline(always)]
     pub(crate) fn keys(&self, layer: usize, block: usize, head: usize) -> *mut u8 {
         let spec = &self.spec;
-        assert!(layer < spec.num_layers && block < spec.num_blocks && head < spec.num_key_value_heads);
-        let index = (layer * spec.num_blocks + block) * spec.num_key_value_heads + head;
-        self.cells.ptr().cast::<u8>().wrapping_add(spec.encoding.bytes(index * head_elements(spec)))
+        assert!(block < spec.num_blocks && head < spec.num_key_value_heads);
+        let within = (block * spec.num_key_value_heads + head) * head_bytes(spec, spec.key_encodings[layer]);
+        self.cells.ptr().cast::<u8>().wrapping_add(self.layers[layer] + within)
     }
 
     /// The values of the same.
     #[inline(always)]
     pub(crate) fn values(&self, layer: usize, block: usize, head: usize) -> *mut u8 {
-        let keys = self.spec.encoding.bytes(self.spec.block_size * self.spec.head_dim);
+        let keys = self.spec.key_encodings[layer].bytes(self.spec.block_size * self.spec.head_dim);
         self.keys(layer, block, head).wrapping_add(keys)
     }
 
@@ -73,11 +90,11 @@ impl Store {
     /// Nothing else touches the store meanwhile.
     pub(crate) unsafe fn copy_blocks(&self, pairs: &[(u32, u32)]) {
         let spec = &self.spec;
-        let block = spec.encoding.bytes(spec.num_key_value_heads * head_elements(spec)) / 2;
-        for layer in 0..spec.num_layers {
+        for (layer, key) in self.layers.iter().zip(&spec.key_encodings) {
+            let block = spec.num_key_value_heads * head_bytes(spec, *key) / 2;
             for &(from, to) in pairs {
                 if from != to {
-                    let at = |index: u32| (layer * spec.num_blocks + index as usize) * block;
+                    let at = |index: u32| layer / 2 + index as usize * block;
                     // SAFETY: two different blocks; the caller vouches that nothing else touches them.
                     let (from, to) =
                         unsafe { (self.cells.slice(at(from), block), self.cells.slice_mut(at(to), block)) };

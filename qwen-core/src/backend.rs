@@ -138,10 +138,13 @@ pub struct WeightShape {
 }
 
 /// The K/V store of a range of layers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KvSpec {
-    /// Layers that this store serves.
-    pub num_layers: usize,
+    /// Element type of the keys of each layer that this store serves. Layers whose key biases are large keep f32 where
+    /// the others round (see [`crate::model::spec::ModelSpec::kv`]).
+    pub key_encodings: Vec<Encoding>,
+    /// Element type of the values.
+    pub value_encoding: Encoding,
     /// Blocks of each layer.
     pub num_blocks: usize,
     /// Positions of a block; a multiple of 16.
@@ -150,8 +153,13 @@ pub struct KvSpec {
     pub num_key_value_heads: usize,
     /// Width of a head.
     pub head_dim: usize,
-    /// Element type of the store.
-    pub encoding: Encoding,
+}
+
+impl KvSpec {
+    /// Layers that this store serves.
+    pub fn num_layers(&self) -> usize {
+        self.key_encodings.len()
+    }
 }
 
 /// The heads that lie side by side in a row of the q|k|v buffer.
@@ -289,8 +297,9 @@ pub trait Backend: Send + Sized + 'static {
 
     /// Bytes that [`Backend::kv`] takes on the device.
     fn kv_bytes(spec: &KvSpec) -> u64 {
-        let values = 2 * spec.num_layers * spec.num_blocks * spec.block_size * spec.num_key_value_heads * spec.head_dim;
-        spec.encoding.bytes(values) as u64
+        let layer = spec.num_blocks * spec.block_size * spec.num_key_value_heads * spec.head_dim;
+        let bytes = |key: &Encoding| key.bytes(layer) + spec.value_encoding.bytes(layer);
+        spec.key_encodings.iter().map(bytes).sum::<usize>() as u64
     }
 
     /// The most bytes that the kernels of a step with `num_tokens` rows of at most `widest` values take beside the

@@ -1,8 +1,8 @@
-//! What a model will take, before it is loaded: from headers alone, without a device.
+//! What a model will take, before it is loaded: from headers and key biases alone, without a device.
 
 use serde::Serialize;
 
-use crate::backend::{Backend, WeightRole};
+use crate::backend::{Backend, KvSpec, WeightRole};
 use crate::batch::{Limits, activation_bytes};
 use crate::dtype::Precision;
 use crate::error::{Error, Result};
@@ -76,9 +76,10 @@ impl Plan {
             };
             load_bytes = load_bytes.max(shape.parts.iter().zip(&weight.cuts).map(stored).sum());
         }
+        let kv_spec = spec.kv(&input.limits, precision, source)?;
         let sized = |context: usize| {
             let limits = limits_for(&input.limits, context, batch);
-            let kv = B::kv_bytes(&spec.kv(&limits, precision.kv_encoding()));
+            let kv = B::kv_bytes(&KvSpec { num_blocks: limits.num_blocks, ..kv_spec.clone() });
             let widest = spec.intermediate_size.max(spec.hidden_size).max(spec.heads.qkv_size());
             let activations =
                 activation_bytes(&limits, spec.hidden_size, spec.intermediate_size, spec.heads, !B::FUSES_GATE_UP)

@@ -102,8 +102,8 @@ impl Backend for Reference {
     }
 
     fn kv(&mut self, spec: &KvSpec) -> Result<KvStore> {
-        let len = spec.num_layers * spec.num_blocks * spec.block_size * spec.num_key_value_heads * spec.head_dim;
-        Ok(KvStore { spec: *spec, keys: vec![0.0; len], values: vec![0.0; len] })
+        let len = spec.num_layers() * spec.num_blocks * spec.block_size * spec.num_key_value_heads * spec.head_dim;
+        Ok(KvStore { spec: spec.clone(), keys: vec![0.0; len], values: vec![0.0; len] })
     }
 
     fn write(&mut self, dst: &mut Vec<f32>, src: &[f32]) -> Result<()> {
@@ -134,7 +134,7 @@ impl Backend for Reference {
         let len = kv.spec.block_size * kv.width();
         for &(from, to) in pairs {
             need("copy_blocks", "kv", kv.spec.num_blocks, 1 + from.max(to) as usize)?;
-            for layer in 0..kv.spec.num_layers {
+            for layer in 0..kv.spec.num_layers() {
                 let from = kv.at(layer, from as usize * kv.spec.block_size);
                 let to = kv.at(layer, to as usize * kv.spec.block_size);
                 kv.keys.copy_within(from..from + len, to);

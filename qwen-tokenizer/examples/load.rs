@@ -16,8 +16,7 @@ fn main() -> Result<()> {
         let tokenizer = Tokenizer::from_dir(&folder)?;
         println!("load {run}: {:?}", start.elapsed());
 
-        let text =
-            "It is a truth universally acknowledged, 天地玄黄 123 fn main() {}\n".repeat(20_000);
+        let text = "It is a truth universally acknowledged, 天地玄黄 123 fn main() {}\n".repeat(20_000);
         let start = Instant::now();
         let ids = tokenizer.encode(&text, true)?;
         let rate = text.len() as f64 / 1e6 / start.elapsed().as_secs_f64();
@@ -25,15 +24,8 @@ fn main() -> Result<()> {
 
         let mut stream = tokenizer.decode_stream(true);
         let start = Instant::now();
-        let length: usize = ids
-            .iter()
-            .filter_map(|&id| stream.push(id))
-            .map(|s| s.len())
-            .sum();
-        println!(
-            "stream: {length} bytes, {:?} a token",
-            start.elapsed() / ids.len() as u32
-        );
+        let length: usize = ids.iter().filter_map(|&id| stream.push(id)).map(|s| s.len()).sum();
+        println!("stream: {length} bytes, {:?} a token", start.elapsed() / ids.len() as u32);
 
         let messages = [Message::user("Hello!")];
         for _ in 0..2 {

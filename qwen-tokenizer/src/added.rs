@@ -48,42 +48,20 @@ impl AddedTokens {
     pub(crate) fn new(tokens: Vec<AddedToken>) -> Result<Self> {
         for (i, token) in tokens.iter().enumerate() {
             if token.content.is_empty() {
-                return Err(Error::invalid(
-                    TOKENIZER_JSON,
-                    &format!("added_tokens[{i}].content"),
-                    "is empty",
-                ));
+                return Err(Error::invalid(TOKENIZER_JSON, &format!("added_tokens[{i}].content"), "is empty"));
             }
             if token.single_word {
                 let key = format!("added_tokens[{i}].single_word");
-                return Err(Error::unsupported(
-                    TOKENIZER_JSON,
-                    &key,
-                    "true",
-                    "no Qwen2.5 tokenizer has it",
-                ));
+                return Err(Error::unsupported(TOKENIZER_JSON, &key, "true", "no Qwen2.5 tokenizer has it"));
             }
         }
         let finder = AhoCorasick::builder()
             .match_kind(MatchKind::LeftmostLongest)
             .build(tokens.iter().map(|token| &token.content))
             .map_err(|e| Error::invalid(TOKENIZER_JSON, "added_tokens", e))?;
-        let by_id = tokens
-            .iter()
-            .enumerate()
-            .map(|(i, token)| (token.id, i))
-            .collect();
-        let by_content = tokens
-            .iter()
-            .enumerate()
-            .map(|(i, token)| (token.content.clone(), i))
-            .collect();
-        Ok(Self {
-            tokens,
-            by_id,
-            by_content,
-            finder,
-        })
+        let by_id = tokens.iter().enumerate().map(|(i, token)| (token.id, i)).collect();
+        let by_content = tokens.iter().enumerate().map(|(i, token)| (token.content.clone(), i)).collect();
+        Ok(Self { tokens, by_id, by_content, finder })
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &AddedToken> {
@@ -95,9 +73,7 @@ impl AddedTokens {
     }
 
     pub(crate) fn by_content(&self, content: &str) -> Option<&AddedToken> {
-        self.by_content
-            .get(content)
-            .and_then(|&i| self.tokens.get(i))
+        self.by_content.get(content).and_then(|&i| self.tokens.get(i))
     }
 
     /// Cuts `text` at every control token written in it.
@@ -108,18 +84,10 @@ impl AddedTokens {
             if let Some(between) = text.get(done..found.start()).filter(|s| !s.is_empty()) {
                 segments.push(Segment::Text(between));
             }
-            segments.extend(
-                self.tokens
-                    .get(found.pattern().as_usize())
-                    .map(Segment::Token),
-            );
+            segments.extend(self.tokens.get(found.pattern().as_usize()).map(Segment::Token));
             done = found.end();
         }
-        segments.extend(
-            text.get(done..)
-                .filter(|s| !s.is_empty())
-                .map(Segment::Text),
-        );
+        segments.extend(text.get(done..).filter(|s| !s.is_empty()).map(Segment::Text));
         segments
     }
 }

@@ -33,10 +33,7 @@ struct Marked {
 
 impl Chat {
     pub(crate) fn new(template: ChatTemplate, added: &AddedTokens) -> Result<Self> {
-        let tokens: Vec<&AddedToken> = added
-            .iter()
-            .filter(|token| template.mentions(&token.content))
-            .collect();
+        let tokens: Vec<&AddedToken> = added.iter().filter(|token| template.mentions(&token.content)).collect();
         let marked = Marked::new(&template, &tokens, "")?;
         Ok(Self { template, marked })
     }
@@ -56,18 +53,9 @@ impl Chat {
         }
         // Private-use characters hardly occur in chats. Where they do, others serve as marks.
         let others;
-        let marked = if self
-            .marked
-            .marks
-            .iter()
-            .any(|(_, mark)| text.contains(*mark))
-        {
-            let tokens: Vec<&AddedToken> = self
-                .marked
-                .marks
-                .iter()
-                .filter_map(|(content, _)| added.by_content(content))
-                .collect();
+        let marked = if self.marked.marks.iter().any(|(_, mark)| text.contains(*mark)) {
+            let tokens: Vec<&AddedToken> =
+                self.marked.marks.iter().filter_map(|(content, _)| added.by_content(content)).collect();
             others = Marked::new(&self.template, &tokens, &text)?;
             &others
         } else {
@@ -86,23 +74,13 @@ impl Chat {
 impl Marked {
     /// Marks `tokens` by characters which do not occur in `text`.
     fn new(template: &ChatTemplate, tokens: &[&AddedToken], text: &str) -> Result<Self> {
-        let taken: std::collections::HashSet<char> =
-            text.chars().filter(|c| *c >= '\u{f0000}').collect();
-        let free = ('\u{100000}'..='\u{10fffd}')
-            .chain('\u{f0000}'..='\u{ffffd}')
-            .filter(|c| !taken.contains(c));
-        let marks: Vec<(String, char)> = tokens
-            .iter()
-            .map(|token| token.content.clone())
-            .zip(free)
-            .collect();
+        let taken: std::collections::HashSet<char> = text.chars().filter(|c| *c >= '\u{f0000}').collect();
+        let free = ('\u{100000}'..='\u{10fffd}').chain('\u{f0000}'..='\u{ffffd}').filter(|c| !taken.contains(c));
+        let marks: Vec<(String, char)> = tokens.iter().map(|token| token.content.clone()).zip(free).collect();
         if marks.len() < tokens.len() {
             return Err(Error::ControlTokensRewritten);
         }
-        Ok(Self {
-            template: template.marked(&marks)?,
-            marks,
-        })
+        Ok(Self { template: template.marked(&marks)?, marks })
     }
 
     /// Cuts a marked text at its marks.
@@ -118,11 +96,7 @@ impl Marked {
             let mut chars = marked.chars();
             let mark = chars.next();
             let token = self.marks.iter().find(|(_, m)| Some(*m) == mark);
-            segments.extend(
-                token
-                    .and_then(|(content, _)| added.by_content(content))
-                    .map(Segment::Token),
-            );
+            segments.extend(token.and_then(|(content, _)| added.by_content(content)).map(Segment::Token));
             rest = chars.as_str();
         }
         if !rest.is_empty() {

@@ -38,13 +38,8 @@ impl Config {
             None => Self::default(),
         };
         if let Some(source) = file::read(&folder.join(CHAT_TEMPLATE_JINJA))? {
-            let source = String::from_utf8(source).map_err(|e| {
-                Error::invalid(
-                    CHAT_TEMPLATE_JINJA,
-                    "its text",
-                    format!("is not UTF-8: {e}"),
-                )
-            })?;
+            let source = String::from_utf8(source)
+                .map_err(|e| Error::invalid(CHAT_TEMPLATE_JINJA, "its text", format!("is not UTF-8: {e}")))?;
             config.set_default(source);
         } else if let Some(json) = file::read(&folder.join(CHAT_TEMPLATE_JSON))? {
             let json = parse(CHAT_TEMPLATE_JSON, &json)?;
@@ -65,10 +60,7 @@ impl Config {
         for (name, token) in named {
             named_tokens.extend(token_text(name, token)?.map(|text| (name, text)));
         }
-        Ok(Self {
-            templates: templates(TOKENIZER_CONFIG_JSON, json.chat_template)?,
-            named_tokens,
-        })
+        Ok(Self { templates: templates(TOKENIZER_CONFIG_JSON, json.chat_template)?, named_tokens })
     }
 
     fn set_default(&mut self, source: String) {
@@ -106,18 +98,11 @@ fn templates(file: &str, json: Value) -> Result<Vec<(String, String)>> {
         Value::Null => Ok(Vec::new()),
         Value::String(source) => Ok(vec![(DEFAULT_TEMPLATE.into(), source)]),
         list @ Value::Array(_) => {
-            let list: Vec<Named> = serde_json::from_value(list)
-                .map_err(|e| Error::invalid(file, "chat_template", e))?;
-            Ok(list
-                .into_iter()
-                .map(|named| (named.name, named.template))
-                .collect())
+            let list: Vec<Named> =
+                serde_json::from_value(list).map_err(|e| Error::invalid(file, "chat_template", e))?;
+            Ok(list.into_iter().map(|named| (named.name, named.template)).collect())
         }
-        _ => Err(Error::invalid(
-            file,
-            "chat_template",
-            "expected a string or a list of named templates",
-        )),
+        _ => Err(Error::invalid(file, "chat_template", "expected a string or a list of named templates")),
     }
 }
 
@@ -128,16 +113,8 @@ fn token_text(name: &str, json: Value) -> Result<Option<String>> {
         Value::String(text) => Ok(Some(text)),
         Value::Object(mut token) => match token.remove("content") {
             Some(Value::String(text)) => Ok(Some(text)),
-            _ => Err(Error::invalid(
-                TOKENIZER_CONFIG_JSON,
-                name,
-                "has no text under `content`",
-            )),
+            _ => Err(Error::invalid(TOKENIZER_CONFIG_JSON, name, "has no text under `content`")),
         },
-        _ => Err(Error::invalid(
-            TOKENIZER_CONFIG_JSON,
-            name,
-            "expected a string or an object",
-        )),
+        _ => Err(Error::invalid(TOKENIZER_CONFIG_JSON, name, "expected a string or an object")),
     }
 }

@@ -38,19 +38,14 @@ pub struct DecodeStream {
 
 impl DecodeStream {
     pub(crate) fn new(inner: Arc<Inner>, skip_special: bool) -> Self {
-        Self {
-            inner,
-            skip_special,
-            pending: Vec::new(),
-        }
+        Self { inner, skip_special, pending: Vec::new() }
     }
 
     /// Takes the next id and gives the text that is now certain, if there is any.
     ///
     /// Ids without a token (the padding rows of the vocabulary) and, if asked for, special tokens give nothing.
     pub fn push(&mut self, id: u32) -> Option<String> {
-        self.inner
-            .push_bytes(id, self.skip_special, &mut self.pending);
+        self.inner.push_bytes(id, self.skip_special, &mut self.pending);
         let mut text = String::new();
         let used = decode_utf8(&self.pending, &mut text);
         self.pending.drain(..used);

@@ -89,9 +89,7 @@ pub enum Error {
     },
 
     /// A chat template failed on these messages, for example on a message without content.
-    #[error(
-        "chat template `{name}`, line {line}: {problem}; check the messages against what the template expects"
-    )]
+    #[error("chat template `{name}`, line {line}: {problem}; check the messages against what the template expects")]
     Render {
         /// The template's name.
         name: String,
@@ -118,9 +116,7 @@ pub enum Error {
     },
 
     /// A message holds content which the checkpoint's template has no way to show, such as an image.
-    #[error(
-        "message {index}: content part of type `{kind}`, but this checkpoint's template takes text alone"
-    )]
+    #[error("message {index}: content part of type `{kind}`, but this checkpoint's template takes text alone")]
     ContentPart {
         /// The message, counted from 0.
         index: usize,
@@ -145,24 +141,10 @@ pub enum Error {
 
 impl Error {
     pub(crate) fn invalid(file: &str, key: &str, problem: impl ToString) -> Self {
-        Self::Invalid {
-            file: file.into(),
-            key: key.into(),
-            problem: problem.to_string(),
-        }
+        Self::Invalid { file: file.into(), key: key.into(), problem: problem.to_string() }
     }
 
-    pub(crate) fn unsupported(
-        file: &str,
-        key: &str,
-        found: impl ToString,
-        help: &'static str,
-    ) -> Self {
-        Self::Unsupported {
-            file: file.into(),
-            key: key.into(),
-            found: found.to_string(),
-            help,
-        }
+    pub(crate) fn unsupported(file: &str, key: &str, found: impl ToString, help: &'static str) -> Self {
+        Self::Unsupported { file: file.into(), key: key.into(), found: found.to_string(), help }
     }
 }

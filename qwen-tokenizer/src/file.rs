@@ -26,10 +26,7 @@ const MAX_BYTES: u64 = 128 << 20;
 
 /// Reads a file of a tokenizer's folder; `None` where it does not exist.
 pub(crate) fn read(path: &Path) -> Result<Option<Vec<u8>>> {
-    let unreadable = |e: std::io::Error| Error::Read {
-        path: path.into(),
-        reason: e.to_string(),
-    };
+    let unreadable = |e: std::io::Error| Error::Read { path: path.into(), reason: e.to_string() };
     let file = match File::open(path) {
         Ok(file) => file,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
@@ -38,9 +35,7 @@ pub(crate) fn read(path: &Path) -> Result<Option<Vec<u8>>> {
     let size = file.metadata().map_err(unreadable)?.len();
     let mut bytes = Vec::with_capacity(usize::try_from(size.min(MAX_BYTES)).unwrap_or(0));
     // The limit is on what is read: a pipe or a growing file has no size beforehand.
-    file.take(MAX_BYTES + 1)
-        .read_to_end(&mut bytes)
-        .map_err(unreadable)?;
+    file.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(unreadable)?;
     check_size(&path.display().to_string(), bytes.len())?;
     Ok(Some(bytes))
 }
@@ -48,11 +43,7 @@ pub(crate) fn read(path: &Path) -> Result<Option<Vec<u8>>> {
 fn check_size(file: &str, bytes: usize) -> Result<()> {
     let bytes = bytes as u64;
     if bytes > MAX_BYTES {
-        return Err(Error::TooLarge {
-            file: file.into(),
-            bytes,
-            limit: MAX_BYTES,
-        });
+        return Err(Error::TooLarge { file: file.into(), bytes, limit: MAX_BYTES });
     }
     Ok(())
 }
@@ -66,10 +57,7 @@ pub(crate) fn parse(json: &[u8]) -> Result<(AddedTokens, Pipeline)> {
     })?;
     check_decoder(file.decoder.as_ref())?;
     let added = AddedTokens::new(file.added_tokens)?;
-    Ok((
-        added,
-        Pipeline::new(file.normalizer, file.pre_tokenizer, file.model.build()?)?,
-    ))
+    Ok((added, Pipeline::new(file.normalizer, file.pre_tokenizer, file.model.build()?)?))
 }
 
 #[derive(Deserialize)]
@@ -85,19 +73,11 @@ struct TokenizerJson<'a> {
 
 /// The ids are turned into bytes here, not by the library, so the decoder must be the one that this is.
 fn check_decoder(decoder: Option<&Value>) -> Result<()> {
-    let kind = decoder
-        .and_then(|d| d.get("type"))
-        .and_then(Value::as_str)
-        .unwrap_or("none");
+    let kind = decoder.and_then(|d| d.get("type")).and_then(Value::as_str).unwrap_or("none");
     if kind == "ByteLevel" {
         return Ok(());
     }
-    Err(Error::unsupported(
-        TOKENIZER_JSON,
-        "decoder.type",
-        kind,
-        "this crate reads byte-level BPE (ByteLevel)",
-    ))
+    Err(Error::unsupported(TOKENIZER_JSON, "decoder.type", kind, "this crate reads byte-level BPE (ByteLevel)"))
 }
 
 #[derive(Deserialize)]
@@ -123,18 +103,11 @@ impl ModelJson<'_> {
     fn build(self) -> Result<BPE> {
         self.check()?;
         let (Some(vocab), Some(merges)) = (self.vocab, self.merges) else {
-            return Err(Error::invalid(
-                TOKENIZER_JSON,
-                "model",
-                "has no `vocab` or no `merges`",
-            ));
+            return Err(Error::invalid(TOKENIZER_JSON, "model", "has no `vocab` or no `merges`"));
         };
         let merges = check_merges(merges, &vocab)?;
         // No cache of words: the library keeps it in thread-local storage, which outlives the tokenizer.
-        let mut builder = BPE::builder()
-            .cache_capacity(0)
-            .fuse_unk(self.fuse_unk)
-            .ignore_merges(self.ignore_merges);
+        let mut builder = BPE::builder().cache_capacity(0).fuse_unk(self.fuse_unk).ignore_merges(self.ignore_merges);
         if let Some(unk_token) = self.unk_token {
             if !vocab.contains_key(&unk_token) {
                 let problem = format!("`{unk_token}` is not in `model.vocab`");
@@ -142,21 +115,13 @@ impl ModelJson<'_> {
             }
             builder = builder.unk_token(unk_token);
         }
-        builder
-            .vocab_and_merges(vocab, merges)
-            .build()
-            .map_err(|e| Error::invalid(TOKENIZER_JSON, "model.merges", e))
+        builder.vocab_and_merges(vocab, merges).build().map_err(|e| Error::invalid(TOKENIZER_JSON, "model.merges", e))
     }
 
     fn check(&self) -> Result<()> {
         const HELP: &str = "this crate reads byte-level BPE as Qwen2.5 has it";
         let refuse = |key: &str, found: &dyn fmt::Display| {
-            Err(Error::unsupported(
-                TOKENIZER_JSON,
-                &format!("model.{key}"),
-                found,
-                HELP,
-            ))
+            Err(Error::unsupported(TOKENIZER_JSON, &format!("model.{key}"), found, HELP))
         };
         let is_set = |text: &Option<String>| text.as_ref().is_some_and(|t| !t.is_empty());
         match &self.kind {
@@ -187,43 +152,29 @@ impl<'de: 'a, 'a> Deserialize<'de> for Merge<'a> {
         struct MergeVisitor;
 
         fn split(merge: &str) -> Option<(&str, &str)> {
-            merge
-                .split_once(' ')
-                .filter(|(_, right)| !right.contains(' '))
+            merge.split_once(' ').filter(|(_, right)| !right.contains(' '))
         }
 
         impl<'de> Visitor<'de> for MergeVisitor {
             type Value = Merge<'de>;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(
-                    "a merge: two tokens with a space between them, or a list of two tokens",
-                )
+                f.write_str("a merge: two tokens with a space between them, or a list of two tokens")
             }
 
-            fn visit_borrowed_str<E: de::Error>(
-                self,
-                merge: &'de str,
-            ) -> std::result::Result<Self::Value, E> {
-                let (left, right) = split(merge)
-                    .ok_or_else(|| E::invalid_value(de::Unexpected::Str(merge), &self))?;
+            fn visit_borrowed_str<E: de::Error>(self, merge: &'de str) -> std::result::Result<Self::Value, E> {
+                let (left, right) = split(merge).ok_or_else(|| E::invalid_value(de::Unexpected::Str(merge), &self))?;
                 Ok(Merge(left.into(), right.into()))
             }
 
             fn visit_str<E: de::Error>(self, merge: &str) -> std::result::Result<Self::Value, E> {
-                let (left, right) = split(merge)
-                    .ok_or_else(|| E::invalid_value(de::Unexpected::Str(merge), &self))?;
+                let (left, right) = split(merge).ok_or_else(|| E::invalid_value(de::Unexpected::Str(merge), &self))?;
                 Ok(Merge(left.to_owned().into(), right.to_owned().into()))
             }
 
-            fn visit_seq<A: SeqAccess<'de>>(
-                self,
-                mut seq: A,
-            ) -> std::result::Result<Self::Value, A::Error> {
-                let mut next = |i| {
-                    seq.next_element::<Cow<'de, str>>()?
-                        .ok_or_else(|| de::Error::invalid_length(i, &self))
-                };
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> std::result::Result<Self::Value, A::Error> {
+                let mut next =
+                    |i| seq.next_element::<Cow<'de, str>>()?.ok_or_else(|| de::Error::invalid_length(i, &self));
                 let merge = Merge(next(0)?, next(1)?);
                 match seq.next_element::<de::IgnoredAny>()? {
                     Some(_) => Err(de::Error::invalid_length(3, &self)),
@@ -240,17 +191,13 @@ impl<'de: 'a, 'a> Deserialize<'de> for Merge<'a> {
 ///
 /// The library's builder copies each pair into a buffer of that length and would panic on a longer one; that the
 /// three tokens exist it checks itself.
-fn check_merges(
-    merges: Vec<Merge<'_>>,
-    vocab: &AHashMap<String, u32>,
-) -> Result<Vec<(String, String)>> {
+fn check_merges(merges: Vec<Merge<'_>>, vocab: &AHashMap<String, u32>) -> Result<Vec<(String, String)>> {
     let longest = vocab.keys().map(String::len).max().unwrap_or(0);
     let mut owned = Vec::with_capacity(merges.len());
     for (i, Merge(left, right)) in merges.into_iter().enumerate() {
         if left.len() + right.len() > longest {
             let key = format!("model.merges[{i}]");
-            let problem =
-                format!("`{left}` and `{right}` make a token which is not in `model.vocab`");
+            let problem = format!("`{left}` and `{right}` make a token which is not in `model.vocab`");
             return Err(Error::invalid(TOKENIZER_JSON, &key, problem));
         }
         owned.push((left.into_owned(), right.into_owned()));

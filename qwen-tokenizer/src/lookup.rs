@@ -68,10 +68,7 @@ impl Tokenizer {
     }
 
     /// The number of all tokens. A model's vocabulary may be larger: its last rows are padding.
-    #[expect(
-        clippy::len_without_is_empty,
-        reason = "a tokenizer is not a container"
-    )]
+    #[expect(clippy::len_without_is_empty, reason = "a tokenizer is not a container")]
     ///
     /// ```
     /// # let json = include_bytes!("../tests/data/tokenizer.json");
@@ -96,10 +93,7 @@ impl Tokenizer {
     /// # Ok::<(), qwen_tokenizer::Error>(())
     /// ```
     pub fn is_special(&self, id: u32) -> bool {
-        self.inner
-            .added
-            .by_id(id)
-            .is_some_and(|token| token.special)
+        self.inner.added.by_id(id).is_some_and(|token| token.special)
     }
 
     /// The ids of all added tokens, `special` or not: what only [`encode`](Self::encode) with `parse_special`, or a
@@ -146,11 +140,7 @@ impl Tokenizer {
     }
 
     fn named_token_id(&self, name: &str) -> Option<u32> {
-        let (_, token) = self
-            .chats
-            .named_tokens
-            .iter()
-            .find(|(named, _)| *named == name)?;
+        let (_, token) = self.chats.named_tokens.iter().find(|(named, _)| *named == name)?;
         self.token_to_id(token)
     }
 }

@@ -33,11 +33,7 @@ pub struct Message {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub content: Option<Content>,
     /// The calls an assistant makes.
-    #[serde(
-        default,
-        skip_serializing_if = "Vec::is_empty",
-        deserialize_with = "null_as_empty"
-    )]
+    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "null_as_empty")]
     pub tool_calls: Vec<ToolCall>,
     /// The call that a tool's message answers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -87,11 +83,7 @@ impl Message {
     /// assert_eq!(Message::assistant_calls([call]).content, None);
     /// ```
     pub fn assistant_calls(calls: impl IntoIterator<Item = ToolCall>) -> Self {
-        Self {
-            content: None,
-            ..Self::assistant("")
-        }
-        .with_tool_calls(calls)
+        Self { content: None, ..Self::assistant("") }.with_tool_calls(calls)
     }
 
     /// What a tool answered.
@@ -259,10 +251,9 @@ impl ContentPart {
     pub(crate) fn kind(&self) -> String {
         match self {
             Self::Text(_) => "text".into(),
-            Self::Other(part) => part.get("type").map_or_else(
-                || "none".into(),
-                |kind| kind.as_str().map_or_else(|| kind.to_string(), Into::into),
-            ),
+            Self::Other(part) => part
+                .get("type")
+                .map_or_else(|| "none".into(), |kind| kind.as_str().map_or_else(|| kind.to_string(), Into::into)),
         }
     }
 }
@@ -270,9 +261,7 @@ impl ContentPart {
 impl From<Map<String, Value>> for ContentPart {
     fn from(part: Map<String, Value>) -> Self {
         match (part.len(), part.get("type"), part.get("text")) {
-            (2, Some(Value::String(kind)), Some(Value::String(text))) if kind == "text" => {
-                Self::Text(text.clone())
-            }
+            (2, Some(Value::String(kind)), Some(Value::String(text))) if kind == "text" => Self::Text(text.clone()),
             _ => Self::Other(part),
         }
     }
@@ -281,9 +270,7 @@ impl From<Map<String, Value>> for ContentPart {
 impl From<ContentPart> for Map<String, Value> {
     fn from(part: ContentPart) -> Self {
         match part {
-            ContentPart::Text(text) => {
-                Map::from_iter([("type".into(), "text".into()), ("text".into(), text.into())])
-            }
+            ContentPart::Text(text) => Map::from_iter([("type".into(), "text".into()), ("text".into(), text.into())]),
             ContentPart::Other(part) => part,
         }
     }

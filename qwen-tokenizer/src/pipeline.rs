@@ -7,9 +7,7 @@ use serde_json::Value;
 use tokenizers::models::bpe::BPE;
 use tokenizers::normalizers::NormalizerWrapper;
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
-use tokenizers::tokenizer::{
-    NormalizedString, OffsetType, PreTokenizedString, SplitDelimiterBehavior,
-};
+use tokenizers::tokenizer::{NormalizedString, OffsetType, PreTokenizedString, SplitDelimiterBehavior};
 use tokenizers::{Model, Normalizer, PreTokenizer};
 
 use crate::error::{Error, Result};
@@ -29,26 +27,15 @@ enum Step {
 }
 
 impl Pipeline {
-    pub(crate) fn new(
-        normalizer: Option<Value>,
-        pre_tokenizer: Option<Value>,
-        model: BPE,
-    ) -> Result<Self> {
+    pub(crate) fn new(normalizer: Option<Value>, pre_tokenizer: Option<Value>, model: BPE) -> Result<Self> {
         let normalizer = normalizer
-            .map(|json| {
-                serde_json::from_value(json)
-                    .map_err(|e| Error::invalid(TOKENIZER_JSON, "normalizer", e))
-            })
+            .map(|json| serde_json::from_value(json).map_err(|e| Error::invalid(TOKENIZER_JSON, "normalizer", e)))
             .transpose()?;
         let mut steps = Vec::new();
         if let Some(json) = pre_tokenizer {
             add_steps(&mut steps, json)?;
         }
-        Ok(Self {
-            normalizer,
-            steps,
-            model,
-        })
+        Ok(Self { normalizer, steps, model })
     }
 
     pub(crate) fn model(&self) -> &BPE {
@@ -57,9 +44,7 @@ impl Pipeline {
 
     /// Appends the ids of `text`, in which control tokens are text like any other.
     pub(crate) fn encode_into(&self, text: &str, ids: &mut Vec<u32>) -> Result<()> {
-        self.try_encode(text, ids).map_err(|e| Error::Encode {
-            reason: e.to_string(),
-        })
+        self.try_encode(text, ids).map_err(|e| Error::Encode { reason: e.to_string() })
     }
 
     fn try_encode(&self, text: &str, ids: &mut Vec<u32>) -> tokenizers::Result<()> {
@@ -73,9 +58,7 @@ impl Pipeline {
         let mut words = PreTokenizedString::from(text);
         for step in &self.steps {
             match step {
-                Step::Split(split) => {
-                    words.split(|_, word| word.split(split, SplitDelimiterBehavior::Isolated))?
-                }
+                Step::Split(split) => words.split(|_, word| word.split(split, SplitDelimiterBehavior::Isolated))?,
                 Step::Library(step) => step.pre_tokenize(&mut words)?,
             }
         }
@@ -93,11 +76,7 @@ fn add_steps(steps: &mut Vec<Step>, mut json: Value) -> Result<()> {
             if let Some(Value::Array(inner)) = json.get_mut("pretokenizers").map(Value::take) {
                 return inner.into_iter().try_for_each(|step| add_step(steps, step));
             }
-            Err(Error::invalid(
-                TOKENIZER_JSON,
-                "pre_tokenizer.pretokenizers",
-                "expected a list of steps",
-            ))
+            Err(Error::invalid(TOKENIZER_JSON, "pre_tokenizer.pretokenizers", "expected a list of steps"))
         }
         _ => add_step(steps, json),
     }
@@ -117,24 +96,16 @@ fn add_step(steps: &mut Vec<Step>, mut json: Value) -> Result<()> {
     if is(&json, "type", &"ByteLevel".into())
         && is(&json, "add_prefix_space", &false.into())
         && !is(&json, "use_regex", &false.into())
-        && let (Some(split), Some(use_regex)) = (
-            LinearSplit::new(BYTE_LEVEL_PATTERN),
-            use_regex_slot(&mut json),
-        )
+        && let (Some(split), Some(use_regex)) = (LinearSplit::new(BYTE_LEVEL_PATTERN), use_regex_slot(&mut json))
     {
         *use_regex = false.into();
         steps.push(Step::Split(split));
     }
-    let step = serde_json::from_value(json)
-        .map_err(|e| Error::invalid(TOKENIZER_JSON, "pre_tokenizer", e))?;
+    let step = serde_json::from_value(json).map_err(|e| Error::invalid(TOKENIZER_JSON, "pre_tokenizer", e))?;
     steps.push(Step::Library(step));
     Ok(())
 }
 
 fn use_regex_slot(json: &mut Value) -> Option<&mut Value> {
-    Some(
-        json.as_object_mut()?
-            .entry("use_regex")
-            .or_insert(Value::Null),
-    )
+    Some(json.as_object_mut()?.entry("use_regex").or_insert(Value::Null))
 }

@@ -43,9 +43,7 @@ impl LinearSplit {
         if end == text.len() {
             return end;
         }
-        let last = text
-            .get(start..end)
-            .and_then(|run| run.char_indices().next_back());
+        let last = text.get(start..end).and_then(|run| run.char_indices().next_back());
         match last {
             Some((at, _)) if at > 0 => start + at,
             _ => end,
@@ -65,10 +63,7 @@ impl Pattern for &LinearSplit {
             }
             if end == start {
                 // An empty match splits nothing; look again one character on, as regex iterators do.
-                let step = inside
-                    .get(end..)
-                    .and_then(|rest| rest.chars().next())
-                    .map_or(1, char::len_utf8);
+                let step = inside.get(end..).and_then(|rest| rest.chars().next()).map_or(1, char::len_utf8);
                 if end + step > inside.len() {
                     break;
                 }
@@ -96,10 +91,7 @@ mod tests {
     fn words(text: &str) -> Vec<&str> {
         let split = LinearSplit::new(BYTE_LEVEL_PATTERN).unwrap();
         let pieces = (&split).find_matches(text).unwrap();
-        pieces
-            .into_iter()
-            .map(|((start, end), _)| &text[start..end])
-            .collect()
+        pieces.into_iter().map(|((start, end), _)| &text[start..end]).collect()
     }
 
     #[test]
@@ -107,10 +99,7 @@ mod tests {
         assert_eq!(words("a   b"), ["a", "  ", " b"]);
         assert_eq!(words("a b"), ["a", " b"]);
         assert_eq!(words("a\tb"), ["a", "\t", "b"]);
-        assert_eq!(
-            words("a\u{3000}\u{3000}b"),
-            ["a", "\u{3000}", "\u{3000}", "b"]
-        );
+        assert_eq!(words("a\u{3000}\u{3000}b"), ["a", "\u{3000}", "\u{3000}", "b"]);
         assert_eq!(words("a  "), ["a", "  "]);
         assert_eq!(words(""), [""]);
     }

@@ -9,9 +9,7 @@ use tokenizers::Model;
 
 use crate::added::{AddedTokens, Segment};
 use crate::chat::{Chat, EncodedChat};
-use crate::config::{
-    CHAT_TEMPLATE_JINJA, CHAT_TEMPLATE_JSON, Config, TOKENIZER_CONFIG_JSON, TOOL_USE_TEMPLATE,
-};
+use crate::config::{CHAT_TEMPLATE_JINJA, CHAT_TEMPLATE_JSON, Config, TOKENIZER_CONFIG_JSON, TOOL_USE_TEMPLATE};
 use crate::decode::{DecodeStream, push_token_bytes};
 use crate::error::{Error, Result};
 use crate::file::{self, TOKENIZER_JSON};
@@ -64,17 +62,10 @@ impl Tokenizer {
     pub fn from_dir(folder: impl AsRef<Path>) -> Result<Self> {
         let folder = folder.as_ref();
         let path = folder.join(TOKENIZER_JSON);
-        let json = file::read(&path)?.ok_or_else(|| Error::Read {
-            path,
-            reason: "there is no such file".into(),
-        })?;
-        let looked_for = [
-            TOKENIZER_CONFIG_JSON,
-            CHAT_TEMPLATE_JINJA,
-            CHAT_TEMPLATE_JSON,
-        ]
-        .map(|name| folder.join(name).display().to_string())
-        .join(", ");
+        let json = file::read(&path)?.ok_or_else(|| Error::Read { path, reason: "there is no such file".into() })?;
+        let looked_for = [TOKENIZER_CONFIG_JSON, CHAT_TEMPLATE_JINJA, CHAT_TEMPLATE_JSON]
+            .map(|name| folder.join(name).display().to_string())
+            .join(", ");
         Self::new(&json, Config::from_dir(folder)?, looked_for)
     }
 
@@ -91,10 +82,7 @@ impl Tokenizer {
     /// ```
     pub fn from_bytes(tokenizer_json: &[u8], tokenizer_config_json: Option<&[u8]>) -> Result<Self> {
         let (config, looked_for) = match tokenizer_config_json {
-            Some(json) => (
-                Config::from_bytes(json)?,
-                "`chat_template` in the given tokenizer_config.json",
-            ),
+            Some(json) => (Config::from_bytes(json)?, "`chat_template` in the given tokenizer_config.json"),
             None => (Config::default(), "no tokenizer_config.json was given"),
         };
         Self::new(tokenizer_json, config, looked_for.into())
@@ -104,36 +92,17 @@ impl Tokenizer {
         let (added, pipeline) = file::parse(tokenizer_json)?;
         let model = pipeline.model();
         let in_vocab = |content: &str| model.token_to_id(content).is_some();
-        let len = model.get_vocab_size()
-            + added
-                .iter()
-                .filter(|token| !in_vocab(&token.content))
-                .count();
-        let mut chats = Chats {
-            default: None,
-            tool_use: None,
-            named_tokens: config.named_tokens,
-            looked_for,
-        };
+        let len = model.get_vocab_size() + added.iter().filter(|token| !in_vocab(&token.content)).count();
+        let mut chats = Chats { default: None, tool_use: None, named_tokens: config.named_tokens, looked_for };
         for (name, source) in &config.templates {
             let slot = match name.as_str() {
                 TOOL_USE_TEMPLATE => &mut chats.tool_use,
                 crate::config::DEFAULT_TEMPLATE => &mut chats.default,
                 _ => continue,
             };
-            *slot = Some(Chat::new(
-                ChatTemplate::named(name, source, &chats.named_tokens)?,
-                &added,
-            )?);
+            *slot = Some(Chat::new(ChatTemplate::named(name, source, &chats.named_tokens)?, &added)?);
         }
-        Ok(Self {
-            inner: Arc::new(Inner {
-                added,
-                pipeline,
-                len,
-            }),
-            chats: Arc::new(chats),
-        })
+        Ok(Self { inner: Arc::new(Inner { added, pipeline, len }), chats: Arc::new(chats) })
     }
 
     /// This tokenizer with another chat template, for every chat.
@@ -152,16 +121,8 @@ impl Tokenizer {
         let named_tokens = self.chats.named_tokens.clone();
         let template = ChatTemplate::named(crate::config::DEFAULT_TEMPLATE, source, &named_tokens)?;
         let default = Some(Chat::new(template, &self.inner.added)?);
-        let chats = Chats {
-            default,
-            tool_use: None,
-            named_tokens,
-            looked_for: String::new(),
-        };
-        Ok(Self {
-            inner: Arc::clone(&self.inner),
-            chats: Arc::new(chats),
-        })
+        let chats = Chats { default, tool_use: None, named_tokens, looked_for: String::new() };
+        Ok(Self { inner: Arc::clone(&self.inner), chats: Arc::new(chats) })
     }
 
     /// Encodes a text. No token is added at its beginning or end.
@@ -205,9 +166,7 @@ impl Tokenizer {
     /// ```
     pub fn encode_chat(&self, input: &ChatInput<'_>) -> Result<EncodedChat> {
         let chat = self.chat_for(input.has_tools())?;
-        chat.encode(input, &self.inner.added, |segments| {
-            self.inner.encode_segments(segments)
-        })
+        chat.encode(input, &self.inner.added, |segments| self.inner.encode_segments(segments))
     }
 
     /// Renders a chat with the checkpoint's template.
@@ -244,9 +203,7 @@ impl Tokenizer {
         let tool_use = chats.tool_use.as_ref().filter(|_| tools);
         tool_use
             .or(chats.default.as_ref())
-            .ok_or_else(|| Error::NoChatTemplate {
-                looked_for: chats.looked_for.clone(),
-            })
+            .ok_or_else(|| Error::NoChatTemplate { looked_for: chats.looked_for.clone() })
     }
 
     /// The text of ids. What is no UTF-8 becomes U+FFFD; ids without a token give nothing.
@@ -267,8 +224,7 @@ impl Tokenizer {
         for &id in ids {
             self.inner.push_bytes(id, skip_special, &mut bytes);
         }
-        String::from_utf8(bytes)
-            .unwrap_or_else(|e| String::from_utf8_lossy(e.as_bytes()).into_owned())
+        String::from_utf8(bytes).unwrap_or_else(|e| String::from_utf8_lossy(e.as_bytes()).into_owned())
     }
 
     /// A decoder that takes ids one at a time; see [`DecodeStream`].
@@ -288,10 +244,7 @@ impl Tokenizer {
 impl std::fmt::Debug for Tokenizer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let template = self.chats.default.as_ref().map(|chat| chat.template.name());
-        f.debug_struct("Tokenizer")
-            .field("len", &self.len())
-            .field("template", &template)
-            .finish_non_exhaustive()
+        f.debug_struct("Tokenizer").field("len", &self.len()).field("template", &template).finish_non_exhaustive()
     }
 }
 

@@ -30,11 +30,7 @@ pub struct Tool {
 
 impl Tool {
     /// A function: its name, what it does, and a JSON schema of its parameters.
-    pub fn function(
-        name: impl Into<String>,
-        description: impl Into<String>,
-        parameters: Value,
-    ) -> Self {
+    pub fn function(name: impl Into<String>, description: impl Into<String>, parameters: Value) -> Self {
         let function = Map::from_iter([
             ("name".into(), Value::String(name.into())),
             ("description".into(), Value::String(description.into())),
@@ -110,16 +106,8 @@ pub struct ToolCall {
 impl ToolCall {
     /// A call of a function, with its arguments as JSON text or as a JSON value.
     pub fn new(name: impl Into<String>, arguments: impl Into<Arguments>) -> Self {
-        let function = FunctionCall {
-            name: name.into(),
-            arguments: arguments.into(),
-            extra: Map::new(),
-        };
-        Self {
-            id: None,
-            function,
-            extra: Map::new(),
-        }
+        let function = FunctionCall { name: name.into(), arguments: arguments.into(), extra: Map::new() };
+        Self { id: None, function, extra: Map::new() }
     }
 
     /// This call with an id.
@@ -141,13 +129,7 @@ impl Serialize for ToolCall {
             #[serde(flatten)]
             extra: &'a Map<String, Value>,
         }
-        Wire {
-            id: &self.id,
-            r#type: "function",
-            function: &self.function,
-            extra: &self.extra,
-        }
-        .serialize(serializer)
+        Wire { id: &self.id, r#type: "function", function: &self.function, extra: &self.extra }.serialize(serializer)
     }
 }
 
@@ -166,11 +148,7 @@ impl<'de> Deserialize<'de> for ToolCall {
             None => (Value::Object(json), Map::new()),
         };
         let function = FunctionCall::deserialize(function).map_err(D::Error::custom)?;
-        Ok(Self {
-            id,
-            function,
-            extra,
-        })
+        Ok(Self { id, function, extra })
     }
 }
 
@@ -233,9 +211,7 @@ impl From<Value> for Arguments {
     fn from(json: Value) -> Self {
         match json {
             Value::String(text) => Self { text },
-            json => Self {
-                text: json.to_string(),
-            },
+            json => Self { text: json.to_string() },
         }
     }
 }

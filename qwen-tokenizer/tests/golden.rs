@@ -17,10 +17,7 @@ fn golden_dir() -> Option<PathBuf> {
     if folder.join("tokenizer.json").exists() {
         return Some(folder);
     }
-    eprintln!(
-        "SKIPPED: no goldens in {}; set QWEN_GOLDEN to their folder",
-        folder.display()
-    );
+    eprintln!("SKIPPED: no goldens in {}; set QWEN_GOLDEN to their folder", folder.display());
     None
 }
 
@@ -40,12 +37,7 @@ fn tokenizer(folder: &Path) -> &'static Tokenizer {
 /// All failing cases in one report.
 fn report(failures: &[String], count: usize) {
     eprintln!("{} of {count} cases pass", count - failures.len());
-    assert!(
-        failures.is_empty(),
-        "{} of {count} cases fail:\n{}",
-        failures.len(),
-        failures.join("\n")
-    );
+    assert!(failures.is_empty(), "{} of {count} cases fail:\n{}", failures.len(), failures.join("\n"));
 }
 
 #[derive(Deserialize)]
@@ -76,13 +68,8 @@ fn texts_have_the_reference_ids() {
         }
         let decoded = tokenizer.decode(&case.ids, false);
         let skipped = tokenizer.decode(&case.ids, true);
-        if decoded != case.decoded
-            || &skipped != case.decoded_skip_special.as_ref().unwrap_or(&case.decoded)
-        {
-            failures.push(format!(
-                "{}: decodes to {decoded:?} and {skipped:?}",
-                case.name
-            ));
+        if decoded != case.decoded || &skipped != case.decoded_skip_special.as_ref().unwrap_or(&case.decoded) {
+            failures.push(format!("{}: decodes to {decoded:?} and {skipped:?}", case.name));
         }
     }
     report(&failures, cases.len());
@@ -109,10 +96,7 @@ fn ids_have_the_reference_text_whole_and_streamed() {
             let mut streamed: String = case.ids.iter().filter_map(|&id| stream.push(id)).collect();
             streamed.extend(stream.finish());
             if &whole != want || &streamed != want {
-                failures.push(format!(
-                    "{}: {whole:?} and {streamed:?}, not {want:?}",
-                    case.name
-                ));
+                failures.push(format!("{}: {whole:?} and {streamed:?}, not {want:?}", case.name));
             }
         }
     }
@@ -135,32 +119,20 @@ fn chats_have_the_reference_text_and_ids() {
     let Some(folder) = golden_dir() else { return };
     let tokenizer = tokenizer(&folder);
     let cases: Vec<ChatCase> = cases(&folder, "chat_template.json");
-    let control: Vec<String> = tokenizer
-        .control_ids()
-        .filter_map(|id| tokenizer.id_to_token(id))
-        .collect();
+    let control: Vec<String> = tokenizer.control_ids().filter_map(|id| tokenizer.id_to_token(id)).collect();
     let mut failures = Vec::new();
     for case in &cases {
-        let source = read(&folder.join(format!(
-            "../qwen2.5-tokenizer/templates/{}.jinja",
-            case.template
-        )));
+        let source = read(&folder.join(format!("../qwen2.5-tokenizer/templates/{}.jinja", case.template)));
         let tokenizer = tokenizer.with_chat_template(&source).unwrap();
         let verbatim = ChatInput::from_json(case.messages.get()).tools_json(case.tools.get());
         let messages: Vec<Message> = serde_json::from_str(case.messages.get()).unwrap();
         let tools: Option<Vec<Tool>> = serde_json::from_str(case.tools.get()).unwrap();
         let tools = tools.unwrap_or_default();
         let typed = ChatInput::new(&messages).tools(&tools);
-        let has_control = |json: &RawValue| {
-            control
-                .iter()
-                .any(|token| json.get().contains(token.as_str()))
-        };
+        let has_control = |json: &RawValue| control.iter().any(|token| json.get().contains(token.as_str()));
         for (kind, input) in [("verbatim", verbatim), ("typed", typed)] {
             // What typed messages do on purpose: a call's arguments are an object, and text parts are text.
-            if kind == "typed"
-                && (case.name.ends_with("args-string") || case.name.ends_with("content-list"))
-            {
+            if kind == "typed" && (case.name.ends_with("args-string") || case.name.ends_with("content-list")) {
                 continue;
             }
             // The one thing a `serde_json::Value` cannot hold is an integer beyond 64 bits.
@@ -171,28 +143,16 @@ fn chats_have_the_reference_text_and_ids() {
             let plain = tokenizer.encode_chat(&input).unwrap();
             let trusted = tokenizer.encode_chat(&input.trust_contents(true)).unwrap();
             if trusted.text != case.text {
-                failures.push(format!(
-                    "{} {kind}: {:?}, not {:?}",
-                    case.name, trusted.text, case.text
-                ));
+                failures.push(format!("{} {kind}: {:?}, not {:?}", case.name, trusted.text, case.text));
             } else if trusted.ids != case.ids {
-                failures.push(format!(
-                    "{} {kind}: {:?}, not {:?}",
-                    case.name, trusted.ids, case.ids
-                ));
+                failures.push(format!("{} {kind}: {:?}, not {:?}", case.name, trusted.ids, case.ids));
             }
             let has_control = has_control(&case.messages) || has_control(&case.tools);
             if plain.text != trusted.text || (plain.ids == trusted.ids) == has_control {
-                failures.push(format!(
-                    "{} {kind}: untrusted ids {:?}",
-                    case.name, plain.ids
-                ));
+                failures.push(format!("{} {kind}: untrusted ids {:?}", case.name, plain.ids));
             }
             if has_control && tokenizer.decode(&plain.ids, false) != case.text {
-                failures.push(format!(
-                    "{} {kind}: untrusted ids are another text",
-                    case.name
-                ));
+                failures.push(format!("{} {kind}: untrusted ids are another text", case.name));
             }
         }
     }
@@ -226,25 +186,13 @@ fn chats_that_the_reference_refuses_are_errors() {
 fn the_real_tokenizer_knows_its_tokens() {
     let Some(folder) = golden_dir() else { return };
     let tokenizer = tokenizer(&folder);
-    assert_eq!(
-        (tokenizer.vocab_size(), tokenizer.len()),
-        (151_643, 151_665)
-    );
+    assert_eq!((tokenizer.vocab_size(), tokenizer.len()), (151_643, 151_665));
     assert_eq!(tokenizer.eos_token_id(), Some(151_645));
     assert_eq!(tokenizer.pad_token_id(), Some(151_643));
     assert_eq!(tokenizer.token_to_id("<tool_call>"), Some(151_657));
     assert!(tokenizer.is_special(151_643) && !tokenizer.is_special(151_657));
-    assert_eq!(
-        tokenizer.control_ids().collect::<Vec<_>>(),
-        (151_643..=151_664).collect::<Vec<_>>()
-    );
-    assert_eq!(
-        (
-            tokenizer.id_to_token(151_665),
-            tokenizer.token_bytes(151_665)
-        ),
-        (None, vec![])
-    );
+    assert_eq!(tokenizer.control_ids().collect::<Vec<_>>(), (151_643..=151_664).collect::<Vec<_>>());
+    assert_eq!((tokenizer.id_to_token(151_665), tokenizer.token_bytes(151_665)), (None, vec![]));
 }
 
 #[test]

@@ -58,21 +58,14 @@ fn arguments() -> impl Strategy<Value = Value> {
     let value = leaf.prop_recursive(3, 16, 4, |inner| {
         prop_oneof![
             prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
-            prop::collection::vec((text(), inner), 0..4)
-                .prop_map(|e| Value::Object(e.into_iter().collect())),
+            prop::collection::vec((text(), inner), 0..4).prop_map(|e| Value::Object(e.into_iter().collect())),
         ]
     });
-    prop::collection::vec((text(), value), 0..3)
-        .prop_map(|e| Value::Object(e.into_iter().collect()))
+    prop::collection::vec((text(), value), 0..3).prop_map(|e| Value::Object(e.into_iter().collect()))
 }
 
 fn message() -> impl Strategy<Value = Message> {
-    let role = prop_oneof![
-        Just(Role::System),
-        Just(Role::User),
-        Just(Role::Tool),
-        text().prop_map(Role::Other)
-    ];
+    let role = prop_oneof![Just(Role::System), Just(Role::User), Just(Role::Tool), text().prop_map(Role::Other)];
     let call = (text(), arguments()).prop_map(|(name, arguments)| ToolCall::new(name, arguments));
     prop_oneof![
         (role, text()).prop_map(|(role, text)| Message::new(role, text)),
@@ -83,9 +76,7 @@ fn message() -> impl Strategy<Value = Message> {
 }
 
 fn control_count(ids: &[u32]) -> usize {
-    ids.iter()
-        .filter(|&&id| tokenizer().control_ids().any(|control| control == id))
-        .count()
+    ids.iter().filter(|&&id| tokenizer().control_ids().any(|control| control == id)).count()
 }
 
 proptest! {

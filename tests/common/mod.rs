@@ -107,5 +107,4 @@ pub fn write_checkpoint(folder: &Path, shape: Shape, mut damage: impl FnMut(&str
 }
 
 /// A shape of a few hundred kilobytes.
-pub const SMALL: Shape =
-    Shape { hidden: 64, inner: 128, layers: 2, heads: 2, kv_heads: 1, vocab: 300, tied: true };
+pub const SMALL: Shape = Shape { hidden: 64, inner: 128, layers: 2, heads: 2, kv_heads: 1, vocab: 300, tied: true };

@@ -84,9 +84,10 @@ impl Kernel for Attention {
     unsafe fn piece<S: Simd>(&self, s: S, piece: usize, scratch: &mut Scratch) {
         // SAFETY: passed on to the caller; the encoding names the elements.
         unsafe {
-            match self.kv.spec.encoding {
-                Encoding::F16 => self.task::<S, tile::F16>(s, piece, scratch),
-                _ => self.task::<S, tile::F32>(s, piece, scratch),
+            match (self.kv.spec.key_encodings[self.layer], self.kv.spec.value_encoding) {
+                (Encoding::F16, Encoding::F16) => self.task::<S, tile::F16, tile::F16>(s, piece, scratch),
+                (_, Encoding::F16) => self.task::<S, tile::F32, tile::F16>(s, piece, scratch),
+                (_, _) => self.task::<S, tile::F32, tile::F32>(s, piece, scratch),
             }
         }
     }
@@ -106,9 +107,14 @@ struct Rows<'a> {
 
 impl Attention {
     /// # Safety
-    /// As [`Kernel::piece`], and the elements of the store are those of `W`.
+    /// As [`Kernel::piece`], and the elements of the keys are those of `K`, of the values those of `V`.
     #[inline(always)]
-    unsafe fn task<S: Simd, W: Weights<S, X = f32>>(&self, s: S, piece: usize, scratch: &mut Scratch) {
+    unsafe fn task<S: Simd, K: Weights<S, X = f32>, V: Weights<S, X = f32>>(
+        &self,
+        s: S,
+        piece: usize,
+        scratch: &mut Scratch,
+    ) {
         let task = &self.plan.tasks[piece];
         let (dim, padded) = (self.heads.head_dim, padded_dim(&self.kv.spec));
         let group = self.heads.num_attention_heads / self.heads.num_key_value_heads;
@@ -141,7 +147,7 @@ impl Attention {
                 }
                 // SAFETY: passed on to the caller.
                 unsafe {
-                    by_tokens!(end - first, S::TOKENS, T => self.scores::<S, W, T>(s, task, span, most, &rows.q[first * dim..], rows.scores));
+                    by_tokens!(end - first, S::TOKENS, T => self.scores::<S, K, T>(s, task, span, most, &rows.q[first * dim..], rows.scores));
                 }
                 let mut reduced = [(0.0, 0.0); 12];
                 for r in first..end {
@@ -150,7 +156,7 @@ impl Attention {
                 }
                 // SAFETY: passed on to the caller.
                 unsafe {
-                    by_tokens!(end - first, S::TOKENS, T => self.weigh::<S, W, T>(s, task, span, most, rows.scores, rows.part));
+                    by_tokens!(end - first, S::TOKENS, T => self.weigh::<S, V, T>(s, task, span, most, rows.scores, rows.part));
                 }
                 for r in first..end {
                     let (m, l) = reduced[r - first];

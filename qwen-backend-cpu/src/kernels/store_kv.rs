@@ -44,7 +44,7 @@ pub(crate) unsafe fn store_key<S: Simd>(
     let keys = kv.keys(layer, block, head);
     // SAFETY: the slot lies within the block, and `lanes` channels within the head.
     unsafe {
-        if kv.spec.encoding == Encoding::F16 {
+        if kv.spec.key_encodings[layer] == Encoding::F16 {
             let mut values = [0u16; LANES];
             s.store_f16(v, values.as_mut_ptr());
             let out = keys.cast::<u16>().add(at);
@@ -81,7 +81,7 @@ pub(crate) unsafe fn store_value<S: Simd>(
     let values = kv.values(layer, block, head);
     // SAFETY: the slot lies within the block, and the channels within the padded head.
     unsafe {
-        if kv.spec.encoding == Encoding::F16 {
+        if kv.spec.value_encoding == Encoding::F16 {
             s.store_f16(v, values.cast::<u16>().add(at));
         } else {
             s.store(v, values.cast::<f32>().add(at));

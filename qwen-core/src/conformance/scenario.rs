@@ -184,12 +184,12 @@ impl Scenario {
         let used = spare.max(tables.iter().flatten().copied().max().unwrap_or(0)) + 1;
         let copied = self.blocks == Blocks::Copied;
         let mut kv = b.kv(&KvSpec {
-            num_layers: LAYERS,
+            key_encodings: vec![b.info().precision.kv_encoding(); LAYERS],
+            value_encoding: b.info().precision.kv_encoding(),
             num_blocks: used as usize * if copied { 2 } else { 1 },
             block_size: self.block_size,
             num_key_value_heads: self.heads.num_key_value_heads,
             head_dim: self.heads.head_dim,
-            encoding: b.info().precision.kv_encoding(),
         })?;
         let (width, slots) = (self.heads.qkv_size(), used as usize * self.block_size);
         let poison = |b: &mut B, kv: &mut B::Kv, first: usize| {

@@ -5,6 +5,7 @@ use super::spec::{ModelSpec, WeightSpec};
 use super::{Buffers, Layer, Model};
 use crate::backend::{Backend, KvSpec, StepInputs, WeightView};
 use crate::batch::Limits;
+use crate::dtype::{Encoding, Precision};
 use crate::error::Result;
 
 impl<B: Backend> Model<B> {
@@ -55,7 +56,7 @@ impl<B: Backend> Model<B> {
         let untied = spec.is_last() && !spec.tie_word_embeddings;
         let lm_head = untied.then(|| matrix(b, spec.lm_head())).transpose()?;
         Ok(Model {
-            kv: b.kv(&spec.kv(limits, b.info().precision.kv_encoding()))?,
+            kv: b.kv(&spec.kv(limits, b.info().precision, source)?)?,
             inputs: step_inputs(b, &spec, limits)?,
             buffers: Buffers::new(b, &spec, limits)?,
             num_token_ids: limits.num_token_ids,
@@ -70,17 +71,33 @@ impl<B: Backend> Model<B> {
 
 impl ModelSpec {
     /// The K/V store of this part.
-    pub fn kv(&self, limits: &Limits, encoding: crate::Encoding) -> KvSpec {
-        KvSpec {
-            num_layers: self.layers.len(),
+    ///
+    /// Rounding a key to f16 moves its scores by the product of query and rounding error, which grows with the key. The
+    /// key biases of Qwen2.5 reach hundreds in some layers: those layers keep their keys in f32.
+    ///
+    /// # Errors
+    /// [`crate::Error::MissingTensor`] when the source lacks a bias.
+    pub fn kv(&self, limits: &Limits, precision: Precision, source: &dyn WeightSource) -> Result<KvSpec> {
+        let value_encoding = precision.kv_encoding();
+        let key_encoding = |layer| {
+            let [_, (tensor, len, _), _] = self.qkv_bias(layer);
+            let largest = source.vector(&tensor, len)?.into_iter().map(f32::abs).fold(0.0, f32::max);
+            Ok(if largest > WIDE_KEY_BIAS { Encoding::F32 } else { value_encoding })
+        };
+        Ok(KvSpec {
+            key_encodings: self.layers.clone().map(key_encoding).collect::<Result<_>>()?,
+            value_encoding,
             num_blocks: limits.num_blocks,
             block_size: limits.block_size,
             num_key_value_heads: self.heads.num_key_value_heads,
             head_dim: self.heads.head_dim,
-            encoding,
-        }
+        })
     }
 }
+
+/// Key biases beyond this make f32 keys. With it an f16 key is off by at most 2^-7, less than bf16 products leave of a
+/// key of size 1.
+const WIDE_KEY_BIAS: f32 = 16.0;
 
 fn load_matrix<B: Backend>(b: &mut B, weight: &WeightSpec, source: &dyn WeightSource) -> Result<B::Weight> {
     let parts = weight

@@ -169,7 +169,7 @@ impl Backend for Faulty {
     }
 
     fn kv(&mut self, spec: &KvSpec) -> Result<Self::Kv> {
-        Ok((self.inner.kv(spec)?, *spec))
+        Ok((self.inner.kv(spec)?, spec.clone()))
     }
 
     fn write(&mut self, dst: &mut Vec<f32>, src: &[f32]) -> Result<()> {
@@ -193,7 +193,7 @@ impl Backend for Faulty {
             return self.inner.copy_blocks(kv, pairs);
         }
         // A store of one layer lies at the beginning of one with several.
-        let mut first = self.inner.kv(&KvSpec { num_layers: 1, ..*spec })?;
+        let mut first = self.inner.kv(&KvSpec { key_encodings: spec.key_encodings[..1].to_vec(), ..spec.clone() })?;
         std::mem::swap(&mut first, kv);
         let outcome = self.inner.copy_blocks(&mut first, &[]);
         std::mem::swap(&mut first, kv);

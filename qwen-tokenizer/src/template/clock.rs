@@ -18,33 +18,17 @@ pub(super) fn format(format: &str, seconds: i64) -> Result<String, char> {
         "November",
         "December",
     ];
-    const DAYS: [&str; 7] = [
-        "Sunday",
-        "Monday",
-        "Tuesday",
-        "Wednesday",
-        "Thursday",
-        "Friday",
-        "Saturday",
-    ];
+    const DAYS: [&str; 7] = ["Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"];
 
     // The years 1 to 9999, which is as far as Python goes.
     let seconds = seconds.clamp(-62_135_596_800, 253_402_300_799);
     let days = seconds.div_euclid(86_400);
     let second_of_day = seconds.rem_euclid(86_400);
-    let (hour, minute, second) = (
-        second_of_day / 3600,
-        second_of_day / 60 % 60,
-        second_of_day % 60,
-    );
+    let (hour, minute, second) = (second_of_day / 3600, second_of_day / 60 % 60, second_of_day % 60);
     let hour12 = (hour + 11) % 12 + 1;
     let (year, month, day) = civil(days);
-    let name = |names: &[&'static str], i: i64| {
-        usize::try_from(i)
-            .ok()
-            .and_then(|i| names.get(i).copied())
-            .unwrap_or("")
-    };
+    let name =
+        |names: &[&'static str], i: i64| usize::try_from(i).ok().and_then(|i| names.get(i).copied()).unwrap_or("");
     let month_name = name(&MONTHS, month - 1);
     let day_name = name(&DAYS, (days + 4).rem_euclid(7));
     let day_of_year = days - days_before(year, 1, 1) + 1;
@@ -63,11 +47,7 @@ pub(super) fn format(format: &str, seconds: i64) -> Result<String, char> {
             directive => (directive, true),
         };
         let two = |n: i64| {
-            if pad {
-                format!("{n:02}")
-            } else {
-                n.to_string()
-            }
+            if pad { format!("{n:02}") } else { n.to_string() }
         };
         text.push_str(&match directive {
             'Y' => year.to_string(),
@@ -104,21 +84,14 @@ fn civil(days: i64) -> (i64, i64, i64) {
     while days_before(year + 1, 1, 1) <= days {
         year += 1;
     }
-    let month = (1..=12)
-        .rev()
-        .find(|&month| days_before(year, month, 1) <= days)
-        .unwrap_or(1);
+    let month = (1..=12).rev().find(|&month| days_before(year, month, 1) <= days).unwrap_or(1);
     (year, month, days - days_before(year, month, 1) + 1)
 }
 
 /// Days from 1970-01-01 to a date.
 fn days_before(year: i64, month: i64, day: i64) -> i64 {
     // Count years from March, so that the leap day is a year's last.
-    let (year, month) = if month > 2 {
-        (year, month - 3)
-    } else {
-        (year - 1, month + 9)
-    };
+    let (year, month) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
     let leap_days = year.div_euclid(4) - year.div_euclid(100) + year.div_euclid(400);
     year * 365 + leap_days + (month * 153 + 2) / 5 + day - 1 - 719_468
 }
@@ -137,14 +110,8 @@ mod tests {
         ] {
             assert_eq!(format("%A %d %B %Y %H:%M:%S %j", seconds).unwrap(), date);
         }
-        assert_eq!(
-            format("%-d %b %y, %I %p 100%%", 951_827_696).unwrap(),
-            "29 Feb 00, 12 PM 100%"
-        );
-        assert_eq!(
-            format("%F %T", 1_700_000_000).unwrap(),
-            "2023-11-14 22:13:20"
-        );
+        assert_eq!(format("%-d %b %y, %I %p 100%%", 951_827_696).unwrap(), "29 Feb 00, 12 PM 100%");
+        assert_eq!(format("%F %T", 1_700_000_000).unwrap(), "2023-11-14 22:13:20");
         assert_eq!(format("%Q", 0), Err('Q'));
         assert_eq!(format("%", 0), Err('%'));
     }

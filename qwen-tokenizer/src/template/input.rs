@@ -58,10 +58,7 @@ impl<'a> ChatInput<'a> {
 
     /// A chat from the JSON text of a list of messages, which reaches the template unchanged, as in transformers.
     pub fn from_json(messages: &'a str) -> Self {
-        Self {
-            messages: Source::Json(messages),
-            ..Self::new(&[])
-        }
+        Self { messages: Source::Json(messages), ..Self::new(&[]) }
     }
 
     /// The tools that the model may call.
@@ -180,28 +177,19 @@ impl<'a> ChatInput<'a> {
     }
 
     /// The template's variables. `takes_parts` tells what becomes of contents that are lists.
-    pub(super) fn to_variables(
-        &self,
-        takes_parts: impl Fn() -> bool,
-    ) -> Result<Vec<(String, Value)>> {
+    pub(super) fn to_variables(&self, takes_parts: impl Fn() -> bool) -> Result<Vec<(String, Value)>> {
         let parse = |what: &str, text| {
             let value = json::parse(text).map_err(wrong(what))?;
             match value.kind() {
                 ValueKind::Seq | ValueKind::None => Ok(value),
-                kind => Err(Error::Json {
-                    what: what.into(),
-                    problem: format!("expected a list, found {kind}"),
-                }),
+                kind => Err(Error::Json { what: what.into(), problem: format!("expected a list, found {kind}") }),
             }
         };
         let messages = match self.messages {
             Source::Json(text) => parse("messages", text)?,
             Source::Typed(messages) => {
-                let messages: Result<Vec<Value>> = messages
-                    .iter()
-                    .enumerate()
-                    .map(|(i, message)| message_value(i, message, &takes_parts))
-                    .collect();
+                let messages: Result<Vec<Value>> =
+                    messages.iter().enumerate().map(|(i, message)| message_value(i, message, &takes_parts)).collect();
                 Value::from(messages?)
             }
         };
@@ -209,24 +197,15 @@ impl<'a> ChatInput<'a> {
             Source::Json(text) => parse("tools", text)?,
             Source::Typed([]) => Value::from(()),
             Source::Typed(tools) => {
-                let tools = tools
-                    .iter()
-                    .map(|tool| json::convert_entries(tool.json(), 0).map(Value::from_pairs));
-                Value::from(
-                    tools
-                        .collect::<std::result::Result<Vec<Value>, _>>()
-                        .map_err(wrong("tools"))?,
-                )
+                let tools = tools.iter().map(|tool| json::convert_entries(tool.json(), 0).map(Value::from_pairs));
+                Value::from(tools.collect::<std::result::Result<Vec<Value>, _>>().map_err(wrong("tools"))?)
             }
         };
         let mut variables = vec![
             ("messages".into(), messages),
             ("tools".into(), tools),
             ("documents".into(), Value::from(())),
-            (
-                "add_generation_prompt".into(),
-                Value::from(self.add_generation_prompt),
-            ),
+            ("add_generation_prompt".into(), Value::from(self.add_generation_prompt)),
         ];
         variables.extend(json::convert_entries(&self.variables, 0).map_err(wrong("variables"))?);
         Ok(variables)
@@ -239,37 +218,23 @@ fn wrong(what: &str) -> impl FnOnce(String) -> Error + use<> {
     move |problem| Error::Json { what, problem }
 }
 
-fn message_value(
-    index: usize,
-    message: &Message,
-    takes_parts: &impl Fn() -> bool,
-) -> Result<Value> {
+fn message_value(index: usize, message: &Message, takes_parts: &impl Fn() -> bool) -> Result<Value> {
     let wrong = |key: &str| wrong(&format!("messages[{index}].{key}"));
     let mut entries = vec![("role".to_owned(), Value::from(message.role.as_str()))];
     let content = match &message.content {
         None => None,
         Some(Content::Text(text)) => Some(Value::from(text.as_str())),
         Some(Content::Parts(parts)) if takes_parts() => {
-            let parts = parts
-                .iter()
-                .map(|part| json::convert(&Json::Object(part.clone().into()), 0));
-            Some(Value::from(
-                parts
-                    .collect::<std::result::Result<Vec<_>, _>>()
-                    .map_err(wrong("content"))?,
-            ))
+            let parts = parts.iter().map(|part| json::convert(&Json::Object(part.clone().into()), 0));
+            Some(Value::from(parts.collect::<std::result::Result<Vec<_>, _>>().map_err(wrong("content"))?))
         }
         Some(Content::Parts(parts)) => Some(joined(index, parts)?),
         Some(Content::Other(json)) => Some(json::convert(json, 0).map_err(wrong("content"))?),
     };
     entries.extend(content.map(|content| ("content".into(), content)));
     if !message.tool_calls.is_empty() {
-        let calls: std::result::Result<Vec<Value>, _> =
-            message.tool_calls.iter().map(call_value).collect();
-        entries.push((
-            "tool_calls".into(),
-            Value::from(calls.map_err(wrong("tool_calls"))?),
-        ));
+        let calls: std::result::Result<Vec<Value>, _> = message.tool_calls.iter().map(call_value).collect();
+        entries.push(("tool_calls".into(), Value::from(calls.map_err(wrong("tool_calls"))?)));
     }
     if let Some(id) = &message.tool_call_id {
         entries.push(("tool_call_id".into(), Value::from(id.as_str())));
@@ -281,10 +246,7 @@ fn message_value(
 fn joined(index: usize, parts: &[ContentPart]) -> Result<Value> {
     let text = |part: &'_ ContentPart| match part.as_text() {
         Some(text) => Ok(text.to_owned()),
-        None => Err(Error::ContentPart {
-            index,
-            kind: part.kind(),
-        }),
+        None => Err(Error::ContentPart { index, kind: part.kind() }),
     };
     let texts: Vec<String> = parts.iter().map(text).collect::<Result<_>>()?;
     Ok(Value::from(texts.join("\n")))
@@ -302,16 +264,9 @@ fn call_value(call: &ToolCall) -> std::result::Result<Value, String> {
         },
     };
     let mut entries = Vec::new();
-    entries.extend(
-        call.id
-            .as_ref()
-            .map(|id| ("id".to_owned(), Value::from(id.as_str()))),
-    );
+    entries.extend(call.id.as_ref().map(|id| ("id".to_owned(), Value::from(id.as_str()))));
     entries.push(("type".into(), Value::from("function")));
-    let mut inner = vec![
-        ("name".to_owned(), Value::from(function.name.as_str())),
-        ("arguments".into(), arguments),
-    ];
+    let mut inner = vec![("name".to_owned(), Value::from(function.name.as_str())), ("arguments".into(), arguments)];
     inner.extend(json::convert_entries(&function.extra, 0)?);
     entries.push(("function".into(), Value::from_pairs(inner)));
     entries.extend(json::convert_entries(&call.extra, 0)?);
@@ -320,9 +275,7 @@ fn call_value(call: &ToolCall) -> std::result::Result<Value, String> {
 
 #[cfg(not(all(target_family = "wasm", target_os = "unknown")))]
 fn system_time() -> Option<i64> {
-    let now = std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .ok()?;
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).ok()?;
     i64::try_from(now.as_secs()).ok()
 }
 

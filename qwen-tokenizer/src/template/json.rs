@@ -29,24 +29,16 @@ pub(super) fn convert(json: &Json, depth: usize) -> Result<Value, String> {
         Json::Bool(yes) => Value::from(*yes),
         Json::String(text) => Value::from(text.as_str()),
         Json::Number(number) => self::number(&number.to_string())?,
-        Json::Array(items) => items
-            .iter()
-            .map(|item| convert(item, depth + 1))
-            .collect::<Result<Vec<_>, _>>()
-            .map(Value::from)?,
+        Json::Array(items) => {
+            items.iter().map(|item| convert(item, depth + 1)).collect::<Result<Vec<_>, _>>().map(Value::from)?
+        }
         Json::Object(entries) => Value::from_pairs(convert_entries(entries, depth)?),
     })
 }
 
 /// Converts the entries of an object that a caller has built.
-pub(super) fn convert_entries(
-    entries: &Map<String, Json>,
-    depth: usize,
-) -> Result<Vec<(String, Value)>, String> {
-    entries
-        .iter()
-        .map(|(key, value)| Ok((key.clone(), convert(value, depth + 1)?)))
-        .collect()
+pub(super) fn convert_entries(entries: &Map<String, Json>, depth: usize) -> Result<Vec<(String, Value)>, String> {
+    entries.iter().map(|(key, value)| Ok((key.clone(), convert(value, depth + 1)?))).collect()
 }
 
 fn build(raw: &RawValue, depth: usize) -> Result<Value, String> {
@@ -56,20 +48,11 @@ fn build(raw: &RawValue, depth: usize) -> Result<Value, String> {
         Some(b'{') => {
             let Entries(entries) = read(text)?;
             let build_entry = |(key, raw)| Ok::<_, String>((key, build(raw, depth + 1)?));
-            Ok(Value::from_pairs(
-                entries
-                    .into_iter()
-                    .map(build_entry)
-                    .collect::<Result<Vec<(String, _)>, _>>()?,
-            ))
+            Ok(Value::from_pairs(entries.into_iter().map(build_entry).collect::<Result<Vec<(String, _)>, _>>()?))
         }
         Some(b'[') => {
             let items: Vec<&RawValue> = read(text)?;
-            items
-                .into_iter()
-                .map(|raw| build(raw, depth + 1))
-                .collect::<Result<Vec<_>, _>>()
-                .map(Value::from)
+            items.into_iter().map(|raw| build(raw, depth + 1)).collect::<Result<Vec<_>, _>>().map(Value::from)
         }
         Some(b'"') => read::<String>(text).map(Value::from),
         Some(b't' | b'f') => read::<bool>(text).map(Value::from),
@@ -91,10 +74,7 @@ fn read<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, String> {
 
 fn number(text: &str) -> Result<Value, String> {
     if text.contains(['.', 'e', 'E']) {
-        return text
-            .parse::<f64>()
-            .map(Value::from)
-            .map_err(|e| e.to_string());
+        return text.parse::<f64>().map(Value::from).map_err(|e| e.to_string());
     }
     // Python reads -0 as the integer 0.
     Ok(match (text.parse::<i64>(), text.parse::<i128>()) {
@@ -139,18 +119,10 @@ mod tests {
     fn nothing_is_lost() {
         let text = "{'b': [1, 1.0, -0, 1e400], 'a': {'x': null}, 'b2': true}".replace('\'', "\"");
         let value = parse(&text).unwrap();
-        let keys: Vec<String> = value
-            .try_iter()
-            .unwrap()
-            .map(|key| key.to_string())
-            .collect();
+        let keys: Vec<String> = value.try_iter().unwrap().map(|key| key.to_string()).collect();
         assert_eq!(keys, ["b", "a", "b2"]);
         let digits = "9".repeat(60);
-        for integer in [
-            "18446744073709551616",
-            "-170141183460469231731687303715884105728",
-            &digits,
-        ] {
+        for integer in ["18446744073709551616", "-170141183460469231731687303715884105728", &digits] {
             assert_eq!(parse(integer).unwrap().to_string(), integer);
         }
     }

@@ -56,11 +56,7 @@ impl ChatTemplate {
         Self::named(DEFAULT_TEMPLATE, source, &[])
     }
 
-    pub(crate) fn named(
-        name: &str,
-        source: &str,
-        named_tokens: &[(&'static str, String)],
-    ) -> Result<Self> {
+    pub(crate) fn named(name: &str, source: &str, named_tokens: &[(&'static str, String)]) -> Result<Self> {
         Ok(Self {
             name: name.into(),
             source: source.into(),
@@ -87,23 +83,16 @@ impl ChatTemplate {
 
     /// The variables of a chat, without those that differ between renderings.
     pub(crate) fn variables(&self, input: &ChatInput<'_>) -> Result<Vec<(String, Value)>> {
-        let mut variables =
-            input.to_variables(|| *self.takes_parts.get_or_init(|| self.probe_parts()))?;
+        let mut variables = input.to_variables(|| *self.takes_parts.get_or_init(|| self.probe_parts()))?;
         variables.extend(input.time().map(|now| (NOW.into(), Value::from(now))));
         Ok(variables)
     }
 
     pub(crate) fn render_variables(&self, variables: Vec<(String, Value)>) -> Result<String> {
-        let tokens = self
-            .named_tokens
-            .iter()
-            .map(|(name, token)| ((*name).to_owned(), Value::from(token.as_str())));
+        let tokens = self.named_tokens.iter().map(|(name, token)| ((*name).to_owned(), Value::from(token.as_str())));
         // A caller's variable of the same name comes later and wins.
         let variables = Value::from_pairs(tokens.chain(variables));
-        let template = self
-            .environment
-            .get_template(&self.name)
-            .map_err(|e| self.error(&e))?;
+        let template = self.environment.get_template(&self.name).map_err(|e| self.error(&e))?;
         template.render(variables).map_err(|e| self.error(&e))
     }
 
@@ -111,17 +100,10 @@ impl ChatTemplate {
     pub(crate) fn marked(&self, marks: &[(String, char)]) -> Result<Self> {
         let mark_token = |(name, token): &(&'static str, String)| {
             let mark = marks.iter().find(|(content, _)| content == token);
-            (
-                *name,
-                mark.map_or_else(|| token.clone(), |(_, mark)| mark.to_string()),
-            )
+            (*name, mark.map_or_else(|| token.clone(), |(_, mark)| mark.to_string()))
         };
         let named_tokens: Vec<_> = self.named_tokens.iter().map(mark_token).collect();
-        Self::named(
-            &self.name,
-            &source::mark(&self.source, marks),
-            &named_tokens,
-        )
+        Self::named(&self.name, &source::mark(&self.source, marks), &named_tokens)
     }
 
     /// Whether `token` is written in the source or in a variable of it.
@@ -134,23 +116,15 @@ impl ChatTemplate {
     fn probe_parts(&self) -> bool {
         let probe = r#"[{"role": "user", "content": [{"type": "text", "text": "4f9c"}]}]"#;
         let variables = ChatInput::from_json(probe).to_variables(|| true);
-        let text = variables
-            .and_then(|variables| self.render_variables(variables))
-            .unwrap_or_default();
+        let text = variables.and_then(|variables| self.render_variables(variables)).unwrap_or_default();
         text.contains("4f9c") && !text.contains("'4f9c'") && !text.contains("\"4f9c\"")
     }
 
     fn error(&self, error: &minijinja::Error) -> Error {
         if let Some(Raised(message)) = source_of(error) {
-            return Error::Refused {
-                message: message.clone(),
-            };
+            return Error::Refused { message: message.clone() };
         }
-        Error::Render {
-            name: self.name.clone(),
-            line: error.line().unwrap_or(0),
-            problem: problem(error),
-        }
+        Error::Render { name: self.name.clone(), line: error.line().unwrap_or(0), problem: problem(error) }
     }
 }
 
@@ -185,11 +159,7 @@ fn environment(name: &str, source: &str) -> Result<Environment<'static>> {
         problem: problem(&e),
     };
     let mut environment = Environment::new();
-    let syntax = SyntaxConfig::builder()
-        .trim_blocks(true)
-        .lstrip_blocks(true)
-        .build()
-        .map_err(syntax_error)?;
+    let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().map_err(syntax_error)?;
     environment.set_syntax(syntax);
     environment.set_auto_escape_callback(|_| AutoEscape::None);
     environment.set_fuel(Some(FUEL));
@@ -201,38 +171,22 @@ fn environment(name: &str, source: &str) -> Result<Environment<'static>> {
         }
         Ok(())
     });
-    environment.add_filter("tojson", |value: &Value, options: Kwargs| {
-        python::tojson(value, options)
-    });
+    environment.add_filter("tojson", |value: &Value, options: Kwargs| python::tojson(value, options));
     environment.add_filter("string", |value: &Value| python::to_str(value));
-    environment.add_function(
-        "raise_exception",
-        |message: &Value| -> std::result::Result<Value, minijinja::Error> {
-            let raised = Raised(message.to_string());
-            Err(
-                minijinja::Error::new(ErrorKind::InvalidOperation, "raise_exception")
-                    .with_source(raised),
-            )
-        },
-    );
+    environment.add_function("raise_exception", |message: &Value| -> std::result::Result<Value, minijinja::Error> {
+        let raised = Raised(message.to_string());
+        Err(minijinja::Error::new(ErrorKind::InvalidOperation, "raise_exception").with_source(raised))
+    });
     environment.add_function("strftime_now", strftime_now);
-    environment
-        .add_template_owned(name.to_owned(), source::without_generation_tags(source))
-        .map_err(syntax_error)?;
+    environment.add_template_owned(name.to_owned(), source::without_generation_tags(source)).map_err(syntax_error)?;
     Ok(environment)
 }
 
-fn strftime_now(
-    state: &State<'_, '_>,
-    format: &str,
-) -> std::result::Result<String, minijinja::Error> {
+fn strftime_now(state: &State<'_, '_>, format: &str) -> std::result::Result<String, minijinja::Error> {
     let invalid = |problem: String| minijinja::Error::new(ErrorKind::InvalidOperation, problem);
     let now = state
         .lookup(NOW)
         .and_then(|now| now.as_i64())
-        .ok_or_else(|| {
-            invalid("strftime_now: there is no clock here; set ChatInput::now".into())
-        })?;
-    clock::format(format, now)
-        .map_err(|c| invalid(format!("strftime_now: the directive %{c} is not supported")))
+        .ok_or_else(|| invalid("strftime_now: there is no clock here; set ChatInput::now".into()))?;
+    clock::format(format, now).map_err(|c| invalid(format!("strftime_now: the directive %{c} is not supported")))
 }

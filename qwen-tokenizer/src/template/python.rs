@@ -35,9 +35,7 @@ pub(super) fn tojson(value: &Value, options: Kwargs) -> Result<String, Error> {
             (Some(text), _) => Some(text.to_owned()),
             (None, Some(spaces)) if spaces <= 64 => Some(" ".repeat(spaces)),
             _ => {
-                return Err(invalid(
-                    "tojson: `indent` is a number of spaces up to 64, or a string",
-                ));
+                return Err(invalid("tojson: `indent` is a number of spaces up to 64, or a string"));
             }
         },
     };
@@ -46,16 +44,9 @@ pub(super) fn tojson(value: &Value, options: Kwargs) -> Result<String, Error> {
             let part = |i| pair.get_item_by_index(i).map(|part| part.to_string());
             (part(0)?, part(1)?)
         }
-        _ => (
-            if indent.is_some() { "," } else { ", " }.to_owned(),
-            ": ".to_owned(),
-        ),
+        _ => (if indent.is_some() { "," } else { ", " }.to_owned(), ": ".to_owned()),
     };
-    let flag = |name| {
-        options
-            .get::<Option<bool>>(name)
-            .map(Option::unwrap_or_default)
-    };
+    let flag = |name| options.get::<Option<bool>>(name).map(Option::unwrap_or_default);
     let mut writer = JsonWriter {
         text: String::new(),
         ensure_ascii: flag("ensure_ascii")?,
@@ -83,9 +74,7 @@ impl JsonWriter {
         check_depth(depth)?;
         match value.kind() {
             ValueKind::None => self.text.push_str("null"),
-            ValueKind::Bool => self
-                .text
-                .push_str(if value.is_true() { "true" } else { "false" }),
+            ValueKind::Bool => self.text.push_str(if value.is_true() { "true" } else { "false" }),
             ValueKind::Number => self.text.push_str(&number(value)),
             ValueKind::String => self.string(value.as_str().unwrap_or_default()),
             ValueKind::Seq | ValueKind::Iterable => {
@@ -114,9 +103,7 @@ impl JsonWriter {
             kind => match value.downcast_object_ref::<BigInt>() {
                 Some(BigInt(digits)) => self.text.push_str(digits),
                 None => {
-                    return Err(invalid(format!(
-                        "tojson: a value of type {kind} is not JSON"
-                    )));
+                    return Err(invalid(format!("tojson: a value of type {kind} is not JSON")));
                 }
             },
         }
@@ -127,11 +114,7 @@ impl JsonWriter {
         match key.kind() {
             ValueKind::String => self.string(key.as_str().unwrap_or_default()),
             ValueKind::None => self.text.push_str("\"null\""),
-            ValueKind::Bool => self.text.push_str(if key.is_true() {
-                "\"true\""
-            } else {
-                "\"false\""
-            }),
+            ValueKind::Bool => self.text.push_str(if key.is_true() { "\"true\"" } else { "\"false\"" }),
             ValueKind::Number => self.string(&number(key)),
             kind => return Err(invalid(format!("tojson: a key of type {kind} is not JSON"))),
         }
@@ -155,8 +138,7 @@ impl JsonWriter {
     fn line(&mut self, depth: usize) {
         if let Some(indent) = &self.indent {
             self.text.push('\n');
-            self.text
-                .extend(std::iter::repeat_n(indent.as_str(), depth));
+            self.text.extend(std::iter::repeat_n(indent.as_str(), depth));
         }
     }
 
@@ -205,11 +187,7 @@ fn repr(value: &Value, text: &mut String, depth: usize) -> Result<(), Error> {
         ValueKind::Number => text.push_str(&python_number(value)),
         ValueKind::String => repr_string(value.as_str().unwrap_or_default(), text),
         ValueKind::Seq => {
-            let (open, close) = if value.is_tuple() {
-                ('(', ')')
-            } else {
-                ('[', ']')
-            };
+            let (open, close) = if value.is_tuple() { ('(', ')') } else { ('[', ']') };
             text.push(open);
             for (i, item) in value.try_iter()?.enumerate() {
                 text.push_str(if i > 0 { ", " } else { "" });
@@ -236,11 +214,7 @@ fn repr(value: &Value, text: &mut String, depth: usize) -> Result<(), Error> {
 }
 
 fn repr_string(string: &str, text: &mut String) {
-    let quote = if string.contains('\'') && !string.contains('"') {
-        '"'
-    } else {
-        '\''
-    };
+    let quote = if string.contains('\'') && !string.contains('"') { '"' } else { '\'' };
     text.push(quote);
     for c in string.chars() {
         match c {
@@ -289,11 +263,7 @@ fn python_number(value: &Value) -> String {
 }
 
 fn float(value: &Value) -> Option<f64> {
-    if value.is_integer() {
-        None
-    } else {
-        f64::try_from(value.clone()).ok()
-    }
+    if value.is_integer() { None } else { f64::try_from(value.clone()).ok() }
 }
 
 /// The shortest digits that read back as the same number, with an exponent below 1e-4 and from 1e16 on.
@@ -308,11 +278,7 @@ fn repr_float(x: f64) -> String {
     if (-4..16).contains(&exponent) {
         // `{:?}` writes these without an exponent, and with ".0" where there is no fraction.
         let plain = format!("{x}");
-        return if plain.contains('.') {
-            plain
-        } else {
-            plain + ".0"
-        };
+        return if plain.contains('.') { plain } else { plain + ".0" };
     }
     let sign = if exponent < 0 { '-' } else { '+' };
     format!("{digits}e{sign}{:02}", exponent.unsigned_abs())
@@ -320,9 +286,7 @@ fn repr_float(x: f64) -> String {
 
 fn check_depth(depth: usize) -> Result<(), Error> {
     if depth > MAX_DEPTH {
-        return Err(invalid(format!(
-            "a value is nested more than {MAX_DEPTH} deep"
-        )));
+        return Err(invalid(format!("a value is nested more than {MAX_DEPTH} deep")));
     }
     Ok(())
 }

@@ -34,23 +34,13 @@ pub(crate) fn mark(source: &str, marks: &[(String, char)]) -> String {
     let mut out = String::with_capacity(source.len());
     let mut rest = source;
     loop {
-        let Some(at) = rest
-            .find("{{")
-            .into_iter()
-            .chain(rest.find("{%"))
-            .chain(rest.find("{#"))
-            .min()
-        else {
+        let Some(at) = rest.find("{{").into_iter().chain(rest.find("{%")).chain(rest.find("{#")).min() else {
             replace(rest, &mut out);
             return out;
         };
         let (text, tag) = rest.split_at(at);
         replace(text, &mut out);
-        let length = if tag.starts_with("{#") {
-            comment_length(tag)
-        } else {
-            tag_length(tag)
-        };
+        let length = if tag.starts_with("{#") { comment_length(tag) } else { tag_length(tag) };
         let (tag, after) = tag.split_at(length);
         if tag.starts_with("{#") {
             out.push_str(tag)
@@ -71,21 +61,9 @@ pub(super) fn without_generation_tags(source: &str) -> String {
         let (before, tag) = rest.split_at(at);
         let (tag, after) = tag.split_at(tag_length(tag));
         out.push_str(before);
-        match tag
-            .trim_start_matches("{%")
-            .trim_end_matches("%}")
-            .trim_matches(['-', '+'])
-            .trim()
-        {
+        match tag.trim_start_matches("{%").trim_end_matches("%}").trim_matches(['-', '+']).trim() {
             name @ ("generation" | "endgeneration") => {
-                out.push_str(&tag.replace(
-                    name,
-                    if name == "generation" {
-                        "if true"
-                    } else {
-                        "endif"
-                    },
-                ));
+                out.push_str(&tag.replace(name, if name == "generation" { "if true" } else { "endif" }));
             }
             _ => out.push_str(tag),
         }
@@ -161,9 +139,7 @@ fn mark_tag(tag: &str, replace: &impl Fn(&str, &mut String), out: &mut String) {
         }
         let Some(c) = rest.chars().next() else { return };
         match c {
-            '(' => searches.push(
-                last_word(tag.get(..at).unwrap_or_default()).is_some_and(|w| SEARCHES.contains(&w)),
-            ),
+            '(' => searches.push(last_word(tag.get(..at).unwrap_or_default()).is_some_and(|w| SEARCHES.contains(&w))),
             '[' | '{' => searches.push(false),
             ')' | ']' | '}' => drop(searches.pop()),
             _ => {}
@@ -176,10 +152,7 @@ fn mark_tag(tag: &str, replace: &impl Fn(&str, &mut String), out: &mut String) {
 /// Whether the literal between `before` and `after` is an operand of a comparison.
 fn is_compared(before: &str, after: &str) -> bool {
     let (before, after) = (before.trim_end(), after.trim_start());
-    let next_word = after
-        .split(|c: char| !is_word(c))
-        .next()
-        .unwrap_or_default();
+    let next_word = after.split(|c: char| !is_word(c)).next().unwrap_or_default();
     before.ends_with("==")
         || before.ends_with("!=")
         || last_word(before) == Some("in")
@@ -190,12 +163,7 @@ fn is_compared(before: &str, after: &str) -> bool {
 
 fn last_word(text: &str) -> Option<&str> {
     let text = text.trim_end();
-    let start = text
-        .char_indices()
-        .rev()
-        .take_while(|(_, c)| is_word(*c))
-        .last()?
-        .0;
+    let start = text.char_indices().rev().take_while(|(_, c)| is_word(*c)).last()?.0;
     text.get(start..)
 }
 
@@ -208,24 +176,14 @@ mod tests {
     use super::*;
 
     fn marked(source: &str) -> String {
-        mark(
-            source,
-            &[
-                ("<e>".into(), '1'),
-                ("<e>>".into(), '2'),
-                ("</t>".into(), '3'),
-            ],
-        )
+        mark(source, &[("<e>".into(), '1'), ("<e>>".into(), '2'), ("</t>".into(), '3')])
     }
 
     #[test]
     fn what_is_written_is_marked() {
         for (source, want) in [
             ("<e>a<e>>b</t>", "1a2b3"),
-            (
-                "{{ '<e>' + x + \"\\n</t>\" }}<e>",
-                "{{ '1' + x + \"\\n3\" }}1",
-            ),
+            ("{{ '<e>' + x + \"\\n</t>\" }}<e>", "{{ '1' + x + \"\\n3\" }}1"),
             ("{%- set a = '<e>' %}", "{%- set a = '1' %}"),
             ("{{ f('<e>', ['</t>']) }}", "{{ f('1', ['3']) }}"),
             ("{{ '}}<e>' }}", "{{ '}}1' }}"),
@@ -245,17 +203,11 @@ mod tests {
             "{% if x == '<e>' %}",
             "{% if '<e>' != x %}",
             "{{ x | replace('<e>', '') }}",
-            "{{ x.startswith( ('<e>') ) }}"
-                .replace("( (", "(")
-                .replace(") )", ")")
-                .as_str(),
+            "{{ x.startswith( ('<e>') ) }}".replace("( (", "(").replace(") )", ")").as_str(),
         ] {
             assert_eq!(marked(source), source);
         }
-        assert_eq!(
-            marked("{{ x.split('<e>')[0] + '<e>' }}"),
-            "{{ x.split('<e>')[0] + '1' }}"
-        );
+        assert_eq!(marked("{{ x.split('<e>')[0] + '<e>' }}"), "{{ x.split('<e>')[0] + '1' }}");
     }
 
     #[test]

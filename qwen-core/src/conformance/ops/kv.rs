@@ -7,6 +7,7 @@ use crate::conformance::compare;
 use crate::conformance::op::{Guarded, GuardedIndices};
 use crate::conformance::rig::Rig;
 use crate::conformance::scenario::{Blocks, Scenario};
+use crate::dtype::Encoding;
 use crate::error::Result;
 
 const HEADS: crate::backend::HeadLayout = heads(5, 1, 64);
@@ -23,8 +24,14 @@ impl<'a, 'b, B: Backend> Store<'a, 'b, B> {
     fn new(rig: &'a mut Rig<'b, B>) -> Result<Self> {
         let encoding = rig.precision.kv_encoding();
         let (num_key_value_heads, head_dim) = (HEADS.num_key_value_heads, HEADS.head_dim);
-        let (num_layers, num_blocks, block_size) = (2, BLOCKS, BLOCK);
-        let spec = KvSpec { num_layers, num_blocks, block_size, num_key_value_heads, head_dim, encoding };
+        let spec = KvSpec {
+            key_encodings: vec![encoding, Encoding::F32],
+            value_encoding: encoding,
+            num_blocks: BLOCKS,
+            block_size: BLOCK,
+            num_key_value_heads,
+            head_dim,
+        };
         let kv = rig.b.kv(&spec)?;
         Ok(Store { rig, kv })
     }
