@@ -1,0 +1,568 @@
+//! [`CpuBackend`]: checks the sizes of each operation and records it; `exec.rs` runs what was recorded.
+//!
+//! Within [`Backend::step`] operations gather in a list that runs when the step's body is over, or earlier when
+//! something has to be read. Outside, each runs at once. The list, the packed activations and the plan of the attention
+//! keep their memory from step to step.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use qwen_core::backend::{
+    DeviceInfo, HeadLayout, Interrupt, KvSpec, PAD_SLOT, QkvRopeStore, StepInputs, StepKey, WeightShape, WeightView,
+};
+use qwen_core::{Backend, Encoding, Error, Precision, Result, composed, memory};
+
+use crate::exec::Executor;
+use crate::host;
+use crate::kernels::argmax::{ArgmaxRows, ArgmaxRuns};
+use crate::kernels::attention::{self, Attention, Merge};
+use crate::kernels::epilogue::{Epilogue, Heads};
+use crate::kernels::linear::{Linear, Split};
+use crate::kernels::panel::{Pack, Panel, Tiles};
+use crate::kernels::plan::{Plan, Shape};
+use crate::kernels::{Op, Scratch, rms_norm, rope, rows, store_kv};
+use crate::kv::{self, Store};
+use crate::matrix::{Layout, Matrix, Order, UNIT};
+use crate::memory::{Cells, Plain};
+use crate::options::CpuOptions;
+use crate::simd::Isa;
+
+/// Qwen2.5 on the CPU.
+#[derive(Debug)]
+pub struct CpuBackend {
+    /// Tells the arrays of this backend from those of others.
+    id: u64,
+    isa: Isa,
+    precision: Precision,
+    executor: Executor,
+    ops: Vec<Op>,
+    /// The interrupt of the step being recorded.
+    step: Option<Interrupt>,
+    panel: Cells<u32>,
+    records: Cells<f32>,
+    best: Cells<u32>,
+    plan: Arc<Plan>,
+    plan_of: Option<PlanKey>,
+    /// Counts writes to indices, which may change what a plan was made from.
+    writes: u64,
+}
+
+/// What a plan was made from.
+#[derive(Debug, PartialEq, Eq)]
+struct PlanKey {
+    writes: u64,
+    inputs: [*const u32; 3],
+    lens: [usize; 4],
+    heads: HeadLayout,
+    kv: KvSpec,
+}
+
+// SAFETY: the pointers of `PlanKey` are compared, never followed.
+unsafe impl Send for PlanKey {}
+
+/// Activations of a [`CpuBackend`].
+#[derive(Debug)]
+pub struct CpuBuffer(Cells<f32>);
+
+/// Step inputs of a [`CpuBackend`].
+#[derive(Debug)]
+pub struct CpuIndices(Cells<u32>);
+
+/// A packed matrix. Cheap to clone; clones share the memory, also between backends.
+#[derive(Debug, Clone)]
+pub struct CpuWeight(Arc<Matrix>);
+
+/// The K/V store of a [`CpuBackend`].
+#[derive(Debug)]
+pub struct CpuKv(Store);
+
+/// The error of an operation whose operands do not fit it.
+fn misfit(op: &str, reason: String) -> Error {
+    Error::Device { device: "cpu".into(), op: op.into(), reason }
+}
+
+impl CpuBackend {
+    /// A backend with these options.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for an instruction set that the CPU does not have or a number of threads out of range;
+    /// [`Error::Device`] when threads or memory are refused.
+    pub fn new(options: CpuOptions) -> Result<CpuBackend> {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        let isa = options.resolve_isa()?;
+        let threads = options.resolve_threads()?;
+        let id = NEXT.fetch_add(1, Ordering::Relaxed);
+        Ok(CpuBackend {
+            id,
+            isa,
+            precision: options.precision,
+            executor: Executor::new(threads, options.pool)?,
+            ops: Vec::new(),
+            step: None,
+            panel: Cells::zeroed(0, id)?,
+            records: Cells::zeroed(0, id)?,
+            best: Cells::zeroed(0, id)?,
+            plan: Arc::default(),
+            plan_of: None,
+            writes: 0,
+        })
+    }
+
+    /// The instruction set in use.
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// Threads that compute, the calling one among them.
+    pub fn threads(&self) -> usize {
+        self.executor.threads()
+    }
+
+    /// Run what is recorded.
+    fn flush(&mut self) -> Result<()> {
+        // SAFETY: operands belong to this backend, as `cells` checks for each operation, and whoever touches them does
+        // so through `&mut self`; operations depend on earlier ones alone.
+        unsafe { self.executor.run(self.isa, &mut self.ops, self.step.as_ref()) }
+    }
+
+    /// The end of an operation: outside of steps it runs now.
+    fn recorded(&mut self) -> Result<()> {
+        if self.step.is_some() { Ok(()) } else { self.flush() }
+    }
+
+    /// A handle to an operand of `op` with at least `need` elements.
+    fn cells<T: Plain>(&self, op: &str, name: &str, cells: &Cells<T>, need: Option<usize>) -> Result<Cells<T>> {
+        let Some(need) = need else {
+            return Err(misfit(op, format!("the size of `{name}` exceeds the address space")));
+        };
+        if cells.owner() != self.id {
+            return Err(misfit(op, format!("`{name}` belongs to another backend")));
+        }
+        if cells.len() < need {
+            return Err(misfit(op, format!("`{name}` has {} elements, {need} are needed", cells.len())));
+        }
+        Ok(cells.clone())
+    }
+
+    /// Make `cells` hold `len` elements.
+    fn grow<T: Plain>(cells: &mut Cells<T>, len: usize) -> Result<Cells<T>> {
+        if cells.len() < len {
+            *cells = Cells::zeroed(len, cells.owner())?;
+        }
+        Ok(cells.clone())
+    }
+
+    /// Record a product of `rows` rows of `x` with `w`; `together` units of rows stay in one piece.
+    fn product(
+        &mut self,
+        op: &str,
+        x: &CpuBuffer,
+        w: &CpuWeight,
+        rows: usize,
+        together: usize,
+        epilogue: Epilogue,
+    ) -> Result<()> {
+        let layout = w.0.layout;
+        let x = self.cells(op, "x", &x.0, rows.checked_mul(layout.cols))?;
+        if rows == 0 || layout.rows == 0 {
+            return self.recorded();
+        }
+        let bf16 = self.precision == Precision::Fast && self.isa.has_bf16_dot() && layout.encoding == Encoding::Bf16;
+        let cols = layout.padded_cols();
+        let cells = Self::grow(&mut self.panel, Panel::words(rows, cols, bf16))?;
+        let panel = Panel { cells, tiles: Tiles::new(rows, self.isa.tile_tokens()), cols, bf16 };
+        let split = Split::new(&w.0, &panel, together, self.executor.threads());
+        self.ops.push(Op::Pack(Pack { x, cols: layout.cols, panel: panel.clone() }));
+        self.ops.push(Op::Linear(Linear { w: w.0.clone(), panel, epilogue, split }));
+        self.recorded()
+    }
+
+    /// Check that `kv` serves `layer` and `heads`.
+    fn store(&self, op: &str, kv: &CpuKv, layer: usize, heads: &HeadLayout) -> Result<Store> {
+        let spec = &kv.0.spec;
+        self.cells(op, "kv", &kv.0.cells, Some(0))?;
+        if layer >= spec.num_layers
+            || heads.num_key_value_heads != spec.num_key_value_heads
+            || heads.head_dim != spec.head_dim
+            || heads.num_key_value_heads == 0
+            || !heads.num_attention_heads.is_multiple_of(heads.num_key_value_heads)
+        {
+            return Err(misfit(op, format!("layer {layer} and {heads:?} do not fit a store of {spec:?}")));
+        }
+        Ok(kv.0.clone())
+    }
+
+    /// The slots of `rows` tokens, each within `kv` or padding.
+    fn slots(&self, op: &str, slots: &CpuIndices, kv: &Store, rows: usize) -> Result<Cells<u32>> {
+        let slots = self.cells(op, "slot_mapping", &slots.0, Some(rows))?;
+        let capacity = kv.spec.num_blocks * kv.spec.block_size;
+        // SAFETY: nothing runs, and indices are written through `&mut self` alone.
+        let bad = unsafe { slots.slice(0, rows) }.iter().find(|&&slot| slot != PAD_SLOT && slot as usize >= capacity);
+        match bad {
+            Some(slot) => Err(misfit(op, format!("slot {slot} of {capacity}"))),
+            None => Ok(slots),
+        }
+    }
+
+    /// The plan of a step's attention: made once for all its layers.
+    fn plan(&mut self, inputs: &StepInputs<Self>, heads: HeadLayout, kv: &KvSpec, key: StepKey) -> Result<Arc<Plan>> {
+        let op = "paged_attention";
+        let cu = self.cells(op, "cu_seqlens_q", &inputs.cu_seqlens_q.0, key.num_seqs.checked_add(1))?;
+        let context = self.cells(op, "context_lens", &inputs.context_lens.0, Some(key.num_seqs))?;
+        let table = key.num_seqs.checked_mul(inputs.max_blocks_per_seq);
+        let tables = self.cells(op, "block_tables", &inputs.block_tables.0, table)?;
+        let made_from = PlanKey {
+            writes: self.writes,
+            inputs: [cu.ptr(), context.ptr(), tables.ptr()].map(<*mut u32>::cast_const),
+            lens: [key.num_seqs, key.num_tokens, inputs.max_blocks_per_seq, self.executor.threads()],
+            heads,
+            kv: *kv,
+        };
+        if self.plan_of.as_ref() != Some(&made_from) {
+            if Arc::get_mut(&mut self.plan).is_none() {
+                self.plan = Arc::default();
+            }
+            self.plan_of = None;
+            if let Some(plan) = Arc::get_mut(&mut self.plan) {
+                // SAFETY: nothing runs, and indices are written through `&mut self` alone.
+                let shape = unsafe {
+                    Shape {
+                        cu_seqlens_q: cu.slice(0, key.num_seqs + 1),
+                        context_lens: context.slice(0, key.num_seqs),
+                        block_tables: tables.slice(0, key.num_seqs * inputs.max_blocks_per_seq),
+                        max_blocks_per_seq: inputs.max_blocks_per_seq,
+                        num_tokens: key.num_tokens,
+                    }
+                };
+                plan.build(&shape, &heads, kv, self.executor.threads())?;
+            }
+            self.plan_of = Some(made_from);
+        }
+        Ok(self.plan.clone())
+    }
+}
+
+impl Backend for CpuBackend {
+    type Buffer = CpuBuffer;
+    type Indices = CpuIndices;
+    type Weight = CpuWeight;
+    type Kv = CpuKv;
+
+    const FUSES_GATE_UP: bool = true;
+
+    fn info(&self) -> DeviceInfo {
+        let threads = self.executor.threads();
+        let s = if threads == 1 { "" } else { "s" };
+        DeviceInfo {
+            name: format!("cpu ({}, {threads} thread{s})", self.isa),
+            precision: self.precision,
+            memory_available: memory::available_memory().map(|memory| memory.available),
+        }
+    }
+
+    fn alloc(&mut self, len: usize) -> Result<CpuBuffer> {
+        Ok(CpuBuffer(Cells::zeroed(len, self.id)?))
+    }
+
+    fn alloc_indices(&mut self, len: usize) -> Result<CpuIndices> {
+        Ok(CpuIndices(Cells::zeroed(len, self.id)?))
+    }
+
+    fn load(&mut self, view: &WeightView<'_>) -> Result<CpuWeight> {
+        Ok(CpuWeight(Arc::new(Matrix::pack(view, |count, f| self.executor.for_each(count, f))?)))
+    }
+
+    fn kv(&mut self, spec: &KvSpec) -> Result<CpuKv> {
+        Ok(CpuKv(Store::new(spec, self.id)?))
+    }
+
+    fn write(&mut self, dst: &mut CpuBuffer, src: &[f32]) -> Result<()> {
+        self.flush()?;
+        let dst = self.cells("write", "dst", &dst.0, Some(src.len()))?;
+        // SAFETY: nothing runs, and `&mut self` is the only way to the contents.
+        unsafe { dst.slice_mut(0, src.len()) }.copy_from_slice(src);
+        Ok(())
+    }
+
+    fn write_indices(&mut self, dst: &mut CpuIndices, src: &[u32]) -> Result<()> {
+        self.flush()?;
+        self.writes += 1;
+        let dst = self.cells("write_indices", "dst", &dst.0, Some(src.len()))?;
+        // SAFETY: as in `write`.
+        unsafe { dst.slice_mut(0, src.len()) }.copy_from_slice(src);
+        Ok(())
+    }
+
+    fn read(&mut self, src: &CpuBuffer, dst: &mut [f32]) -> Result<()> {
+        self.flush()?;
+        let src = self.cells("read", "src", &src.0, Some(dst.len()))?;
+        // SAFETY: as in `write`.
+        dst.copy_from_slice(unsafe { src.slice(0, dst.len()) });
+        Ok(())
+    }
+
+    fn read_indices(&mut self, src: &CpuIndices, dst: &mut [u32]) -> Result<()> {
+        self.flush()?;
+        let src = self.cells("read_indices", "src", &src.0, Some(dst.len()))?;
+        // SAFETY: as in `write`.
+        dst.copy_from_slice(unsafe { src.slice(0, dst.len()) });
+        Ok(())
+    }
+
+    fn copy_blocks(&mut self, kv: &mut CpuKv, pairs: &[(u32, u32)]) -> Result<()> {
+        self.flush()?;
+        self.cells("copy_blocks", "kv", &kv.0.cells, Some(0))?;
+        let blocks = kv.0.spec.num_blocks;
+        if let Some(pair) = pairs.iter().find(|pair| pair.0.max(pair.1) as usize >= blocks) {
+            return Err(misfit("copy_blocks", format!("{pair:?} of {blocks} blocks")));
+        }
+        // SAFETY: as in `write`.
+        unsafe { kv.0.copy_blocks(pairs) };
+        Ok(())
+    }
+
+    fn synchronize(&mut self) -> Result<()> {
+        self.flush()
+    }
+
+    fn weight_bytes(shape: &WeightShape) -> u64 {
+        Layout::of_shape(shape).bytes() as u64
+    }
+
+    fn kv_bytes(spec: &KvSpec) -> u64 {
+        kv::bytes(spec) as u64
+    }
+
+    fn workspace_bytes(num_tokens: usize, widest: usize) -> u64 {
+        let panel = 4 * num_tokens * (widest + 1);
+        let best = 8 * num_tokens * ArgmaxRuns::runs(widest);
+        (panel + best + 4 * Plan::MOST_RECORDED + host::physical_cores() * Scratch::BYTES) as u64
+    }
+
+    fn embed(&mut self, ids: &CpuIndices, table: &CpuWeight, out: &mut CpuBuffer, rows: usize) -> Result<()> {
+        let ids = self.cells("embed", "ids", &ids.0, Some(rows))?;
+        let out = self.cells("embed", "out", &out.0, rows.checked_mul(table.0.layout.cols))?;
+        self.ops.push(Op::Embed(rows::Embed { ids, table: table.0.clone(), out, rows }));
+        self.recorded()
+    }
+
+    fn linear(
+        &mut self,
+        x: &CpuBuffer,
+        w: &CpuWeight,
+        bias: Option<&CpuBuffer>,
+        out: &mut CpuBuffer,
+        rows: usize,
+    ) -> Result<()> {
+        let width = w.0.layout.rows;
+        let bias = bias.map(|bias| self.cells("linear", "bias", &bias.0, Some(width))).transpose()?;
+        let out = self.cells("linear", "out", &out.0, rows.checked_mul(width))?;
+        self.product("linear", x, w, rows, 1, Epilogue::Write { bias, out })
+    }
+
+    fn rms_norm(
+        &mut self,
+        x: &CpuBuffer,
+        weight: &CpuBuffer,
+        eps: f32,
+        out: &mut CpuBuffer,
+        hidden_size: usize,
+        rows: usize,
+    ) -> Result<()> {
+        let (op, len) = ("rms_norm", rows.checked_mul(hidden_size));
+        let x = self.cells(op, "x", &x.0, len)?;
+        let weight = self.cells(op, "weight", &weight.0, Some(hidden_size))?;
+        let out = self.cells(op, "out", &out.0, len)?;
+        self.ops.push(Op::RmsNorm(rms_norm::RmsNorm { x, add: None, weight, eps, out, width: hidden_size, rows }));
+        self.recorded()
+    }
+
+    fn rope(&mut self, qkv: &mut CpuBuffer, cos_sin: &CpuBuffer, heads: HeadLayout, rows: usize) -> Result<()> {
+        let qkv = self.cells("rope", "qkv", &qkv.0, rows.checked_mul(heads.qkv_size()))?;
+        let cos_sin = self.cells("rope", "cos_sin", &cos_sin.0, rows.checked_mul(heads.head_dim))?;
+        self.ops.push(Op::Rope(rope::Rope { qkv, cos_sin, heads, rows }));
+        self.recorded()
+    }
+
+    fn store_kv(
+        &mut self,
+        qkv: &CpuBuffer,
+        slot_mapping: &CpuIndices,
+        kv: &mut CpuKv,
+        layer: usize,
+        heads: HeadLayout,
+        rows: usize,
+    ) -> Result<()> {
+        let kv = self.store("store_kv", kv, layer, &heads)?;
+        let qkv = self.cells("store_kv", "qkv", &qkv.0, rows.checked_mul(heads.qkv_size()))?;
+        let slots = self.slots("store_kv", slot_mapping, &kv, rows)?;
+        self.ops.push(Op::StoreKv(store_kv::StoreKv { qkv, slots, kv, layer, heads, rows }));
+        self.recorded()
+    }
+
+    fn paged_attention(
+        &mut self,
+        qkv: &CpuBuffer,
+        kv: &CpuKv,
+        layer: usize,
+        heads: HeadLayout,
+        inputs: &StepInputs<Self>,
+        out: &mut CpuBuffer,
+        key: StepKey,
+    ) -> Result<()> {
+        let op = "paged_attention";
+        let kv = self.store(op, kv, layer, &heads)?;
+        let qkv = self.cells(op, "qkv", &qkv.0, key.num_tokens.checked_mul(heads.qkv_size()))?;
+        let out = self.cells(op, "out", &out.0, key.num_tokens.checked_mul(heads.q_size()))?;
+        let padded = kv::padded_dim(&kv.spec);
+        if !attention::fits(heads.num_attention_heads / heads.num_key_value_heads, padded) {
+            return Err(misfit(op, format!("{heads:?} are too wide for a thread's scratch")));
+        }
+        let plan = self.plan(inputs, heads, &kv.spec, key)?;
+        let records = Self::grow(&mut self.records, plan.records * attention::record_len(padded))?;
+        let merge = !plan.merges.is_empty();
+        let block_tables = inputs.block_tables.0.clone();
+        let (plan_, records_, out_) = (plan.clone(), records.clone(), out.clone());
+        self.ops.push(Op::Attention(Attention { qkv, kv, layer, heads, block_tables, plan, records, out }));
+        if merge {
+            self.ops.push(Op::Merge(Merge { plan: plan_, heads, records: records_, out: out_ }));
+        }
+        self.recorded()
+    }
+
+    fn silu_and_mul(
+        &mut self,
+        gate_up: &CpuBuffer,
+        out: &mut CpuBuffer,
+        intermediate_size: usize,
+        rows: usize,
+    ) -> Result<()> {
+        let (op, len) = ("silu_and_mul", rows.checked_mul(intermediate_size));
+        let gate_up = self.cells(op, "gate_up", &gate_up.0, len.and_then(|len| len.checked_mul(2)))?;
+        let out = self.cells(op, "out", &out.0, len)?;
+        self.ops.push(Op::SiluAndMul(rows::SiluAndMul { gate_up, out, width: intermediate_size, rows }));
+        self.recorded()
+    }
+
+    fn add(&mut self, x: &mut CpuBuffer, y: &CpuBuffer, len: usize) -> Result<()> {
+        let x = self.cells("add", "x", &x.0, Some(len))?;
+        let y = self.cells("add", "y", &y.0, Some(len))?;
+        self.ops.push(Op::Add(rows::Add { x, y, len }));
+        self.recorded()
+    }
+
+    fn gather_rows(
+        &mut self,
+        x: &CpuBuffer,
+        indices: &CpuIndices,
+        out: &mut CpuBuffer,
+        width: usize,
+        rows: usize,
+    ) -> Result<()> {
+        let x = self.cells("gather_rows", "x", &x.0, Some(0))?;
+        let indices = self.cells("gather_rows", "indices", &indices.0, Some(rows))?;
+        let out = self.cells("gather_rows", "out", &out.0, rows.checked_mul(width))?;
+        self.ops.push(Op::GatherRows(rows::GatherRows { x, indices, out, width, rows }));
+        self.recorded()
+    }
+
+    fn argmax(&mut self, x: &CpuBuffer, out: &mut CpuIndices, width: usize, valid: usize, rows: usize) -> Result<()> {
+        let x = self.cells("argmax", "x", &x.0, rows.checked_mul(width))?;
+        let out = self.cells("argmax", "out", &out.0, Some(rows))?;
+        let valid = valid.min(width);
+        let runs = ArgmaxRuns::runs(valid);
+        let best = Self::grow(&mut self.best, 2 * rows * runs)?;
+        self.writes += 1;
+        self.ops.push(Op::ArgmaxRuns(ArgmaxRuns { x, best: best.clone(), width, valid, rows }));
+        self.ops.push(Op::ArgmaxRows(ArgmaxRows { best, out, runs, rows }));
+        self.recorded()
+    }
+
+    fn add_rms_norm(
+        &mut self,
+        residual: &mut CpuBuffer,
+        y: &CpuBuffer,
+        weight: &CpuBuffer,
+        eps: f32,
+        out: &mut CpuBuffer,
+        hidden_size: usize,
+        rows: usize,
+    ) -> Result<()> {
+        let (op, len) = ("add_rms_norm", rows.checked_mul(hidden_size));
+        let x = self.cells(op, "residual", &residual.0, len)?;
+        let add = Some(self.cells(op, "y", &y.0, len)?);
+        let weight = self.cells(op, "weight", &weight.0, Some(hidden_size))?;
+        let out = self.cells(op, "out", &out.0, len)?;
+        self.ops.push(Op::RmsNorm(rms_norm::RmsNorm { x, add, weight, eps, out, width: hidden_size, rows }));
+        self.recorded()
+    }
+
+    fn qkv_rope_store(&mut self, op: QkvRopeStore<'_, Self>) -> Result<()> {
+        let QkvRopeStore { x, w, bias, inputs, heads, qkv, kv, layer, rows } = op;
+        let layout = w.0.layout;
+        if !Heads::suits(&heads) || layout.order != Order::Stacked || layout.rows != heads.qkv_size() {
+            return composed::qkv_rope_store(self, QkvRopeStore { x, w, bias, inputs, heads, qkv, kv, layer, rows });
+        }
+        let name = "qkv_rope_store";
+        let kv = self.store(name, kv, layer, &heads)?;
+        let slots = self.slots(name, &inputs.slot_mapping, &kv, rows)?;
+        let bias = self.cells(name, "bias", &bias.0, Some(layout.rows))?;
+        let cos_sin = self.cells(name, "cos_sin", &inputs.cos_sin.0, rows.checked_mul(heads.head_dim))?;
+        let qkv = self.cells(name, "qkv", &qkv.0, rows.checked_mul(layout.rows))?;
+        let epilogue = Epilogue::Heads(Heads { bias, cos_sin, slots, heads, qkv, kv, layer });
+        self.product(name, x, w, rows, heads.head_dim / UNIT, epilogue)
+    }
+
+    fn gate_up_silu(
+        &mut self,
+        x: &CpuBuffer,
+        w: &CpuWeight,
+        scratch: &mut CpuBuffer,
+        out: &mut CpuBuffer,
+        intermediate_size: usize,
+        rows: usize,
+    ) -> Result<()> {
+        let layout = w.0.layout;
+        if layout.order != Order::GateUp || layout.rows != 2 * intermediate_size {
+            return composed::gate_up_silu(self, x, w, scratch, out, intermediate_size, rows);
+        }
+        let out = self.cells("gate_up_silu", "out", &out.0, rows.checked_mul(intermediate_size))?;
+        self.product("gate_up_silu", x, w, rows, 1, Epilogue::SiluMul { out })
+    }
+
+    fn linear_add(
+        &mut self,
+        x: &CpuBuffer,
+        w: &CpuWeight,
+        _scratch: &mut CpuBuffer,
+        residual: &mut CpuBuffer,
+        hidden_size: usize,
+        rows: usize,
+    ) -> Result<()> {
+        let width = w.0.layout.rows;
+        if width != hidden_size {
+            return Err(misfit("linear_add", format!("{width} rows of weights for a residual of {hidden_size}")));
+        }
+        let residual = self.cells("linear_add", "residual", &residual.0, rows.checked_mul(width))?;
+        self.product("linear_add", x, w, rows, 1, Epilogue::Add { residual })
+    }
+
+    fn step(
+        &mut self,
+        _key: StepKey,
+        interrupt: &Interrupt,
+        body: &mut dyn FnMut(&mut Self) -> Result<()>,
+    ) -> Result<()> {
+        self.ops.clear();
+        self.step = Some(interrupt.clone());
+        let result = body(self);
+        let result = match result {
+            Ok(()) if interrupt.is_raised() => Err(Error::Cancelled),
+            Ok(()) => self.flush(),
+            Err(e) => Err(e),
+        };
+        self.step = None;
+        self.ops.clear();
+        result
+    }
+}

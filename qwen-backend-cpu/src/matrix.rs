@@ -1,0 +1,253 @@
+//! A packed weight matrix.
+//!
+//! Rows lie in *groups* of sixteen, one lane a row, the columns in sequence; two groups are a *unit*, which is the
+//! smallest piece of work. Rows are padded with zeros to whole units, columns to an even number:
+//!
+//! ```text
+//! bf16       [group][cols / 2][16 rows][2 columns]     a line of 64 bytes is one operand of the dot product
+//! f16, f32   [group][cols][16 rows]
+//! ```
+//!
+//! Sums so run over the columns of one lane, never across lanes, and read the matrix as one stream.
+//!
+//! In a matrix for gate and up, the groups of the two alternate (and each is padded to whole groups), so that a unit has
+//! a gate and its up side by side. Parts of several encodings are all stored as f32, which loses nothing.
+
+use qwen_core::backend::{WeightRole, WeightShape, WeightView};
+use qwen_core::{Encoding, Error, Result};
+
+use crate::memory::Memory;
+use crate::simd::LANES;
+
+/// Rows of a unit.
+pub(crate) const UNIT: usize = 2 * LANES;
+
+/// Where the rows of a matrix lie.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Order {
+    /// Row `r` is lane `r % 16` of group `r / 16`.
+    Stacked,
+    /// Groups of the upper half of the rows and of the lower half take turns.
+    GateUp,
+}
+
+/// The shape of a packed matrix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Layout {
+    pub(crate) encoding: Encoding,
+    pub(crate) order: Order,
+    pub(crate) rows: usize,
+    pub(crate) cols: usize,
+}
+
+/// One group of a matrix: which rows it holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Group {
+    /// The row of the first lane.
+    pub(crate) row: usize,
+    /// Lanes that are rows; the others are padding.
+    pub(crate) lanes: usize,
+}
+
+impl Layout {
+    fn new(role: WeightRole, parts: impl Iterator<Item = (Encoding, usize)> + Clone, cols: usize) -> Layout {
+        let rows = parts.clone().map(|(_, rows)| rows).sum();
+        let mut encodings = parts.map(|(encoding, _)| encoding);
+        let first = encodings.next().unwrap_or(Encoding::F32);
+        let encoding = if encodings.all(|encoding| encoding == first) { first } else { Encoding::F32 };
+        let order = if role == WeightRole::GateUp && rows % 2 == 0 { Order::GateUp } else { Order::Stacked };
+        Layout { encoding, order, rows, cols }
+    }
+
+    /// The layout of a matrix of this shape.
+    pub(crate) fn of_shape(shape: &WeightShape) -> Layout {
+        Layout::new(shape.role, shape.parts.iter().copied(), shape.cols)
+    }
+
+    /// Columns with their padding.
+    pub(crate) fn padded_cols(&self) -> usize {
+        self.cols.next_multiple_of(2)
+    }
+
+    /// Units of two groups.
+    pub(crate) fn units(&self) -> usize {
+        match self.order {
+            Order::Stacked => self.rows.div_ceil(UNIT),
+            Order::GateUp => (self.rows / 2).div_ceil(LANES),
+        }
+    }
+
+    /// Bytes of a group.
+    pub(crate) fn group_bytes(&self) -> usize {
+        self.encoding.bytes(LANES * self.padded_cols())
+    }
+
+    /// Bytes of the whole.
+    pub(crate) fn bytes(&self) -> usize {
+        2 * self.units() * self.group_bytes()
+    }
+
+    /// Which rows group `group` holds.
+    pub(crate) fn group(&self, group: usize) -> Group {
+        let within =
+            |first: usize, end: usize| Group { row: first.min(end), lanes: end.saturating_sub(first).min(LANES) };
+        match self.order {
+            Order::Stacked => within(group * LANES, self.rows),
+            Order::GateUp => {
+                let half = self.rows / 2;
+                let Group { row, lanes } = within(group / 2 * LANES, half);
+                Group { row: row + (group % 2) * half, lanes }
+            }
+        }
+    }
+
+    /// The group and lane of row `row`.
+    pub(crate) fn place(&self, row: usize) -> (usize, usize) {
+        match self.order {
+            Order::Stacked => (row / LANES, row % LANES),
+            Order::GateUp => {
+                let half = self.rows / 2;
+                (row % half / LANES * 2 + row / half, row % half % LANES)
+            }
+        }
+    }
+}
+
+/// A packed matrix. Never changes after packing, so that backends may share it.
+#[derive(Debug)]
+pub(crate) struct Matrix {
+    pub(crate) layout: Layout,
+    pub(crate) memory: Memory,
+}
+
+impl Matrix {
+    /// Check `view`, take the memory and let `parallel` pack the groups: it calls its argument for each number below
+    /// its first, from as many threads as it likes.
+    pub(crate) fn pack(view: &WeightView<'_>, parallel: impl FnOnce(usize, &(dyn Fn(usize) + Sync))) -> Result<Matrix> {
+        let cols = view.cols();
+        for (i, part) in view.parts.iter().enumerate() {
+            let needed = match part.rows {
+                0 => 0,
+                rows => part.encoding.bytes((rows - 1) * part.stride + part.cols),
+            };
+            if part.cols != cols || part.stride < part.cols || part.data.len() < needed {
+                return Err(Error::argument(
+                    "load",
+                    format!(
+                        "`{}`: part {i} has {} x {} elements, stride {}, {} bytes; {cols} columns and {needed} bytes \
+                         are needed",
+                        view.name,
+                        part.rows,
+                        part.cols,
+                        part.stride,
+                        part.data.len(),
+                    ),
+                ));
+            }
+        }
+        let parts = view.parts.iter().map(|part| (part.encoding, part.rows));
+        let layout = Layout::new(view.role, parts, cols);
+        let memory = Memory::zeroed(layout.bytes())?;
+        let base = SendPtr(memory.ptr());
+        parallel(2 * layout.units(), &|group| {
+            // SAFETY: groups are disjoint, within the memory, and each number is given once.
+            let out = unsafe {
+                std::slice::from_raw_parts_mut(base.get().add(group * layout.group_bytes()), layout.group_bytes())
+            };
+            pack_group(view, &layout, group, out);
+        });
+        Ok(Matrix { layout, memory })
+    }
+
+    /// The first byte of group `group`.
+    #[inline(always)]
+    pub(crate) fn group(&self, group: usize) -> *const u8 {
+        debug_assert!(group < 2 * self.layout.units());
+        self.memory.ptr().wrapping_add(group * self.layout.group_bytes())
+    }
+
+    /// Decode row `row` into `out`, or zeros when there is no such row.
+    pub(crate) fn decode_row(&self, row: usize, out: &mut [f32]) {
+        if row >= self.layout.rows || out.len() > self.layout.cols {
+            return out.fill(0.0);
+        }
+        let (group, lane) = self.layout.place(row);
+        // SAFETY: the group lies within the memory, which never changes.
+        let bytes = unsafe { std::slice::from_raw_parts(self.group(group), self.layout.group_bytes()) };
+        let encoding = self.layout.encoding;
+        match encoding {
+            Encoding::Bf16 => {
+                for (out, line) in out.chunks_mut(2).zip(bytes.chunks_exact(4 * LANES)) {
+                    encoding.decode(&line[4 * lane..4 * lane + 4], out);
+                }
+            }
+            _ => {
+                let size = encoding.bytes(1);
+                for (out, line) in out.chunks_mut(1).zip(bytes.chunks_exact(size * LANES)) {
+                    encoding.decode(&line[size * lane..size * (lane + 1)], out);
+                }
+            }
+        }
+    }
+}
+
+/// A pointer that several threads may have, each for its own part of what it points to.
+struct SendPtr(*mut u8);
+// SAFETY: see the type.
+unsafe impl Sync for SendPtr {}
+
+impl SendPtr {
+    // Closures take the field itself where they name it, which would not be `Sync`.
+    fn get(&self) -> *mut u8 {
+        self.0
+    }
+}
+
+fn pack_group(view: &WeightView<'_>, layout: &Layout, group: usize, out: &mut [u8]) {
+    let Group { row, lanes } = layout.group(group);
+    let mut rows: [&[u8]; LANES] = [&[]; LANES];
+    let mut encodings = [layout.encoding; LANES];
+    for lane in 0..lanes {
+        let mut row = row + lane;
+        for part in view.parts {
+            if row < part.rows {
+                (rows[lane], encodings[lane]) = (part.row(row), part.encoding);
+                break;
+            }
+            row -= part.rows;
+        }
+    }
+    let rows = &rows[..lanes];
+    if encodings.iter().any(|&encoding| encoding != layout.encoding) {
+        let mut decoded = vec![0.0f32; layout.cols];
+        for (lane, (row, encoding)) in rows.iter().zip(encodings).enumerate() {
+            encoding.decode(row, &mut decoded);
+            for (value, line) in decoded.iter().zip(out.chunks_exact_mut(4 * LANES)) {
+                line[4 * lane..4 * lane + 4].copy_from_slice(&value.to_le_bytes());
+            }
+        }
+        return;
+    }
+    match layout.encoding {
+        // Two columns of bf16 are one element of the layout.
+        Encoding::Bf16 | Encoding::F32 => interleave::<4>(rows, out),
+        _ => interleave::<2>(rows, out),
+    }
+}
+
+/// `out[i][lane] = rows[lane][i]` for elements of `N` bytes, sixteen lanes wide.
+fn interleave<const N: usize>(rows: &[&[u8]], out: &mut [u8]) {
+    // Columns in short runs, so that the lines being filled stay in the cache while the rows take turns.
+    const RUN: usize = 32;
+    let len = rows.first().map_or(0, |row| row.len());
+    for (run, lines) in out.chunks_mut(RUN * N * LANES).enumerate() {
+        let start = (run * RUN * N).min(len);
+        let end = ((run + 1) * RUN * N).min(len);
+        for (lane, row) in rows.iter().enumerate() {
+            let elements = row[start..end].chunks(N);
+            for (element, line) in elements.zip(lines.chunks_exact_mut(N * LANES)) {
+                line[N * lane..N * lane + element.len()].copy_from_slice(element);
+            }
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! Memory that kernels work on: aligned, on huge pages where it is large, shared by handle.
+//!
+//! Weights and K/V are read from end to end for every token, so that page walks cost bandwidth: large blocks are
+//! anonymous maps aligned to 2 MiB for which huge pages are asked (Linux; elsewhere the advice is skipped).
+//!
+//! [`Cells`] is a handle to an array that recorded operations may hold, too. Its contents are reached through `unsafe`
+//! methods alone; what makes them sound is that an array belongs to one backend ([`Cells::owner`]), that all access goes
+//! through `&mut` of that backend, and that the threads which run its operations have finished when such a call returns
+//! (see [`crate::exec`]).
+
+use std::alloc::{Layout, alloc_zeroed, dealloc};
+use std::fmt;
+use std::marker::PhantomData;
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use qwen_core::{Error, Result};
+
+const HUGE: usize = 2 << 20;
+const ALIGN: usize = 64;
+
+/// Zeroed bytes, aligned to a cache line, or to a huge page when there are many.
+pub(crate) struct Memory {
+    base: NonNull<u8>,
+    bytes: usize,
+    backing: Backing,
+}
+
+enum Backing {
+    Heap(Layout),
+    // Held for its `Drop` alone.
+    Map(#[allow(dead_code)] memmap2::MmapMut),
+}
+
+// SAFETY: plain memory without ties to a thread; who may touch it when is the business of the unsafe accessors.
+unsafe impl Send for Memory {}
+// SAFETY: as above.
+unsafe impl Sync for Memory {}
+
+impl Memory {
+    /// `bytes` zeroed bytes.
+    pub(crate) fn zeroed(bytes: usize) -> Result<Memory> {
+        let failed = |reason: String| Error::Device {
+            device: "cpu".into(),
+            op: "alloc".into(),
+            reason: format!("{bytes} bytes: {reason}"),
+        };
+        if bytes < HUGE {
+            let layout = Layout::from_size_align(bytes.max(ALIGN), ALIGN).map_err(|e| failed(e.to_string()))?;
+            // SAFETY: the size is not zero.
+            let base = NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or_else(|| failed("out of memory".into()))?;
+            return Ok(Memory { base, bytes, backing: Backing::Heap(layout) });
+        }
+        // Address space is reserved up to the next boundary; what lies before it is never touched.
+        let reserved = bytes.checked_add(HUGE).ok_or_else(|| failed("out of address space".into()))?;
+        let mut map = memmap2::MmapMut::map_anon(reserved).map_err(|e| failed(e.to_string()))?;
+        #[cfg(target_os = "linux")]
+        // A kernel without huge pages refuses; small ones serve as well.
+        let _ = map.advise(memmap2::Advice::HugePage);
+        let start = map.as_mut_ptr();
+        let base = NonNull::new(start.wrapping_add(start.align_offset(HUGE))).ok_or_else(|| failed("no map".into()))?;
+        Ok(Memory { base, bytes, backing: Backing::Map(map) })
+    }
+
+    /// The first byte.
+    pub(crate) fn ptr(&self) -> *mut u8 {
+        self.base.as_ptr()
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        if let Backing::Heap(layout) = self.backing {
+            // SAFETY: allocated with this layout and not freed before.
+            unsafe { dealloc(self.base.as_ptr(), layout) }
+        }
+    }
+}
+
+impl fmt::Debug for Memory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Memory({} bytes)", self.bytes)
+    }
+}
+
+/// Element types of [`Cells`]: any bit pattern is a value.
+pub(crate) trait Plain: Copy + Send + Sync + 'static {}
+impl Plain for f32 {}
+impl Plain for u32 {}
+impl Plain for u16 {}
+
+/// A handle to an array of a backend.
+pub(crate) struct Cells<T> {
+    memory: Arc<Memory>,
+    len: usize,
+    owner: u64,
+    element: PhantomData<T>,
+}
+
+impl<T: Plain> Cells<T> {
+    /// `len` zeros that belong to backend `owner`.
+    pub(crate) fn zeroed(len: usize, owner: u64) -> Result<Self> {
+        let bytes = len
+            .checked_mul(size_of::<T>())
+            .ok_or_else(|| Error::argument("len", format!("{len} elements exceed the address space")))?;
+        Ok(Cells { memory: Arc::new(Memory::zeroed(bytes)?), len, owner, element: PhantomData })
+    }
+
+    /// How many elements there are.
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// The backend that may touch the contents.
+    pub(crate) fn owner(&self) -> u64 {
+        self.owner
+    }
+
+    /// The first element.
+    pub(crate) fn ptr(&self) -> *mut T {
+        self.memory.ptr().cast()
+    }
+
+    /// The elements from `start` on.
+    ///
+    /// # Safety
+    /// Nothing writes to them while the slice lives.
+    #[inline(always)]
+    pub(crate) unsafe fn slice(&self, start: usize, len: usize) -> &[T] {
+        assert!(start <= self.len && len <= self.len - start, "{start}+{len} of {}", self.len);
+        // SAFETY: within the allocation, which is zeroed at first and lives as long as `self`; aligned to a cache line.
+        unsafe { std::slice::from_raw_parts(self.ptr().add(start), len) }
+    }
+
+    /// The elements from `start` on, to write.
+    ///
+    /// # Safety
+    /// Nothing else touches them while the slice lives.
+    #[inline(always)]
+    #[allow(clippy::mut_from_ref)]
+    pub(crate) unsafe fn slice_mut(&self, start: usize, len: usize) -> &mut [T] {
+        assert!(start <= self.len && len <= self.len - start, "{start}+{len} of {}", self.len);
+        // SAFETY: as in `slice`, and the caller vouches that it is the only access.
+        unsafe { std::slice::from_raw_parts_mut(self.ptr().add(start), len) }
+    }
+}
+
+impl<T> Clone for Cells<T> {
+    fn clone(&self) -> Self {
+        Cells { memory: self.memory.clone(), element: PhantomData, ..*self }
+    }
+}
+
+impl<T> fmt::Debug for Cells<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "[{}; {}]", std::any::type_name::<T>(), self.len)
+    }
+}

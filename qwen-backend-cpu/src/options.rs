@@ -1,0 +1,90 @@
+//! How a [`crate::CpuBackend`] is made.
+
+use std::sync::Arc;
+
+use qwen_core::{Error, Precision, Result};
+
+use crate::host;
+use crate::simd::Isa;
+
+/// Names an instruction set that takes the place of the best one, for tests and for finding faults.
+const ISA_VARIABLE: &str = "QWEN_CPU_ISA";
+
+/// The most threads of a backend.
+const MAX_THREADS: usize = 1024;
+
+/// How a [`crate::CpuBackend`] is made. All of it has defaults.
+///
+/// ```
+/// use qwen_backend_cpu::{CpuBackend, CpuOptions};
+/// use qwen_core::Precision;
+/// let backend = CpuBackend::new(CpuOptions::new().precision(Precision::Exact).threads(2))?;
+/// # Ok::<(), qwen_core::Error>(())
+/// ```
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct CpuOptions {
+    /// What kernels may round.
+    pub precision: Precision,
+    /// Threads that compute, the calling one among them. `None`: as many as there are physical cores that the process
+    /// may use, or as the pool has.
+    pub threads: Option<usize>,
+    /// A pool of the host's to take threads from, besides the calling one. `None`: threads of our own.
+    pub pool: Option<Arc<rayon::ThreadPool>>,
+    /// The instruction set to use. `None`: what `QWEN_CPU_ISA` names, or the best that the CPU has.
+    pub isa: Option<Isa>,
+}
+
+impl CpuOptions {
+    /// The defaults.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Set [`CpuOptions::precision`].
+    pub fn precision(mut self, precision: Precision) -> Self {
+        self.precision = precision;
+        self
+    }
+
+    /// Set [`CpuOptions::threads`].
+    pub fn threads(mut self, threads: usize) -> Self {
+        self.threads = Some(threads);
+        self
+    }
+
+    /// Set [`CpuOptions::pool`].
+    pub fn pool(mut self, pool: Arc<rayon::ThreadPool>) -> Self {
+        self.pool = Some(pool);
+        self
+    }
+
+    /// Set [`CpuOptions::isa`].
+    pub fn isa(mut self, isa: Isa) -> Self {
+        self.isa = Some(isa);
+        self
+    }
+
+    /// The instruction set to use.
+    pub(crate) fn resolve_isa(&self) -> Result<Isa> {
+        if let Some(isa) = self.isa {
+            return isa.checked();
+        }
+        match std::env::var(ISA_VARIABLE) {
+            Ok(name) => name.parse::<Isa>()?.checked(),
+            Err(std::env::VarError::NotPresent) => Ok(Isa::best()),
+            Err(e) => Err(Error::argument("isa", format!("{ISA_VARIABLE}: {e}"))),
+        }
+    }
+
+    /// The number of threads.
+    pub(crate) fn resolve_threads(&self) -> Result<usize> {
+        let threads = self
+            .threads
+            .unwrap_or_else(|| self.pool.as_ref().map_or_else(host::physical_cores, |pool| pool.current_num_threads()));
+        if threads == 0 || threads > MAX_THREADS {
+            return Err(Error::argument("threads", format!("{threads} is not within 1 ..= {MAX_THREADS}")));
+        }
+        Ok(threads)
+    }
+}
