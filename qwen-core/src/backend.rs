@@ -10,6 +10,7 @@
 //!
 //! - **Nothing allocates in a step.** Buffers are made at load for the largest step; an operation is told how many rows
 //!   of them count.
+//! - **Operations outside of a step** run as they come: tests and the search for a non-finite value issue them so.
 //! - **What changes between steps is data**, written into buffers before [`Backend::step`]. Only the [`StepKey`] may
 //!   shape control flow, so that a backend may record a step and replay it.
 //! - **Operations enqueue; only reads and [`Backend::synchronize`] wait.** An error may surface at the next wait; it

@@ -74,3 +74,15 @@ impl Precision {
         }
     }
 }
+
+impl std::str::FromStr for Precision {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        match name {
+            "exact" => Ok(Precision::Exact),
+            "fast" => Ok(Precision::Fast),
+            _ => Err(format!("a precision is exact or fast, not `{name}`")),
+        }
+    }
+}

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::backend::Backend;
+use crate::backend::{Backend, WeightRole};
 use crate::batch::{Limits, activation_bytes};
 use crate::dtype::Precision;
 use crate::error::{Error, Result};
@@ -15,6 +15,8 @@ use crate::model::spec::ModelSpec;
 pub struct Plan {
     /// Packed matrices, norms and biases.
     pub weight_bytes: u64,
+    /// Those of the weights that generating a token reads: all but an embedding table of its own.
+    pub read_bytes: u64,
     /// The K/V store for `context` positions of `batch` sequences.
     pub kv_bytes: u64,
     /// Activations, step inputs, logits and the kernels' workspace.
@@ -62,10 +64,13 @@ impl Plan {
     pub fn new<B: Backend>(source: &dyn WeightSource, input: &PlanInput<'_>) -> Result<Self> {
         let PlanInput { spec, precision, context, batch, .. } = *input;
         let mut weight_bytes = spec.vector_bytes();
-        let mut load_bytes = 0;
+        let (mut load_bytes, mut table_bytes) = (0, 0);
         for weight in spec.weights() {
             let shape = weight.shape(source)?;
             weight_bytes += B::weight_bytes(&shape);
+            if shape.role == WeightRole::Embedding && !spec.tie_word_embeddings {
+                table_bytes = B::weight_bytes(&shape);
+            }
             let stored = |((encoding, _), cut): (&(crate::Encoding, usize), &crate::model::spec::Cut)| {
                 encoding.bytes(cut.shape.0 * cut.shape.1) as u64
             };
@@ -92,6 +97,7 @@ impl Plan {
         }
         Ok(Plan {
             weight_bytes,
+            read_bytes: weight_bytes - table_bytes,
             kv_bytes,
             activation_bytes,
             load_bytes,

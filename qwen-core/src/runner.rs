@@ -154,15 +154,16 @@ impl<B: Backend> ModelRunner<B> {
     }
 
     /// Run the step again layer by layer and name the first place where a value is not finite.
+    ///
+    /// Outside of [`Backend::step`]: with the key of a step it would be replayed as that step.
     fn non_finite(&mut self, batch: &Batch, hidden: Option<&[f32]>, key: StepKey) -> Result<Error> {
         let width = batch.num_tokens() * self.model.spec.hidden_size;
         let mut values = vec![0.0; width];
-        let interrupt = Interrupt::default();
         if let Some(hidden) = hidden {
             self.backend.write(&mut self.model.buffers.residual, hidden)?;
         }
         let ModelRunner { backend, model, group, .. } = self;
-        backend.step(key, &interrupt, &mut |b| model.embed(b, key))?;
+        model.embed(backend, key)?;
         let mut finite = |backend: &mut B, model: &Model<B>| {
             backend.read(&model.buffers.residual, &mut values)?;
             Ok::<_, Error>(values.iter().all(|value| value.is_finite()))
@@ -171,7 +172,7 @@ impl<B: Backend> ModelRunner<B> {
             return Ok(Error::NonFinite { place: "the embedding".into() });
         }
         for layer in 0..model.num_layers() {
-            backend.step(key, &interrupt, &mut |b| model.layer(b, layer, key, group.as_deref()))?;
+            model.layer(backend, layer, key, group.as_deref())?;
             if !finite(backend, model)? {
                 return Ok(Error::NonFinite { place: format!("layer {}", model.spec.layers.start + layer) });
             }
@@ -227,8 +228,12 @@ impl<B: Backend> Runner for Pipeline<B> {
     fn execute(&mut self, batch: &Batch, output: &mut StepOutput, interrupt: &Interrupt) -> Result<()> {
         let mut hidden: Option<Vec<f32>> = None;
         for stage in &mut self.before {
-            stage.run(batch, hidden.as_deref(), interrupt)?;
-            hidden = Some(stage.read_hidden(batch.num_tokens())?);
+            let key = stage.run(batch, hidden.as_deref(), interrupt)?;
+            let after = stage.read_hidden(batch.num_tokens())?;
+            if !after.iter().all(|value| value.is_finite()) {
+                return Err(stage.non_finite(batch, hidden.as_deref(), key)?);
+            }
+            hidden = Some(after);
         }
         self.last.execute_with(batch, hidden.as_deref(), output, interrupt)
     }

@@ -5,6 +5,7 @@ mod common;
 use qwen_core::config::Yarn;
 use qwen_core::{Config, Rope, RopeScaling};
 use safetensors::SafeTensors;
+use serde_json::Value;
 
 fn config(head_dim: usize, rope: &str) -> Config {
     let json = format!(
@@ -66,6 +67,25 @@ fn every_golden_table_is_met_to_half_a_unit_in_the_last_place() {
         eprintln!("{table}: to position {last}, largest error {worst:.2e}, {worst_ulps:.4} ulp");
         assert_eq!(last, 131_071);
         assert!(worst_ulps <= 0.51, "{table}: {worst_ulps} units in the last place");
+    }
+}
+
+#[test]
+fn the_definitions_in_fifty_digits_are_met() {
+    let fixture: Value = serde_json::from_str(include_str!("data/rope.json")).expect("JSON");
+    for table in fixture["tables"].as_array().expect("tables") {
+        let head_dim = table["head_dim"].as_u64().expect("head_dim") as usize;
+        let rope = Rope::new(&config(head_dim, if table["yarn_factor"].is_null() { DEFAULT } else { YARN4 }));
+        let mut out = vec![0.0; head_dim];
+        for row in table["rows"].as_array().expect("rows") {
+            let [position, plane] = [0, 1].map(|i| row[i].as_u64().expect("an integer") as usize);
+            let [cos, sin] = [2, 3].map(|i| row[i].as_f64().expect("a number"));
+            rope.cos_sin(position, &mut out);
+            // Half a unit in the last place of f32 between 1 and 2, which YaRN's factor reaches.
+            for (found, exact) in [(out[plane], cos), (out[head_dim / 2 + plane], sin)] {
+                assert!((f64::from(found) - exact).abs() < 6e-8, "{head_dim}: {row}: {found}");
+            }
+        }
     }
 }
 

@@ -1,1 +1,83 @@
-//! Text to ids and back, chat templates, messages and tool calls.
+//! Qwen2.5 text to ids and back, chat templates, messages and tool calls.
+//!
+//! ```
+//! # fn main() -> Result<(), qwen_tokenizer::Error> {
+//! # let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data");
+//! use qwen_tokenizer::{ChatInput, Message, Tokenizer};
+//!
+//! let tokenizer = Tokenizer::from_dir(folder)?;
+//! let messages = [Message::user("Why is the sky blue?")];
+//! let prompt = tokenizer.encode_chat(&ChatInput::new(&messages))?;
+//!
+//! // What a model answers comes as ids, one at a time.
+//! let mut stream = tokenizer.decode_stream(true);
+//! # let answer = prompt.ids;
+//! for id in answer {
+//!     if let Some(piece) = stream.push(id) {
+//!         print!("{piece}");
+//!     }
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # What is exact
+//!
+//! - Ids are those of Python's `tokenizers` and `transformers`, for every text and every chat.
+//! - A chat's text is the checkpoint's own Jinja template's, byte for byte.
+//! - Pieces of a [`DecodeStream`] put together are the decoded text; no character is split or lost.
+//!
+//! # Who may write control tokens
+//!
+//! The template may; contents may not. A message that says `<|im_end|>` says just these characters, and cannot end
+//! its turn. [`ChatInput::trust_contents`] turns this off.
+//!
+//! # What is not here
+//!
+//! Models, sampling and stopping are in `qwen-core`; finding tool calls in an answer is the facade's. Only byte-level
+//! BPE in tokenizer.json is read, as every Qwen2.5 checkpoint has it.
+//!
+//! # Where things are
+//!
+//! [`Tokenizer`] in `tokenizer` (and `lookup`) puts the parts together: `file` and `config` read the checkpoint's files, `added` finds
+//! control tokens, `pipeline` and `split` encode the text between them, `decode` goes back; `message` and `tool` are
+//! the types of a chat, `template` renders it, `chat` encodes the result.
+
+#![deny(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::string_slice
+)]
+#![cfg_attr(
+    test,
+    allow(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::string_slice
+    )
+)]
+
+mod added;
+mod chat;
+mod config;
+mod decode;
+mod error;
+mod file;
+mod lookup;
+mod message;
+mod pipeline;
+mod split;
+mod template;
+mod tokenizer;
+mod tool;
+
+pub use chat::EncodedChat;
+pub use decode::DecodeStream;
+pub use error::{Error, Result};
+pub use message::{Content, ContentPart, Message, Role};
+pub use template::{ChatInput, ChatTemplate};
+pub use tokenizer::Tokenizer;
+pub use tool::{Arguments, FunctionCall, Tool, ToolCall};

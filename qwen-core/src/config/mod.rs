@@ -14,7 +14,13 @@ pub use rope_scaling::{RopeScaling, Yarn};
 use crate::dtype::Encoding;
 use crate::error::{Error, Result};
 use crate::json::{self, Fields};
-use rope_scaling::MAX_POSITIONS;
+
+// Far above anything published. Within these bounds the bytes of all weights, and of the keys and values of the whole
+// context, fit in 63 bits: code behind the parser multiplies sizes without a thought of overflow.
+const MAX_WIDTH: usize = 1 << 20;
+const MAX_LAYERS: usize = 1 << 12;
+const MAX_VOCABULARY: usize = 1 << 24;
+const MAX_POSITIONS: usize = 1 << 27;
 
 /// The parameters of a Qwen2.5 model under the names that `config.json` has for them.
 ///
@@ -85,21 +91,20 @@ impl Config {
         let fields = &Fields::root(path, &value)?;
         refuse_unsupported(fields)?;
 
-        // Far above anything published; what they exclude are figures that overflow once multiplied.
-        const WIDTH: usize = 1 << 24;
         let required = |key: &str, max| fields.required(key, fields.usize(key, 1, max)?);
-        let hidden_size = required("hidden_size", WIDTH)?;
-        let num_attention_heads = required("num_attention_heads", WIDTH)?;
+        let hidden_size = required("hidden_size", MAX_WIDTH)?;
+        let num_attention_heads = required("num_attention_heads", MAX_WIDTH)?;
+        let head_dim = head_dim(fields, hidden_size, num_attention_heads)?;
         let max_position_embeddings = required("max_position_embeddings", MAX_POSITIONS)?;
         let (rope_theta, rope_scaling) = rope_scaling::parse(fields, max_position_embeddings)?;
         let config = Config {
             hidden_size,
-            intermediate_size: required("intermediate_size", WIDTH)?,
-            num_hidden_layers: required("num_hidden_layers", 1 << 16)?,
+            intermediate_size: required("intermediate_size", MAX_WIDTH)?,
+            num_hidden_layers: required("num_hidden_layers", MAX_LAYERS)?,
             num_attention_heads,
             num_key_value_heads: num_key_value_heads(fields, num_attention_heads)?,
-            head_dim: head_dim(fields, hidden_size, num_attention_heads)?,
-            vocab_size: required("vocab_size", WIDTH)?,
+            head_dim,
+            vocab_size: required("vocab_size", MAX_VOCABULARY)?,
             max_position_embeddings,
             rms_norm_eps: rms_norm_eps(fields)?,
             rope_theta,
@@ -117,8 +122,10 @@ impl Config {
                 FULL_ATTENTION,
             ));
         }
-        if config.parameters().is_none() {
-            return Err(fields.error("hidden_size", "with the other sizes makes a model too large to address"));
+        if 4 * config.num_parameters() > isize::MAX as u64 {
+            return Err(
+                fields.error("hidden_size", "makes with the other sizes a model too large for this machine's pointers")
+            );
         }
         Ok(config)
     }
@@ -183,27 +190,15 @@ impl Config {
         (implied != 1.0 && implied != yarn.factor).then_some(implied)
     }
 
-    /// Elements of all weights, if that many could be addressed as f32.
-    fn parameters(&self) -> Option<u64> {
-        let [hidden, inner, heads, kv_heads, head_dim, vocab, layers] = [
-            self.hidden_size,
-            self.intermediate_size,
-            self.num_attention_heads,
-            self.num_key_value_heads,
-            self.head_dim,
-            self.vocab_size,
-            self.num_hidden_layers,
-        ]
-        .map(|size| size as u64);
-        let q = heads.checked_mul(head_dim)?;
-        let kv = kv_heads.checked_mul(head_dim)?;
-        // q and o projections, k and v projections with all biases, gate, up and down, two norms
-        let attention = q.checked_mul(2)?.checked_add(kv.checked_mul(2)?)?.checked_mul(hidden.checked_add(1)?)?;
-        let mlp = hidden.checked_mul(inner)?.checked_mul(3)?;
-        let layer = attention.checked_add(mlp)?.checked_add(hidden.checked_mul(2)?)?;
-        let embeddings = vocab.checked_mul(hidden)?.checked_mul(if self.tie_word_embeddings { 1 } else { 2 })?;
-        let all = layer.checked_mul(layers)?.checked_add(embeddings)?.checked_add(hidden)?;
-        all.checked_mul(4).filter(|&bytes| bytes <= i64::MAX as u64).map(|_| all)
+    /// Elements of all weights.
+    pub fn num_parameters(&self) -> u64 {
+        let [hidden, inner, vocab] = [self.hidden_size, self.intermediate_size, self.vocab_size].map(|n| n as u64);
+        let [q, kv] = [self.num_attention_heads, self.num_key_value_heads].map(|n| n as u64 * self.head_dim as u64);
+        // q, k and v have biases, the output projection and the MLP have none.
+        let attention = (q + 2 * kv) * (hidden + 1) + q * hidden;
+        let layer = attention + 3 * hidden * inner + 2 * hidden;
+        let embeddings = if self.tie_word_embeddings { 1 } else { 2 } * vocab * hidden;
+        self.num_hidden_layers as u64 * layer + embeddings + hidden
     }
 }
 
@@ -218,7 +213,7 @@ fn num_key_value_heads(fields: &Fields<'_>, num_attention_heads: usize) -> Resul
 }
 
 fn head_dim(fields: &Fields<'_>, hidden_size: usize, num_attention_heads: usize) -> Result<usize> {
-    let head_dim = match fields.usize("head_dim", 1, 1 << 16)? {
+    let head_dim = match fields.usize("head_dim", 1, MAX_WIDTH / num_attention_heads)? {
         Some(head_dim) => head_dim,
         None if hidden_size.is_multiple_of(num_attention_heads) => hidden_size / num_attention_heads,
         None => {

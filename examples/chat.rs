@@ -1,0 +1,171 @@
+//! Chat with a model in the terminal.
+//!
+//! ```text
+//! cargo run --release --example chat
+//! cargo run --release --example chat -- --model path/to/Qwen2.5-7B-Instruct --prompt "Why is the sky blue?"
+//! ```
+//!
+//! Without `--model` it is the small demo checkpoint of this repository, which knows little (see
+//! `examples/demo-model/README.md`). The answer goes to stdout, everything else to stderr. Ctrl-C stops the answer; at
+//! the prompt it ends the program, as does the end of the input.
+
+use std::error::Error;
+use std::io::{self, BufRead, IsTerminal, Write};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use clap::Parser;
+use qwen::{Canceller, Chat, Device, EngineOptions, GenerateOptions, Precision, Reply};
+
+/// Chat with a Qwen2.5 model.
+#[derive(Parser)]
+struct Args {
+    /// The folder of the checkpoint; the demo checkpoint when absent.
+    #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/demo-model"))]
+    model: PathBuf,
+    /// Answer this on stdout and end.
+    #[arg(long)]
+    prompt: Option<String>,
+    /// The system message; the template's own when absent.
+    #[arg(long)]
+    system: Option<String>,
+    /// Where to run: auto, cpu.
+    #[arg(long, default_value = "auto")]
+    device: Device,
+    /// Compute with f32 activations and K/V.
+    #[arg(long)]
+    exact: bool,
+    /// Threads; one for each physical core when absent.
+    #[arg(long)]
+    threads: Option<usize>,
+    /// Positions of the conversation.
+    #[arg(long)]
+    context: Option<usize>,
+    /// Stretch the context by this factor (YaRN).
+    #[arg(long)]
+    yarn: Option<f64>,
+    /// Tokens of an answer at most.
+    #[arg(long)]
+    max_new_tokens: Option<usize>,
+    /// 0 takes the most likely token.
+    #[arg(long)]
+    temperature: Option<f32>,
+    /// Keep this many of the most likely tokens.
+    #[arg(long)]
+    top_k: Option<usize>,
+    /// Keep the most likely tokens up to this probability.
+    #[arg(long)]
+    top_p: Option<f32>,
+    /// Make tokens that were used less likely.
+    #[arg(long)]
+    repetition_penalty: Option<f32>,
+    /// Seed of the draws.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+}
+
+impl Args {
+    fn engine_options(&self) -> EngineOptions {
+        let mut options = EngineOptions::new().device(self.device);
+        if self.exact {
+            options = options.precision(Precision::Exact);
+        }
+        if let Some(threads) = self.threads {
+            options = options.threads(threads);
+        }
+        if let Some(context) = self.context {
+            options = options.context(context);
+        }
+        if let Some(factor) = self.yarn {
+            options = options.yarn(factor);
+        }
+        options
+    }
+
+    fn generate_options(&self) -> GenerateOptions {
+        let mut options = GenerateOptions::new().seed(self.seed);
+        options.max_new_tokens = self.max_new_tokens;
+        options.temperature = self.temperature;
+        options.top_k = self.top_k;
+        options.top_p = self.top_p;
+        options.repetition_penalty = self.repetition_penalty;
+        options
+    }
+}
+
+/// The answer that Ctrl-C stops.
+type Current = Arc<Mutex<Option<Canceller>>>;
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let args = Args::parse();
+    let mut options = args.engine_options();
+    if io::stderr().is_terminal() {
+        options = options.progress(|share| {
+            let done = (share * 30.0) as usize;
+            eprint!("\rloading [{:<30}] {:3.0}%", "=".repeat(done), share * 100.0);
+            if share >= 1.0 {
+                eprint!("\r{:48}\r", "");
+            }
+        });
+    }
+    let engine = options.load(&args.model)?;
+    let mut chat = engine.chat().options(args.generate_options());
+    if let Some(system) = &args.system {
+        chat = chat.system(system);
+    }
+    let current: Current = Arc::default();
+    let stopped = current.clone();
+    ctrlc::set_handler(move || match stopped.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        Some(canceller) => canceller.cancel(),
+        None => std::process::exit(130),
+    })?;
+    if let Some(prompt) = &args.prompt {
+        return print(chat.send(prompt)?, &current);
+    }
+    eprintln!("{} on {}, context {}", args.model.display(), engine.device(), engine.context());
+    converse(&mut chat, &current)
+}
+
+/// Read questions until the input ends.
+fn converse(chat: &mut Chat, current: &Current) -> Result<(), Box<dyn Error>> {
+    let mut lines = io::stdin().lock().lines();
+    loop {
+        if io::stdin().is_terminal() {
+            eprint!("> ");
+        }
+        let Some(line) = lines.next().transpose()? else { return Ok(()) };
+        if line.trim().is_empty() {
+            continue;
+        }
+        match chat.send(line) {
+            Ok(reply) => print(reply, current)?,
+            // A question that is too long for the context, say: another one may do.
+            Err(error) => eprintln!("{error}"),
+        }
+    }
+}
+
+fn print(mut reply: Reply, current: &Current) -> Result<(), Box<dyn Error>> {
+    *current.lock().unwrap_or_else(PoisonError::into_inner) = Some(reply.canceller());
+    let mut out = io::stdout().lock();
+    let mut written = Ok(());
+    for piece in &mut reply {
+        written = write!(out, "{}", piece?).and_then(|()| out.flush());
+        if written.is_err() {
+            break;
+        }
+    }
+    match written.and_then(|()| writeln!(out)) {
+        // The reader has what it wanted, `head` for one.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
+        result => result?,
+    }
+    *current.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    let stats = reply.stats();
+    if let (Some(first), Some(speed)) = (stats.first_token, stats.tokens_per_second()) {
+        let prompt = stats.prompt_tokens as f64 / first.as_secs_f64();
+        let (tokens, new) = (stats.prompt_tokens, stats.new_tokens);
+        eprintln!("[{tokens} tokens of prompt, {prompt:.0} tokens/s; {new} of answer, {speed:.1} tokens/s]");
+    }
+    Ok(())
+}

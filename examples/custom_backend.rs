@@ -1,0 +1,298 @@
+//! A backend written outside of the workspace's crates, and a chat that runs on it.
+//!
+//! ```text
+//! cargo run --release --example custom_backend -- "Hello!" path/to/Qwen2.5-0.5B-Instruct
+//! ```
+//!
+//! Without arguments it greets the demo checkpoint of this repository.
+//!
+//! [`RowMajor`] keeps everything as rows of f32, adds products up in sixteen sums that the compiler turns into vector
+//! instructions, and shares large operations out to threads. It has the base operations of [`Backend`] alone; the fused
+//! ones are composed of them. `tests/custom_backend.rs` runs the conformance suite on it; `docs/writing-a-backend.md`
+//! goes through the steps and says what to do next for speed.
+
+use qwen::core::backend::{DeviceInfo, HeadLayout, Interrupt, KvSpec, PAD_SLOT, StepInputs, StepKey};
+use qwen::core::backend::{WeightShape, WeightView};
+use qwen::core::{Backend, Error, Precision, Result};
+
+fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
+    let demo = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/demo-model");
+    let mut args = std::env::args().skip(1);
+    let prompt = args.next().unwrap_or_else(|| "Hello!".into());
+    let path = args.next().unwrap_or_else(|| demo.into());
+
+    let engine = qwen::EngineOptions::new().load_on(RowMajor::with_all_cores(), path)?;
+    eprintln!("on {}", engine.device());
+    for piece in engine.chat().send(prompt)? {
+        print!("{}", piece?);
+    }
+    println!();
+    Ok(())
+}
+
+/// A device that holds rows of f32.
+#[derive(Debug)]
+pub(crate) struct RowMajor {
+    threads: usize,
+}
+
+type Floats = Vec<f32>;
+type Ids = Vec<u32>;
+
+/// A decoded matrix.
+#[derive(Debug)]
+pub(crate) struct Matrix {
+    rows: usize,
+    cols: usize,
+    values: Floats,
+}
+
+/// `[layer][slot][keys of all heads, then their values]`.
+#[derive(Debug)]
+pub(crate) struct Kv {
+    spec: KvSpec,
+    values: Floats,
+}
+
+impl Kv {
+    fn at(&self, layer: usize, slot: usize) -> usize {
+        let slots = self.spec.num_blocks * self.spec.block_size;
+        (layer * slots + slot) * 2 * self.spec.num_key_value_heads * self.spec.head_dim
+    }
+}
+
+impl RowMajor {
+    /// A device with a thread for each core.
+    pub(crate) fn with_all_cores() -> Self {
+        RowMajor { threads: std::thread::available_parallelism().map_or(1, usize::from) }
+    }
+
+    /// Call `work` with the number and the values of each row. A row is computed by one thread, so that the number of
+    /// threads changes no result.
+    fn for_each_row(&self, work: usize, values: &mut [f32], width: usize, f: impl Fn(usize, &mut [f32]) + Sync) {
+        // Threads are not worth starting for fewer multiplications.
+        let threads = if work < 1 << 20 { 1 } else { self.threads };
+        let share = (values.len() / width).div_ceil(threads).max(1);
+        let run = |first, part: &mut [f32]| {
+            part.chunks_exact_mut(width).enumerate().for_each(|(i, row)| f(first + i, row));
+        };
+        let (mine, others) = values.split_at_mut(values.len().min(share * width));
+        std::thread::scope(|scope| {
+            for (n, part) in others.chunks_mut(share * width).enumerate() {
+                scope.spawn(move || run((n + 1) * share, part));
+            }
+            run(0, mine);
+        });
+    }
+}
+
+/// The sum of products, in one order whatever surrounds it.
+fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let mut sums = [0.0; 16];
+    let (a, b) = (a.chunks_exact(sums.len()), b.chunks_exact(sums.len()));
+    let rest: f32 = a.remainder().iter().zip(b.remainder()).map(|(a, b)| a * b).sum();
+    for (a, b) in a.zip(b) {
+        sums.iter_mut().zip(a).zip(b).for_each(|((sum, a), b)| *sum += a * b);
+    }
+    sums.iter().sum::<f32>() + rest
+}
+
+impl Backend for RowMajor {
+    type Buffer = Floats;
+    type Indices = Ids;
+    type Weight = Matrix;
+    type Kv = Kv;
+
+    fn info(&self) -> DeviceInfo {
+        let name = format!("row-major example ({} threads)", self.threads);
+        DeviceInfo { name, precision: Precision::Exact, memory_available: None }
+    }
+
+    fn alloc(&mut self, len: usize) -> Result<Floats> {
+        Ok(vec![0.0; len])
+    }
+
+    fn alloc_indices(&mut self, len: usize) -> Result<Ids> {
+        Ok(vec![0; len])
+    }
+
+    fn load(&mut self, view: &WeightView<'_>) -> Result<Matrix> {
+        let (rows, cols) = (view.rows(), view.cols());
+        let mut values = vec![0.0; rows * cols];
+        let stored = view.parts.iter().flat_map(|part| (0..part.rows).map(move |row| (part.encoding, part.row(row))));
+        for (row, (encoding, bytes)) in values.chunks_exact_mut(cols).zip(stored) {
+            encoding.decode(bytes, row);
+        }
+        Ok(Matrix { rows, cols, values })
+    }
+
+    // The plan before loading asks this: all encodings become f32.
+    fn weight_bytes(shape: &WeightShape) -> u64 {
+        shape.parts.iter().map(|(_, rows)| 4 * (rows * shape.cols) as u64).sum()
+    }
+
+    fn kv(&mut self, spec: &KvSpec) -> Result<Kv> {
+        let kv = Kv { spec: *spec, values: Vec::new() };
+        Ok(Kv { values: vec![0.0; kv.at(spec.num_layers, 0)], ..kv })
+    }
+
+    fn copy_blocks(&mut self, kv: &mut Kv, pairs: &[(u32, u32)]) -> Result<()> {
+        for layer in 0..kv.spec.num_layers {
+            for &(from, to) in pairs {
+                let at = |block: u32| kv.at(layer, block as usize * kv.spec.block_size);
+                let (block, to) = (at(from)..at(from + 1), at(to));
+                kv.values.copy_within(block, to);
+            }
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, dst: &mut Floats, src: &[f32]) -> Result<()> {
+        dst[..src.len()].copy_from_slice(src);
+        Ok(())
+    }
+
+    fn write_indices(&mut self, dst: &mut Ids, src: &[u32]) -> Result<()> {
+        dst[..src.len()].copy_from_slice(src);
+        Ok(())
+    }
+
+    fn read(&mut self, src: &Floats, dst: &mut [f32]) -> Result<()> {
+        dst.copy_from_slice(&src[..dst.len()]);
+        Ok(())
+    }
+
+    fn read_indices(&mut self, src: &Ids, dst: &mut [u32]) -> Result<()> {
+        dst.copy_from_slice(&src[..dst.len()]);
+        Ok(())
+    }
+
+    // Every operation is over when its call returns: there is nothing to wait for.
+    fn synchronize(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    fn step(&mut self, _: StepKey, stop: &Interrupt, body: &mut dyn FnMut(&mut Self) -> Result<()>) -> Result<()> {
+        if stop.is_raised() { Err(Error::Cancelled) } else { body(self) }
+    }
+
+    fn embed(&mut self, ids: &Ids, table: &Matrix, out: &mut Floats, rows: usize) -> Result<()> {
+        for (out, &id) in out.chunks_exact_mut(table.cols).zip(&ids[..rows]) {
+            match table.values.chunks_exact(table.cols).nth(id as usize) {
+                Some(row) => out.copy_from_slice(row),
+                None => out.fill(0.0),
+            }
+        }
+        Ok(())
+    }
+
+    fn linear(&mut self, x: &Floats, w: &Matrix, bias: Option<&Floats>, out: &mut Floats, rows: usize) -> Result<()> {
+        self.for_each_row(rows * w.values.len(), &mut out[..rows * w.rows], 1, |at, out| {
+            let (token, row) = (at / w.rows, at % w.rows);
+            let product = dot(&x[token * w.cols..][..w.cols], &w.values[row * w.cols..][..w.cols]);
+            out[0] = product + bias.map_or(0.0, |bias| bias[row]);
+        });
+        Ok(())
+    }
+
+    fn rms_norm(&mut self, x: &Floats, w: &Floats, eps: f32, out: &mut Floats, n: usize, rows: usize) -> Result<()> {
+        for (x, out) in x.chunks_exact(n).zip(out.chunks_exact_mut(n)).take(rows) {
+            let scale = 1.0 / (dot(x, x) / n as f32 + eps).sqrt();
+            out.iter_mut().zip(x).zip(w).for_each(|((out, x), w)| *out = x * scale * w);
+        }
+        Ok(())
+    }
+
+    fn rope(&mut self, qkv: &mut Floats, cos_sin: &Floats, heads: HeadLayout, rows: usize) -> Result<()> {
+        let angles = cos_sin.chunks_exact(heads.head_dim);
+        for (token, angles) in qkv.chunks_exact_mut(heads.qkv_size()).zip(angles).take(rows) {
+            let (cos, sin) = angles.split_at(heads.head_dim / 2);
+            for head in token[..heads.q_size() + heads.kv_size()].chunks_exact_mut(heads.head_dim) {
+                let (a, b) = head.split_at_mut(heads.head_dim / 2);
+                for (((a, b), cos), sin) in a.iter_mut().zip(b).zip(cos).zip(sin) {
+                    (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn store_kv(
+        &mut self,
+        qkv: &Floats,
+        slots: &Ids,
+        kv: &mut Kv,
+        layer: usize,
+        heads: HeadLayout,
+        rows: usize,
+    ) -> Result<()> {
+        for (token, &slot) in qkv.chunks_exact(heads.qkv_size()).zip(&slots[..rows]) {
+            if slot != PAD_SLOT {
+                let at = kv.at(layer, slot as usize);
+                kv.values[at..][..2 * heads.kv_size()].copy_from_slice(&token[heads.q_size()..]);
+            }
+        }
+        Ok(())
+    }
+
+    fn paged_attention(
+        &mut self,
+        qkv: &Floats,
+        kv: &Kv,
+        layer: usize,
+        heads: HeadLayout,
+        inputs: &StepInputs<Self>,
+        out: &mut Floats,
+        key: StepKey,
+    ) -> Result<()> {
+        let HeadLayout { num_attention_heads, num_key_value_heads, head_dim } = heads;
+        let (sums, contexts) = (&inputs.cu_seqlens_q[..=key.num_seqs], &inputs.context_lens[..key.num_seqs]);
+        let work = key.num_tokens * heads.q_size() * contexts.iter().max().map_or(0, |len| *len as usize);
+        self.for_each_row(work, &mut out[..key.num_tokens * heads.q_size()], heads.q_size(), |token, out| {
+            let end = sums.partition_point(|sum| *sum as usize <= token);
+            let Some(&next) = sums.get(end) else { return }; // Padding: nobody reads its row.
+            let visible = contexts[end - 1] as usize - (next as usize - token) + 1;
+            let blocks = &inputs.block_tables[(end - 1) * inputs.max_blocks_per_seq..];
+            for (head, out) in out.chunks_exact_mut(head_dim).enumerate() {
+                let q = &qkv[token * heads.qkv_size() + head * head_dim..][..head_dim];
+                // Softmax in one pass: what was added so far shrinks when a larger score comes along.
+                let (mut max, mut sum) = (f32::NEG_INFINITY, 0.0);
+                out.fill(0.0);
+                for position in 0..visible {
+                    let block = blocks[position / kv.spec.block_size] as usize;
+                    let slot = block * kv.spec.block_size + position % kv.spec.block_size;
+                    let at = kv.at(layer, slot) + head * num_key_value_heads / num_attention_heads * head_dim;
+                    let score = dot(q, &kv.values[at..][..head_dim]) / (head_dim as f32).sqrt();
+                    let shrink = (max - max.max(score)).exp();
+                    max = max.max(score);
+                    let weight = (score - max).exp();
+                    sum = sum * shrink + weight;
+                    let values = &kv.values[at + heads.kv_size()..][..head_dim];
+                    out.iter_mut().zip(values).for_each(|(out, v)| *out = *out * shrink + weight * v);
+                }
+                out.iter_mut().for_each(|out| *out /= sum);
+            }
+        });
+        Ok(())
+    }
+
+    fn silu_and_mul(&mut self, gate_up: &Floats, out: &mut Floats, width: usize, rows: usize) -> Result<()> {
+        for (gate_up, out) in gate_up.chunks_exact(2 * width).zip(out.chunks_exact_mut(width)).take(rows) {
+            let (gate, up) = gate_up.split_at(width);
+            out.iter_mut().zip(gate).zip(up).for_each(|((out, gate), up)| *out = gate / (1.0 + (-gate).exp()) * up);
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, x: &mut Floats, y: &Floats, len: usize) -> Result<()> {
+        x.iter_mut().zip(&y[..len]).for_each(|(x, y)| *x += y);
+        Ok(())
+    }
+
+    fn gather_rows(&mut self, x: &Floats, ids: &Ids, out: &mut Floats, width: usize, rows: usize) -> Result<()> {
+        for (out, &row) in out.chunks_exact_mut(width).zip(&ids[..rows]) {
+            out.copy_from_slice(&x[row as usize * width..][..width]);
+        }
+        Ok(())
+    }
+}

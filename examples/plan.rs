@@ -1,0 +1,67 @@
+//! What a model takes, before it is loaded.
+//!
+//! ```text
+//! cargo run --release --example plan -- --model PATH --context 8192 --batch 4
+//! ```
+//!
+//! It ends with 0 when the model fits and with 1 when it does not.
+
+use std::error::Error;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Parser;
+use qwen::{Device, EngineOptions, Precision};
+
+/// What a model takes, before it is loaded.
+#[derive(Parser)]
+struct Args {
+    /// The folder of the checkpoint.
+    #[arg(long)]
+    model: PathBuf,
+    /// Positions of a conversation; the longest that fits when absent.
+    #[arg(long)]
+    context: Option<usize>,
+    /// Conversations that have their whole context at the same time.
+    #[arg(long, default_value_t = 1)]
+    batch: usize,
+    /// Where to run: auto, cpu.
+    #[arg(long, default_value = "auto")]
+    device: Device,
+    /// Compute with f32 activations and K/V.
+    #[arg(long)]
+    exact: bool,
+    /// Print one JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+fn main() -> Result<ExitCode, Box<dyn Error>> {
+    let args = Args::parse();
+    let mut options = EngineOptions::new().device(args.device).batch(args.batch);
+    if args.exact {
+        options = options.precision(Precision::Exact);
+    }
+    if let Some(context) = args.context {
+        options = options.context(context);
+    }
+    let plan = options.plan(&args.model)?;
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&plan)?);
+    } else {
+        let mib = |bytes: u64| format!("{:9.1} MiB", bytes as f64 / f64::from(1 << 20));
+        println!("weights      {}", mib(plan.weight_bytes));
+        println!("K/V          {}  for {} x {} positions", mib(plan.kv_bytes), plan.batch, plan.context);
+        println!("activations  {}", mib(plan.activation_bytes));
+        println!("loading      {}  given back afterwards", mib(plan.load_bytes));
+        println!("total        {}", mib(plan.total_bytes));
+        if let Some(available) = plan.available_bytes {
+            println!("available    {}", mib(available));
+        }
+        match plan.check() {
+            Ok(()) => println!("it fits"),
+            Err(error) => println!("it does not fit: {error}"),
+        }
+    }
+    Ok(if plan.fits { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}

@@ -1,0 +1,41 @@
+//! The model card's Python quickstart, line for line.
+//!
+//! ```text
+//! cargo run --release --example quickstart -- path/to/Qwen2.5-32B-Instruct
+//! ```
+//!
+//! Without an argument it runs the demo checkpoint of this repository.
+
+use qwen::{ChatInput, Engine, GenerateOptions, Message};
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    // model_name = "Qwen/Qwen2.5-32B-Instruct"
+    let demo = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/demo-model");
+    let model_name = std::env::args().nth(1).unwrap_or_else(|| demo.into());
+
+    // model = AutoModelForCausalLM.from_pretrained(model_name, torch_dtype="auto", device_map="auto")
+    let model = Engine::load(&model_name)?;
+    // tokenizer = AutoTokenizer.from_pretrained(model_name)
+    let tokenizer = model.tokenizer()?;
+
+    // prompt = "Give me a short introduction to large language model."
+    let prompt = "Give me a short introduction to large language model.";
+    // messages = [{"role": "system", ...}, {"role": "user", "content": prompt}]
+    let messages = [
+        Message::system("You are Qwen, created by Alibaba Cloud. You are a helpful assistant."),
+        Message::user(prompt),
+    ];
+    // text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    // model_inputs = tokenizer([text], return_tensors="pt")
+    let model_inputs = tokenizer.encode_chat(&ChatInput::new(&messages).add_generation_prompt(true))?;
+
+    // generated_ids = model.generate(**model_inputs, max_new_tokens=512)
+    let generated_ids = model
+        .generate_ids(model_inputs.ids, &GenerateOptions::new().max_new_tokens(512))?
+        .collect::<qwen::Result<Vec<u32>>>()?;
+
+    // response = tokenizer.batch_decode(generated_ids, skip_special_tokens=True)[0]
+    let response = tokenizer.decode(&generated_ids, true);
+    println!("{response}");
+    Ok(())
+}

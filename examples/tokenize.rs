@@ -1,0 +1,61 @@
+//! Texts and conversations to token ids.
+//!
+//! ```text
+//! cargo run --release --example tokenize -- --model DIR --json IN --out OUT
+//! ```
+//!
+//! IN is a list of `{"text": "...", "parse_special": true}` or `{"messages": [...], "tools": [...],
+//! "add_generation_prompt": true, "trust_contents": false}`; what is shown are the defaults. OUT is the same list with
+//! `ids`, and `text` for conversations. DIR needs the tokenizer's files alone.
+
+use std::error::Error;
+use std::fs;
+use std::path::PathBuf;
+
+use clap::Parser;
+use qwen::{ChatInput, Message, Tokenizer, Tool};
+use serde_json::{Value, json};
+
+/// Texts and conversations to token ids.
+#[derive(Parser)]
+struct Args {
+    /// The folder with tokenizer.json, and tokenizer_config.json or chat_template.jinja for conversations.
+    #[arg(long)]
+    model: PathBuf,
+    /// The list to encode.
+    #[arg(long)]
+    json: PathBuf,
+    /// Where to write the list with ids.
+    #[arg(long)]
+    out: PathBuf,
+}
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let args = Args::parse();
+    let tokenizer = Tokenizer::from_dir(&args.model)?;
+    let mut items: Vec<Value> = serde_json::from_slice(&fs::read(&args.json)?)?;
+    for (index, item) in items.iter_mut().enumerate() {
+        encode(&tokenizer, item).map_err(|error| format!("{}: item {index}: {error}", args.json.display()))?;
+    }
+    fs::write(&args.out, serde_json::to_vec(&items)?)?;
+    Ok(())
+}
+
+fn encode(tokenizer: &Tokenizer, item: &mut Value) -> Result<(), Box<dyn Error>> {
+    let flag = |key: &str, default: bool| item.get(key).and_then(Value::as_bool).unwrap_or(default);
+    if let Some(text) = item.get("text").and_then(Value::as_str).filter(|_| item.get("messages").is_none()) {
+        item["ids"] = json!(tokenizer.encode(text, flag("parse_special", true))?);
+        return Ok(());
+    }
+    let messages: Vec<Message> = serde_json::from_value(item.get("messages").cloned().ok_or("no text, no messages")?)?;
+    let tools: Option<Vec<Tool>> = serde_json::from_value(item.get("tools").cloned().unwrap_or_default())?;
+    let tools = tools.unwrap_or_default();
+    let input = ChatInput::new(&messages)
+        .tools(&tools)
+        .add_generation_prompt(flag("add_generation_prompt", true))
+        .trust_contents(flag("trust_contents", false));
+    let encoded = tokenizer.encode_chat(&input)?;
+    item["text"] = json!(encoded.text);
+    item["ids"] = json!(encoded.ids);
+    Ok(())
+}

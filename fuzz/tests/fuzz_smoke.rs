@@ -1,0 +1,44 @@
+//! Every target on the seeds and on mutations of them, on a stable toolchain and in bounded time.
+//!
+//! `FUZZ_SECONDS` replaces the fixed number of inputs by a time for each target, `FUZZ_SEED` chooses other inputs.
+
+use std::fs;
+use std::panic::catch_unwind;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use qwen_fuzz::mutate::Mutator;
+use qwen_fuzz::targets::ALL;
+
+const INPUTS: u64 = 100_000;
+
+#[test]
+fn no_target_panics() {
+    let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().expect(name));
+    let seed = number("FUZZ_SEED").unwrap_or(1);
+    let time = number("FUZZ_SECONDS").map(Duration::from_secs);
+    let package = Path::new(env!("CARGO_MANIFEST_DIR"));
+    for (name, target) in ALL {
+        let seeds: Vec<Vec<u8>> = fs::read_dir(package.join("seeds").join(name))
+            .expect("a folder of seeds")
+            .map(|entry| fs::read(entry.expect("an entry").path()).expect("a seed"))
+            .collect();
+        assert!(!seeds.is_empty(), "{name} has no seeds");
+        seeds.iter().for_each(|seed| target(seed));
+
+        let mut mutator = Mutator::new(seed, seeds);
+        let start = Instant::now();
+        let mut count = 0;
+        while time.map_or(count < INPUTS, |time| start.elapsed() < time) {
+            let input = mutator.input();
+            if catch_unwind(|| target(&input)).is_err() {
+                let artifact = package.join("artifacts").join(format!("{name}-{seed}-{count}"));
+                fs::create_dir_all(artifact.with_file_name("")).expect("a folder for the finding");
+                fs::write(&artifact, &input).expect("the finding is kept");
+                panic!("{name}: input {count} of seed {seed} panicked; it is in {}", artifact.display());
+            }
+            count += 1;
+        }
+        println!("{name}: {count} inputs of seed {seed} in {:.1} s", start.elapsed().as_secs_f64());
+    }
+}

@@ -1,0 +1,516 @@
+//! The reference with one fault, each of a kind that kernels have had.
+
+use std::collections::HashSet;
+
+use half::{bf16, f16};
+use qwen_core::backend::{
+    DeviceInfo, HeadLayout, Interrupt, KvSpec, MatrixPart, PAD_SLOT, StepInputs, StepKey, WeightView,
+};
+use qwen_core::collective::Collective;
+use qwen_core::reference::{KvStore, Matrix, Reference};
+use qwen_core::{Backend, Encoding, Precision, Result, composed};
+
+/// What is wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// Nothing: the reference.
+    None,
+    /// Nothing: what [`Precision::Fast`] may round is rounded.
+    Fast,
+    /// Nothing: products, norms and gates are computed in f32, in one order, without fused operations.
+    PlainF32,
+    /// Sums of products are rounded to bf16.
+    FastBf16Sums,
+    /// Activations are rounded to f16, which large ones exceed.
+    FastF16Activations,
+    /// Inputs of products are rounded to 8 bits a block of 32.
+    FastInt8,
+    /// K/V is stored as bf16.
+    FastBf16Kv,
+    /// K/V is stored as f16 where it must not be rounded.
+    ExactF16Kv,
+    /// Inputs of products are rounded to bf16 where they must not be.
+    ExactBf16Inputs,
+    MissingBias,
+    MissingLastColumn,
+    MissingLastRow,
+    WritesBehindTheOutput,
+    TakesInWhatLiesBehind,
+    BatchVariantLinear,
+    Nondeterministic,
+    IgnoresStride,
+    NoEpsilon,
+    ResidualNotUpdated,
+    AdjacentRotaryPairs,
+    RotatesValues,
+    ContextOffByOne,
+    SeesTheFuture,
+    KvHeadsInterleaved,
+    ContiguousBlocks,
+    BatchVariantAttention,
+    TakesInUnusedPositions,
+    StoresPadding,
+    StoresToLayer0,
+    CopiesOneLayer,
+    SiluOverflows,
+    GateAndUpSwapped,
+    LinearAddReplaces,
+    ArgmaxLastOfEquals,
+    ArgmaxIgnoresNan,
+    ArgmaxOverAll,
+    EmbedWraps,
+    GatherOffByOne,
+    ReducesNothing,
+    IgnoresInterrupts,
+    StepsRunOnce,
+    NotZeroAtFirst,
+}
+
+/// A loaded matrix, and its decoded values for the faults that need them.
+#[derive(Debug)]
+pub(crate) struct Weight {
+    matrix: Matrix,
+    rows: usize,
+    cols: usize,
+    values: Vec<f32>,
+}
+
+/// The reference with a [`Fault`].
+#[derive(Debug)]
+pub(crate) struct Faulty {
+    fault: Fault,
+    inner: Reference,
+    calls: u32,
+    seen: HashSet<StepKey>,
+}
+
+fn to_bf16(values: &[f32]) -> Vec<f32> {
+    values.iter().map(|value| bf16::from_f32(*value).to_f32()).collect()
+}
+
+fn to_f16(values: &[f32]) -> Vec<f32> {
+    values.iter().map(|value| f16::from_f32(*value).to_f32()).collect()
+}
+
+fn to_int8(values: &[f32], cols: usize) -> Vec<f32> {
+    let round = |block: &[f32]| -> Vec<f32> {
+        let step = block.iter().fold(0f32, |max, value| max.max(value.abs())) / 127.0;
+        block.iter().map(|value| if step > 0.0 { (value / step).round() * step } else { 0.0 }).collect()
+    };
+    values.chunks(cols).flat_map(|row| row.chunks(32).flat_map(round).collect::<Vec<_>>()).collect()
+}
+
+fn nudge(values: &mut [f32]) {
+    values.iter_mut().for_each(|value| *value = f32::from_bits(value.to_bits() ^ 1));
+}
+
+impl Faulty {
+    pub(crate) fn new(fault: Fault) -> Self {
+        Faulty { fault, inner: Reference::new(), calls: 0, seen: HashSet::new() }
+    }
+
+    fn is(&self, fault: Fault) -> bool {
+        self.fault == fault
+    }
+
+    fn fast(&self) -> bool {
+        use Fault::{Fast, FastBf16Kv, FastBf16Sums, FastF16Activations, FastInt8};
+        matches!(self.fault, Fast | FastBf16Sums | FastF16Activations | FastInt8 | FastBf16Kv)
+    }
+
+    /// What a product gets of `x`.
+    fn rounded(&self, x: &[f32], cols: usize) -> Vec<f32> {
+        match self.fault {
+            Fault::Fast | Fault::FastBf16Sums | Fault::FastBf16Kv | Fault::ExactBf16Inputs => to_bf16(x),
+            Fault::FastF16Activations => to_f16(x),
+            Fault::FastInt8 => to_int8(x, cols),
+            _ => x.to_vec(),
+        }
+    }
+}
+
+impl Backend for Faulty {
+    type Buffer = Vec<f32>;
+    type Indices = Vec<u32>;
+    type Weight = Weight;
+    type Kv = (KvStore, KvSpec);
+
+    fn info(&self) -> DeviceInfo {
+        let precision = if self.fast() { Precision::Fast } else { Precision::Exact };
+        DeviceInfo { name: format!("faulty ({:?})", self.fault), precision, memory_available: None }
+    }
+
+    fn alloc(&mut self, len: usize) -> Result<Vec<f32>> {
+        Ok(vec![if self.is(Fault::NotZeroAtFirst) { 1e-30 } else { 0.0 }; len])
+    }
+
+    fn alloc_indices(&mut self, len: usize) -> Result<Vec<u32>> {
+        self.inner.alloc_indices(len)
+    }
+
+    fn load(&mut self, view: &WeightView<'_>) -> Result<Self::Weight> {
+        let mut parts = view.parts.to_vec();
+        if self.is(Fault::IgnoresStride) {
+            parts.iter_mut().for_each(|part| part.stride = part.cols);
+        }
+        let mut values = Vec::new();
+        for part in &parts {
+            for row in 0..part.rows {
+                let mut decoded = vec![0.0; part.cols];
+                part.encoding.decode(part.row(row), &mut decoded);
+                values.extend(if self.fast() { to_bf16(&decoded) } else { decoded });
+            }
+        }
+        let (rows, cols) = (view.rows(), view.cols());
+        let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        let parts = [MatrixPart::whole(Encoding::F32, rows, cols, &bytes)];
+        let matrix = self.inner.load(&WeightView { parts: &parts, ..*view })?;
+        Ok(Weight { matrix, rows, cols, values })
+    }
+
+    fn kv(&mut self, spec: &KvSpec) -> Result<Self::Kv> {
+        Ok((self.inner.kv(spec)?, *spec))
+    }
+
+    fn write(&mut self, dst: &mut Vec<f32>, src: &[f32]) -> Result<()> {
+        self.inner.write(dst, src)
+    }
+
+    fn write_indices(&mut self, dst: &mut Vec<u32>, src: &[u32]) -> Result<()> {
+        self.inner.write_indices(dst, src)
+    }
+
+    fn read(&mut self, src: &Vec<f32>, dst: &mut [f32]) -> Result<()> {
+        self.inner.read(src, dst)
+    }
+
+    fn read_indices(&mut self, src: &Vec<u32>, dst: &mut [u32]) -> Result<()> {
+        self.inner.read_indices(src, dst)
+    }
+
+    fn copy_blocks(&mut self, (kv, spec): &mut Self::Kv, pairs: &[(u32, u32)]) -> Result<()> {
+        if !self.is(Fault::CopiesOneLayer) {
+            return self.inner.copy_blocks(kv, pairs);
+        }
+        // A store of one layer lies at the beginning of one with several.
+        let mut first = self.inner.kv(&KvSpec { num_layers: 1, ..*spec })?;
+        std::mem::swap(&mut first, kv);
+        let outcome = self.inner.copy_blocks(&mut first, &[]);
+        std::mem::swap(&mut first, kv);
+        outcome
+    }
+
+    fn synchronize(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    fn embed(&mut self, ids: &Vec<u32>, table: &Self::Weight, out: &mut Vec<f32>, rows: usize) -> Result<()> {
+        let wrapped: Vec<u32> = ids.iter().map(|id| id % table.rows as u32).collect();
+        self.inner.embed(if self.is(Fault::EmbedWraps) { &wrapped } else { ids }, &table.matrix, out, rows)
+    }
+
+    fn linear(
+        &mut self,
+        x: &Vec<f32>,
+        w: &Weight,
+        bias: Option<&Vec<f32>>,
+        out: &mut Vec<f32>,
+        rows: usize,
+    ) -> Result<()> {
+        self.calls += 1;
+        let (outs, cols) = (w.rows, w.cols);
+        let mut x = self.rounded(x, cols);
+        let bias = bias.filter(|_| !self.is(Fault::MissingBias));
+        if self.is(Fault::MissingLastColumn) && cols % 2 == 1 {
+            x.chunks_exact_mut(cols).for_each(|row| row[cols - 1] = 0.0);
+        }
+        if self.is(Fault::TakesInWhatLiesBehind) && x.len() > rows * cols && rows > 0 {
+            x[rows * cols - 1] += 0.0 * x[rows * cols];
+        }
+        let before = out.clone();
+        self.inner.linear(&x, &w.matrix, bias, out, rows)?;
+        if self.is(Fault::PlainF32) {
+            for (x, out) in x.chunks_exact(cols).zip(out.chunks_exact_mut(outs)).take(rows) {
+                for (r, (out, w)) in out.iter_mut().zip(w.values.chunks_exact(cols)).enumerate() {
+                    let dot: f32 = x.iter().zip(w).map(|(x, w)| x * w).sum();
+                    *out = dot + bias.map_or(0.0, |bias| bias[r]);
+                }
+            }
+        }
+        let len = rows * outs;
+        if self.is(Fault::FastBf16Sums) {
+            let rounded = to_bf16(&out[..len]);
+            out[..len].copy_from_slice(&rounded);
+        }
+        if self.is(Fault::MissingLastRow) && rows % 16 == 1 && rows > 1 {
+            out[len - outs..len].copy_from_slice(&before[len - outs..len]);
+        }
+        if self.is(Fault::WritesBehindTheOutput) && outs % 16 != 0 && len < out.len() {
+            out[len] = 0.0;
+        }
+        if self.is(Fault::BatchVariantLinear) && rows >= 4
+            || self.is(Fault::Nondeterministic) && self.calls.is_multiple_of(2)
+        {
+            nudge(&mut out[..len]);
+        }
+        Ok(())
+    }
+
+    fn rms_norm(
+        &mut self,
+        x: &Vec<f32>,
+        weight: &Vec<f32>,
+        eps: f32,
+        out: &mut Vec<f32>,
+        hidden_size: usize,
+        rows: usize,
+    ) -> Result<()> {
+        let eps = if self.is(Fault::NoEpsilon) { 1e-12 } else { eps };
+        self.inner.rms_norm(x, weight, eps, out, hidden_size, rows)?;
+        if self.is(Fault::PlainF32) {
+            for (x, out) in x.chunks_exact(hidden_size).zip(out.chunks_exact_mut(hidden_size)).take(rows) {
+                let mean = x.iter().map(|x| x * x).sum::<f32>() / hidden_size as f32;
+                let scale = 1.0 / (mean + eps).sqrt();
+                out.iter_mut().zip(x).zip(weight).for_each(|((out, x), weight)| *out = x * scale * weight);
+            }
+        }
+        Ok(())
+    }
+
+    fn rope(&mut self, qkv: &mut Vec<f32>, cos_sin: &Vec<f32>, heads: HeadLayout, rows: usize) -> Result<()> {
+        if self.is(Fault::RotatesValues) {
+            let all = HeadLayout { num_attention_heads: heads.qkv_size() / heads.head_dim, ..heads };
+            let mut padded = qkv.clone();
+            for row in 0..rows {
+                let mut one: Vec<f32> = qkv[row * heads.qkv_size()..][..heads.qkv_size()].to_vec();
+                one.resize(all.qkv_size(), 0.0);
+                self.inner.rope(&mut one, &cos_sin[row * heads.head_dim..].to_vec(), all, 1)?;
+                padded[row * heads.qkv_size()..][..heads.qkv_size()].copy_from_slice(&one[..heads.qkv_size()]);
+            }
+            *qkv = padded;
+            return Ok(());
+        }
+        if !self.is(Fault::AdjacentRotaryPairs) {
+            return self.inner.rope(qkv, cos_sin, heads, rows);
+        }
+        let half = heads.head_dim / 2;
+        for (row, angles) in qkv.chunks_exact_mut(heads.qkv_size()).zip(cos_sin.chunks_exact(2 * half)).take(rows) {
+            for head in row[..heads.q_size() + heads.kv_size()].chunks_exact_mut(2 * half) {
+                for (i, pair) in head.chunks_exact_mut(2).enumerate() {
+                    let (a, b, cos, sin) = (pair[0], pair[1], angles[i], angles[half + i]);
+                    (pair[0], pair[1]) = (a * cos - b * sin, b * cos + a * sin);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn store_kv(
+        &mut self,
+        qkv: &Vec<f32>,
+        slot_mapping: &Vec<u32>,
+        (kv, _): &mut Self::Kv,
+        layer: usize,
+        heads: HeadLayout,
+        rows: usize,
+    ) -> Result<()> {
+        let qkv = match self.fault {
+            Fault::FastBf16Kv => to_bf16(qkv),
+            Fault::ExactF16Kv => to_f16(qkv),
+            _ if self.fast() => to_f16(qkv),
+            _ => qkv.clone(),
+        };
+        let padding = if self.is(Fault::StoresPadding) { 0 } else { PAD_SLOT };
+        let slots: Vec<u32> = slot_mapping.iter().map(|slot| if *slot == PAD_SLOT { padding } else { *slot }).collect();
+        let layer = if self.is(Fault::StoresToLayer0) { 0 } else { layer };
+        self.inner.store_kv(&qkv, &slots, kv, layer, heads, rows)
+    }
+
+    fn paged_attention(
+        &mut self,
+        qkv: &Vec<f32>,
+        (kv, spec): &Self::Kv,
+        layer: usize,
+        heads: HeadLayout,
+        inputs: &StepInputs<Self>,
+        out: &mut Vec<f32>,
+        key: StepKey,
+    ) -> Result<()> {
+        let mut step = StepInputs::<Reference> {
+            input_ids: Vec::new(),
+            cos_sin: Vec::new(),
+            slot_mapping: Vec::new(),
+            cu_seqlens_q: inputs.cu_seqlens_q.clone(),
+            context_lens: inputs.context_lens.clone(),
+            block_tables: inputs.block_tables.clone(),
+            max_blocks_per_seq: inputs.max_blocks_per_seq,
+            logits_indices: Vec::new(),
+        };
+        let tokens = |seq: usize| inputs.cu_seqlens_q[seq + 1] - inputs.cu_seqlens_q[seq];
+        let stride = inputs.max_blocks_per_seq;
+        for seq in 0..key.num_seqs {
+            let context = &mut step.context_lens[seq];
+            match self.fault {
+                Fault::ContextOffByOne if *context > tokens(seq) => *context -= 1,
+                Fault::SeesTheFuture if tokens(seq) > 1 => *context += 1,
+                Fault::TakesInUnusedPositions if *context > 0 => {
+                    *context = context.next_multiple_of(spec.block_size as u32);
+                }
+                Fault::ContiguousBlocks => {
+                    for i in 1..stride {
+                        let next = step.block_tables[seq * stride] + i as u32;
+                        step.block_tables[seq * stride + i] = next.min(spec.num_blocks as u32 - 1);
+                    }
+                }
+                _ => {}
+            }
+        }
+        let mut qkv = qkv.clone();
+        let (group, dim) = (heads.num_attention_heads / heads.num_key_value_heads, heads.head_dim);
+        // Query head h reads K/V head h % kv_heads: the same as permuting query heads before and after.
+        let from = |head: usize| head % heads.num_key_value_heads * group + head / heads.num_key_value_heads;
+        if self.is(Fault::KvHeadsInterleaved) {
+            for row in qkv.chunks_exact_mut(heads.qkv_size()) {
+                let before = row.to_vec();
+                for head in 0..heads.num_attention_heads {
+                    row[from(head) * dim..][..dim].copy_from_slice(&before[head * dim..][..dim]);
+                }
+            }
+        }
+        self.inner.paged_attention(&qkv, kv, layer, heads, &step, out, key)?;
+        if self.is(Fault::KvHeadsInterleaved) {
+            for row in out.chunks_exact_mut(heads.q_size()).take(key.num_tokens) {
+                let before = row.to_vec();
+                for head in 0..heads.num_attention_heads {
+                    row[head * dim..][..dim].copy_from_slice(&before[from(head) * dim..][..dim]);
+                }
+            }
+        }
+        if self.is(Fault::BatchVariantAttention) && key.max_seqlen_q > 1 {
+            nudge(&mut out[..inputs.cu_seqlens_q[key.num_seqs] as usize * heads.q_size()]);
+        }
+        Ok(())
+    }
+
+    fn silu_and_mul(&mut self, gate_up: &Vec<f32>, out: &mut Vec<f32>, inner: usize, rows: usize) -> Result<()> {
+        self.inner.silu_and_mul(gate_up, out, inner, rows)?;
+        for (row, out) in gate_up.chunks_exact(2 * inner).zip(out.chunks_exact_mut(inner)).take(rows) {
+            for (i, out) in out.iter_mut().enumerate() {
+                let (gate, up) = (row[i], row[inner + i]);
+                match self.fault {
+                    Fault::SiluOverflows => *out = gate * gate.exp() / (1.0 + gate.exp()) * up,
+                    Fault::PlainF32 => *out = gate / (1.0 + (-gate).exp()) * up,
+                    _ => {}
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, x: &mut Vec<f32>, y: &Vec<f32>, len: usize) -> Result<()> {
+        self.inner.add(x, y, len)
+    }
+
+    fn gather_rows(
+        &mut self,
+        x: &Vec<f32>,
+        indices: &Vec<u32>,
+        out: &mut Vec<f32>,
+        width: usize,
+        rows: usize,
+    ) -> Result<()> {
+        let shifted: Vec<u32> = indices.iter().map(|index| index.saturating_sub(1)).collect();
+        let indices = if self.is(Fault::GatherOffByOne) { &shifted } else { indices };
+        self.inner.gather_rows(x, indices, out, width, rows)
+    }
+
+    fn argmax(&mut self, x: &Vec<f32>, out: &mut Vec<u32>, width: usize, valid: usize, rows: usize) -> Result<()> {
+        let valid = if self.is(Fault::ArgmaxOverAll) { width } else { valid };
+        composed::argmax(self, x, out, width, valid, rows)?;
+        for (row, out) in x.chunks_exact(width).zip(out.iter_mut()).take(rows) {
+            let finite = row[..valid].iter().map(|value| if value.is_nan() { -1e30 } else { *value });
+            match self.fault {
+                Fault::ArgmaxLastOfEquals if row[..valid].iter().all(|value| value.is_finite()) => {
+                    let last = row[..valid].iter().rposition(|value| *value == row[*out as usize]);
+                    *out = last.map_or(*out, |last| last as u32);
+                }
+                Fault::ArgmaxIgnoresNan => *out = composed::argmax_row(&finite.collect::<Vec<_>>()),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn add_rms_norm(
+        &mut self,
+        residual: &mut Vec<f32>,
+        y: &Vec<f32>,
+        weight: &Vec<f32>,
+        eps: f32,
+        out: &mut Vec<f32>,
+        hidden_size: usize,
+        rows: usize,
+    ) -> Result<()> {
+        let before = residual.clone();
+        composed::add_rms_norm(self, residual, y, weight, eps, out, hidden_size, rows)?;
+        if self.is(Fault::ResidualNotUpdated) {
+            *residual = before;
+        }
+        Ok(())
+    }
+
+    fn gate_up_silu(
+        &mut self,
+        x: &Vec<f32>,
+        w: &Self::Weight,
+        scratch: &mut Vec<f32>,
+        out: &mut Vec<f32>,
+        inner: usize,
+        rows: usize,
+    ) -> Result<()> {
+        self.linear(x, w, None, scratch, rows)?;
+        if self.is(Fault::GateAndUpSwapped) {
+            scratch[..rows * 2 * inner].chunks_exact_mut(2 * inner).for_each(|row| row.rotate_left(inner));
+        }
+        self.silu_and_mul(scratch, out, inner, rows)
+    }
+
+    fn linear_add(
+        &mut self,
+        x: &Vec<f32>,
+        w: &Self::Weight,
+        scratch: &mut Vec<f32>,
+        residual: &mut Vec<f32>,
+        hidden_size: usize,
+        rows: usize,
+    ) -> Result<()> {
+        if self.is(Fault::LinearAddReplaces) {
+            return self.linear(x, w, None, residual, rows);
+        }
+        composed::linear_add(self, x, w, scratch, residual, hidden_size, rows)
+    }
+
+    fn all_reduce(&mut self, x: &mut Vec<f32>, len: usize, group: &dyn Collective) -> Result<()> {
+        let before = x.clone();
+        composed::all_reduce(self, x, len, group)?;
+        if self.is(Fault::ReducesNothing) {
+            *x = before;
+        }
+        Ok(())
+    }
+
+    fn step(
+        &mut self,
+        key: StepKey,
+        interrupt: &Interrupt,
+        body: &mut dyn FnMut(&mut Self) -> Result<()>,
+    ) -> Result<()> {
+        if interrupt.is_raised() && !self.is(Fault::IgnoresInterrupts) {
+            return Err(qwen_core::Error::Cancelled);
+        }
+        if !self.seen.insert(key) && self.is(Fault::StepsRunOnce) {
+            return Ok(());
+        }
+        body(self)
+    }
+}

@@ -1,0 +1,125 @@
+//! The tokens of `added_tokens`: control tokens such as `<|im_end|>`, which stand outside BPE.
+//!
+//! Here lives how they are found in a text and which of them are `special`. What is done with the text between
+//! them is `pipeline`'s business.
+
+use ahash::AHashMap;
+use aho_corasick::{AhoCorasick, MatchKind};
+use serde::Deserialize;
+
+use crate::error::{Error, Result};
+use crate::file::TOKENIZER_JSON;
+
+/// One entry of tokenizer.json's `added_tokens`.
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct AddedToken {
+    pub(crate) id: u32,
+    pub(crate) content: String,
+    #[serde(default)]
+    pub(crate) special: bool,
+    /// The token swallows white space before it.
+    #[serde(default)]
+    pub(crate) lstrip: bool,
+    /// The token swallows white space after it.
+    #[serde(default)]
+    pub(crate) rstrip: bool,
+    #[serde(default)]
+    single_word: bool,
+}
+
+/// A stretch of a text, as far as control tokens go.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Segment<'a> {
+    Text(&'a str),
+    Token(&'a AddedToken),
+}
+
+/// All added tokens, in the order of the file.
+#[derive(Debug)]
+pub(crate) struct AddedTokens {
+    tokens: Vec<AddedToken>,
+    by_id: AHashMap<u32, usize>,
+    by_content: AHashMap<String, usize>,
+    /// The longest token at the leftmost place wins, as in the library.
+    finder: AhoCorasick,
+}
+
+impl AddedTokens {
+    pub(crate) fn new(tokens: Vec<AddedToken>) -> Result<Self> {
+        for (i, token) in tokens.iter().enumerate() {
+            if token.content.is_empty() {
+                return Err(Error::invalid(
+                    TOKENIZER_JSON,
+                    &format!("added_tokens[{i}].content"),
+                    "is empty",
+                ));
+            }
+            if token.single_word {
+                let key = format!("added_tokens[{i}].single_word");
+                return Err(Error::unsupported(
+                    TOKENIZER_JSON,
+                    &key,
+                    "true",
+                    "no Qwen2.5 tokenizer has it",
+                ));
+            }
+        }
+        let finder = AhoCorasick::builder()
+            .match_kind(MatchKind::LeftmostLongest)
+            .build(tokens.iter().map(|token| &token.content))
+            .map_err(|e| Error::invalid(TOKENIZER_JSON, "added_tokens", e))?;
+        let by_id = tokens
+            .iter()
+            .enumerate()
+            .map(|(i, token)| (token.id, i))
+            .collect();
+        let by_content = tokens
+            .iter()
+            .enumerate()
+            .map(|(i, token)| (token.content.clone(), i))
+            .collect();
+        Ok(Self {
+            tokens,
+            by_id,
+            by_content,
+            finder,
+        })
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &AddedToken> {
+        self.tokens.iter()
+    }
+
+    pub(crate) fn by_id(&self, id: u32) -> Option<&AddedToken> {
+        self.by_id.get(&id).and_then(|&i| self.tokens.get(i))
+    }
+
+    pub(crate) fn by_content(&self, content: &str) -> Option<&AddedToken> {
+        self.by_content
+            .get(content)
+            .and_then(|&i| self.tokens.get(i))
+    }
+
+    /// Cuts `text` at every control token written in it.
+    pub(crate) fn segments<'a>(&'a self, text: &'a str) -> Vec<Segment<'a>> {
+        let mut segments = Vec::new();
+        let mut done = 0;
+        for found in self.finder.find_iter(text) {
+            if let Some(between) = text.get(done..found.start()).filter(|s| !s.is_empty()) {
+                segments.push(Segment::Text(between));
+            }
+            segments.extend(
+                self.tokens
+                    .get(found.pattern().as_usize())
+                    .map(Segment::Token),
+            );
+            done = found.end();
+        }
+        segments.extend(
+            text.get(done..)
+                .filter(|s| !s.is_empty())
+                .map(Segment::Text),
+        );
+        segments
+    }
+}

@@ -1,0 +1,143 @@
+//! Reading tokenizer_config.json and the template files beside it.
+//!
+//! Only what a chat needs is taken: the templates and the named special tokens. What the templates mean is
+//! `template`'s business.
+
+use std::path::Path;
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::error::{Error, Result};
+use crate::file;
+
+pub(crate) const TOKENIZER_CONFIG_JSON: &str = "tokenizer_config.json";
+pub(crate) const CHAT_TEMPLATE_JINJA: &str = "chat_template.jinja";
+pub(crate) const CHAT_TEMPLATE_JSON: &str = "chat_template.json";
+
+/// The name a template goes by when the file gives it none.
+pub(crate) const DEFAULT_TEMPLATE: &str = "default";
+/// The name of the template for chats with tools, where a checkpoint has a separate one.
+pub(crate) const TOOL_USE_TEMPLATE: &str = "tool_use";
+
+/// What tokenizer_config.json says about chats.
+#[derive(Debug, Default)]
+pub(crate) struct Config {
+    /// Name and source.
+    pub(crate) templates: Vec<(String, String)>,
+    /// Variable (`eos_token`, ...) and the token's text.
+    pub(crate) named_tokens: Vec<(&'static str, String)>,
+}
+
+impl Config {
+    /// Reads the files of `folder`, in the order of preference that transformers has: a template file of its own
+    /// beats the key in tokenizer_config.json.
+    pub(crate) fn from_dir(folder: &Path) -> Result<Self> {
+        let mut config = match file::read(&folder.join(TOKENIZER_CONFIG_JSON))? {
+            Some(json) => Self::from_bytes(&json)?,
+            None => Self::default(),
+        };
+        if let Some(source) = file::read(&folder.join(CHAT_TEMPLATE_JINJA))? {
+            let source = String::from_utf8(source).map_err(|e| {
+                Error::invalid(
+                    CHAT_TEMPLATE_JINJA,
+                    "its text",
+                    format!("is not UTF-8: {e}"),
+                )
+            })?;
+            config.set_default(source);
+        } else if let Some(json) = file::read(&folder.join(CHAT_TEMPLATE_JSON))? {
+            let json = parse(CHAT_TEMPLATE_JSON, &json)?;
+            config.templates = templates(CHAT_TEMPLATE_JSON, json.chat_template)?;
+        }
+        Ok(config)
+    }
+
+    pub(crate) fn from_bytes(json: &[u8]) -> Result<Self> {
+        let json = parse(TOKENIZER_CONFIG_JSON, json)?;
+        let named = [
+            ("bos_token", json.bos_token),
+            ("eos_token", json.eos_token),
+            ("pad_token", json.pad_token),
+            ("unk_token", json.unk_token),
+        ];
+        let mut named_tokens = Vec::new();
+        for (name, token) in named {
+            named_tokens.extend(token_text(name, token)?.map(|text| (name, text)));
+        }
+        Ok(Self {
+            templates: templates(TOKENIZER_CONFIG_JSON, json.chat_template)?,
+            named_tokens,
+        })
+    }
+
+    fn set_default(&mut self, source: String) {
+        self.templates.retain(|(name, _)| name != DEFAULT_TEMPLATE);
+        self.templates.push((DEFAULT_TEMPLATE.into(), source));
+    }
+}
+
+#[derive(Deserialize)]
+struct ConfigJson {
+    #[serde(default)]
+    chat_template: Value,
+    #[serde(default)]
+    bos_token: Value,
+    #[serde(default)]
+    eos_token: Value,
+    #[serde(default)]
+    pad_token: Value,
+    #[serde(default)]
+    unk_token: Value,
+}
+
+fn parse(file: &str, json: &[u8]) -> Result<ConfigJson> {
+    serde_json::from_slice(json).map_err(|e| Error::invalid(file, "its JSON", e))
+}
+
+/// `chat_template` is a string, or a list of `{"name": ..., "template": ...}`.
+fn templates(file: &str, json: Value) -> Result<Vec<(String, String)>> {
+    #[derive(Deserialize)]
+    struct Named {
+        name: String,
+        template: String,
+    }
+    match json {
+        Value::Null => Ok(Vec::new()),
+        Value::String(source) => Ok(vec![(DEFAULT_TEMPLATE.into(), source)]),
+        list @ Value::Array(_) => {
+            let list: Vec<Named> = serde_json::from_value(list)
+                .map_err(|e| Error::invalid(file, "chat_template", e))?;
+            Ok(list
+                .into_iter()
+                .map(|named| (named.name, named.template))
+                .collect())
+        }
+        _ => Err(Error::invalid(
+            file,
+            "chat_template",
+            "expected a string or a list of named templates",
+        )),
+    }
+}
+
+/// A special token is its text, or (older files) an object with the text under `content`.
+fn token_text(name: &str, json: Value) -> Result<Option<String>> {
+    match json {
+        Value::Null => Ok(None),
+        Value::String(text) => Ok(Some(text)),
+        Value::Object(mut token) => match token.remove("content") {
+            Some(Value::String(text)) => Ok(Some(text)),
+            _ => Err(Error::invalid(
+                TOKENIZER_CONFIG_JSON,
+                name,
+                "has no text under `content`",
+            )),
+        },
+        _ => Err(Error::invalid(
+            TOKENIZER_CONFIG_JSON,
+            name,
+            "expected a string or an object",
+        )),
+    }
+}

@@ -1,0 +1,332 @@
+//! What a chat template is given: messages, tools and variables, as template values.
+
+use minijinja::Value;
+use minijinja::value::ValueKind;
+use serde_json::{Map, Value as Json};
+
+use super::json;
+use crate::error::{Error, Result};
+use crate::message::{Content, ContentPart, Message};
+use crate::tool::{Tool, ToolCall};
+
+/// A chat to render: the messages, the tools and how to treat them.
+///
+/// ```
+/// use qwen_tokenizer::{ChatInput, ChatTemplate, Message};
+///
+/// let template = ChatTemplate::new("{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}")?;
+/// let messages = [Message::user("Hi")];
+/// assert_eq!(template.render(&ChatInput::new(&messages))?, "[user] Hi\n");
+///
+/// // The same from JSON text, exactly as Python's transformers would take it.
+/// let input = ChatInput::from_json(r#"[{"role": "user", "content": "Hi"}]"#);
+/// assert_eq!(template.render(&input)?, "[user] Hi\n");
+/// # Ok::<(), qwen_tokenizer::Error>(())
+/// ```
+#[derive(Debug, Clone)]
+#[must_use]
+pub struct ChatInput<'a> {
+    messages: Source<'a, Message>,
+    tools: Source<'a, Tool>,
+    add_generation_prompt: bool,
+    trust_contents: bool,
+    now: Option<i64>,
+    variables: Map<String, Json>,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Source<'a, T> {
+    Typed(&'a [T]),
+    Json(&'a str),
+}
+
+impl<'a> ChatInput<'a> {
+    /// A chat of these messages, ending with the beginning of the assistant's answer.
+    ///
+    /// The arguments of calls reach the template as objects, and lists of text parts as one text where the template
+    /// takes no lists.
+    pub fn new(messages: &'a [Message]) -> Self {
+        Self {
+            messages: Source::Typed(messages),
+            tools: Source::Typed(&[]),
+            add_generation_prompt: true,
+            trust_contents: false,
+            now: None,
+            variables: Map::new(),
+        }
+    }
+
+    /// A chat from the JSON text of a list of messages, which reaches the template unchanged, as in transformers.
+    pub fn from_json(messages: &'a str) -> Self {
+        Self {
+            messages: Source::Json(messages),
+            ..Self::new(&[])
+        }
+    }
+
+    /// The tools that the model may call.
+    ///
+    /// ```
+    /// use qwen_tokenizer::{ChatInput, ChatTemplate, Tool};
+    /// let template = ChatTemplate::new("{% for tool in tools %}{{ tool.function | tojson }}{% endfor %}")?;
+    /// let tools = [Tool::function("now", "The time.", serde_json::json!({}))];
+    /// let text = template.render(&ChatInput::new(&[]).tools(&tools))?;
+    /// assert_eq!(text, r#"{"name": "now", "description": "The time.", "parameters": {}}"#);
+    /// # Ok::<(), qwen_tokenizer::Error>(())
+    /// ```
+    pub fn tools(mut self, tools: &'a [Tool]) -> Self {
+        self.tools = Source::Typed(tools);
+        self
+    }
+
+    /// The tools as the JSON text of a list, or `null`.
+    ///
+    /// ```
+    /// use qwen_tokenizer::{ChatInput, ChatTemplate};
+    /// let template = ChatTemplate::new("{{ tools[0].name }}")?;
+    /// let input = ChatInput::new(&[]).tools_json(r#"[{"name": "now"}]"#);
+    /// assert_eq!(template.render(&input)?, "now");
+    /// # Ok::<(), qwen_tokenizer::Error>(())
+    /// ```
+    pub fn tools_json(mut self, tools: &'a str) -> Self {
+        self.tools = Source::Json(tools);
+        self
+    }
+
+    /// Whether the text ends with the beginning of the assistant's answer. It does unless told otherwise.
+    ///
+    /// ```
+    /// use qwen_tokenizer::{ChatInput, ChatTemplate};
+    /// let template = ChatTemplate::new("{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")?;
+    /// assert_eq!(template.render(&ChatInput::new(&[]).add_generation_prompt(false))?, "");
+    /// # Ok::<(), qwen_tokenizer::Error>(())
+    /// ```
+    pub fn add_generation_prompt(mut self, yes: bool) -> Self {
+        self.add_generation_prompt = yes;
+        self
+    }
+
+    /// Whether control tokens written inside contents become control tokens. They stay text unless told otherwise.
+    ///
+    /// Contents are everything that the template is given: messages, roles, names, tools, arguments, variables.
+    /// Left off, a user who types `<|im_end|>\n<|im_start|>system` has typed just that text. Switched on, those are
+    /// the ids that end the user's turn and open a system turn, as in Python's transformers: anybody whose text gets
+    /// into a message can then speak as anybody. Switch it on for chats whose every character you wrote yourself.
+    ///
+    /// The text is the same either way; only its ids differ, and only if a content holds a control token.
+    ///
+    /// ```
+    /// # use qwen_tokenizer::{ChatInput, Message, Tokenizer};
+    /// # let tokenizer = Tokenizer::from_bytes(
+    /// #     include_bytes!("../../tests/data/tokenizer.json"),
+    /// #     Some(include_bytes!("../../tests/data/tokenizer_config.json")),
+    /// # )?;
+    /// let messages = [Message::user("<|im_end|>")];
+    /// let end = tokenizer.token_to_id("<|im_end|>").unwrap();
+    /// let ends = |input: &ChatInput| -> qwen_tokenizer::Result<usize> {
+    ///     Ok(tokenizer.encode_chat(input)?.ids.iter().filter(|&&id| id == end).count())
+    /// };
+    /// let input = ChatInput::new(&messages);
+    /// assert_eq!(ends(&input)?, 2); // the system's turn and the user's
+    /// assert_eq!(ends(&input.trust_contents(true))?, 3);
+    /// # Ok::<(), qwen_tokenizer::Error>(())
+    /// ```
+    pub fn trust_contents(mut self, yes: bool) -> Self {
+        self.trust_contents = yes;
+        self
+    }
+
+    /// The time for templates that write the date: seconds since 1970, shifted to the zone whose date is meant.
+    /// The system's clock (UTC) unless told otherwise; on bare WebAssembly there is none.
+    ///
+    /// ```
+    /// use qwen_tokenizer::{ChatInput, ChatTemplate};
+    /// let template = ChatTemplate::new("{{ strftime_now('%d %b %Y') }}")?;
+    /// assert_eq!(template.render(&ChatInput::new(&[]).now(1_700_000_000))?, "14 Nov 2023");
+    /// # Ok::<(), qwen_tokenizer::Error>(())
+    /// ```
+    pub fn now(mut self, seconds: i64) -> Self {
+        self.now = Some(seconds);
+        self
+    }
+
+    /// A further variable of the template, such as `enable_thinking`.
+    ///
+    /// ```
+    /// use qwen_tokenizer::{ChatInput, ChatTemplate};
+    /// let template = ChatTemplate::new("{{ 'brief' if style == 1 else 'long' }}")?;
+    /// assert_eq!(template.render(&ChatInput::new(&[]).variable("style", 1))?, "brief");
+    /// # Ok::<(), qwen_tokenizer::Error>(())
+    /// ```
+    pub fn variable(mut self, name: impl Into<String>, value: impl Into<Json>) -> Self {
+        self.variables.insert(name.into(), value.into());
+        self
+    }
+
+    pub(crate) fn trusts_contents(&self) -> bool {
+        self.trust_contents
+    }
+
+    pub(crate) fn has_tools(&self) -> bool {
+        match self.tools {
+            Source::Typed(tools) => !tools.is_empty(),
+            // A text that is no list is refused when it is rendered, by whichever template.
+            Source::Json(tools) => !matches!(tools.trim(), "null" | "[]"),
+        }
+    }
+
+    pub(super) fn time(&self) -> Option<i64> {
+        self.now.or_else(system_time)
+    }
+
+    /// The template's variables. `takes_parts` tells what becomes of contents that are lists.
+    pub(super) fn to_variables(
+        &self,
+        takes_parts: impl Fn() -> bool,
+    ) -> Result<Vec<(String, Value)>> {
+        let parse = |what: &str, text| {
+            let value = json::parse(text).map_err(wrong(what))?;
+            match value.kind() {
+                ValueKind::Seq | ValueKind::None => Ok(value),
+                kind => Err(Error::Json {
+                    what: what.into(),
+                    problem: format!("expected a list, found {kind}"),
+                }),
+            }
+        };
+        let messages = match self.messages {
+            Source::Json(text) => parse("messages", text)?,
+            Source::Typed(messages) => {
+                let messages: Result<Vec<Value>> = messages
+                    .iter()
+                    .enumerate()
+                    .map(|(i, message)| message_value(i, message, &takes_parts))
+                    .collect();
+                Value::from(messages?)
+            }
+        };
+        let tools = match self.tools {
+            Source::Json(text) => parse("tools", text)?,
+            Source::Typed([]) => Value::from(()),
+            Source::Typed(tools) => {
+                let tools = tools
+                    .iter()
+                    .map(|tool| json::convert_entries(tool.json(), 0).map(Value::from_pairs));
+                Value::from(
+                    tools
+                        .collect::<std::result::Result<Vec<Value>, _>>()
+                        .map_err(wrong("tools"))?,
+                )
+            }
+        };
+        let mut variables = vec![
+            ("messages".into(), messages),
+            ("tools".into(), tools),
+            ("documents".into(), Value::from(())),
+            (
+                "add_generation_prompt".into(),
+                Value::from(self.add_generation_prompt),
+            ),
+        ];
+        variables.extend(json::convert_entries(&self.variables, 0).map_err(wrong("variables"))?);
+        Ok(variables)
+    }
+}
+
+/// Says which part of the input a JSON problem is in.
+fn wrong(what: &str) -> impl FnOnce(String) -> Error + use<> {
+    let what = what.to_owned();
+    move |problem| Error::Json { what, problem }
+}
+
+fn message_value(
+    index: usize,
+    message: &Message,
+    takes_parts: &impl Fn() -> bool,
+) -> Result<Value> {
+    let wrong = |key: &str| wrong(&format!("messages[{index}].{key}"));
+    let mut entries = vec![("role".to_owned(), Value::from(message.role.as_str()))];
+    let content = match &message.content {
+        None => None,
+        Some(Content::Text(text)) => Some(Value::from(text.as_str())),
+        Some(Content::Parts(parts)) if takes_parts() => {
+            let parts = parts
+                .iter()
+                .map(|part| json::convert(&Json::Object(part.clone().into()), 0));
+            Some(Value::from(
+                parts
+                    .collect::<std::result::Result<Vec<_>, _>>()
+                    .map_err(wrong("content"))?,
+            ))
+        }
+        Some(Content::Parts(parts)) => Some(joined(index, parts)?),
+        Some(Content::Other(json)) => Some(json::convert(json, 0).map_err(wrong("content"))?),
+    };
+    entries.extend(content.map(|content| ("content".into(), content)));
+    if !message.tool_calls.is_empty() {
+        let calls: std::result::Result<Vec<Value>, _> =
+            message.tool_calls.iter().map(call_value).collect();
+        entries.push((
+            "tool_calls".into(),
+            Value::from(calls.map_err(wrong("tool_calls"))?),
+        ));
+    }
+    if let Some(id) = &message.tool_call_id {
+        entries.push(("tool_call_id".into(), Value::from(id.as_str())));
+    }
+    entries.extend(json::convert_entries(&message.extra, 0).map_err(wrong("extra"))?);
+    Ok(Value::from_pairs(entries))
+}
+
+fn joined(index: usize, parts: &[ContentPart]) -> Result<Value> {
+    let text = |part: &'_ ContentPart| match part.as_text() {
+        Some(text) => Ok(text.to_owned()),
+        None => Err(Error::ContentPart {
+            index,
+            kind: part.kind(),
+        }),
+    };
+    let texts: Vec<String> = parts.iter().map(text).collect::<Result<_>>()?;
+    Ok(Value::from(texts.join("\n")))
+}
+
+fn call_value(call: &ToolCall) -> std::result::Result<Value, String> {
+    let function = &call.function;
+    let arguments = match function.arguments.as_str() {
+        // What servers send for a function without parameters.
+        text if text.trim().is_empty() => Value::from_pairs::<[(&str, Value); 0], _, _>([]),
+        // A model may have written what is no object; the template then gets the text, as in transformers.
+        text => match json::parse(text) {
+            Ok(value) if value.kind() == ValueKind::Map => value,
+            _ => Value::from(text),
+        },
+    };
+    let mut entries = Vec::new();
+    entries.extend(
+        call.id
+            .as_ref()
+            .map(|id| ("id".to_owned(), Value::from(id.as_str()))),
+    );
+    entries.push(("type".into(), Value::from("function")));
+    let mut inner = vec![
+        ("name".to_owned(), Value::from(function.name.as_str())),
+        ("arguments".into(), arguments),
+    ];
+    inner.extend(json::convert_entries(&function.extra, 0)?);
+    entries.push(("function".into(), Value::from_pairs(inner)));
+    entries.extend(json::convert_entries(&call.extra, 0)?);
+    Ok(Value::from_pairs(entries))
+}
+
+#[cfg(not(all(target_family = "wasm", target_os = "unknown")))]
+fn system_time() -> Option<i64> {
+    let now = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .ok()?;
+    i64::try_from(now.as_secs()).ok()
+}
+
+#[cfg(all(target_family = "wasm", target_os = "unknown"))]
+fn system_time() -> Option<i64> {
+    None
+}

@@ -1,0 +1,333 @@
+//! The tokenizer: one value that holds a checkpoint's vocabulary, control tokens and chat templates.
+//!
+//! Loading, encoding and decoding are here; asking for single tokens is in `lookup`.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use tokenizers::Model;
+
+use crate::added::{AddedTokens, Segment};
+use crate::chat::{Chat, EncodedChat};
+use crate::config::{
+    CHAT_TEMPLATE_JINJA, CHAT_TEMPLATE_JSON, Config, TOKENIZER_CONFIG_JSON, TOOL_USE_TEMPLATE,
+};
+use crate::decode::{DecodeStream, push_token_bytes};
+use crate::error::{Error, Result};
+use crate::file::{self, TOKENIZER_JSON};
+use crate::pipeline::Pipeline;
+use crate::template::{ChatInput, ChatTemplate};
+
+/// Text to ids and back, for one checkpoint.
+///
+/// Cloning is cheap: clones share the vocabulary. It can be used from many threads at once.
+///
+/// ```
+/// # fn main() -> Result<(), qwen_tokenizer::Error> {
+/// # let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data");
+/// use qwen_tokenizer::Tokenizer;
+///
+/// let tokenizer = Tokenizer::from_dir(folder)?;
+/// let ids = tokenizer.encode("Hello, world!<|im_end|>", true)?;
+/// assert_eq!(ids.last(), tokenizer.eos_token_id().as_ref());
+/// assert_eq!(tokenizer.decode(&ids, true), "Hello, world!");
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct Tokenizer {
+    pub(crate) inner: Arc<Inner>,
+    pub(crate) chats: Arc<Chats>,
+}
+
+/// What decoding and encoding need, shared with decode streams.
+pub(crate) struct Inner {
+    pub(crate) added: AddedTokens,
+    pub(crate) pipeline: Pipeline,
+    pub(crate) len: usize,
+}
+
+/// What chats need.
+pub(crate) struct Chats {
+    default: Option<Chat>,
+    tool_use: Option<Chat>,
+    pub(crate) named_tokens: Vec<(&'static str, String)>,
+    /// Where templates were looked for.
+    looked_for: String,
+}
+
+impl Tokenizer {
+    /// Loads the tokenizer of a checkpoint's folder.
+    ///
+    /// tokenizer.json must be there. tokenizer_config.json and chat_template.jinja may be: a tokenizer without them
+    /// encodes and decodes, and says so when asked for a chat.
+    pub fn from_dir(folder: impl AsRef<Path>) -> Result<Self> {
+        let folder = folder.as_ref();
+        let path = folder.join(TOKENIZER_JSON);
+        let json = file::read(&path)?.ok_or_else(|| Error::Read {
+            path,
+            reason: "there is no such file".into(),
+        })?;
+        let looked_for = [
+            TOKENIZER_CONFIG_JSON,
+            CHAT_TEMPLATE_JINJA,
+            CHAT_TEMPLATE_JSON,
+        ]
+        .map(|name| folder.join(name).display().to_string())
+        .join(", ");
+        Self::new(&json, Config::from_dir(folder)?, looked_for)
+    }
+
+    /// Loads a tokenizer from the bytes of tokenizer.json and, for chats, of tokenizer_config.json.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), qwen_tokenizer::Error> {
+    /// # let tokenizer_json = include_bytes!("../tests/data/tokenizer.json");
+    /// use qwen_tokenizer::Tokenizer;
+    /// let tokenizer = Tokenizer::from_bytes(tokenizer_json, None)?;
+    /// assert_eq!(tokenizer.decode(&tokenizer.encode("Hi", false)?, false), "Hi");
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn from_bytes(tokenizer_json: &[u8], tokenizer_config_json: Option<&[u8]>) -> Result<Self> {
+        let (config, looked_for) = match tokenizer_config_json {
+            Some(json) => (
+                Config::from_bytes(json)?,
+                "`chat_template` in the given tokenizer_config.json",
+            ),
+            None => (Config::default(), "no tokenizer_config.json was given"),
+        };
+        Self::new(tokenizer_json, config, looked_for.into())
+    }
+
+    fn new(tokenizer_json: &[u8], config: Config, looked_for: String) -> Result<Self> {
+        let (added, pipeline) = file::parse(tokenizer_json)?;
+        let model = pipeline.model();
+        let in_vocab = |content: &str| model.token_to_id(content).is_some();
+        let len = model.get_vocab_size()
+            + added
+                .iter()
+                .filter(|token| !in_vocab(&token.content))
+                .count();
+        let mut chats = Chats {
+            default: None,
+            tool_use: None,
+            named_tokens: config.named_tokens,
+            looked_for,
+        };
+        for (name, source) in &config.templates {
+            let slot = match name.as_str() {
+                TOOL_USE_TEMPLATE => &mut chats.tool_use,
+                crate::config::DEFAULT_TEMPLATE => &mut chats.default,
+                _ => continue,
+            };
+            *slot = Some(Chat::new(
+                ChatTemplate::named(name, source, &chats.named_tokens)?,
+                &added,
+            )?);
+        }
+        Ok(Self {
+            inner: Arc::new(Inner {
+                added,
+                pipeline,
+                len,
+            }),
+            chats: Arc::new(chats),
+        })
+    }
+
+    /// This tokenizer with another chat template, for every chat.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), qwen_tokenizer::Error> {
+    /// # let json = include_bytes!("../tests/data/tokenizer.json");
+    /// use qwen_tokenizer::{ChatInput, Message, Tokenizer};
+    /// let tokenizer = Tokenizer::from_bytes(json, None)?.with_chat_template("{{ messages[0].content }}")?;
+    /// let messages = [Message::user("Hi")];
+    /// assert_eq!(tokenizer.encode_chat(&ChatInput::new(&messages))?.text, "Hi");
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn with_chat_template(&self, source: &str) -> Result<Self> {
+        let named_tokens = self.chats.named_tokens.clone();
+        let template = ChatTemplate::named(crate::config::DEFAULT_TEMPLATE, source, &named_tokens)?;
+        let default = Some(Chat::new(template, &self.inner.added)?);
+        let chats = Chats {
+            default,
+            tool_use: None,
+            named_tokens,
+            looked_for: String::new(),
+        };
+        Ok(Self {
+            inner: Arc::clone(&self.inner),
+            chats: Arc::new(chats),
+        })
+    }
+
+    /// Encodes a text. No token is added at its beginning or end.
+    ///
+    /// With `parse_special`, control tokens written in the text become control tokens: for prompts that a program
+    /// wrote. Without, they are text like any other: for what a user typed. This concerns every added token of
+    /// tokenizer.json, those that are not marked `special` (such as `<tool_call>`) too.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), qwen_tokenizer::Error> {
+    /// # let tokenizer = qwen_tokenizer::Tokenizer::from_bytes(include_bytes!("../tests/data/tokenizer.json"), None)?;
+    /// assert_eq!(tokenizer.encode("<|im_end|>", true)?.len(), 1);
+    /// assert!(tokenizer.encode("<|im_end|>", false)?.len() > 1);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn encode(&self, text: &str, parse_special: bool) -> Result<Vec<u32>> {
+        if parse_special {
+            self.inner.encode_segments(&self.inner.added.segments(text))
+        } else {
+            self.inner.encode_segments(&[Segment::Text(text)])
+        }
+    }
+
+    /// Renders a chat with the checkpoint's template and encodes it.
+    ///
+    /// Control tokens in contents stay text unless [`ChatInput::trust_contents`] says otherwise. For contents without
+    /// any, the ids are those of transformers' `apply_chat_template` either way.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), qwen_tokenizer::Error> {
+    /// # let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data");
+    /// # let tokenizer = qwen_tokenizer::Tokenizer::from_dir(folder)?;
+    /// use qwen_tokenizer::{ChatInput, Message};
+    /// let messages = [Message::system("Be brief."), Message::user("Hi")];
+    /// let chat = tokenizer.encode_chat(&ChatInput::new(&messages))?;
+    /// assert!(chat.text.ends_with("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"));
+    /// assert_eq!(tokenizer.decode(&chat.ids, false), chat.text);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn encode_chat(&self, input: &ChatInput<'_>) -> Result<EncodedChat> {
+        let chat = self.chat_for(input.has_tools())?;
+        chat.encode(input, &self.inner.added, |segments| {
+            self.inner.encode_segments(segments)
+        })
+    }
+
+    /// Renders a chat with the checkpoint's template.
+    ///
+    /// ```
+    /// # let json = include_bytes!("../tests/data/tokenizer.json");
+    /// # let config = include_bytes!("../tests/data/tokenizer_config.json");
+    /// # let tokenizer = qwen_tokenizer::Tokenizer::from_bytes(json, Some(config))?;
+    /// use qwen_tokenizer::{ChatInput, Message};
+    /// let messages = [Message::user("Hi")];
+    /// let input = ChatInput::new(&messages).add_generation_prompt(false);
+    /// assert!(tokenizer.render_chat(&input)?.ends_with("<|im_start|>user\nHi<|im_end|>\n"));
+    /// # Ok::<(), qwen_tokenizer::Error>(())
+    /// ```
+    pub fn render_chat(&self, input: &ChatInput<'_>) -> Result<String> {
+        self.chat_for(input.has_tools())?.template.render(input)
+    }
+
+    /// The template for chats without tools, or an error that says where one was looked for.
+    ///
+    /// ```
+    /// # let json = include_bytes!("../tests/data/tokenizer.json");
+    /// # let config = include_bytes!("../tests/data/tokenizer_config.json");
+    /// # let tokenizer = qwen_tokenizer::Tokenizer::from_bytes(json, Some(config))?;
+    /// assert!(tokenizer.chat_template()?.source().contains("<|im_start|>"));
+    /// # Ok::<(), qwen_tokenizer::Error>(())
+    /// ```
+    pub fn chat_template(&self) -> Result<&ChatTemplate> {
+        Ok(&self.chat_for(false)?.template)
+    }
+
+    fn chat_for(&self, tools: bool) -> Result<&Chat> {
+        let chats = &self.chats;
+        let tool_use = chats.tool_use.as_ref().filter(|_| tools);
+        tool_use
+            .or(chats.default.as_ref())
+            .ok_or_else(|| Error::NoChatTemplate {
+                looked_for: chats.looked_for.clone(),
+            })
+    }
+
+    /// The text of ids. What is no UTF-8 becomes U+FFFD; ids without a token give nothing.
+    ///
+    /// `skip_special` leaves out the tokens that tokenizer.json marks `special`.
+    ///
+    /// ```
+    /// # let json = include_bytes!("../tests/data/tokenizer.json");
+    /// # let config = include_bytes!("../tests/data/tokenizer_config.json");
+    /// # let tokenizer = qwen_tokenizer::Tokenizer::from_bytes(json, Some(config))?;
+    /// let ids = tokenizer.encode("Hi<|im_end|>", true)?;
+    /// assert_eq!(tokenizer.decode(&ids, false), "Hi<|im_end|>");
+    /// assert_eq!(tokenizer.decode(&ids, true), "Hi");
+    /// # Ok::<(), qwen_tokenizer::Error>(())
+    /// ```
+    pub fn decode(&self, ids: &[u32], skip_special: bool) -> String {
+        let mut bytes = Vec::with_capacity(ids.len() * 4);
+        for &id in ids {
+            self.inner.push_bytes(id, skip_special, &mut bytes);
+        }
+        String::from_utf8(bytes)
+            .unwrap_or_else(|e| String::from_utf8_lossy(e.as_bytes()).into_owned())
+    }
+
+    /// A decoder that takes ids one at a time; see [`DecodeStream`].
+    ///
+    /// ```
+    /// # let json = include_bytes!("../tests/data/tokenizer.json");
+    /// # let config = include_bytes!("../tests/data/tokenizer_config.json");
+    /// # let tokenizer = qwen_tokenizer::Tokenizer::from_bytes(json, Some(config))?;
+    /// assert_eq!(tokenizer.decode_stream(true).push(33).as_deref(), Some("!"));
+    /// # Ok::<(), qwen_tokenizer::Error>(())
+    /// ```
+    pub fn decode_stream(&self, skip_special: bool) -> DecodeStream {
+        DecodeStream::new(Arc::clone(&self.inner), skip_special)
+    }
+}
+
+impl std::fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let template = self.chats.default.as_ref().map(|chat| chat.template.name());
+        f.debug_struct("Tokenizer")
+            .field("len", &self.len())
+            .field("template", &template)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Inner {
+    fn encode_segments(&self, segments: &[Segment<'_>]) -> Result<Vec<u32>> {
+        let mut ids = Vec::new();
+        for (i, segment) in segments.iter().enumerate() {
+            match segment {
+                Segment::Token(token) => ids.push(token.id),
+                Segment::Text(text) => {
+                    let after = i.checked_sub(1).and_then(|i| segments.get(i));
+                    let before = segments.get(i + 1);
+                    let mut text = *text;
+                    if matches!(after, Some(Segment::Token(token)) if token.rstrip) {
+                        text = text.trim_start();
+                    }
+                    if matches!(before, Some(Segment::Token(token)) if token.lstrip) {
+                        text = text.trim_end();
+                    }
+                    self.pipeline.encode_into(text, &mut ids)?;
+                }
+            }
+        }
+        Ok(ids)
+    }
+
+    /// Appends the bytes of a token.
+    pub(crate) fn push_bytes(&self, id: u32, skip_special: bool, bytes: &mut Vec<u8>) {
+        match self.added.by_id(id) {
+            Some(token) if token.special && skip_special => {}
+            Some(token) => push_token_bytes(&token.content, bytes),
+            None => {
+                if let Some(token) = self.pipeline.model().id_to_token(id) {
+                    push_token_bytes(&token, bytes);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! What holds for every text, chat, template and file: properties over random input, on the small tokenizer kept in
+//! `tests/data`.
+
+use std::sync::OnceLock;
+
+use proptest::prelude::*;
+use qwen_tokenizer::{ChatInput, Content, ContentPart, Message, Role, Tokenizer, Tool, ToolCall};
+use serde_json::{Value, json};
+use tokenizers::{NormalizedString, Normalizer};
+
+const TOKENIZER_JSON: &[u8] = include_bytes!("data/tokenizer.json");
+const CONFIG_JSON: &[u8] = include_bytes!("data/tokenizer_config.json");
+
+fn tokenizer() -> &'static Tokenizer {
+    static TOKENIZER: OnceLock<Tokenizer> = OnceLock::new();
+    TOKENIZER.get_or_init(|| Tokenizer::from_bytes(TOKENIZER_JSON, Some(CONFIG_JSON)).unwrap())
+}
+
+fn nfc(text: &str) -> String {
+    let mut text = NormalizedString::from(text);
+    tokenizers::normalizers::NFC.normalize(&mut text).unwrap();
+    text.get().to_owned()
+}
+
+fn streamed(ids: &[u32], skip_special: bool) -> String {
+    let mut stream = tokenizer().decode_stream(skip_special);
+    let mut text: String = ids.iter().filter_map(|&id| stream.push(id)).collect();
+    text.extend(stream.finish());
+    assert!(!stream.is_pending());
+    text
+}
+
+/// Texts with pieces of control tokens, marks' characters and words in them.
+fn text() -> impl Strategy<Value = String> {
+    let piece = prop_oneof![
+        ".{0,6}",
+        Just("<|im_end|>".to_owned()),
+        Just("<|im_start|>system\n".to_owned()),
+        Just("<tool_call>".to_owned()),
+        Just("<|im_".to_owned()),
+        Just("|>".to_owned()),
+        Just("\u{100000}\u{100001}".to_owned()),
+        "[ \n\t]{0,9}",
+        Just(" the weather".to_owned()),
+        Just("e\u{301}".to_owned()),
+    ];
+    prop::collection::vec(piece, 0..8).prop_map(|pieces| pieces.concat())
+}
+
+fn arguments() -> impl Strategy<Value = Value> {
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i64>().prop_map(Value::from),
+        any::<f64>().prop_map(Value::from),
+        text().prop_map(Value::from),
+    ];
+    let value = leaf.prop_recursive(3, 16, 4, |inner| {
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+            prop::collection::vec((text(), inner), 0..4)
+                .prop_map(|e| Value::Object(e.into_iter().collect())),
+        ]
+    });
+    prop::collection::vec((text(), value), 0..3)
+        .prop_map(|e| Value::Object(e.into_iter().collect()))
+}
+
+fn message() -> impl Strategy<Value = Message> {
+    let role = prop_oneof![
+        Just(Role::System),
+        Just(Role::User),
+        Just(Role::Tool),
+        text().prop_map(Role::Other)
+    ];
+    let call = (text(), arguments()).prop_map(|(name, arguments)| ToolCall::new(name, arguments));
+    prop_oneof![
+        (role, text()).prop_map(|(role, text)| Message::new(role, text)),
+        prop::collection::vec(call, 0..3).prop_map(Message::assistant_calls),
+        prop::collection::vec(text().prop_map(ContentPart::text), 0..3)
+            .prop_map(|parts| Message::new("user", Content::Parts(parts))),
+    ]
+}
+
+fn control_count(ids: &[u32]) -> usize {
+    ids.iter()
+        .filter(|&&id| tokenizer().control_ids().any(|control| control == id))
+        .count()
+}
+
+proptest! {
+    #[test]
+    fn decoding_undoes_encoding(text in text()) {
+        for parse_special in [false, true] {
+            let ids = tokenizer().encode(&text, parse_special).unwrap();
+            let decoded = tokenizer().decode(&ids, false);
+            // Between control tokens each stretch is normalised by itself, so normalise again to compare.
+            prop_assert_eq!(nfc(&decoded), nfc(&text));
+            if !parse_special {
+                prop_assert_eq!(decoded, nfc(&text));
+                prop_assert_eq!(control_count(&ids), 0);
+            }
+        }
+    }
+
+    #[test]
+    fn a_stream_is_the_whole_in_pieces(ids in prop::collection::vec(0_u32..370, 0..60), skip in any::<bool>()) {
+        prop_assert_eq!(streamed(&ids, skip), tokenizer().decode(&ids, skip));
+    }
+
+    #[test]
+    fn contents_never_become_control_tokens(messages in prop::collection::vec(message(), 0..5), tool in arguments()) {
+        let tools = [Tool::function("f", "does", tool)];
+        for tools in [&[][..], &tools] {
+            let Ok(chat) = tokenizer().encode_chat(&ChatInput::new(&messages).tools(tools)) else { continue };
+            // What the template writes for the same messages with nothing in them.
+            let bare = |m: &Message| {
+                let calls = m.tool_calls.iter().map(|_| ToolCall::new("", json!({})));
+                let role = if matches!(m.role, Role::Other(_)) { "x".into() } else { m.role.clone() };
+                Message::new(role, "").with_tool_calls(calls)
+            };
+            let bare: Vec<Message> = messages.iter().map(bare).collect();
+            let bare_tools: Vec<Tool> = tools.iter().map(|_| Tool::function("", "", json!({}))).collect();
+            let template = tokenizer().encode_chat(&ChatInput::new(&bare).tools(&bare_tools)).unwrap();
+            prop_assert_eq!(control_count(&chat.ids), control_count(&template.ids));
+            prop_assert_eq!(nfc(&tokenizer().decode(&chat.ids, false)), nfc(&chat.text));
+            // Trust changes no text, and no ids where contents hold no control token.
+            let trusted = tokenizer().encode_chat(&ChatInput::new(&messages).tools(tools).trust_contents(true)).unwrap();
+            prop_assert_eq!(&trusted.text, &chat.text);
+            if control_count(&trusted.ids) == control_count(&chat.ids) {
+                prop_assert_eq!(trusted.ids, chat.ids);
+            }
+        }
+    }
+
+    #[test]
+    fn no_template_panics(pieces in prop::collection::vec(prop_oneof![
+        Just("{{".to_owned()), Just("}}".to_owned()), Just("{%".to_owned()), Just("%}".to_owned()), Just("'".to_owned()),
+        Just(" for m in messages ".to_owned()), Just(" endfor ".to_owned()), Just(" if m.content ".to_owned()),
+        Just(" endif ".to_owned()), Just(" m.content ".to_owned()), Just(" messages[0]".to_owned()),
+        Just(" | tojson(indent=2)".to_owned()), Just(".split('<|im_end|>')".to_owned()), Just("<|im_end|>".to_owned()),
+        Just(" generation ".to_owned()), Just(" + ".to_owned()), Just("[1:]".to_owned()), "\\PC{0,3}",
+    ], 0..12), content in text()) {
+        if let Ok(tokenizer) = tokenizer().with_chat_template(&pieces.concat()) {
+            let messages = [Message::user(content)];
+            let _ = tokenizer.encode_chat(&ChatInput::new(&messages));
+        }
+    }
+
+    #[test]
+    fn no_file_panics(at in 0..TOKENIZER_JSON.len(), byte in any::<u8>(), cut in any::<bool>()) {
+        let mut json = TOKENIZER_JSON.to_vec();
+        json[at] = byte;
+        if cut {
+            json.truncate(at);
+        }
+        if let Ok(tokenizer) = Tokenizer::from_bytes(&json, None) {
+            let ids = tokenizer.encode("Hello, world! <|im_end|> 你好", true);
+            let _ = ids.map(|ids| tokenizer.decode(&ids, false));
+        }
+    }
+}

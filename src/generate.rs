@@ -1,0 +1,284 @@
+//! How to generate, and the streams that answers arrive in.
+
+use std::sync::mpsc::Receiver;
+use std::time::{Duration, Instant};
+
+use qwen_core::GenerationConfig;
+use qwen_core::engine::{Canceller, Event, FinishReason, Request};
+use qwen_core::sampling::SamplingParams;
+use qwen_tokenizer::DecodeStream;
+
+use crate::engine::Engine;
+use crate::error::{Error, Result};
+
+/// How an answer is generated. What is not set follows the checkpoint's `generation_config.json`.
+///
+/// ```
+/// use qwen::GenerateOptions;
+/// let options = GenerateOptions::new().temperature(0.7).top_p(0.8).top_k(20).seed(1).max_new_tokens(64);
+/// assert_eq!(options.temperature, Some(0.7));
+/// ```
+#[derive(Debug, Clone, Default, PartialEq)]
+#[non_exhaustive]
+pub struct GenerateOptions {
+    /// Tokens of the answer at most.
+    pub max_new_tokens: Option<usize>,
+    /// 0 takes the most likely token.
+    pub temperature: Option<f32>,
+    /// 0 keeps all tokens.
+    pub top_k: Option<usize>,
+    /// 1 keeps all tokens.
+    pub top_p: Option<f32>,
+    /// 1 does nothing.
+    pub repetition_penalty: Option<f32>,
+    /// Seeds the draws; 0 when not set, so that answers are reproducible by default.
+    pub seed: u64,
+    /// Token ids that end the answer, beside those of the checkpoint.
+    pub stop_token_ids: Vec<u32>,
+    /// Go on after the checkpoint's stop tokens.
+    pub ignore_eos: bool,
+}
+
+impl GenerateOptions {
+    /// Everything as the checkpoint says.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Take the most likely token each time, without penalty.
+    pub fn greedy(self) -> Self {
+        self.temperature(0.0).repetition_penalty(1.0)
+    }
+
+    /// See [`GenerateOptions::max_new_tokens`].
+    pub fn max_new_tokens(mut self, tokens: usize) -> Self {
+        self.max_new_tokens = Some(tokens);
+        self
+    }
+
+    /// See [`GenerateOptions::temperature`].
+    pub fn temperature(mut self, temperature: f32) -> Self {
+        self.temperature = Some(temperature);
+        self
+    }
+
+    /// See [`GenerateOptions::top_k`].
+    pub fn top_k(mut self, top_k: usize) -> Self {
+        self.top_k = Some(top_k);
+        self
+    }
+
+    /// See [`GenerateOptions::top_p`].
+    pub fn top_p(mut self, top_p: f32) -> Self {
+        self.top_p = Some(top_p);
+        self
+    }
+
+    /// See [`GenerateOptions::repetition_penalty`].
+    pub fn repetition_penalty(mut self, penalty: f32) -> Self {
+        self.repetition_penalty = Some(penalty);
+        self
+    }
+
+    /// See [`GenerateOptions::seed`].
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.seed = seed;
+        self
+    }
+
+    /// See [`GenerateOptions::stop_token_ids`].
+    pub fn stop_token_ids(mut self, ids: impl Into<Vec<u32>>) -> Self {
+        self.stop_token_ids = ids.into();
+        self
+    }
+
+    /// See [`GenerateOptions::ignore_eos`].
+    pub fn ignore_eos(mut self, ignore: bool) -> Self {
+        self.ignore_eos = ignore;
+        self
+    }
+
+    /// The request for `prompt`, with what is not set taken from the checkpoint.
+    pub(crate) fn request(&self, prompt: Vec<u32>, defaults: &GenerationConfig, stop: &[u32]) -> Request {
+        // Without do_sample the file's temperature has no part; a temperature that the caller sets means sampling.
+        let temperature = self.temperature.unwrap_or(if defaults.do_sample { defaults.temperature } else { 0.0 });
+        let mut stop_token_ids = self.stop_token_ids.clone();
+        if !self.ignore_eos {
+            stop_token_ids.extend_from_slice(stop);
+        }
+        Request {
+            max_new_tokens: self.max_new_tokens.or(defaults.max_new_tokens),
+            stop_token_ids,
+            sampling: SamplingParams {
+                temperature,
+                top_k: self.top_k.unwrap_or(defaults.top_k),
+                top_p: self.top_p.unwrap_or(defaults.top_p),
+                repetition_penalty: self.repetition_penalty.unwrap_or(defaults.repetition_penalty),
+                seed: self.seed,
+            },
+            prompt,
+        }
+    }
+}
+
+/// What an answer took.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+#[non_exhaustive]
+pub struct Stats {
+    /// Tokens of the prompt.
+    pub prompt_tokens: usize,
+    /// Tokens of the answer so far, without the stop token.
+    pub new_tokens: usize,
+    /// From the request to the first token.
+    pub first_token: Option<Duration>,
+    /// From the first token to the latest.
+    pub generation: Duration,
+}
+
+impl Stats {
+    /// Tokens of the answer a second, after the first one. `None` before there are two.
+    pub fn tokens_per_second(&self) -> Option<f64> {
+        let seconds = self.generation.as_secs_f64();
+        (self.new_tokens > 1 && seconds > 0.0).then(|| (self.new_tokens - 1) as f64 / seconds)
+    }
+}
+
+/// An answer by token ids. Owned: it may move into a thread. Dropping it cancels the rest.
+#[derive(Debug)]
+pub struct TokenStream {
+    // Keeps the engine's thread alive until the answer is complete.
+    _engine: Engine,
+    events: Receiver<Event>,
+    canceller: Canceller,
+    started: Instant,
+    stats: Stats,
+    finish_reason: Option<FinishReason>,
+    done: bool,
+}
+
+impl TokenStream {
+    pub(crate) fn new(engine: Engine, events: Receiver<Event>, canceller: Canceller, prompt_tokens: usize) -> Self {
+        let stats = Stats { prompt_tokens, ..Stats::default() };
+        TokenStream {
+            _engine: engine,
+            events,
+            canceller,
+            started: Instant::now(),
+            stats,
+            finish_reason: None,
+            done: false,
+        }
+    }
+
+    /// A handle that stops the answer from any thread, also while the prompt is being computed.
+    pub fn canceller(&self) -> Canceller {
+        self.canceller.clone()
+    }
+
+    /// Why the answer ended; `None` while it has not.
+    pub fn finish_reason(&self) -> Option<FinishReason> {
+        self.finish_reason
+    }
+
+    /// What the answer took so far.
+    pub fn stats(&self) -> Stats {
+        self.stats
+    }
+}
+
+impl Iterator for TokenStream {
+    type Item = Result<u32>;
+
+    fn next(&mut self) -> Option<Result<u32>> {
+        while !self.done {
+            match self.events.recv() {
+                Ok(Event::Token(id)) => {
+                    let elapsed = self.started.elapsed();
+                    let first = *self.stats.first_token.get_or_insert(elapsed);
+                    self.stats.generation = elapsed.saturating_sub(first);
+                    self.stats.new_tokens += 1;
+                    return Some(Ok(id));
+                }
+                Ok(Event::Prompt(_)) => {}
+                Ok(Event::Finished(reason)) => {
+                    self.finish_reason = Some(reason);
+                    self.done = true;
+                }
+                Ok(Event::Failed(error)) => {
+                    self.done = true;
+                    return Some(Err(error.into()));
+                }
+                Err(_) => {
+                    self.done = true;
+                    return Some(Err(Error::stopped("its thread has ended")));
+                }
+            }
+        }
+        None
+    }
+}
+
+impl Drop for TokenStream {
+    fn drop(&mut self) {
+        if !self.done {
+            self.canceller.cancel();
+        }
+    }
+}
+
+/// An answer as text: each piece is whole characters. Owned: it may move into a thread. Dropping it cancels the rest.
+#[derive(Debug)]
+pub struct TextStream {
+    tokens: TokenStream,
+    decoder: Option<DecodeStream>,
+}
+
+impl TextStream {
+    pub(crate) fn new(tokens: TokenStream, decoder: DecodeStream) -> Self {
+        TextStream { tokens, decoder: Some(decoder) }
+    }
+
+    /// A handle that stops the answer from any thread, also while the prompt is being computed.
+    pub fn canceller(&self) -> Canceller {
+        self.tokens.canceller()
+    }
+
+    /// Why the answer ended; `None` while it has not.
+    pub fn finish_reason(&self) -> Option<FinishReason> {
+        self.tokens.finish_reason()
+    }
+
+    /// What the answer took so far.
+    pub fn stats(&self) -> Stats {
+        self.tokens.stats()
+    }
+
+    /// Wait for the whole answer.
+    ///
+    /// # Errors
+    /// The error that ended it early.
+    pub fn text(self) -> Result<String> {
+        self.collect()
+    }
+}
+
+impl Iterator for TextStream {
+    type Item = Result<String>;
+
+    fn next(&mut self) -> Option<Result<String>> {
+        while let Some(decoder) = &mut self.decoder {
+            let piece = match self.tokens.next() {
+                Some(Ok(id)) => decoder.push(id),
+                Some(Err(error)) => {
+                    self.decoder = None;
+                    return Some(Err(error));
+                }
+                None => self.decoder.take().and_then(|mut decoder| decoder.finish()),
+            };
+            if let Some(piece) = piece.filter(|piece| !piece.is_empty()) {
+                return Some(Ok(piece));
+            }
+        }
+        None
+    }
+}

@@ -1,0 +1,265 @@
+//! How an engine is loaded, and what it will take.
+
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+
+use qwen_core::batch::Limits;
+use qwen_core::checkpoint::Checkpoint;
+use qwen_core::model::spec::ModelSpec;
+use qwen_core::plan::{Plan, PlanInput, limits_for};
+use qwen_core::{Backend, Config, Precision, memory};
+use qwen_tokenizer::Tokenizer;
+
+use crate::device::{Device, Own, Place};
+use crate::engine::Engine;
+use crate::error::Result;
+
+/// The context that is taken when none is asked for: longer ones cost memory, and base models name contexts that need
+/// YaRN.
+const DEFAULT_CONTEXT: usize = 32_768;
+
+/// How a model is loaded.
+///
+/// ```no_run
+/// use qwen::{Device, EngineOptions, Precision};
+/// let engine = EngineOptions::new()
+///     .device(Device::Cpu)
+///     .precision(Precision::Exact)
+///     .context(8192)
+///     .threads(4)
+///     .load("path/to/Qwen2.5-7B-Instruct")?;
+/// # Ok::<(), qwen::Error>(())
+/// ```
+#[derive(Default)]
+pub struct EngineOptions {
+    device: Device,
+    precision: Precision,
+    context: Option<usize>,
+    batch: Option<usize>,
+    yarn_factor: Option<f64>,
+    threads: Option<usize>,
+    #[cfg(feature = "cpu")]
+    pool: Option<Arc<rayon::ThreadPool>>,
+    prompt_chunk: Option<usize>,
+    max_num_logits: Option<usize>,
+    memory_budget: Option<u64>,
+    progress: Option<Arc<dyn Fn(f32) + Send + Sync>>,
+}
+
+impl fmt::Debug for EngineOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EngineOptions")
+            .field("device", &self.device)
+            .field("precision", &self.precision)
+            .field("context", &self.context)
+            .field("batch", &self.batch)
+            .field("threads", &self.threads)
+            .finish_non_exhaustive()
+    }
+}
+
+impl EngineOptions {
+    /// The defaults: the CPU, fast precision, one thread for each physical core, the model's own context.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Where to run. Default [`Device::Cpu`].
+    pub fn device(mut self, device: Device) -> Self {
+        self.device = device;
+        self
+    }
+
+    /// What may be rounded. Default [`Precision::Fast`].
+    pub fn precision(mut self, precision: Precision) -> Self {
+        self.precision = precision;
+        self
+    }
+
+    /// Positions of a conversation, prompt and answer together. Default: what the model was trained for, at most
+    /// 32,768, and less where the memory does not hold the K/V of so many.
+    pub fn context(mut self, positions: usize) -> Self {
+        self.context = Some(positions);
+        self
+    }
+
+    /// How many conversations have their whole context at the same time. More requests than that run together while
+    /// they are short, and wait for each other when they are long. Default 1.
+    pub fn batch(mut self, sequences: usize) -> Self {
+        self.batch = Some(sequences);
+        self
+    }
+
+    /// Stretch the context by YaRN, as the model cards say for long texts: 4 makes 131,072 positions of 32,768. It holds
+    /// for short texts too, which may lose a little. Default: what config.json says.
+    pub fn yarn(mut self, factor: f64) -> Self {
+        self.yarn_factor = Some(factor);
+        self
+    }
+
+    /// Threads that compute. Default: one for each physical core that the process may use.
+    pub fn threads(mut self, threads: usize) -> Self {
+        self.threads = Some(threads);
+        self
+    }
+
+    /// Compute on the threads of the host's own pool.
+    #[cfg(feature = "cpu")]
+    pub fn pool(mut self, pool: Arc<rayon::ThreadPool>) -> Self {
+        self.pool = Some(pool);
+        self
+    }
+
+    /// Prompt tokens of a step at most. Larger ones are a little faster and take more memory. Default 512.
+    pub fn prompt_chunk(mut self, tokens: usize) -> Self {
+        self.prompt_chunk = Some(tokens);
+        self
+    }
+
+    /// Rows of logits of a step at most; matters for [`Engine::logits`] alone. Default 16.
+    pub fn max_num_logits(mut self, rows: usize) -> Self {
+        self.max_num_logits = Some(rows);
+        self
+    }
+
+    /// Bytes that the engine may take. Default: what the system and the process's cgroup leave.
+    pub fn memory_budget(mut self, bytes: u64) -> Self {
+        self.memory_budget = Some(bytes);
+        self
+    }
+
+    /// Be told the share of the weights that is loaded, from 0 to 1.
+    pub fn progress(mut self, report: impl Fn(f32) + Send + Sync + 'static) -> Self {
+        self.progress = Some(Arc::new(report));
+        self
+    }
+
+    /// What the model at `path` takes with these options, from its headers alone.
+    ///
+    /// # Errors
+    /// What is wrong with the checkpoint or the options. That it does not fit is not an error but said in the plan.
+    pub fn plan(&self, path: impl AsRef<Path>) -> Result<Plan> {
+        let checkpoint = Checkpoint::open(path)?;
+        let config = self.config(&checkpoint)?;
+        Ok(self.plan_for(&self.device, &checkpoint, &config, config.vocab_size)?)
+    }
+
+    /// Load the model at `path`.
+    ///
+    /// # Errors
+    /// What is wrong with the checkpoint, the options or the memory, with what to do about it.
+    pub fn load(self, path: impl AsRef<Path>) -> Result<Engine> {
+        let device = self.device;
+        Engine::load_with(path.as_ref(), self, device)
+    }
+
+    /// Load the model at `path` on a backend of the program's own, in its precision. Options about other devices have
+    /// no part in it.
+    ///
+    /// ```no_run
+    /// use qwen::core::reference::Reference;
+    /// let engine = qwen::EngineOptions::new().context(512).load_on(Reference::new(), "path/to/Qwen2.5-0.5B")?;
+    /// assert_eq!(engine.device(), "reference");
+    /// # Ok::<(), qwen::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`EngineOptions::load`].
+    pub fn load_on<B: Backend>(mut self, backend: B, path: impl AsRef<Path>) -> Result<Engine> {
+        let info = backend.info();
+        self.precision = info.precision;
+        self.memory_budget = self.memory_budget.or(info.memory_available);
+        Engine::load_with(path.as_ref(), self, Own(backend))
+    }
+
+    pub(crate) fn config(&self, checkpoint: &Checkpoint) -> Result<Config> {
+        let config = checkpoint.config().clone();
+        Ok(match self.yarn_factor {
+            Some(factor) => config.with_yarn(factor)?,
+            None => config,
+        })
+    }
+
+    pub(crate) fn plan_for(
+        &self,
+        place: &impl Place,
+        checkpoint: &Checkpoint,
+        config: &Config,
+        num_token_ids: usize,
+    ) -> qwen_core::Result<Plan> {
+        let model_context = config.max_context();
+        let batch = self.batch.unwrap_or(1);
+        if let Some(context) = self.context.filter(|context| *context > model_context || *context < 2) {
+            let reason = format!("must be 2 to {model_context}, the model's context, is {context}; YaRN stretches it");
+            return Err(qwen_core::Error::argument("context", reason));
+        }
+        for (name, value) in [("batch", self.batch), ("prompt_chunk", self.prompt_chunk), ("threads", self.threads)] {
+            if value == Some(0) {
+                return Err(qwen_core::Error::argument(name, "must be at least 1, is 0"));
+            }
+        }
+        let spec = ModelSpec::new(config);
+        let input = |context: usize| PlanInput {
+            spec: &spec,
+            limits: self.limits(context, batch, config, num_token_ids),
+            precision: self.precision,
+            context,
+            batch,
+            model_context,
+            available_bytes: self.memory_budget.or_else(|| memory::available_memory().map(|memory| memory.available)),
+        };
+        let plan = place.plan(checkpoint, &input(self.context.unwrap_or(model_context.min(DEFAULT_CONTEXT))))?;
+        match plan.max_context {
+            // No context was asked for: the longest that fits will do.
+            Some(fits) if self.context.is_none() && !plan.fits => place.plan(checkpoint, &input(fits)),
+            _ => Ok(plan),
+        }
+    }
+
+    pub(crate) fn limits(&self, context: usize, batch: usize, config: &Config, num_token_ids: usize) -> Limits {
+        let max_num_seqs = batch.max(8);
+        let limits = Limits {
+            max_model_len: context,
+            max_num_batched_tokens: self.prompt_chunk.unwrap_or(512),
+            max_num_seqs,
+            max_num_logits: self.max_num_logits.unwrap_or(16).max(max_num_seqs),
+            block_size: 32,
+            num_blocks: 0,
+            vocab_size: config.vocab_size,
+            num_token_ids: num_token_ids.min(config.vocab_size),
+        };
+        limits_for(&limits, context, batch)
+    }
+
+    pub(crate) fn report(&self, share: f32) {
+        if let Some(progress) = &self.progress {
+            progress(share);
+        }
+    }
+
+    #[cfg(feature = "cpu")]
+    pub(crate) fn cpu(&self) -> qwen_backend_cpu::CpuOptions {
+        let mut options = qwen_backend_cpu::CpuOptions::new().precision(self.precision);
+        if let Some(threads) = self.threads {
+            options = options.threads(threads);
+        }
+        if let Some(pool) = &self.pool {
+            options = options.pool(pool.clone());
+        }
+        options
+    }
+}
+
+/// Ids that a tokenizer knows: rows of the embedding table beyond them are padding.
+pub(crate) fn num_token_ids(tokenizer: Option<&Tokenizer>, config: &Config) -> usize {
+    tokenizer.map_or(config.vocab_size, Tokenizer::len)
+}
+
+/// What the model at `path` takes with `options`: the same as [`EngineOptions::plan`].
+///
+/// # Errors
+/// As [`EngineOptions::plan`].
+pub fn plan(path: impl AsRef<Path>, options: &EngineOptions) -> Result<Plan> {
+    options.plan(path)
+}

@@ -1,0 +1,30 @@
+//! What a load takes and gives back. Alone in its program, since it looks at the memory of the whole process.
+
+mod common;
+
+use common::{Folder, SMALL, Shape, options, write_checkpoint};
+use qwen::{Engine, GenerateOptions, memory};
+
+fn answer(engine: &Engine) {
+    let options = GenerateOptions::new().max_new_tokens(24).ignore_eos(true);
+    let tokens = engine.generate_ids([1, 2, 3], &options).unwrap();
+    assert_eq!(tokens.map(Result::unwrap).count(), 24);
+}
+
+#[test]
+fn dropping_an_engine_gives_its_memory_back() {
+    let folder = Folder::new("cycles");
+    // About 40 MB of weights.
+    let shape = Shape { hidden: 512, inner: 2048, layers: 4, heads: 8, kv_heads: 2, vocab: 4000, tied: false };
+    write_checkpoint(&folder.0, shape, |_, _| {});
+    let cycle = || {
+        let engine = options().context(1024).load(&folder.0).unwrap();
+        answer(&engine);
+        engine.plan().weight_bytes
+    };
+    let weights = cycle();
+    let Some(before) = memory::resident_bytes() else { return eprintln!("skipped: resident memory is unknown here") };
+    (0..20).for_each(|_| drop(cycle()));
+    let after = memory::resident_bytes().unwrap();
+    assert!(after < before + weights, "20 cycles: {before} bytes before, {after} after, {weights} of weights");
+}

@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# What the documents name is there: every relative link, every path of the repository; and no path of some machine.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+fail=0
+complain() {
+    echo "error: $1" >&2
+    fail=1
+}
+
+mapfile -t documents < <(git ls-files '*.md')
+for document in "${documents[@]}"; do
+    folder=$(dirname "$document")
+
+    # [text](target) and [text](target#part); other sites are not looked up.
+    while read -r target; do
+        target=${target%%#*}
+        [ -z "$target" ] || [ -e "$folder/$target" ] || complain "$document links to $target, which is not there"
+    done < <(grep -oE '\]\([^)]+\)' "$document" | sed -E 's/^\]\(//; s/\)$//; s/ .*//' | grep -vE '^[a-z]+:' || true)
+
+    # Words that begin like a path of the repository, in text, code and drawings alike.
+    while read -r path; do
+        path=${path%[.,]}
+        [ -e "$path" ] || complain "$document names $path, which is not there"
+    done < <(grep -oP '(?<![\w./-])(src|docs|examples|tools|tests|fuzz|\.ci|qwen-[a-z-]+)/[\w./-]*' "$document" | sort -u || true)
+
+    if grep -nE '(^|[^A-Za-z0-9_./-])(/(home|root|work|tmp|opt|mnt|srv|Users)/|[A-Z]:\\)' "$document"; then
+        complain "$document names a path of some machine"
+    fi
+done
+[ "$fail" = 0 ] && echo "the paths in ${#documents[@]} documents are there"
+exit "$fail"

@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# Who may import whom: the tokenizer and core know nothing of ours, backends know core alone; within core the engine
+# never names a backend and the model never names the engine.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+fail=0
+
+forbid() { # folder, pattern, rule
+    if grep -rnE "$2" "$1" --include='*.rs' --include='Cargo.toml' | grep -vE '^\S+:[0-9]+:\s*//'; then
+        echo "error: $3" >&2
+        fail=1
+    fi
+}
+
+forbid qwen-tokenizer 'qwen[-_](core|rs|backend)' 'qwen-tokenizer imports nothing of ours'
+forbid qwen-core 'qwen[-_](tokenizer|rs|backend)' 'qwen-core imports nothing of ours'
+for backend in qwen-backend-*; do
+    forbid "$backend" 'qwen[-_](tokenizer|rs\b)' "$backend imports qwen-core alone"
+    for other in qwen-backend-*; do
+        [ "$other" = "$backend" ] || forbid "$backend" "${other//-/[-_]}" "$backend does not know $other"
+    done
+done
+forbid examples 'qwen_(core|tokenizer|backend)' 'examples import the facade alone'
+forbid qwen-core/src/engine 'Backend' 'the engine never names a backend'
+forbid qwen-core/src/kv 'Backend[^`:]' 'K/V bookkeeping never names a backend'
+forbid qwen-core/src/model 'engine::' 'the model never names the engine'
+[ "$fail" = 0 ] && echo "imports are in order"
+exit "$fail"

@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Run every example on the demo checkpoint.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+demo=examples/demo-model
+out=$(mktemp -d)
+trap 'rm -rf "$out"' EXIT
+run() { echo "-- $*"; cargo run --quiet --release --example "$@"; }
+
+run chat -- --prompt "Hello!" | tee "$out/answer"
+[ -s "$out/answer" ]
+printf 'What is 3 + 4?\nAnd 5 + 6?\n' | cargo run --quiet --release --example chat
+# A reader that leaves early is no error.
+run chat -- --prompt "Hello!" | head -c 1
+echo
+run quickstart
+echo '[{"text": "Hello"}, {"messages": [{"role": "user", "content": "Hello"}]}]' >"$out/in.json"
+run tokenize -- --model "$demo" --json "$out/in.json" --out "$out/out.json"
+grep -q '"ids"' "$out/out.json"
+run logits -- --model "$demo" --ids 1,2,3 --prompt "Hello" --new 4 --out "$out/logits.safetensors"
+[ -s "$out/logits.safetensors" ]
+run plan -- --model "$demo"
+run plan -- --model "$demo" --json >"$out/plan.json"
+run bench -- --model "$demo" --prompt-tokens 64 --new-tokens 8 --repeat 1
+run bench -- --model "$demo" --prompt-tokens 64 --new-tokens 8 --repeat 1 --json | grep -q prompt_share_of_arithmetic
+run custom_backend

@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# The fuzz targets for a bounded time: by cargo-fuzz where a nightly toolchain has it, and always by the stable runner.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+seconds="${FUZZ_SECONDS:-20}"
+if cargo +nightly fuzz --version >/dev/null 2>&1; then
+    for target in $(cd fuzz && cargo +nightly fuzz list); do
+        (cd fuzz && cargo +nightly fuzz run "$target" -- -max_total_time="$seconds")
+    done
+else
+    echo "no nightly toolchain with cargo-fuzz: the stable runner mutates inputs instead"
+fi
+(cd fuzz && cargo test --release --quiet)
