@@ -1,1 +1,235 @@
-//! What this machine can do at best, measured: to put figures of kernels in proportion.
+//! What this machine can do at best, measured: to put the figures of kernels in proportion.
+//!
+//! Memory is read in large runs, in several streams and with software prefetch; arithmetic runs in registers alone. A
+//! [`CeilingMeter`] measures in slices as short as the caller likes, so that a bench can take them in turn with its
+//! work: on a machine shared with others both then see the same neighbours.
+
+use std::hint::black_box;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use qwen_core::Result;
+
+use crate::memory::Cells;
+use crate::simd::{self, INT8_OPS, Isa, Kernel, LANES, Simd, int8_rounds};
+
+/// Bytes that are read before any is read again: more than caches hold.
+const READ_BYTES: usize = 1 << 30;
+
+/// Bytes that a thread reads between two looks at the clock.
+const CHUNK: usize = 4 << 20;
+
+/// Rounds of arithmetic between two looks at the clock.
+const ROUNDS: u64 = 20_000;
+
+/// The best that a number of threads reached.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
+pub struct Ceilings {
+    /// Reading from memory.
+    pub memory_bytes_per_second: f64,
+    /// Fused multiply-adds of f32, two operations each.
+    pub f32_flops_per_second: f64,
+    /// Dot products of bf16, where the CPU has an instruction for them.
+    pub bf16_flops_per_second: Option<f64>,
+    /// Dot products of int8, where the CPU has an instruction for them.
+    pub int8_ops_per_second: Option<f64>,
+}
+
+impl Ceilings {
+    /// The better of both in each.
+    pub fn max(self, other: Ceilings) -> Ceilings {
+        let best = |a: Option<f64>, b: Option<f64>| a.into_iter().chain(b).reduce(f64::max);
+        Ceilings {
+            memory_bytes_per_second: self.memory_bytes_per_second.max(other.memory_bytes_per_second),
+            f32_flops_per_second: self.f32_flops_per_second.max(other.f32_flops_per_second),
+            bf16_flops_per_second: best(self.bf16_flops_per_second, other.bf16_flops_per_second),
+            int8_ops_per_second: best(self.int8_ops_per_second, other.int8_ops_per_second),
+        }
+    }
+}
+
+/// Measure once with `threads` threads for about `budget`.
+///
+/// # Errors
+/// When the memory to read is refused.
+pub fn measure_ceilings(threads: usize, budget: Duration) -> Result<Ceilings> {
+    Ok(CeilingMeter::new(threads)?.measure(budget))
+}
+
+/// Measures ceilings again and again.
+#[derive(Debug)]
+pub struct CeilingMeter {
+    threads: usize,
+    isa: Isa,
+    memory: Cells<f32>,
+    /// Where reading goes on.
+    next: AtomicUsize,
+}
+
+impl CeilingMeter {
+    /// A meter for `threads` threads. Takes a gigabyte of memory.
+    ///
+    /// # Errors
+    /// When that is refused.
+    pub fn new(threads: usize) -> Result<CeilingMeter> {
+        let memory = Cells::zeroed(READ_BYTES / 4, 0)?;
+        // Pages that were never written are all one page of zeros.
+        // SAFETY: nobody else has the memory.
+        unsafe { memory.slice_mut(0, memory.len()) }.fill(1.0);
+        Ok(CeilingMeter { threads: threads.max(1), isa: Isa::best(), memory, next: AtomicUsize::new(0) })
+    }
+
+    /// Measure all ceilings within about `budget`.
+    pub fn measure(&self, budget: Duration) -> Ceilings {
+        let slice = budget / 6;
+        Ceilings {
+            memory_bytes_per_second: self.memory(budget / 2),
+            f32_flops_per_second: self.f32_flops(slice),
+            bf16_flops_per_second: self.bf16_flops(slice),
+            int8_ops_per_second: self.int8_ops(slice),
+        }
+    }
+
+    /// Bytes read from memory a second.
+    pub fn memory(&self, budget: Duration) -> f64 {
+        let each = budget / 3;
+        let read = |streams: usize| {
+            self.rate(each, CHUNK as f64, || {
+                let start = self.next.fetch_add(CHUNK, Ordering::Relaxed) % READ_BYTES;
+                let read = Read { memory: &self.memory, start: start / 4, streams };
+                // SAFETY: the memory is only read; the CPU has the instruction set.
+                unsafe { simd::run(self.isa, &read, 0, &mut ()) };
+            })
+        };
+        read(1).max(read(2)).max(read(4))
+    }
+
+    /// f32 operations a second.
+    pub fn f32_flops(&self, budget: Duration) -> f64 {
+        let flops = ROUNDS as f64 * 2.0 * (LANES * chains(self.isa)) as f64;
+        // SAFETY: touches no memory; the CPU has the instruction set.
+        self.rate(budget, flops, || unsafe { simd::run(self.isa, &Multiply::<false>, 0, &mut ()) })
+    }
+
+    /// bf16 operations a second.
+    pub fn bf16_flops(&self, budget: Duration) -> Option<f64> {
+        let flops = ROUNDS as f64 * 4.0 * (LANES * chains(self.isa)) as f64;
+        self.isa.has_bf16_dot().then(|| {
+            // SAFETY: as above.
+            self.rate(budget, flops, || unsafe { simd::run(self.isa, &Multiply::<true>, 0, &mut ()) })
+        })
+    }
+
+    /// int8 operations a second.
+    pub fn int8_ops(&self, budget: Duration) -> Option<f64> {
+        int8_rounds(1)?;
+        Some(self.rate(budget, (ROUNDS * INT8_OPS) as f64, || {
+            black_box(int8_rounds(ROUNDS));
+        }))
+    }
+
+    /// Units of work a second, all threads together, when each call of `work` is `units`.
+    fn rate(&self, budget: Duration, units: f64, work: impl Fn() + Sync) -> f64 {
+        let calls = AtomicU64::new(0);
+        let begin = Instant::now();
+        let run = || {
+            while begin.elapsed() < budget {
+                work();
+                calls.fetch_add(1, Ordering::Relaxed);
+            }
+        };
+        std::thread::scope(|scope| {
+            for _ in 1..self.threads {
+                scope.spawn(run);
+            }
+            run();
+        });
+        calls.into_inner() as f64 * units / begin.elapsed().as_secs_f64()
+    }
+}
+
+/// Independent sums that cover the latency of an addition.
+fn chains(isa: Isa) -> usize {
+    if isa.tile_tokens() >= 12 { 12 } else { 6 }
+}
+
+struct Read<'a> {
+    memory: &'a Cells<f32>,
+    start: usize,
+    streams: usize,
+}
+
+impl Kernel for Read<'_> {
+    type Scratch = ();
+
+    #[inline(always)]
+    unsafe fn piece<S: Simd>(&self, s: S, _: usize, (): &mut ()) {
+        // SAFETY: the chunk lies within the memory, which nobody writes.
+        unsafe {
+            let p = self.memory.slice(self.start, CHUNK / 4).as_ptr();
+            match self.streams {
+                1 => read::<S, 1>(s, p),
+                2 => read::<S, 2>(s, p),
+                _ => read::<S, 4>(s, p),
+            }
+        }
+    }
+}
+
+/// Read a chunk in `N` streams.
+///
+/// # Safety
+/// The chunk can be read.
+#[inline(always)]
+unsafe fn read<S: Simd, const N: usize>(s: S, p: *const f32) {
+    const AHEAD: usize = 2048;
+    let each = CHUNK / 4 / N;
+    let mut acc = [[s.splat(0.0); 2]; N];
+    for i in (0..each).step_by(2 * LANES) {
+        for (n, acc) in acc.iter_mut().enumerate() {
+            // SAFETY: passed on to the caller; a prefetch may have any address.
+            unsafe {
+                let p = p.add(n * each + i);
+                s.prefetch(p.cast::<u8>().wrapping_add(AHEAD));
+                s.prefetch(p.cast::<u8>().wrapping_add(AHEAD + 64));
+                acc[0] = s.max(acc[0], s.load(p));
+                acc[1] = s.max(acc[1], s.load(p.add(LANES)));
+            }
+        }
+    }
+    for [a, b] in acc {
+        black_box(s.hmax(s.max(a, b)));
+    }
+}
+
+/// Products in registers, of f32 or of bf16 pairs.
+struct Multiply<const BF16: bool>;
+
+impl<const BF16: bool> Kernel for Multiply<BF16> {
+    const BF16_DOT: bool = BF16;
+    type Scratch = ();
+
+    #[inline(always)]
+    unsafe fn piece<S: Simd>(&self, s: S, _: usize, (): &mut ()) {
+        if S::TOKENS >= 12 { multiply::<S, BF16, 12>(s) } else { multiply::<S, BF16, 6>(s) }
+    }
+}
+
+#[inline(always)]
+fn multiply<S: Simd, const BF16: bool, const N: usize>(s: S) {
+    let one = [black_box(0.5f32); LANES];
+    let pairs = [black_box(0x3f00u16); 2 * LANES];
+    let mut acc = [s.splat(0.0); N];
+    // SAFETY: both arrays have the sixteen lanes.
+    let (w, p) = unsafe { (s.load(one.as_ptr()), s.load_pairs(pairs.as_ptr())) };
+    let x = black_box(0x3f00_3f00);
+    for _ in 0..ROUNDS {
+        for acc in &mut acc {
+            *acc = if BF16 { s.dot_bf16(*acc, p, x) } else { s.mul_add(w, w, *acc) };
+        }
+    }
+    for acc in acc {
+        black_box(s.hmax(acc));
+    }
+}

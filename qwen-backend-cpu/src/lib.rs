@@ -8,12 +8,13 @@
 //! - `matrix.rs` and `kv.rs` say how weights and K/V lie in memory, which is what the kernels are fast by.
 //!
 //! Results are the same bits with any number of threads, for any mix of sequences in a batch, and however a prompt is
-//! cut into chunks.
+//! cut into chunks. [`ceilings`] measures what the machine could do at best, to compare with.
 
 #[cfg(target_endian = "big")]
 compile_error!("weights are kept as files have them, little-endian");
 
 mod backend;
+pub mod ceilings;
 mod exec;
 mod host;
 mod kernels;

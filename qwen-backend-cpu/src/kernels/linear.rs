@@ -4,10 +4,10 @@
 //! order. That is the whole order of additions, for one token or a thousand, in every blocking below: a product with one
 //! vector and a tile of a prompt agree bit for bit. (Spans also keep the error of long sums small.)
 //!
-//! A piece is a few units of rows times a block of tokens. Its columns are taken in blocks that let the block's part of
-//! the panel stay in the second-level cache while the units of the piece stream past it, each read from memory once;
-//! sums wait in the thread's scratch in between. With one token four groups are in flight, to cover the latency of the
-//! additions and to give the memory several streams.
+//! A piece is a few units of rows times a block of tokens. Its columns are taken in blocks: the block's part of the
+//! units, read from memory once, stays in the second-level cache, and that of each tile of the panel in the first,
+//! while they meet; sums wait in the thread's scratch in between. With one token four groups are in flight, to cover the
+//! latency of the additions and to give the memory several streams.
 
 use std::sync::Arc;
 
@@ -24,8 +24,8 @@ pub(crate) const SPAN: usize = 512;
 /// The most tokens of a piece.
 const TOKENS: usize = 512;
 
-/// Bytes of a panel that should stay in the second-level cache.
-const PANEL_BYTES: usize = 1 << 20;
+/// Columns of a block where there are several tiles, a multiple of the span.
+const COLS: usize = SPAN;
 
 /// Bytes of weights of a piece, at most, where there are more than two units.
 const PIECE_BYTES: usize = 2 << 20;
@@ -65,8 +65,8 @@ impl Split {
         let bytes = PIECE_BYTES / (2 * w.layout.group_bytes()).max(1);
         // Pairs of units suit a single token.
         let units = fair.min(bytes).max(2).min(fit).next_multiple_of(if tokens == 1 { 2 } else { 1 });
-        let cols = PANEL_BYTES / (tokens * if panel.bf16 { 2 } else { 4 }) / SPAN * SPAN;
-        Split { units: (units / together * together).max(together), tiles, cols: cols.max(SPAN) }
+        let cols = if panel.tiles.count == 1 { panel.cols.next_multiple_of(SPAN) } else { COLS };
+        Split { units: (units / together * together).max(together), tiles, cols }
     }
 }
 
@@ -96,34 +96,33 @@ impl Linear {
         let mut from = 0;
         loop {
             let to = (from + self.split.cols).min(cols);
-            let mut unit = 0;
-            while unit < units {
-                let w = self.w.group(2 * (first_unit + unit));
-                let mut taken = 1;
-                for tile in first_tile..last_tile {
-                    let at = tiles.start(tile);
+            for tile in first_tile..last_tile {
+                let at = tiles.start(tile);
+                let n = tiles.start(tile + 1) - at;
+                // SAFETY: the tile lies within the panel.
+                let x = unsafe { self.panel.cells.ptr().add(self.panel.tile(tile)) }.cast();
+                let mut unit = 0;
+                while unit < units {
                     let block = Block {
-                        w,
+                        w: self.w.group(2 * (first_unit + unit)),
                         group,
-                        // SAFETY: the tile lies within the panel.
-                        x: unsafe { self.panel.cells.ptr().add(self.panel.tile(tile)) }.cast(),
+                        x,
                         from,
                         to,
                         sums: sums[(unit * tokens + at - start) * UNIT..].as_mut_ptr(),
                         unit: tokens * UNIT,
                     };
-                    let n = tiles.start(tile + 1) - at;
                     // SAFETY: units, tile and columns lie within the matrix, the panel and the sums.
                     unsafe {
                         if n == 1 && tokens == 1 && unit + 1 < units {
-                            taken = 2;
                             block.single_pair::<S, W>(s);
+                            unit += 2;
                         } else {
                             by_tokens!(n, S::TOKENS, T => block.tile::<S, W, T>(s));
+                            unit += 1;
                         }
                     }
                 }
-                unit += taken;
             }
             from = to;
             if from >= cols {
@@ -198,13 +197,11 @@ impl<X: Copy> Block<X> {
         unsafe {
             let second = self.w.add(self.group);
             let (low, high) = (self.sums, self.sums.add(LANES));
-            if S::GROUPS == 2 && T <= 4 {
+            if S::GROUPS == 2 {
                 self.spans::<S, W, 2, T, AHEAD>(s, [self.w, second], [low, high]);
-            } else if S::GROUPS == 2 {
-                self.spans::<S, W, 2, T, 0>(s, [self.w, second], [low, high]);
             } else {
-                self.spans::<S, W, 1, T, 0>(s, [self.w], [low]);
-                self.spans::<S, W, 1, T, 0>(s, [second], [high]);
+                self.spans::<S, W, 1, T, AHEAD>(s, [self.w], [low]);
+                self.spans::<S, W, 1, T, AHEAD>(s, [second], [high]);
             }
         }
     }

@@ -11,6 +11,9 @@
 use crate::memory::Cells;
 use crate::simd::{Kernel, Simd};
 
+/// Columns that are packed for all tokens of a tile before the next.
+const RUN: usize = 64;
+
 /// How tokens are cut into tiles.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Tiles {
@@ -98,33 +101,31 @@ impl Kernel for Pack {
         let words = Panel::words(tokens, len, panel.bf16);
         // SAFETY: pieces are disjoint parts of the panel; operations that write `x` are over.
         let out = unsafe { panel.cells.slice_mut(panel.tile(tile) + Panel::words(tokens, first, panel.bf16), words) };
-        for t in 0..tokens {
-            let real = len.min(self.cols.saturating_sub(first));
-            // SAFETY: as above.
-            let x = unsafe { self.x.slice((start + t) * self.cols + first, real) };
-            if panel.bf16 {
-                let mut pairs = [0u32; 64];
-                for (chunk, x) in x.chunks(128).enumerate() {
-                    let n = x.len().div_ceil(2);
+        let real = len.min(self.cols.saturating_sub(first));
+        // Columns in short runs, so that the lines being filled stay in the cache while the tokens take turns.
+        for from in (0..len).step_by(RUN) {
+            let to = (from + RUN).min(real);
+            for t in 0..tokens {
+                // SAFETY: as above.
+                let x = unsafe { self.x.slice((start + t) * self.cols + first + from, to - from) };
+                if panel.bf16 {
+                    let mut pairs = [0u32; RUN / 2];
                     for (pair, x) in pairs.iter_mut().zip(x.chunks_exact(2)) {
                         *pair = to_bf16(x[0]) | to_bf16(x[1]) << 16;
                     }
-                    if x.len() % 2 == 1 {
-                        pairs[n - 1] = to_bf16(x[x.len() - 1]);
+                    if let [last] = x.chunks_exact(2).remainder() {
+                        pairs[x.len() / 2] = to_bf16(*last);
                     }
-                    let out = &mut out[chunk * 64 * tokens + t..];
-                    for (out, pair) in out.iter_mut().step_by(tokens).zip(&pairs[..n]) {
-                        *out = *pair;
-                    }
-                }
-            } else {
-                for (out, x) in out[t..].iter_mut().step_by(tokens).zip(x) {
-                    *out = x.to_bits();
-                }
-                if real < len {
-                    out[real * tokens + t] = 0;
+                    let out = out[from / 2 * tokens + t..].iter_mut().step_by(tokens);
+                    out.zip(&pairs[..x.len().div_ceil(2)]).for_each(|(out, pair)| *out = *pair);
+                } else {
+                    let out = out[from * tokens + t..].iter_mut().step_by(tokens);
+                    out.zip(x).for_each(|(out, x)| *out = x.to_bits());
                 }
             }
+        }
+        if !panel.bf16 && real < len {
+            out[real * tokens..].fill(0);
         }
     }
 }
