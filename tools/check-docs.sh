@@ -18,10 +18,10 @@ for document in "${documents[@]}"; do
         [ -z "$target" ] || [ -e "$folder/$target" ] || complain "$document links to $target, which is not there"
     done < <(grep -oE '\]\([^)]+\)' "$document" | sed -E 's/^\]\(//; s/\)$//; s/ .*//' | grep -vE '^[a-z]+:' || true)
 
-    # Words that begin like a path of the repository, in text, code and drawings alike.
+    # Words that begin like a path of the repository or of the document's folder, in text, code and drawings alike.
     while read -r path; do
         path=${path%[.,]}
-        [ -e "$path" ] || complain "$document names $path, which is not there"
+        [ -e "$path" ] || [ -e "$folder/$path" ] || complain "$document names $path, which is not there"
     done < <(grep -oP '(?<![\w./-])(src|docs|examples|tools|tests|fuzz|\.ci|qwen-[a-z-]+)/[\w./-]*' "$document" | sort -u || true)
 
     if grep -nE '(^|[^A-Za-z0-9_./-])(/(home|root|work|tmp|opt|mnt|srv|Users)/|[A-Z]:\\)' "$document"; then

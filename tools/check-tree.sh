@@ -9,6 +9,10 @@ if printf '%s\n' "$tree" | grep -E '^(cc|cmake|bindgen|pkg-config|[a-z0-9_-]+-sy
     echo "error: the crates above compile or bind C" >&2
     exit 1
 fi
+if ! grep -q "has $count crates" README.md; then
+    echo "error: README.md states another number of crates" >&2
+    exit 1
+fi
 if [ "$count" -gt 90 ]; then
     echo "error: more than 90 crates" >&2
     exit 1
