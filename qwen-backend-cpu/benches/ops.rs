@@ -229,12 +229,12 @@ impl Bench {
 
     fn store(&mut self, heads: HeadLayout, layers: usize, context: usize) -> Result<(KvSpec, qwen_backend_cpu::CpuKv)> {
         let spec = KvSpec {
-            num_layers: layers,
+            key_encodings: vec![self.b.info().precision.kv_encoding(); layers],
+            value_encoding: self.b.info().precision.kv_encoding(),
             num_blocks: context.div_ceil(BLOCK),
             block_size: BLOCK,
             num_key_value_heads: heads.num_key_value_heads,
             head_dim: heads.head_dim,
-            encoding: self.b.info().precision.kv_encoding(),
         };
         Ok((spec, self.b.kv(&spec)?))
     }
