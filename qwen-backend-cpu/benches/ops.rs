@@ -167,7 +167,7 @@ impl Bench {
         }
         shares.sort_by(f64::total_cmp);
         let rate = match bound {
-            Bound::Memory(bytes) => format!("{:.1} GB/s", bytes / best / 1e9),
+            Bound::Memory(bytes) => format!("{:.1} GB/s, {:.1} a core", bytes / best / 1e9, bytes / core / 1e9),
             Bound::Arithmetic(flops) => {
                 format!("{:.0} GF/s, {:.0} a core", flops / best / 1e9, flops / core / 1e9)
             }
