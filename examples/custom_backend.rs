@@ -132,7 +132,7 @@ impl Backend for RowMajor {
     }
 
     fn kv(&mut self, spec: &KvSpec) -> Result<Kv> {
-        let kv = Kv { spec: *spec, values: Vec::new() };
+        let kv = Kv { spec: spec.clone(), values: Vec::new() };
         Ok(Kv { values: vec![0.0; kv.at(spec.num_layers(), 0)], ..kv })
     }
 
