@@ -16,6 +16,9 @@ use qwen_core::{Backend, Config};
 
 use crate::options::EngineOptions;
 
+#[cfg(feature = "cpu")]
+pub use qwen_backend_cpu::ceilings::{CeilingMeter, Ceilings};
+
 /// A device to run a model on.
 ///
 /// ```
@@ -120,6 +123,18 @@ impl Place for Device {
             #[cfg(not(feature = "cpu"))]
             _ => Err(self.absent()),
         }
+    }
+}
+
+#[cfg(feature = "cpu")]
+impl Device {
+    /// A meter of what this device could do at best with `threads` threads, one for each physical core when `None`: to
+    /// put a model's speed in proportion. It takes a gigabyte of memory.
+    ///
+    /// # Errors
+    /// When the memory is refused.
+    pub fn ceiling_meter(self, threads: Option<usize>) -> crate::Result<CeilingMeter> {
+        Ok(CeilingMeter::new(threads.unwrap_or_else(qwen_backend_cpu::physical_cores))?)
     }
 }
 

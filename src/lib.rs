@@ -31,6 +31,8 @@ mod worker;
 
 pub use chat::{Chat, Reply};
 pub use device::Device;
+#[cfg(feature = "cpu")]
+pub use device::{CeilingMeter, Ceilings};
 pub use engine::Engine;
 pub use error::{Error, Result};
 pub use generate::{GenerateOptions, Stats, TextStream, TokenStream};

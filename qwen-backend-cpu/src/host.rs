@@ -7,7 +7,7 @@ use std::path::Path;
 /// Physical cores that this process may use: two hyperthreads share the units that kernels keep busy.
 ///
 /// Affinity masks and cgroup quotas are respected. Where the topology is not known, all logical cores count.
-pub(crate) fn physical_cores() -> usize {
+pub fn physical_cores() -> usize {
     let allowed = std::thread::available_parallelism().map_or(1, usize::from);
     let mut cores = HashSet::new();
     let mut logical = 0;

@@ -25,5 +25,6 @@ mod options;
 mod simd;
 
 pub use backend::{CpuBackend, CpuBuffer, CpuIndices, CpuKv, CpuWeight};
+pub use host::physical_cores;
 pub use options::CpuOptions;
 pub use simd::Isa;
