@@ -160,6 +160,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     let config = engine.config();
     let stored = engine.weight_encoding();
+    // Dot products of bf16 would do for these weights; where f32 is as fast, it is the ceiling.
     let bf16_dots = stored == Encoding::Bf16 && args.precision == Precision::Fast;
     let work = Work::new(&args, config, args.precision.kv_encoding(), engine.plan().read_bytes as f64);
     let (prompt_tokens, new_tokens) = (args.batch * args.prompt_tokens, args.batch * (args.new_tokens - 1));
@@ -177,8 +178,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         new_tokens as f64 / run.generation * work.token_bytes / around(n, |c| Some(c.memory_bytes_per_second))
     }));
     let arithmetic_share = spread(runs.iter().enumerate().map(|(n, run)| {
-        let dots = around(n, |c| c.bf16_flops_per_second);
-        let ceiling = if bf16_dots && dots > 0.0 { dots } else { around(n, |c| Some(c.f32_flops_per_second)) };
+        let f32_ceiling = around(n, |c| Some(c.f32_flops_per_second));
+        let ceiling = if bf16_dots { f32_ceiling.max(around(n, |c| c.bf16_flops_per_second)) } else { f32_ceiling };
         work.prompt_flops / run.prompt / ceiling
     }));
     if args.json {

@@ -4,6 +4,7 @@
 mod faulty;
 
 use faulty::{Fault, Faulty};
+use qwen_core::conformance::goldens::Goldens;
 use qwen_core::conformance::{Outcome, Suite, cases};
 
 /// Each fault and the cases that it must not pass.
@@ -125,4 +126,23 @@ fn an_unsupported_device_is_skipped_and_an_unmakeable_one_fails() {
     assert!(matches!(unsupported.outcome(&cases[0]), Outcome::Skipped(reason) if reason.contains("not on this CPU")));
     let broken = Suite::<Faulty>::new(|| Err(qwen_core::Error::EmptyPrompt));
     assert!(matches!(broken.outcome(&cases[0]), Outcome::Failed(_)));
+}
+
+/// The recorded results tell as well: the contract's limits hold for what is allowed, and not for faults.
+#[test]
+fn goldens_find_faults() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data/golden");
+    let goldens = Goldens::open(folder).expect("the golden case of the repository");
+    let holds = |fault| {
+        let result = goldens.run(&goldens.cases()[0], Faulty::new(fault), usize::MAX).expect("the case runs");
+        (result.holds(), result)
+    };
+    for fault in [Fault::None, Fault::PlainF32, Fault::Fast] {
+        let (holds, result) = holds(fault);
+        assert!(holds, "{fault:?}: {result}");
+    }
+    for fault in [Fault::MissingBias, Fault::AdjacentRotaryPairs, Fault::ContextOffByOne, Fault::ExactF16Kv] {
+        let (holds, result) = holds(fault);
+        assert!(!holds, "{fault:?}: {result}");
+    }
 }

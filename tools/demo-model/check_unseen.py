@@ -41,6 +41,11 @@ class Watcher(train.Encoder):
                 self.hits.add(self.answers.get(message["content"]))
         return super().conversation(talk)
 
+    def document(self, text):
+        for sentence in text.split(". "):
+            self.hits.add(self.answers.get(sentence.rstrip(".") + "."))
+        return super().document(text)
+
 
 def main():
     args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -169,6 +169,14 @@ def split_of(key):
     return "test" if int.from_bytes(digest, "big") % 100 < TEST_PERCENT else "train"
 
 
+def sum_key(op, a, b):
+    """Sums do not depend on the order, so both orders share a key. One-digit
+    sums are too few to hold any out."""
+    if a < 10 and b < 10:
+        return None
+    return f"arith:{op}:{min(a, b)}:{max(a, b)}" if op == "+" else f"arith:{op}:{a}:{b}"
+
+
 def upper(text):
     """`text` with a capital first letter, the rest untouched."""
     return text[:1].upper() + text[1:]
@@ -385,20 +393,12 @@ class Talk:
 
     # -- sums ------------------------------------------------------------
 
-    @staticmethod
-    def _sum_key(op, a, b):
-        """Sums do not depend on the order, so both orders share a key. One-digit
-        sums are too few to hold any out."""
-        if a < 10 and b < 10:
-            return None
-        return f"arith:{op}:{min(a, b)}:{max(a, b)}" if op == "+" else f"arith:{op}:{a}:{b}"
-
     def sum(self):
         rng = self.rng
 
         def make():
             op, a, b = rng.choice("+-"), operand(rng), operand(rng)
-            return self._sum_key(op, a, b), (op, a, b)
+            return sum_key(op, a, b), (op, a, b)
 
         drawn = self._draw(make)
         if drawn is None:
@@ -409,7 +409,7 @@ class Talk:
         self._say(self._casual(ask), f"{a} {op} {b} = {c}.", f"{c}.")
         while 0 <= c <= 99 and self.want == "train" and rng.random() < 0.2:
             op, b = rng.choice("+-"), operand(rng)
-            if split_of(self._sum_key(op, c, b)) != "train":
+            if split_of(sum_key(op, c, b)) != "train":
                 break
             a, c = c, c + b if op == "+" else c - b
             ask = rng.choice(MORE if op == "+" else LESS).format(b=b)
@@ -425,7 +425,7 @@ class Talk:
             op, a, b = rng.choice("+-"), operand(rng), operand(rng)
             if op == "-" and b > a:
                 a, b = b, a
-            return self._sum_key(op, a, b), (op, a, b)
+            return sum_key(op, a, b), (op, a, b)
 
         drawn = self._draw(make)
         if drawn is None:
@@ -628,7 +628,7 @@ def _tools(talk):
 
 
 # Share of each sort of conversation, in percent of conversations.
-MIX = [(_chat, 30), (_sums, 30), (_facts, 12), (_json, 12), (_tools, 16)]
+MIX = [(_chat, 33), (_sums, 20), (_facts, 12), (_json, 15), (_tools, 20)]
 
 
 def conversation(rng):
@@ -651,9 +651,18 @@ def _style(rng, build):
 
 
 def document(rng):
-    """Plain text without any chat, so that raw completion works too."""
+    """Plain text without any chat, so that raw completion works too.
+
+    Mostly sums in the very form of the answers: without the turns around them
+    they take a third of the tokens, and sums need by far the most examples.
+    """
     lines = []
-    for _ in range(rng.randint(2, 5)):
+    if rng.random() < 0.9:
+        while len(lines) < 16:
+            op, a, b = rng.choice("+-"), operand(rng), operand(rng)
+            if split_of(sum_key(op, a, b)) == "train":
+                lines.append(f"{a} {op} {b} = {a + b if op == '+' else a - b}.")
+    while len(lines) < 5:
         family = facts.FAMILIES[rng.choice(list(facts.FAMILIES))]
         key = rng.choice(list(family["items"]))
         value = family["items"][key]

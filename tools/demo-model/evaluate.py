@@ -35,7 +35,7 @@ def main():
     args.add_argument("folder")
     args.add_argument("questions")
     args.add_argument("--float32", action="store_true")
-    args.add_argument("--threads", type=int, default=2)
+    args.add_argument("--threads", type=int, default=1)
     args = args.parse_args()
 
     torch.set_num_threads(args.threads)

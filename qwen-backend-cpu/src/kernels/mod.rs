@@ -14,6 +14,8 @@ pub(crate) mod rms_norm;
 pub(crate) mod rope;
 pub(crate) mod rows;
 pub(crate) mod store_kv;
+#[cfg(test)]
+mod tests;
 pub(crate) mod tile;
 
 use crate::simd::{self, Isa, LANES};

@@ -23,7 +23,8 @@ pub enum Isa {
 
 impl Isa {
     /// All of them, slowest first.
-    const ALL: [Isa; 5] = [Isa::Scalar, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16, Isa::Neon];
+    /// All of them, whether this CPU has them or not.
+    pub const ALL: [Isa; 5] = [Isa::Scalar, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16, Isa::Neon];
 
     /// Those that this CPU has, slowest first.
     pub fn available() -> Vec<Isa> {

@@ -1,0 +1,200 @@
+//! One layer of a small model, to run in steps.
+#![allow(dead_code)]
+
+use qwen_backend_cpu::{CpuBackend, CpuBuffer, CpuKv, CpuOptions, CpuWeight};
+use qwen_core::backend::{
+    HeadLayout, Interrupt, KvSpec, MatrixPart, QkvRopeStore, StepInputs, StepKey, WeightRole, WeightView,
+};
+use qwen_core::{Backend, Encoding, Result};
+
+pub(crate) const HIDDEN: usize = 96;
+pub(crate) const INNER: usize = 80;
+pub(crate) const CONTEXT: usize = 640;
+const BLOCK: usize = 16;
+pub(crate) const HEADS: HeadLayout = HeadLayout { num_attention_heads: 6, num_key_value_heads: 2, head_dim: 32 };
+
+/// A layer, its K/V and the buffers of a step.
+pub(crate) struct Small {
+    pub(crate) b: CpuBackend,
+    pub(crate) interrupt: Interrupt,
+    qkv_w: CpuWeight,
+    o_w: CpuWeight,
+    gate_up: CpuWeight,
+    down: CpuWeight,
+    norm: CpuBuffer,
+    bias: CpuBuffer,
+    residual: CpuBuffer,
+    x: CpuBuffer,
+    qkv: CpuBuffer,
+    attended: CpuBuffer,
+    act: CpuBuffer,
+    scratch: CpuBuffer,
+    inputs: StepInputs<CpuBackend>,
+    kv: CpuKv,
+}
+
+pub(crate) fn options() -> CpuOptions {
+    CpuOptions::new()
+}
+
+/// Values that depend on `i` alone.
+pub(crate) fn values(seed: u64, len: usize) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    (0..len)
+        .map(|_| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 40) as f32 / (1 << 23) as f32 - 1.0
+        })
+        .collect()
+}
+
+impl Small {
+    pub(crate) fn new(options: CpuOptions) -> Small {
+        let mut b = CpuBackend::new(options).unwrap();
+        let mut load = |role, rows: usize, cols: usize, seed| {
+            let data: Vec<u8> =
+                values(seed, rows * cols).into_iter().flat_map(|v| half_bits(v * 0.2).to_le_bytes()).collect();
+            let parts = [MatrixPart::whole(Encoding::Bf16, rows, cols, &data)];
+            b.load(&WeightView { name: "test", role, parts: &parts }).unwrap()
+        };
+        let qkv_w = load(WeightRole::Qkv, HEADS.qkv_size(), HIDDEN, 1);
+        let o_w = load(WeightRole::Linear, HIDDEN, HEADS.q_size(), 2);
+        let gate_up = load(WeightRole::GateUp, 2 * INNER, HIDDEN, 3);
+        let down = load(WeightRole::Linear, HIDDEN, INNER, 4);
+        let blocks = CONTEXT / BLOCK;
+        let spec = KvSpec {
+            num_layers: 1,
+            num_blocks: blocks,
+            block_size: BLOCK,
+            num_key_value_heads: HEADS.num_key_value_heads,
+            head_dim: HEADS.head_dim,
+            encoding: b.info().precision.kv_encoding(),
+        };
+        let kv = b.kv(&spec).unwrap();
+        let mut buffer = |len, seed| {
+            let mut buffer = b.alloc(len).unwrap();
+            b.write(&mut buffer, &values(seed, len)).unwrap();
+            buffer
+        };
+        let (norm, bias) = (buffer(HIDDEN, 5), buffer(HEADS.qkv_size(), 6));
+        let (residual, x) = (buffer(CONTEXT * HIDDEN, 7), buffer(CONTEXT * HIDDEN, 8));
+        let (qkv, attended) = (buffer(CONTEXT * HEADS.qkv_size(), 8), buffer(CONTEXT * HEADS.q_size(), 8));
+        let (act, scratch) = (buffer(CONTEXT * INNER, 8), buffer(CONTEXT * HIDDEN, 8));
+        let cos_sin = buffer(CONTEXT * HEADS.head_dim, 9);
+        let mut indices = |len| b.alloc_indices(len).unwrap();
+        let inputs = StepInputs {
+            input_ids: indices(CONTEXT),
+            cos_sin,
+            slot_mapping: indices(CONTEXT),
+            cu_seqlens_q: indices(2),
+            context_lens: indices(1),
+            block_tables: indices(blocks),
+            max_blocks_per_seq: blocks,
+            logits_indices: indices(1),
+        };
+        Small {
+            b,
+            interrupt: Interrupt::default(),
+            qkv_w,
+            o_w,
+            gate_up,
+            down,
+            norm,
+            bias,
+            residual,
+            x,
+            qkv,
+            attended,
+            act,
+            scratch,
+            inputs,
+            kv,
+        }
+    }
+
+    /// Blocks in an order that is neither rising nor falling.
+    fn slot(position: usize) -> u32 {
+        let blocks = CONTEXT / BLOCK;
+        ((position / BLOCK * 7 % blocks) * BLOCK + position % BLOCK) as u32
+    }
+
+    /// Write the inputs of a step with the tokens of positions `first .. first + tokens`.
+    pub(crate) fn inputs(&mut self, first: usize, tokens: usize) {
+        let all = values(20, CONTEXT * HIDDEN);
+        self.b.write(&mut self.residual, &all[first * HIDDEN..(first + tokens) * HIDDEN]).unwrap();
+        let angles = values(21, CONTEXT * HEADS.head_dim);
+        let dim = HEADS.head_dim;
+        self.b.write(&mut self.inputs.cos_sin, &angles[first * dim..(first + tokens) * dim]).unwrap();
+        let slots: Vec<u32> = (first..first + tokens).map(Self::slot).collect();
+        self.b.write_indices(&mut self.inputs.slot_mapping, &slots).unwrap();
+        self.b.write_indices(&mut self.inputs.cu_seqlens_q, &[0, tokens as u32]).unwrap();
+        self.b.write_indices(&mut self.inputs.context_lens, &[(first + tokens) as u32]).unwrap();
+        let table: Vec<u32> = (0..CONTEXT / BLOCK).map(|i| Self::slot(i * BLOCK) / BLOCK as u32).collect();
+        self.b.write_indices(&mut self.inputs.block_tables, &table).unwrap();
+    }
+
+    /// Store NaNs in every slot.
+    pub(crate) fn poison(&mut self) {
+        let slots: Vec<u32> = (0..CONTEXT as u32).collect();
+        self.b.write_indices(&mut self.inputs.slot_mapping, &slots).unwrap();
+        let nan = vec![f32::NAN; CONTEXT * HEADS.qkv_size()];
+        self.b.write(&mut self.qkv, &nan).unwrap();
+        self.b.store_kv(&self.qkv, &self.inputs.slot_mapping, &mut self.kv, 0, HEADS, CONTEXT).unwrap();
+    }
+
+    /// A prompt of `tokens` tokens.
+    pub(crate) fn prompt(&mut self, tokens: usize) -> Vec<f32> {
+        self.inputs(0, tokens);
+        self.run(tokens);
+        self.output(tokens)
+    }
+
+    /// The token at `position`.
+    pub(crate) fn token(&mut self, position: usize) -> Vec<f32> {
+        self.inputs(position, 1);
+        self.run(1);
+        self.output(1)
+    }
+
+    pub(crate) fn output(&mut self, tokens: usize) -> Vec<f32> {
+        let mut out = vec![0.0; tokens * HIDDEN];
+        self.b.read(&self.residual, &mut out).unwrap();
+        out
+    }
+
+    pub(crate) fn run(&mut self, tokens: usize) {
+        self.try_run(tokens).unwrap();
+    }
+
+    pub(crate) fn try_run(&mut self, tokens: usize) -> Result<()> {
+        let key = StepKey { num_tokens: tokens, num_seqs: 1, num_logits: 1, max_seqlen_q: tokens, greedy: false };
+        let Small {
+            qkv_w, o_w, gate_up, down, norm, bias, residual, x, qkv, attended, act, scratch, inputs, kv, ..
+        } = self;
+        self.b.step(key, &self.interrupt, &mut |b| {
+            b.rms_norm(residual, norm, 1e-6, x, HIDDEN, tokens)?;
+            b.qkv_rope_store(QkvRopeStore {
+                x,
+                w: qkv_w,
+                bias,
+                inputs,
+                heads: HEADS,
+                qkv,
+                kv,
+                layer: 0,
+                rows: tokens,
+            })?;
+            b.paged_attention(qkv, kv, 0, HEADS, inputs, attended, key)?;
+            b.linear_add(attended, o_w, scratch, residual, HIDDEN, tokens)?;
+            b.rms_norm(residual, norm, 1e-6, x, HIDDEN, tokens)?;
+            b.gate_up_silu(x, gate_up, scratch, act, INNER, tokens)?;
+            b.linear_add(act, down, scratch, residual, HIDDEN, tokens)
+        })
+    }
+}
+
+fn half_bits(v: f32) -> u16 {
+    (v.to_bits() >> 16) as u16
+}
