@@ -236,7 +236,8 @@ impl Bench {
             num_key_value_heads: heads.num_key_value_heads,
             head_dim: heads.head_dim,
         };
-        Ok((spec, self.b.kv(&spec)?))
+        let kv = self.b.kv(&spec)?;
+        Ok((spec, kv))
     }
 
     fn attention(&mut self, name: &str, heads: HeadLayout, tokens: usize, context: usize) -> Result<()> {
