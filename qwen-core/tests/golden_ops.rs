@@ -131,8 +131,14 @@ fn paged_attention() {
         let mut b = Reference::new();
         let num_blocks = context.div_ceil(16);
         let encoding = Encoding::F32;
-        let spec =
-            KvSpec { num_layers: 1, num_blocks, block_size: 16, num_key_value_heads: kv_heads, head_dim, encoding };
+        let spec = KvSpec {
+            key_encodings: vec![encoding],
+            value_encoding: encoding,
+            num_blocks,
+            block_size: 16,
+            num_key_value_heads: kv_heads,
+            head_dim,
+        };
         let mut kv = b.kv(&spec).expect("kv");
         // Blocks from last to first.
         let block_tables: Vec<u32> = (0..num_blocks as u32).rev().collect();

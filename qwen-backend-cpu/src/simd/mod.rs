@@ -90,6 +90,7 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
 /// A kernel's body: pieces of one operation.
 pub(crate) trait Kernel {
     /// Whether the body profits from a bf16 dot product, so that it is compiled for that too.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
     const BF16_DOT: bool = false;
     /// What the body writes beside its operands: a thread's own memory.
     type Scratch;
