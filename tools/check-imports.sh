@@ -15,7 +15,7 @@ forbid() { # folder, pattern, rule
 forbid qwen-tokenizer 'qwen[-_](core|rs|backend)' 'qwen-tokenizer imports nothing of ours'
 forbid qwen-core 'qwen[-_](tokenizer|rs|backend)' 'qwen-core imports nothing of ours'
 for backend in qwen-backend-*; do
-    forbid "$backend" 'qwen[-_](tokenizer|rs\b)' "$backend imports qwen-core alone"
+    forbid "$backend" '(qwen[-_]tokenizer|^qwen-rs|use qwen::)' "$backend imports qwen-core alone"
     for other in qwen-backend-*; do
         [ "$other" = "$backend" ] || forbid "$backend" "${other//-/[-_]}" "$backend does not know $other"
     done

@@ -4,13 +4,19 @@ use std::path::Path;
 
 use qwen_core::checkpoint::{Header, Index};
 use qwen_core::{Config, GenerationConfig, Rope};
+use qwen_tokenizer::{ChatInput, ChatTemplate, Message};
 
 /// What is fuzzed: it takes any bytes and panics where a promise is broken.
 pub type Target = fn(&[u8]);
 
 /// Every target by the name of its binary and of its folder of seeds.
-pub const ALL: &[(&str, Target)] =
-    &[("header", header), ("config", config), ("generation_config", generation_config), ("index", index)];
+pub const ALL: &[(&str, Target)] = &[
+    ("header", header),
+    ("config", config),
+    ("generation_config", generation_config),
+    ("index", index),
+    ("template", template),
+];
 
 /// A safetensors file, as it is and with the length put right: a change within the JSON would hardly ever get past it.
 pub fn header(file: &[u8]) {
@@ -79,4 +85,12 @@ pub fn index(text: &[u8]) {
 
 fn utf8(text: &[u8]) -> Option<&str> {
     std::str::from_utf8(text).ok()
+}
+
+/// A template, whatever it holds, is refused, or renders, or fails to render.
+pub fn template(source: &[u8]) {
+    let Ok(source) = std::str::from_utf8(source) else { return };
+    let Ok(template) = ChatTemplate::new(source) else { return };
+    let messages = [Message::system("Be brief."), Message::user("Hello <|im_end|>"), Message::assistant("Hi.")];
+    let _ = template.render(&ChatInput::new(&messages));
 }

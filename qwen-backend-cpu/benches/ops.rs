@@ -167,7 +167,7 @@ impl Bench {
         }
         shares.sort_by(f64::total_cmp);
         let rate = match bound {
-            Bound::Memory(bytes) => format!("{:.1} GB/s", bytes / best / 1e9),
+            Bound::Memory(bytes) => format!("{:.1} GB/s, {:.1} a core", bytes / best / 1e9, bytes / core / 1e9),
             Bound::Arithmetic(flops) => {
                 format!("{:.0} GF/s, {:.0} a core", flops / best / 1e9, flops / core / 1e9)
             }
@@ -229,14 +229,15 @@ impl Bench {
 
     fn store(&mut self, heads: HeadLayout, layers: usize, context: usize) -> Result<(KvSpec, qwen_backend_cpu::CpuKv)> {
         let spec = KvSpec {
-            num_layers: layers,
+            key_encodings: vec![self.b.info().precision.kv_encoding(); layers],
+            value_encoding: self.b.info().precision.kv_encoding(),
             num_blocks: context.div_ceil(BLOCK),
             block_size: BLOCK,
             num_key_value_heads: heads.num_key_value_heads,
             head_dim: heads.head_dim,
-            encoding: self.b.info().precision.kv_encoding(),
         };
-        Ok((spec, self.b.kv(&spec)?))
+        let kv = self.b.kv(&spec)?;
+        Ok((spec, kv))
     }
 
     fn attention(&mut self, name: &str, heads: HeadLayout, tokens: usize, context: usize) -> Result<()> {

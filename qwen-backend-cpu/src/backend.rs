@@ -41,6 +41,8 @@ pub struct CpuBackend {
     panel: Cells<u32>,
     records: Cells<f32>,
     best: Cells<u32>,
+    /// A bit for each slot that a step writes; all clear in between.
+    taken: Vec<u64>,
     plan: Arc<Plan>,
     plan_of: Option<PlanKey>,
     /// Counts writes to indices, which may change what a plan was made from.
@@ -102,6 +104,7 @@ impl CpuBackend {
             panel: Cells::zeroed(0, id)?,
             records: Cells::zeroed(0, id)?,
             best: Cells::zeroed(0, id)?,
+            taken: Vec::new(),
             plan: Arc::default(),
             plan_of: None,
             writes: 0,
@@ -192,14 +195,27 @@ impl CpuBackend {
         Ok(kv.0.clone())
     }
 
-    /// The slots of `rows` tokens, each within `kv` or padding.
-    fn slots(&self, op: &str, slots: &CpuIndices, kv: &Store, rows: usize) -> Result<Cells<u32>> {
+    /// The slots of `rows` tokens, each within `kv` or padding, and no two the same: pieces write them at once.
+    fn slots(&mut self, op: &str, slots: &CpuIndices, kv: &Store, rows: usize) -> Result<Cells<u32>> {
         let slots = self.cells(op, "slot_mapping", &slots.0, Some(rows))?;
         let capacity = kv.spec.num_blocks * kv.spec.block_size;
         // SAFETY: nothing runs, and indices are written through `&mut self` alone.
-        let bad = unsafe { slots.slice(0, rows) }.iter().find(|&&slot| slot != PAD_SLOT && slot as usize >= capacity);
+        let used = unsafe { slots.slice(0, rows) }.iter().filter(|&&slot| slot != PAD_SLOT).map(|&slot| slot as usize);
+        self.taken.resize(self.taken.len().max(capacity.div_ceil(64)), 0);
+        let mut bad = None;
+        for slot in used.clone().take_while(|&slot| slot < capacity) {
+            let (word, bit) = (&mut self.taken[slot / 64], 1u64 << (slot % 64));
+            if *word & bit != 0 {
+                bad = Some(format!("slot {slot} twice"));
+            }
+            *word |= bit;
+        }
+        if let Some(slot) = used.clone().find(|&slot| slot >= capacity) {
+            bad = Some(format!("slot {slot} of {capacity}"));
+        }
+        used.filter(|&slot| slot < capacity).for_each(|slot| self.taken[slot / 64] = 0);
         match bad {
-            Some(slot) => Err(misfit(op, format!("slot {slot} of {capacity}"))),
+            Some(reason) => Err(misfit(op, reason)),
             None => Ok(slots),
         }
     }

@@ -116,11 +116,11 @@ impl Kernel for Pack {
                     if let [last] = x.chunks_exact(2).remainder() {
                         pairs[x.len() / 2] = to_bf16(*last);
                     }
-                    let out = out[from / 2 * tokens + t..].iter_mut().step_by(tokens);
-                    out.zip(&pairs[..x.len().div_ceil(2)]).for_each(|(out, pair)| *out = *pair);
+                    let lines = out[from / 2 * tokens..].chunks_exact_mut(tokens);
+                    lines.zip(&pairs[..x.len().div_ceil(2)]).for_each(|(line, pair)| line[t] = *pair);
                 } else {
-                    let out = out[from * tokens + t..].iter_mut().step_by(tokens);
-                    out.zip(x).for_each(|(out, x)| *out = x.to_bits());
+                    let lines = out[from * tokens..].chunks_exact_mut(tokens);
+                    lines.zip(x).for_each(|(line, x)| line[t] = x.to_bits());
                 }
             }
         }

@@ -65,12 +65,12 @@ impl Small {
         let down = load(WeightRole::Linear, HIDDEN, INNER, 4);
         let blocks = CONTEXT / BLOCK;
         let spec = KvSpec {
-            num_layers: 1,
+            key_encodings: vec![b.info().precision.kv_encoding()],
+            value_encoding: b.info().precision.kv_encoding(),
             num_blocks: blocks,
             block_size: BLOCK,
             num_key_value_heads: HEADS.num_key_value_heads,
             head_dim: HEADS.head_dim,
-            encoding: b.info().precision.kv_encoding(),
         };
         let kv = b.kv(&spec).unwrap();
         let mut buffer = |len, seed| {
