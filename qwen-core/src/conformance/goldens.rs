@@ -30,12 +30,6 @@ const CHUNK: usize = 128;
 
 const BLOCK_SIZE: usize = 16;
 
-/// A single logit counts as known to within this many times the RMS error that the limit allows.
-///
-/// The limit is an RMS over thousands of logits, not a bound on each. Between two logits whose margin is twice this the
-/// order holds up to four deviations of their difference.
-const DEVIATIONS: f64 = 3.0;
-
 /// A golden suite on disk.
 #[derive(Debug)]
 pub struct Goldens {
@@ -236,7 +230,7 @@ fn run_prompt(runner: &mut dyn Runner, recorded: &Recorded, index: usize, result
     result.prompts += 1;
 
     let norm = expected.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>() / expected.len().max(1) as f64;
-    let bound = 2.0 * DEVIATIONS * result.limit * norm.sqrt();
+    let bound = 2.0 * result.limit * norm.sqrt();
     for (token, margin) in greedy.iter().zip(&margins) {
         let token = *token as u32;
         if f64::from(*margin) > bound {
