@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use qwen::{Config, Device, Encoding, Engine, EngineOptions, GenerateOptions, Precision, TokenStream, memory};
+use qwen::{Config, Device, Encoding, Engine, EngineOptions, GenerateOptions, Precision, memory};
 use serde_json::json;
 
 /// How fast a model runs.
@@ -107,30 +107,30 @@ fn prompt(len: usize, conversation: usize, vocab_size: usize) -> Vec<u32> {
     (0..len as u64).map(id).collect()
 }
 
-/// Start the conversations, and wait for the first token of each.
-fn start(engine: &Engine, args: &Args, tokens: usize, new: usize) -> qwen::Result<(f64, Vec<TokenStream>)> {
+/// Run the conversations side by side. The engine stamps each token, so a slow reader falsifies nothing.
+fn converse(engine: &Engine, args: &Args, tokens: usize, new: usize) -> qwen::Result<Run> {
     let options = GenerateOptions::new().greedy().ignore_eos(true).max_new_tokens(new);
-    let started = Instant::now();
-    let mut streams = (0..args.batch)
+    let streams = (0..args.batch)
         .map(|n| engine.generate_ids(prompt(tokens, n, engine.config().vocab_size), &options))
         .collect::<qwen::Result<Vec<_>>>()?;
-    for stream in &mut streams {
-        stream.next().transpose()?;
+    let (mut first, mut last) = (0.0_f64, 0.0_f64);
+    for mut stream in streams {
+        stream.try_for_each(|token| token.map(drop))?;
+        let stats = stream.stats();
+        let answered = stats.first_token.unwrap_or_default();
+        first = first.max(answered.as_secs_f64());
+        last = last.max((answered + stats.generation).as_secs_f64());
     }
-    Ok((started.elapsed().as_secs_f64(), streams))
+    Ok(Run { prompt: first, generation: last - first })
 }
 
 fn run(engine: &Engine, args: &Args) -> qwen::Result<Run> {
     let before = match args.depth {
         0 => 0.0,
-        depth => start(engine, args, depth, 1)?.0,
+        depth => converse(engine, args, depth, 1)?.prompt,
     };
-    let (prompt, streams) = start(engine, args, args.depth + args.prompt_tokens, args.new_tokens)?;
-    let started = Instant::now();
-    for mut stream in streams {
-        stream.try_for_each(|token| token.map(drop))?;
-    }
-    Ok(Run { prompt: prompt - before, generation: started.elapsed().as_secs_f64() })
+    let whole = converse(engine, args, args.depth + args.prompt_tokens, args.new_tokens)?;
+    Ok(Run { prompt: whole.prompt - before, ..whole })
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -144,7 +144,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let started = Instant::now();
     let engine = options.load(&args.model)?;
     let load_seconds = started.elapsed().as_secs_f64();
-    start(&engine, &Args { batch: 1, ..Args::parse() }, 8, 1)?;
+    converse(&engine, &Args { batch: 1, ..Args::parse() }, 8, 1)?;
     let first_token_seconds = started.elapsed().as_secs_f64();
     // Once unmeasured: buffers are touched for the first time. The meter's own memory comes after the peak is read.
     run(&engine, &args)?;

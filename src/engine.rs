@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Sender};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use qwen_core::backend::Interrupt;
 use qwen_core::checkpoint::Checkpoint;
@@ -139,6 +140,7 @@ impl Engine {
     /// For parameters that are out of their bounds. What is wrong with the prompt is the first thing that the stream
     /// gives.
     pub fn generate_ids(&self, prompt: impl Into<Vec<u32>>, options: &GenerateOptions) -> Result<TokenStream> {
+        let started = Instant::now();
         let prompt = prompt.into();
         let prompt_tokens = prompt.len();
         let request = options.request(prompt, &self.inner.generation_config, &self.inner.stop_token_ids);
@@ -152,7 +154,7 @@ impl Engine {
         let canceller = EngineCore::canceller(&self.inner.interrupt);
         let (events, receiver) = mpsc::channel();
         self.send(Command::Generate { request, canceller: canceller.clone(), events })?;
-        Ok(TokenStream::new(self.clone(), receiver, canceller, prompt_tokens))
+        Ok(TokenStream::new(self.clone(), receiver, canceller, prompt_tokens, started))
     }
 
     pub(crate) fn stream_text(&self, ids: Vec<u32>, options: &GenerateOptions) -> Result<TextStream> {

@@ -10,6 +10,7 @@ use qwen_tokenizer::DecodeStream;
 
 use crate::engine::Engine;
 use crate::error::{Error, Result};
+use crate::worker::Stamped;
 
 /// How an answer is generated. What is not set follows the checkpoint's `generation_config.json`.
 ///
@@ -148,7 +149,7 @@ impl Stats {
 pub struct TokenStream {
     // Keeps the engine's thread alive until the answer is complete.
     _engine: Engine,
-    events: Receiver<Event>,
+    events: Receiver<Stamped>,
     canceller: Canceller,
     started: Instant,
     stats: Stats,
@@ -157,17 +158,15 @@ pub struct TokenStream {
 }
 
 impl TokenStream {
-    pub(crate) fn new(engine: Engine, events: Receiver<Event>, canceller: Canceller, prompt_tokens: usize) -> Self {
+    pub(crate) fn new(
+        engine: Engine,
+        events: Receiver<Stamped>,
+        canceller: Canceller,
+        prompt_tokens: usize,
+        started: Instant,
+    ) -> Self {
         let stats = Stats { prompt_tokens, ..Stats::default() };
-        TokenStream {
-            _engine: engine,
-            events,
-            canceller,
-            started: Instant::now(),
-            stats,
-            finish_reason: None,
-            done: false,
-        }
+        TokenStream { _engine: engine, events, canceller, started, stats, finish_reason: None, done: false }
     }
 
     /// A handle that stops the answer from any thread, also while the prompt is being computed.
@@ -192,19 +191,19 @@ impl Iterator for TokenStream {
     fn next(&mut self) -> Option<Result<u32>> {
         while !self.done {
             match self.events.recv() {
-                Ok(Event::Token(id)) => {
-                    let elapsed = self.started.elapsed();
+                Ok((Event::Token(id), at)) => {
+                    let elapsed = at.saturating_duration_since(self.started);
                     let first = *self.stats.first_token.get_or_insert(elapsed);
                     self.stats.generation = elapsed.saturating_sub(first);
                     self.stats.new_tokens += 1;
                     return Some(Ok(id));
                 }
-                Ok(Event::Prompt(_)) => {}
-                Ok(Event::Finished(reason)) => {
+                Ok((Event::Prompt(_), _)) => {}
+                Ok((Event::Finished(reason), _)) => {
                     self.finish_reason = Some(reason);
                     self.done = true;
                 }
-                Ok(Event::Failed(error)) => {
+                Ok((Event::Failed(error), _)) => {
                     self.done = true;
                     return Some(Err(error.into()));
                 }

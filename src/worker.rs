@@ -2,18 +2,22 @@
 
 use std::collections::HashMap;
 use std::sync::mpsc::{Receiver, Sender, TryRecvError};
+use std::time::Instant;
 
 use qwen_core::engine::{Canceller, EngineCore, Event, Request, SeqId};
 
+/// An event and when it happened: a reader may be slower than the engine.
+pub(crate) type Stamped = (Event, Instant);
+
 /// What a handle asks of the thread.
 pub(crate) enum Command {
-    Generate { request: Request, canceller: Canceller, events: Sender<Event> },
+    Generate { request: Request, canceller: Canceller, events: Sender<Stamped> },
     Logits { ids: Vec<u32>, reply: Sender<qwen_core::Result<Vec<f32>>> },
 }
 
 /// Serve commands until all handles are gone. Without work the thread sleeps.
 pub(crate) fn run(mut core: EngineCore, commands: &Receiver<Command>) {
-    let mut receivers: HashMap<SeqId, (Sender<Event>, Canceller)> = HashMap::new();
+    let mut receivers: HashMap<SeqId, (Sender<Stamped>, Canceller)> = HashMap::new();
     loop {
         loop {
             let command = match core.is_idle() {
@@ -30,7 +34,7 @@ pub(crate) fn run(mut core: EngineCore, commands: &Receiver<Command>) {
         core.step(|id, event| {
             let last = matches!(event, Event::Finished(_) | Event::Failed(_));
             let Some((events, canceller)) = receivers.get(&id) else { return };
-            if events.send(event).is_err() {
+            if events.send((event, Instant::now())).is_err() {
                 // The stream was dropped: nobody waits for the rest.
                 canceller.cancel();
             }
@@ -41,14 +45,14 @@ pub(crate) fn run(mut core: EngineCore, commands: &Receiver<Command>) {
     }
 }
 
-fn handle(core: &mut EngineCore, receivers: &mut HashMap<SeqId, (Sender<Event>, Canceller)>, command: Command) {
+fn handle(core: &mut EngineCore, receivers: &mut HashMap<SeqId, (Sender<Stamped>, Canceller)>, command: Command) {
     match command {
         Command::Generate { request, canceller, events } => match core.add(request, &canceller) {
             Ok(id) => {
                 receivers.insert(id, (events, canceller));
             }
             // A receiver that is gone does not need to know.
-            Err(error) => drop(events.send(Event::Failed(error))),
+            Err(error) => drop(events.send((Event::Failed(error), Instant::now()))),
         },
         Command::Logits { ids, reply } => drop(reply.send(core.logits(&ids))),
     }
