@@ -53,7 +53,7 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
         println!("weights      {}", mib(plan.weight_bytes));
         println!("K/V          {}  for {} x {} positions", mib(plan.kv_bytes), plan.batch, plan.context);
         println!("activations  {}", mib(plan.activation_bytes));
-        println!("loading      {}  given back afterwards", mib(plan.load_bytes));
+        println!("loading      {}  at most, before K/V and activations", mib(plan.load_bytes));
         println!("total        {}", mib(plan.total_bytes));
         if let Some(available) = plan.available_bytes {
             println!("available    {}", mib(available));

@@ -54,11 +54,13 @@ impl Memory {
         // Address space is reserved up to the next boundary; what lies before it is never touched.
         let reserved = bytes.checked_add(HUGE).ok_or_else(|| failed("out of address space".into()))?;
         let mut map = memmap2::MmapMut::map_anon(reserved).map_err(|e| failed(e.to_string()))?;
-        #[cfg(target_os = "linux")]
-        // A kernel without huge pages refuses; small ones serve as well.
-        let _ = map.advise(memmap2::Advice::HugePage);
         let start = map.as_mut_ptr();
-        let base = NonNull::new(start.wrapping_add(start.align_offset(HUGE))).ok_or_else(|| failed("no map".into()))?;
+        let offset = start.align_offset(HUGE);
+        let base = NonNull::new(start.wrapping_add(offset)).ok_or_else(|| failed("no map".into()))?;
+        // A kernel without huge pages refuses; small ones serve as well, as they do for the rest that fills no huge
+        // one: over all matrices of a model the rounding would be a tenth of it.
+        #[cfg(target_os = "linux")]
+        let _ = map.advise_range(memmap2::Advice::HugePage, offset, bytes / HUGE * HUGE);
         Ok(Memory { base, bytes, backing: Backing::Map(map) })
     }
 

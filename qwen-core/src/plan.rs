@@ -21,9 +21,9 @@ pub struct Plan {
     pub kv_bytes: u64,
     /// Activations, step inputs, logits and the kernels' workspace.
     pub activation_bytes: u64,
-    /// What loading takes beside all that, and gives back: the largest stored tensor.
+    /// The most that is taken while loading: the matrices packed so far and the stored one that is being packed.
     pub load_bytes: u64,
-    /// All of the above.
+    /// The most that is taken at any time: weights, K/V and activations, or the loading of the weights.
     pub total_bytes: u64,
     /// What the process may use on the device; `None` where that cannot be known.
     pub available_bytes: Option<u64>,
@@ -74,7 +74,8 @@ impl Plan {
             let stored = |((encoding, _), cut): (&(crate::Encoding, usize), &crate::model::spec::Cut)| {
                 encoding.bytes(cut.shape.0 * cut.shape.1) as u64
             };
-            load_bytes = load_bytes.max(shape.parts.iter().zip(&weight.cuts).map(stored).sum());
+            let stored: u64 = shape.parts.iter().zip(&weight.cuts).map(stored).sum();
+            load_bytes = load_bytes.max(weight_bytes + stored);
         }
         let kv_spec = spec.kv(&input.limits, precision, source)?;
         let sized = |context: usize| {
@@ -87,7 +88,7 @@ impl Plan {
             (kv, activations)
         };
         let (kv_bytes, activation_bytes) = sized(context);
-        let total = |(kv, activations): (u64, u64)| weight_bytes + load_bytes + kv + activations;
+        let total = |(kv, activations): (u64, u64)| load_bytes.max(weight_bytes + kv + activations);
         let fits = |context: usize| input.available_bytes.is_none_or(|available| total(sized(context)) <= available);
         let block_size = input.limits.block_size.max(1);
         // The largest number of blocks that fits, by bisection: the need grows with the context.
