@@ -244,9 +244,15 @@ fn interleave<const N: usize>(rows: &[&[u8]], out: &mut [u8]) {
         let start = (run * RUN * N).min(len);
         let end = ((run + 1) * RUN * N).min(len);
         for (lane, row) in rows.iter().enumerate() {
-            let elements = row[start..end].chunks(N);
-            for (element, line) in elements.zip(lines.chunks_exact_mut(N * LANES)) {
-                line[N * lane..N * lane + element.len()].copy_from_slice(element);
+            // Elements of a size that the compiler knows: a move each, not a call.
+            let (elements, rest) = row[start..end].as_chunks::<N>();
+            let mut lines = lines.chunks_exact_mut(N * LANES);
+            for (element, line) in elements.iter().zip(&mut lines) {
+                line[N * lane..][..N].copy_from_slice(element);
+            }
+            // An odd column of bf16.
+            if let (false, Some(line)) = (rest.is_empty(), lines.next()) {
+                line[N * lane..][..rest.len()].copy_from_slice(rest);
             }
         }
     }

@@ -325,6 +325,8 @@ fn malformed_rope_keys_are_named_with_their_parent() {
         (json!({"type": "yarn", "factor": 4, "attention_factor": 0}), "attention_factor"),
         (json!({"type": "yarn", "factor": 4, "attention_factor": -1}), "attention_factor"),
         (json!({"type": "yarn", "factor": 4, "mscale": 1, "mscale_all_dim": -1e9}), "mscale"),
+        (json!({"type": "yarn", "factor": 4, "mscale": 1e307, "mscale_all_dim": 0.7}), "mscale"),
+        (json!({"type": "yarn", "factor": 4, "attention_factor": 1e300}), "attention_factor"),
         (json!({"type": "yarn", "factor": 4, "truncate": 1}), "truncate"),
         (json!({"type": "yarn", "rope_type": "default", "factor": 4}), "rope_type"),
         (json!({"factor": 4}), "rope_type"),

@@ -105,10 +105,13 @@ impl Yarn {
             let (fast, slow) = (self.beta_fast, self.beta_slow);
             return Err(("beta_fast", format!("expected at least beta_slow ({slow:?}), found {fast:?}")));
         }
-        if self.attention_factor.is_some_and(|factor| !positive(factor)) {
-            return Err(("attention_factor", format!("expected a number above 0, found {:?}", self.attention_factor)));
+        // Beyond this cosines and sines would leave the range of f32, and nothing sane is near it.
+        let scales = |factor: f64| (1e-6..=1e6).contains(&factor);
+        if self.attention_factor.is_some_and(|factor| !scales(factor)) {
+            let reason = format!("expected a number of 1e-6 to 1e6, found {:?}", self.attention_factor);
+            return Err(("attention_factor", reason));
         }
-        if !positive(self.attention_factor()) {
+        if !scales(self.attention_factor()) {
             return Err(("mscale", format!("gives the attention factor {:?}", self.attention_factor())));
         }
         Ok(())
