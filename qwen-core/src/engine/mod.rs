@@ -119,17 +119,18 @@ impl EngineCore {
         if ids.len() > limits.max_model_len {
             return Err(Error::ContextLength { prompt: ids.len(), context: limits.max_model_len });
         }
+        let chunk_len = limits.max_num_logits.min(limits.max_num_batched_tokens);
         let pool = &mut self.scheduler.pool;
         let mut block_table = BlockTable::new(limits.block_size);
         block_table.reserve(0, ids.len(), pool)?;
         let mut logits = Vec::with_capacity(ids.len() * limits.vocab_size);
         let mut run = |block_table: &BlockTable| {
-            for (index, chunk) in ids.chunks(limits.max_num_logits.min(limits.max_num_batched_tokens)).enumerate() {
+            for (index, chunk) in ids.chunks(chunk_len).enumerate() {
                 self.interrupt.clear();
                 self.batch.clear();
                 self.batch.push(SequenceStep {
                     input_ids: chunk,
-                    num_computed_tokens: index * limits.max_num_logits.min(limits.max_num_batched_tokens),
+                    num_computed_tokens: index * chunk_len,
                     block_table: block_table.blocks(),
                     logits: WantLogits::All,
                 })?;
