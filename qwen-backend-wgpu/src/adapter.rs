@@ -1,0 +1,224 @@
+//! The adapters of this machine: what they are, what they offer, and which one a choice means.
+
+use std::fmt;
+
+use qwen_core::{Error, Result};
+
+use crate::options::{AdapterChoice, CapabilitySet};
+
+/// A GPU, or a software one, as its driver describes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct AdapterInfo {
+    /// Its index in [`adapters`].
+    pub index: usize,
+    /// The name that the driver gives.
+    pub name: String,
+    /// The API behind it: `vulkan`, `metal` or `dx12`.
+    pub api: String,
+    /// `discrete`, `integrated`, `virtual`, `software` or `other`.
+    pub kind: &'static str,
+    /// The driver with its version.
+    pub driver: String,
+    /// Bytes of its largest memory, where the API says so.
+    pub memory: Option<u64>,
+    /// The largest array that a kernel can be given.
+    pub max_binding_bytes: u64,
+    /// The largest buffer.
+    pub max_buffer_bytes: u64,
+    /// Workgroup memory of a kernel.
+    pub max_workgroup_bytes: u32,
+    /// Arrays of a kernel.
+    pub max_storage_buffers: u32,
+    /// Features that kernels could use: `f16`, `subgroups`, `cooperative-matrices`, `timestamps`.
+    pub features: Vec<&'static str>,
+}
+
+impl AdapterInfo {
+    /// Whether it computes on the processor: such an adapter runs only when it is named.
+    pub fn is_software(&self) -> bool {
+        self.kind == "software"
+    }
+}
+
+impl fmt::Display for AdapterInfo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({}, {}, {})", self.name, self.api, self.kind, self.driver)
+    }
+}
+
+/// The adapters of this machine, in a fixed order. None is opened.
+///
+/// ```
+/// for adapter in qwen_backend_wgpu::adapters() {
+///     println!("{}: {adapter}", adapter.index);
+/// }
+/// ```
+pub fn adapters() -> Vec<AdapterInfo> {
+    enumerate().iter().enumerate().map(|(index, adapter)| describe(index, adapter)).collect()
+}
+
+fn instance() -> wgpu::Instance {
+    let backends = wgpu::Backends::VULKAN | wgpu::Backends::METAL | wgpu::Backends::DX12;
+    wgpu::Instance::new(wgpu::InstanceDescriptor {
+        backends,
+        flags: wgpu::InstanceFlags::empty(),
+        ..wgpu::InstanceDescriptor::new_without_display_handle()
+    })
+}
+
+fn enumerate() -> Vec<wgpu::Adapter> {
+    let instance = instance();
+    pollster::block_on(instance.enumerate_adapters(wgpu::Backends::all()))
+}
+
+pub(crate) fn describe(index: usize, adapter: &wgpu::Adapter) -> AdapterInfo {
+    let (info, limits, offered) = (adapter.get_info(), adapter.limits(), adapter.features());
+    let known = [
+        (wgpu::Features::SHADER_F16, "f16"),
+        (wgpu::Features::SUBGROUP, "subgroups"),
+        (wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX, "cooperative-matrices"),
+        (wgpu::Features::TIMESTAMP_QUERY, "timestamps"),
+    ];
+    AdapterInfo {
+        index,
+        api: format!("{:?}", info.backend).to_lowercase(),
+        kind: match info.device_type {
+            wgpu::DeviceType::DiscreteGpu => "discrete",
+            wgpu::DeviceType::IntegratedGpu => "integrated",
+            wgpu::DeviceType::VirtualGpu => "virtual",
+            wgpu::DeviceType::Cpu => "software",
+            wgpu::DeviceType::Other => "other",
+        },
+        driver: [info.driver, info.driver_info].join(" ").trim().to_string(),
+        name: info.name,
+        memory: memory(adapter),
+        max_binding_bytes: limits.max_storage_buffer_binding_size,
+        max_buffer_bytes: limits.max_buffer_size,
+        max_workgroup_bytes: limits.max_compute_workgroup_storage_size,
+        max_storage_buffers: limits.max_storage_buffers_per_shader_stage,
+        features: known.iter().filter(|(feature, _)| offered.contains(*feature)).map(|(_, name)| *name).collect(),
+    }
+}
+
+/// The largest heap of the device's own memory. WebGPU has no way to ask, Vulkan has.
+#[cfg(not(target_vendor = "apple"))]
+fn memory(adapter: &wgpu::Adapter) -> Option<u64> {
+    // SAFETY: the handle is asked for properties while the adapter lives, and not kept.
+    let adapter = unsafe { adapter.as_hal::<wgpu::hal::api::Vulkan>() }?;
+    let instance = adapter.shared_instance().raw_instance();
+    // SAFETY: the physical device belongs to this instance.
+    let properties = unsafe { instance.get_physical_device_memory_properties(adapter.raw_physical_device()) };
+    let heaps = &properties.memory_heaps[..properties.memory_heap_count as usize];
+    // Bit 0 of a heap's flags: DEVICE_LOCAL.
+    heaps.iter().filter(|heap| heap.flags.as_raw() & 1 != 0).map(|heap| heap.size).max()
+}
+
+#[cfg(target_vendor = "apple")]
+fn memory(_adapter: &wgpu::Adapter) -> Option<u64> {
+    None
+}
+
+/// The adapter that `choice` means.
+pub(crate) fn choose(choice: &AdapterChoice) -> Result<(wgpu::Adapter, AdapterInfo)> {
+    let found: Vec<_> =
+        enumerate().into_iter().enumerate().map(|(index, adapter)| (describe(index, &adapter), adapter)).collect();
+    let listed = || match found.is_empty() {
+        true => "no driver offers one".into(),
+        false => found.iter().map(|(info, _)| format!("{}: {info}", info.index)).collect::<Vec<_>>().join("; "),
+    };
+    let chosen = match choice {
+        AdapterChoice::Best => best(found.iter().map(|(info, _)| info)),
+        AdapterChoice::Index(index) => Some(*index),
+        AdapterChoice::Name(name) => {
+            let name = name.to_lowercase();
+            found.iter().find(|(info, _)| info.name.to_lowercase().contains(&name)).map(|(info, _)| info.index)
+        }
+    };
+    let what = match choice {
+        AdapterChoice::Best => "a wgpu device".to_string(),
+        AdapterChoice::Index(index) => format!("wgpu device {index}"),
+        AdapterChoice::Name(name) => format!("a wgpu device named `{name}`"),
+    };
+    let reason = || match choice {
+        AdapterChoice::Best => format!("no hardware adapter was found; a software one has to be named ({})", listed()),
+        _ => format!("there is none like that ({})", listed()),
+    };
+    match chosen.and_then(|index| found.iter().find(|(info, _)| info.index == index)) {
+        Some((info, adapter)) => Ok((adapter.clone(), info.clone())),
+        None => Err(Error::unsupported(what, reason())),
+    }
+}
+
+/// The index of the best of `adapters`: discrete before integrated before the rest, then the one with most memory.
+fn best<'a>(adapters: impl Iterator<Item = &'a AdapterInfo>) -> Option<usize> {
+    let rank = |info: &AdapterInfo| match info.kind {
+        "discrete" => 3,
+        "integrated" => 2,
+        "virtual" => 1,
+        _ => 0,
+    };
+    // The first among equals: `max_by_key` would take the last.
+    let hardware = adapters.filter(|info| !info.is_software());
+    hardware.min_by_key(|info| std::cmp::Reverse((rank(info), info.memory))).map(|info| info.index)
+}
+
+/// The limits and features that a device of `adapter` is opened with.
+pub(crate) fn capabilities(adapter: &wgpu::Adapter, set: CapabilitySet) -> (wgpu::Limits, wgpu::Features) {
+    limits_and_features(adapter.limits(), adapter.features(), set)
+}
+
+pub(crate) fn limits_and_features(
+    offered: wgpu::Limits,
+    features: wgpu::Features,
+    set: CapabilitySet,
+) -> (wgpu::Limits, wgpu::Features) {
+    let minimal = wgpu::Limits::defaults().using_alignment(offered.clone());
+    match set {
+        CapabilitySet::Tiny => {
+            (wgpu::Limits { max_storage_buffer_binding_size: 1 << 20, ..minimal }, wgpu::Features::empty())
+        }
+        CapabilitySet::Minimal => (minimal, wgpu::Features::empty()),
+        CapabilitySet::Default | CapabilitySet::Best => {
+            (offered, features & (wgpu::Features::SUBGROUP | wgpu::Features::PIPELINE_CACHE))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn adapter(index: usize, kind: &'static str, memory: u64) -> AdapterInfo {
+        AdapterInfo {
+            index,
+            name: format!("adapter {index}"),
+            api: "vulkan".into(),
+            kind,
+            driver: "driver 1".into(),
+            memory: Some(memory),
+            max_binding_bytes: 1 << 30,
+            max_buffer_bytes: 1 << 30,
+            max_workgroup_bytes: 1 << 15,
+            max_storage_buffers: 8,
+            features: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn the_best_adapter_is_the_largest_discrete_one_and_never_software() {
+        let software = adapter(0, "software", 100);
+        assert_eq!(best([&software].into_iter()), None);
+        let (integrated, small, large) =
+            (adapter(1, "integrated", 64), adapter(2, "discrete", 8), adapter(3, "discrete", 24));
+        assert_eq!(best([&software, &integrated].into_iter()), Some(1));
+        assert_eq!(best([&software, &integrated, &small, &large].into_iter()), Some(3));
+    }
+
+    #[test]
+    fn an_absent_adapter_is_named_with_what_was_found() {
+        let error = choose(&AdapterChoice::Name("no such adapter".into())).unwrap_err().to_string();
+        assert!(error.contains("no such adapter") && error.contains("there is none like that"), "{error}");
+        assert!(choose(&AdapterChoice::Index(1000)).is_err());
+    }
+}

@@ -1,0 +1,756 @@
+//! [`Backend`] on a wgpu device: each operation checks its sizes, chooses a kernel and queues it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use qwen_core::backend::{
+    DeviceInfo, HeadLayout, Interrupt, KvSpec, QkvRopeStore, StepInputs, StepKey, WeightShape, WeightView,
+};
+use qwen_core::{Backend, Encoding, Error, Precision, Result, composed};
+
+use crate::adapter::AdapterInfo;
+use crate::gpu::{Array, Binding, Gpu};
+use crate::kv::{Slab, Store};
+use crate::options::WgpuOptions;
+use crate::record::{Dispatch, Grid, Queued};
+use crate::shader::Shader;
+use crate::weight::{Layout, Matrix};
+
+/// Tokens from which on Fast multiplies by tiles.
+const TILE_FROM: usize = 9;
+/// Threads that share a row of [`Shader`] `matvec`, and such groups in a workgroup.
+const LANES: u32 = 32;
+const GROUPS: u32 = 2;
+/// Rows of a tile of `attention`, and positions of its spans.
+const ATTENTION_ROWS: u32 = 8;
+const SPAN: u32 = 128;
+/// Steps that are kept for replay; longer prompts of many lengths are recorded anew.
+const KEPT_STEPS: usize = 64;
+
+/// Qwen2.5 on a GPU.
+///
+/// ```no_run
+/// use qwen_backend_wgpu::{WgpuBackend, WgpuOptions};
+/// let backend = WgpuBackend::new(WgpuOptions::new())?;
+/// println!("{}", backend.adapter());
+/// # Ok::<(), qwen_core::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct WgpuBackend {
+    gpu: Gpu,
+    precision: Precision,
+    queued: Queued,
+    steps: HashMap<StepKey, Arc<Vec<Dispatch>>>,
+    /// Within a step: whether it can be replayed.
+    recording: Option<bool>,
+    /// Records of attention's spans, as large as a step needed so far.
+    records: Option<(Array, usize)>,
+}
+
+/// Activations of a [`WgpuBackend`].
+#[derive(Debug)]
+pub struct WgpuBuffer(Numbers);
+
+/// Step inputs of a [`WgpuBackend`].
+#[derive(Debug)]
+pub struct WgpuIndices {
+    numbers: Numbers,
+    /// The largest number that the host wrote last.
+    largest: Arc<AtomicU32>,
+}
+
+/// A matrix of a [`WgpuBackend`], in slabs.
+#[derive(Debug)]
+pub struct WgpuWeight(Matrix);
+
+/// The K/V store of a [`WgpuBackend`].
+#[derive(Debug)]
+pub struct WgpuKv(Store);
+
+#[derive(Debug)]
+struct Numbers {
+    array: Array,
+    len: usize,
+}
+
+/// What becomes of the sums of a matrix product.
+enum Epilogue<'a> {
+    Write {
+        out: &'a Numbers,
+        bias: Option<&'a Numbers>,
+    },
+    Add {
+        residual: &'a Numbers,
+    },
+    Silu {
+        out: &'a Numbers,
+    },
+    Heads {
+        qkv: &'a Numbers,
+        bias: &'a Numbers,
+        inputs: &'a StepInputs<WgpuBackend>,
+        heads: HeadLayout,
+        slab: &'a Slab,
+        store: &'a Store,
+        layer: usize,
+    },
+}
+
+impl WgpuBackend {
+    /// Open a device.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] when there is no such adapter, with those that were found; [`Error::Device`] when the
+    /// driver refuses.
+    pub fn new(options: WgpuOptions) -> Result<Self> {
+        Ok(Self::on(Gpu::open(&options)?, options.precision))
+    }
+
+    pub(crate) fn on(gpu: Gpu, precision: Precision) -> Self {
+        WgpuBackend { gpu, precision, queued: Queued::default(), steps: HashMap::new(), recording: None, records: None }
+    }
+
+    /// The adapter behind this backend.
+    pub fn adapter(&self) -> &AdapterInfo {
+        &self.gpu.info
+    }
+
+    fn misfit(&self, op: &str, reason: String) -> Error {
+        self.gpu.error(op, reason)
+    }
+
+    fn need(&self, op: &str, name: &str, numbers: &Numbers, needed: usize) -> Result<()> {
+        match numbers.len < needed {
+            true => Err(self.misfit(op, format!("`{name}` holds {} values, {needed} are needed", numbers.len))),
+            false => Ok(()),
+        }
+    }
+
+    fn numbers(&mut self, len: usize) -> Result<Numbers> {
+        Ok(Numbers { array: self.gpu.array("activations", len)?, len })
+    }
+
+    /// Queue a kernel.
+    fn queue(&mut self, op: &str, shader: &Shader, bindings: &[Binding<'_>], params: &[u32], grid: Grid) -> Result<()> {
+        let most = self.gpu.limits.max_compute_workgroups_per_dimension;
+        let largest = match &grid {
+            Grid::Fixed(grid) => grid.iter().copied().max().unwrap_or(0),
+            Grid::Spans { x, y, .. } => *x.max(y),
+        };
+        if largest > most {
+            return Err(self.misfit(op, format!("{largest} workgroups along one dimension, the device takes {most}")));
+        }
+        let kernel = self.gpu.prepare(op, shader, bindings, params)?;
+        self.queued.kernels.push(Dispatch { kernel, grid });
+        Ok(())
+    }
+
+    /// Queue a kernel with a thread for each of `width` items of each of `rows` rows.
+    fn queue_rows(
+        &mut self,
+        op: &str,
+        shader: &Shader,
+        bindings: &[Binding<'_>],
+        params: &[u32],
+        (width, rows): (usize, usize),
+    ) -> Result<()> {
+        if rows == 0 || width == 0 {
+            return Ok(());
+        }
+        self.queue(op, shader, bindings, params, Grid::Fixed([width.div_ceil(64) as u32, rows as u32, 1]))
+    }
+
+    /// Queue `w x` for each slab of `w`, with what `epilogue` makes of the sums.
+    fn product(&mut self, op: &str, x: &Numbers, w: &Matrix, rows: usize, epilogue: &Epilogue<'_>) -> Result<()> {
+        let layout = &w.layout;
+        self.need(op, "x", x, rows * layout.cols)?;
+        if rows == 0 {
+            return Ok(());
+        }
+        let tiled = self.precision == Precision::Fast && rows >= TILE_FROM;
+        let (pairs_per_group, tokens_per_group) = match (tiled, rows) {
+            (true, _) => (32, 64),
+            (false, 1) => (2 * GROUPS as usize, 1),
+            (false, _) => (GROUPS as usize, 4),
+        };
+        let shader = match tiled {
+            true => Shader::new("matmul"),
+            false => Shader::new("matvec")
+                .constant("LANES", LANES)
+                .constant("GROUPS", GROUPS)
+                .constant("PAIRS", (pairs_per_group / GROUPS as usize) as u32)
+                .constant("TOKENS", tokens_per_group as u32),
+        };
+        let shader = shader
+            .flag(match layout.encoding {
+                Encoding::Bf16 => "BF16",
+                Encoding::F16 => "F16",
+                _ => "F32",
+            })
+            .flag_if(!layout.cols.is_multiple_of(8), "RAGGED");
+        let order = if layout.halves { "ORDER_HALVES" } else { "ORDER_PLAIN" };
+        let mut heads_params = [0; 4];
+        let (shader, out, more) = match epilogue {
+            Epilogue::Write { out, bias } => (
+                shader.flag(order).flag("EPILOGUE_WRITE").flag_if(bias.is_some(), "BIAS"),
+                out.array.write(rows * layout.rows),
+                bias.iter().map(|bias| bias.array.read(layout.rows)).collect(),
+            ),
+            Epilogue::Add { residual } => {
+                (shader.flag(order).flag("EPILOGUE_ADD"), residual.array.write(rows * layout.rows), Vec::new())
+            }
+            Epilogue::Silu { out } => {
+                (shader.flag(order).flag("EPILOGUE_SILU"), out.array.write(rows * layout.rows / 2), Vec::new())
+            }
+            Epilogue::Heads { qkv, bias, inputs, heads, slab, store, layer } => {
+                heads_params = [
+                    heads.num_attention_heads as u32,
+                    heads.num_key_value_heads as u32,
+                    heads.head_dim as u32 / 2,
+                    store.num_slots() as u32,
+                ];
+                (
+                    kv_flags(shader.flag("ORDER_HEADS").flag("EPILOGUE_HEADS"), store, *layer),
+                    qkv.array.write(rows * layout.rows),
+                    vec![
+                        bias.array.read(layout.rows),
+                        inputs.cos_sin.0.array.read(rows * heads.head_dim),
+                        inputs.slot_mapping.numbers.array.read(rows),
+                        slab.keys.write_all(),
+                        slab.values.write_all(),
+                    ],
+                )
+            }
+        };
+        for (pairs, slab) in layout.slabs.iter().zip(&w.slabs) {
+            let mut bindings = vec![x.array.read(rows * layout.cols), slab.read_all(), out];
+            bindings.extend_from_slice(&more);
+            let params = [
+                rows as u32,
+                layout.cols as u32,
+                layout.chunks() as u32,
+                pairs.len() as u32,
+                pairs.start as u32,
+                layout.rows as u32,
+            ];
+            let grid = [pairs.len().div_ceil(pairs_per_group) as u32, rows.div_ceil(tokens_per_group) as u32, 1];
+            self.queue(op, &shader, &bindings, &[&params[..], &heads_params].concat(), Grid::Fixed(grid))?;
+        }
+        Ok(())
+    }
+
+    /// The records of attention's spans: so many numbers.
+    fn records(&mut self, len: usize) -> Result<Array> {
+        if let Some((array, held)) = &self.records
+            && *held >= len
+        {
+            return Ok(array.clone());
+        }
+        let array = self.gpu.array("attention records", len)?;
+        self.records = Some((array.clone(), len));
+        Ok(array)
+    }
+
+    /// A write or read by the host: within a step, what was recorded cannot be replayed then.
+    fn host_access(&mut self, op: &str, writes: bool) -> Result<()> {
+        if let Some(replayable) = &mut self.recording {
+            *replayable = false;
+        }
+        if writes && self.queued.has_kernels() {
+            self.queued.flush(&mut self.gpu, op)?;
+        }
+        Ok(())
+    }
+
+    fn write_words(&mut self, op: &str, numbers: &Numbers, bytes: &[u8]) -> Result<()> {
+        self.need(op, "dst", numbers, bytes.len() / 4)?;
+        self.host_access(op, true)?;
+        self.queued.write(&mut self.gpu, &numbers.array, bytes)
+    }
+
+    fn read_words(&mut self, op: &str, numbers: &Numbers, words: usize, take: impl FnMut(&[u8])) -> Result<()> {
+        self.need(op, "src", numbers, words)?;
+        self.host_access(op, false)?;
+        if words == 0 {
+            return self.queued.flush(&mut self.gpu, op);
+        }
+        let encoder = self.queued.encode(&mut self.gpu);
+        self.gpu.read_back(op, encoder, &numbers.array, words, take)?;
+        self.settle();
+        Ok(())
+    }
+
+    /// Outside of steps, let go of bind groups: they hold the arrays of operations that are over.
+    fn settle(&mut self) {
+        if self.recording.is_none() && self.steps.is_empty() {
+            self.gpu.forget_groups();
+        }
+    }
+
+    fn check_store(&self, op: &str, store: &Store, layer: usize, heads: &HeadLayout) -> Result<()> {
+        let spec = &store.spec;
+        if layer >= store.layers.len()
+            || spec.num_key_value_heads != heads.num_key_value_heads
+            || spec.head_dim != heads.head_dim
+            || !heads.head_dim.is_multiple_of(8)
+            || heads.head_dim > 256
+        {
+            return Err(self.misfit(op, format!("layer {layer} and {heads:?} do not fit a store of {spec:?}")));
+        }
+        Ok(())
+    }
+}
+
+fn kv_flags(shader: Shader, store: &Store, layer: usize) -> Shader {
+    shader
+        .flag_if(store.spec.key_encodings.get(layer) == Some(&Encoding::F16), "KEY_F16")
+        .flag_if(store.spec.value_encoding == Encoding::F16, "VALUE_F16")
+}
+
+fn words(bytes: &[u8]) -> impl Iterator<Item = [u8; 4]> {
+    bytes.as_chunks().0.iter().copied()
+}
+
+impl Backend for WgpuBackend {
+    type Buffer = WgpuBuffer;
+    type Indices = WgpuIndices;
+    type Weight = WgpuWeight;
+    type Kv = WgpuKv;
+
+    const FUSES_GATE_UP: bool = true;
+
+    fn info(&self) -> DeviceInfo {
+        let AdapterInfo { name, api, memory, .. } = &self.gpu.info;
+        DeviceInfo { name: format!("wgpu ({name}, {api})"), precision: self.precision, memory_available: *memory }
+    }
+
+    fn alloc(&mut self, len: usize) -> Result<WgpuBuffer> {
+        Ok(WgpuBuffer(self.numbers(len)?))
+    }
+
+    fn alloc_indices(&mut self, len: usize) -> Result<WgpuIndices> {
+        Ok(WgpuIndices { numbers: self.numbers(len)?, largest: Arc::default() })
+    }
+
+    fn load(&mut self, view: &WeightView<'_>) -> Result<WgpuWeight> {
+        Ok(WgpuWeight(Matrix::load(&mut self.gpu, view)?))
+    }
+
+    fn kv(&mut self, spec: &KvSpec) -> Result<WgpuKv> {
+        Ok(WgpuKv(Store::new(&mut self.gpu, spec)?))
+    }
+
+    fn write(&mut self, dst: &mut WgpuBuffer, src: &[f32]) -> Result<()> {
+        let bytes: Vec<u8> = src.iter().flat_map(|value| value.to_le_bytes()).collect();
+        self.write_words("write", &dst.0, &bytes)
+    }
+
+    fn write_indices(&mut self, dst: &mut WgpuIndices, src: &[u32]) -> Result<()> {
+        let bytes: Vec<u8> = src.iter().flat_map(|value| value.to_le_bytes()).collect();
+        self.write_words("write_indices", &dst.numbers, &bytes)?;
+        dst.largest.store(src.iter().copied().max().unwrap_or(0), Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn read(&mut self, src: &WgpuBuffer, dst: &mut [f32]) -> Result<()> {
+        self.read_words("read", &src.0, dst.len(), |bytes| {
+            dst.iter_mut().zip(words(bytes)).for_each(|(dst, word)| *dst = f32::from_le_bytes(word));
+        })
+    }
+
+    fn read_indices(&mut self, src: &WgpuIndices, dst: &mut [u32]) -> Result<()> {
+        self.read_words("read_indices", &src.numbers, dst.len(), |bytes| {
+            dst.iter_mut().zip(words(bytes)).for_each(|(dst, word)| *dst = u32::from_le_bytes(word));
+        })
+    }
+
+    fn copy_blocks(&mut self, kv: &mut WgpuKv, pairs: &[(u32, u32)]) -> Result<()> {
+        let op = "copy_blocks";
+        let spec = &kv.0.spec;
+        if let Some(pair) = pairs.iter().find(|pair| pair.0.max(pair.1) as usize >= spec.num_blocks) {
+            return Err(self.misfit(op, format!("{pair:?} of {} blocks", spec.num_blocks)));
+        }
+        if pairs.is_empty() {
+            return Ok(());
+        }
+        let mut list = self.alloc_indices(2 * pairs.len())?;
+        self.write_indices(&mut list, &pairs.iter().flat_map(|pair| [pair.0, pair.1]).collect::<Vec<_>>())?;
+        for (slabs, key_encoding) in kv.0.layers.iter().zip(&spec.key_encodings) {
+            for slab in slabs {
+                for (array, encoding) in [(&slab.keys, *key_encoding), (&slab.values, spec.value_encoding)] {
+                    let block = encoding.bytes(spec.block_size * spec.head_dim) / 4;
+                    let params = [block as u32, (block * spec.num_blocks) as u32, (block * slab.heads) as u32];
+                    let bindings = [array.write_all(), list.numbers.array.read(2 * pairs.len())];
+                    let size = (block * slab.heads, pairs.len());
+                    self.queue_rows(op, &Shader::new("copy_blocks"), &bindings, &params, size)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn synchronize(&mut self) -> Result<()> {
+        self.queued.flush(&mut self.gpu, "synchronize")?;
+        self.gpu.wait("synchronize")
+    }
+
+    fn weight_bytes(shape: &WeightShape) -> u64 {
+        Layout::new(shape, u64::MAX).map_or(0, |layout| layout.bytes())
+    }
+
+    fn embed(&mut self, ids: &WgpuIndices, table: &WgpuWeight, out: &mut WgpuBuffer, rows: usize) -> Result<()> {
+        let (op, layout) = ("embed", &table.0.layout);
+        self.need(op, "ids", &ids.numbers, rows)?;
+        self.need(op, "out", &out.0, rows * layout.cols)?;
+        let shader = Shader::new(op).flag(match layout.encoding {
+            Encoding::Bf16 => "BF16",
+            Encoding::F16 => "F16",
+            _ => "F32",
+        });
+        if layout.halves {
+            return Err(self.misfit(op, "a gate and up matrix is no table".into()));
+        }
+        for (pairs, slab) in layout.slabs.iter().zip(&table.0.slabs) {
+            let first = 2 * pairs.start;
+            let held = (2 * pairs.end).min(layout.rows).saturating_sub(first);
+            let params = [rows, layout.cols, layout.chunks(), first, held, layout.rows].map(|value| value as u32);
+            let bindings = [ids.numbers.array.read(rows), slab.read_all(), out.0.array.write(rows * layout.cols)];
+            self.queue_rows(op, &shader, &bindings, &params, (layout.chunks(), rows))?;
+        }
+        Ok(())
+    }
+
+    fn linear(
+        &mut self,
+        x: &WgpuBuffer,
+        w: &WgpuWeight,
+        bias: Option<&WgpuBuffer>,
+        out: &mut WgpuBuffer,
+        rows: usize,
+    ) -> Result<()> {
+        let width = w.0.layout.rows;
+        self.need("linear", "out", &out.0, rows * width)?;
+        if let Some(bias) = bias {
+            self.need("linear", "bias", &bias.0, width)?;
+        }
+        let epilogue = Epilogue::Write { out: &out.0, bias: bias.map(|bias| &bias.0) };
+        self.product("linear", &x.0, &w.0, rows, &epilogue)
+    }
+
+    fn rms_norm(
+        &mut self,
+        x: &WgpuBuffer,
+        weight: &WgpuBuffer,
+        eps: f32,
+        out: &mut WgpuBuffer,
+        hidden_size: usize,
+        rows: usize,
+    ) -> Result<()> {
+        let (op, len) = ("rms_norm", rows * hidden_size);
+        self.need(op, "x", &x.0, len)?;
+        self.need(op, "weight", &weight.0, hidden_size)?;
+        self.need(op, "out", &out.0, len)?;
+        if len == 0 {
+            return Ok(());
+        }
+        let bindings = [x.0.array.read(len), weight.0.array.read(hidden_size), out.0.array.write(len)];
+        let params = [hidden_size as u32, eps.to_bits()];
+        self.queue(op, &Shader::new(op), &bindings, &params, Grid::Fixed([rows as u32, 1, 1]))
+    }
+
+    fn rope(&mut self, qkv: &mut WgpuBuffer, cos_sin: &WgpuBuffer, heads: HeadLayout, rows: usize) -> Result<()> {
+        let op = "rope";
+        self.need(op, "qkv", &qkv.0, rows * heads.qkv_size())?;
+        self.need(op, "cos_sin", &cos_sin.0, rows * heads.head_dim)?;
+        let half = heads.head_dim / 2;
+        let pairs = (heads.num_attention_heads + heads.num_key_value_heads) * half;
+        let params = [heads.qkv_size() as u32, half as u32, pairs as u32];
+        let bindings = [qkv.0.array.write(rows * heads.qkv_size()), cos_sin.0.array.read(rows * heads.head_dim)];
+        self.queue_rows(op, &Shader::new(op), &bindings, &params, (pairs, rows))
+    }
+
+    fn store_kv(
+        &mut self,
+        qkv: &WgpuBuffer,
+        slot_mapping: &WgpuIndices,
+        kv: &mut WgpuKv,
+        layer: usize,
+        heads: HeadLayout,
+        rows: usize,
+    ) -> Result<()> {
+        let op = "store_kv";
+        self.check_store(op, &kv.0, layer, &heads)?;
+        self.need(op, "qkv", &qkv.0, rows * heads.qkv_size())?;
+        self.need(op, "slot_mapping", &slot_mapping.numbers, rows)?;
+        let shader = kv_flags(Shader::new(op), &kv.0, layer);
+        let half = heads.head_dim / 2;
+        for slab in &kv.0.layers[layer] {
+            let first_key = heads.q_size() + slab.first_head * heads.head_dim;
+            let params =
+                [heads.qkv_size(), first_key, first_key + heads.kv_size(), half, kv.0.num_slots(), slab.heads * half];
+            let bindings = [
+                qkv.0.array.read(rows * heads.qkv_size()),
+                slot_mapping.numbers.array.read(rows),
+                slab.keys.write_all(),
+                slab.values.write_all(),
+            ];
+            self.queue_rows(op, &shader, &bindings, &params.map(|value| value as u32), (slab.heads * half, rows))?;
+        }
+        Ok(())
+    }
+
+    fn paged_attention(
+        &mut self,
+        qkv: &WgpuBuffer,
+        kv: &WgpuKv,
+        layer: usize,
+        heads: HeadLayout,
+        inputs: &StepInputs<Self>,
+        out: &mut WgpuBuffer,
+        key: StepKey,
+    ) -> Result<()> {
+        let (op, store) = ("paged_attention", &kv.0);
+        self.check_store(op, store, layer, &heads)?;
+        self.need(op, "qkv", &qkv.0, key.num_tokens * heads.qkv_size())?;
+        self.need(op, "out", &out.0, key.num_tokens * heads.q_size())?;
+        self.need(op, "cu_seqlens_q", &inputs.cu_seqlens_q.numbers, key.num_seqs + 1)?;
+        self.need(op, "context_lens", &inputs.context_lens.numbers, key.num_seqs)?;
+        self.need(op, "block_tables", &inputs.block_tables.numbers, key.num_seqs * inputs.max_blocks_per_seq)?;
+        if key.num_tokens == 0 {
+            return Ok(());
+        }
+        let half = heads.head_dim as u32 / 2;
+        let max_spans = (inputs.max_blocks_per_seq * store.spec.block_size).div_ceil(SPAN as usize);
+        let records = key.num_tokens * heads.num_attention_heads * max_spans * (heads.head_dim + 2);
+        // A token for each sequence and more than one span: the spans run side by side.
+        let split = key.max_seqlen_q <= 1
+            && max_spans > 1
+            && 4 * records as u64 <= self.gpu.limits.max_storage_buffer_binding_size;
+        let records = if split { Some((self.records(records)?, records)) } else { None };
+        let shader = kv_flags(Shader::new("attention").flag_if(split, "SPLIT"), store, layer)
+            .constant("ROWS", ATTENTION_ROWS)
+            .constant("HALF", half);
+        let heads_per_kv = heads.num_attention_heads / heads.num_key_value_heads;
+        let rows = ATTENTION_ROWS as usize;
+        let tiles = match split {
+            true => key.num_tokens * heads_per_kv.div_ceil(rows),
+            false => (key.num_tokens * heads_per_kv).div_ceil(rows),
+        };
+        let attended = out.0.array.write(key.num_tokens * heads.q_size());
+        for slab in &store.layers[layer] {
+            let params = [
+                key.num_tokens as u32,
+                key.num_seqs as u32,
+                heads.num_attention_heads as u32,
+                heads.num_key_value_heads as u32,
+                store.spec.block_size as u32,
+                inputs.max_blocks_per_seq as u32,
+                store.num_slots() as u32,
+                slab.first_head as u32,
+                (1.0 / (heads.head_dim as f32).sqrt()).to_bits(),
+                max_spans as u32,
+            ];
+            let bindings = [
+                qkv.0.array.read(key.num_tokens * heads.qkv_size()),
+                inputs.cu_seqlens_q.numbers.array.read(key.num_seqs + 1),
+                inputs.context_lens.numbers.array.read(key.num_seqs),
+                inputs.block_tables.numbers.array.read(key.num_seqs * inputs.max_blocks_per_seq),
+                slab.keys.read_all(),
+                slab.values.read_all(),
+                records.as_ref().map_or(attended, |(array, len)| array.write(*len)),
+            ];
+            let (x, y) = (tiles as u32, slab.heads as u32);
+            let grid = match split {
+                true => Grid::Spans {
+                    x,
+                    y,
+                    longest: inputs.context_lens.largest.clone(),
+                    span: SPAN,
+                    most: max_spans as u32,
+                },
+                false => Grid::Fixed([x, y, 1]),
+            };
+            self.queue(op, &shader, &bindings, &params, grid)?;
+        }
+        let Some((records, len)) = records else { return Ok(()) };
+        let bindings = [
+            inputs.cu_seqlens_q.numbers.array.read(key.num_seqs + 1),
+            inputs.context_lens.numbers.array.read(key.num_seqs),
+            records.read(len),
+            attended,
+        ];
+        let params = [key.num_seqs as u32, heads.num_attention_heads as u32, max_spans as u32];
+        let shader = Shader::new("attention_merge").constant("HALF", half);
+        let grid = Grid::Fixed([heads.num_attention_heads as u32, key.num_tokens as u32, 1]);
+        self.queue(op, &shader, &bindings, &params, grid)
+    }
+
+    fn silu_and_mul(
+        &mut self,
+        gate_up: &WgpuBuffer,
+        out: &mut WgpuBuffer,
+        intermediate_size: usize,
+        rows: usize,
+    ) -> Result<()> {
+        let (op, len) = ("silu_and_mul", rows * intermediate_size);
+        self.need(op, "gate_up", &gate_up.0, 2 * len)?;
+        self.need(op, "out", &out.0, len)?;
+        let bindings = [gate_up.0.array.read(2 * len), out.0.array.write(len)];
+        self.queue_rows(op, &Shader::new(op), &bindings, &[intermediate_size as u32], (intermediate_size, rows))
+    }
+
+    fn add(&mut self, x: &mut WgpuBuffer, y: &WgpuBuffer, len: usize) -> Result<()> {
+        self.need("add", "x", &x.0, len)?;
+        self.need("add", "y", &y.0, len)?;
+        let width = len.min(1 << 16);
+        let bindings = [x.0.array.write(len), y.0.array.read(len)];
+        let rows = if len == 0 { 0 } else { len.div_ceil(width) };
+        self.queue_rows("add", &Shader::new("add"), &bindings, &[len as u32, width as u32], (width, rows))
+    }
+
+    fn gather_rows(
+        &mut self,
+        x: &WgpuBuffer,
+        indices: &WgpuIndices,
+        out: &mut WgpuBuffer,
+        width: usize,
+        rows: usize,
+    ) -> Result<()> {
+        let op = "gather_rows";
+        self.need(op, "indices", &indices.numbers, rows)?;
+        self.need(op, "out", &out.0, rows * width)?;
+        let bindings = [x.0.array.read_all(), indices.numbers.array.read(rows), out.0.array.write(rows * width)];
+        self.queue_rows(op, &Shader::new(op), &bindings, &[width as u32], (width, rows))
+    }
+
+    fn argmax(&mut self, x: &WgpuBuffer, out: &mut WgpuIndices, width: usize, valid: usize, rows: usize) -> Result<()> {
+        let op = "argmax";
+        self.need(op, "x", &x.0, rows * width)?;
+        self.need(op, "out", &out.numbers, rows)?;
+        if rows == 0 {
+            return Ok(());
+        }
+        let bindings = [x.0.array.read(rows * width), out.numbers.array.write(rows)];
+        let params = [width as u32, valid.min(width) as u32];
+        self.queue(op, &Shader::new(op), &bindings, &params, Grid::Fixed([rows as u32, 1, 1]))
+    }
+
+    fn add_rms_norm(
+        &mut self,
+        residual: &mut WgpuBuffer,
+        y: &WgpuBuffer,
+        weight: &WgpuBuffer,
+        eps: f32,
+        out: &mut WgpuBuffer,
+        hidden_size: usize,
+        rows: usize,
+    ) -> Result<()> {
+        let (op, len) = ("add_rms_norm", rows * hidden_size);
+        self.need(op, "residual", &residual.0, len)?;
+        self.need(op, "y", &y.0, len)?;
+        self.need(op, "weight", &weight.0, hidden_size)?;
+        self.need(op, "out", &out.0, len)?;
+        if len == 0 {
+            return Ok(());
+        }
+        let bindings = [
+            residual.0.array.write(len),
+            weight.0.array.read(hidden_size),
+            out.0.array.write(len),
+            y.0.array.read(len),
+        ];
+        let params = [hidden_size as u32, eps.to_bits()];
+        self.queue(op, &Shader::new("rms_norm").flag("ADD"), &bindings, &params, Grid::Fixed([rows as u32, 1, 1]))
+    }
+
+    fn qkv_rope_store(&mut self, op: QkvRopeStore<'_, Self>) -> Result<()> {
+        let name = "qkv_rope_store";
+        let (layout, heads, rows) = (&op.w.0.layout, op.heads, op.rows);
+        self.check_store(name, &op.kv.0, op.layer, &heads)?;
+        let slabs = &op.kv.0.layers[op.layer];
+        if layout.slabs.len() > 1 || slabs.len() > 1 || layout.rows != heads.qkv_size() || layout.halves {
+            return composed::qkv_rope_store(self, op);
+        }
+        self.need(name, "bias", &op.bias.0, layout.rows)?;
+        self.need(name, "cos_sin", &op.inputs.cos_sin.0, rows * heads.head_dim)?;
+        self.need(name, "slot_mapping", &op.inputs.slot_mapping.numbers, rows)?;
+        self.need(name, "qkv", &op.qkv.0, rows * layout.rows)?;
+        let epilogue = Epilogue::Heads {
+            qkv: &op.qkv.0,
+            bias: &op.bias.0,
+            inputs: op.inputs,
+            heads,
+            slab: &slabs[0],
+            store: &op.kv.0,
+            layer: op.layer,
+        };
+        self.product(name, &op.x.0, &op.w.0, rows, &epilogue)
+    }
+
+    fn gate_up_silu(
+        &mut self,
+        x: &WgpuBuffer,
+        w: &WgpuWeight,
+        scratch: &mut WgpuBuffer,
+        out: &mut WgpuBuffer,
+        intermediate_size: usize,
+        rows: usize,
+    ) -> Result<()> {
+        let layout = &w.0.layout;
+        if !layout.halves || layout.rows != 2 * intermediate_size {
+            return composed::gate_up_silu(self, x, w, scratch, out, intermediate_size, rows);
+        }
+        self.need("gate_up_silu", "out", &out.0, rows * intermediate_size)?;
+        self.product("gate_up_silu", &x.0, &w.0, rows, &Epilogue::Silu { out: &out.0 })
+    }
+
+    fn linear_add(
+        &mut self,
+        x: &WgpuBuffer,
+        w: &WgpuWeight,
+        _scratch: &mut WgpuBuffer,
+        residual: &mut WgpuBuffer,
+        hidden_size: usize,
+        rows: usize,
+    ) -> Result<()> {
+        let width = w.0.layout.rows;
+        if width != hidden_size {
+            return Err(self.misfit("linear_add", format!("{width} rows of weights for a residual of {hidden_size}")));
+        }
+        self.need("linear_add", "residual", &residual.0, rows * width)?;
+        self.product("linear_add", &x.0, &w.0, rows, &Epilogue::Add { residual: &residual.0 })
+    }
+
+    fn step(
+        &mut self,
+        key: StepKey,
+        interrupt: &Interrupt,
+        body: &mut dyn FnMut(&mut Self) -> Result<()>,
+    ) -> Result<()> {
+        self.gpu.check("step")?;
+        if interrupt.is_raised() {
+            return Err(Error::Cancelled);
+        }
+        if let Some(step) = self.steps.get(&key) {
+            self.queued.push_step(step.clone());
+            return Ok(());
+        }
+        self.queued.flush(&mut self.gpu, "step")?;
+        self.recording = Some(true);
+        let result = body(self);
+        let replayable = self.recording.take() == Some(true);
+        if result.is_err() || interrupt.is_raised() {
+            self.queued.drop_kernels();
+            return result.and(Err(Error::Cancelled));
+        }
+        if replayable {
+            let step = Arc::new(std::mem::take(&mut self.queued.kernels));
+            if key.max_seqlen_q <= 1 && self.steps.len() < KEPT_STEPS {
+                self.steps.insert(key, step.clone());
+            }
+            self.queued.push_step(step);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,410 @@
+//! An open device: buffers, pipelines, bind groups, parameters, and the faults that the driver reports.
+//!
+//! Whatever a step needs is made once and kept here: a pipeline for each shader, a bind group for each set of arrays, a
+//! place in a uniform buffer for each set of parameters. A step in its steady state makes nothing.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use qwen_core::{Error, Result};
+
+use crate::adapter::{self, AdapterInfo};
+use crate::options::WgpuOptions;
+use crate::shader::Shader;
+
+/// Words of a kernel's parameters.
+pub(crate) const PARAMS: usize = 12;
+
+/// Bytes of a uniform buffer that holds parameters.
+const PARAMS_BUFFER: u64 = 1 << 18;
+
+/// Bytes that are handed to the queue at a time while weights are uploaded.
+const UPLOAD: usize = 16 << 20;
+
+/// What the driver has reported.
+#[derive(Debug, Default)]
+struct Faults {
+    first: Option<String>,
+}
+
+/// An array on the device. Clones are the same array.
+#[derive(Debug, Clone)]
+pub(crate) struct Array {
+    id: u64,
+    pub(crate) buffer: wgpu::Buffer,
+}
+
+/// An array, or its beginning, as a kernel takes it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Binding<'a> {
+    array: &'a Array,
+    bytes: u64,
+    writable: bool,
+}
+
+impl Array {
+    /// The first `words` 32-bit words, to read.
+    pub(crate) fn read(&self, words: usize) -> Binding<'_> {
+        Binding { array: self, bytes: bytes_of(words), writable: false }
+    }
+
+    /// The first `words` 32-bit words, to write.
+    pub(crate) fn write(&self, words: usize) -> Binding<'_> {
+        Binding { writable: true, ..self.read(words) }
+    }
+
+    /// All of it, to read.
+    pub(crate) fn read_all(&self) -> Binding<'_> {
+        Binding { array: self, bytes: self.buffer.size(), writable: false }
+    }
+
+    /// All of it, to write.
+    pub(crate) fn write_all(&self) -> Binding<'_> {
+        Binding { writable: true, ..self.read_all() }
+    }
+}
+
+/// Bytes of an array of so many words: whole vectors of four, and never none.
+fn bytes_of(words: usize) -> u64 {
+    (words.max(1) as u64 * 4).next_multiple_of(16)
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct GroupKey {
+    params: usize,
+    bindings: Vec<(u64, u64, bool)>,
+}
+
+#[derive(Debug)]
+struct Layout {
+    group: wgpu::BindGroupLayout,
+    pipeline: wgpu::PipelineLayout,
+}
+
+/// A kernel that is ready to run: everything but the size of its grid.
+#[derive(Debug, Clone)]
+pub(crate) struct Prepared {
+    pub(crate) pipeline: wgpu::ComputePipeline,
+    pub(crate) group: wgpu::BindGroup,
+    /// Where its parameters lie.
+    pub(crate) offset: u32,
+}
+
+/// An open device.
+#[derive(Debug)]
+pub(crate) struct Gpu {
+    pub(crate) device: wgpu::Device,
+    pub(crate) queue: wgpu::Queue,
+    pub(crate) info: AdapterInfo,
+    pub(crate) limits: wgpu::Limits,
+    faults: Arc<Mutex<Faults>>,
+    layouts: HashMap<Vec<bool>, Layout>,
+    pipelines: HashMap<Shader, wgpu::ComputePipeline>,
+    groups: HashMap<GroupKey, wgpu::BindGroup>,
+    params: HashMap<[u32; PARAMS], (usize, u32)>,
+    params_buffers: Vec<wgpu::Buffer>,
+    next_param: u64,
+    readback: Option<wgpu::Buffer>,
+    /// Objects of the API that were made so far: buffers, pipelines, bind groups and their layouts.
+    pub(crate) objects: u64,
+}
+
+impl Gpu {
+    /// Open the adapter that `options` name.
+    pub(crate) fn open(options: &WgpuOptions) -> Result<Self> {
+        let (adapter, info) = adapter::choose(&options.adapter)?;
+        let (limits, features) = adapter::capabilities(&adapter, options.capabilities);
+        let opened = pollster::block_on(adapter.request_device(&wgpu::DeviceDescriptor {
+            label: Some("qwen"),
+            required_features: features,
+            required_limits: limits,
+            ..Default::default()
+        }));
+        let (device, queue) = opened.map_err(|error| Error::Device {
+            device: info.to_string(),
+            op: "open".into(),
+            reason: format!("the driver refused a device: {error}"),
+        })?;
+        Ok(Self::new(device, queue, info))
+    }
+
+    /// A device that somebody opened.
+    pub(crate) fn new(device: wgpu::Device, queue: wgpu::Queue, info: AdapterInfo) -> Self {
+        let faults = Arc::new(Mutex::new(Faults::default()));
+        // Without a handler an error panics.
+        let seen = faults.clone();
+        device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| note(&seen, error.to_string())));
+        let seen = faults.clone();
+        device.set_device_lost_callback(move |reason, message| {
+            note(&seen, format!("the device was lost ({reason:?}): {message}; load the engine again"));
+        });
+        Gpu {
+            limits: device.limits(),
+            device,
+            queue,
+            info,
+            faults,
+            layouts: HashMap::new(),
+            pipelines: HashMap::new(),
+            groups: HashMap::new(),
+            params: HashMap::new(),
+            params_buffers: Vec::new(),
+            next_param: 0,
+            readback: None,
+            objects: 0,
+        }
+    }
+
+    /// The first fault that the driver reported, as an error of `op`. A device that had one is not used any further.
+    pub(crate) fn check(&self, op: &str) -> Result<()> {
+        match &lock(&self.faults).first {
+            Some(reason) => Err(self.error(op, reason.clone())),
+            None => Ok(()),
+        }
+    }
+
+    pub(crate) fn error(&self, op: &str, reason: impl Into<String>) -> Error {
+        Error::Device { device: self.info.to_string(), op: op.into(), reason: reason.into() }
+    }
+
+    /// An array of `words` 32-bit words, all zero. `what` names it in errors.
+    pub(crate) fn array(&mut self, what: &str, words: usize) -> Result<Array> {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let size = bytes_of(words);
+        if size > self.limits.max_buffer_size {
+            let reason = format!("a buffer of {size} bytes exceeds the device's {}", self.limits.max_buffer_size);
+            return Err(self.error(what, reason));
+        }
+        self.objects += 1;
+        let buffer = self.device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some(what),
+            size,
+            usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST,
+            mapped_at_creation: false,
+        });
+        self.check(what)?;
+        Ok(Array { id: NEXT.fetch_add(1, Ordering::Relaxed), buffer })
+    }
+
+    /// Fill `array` from the beginning with what `fill` appends, until it appends nothing. Memory for one piece of it is
+    /// taken on the host.
+    pub(crate) fn upload(
+        &mut self,
+        what: &str,
+        array: &Array,
+        mut fill: impl FnMut(&mut Vec<u8>) -> bool,
+    ) -> Result<()> {
+        let (mut piece, mut at) = (Vec::new(), 0);
+        loop {
+            let more = fill(&mut piece);
+            if piece.len() >= UPLOAD || !more {
+                let whole = piece.len() / 4 * 4;
+                if at + whole as u64 > array.buffer.size() {
+                    return Err(self.error(what, "more data than its buffer holds"));
+                }
+                self.queue.write_buffer(&array.buffer, at, &piece[..whole]);
+                at += whole as u64;
+                piece.drain(..whole);
+                // What was written is held on the host until it is submitted and done.
+                self.queue.submit([]);
+                self.wait(what)?;
+            }
+            if !more {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Wait for all that was submitted.
+    pub(crate) fn wait(&self, op: &str) -> Result<()> {
+        let polled = self.device.poll(wgpu::PollType::wait_indefinitely());
+        self.check(op)?;
+        polled.map(|_| ()).map_err(|error| self.error(op, error.to_string()))
+    }
+
+    /// Make `shader` ready to run on `bindings`, in the order of its own from 1 on. Numbers among `params` are as they
+    /// lie in memory.
+    pub(crate) fn prepare(
+        &mut self,
+        op: &str,
+        shader: &Shader,
+        bindings: &[Binding<'_>],
+        params: &[u32],
+    ) -> Result<Prepared> {
+        let limit = self.limits.max_storage_buffer_binding_size;
+        if let Some(binding) = bindings.iter().find(|binding| binding.bytes > limit) {
+            let reason = format!("an array of {} bytes exceeds the device's {limit} a binding", binding.bytes);
+            return Err(self.error(op, reason));
+        }
+        let access: Vec<bool> = bindings.iter().map(|binding| binding.writable).collect();
+        let pipeline = self.pipeline(shader, &access);
+        let (buffer, offset) = self.place_params(params);
+        let group = self.group(buffer, &access, bindings);
+        self.check(op)?;
+        Ok(Prepared { pipeline, group, offset })
+    }
+
+    fn pipeline(&mut self, shader: &Shader, access: &[bool]) -> wgpu::ComputePipeline {
+        if let Some(pipeline) = self.pipelines.get(shader) {
+            return pipeline.clone();
+        }
+        let module = self.device.create_shader_module(wgpu::ShaderModuleDescriptor {
+            label: Some(shader.kernel),
+            source: wgpu::ShaderSource::Wgsl(shader.compose().into()),
+        });
+        self.objects += 2;
+        self.layout(access);
+        let pipeline = self.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+            label: Some(shader.kernel),
+            layout: self.layouts.get(access).map(|layout| &layout.pipeline),
+            module: &module,
+            entry_point: Some("main"),
+            compilation_options: wgpu::PipelineCompilationOptions {
+                // Workgroup memory is written before it is read.
+                zero_initialize_workgroup_memory: false,
+                ..Default::default()
+            },
+            cache: None,
+        });
+        self.pipelines.insert(shader.clone(), pipeline.clone());
+        pipeline
+    }
+
+    fn layout(&mut self, access: &[bool]) -> &Layout {
+        let Gpu { device, layouts, objects, .. } = self;
+        layouts.entry(access.to_vec()).or_insert_with(|| {
+            *objects += 2;
+            let entry =
+                |binding: usize, ty: wgpu::BufferBindingType, has_dynamic_offset: bool| wgpu::BindGroupLayoutEntry {
+                    binding: binding as u32,
+                    visibility: wgpu::ShaderStages::COMPUTE,
+                    ty: wgpu::BindingType::Buffer { ty, has_dynamic_offset, min_binding_size: None },
+                    count: None,
+                };
+            let mut entries = vec![entry(0, wgpu::BufferBindingType::Uniform, true)];
+            entries.extend(
+                access.iter().enumerate().map(|(i, writable)| {
+                    entry(i + 1, wgpu::BufferBindingType::Storage { read_only: !writable }, false)
+                }),
+            );
+            let group =
+                device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: None, entries: &entries });
+            let pipeline = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+                label: None,
+                bind_group_layouts: &[Some(&group)],
+                immediate_size: 0,
+            });
+            Layout { group, pipeline }
+        })
+    }
+
+    /// The uniform buffer and offset that hold `params`. Equal parameters share a place, which is never written again.
+    fn place_params(&mut self, params: &[u32]) -> (usize, u32) {
+        let mut words = [0; PARAMS];
+        words[..params.len()].copy_from_slice(params);
+        if let Some(place) = self.params.get(&words) {
+            return *place;
+        }
+        let alignment = u64::from(self.limits.min_uniform_buffer_offset_alignment);
+        let step = (4 * PARAMS as u64).next_multiple_of(alignment.max(4));
+        if self.params_buffers.is_empty() || self.next_param + step > PARAMS_BUFFER {
+            self.objects += 1;
+            self.params_buffers.push(self.device.create_buffer(&wgpu::BufferDescriptor {
+                label: Some("parameters"),
+                size: PARAMS_BUFFER,
+                usage: wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST,
+                mapped_at_creation: false,
+            }));
+            self.next_param = 0;
+        }
+        let place = (self.params_buffers.len() - 1, self.next_param as u32);
+        let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+        self.queue.write_buffer(&self.params_buffers[place.0], self.next_param, &bytes);
+        self.next_param += step;
+        self.params.insert(words, place);
+        place
+    }
+
+    fn group(&mut self, params: usize, access: &[bool], bindings: &[Binding<'_>]) -> wgpu::BindGroup {
+        let key = GroupKey { params, bindings: bindings.iter().map(|b| (b.array.id, b.bytes, b.writable)).collect() };
+        if let Some(group) = self.groups.get(&key) {
+            return group.clone();
+        }
+        self.objects += 1;
+        self.layout(access);
+        let binding = |buffer, size| {
+            wgpu::BindingResource::Buffer(wgpu::BufferBinding { buffer, offset: 0, size: wgpu::BufferSize::new(size) })
+        };
+        let mut entries = vec![wgpu::BindGroupEntry {
+            binding: 0,
+            resource: binding(&self.params_buffers[params], 4 * PARAMS as u64),
+        }];
+        entries.extend(bindings.iter().enumerate().map(|(i, b)| wgpu::BindGroupEntry {
+            binding: i as u32 + 1,
+            resource: binding(&b.array.buffer, b.bytes.min(b.array.buffer.size())),
+        }));
+        let group = self.device.create_bind_group(&wgpu::BindGroupDescriptor {
+            label: None,
+            layout: &self.layouts[access].group,
+            entries: &entries,
+        });
+        self.groups.insert(key, group.clone());
+        group
+    }
+
+    /// Let go of bind groups, which hold their arrays: those of a step stay with the step.
+    pub(crate) fn forget_groups(&mut self) {
+        self.groups.clear();
+    }
+
+    /// Copy the first `words` of `array` to the host, after the commands of `encoder`.
+    pub(crate) fn read_back(
+        &mut self,
+        op: &str,
+        mut encoder: wgpu::CommandEncoder,
+        array: &Array,
+        words: usize,
+        mut take: impl FnMut(&[u8]),
+    ) -> Result<()> {
+        let bytes = words as u64 * 4;
+        if self.readback.as_ref().is_none_or(|buffer| buffer.size() < bytes) {
+            self.objects += 1;
+            self.readback = Some(self.device.create_buffer(&wgpu::BufferDescriptor {
+                label: Some("readback"),
+                size: bytes.next_multiple_of(256),
+                usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
+                mapped_at_creation: false,
+            }));
+            self.check(op)?;
+        }
+        let Some(readback) = self.readback.clone() else { return Ok(()) };
+        encoder.copy_buffer_to_buffer(&array.buffer, 0, &readback, 0, bytes);
+        self.queue.submit([encoder.finish()]);
+        self.check(op)?;
+        let (sender, receiver) = std::sync::mpsc::channel();
+        readback.slice(..bytes).map_async(wgpu::MapMode::Read, move |mapped| {
+            let _ = sender.send(mapped);
+        });
+        self.wait(op)?;
+        match receiver.try_recv() {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return Err(self.error(op, error.to_string())),
+            Err(_) => return Err(self.error(op, "the result was never mapped")),
+        }
+        match readback.slice(..bytes).get_mapped_range() {
+            Ok(mapped) => take(&mapped),
+            Err(error) => return Err(self.error(op, error.to_string())),
+        }
+        readback.unmap();
+        self.check(op)
+    }
+}
+
+fn lock(faults: &Mutex<Faults>) -> MutexGuard<'_, Faults> {
+    faults.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn note(faults: &Mutex<Faults>, reason: String) {
+    lock(faults).first.get_or_insert(reason);
+}

@@ -1,0 +1,22 @@
+//! The GPU kernels of qwen-rs as WGSL compute shaders, through wgpu: Vulkan, Metal and DX12.
+//!
+//! [`WgpuBackend`] implements [`qwen_core::Backend`]. The way from an operation to its arithmetic:
+//!
+//! - `backend.rs` checks sizes and chooses a kernel;
+//! - `record.rs` queues it; a step whose shape was seen before is queued as a whole;
+//! - `gpu.rs` keeps the device, its pipelines and bind groups, and the faults that the driver reports;
+//! - `shader.rs` puts the WGSL of `shaders/` together, one file a kernel;
+//! - `weight.rs` and `kv.rs` say how matrices and K/V lie in memory, split to the limits of a binding.
+
+mod adapter;
+mod backend;
+mod gpu;
+mod kv;
+mod options;
+mod record;
+mod shader;
+mod weight;
+
+pub use adapter::{AdapterInfo, adapters};
+pub use backend::{WgpuBackend, WgpuBuffer, WgpuIndices, WgpuKv, WgpuWeight};
+pub use options::{AdapterChoice, CapabilitySet, WgpuOptions};

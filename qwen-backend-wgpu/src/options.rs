@@ -1,0 +1,77 @@
+//! What a backend is made with: which adapter, and how much of what it offers is used.
+
+use qwen_core::Precision;
+
+/// Which adapter to run on.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
+pub enum AdapterChoice {
+    /// The best hardware adapter: discrete before integrated. Never a software one.
+    #[default]
+    Best,
+    /// The adapter with this index in [`crate::adapters`].
+    Index(usize),
+    /// The first adapter whose name contains this, in any case.
+    Name(String),
+}
+
+/// How much of an adapter's limits and features is used. Anything but [`CapabilitySet::Default`] is for tests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
+pub enum CapabilitySet {
+    /// An artificial binding limit of 1 MiB, else as [`CapabilitySet::Minimal`]: everything is split.
+    Tiny,
+    /// What every WebGPU device has: 128 MiB a binding, 8 storage buffers, 16 KiB of workgroup memory, no features.
+    Minimal,
+    /// The adapter's limits, and its features where a kernel gains by them.
+    #[default]
+    Default,
+    /// As [`CapabilitySet::Default`], with features that are still experimental.
+    Best,
+}
+
+impl CapabilitySet {
+    /// All sets, smallest first.
+    pub const ALL: [CapabilitySet; 4] =
+        [CapabilitySet::Tiny, CapabilitySet::Minimal, CapabilitySet::Default, CapabilitySet::Best];
+}
+
+/// How a [`crate::WgpuBackend`] is made.
+///
+/// ```
+/// use qwen_backend_wgpu::{AdapterChoice, WgpuOptions};
+/// use qwen_core::Precision;
+/// let options = WgpuOptions::new().adapter(AdapterChoice::Name("radeon".into())).precision(Precision::Exact);
+/// # let _ = options;
+/// ```
+#[derive(Debug, Clone, Default)]
+pub struct WgpuOptions {
+    pub(crate) adapter: AdapterChoice,
+    pub(crate) precision: Precision,
+    pub(crate) capabilities: CapabilitySet,
+}
+
+impl WgpuOptions {
+    /// The best hardware adapter, its limits, fast precision.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Which adapter to run on. Default [`AdapterChoice::Best`].
+    pub fn adapter(mut self, adapter: AdapterChoice) -> Self {
+        self.adapter = adapter;
+        self
+    }
+
+    /// What may be rounded. Default [`Precision::Fast`].
+    pub fn precision(mut self, precision: Precision) -> Self {
+        self.precision = precision;
+        self
+    }
+
+    /// How much of the adapter is used. Default [`CapabilitySet::Default`].
+    pub fn capabilities(mut self, capabilities: CapabilitySet) -> Self {
+        self.capabilities = capabilities;
+        self
+    }
+}

@@ -1,0 +1,299 @@
+// Causal attention over the paged store, for a tile of ROWS query rows that share a K/V head.
+//
+// A row is a token's query head. Positions are taken in spans of SPAN, each reduced alone: a thread has a position's
+// scores for all rows, then a pair of value channels for all rows. With SPLIT a workgroup takes one span and leaves a
+// record for attention_merge (few rows, long contexts); without it takes all spans in order. Bits are the same.
+
+struct Params {
+    num_tokens: u32,
+    num_seqs: u32,
+    num_attention_heads: u32,
+    num_key_value_heads: u32,
+    block_size: u32,
+    max_blocks_per_seq: u32,
+    num_slots: u32,
+    // K/V heads before this slab of the store.
+    first_head: u32,
+    // 1 / sqrt(head_dim)
+    scale: f32,
+    // Spans that a query head's records have room for.
+    max_spans: u32,
+}
+
+const WIDTH: u32 = 128u;
+const SPAN: u32 = 128u;
+const HEAD_DIM: u32 = 2u * HALF;
+// Threads that reduce a row's scores together.
+const LANES: u32 = WIDTH / ROWS;
+// Threads that share a pair of channels, each a part of the positions.
+const PARTS: u32 = WIDTH / HALF;
+const LOWEST: f32 = -3.0e38;
+
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read> qkv: array<f32>;
+@group(0) @binding(2) var<storage, read> cu_seqlens_q: array<u32>;
+@group(0) @binding(3) var<storage, read> context_lens: array<u32>;
+@group(0) @binding(4) var<storage, read> block_tables: array<u32>;
+//#if KEY_F16
+@group(0) @binding(5) var<storage, read> keys: array<vec4<u32>>;
+//#else
+@group(0) @binding(5) var<storage, read> keys: array<vec4<f32>>;
+//#endif
+//#if VALUE_F16
+@group(0) @binding(6) var<storage, read> values: array<u32>;
+//#else
+@group(0) @binding(6) var<storage, read> values: array<vec2<f32>>;
+//#endif
+// Records of spans with SPLIT, else rows of all query heads.
+@group(0) @binding(7) var<storage, read_write> out: array<f32>;
+
+// [row][pair]: queries, in the order of the keys.
+var<workgroup> queries: array<vec2<f32>, ROWS * HALF>;
+// [row][position]: scores, then weights.
+var<workgroup> scores: array<f32, ROWS * SPAN>;
+var<workgroup> slots: array<u32, SPAN>;
+var<workgroup> reduced: array<f32, WIDTH>;
+// [part][row][pair] of all parts but the first.
+var<workgroup> parts: array<vec2<f32>, max(1u, (PARTS - 1u) * ROWS * HALF)>;
+// Of each row: where it comes from, how many positions it sees, and the state of its sum.
+var<workgroup> row_token: array<u32, ROWS>;
+var<workgroup> row_head: array<u32, ROWS>;
+var<workgroup> row_seq: array<u32, ROWS>;
+var<workgroup> row_visible: array<u32, ROWS>;
+var<workgroup> row_largest: array<f32, ROWS>;
+var<workgroup> row_total: array<f32, ROWS>;
+var<workgroup> row_share: array<vec2<f32>, ROWS>;
+
+//#include math
+//#include attention_state
+
+fn sequence_of(token: u32) -> u32 {
+    var low = 0u;
+    var high = params.num_seqs;
+    while low < high {
+        let middle = (low + high) / 2u;
+        if cu_seqlens_q[middle + 1u] <= token {
+            low = middle + 1u;
+        } else {
+            high = middle;
+        }
+    }
+    return low;
+}
+
+// Four rotary pairs of a key.
+struct Four {
+    a: vec4<f32>,
+    b: vec4<f32>,
+}
+
+fn key_pairs(head: u32, slot: u32, four: u32) -> Four {
+    //#if KEY_F16
+    let u = keys[((head * params.num_slots + slot) * HALF) / 4u + four];
+    return Four(
+        vec4(unpack2x16float(u.x), unpack2x16float(u.y)),
+        vec4(unpack2x16float(u.z), unpack2x16float(u.w)),
+    );
+    //#else
+    let at = ((head * params.num_slots + slot) * HALF) / 2u + 2u * four;
+    return Four(keys[at], keys[at + 1u]);
+    //#endif
+}
+
+fn value_pair(head: u32, slot: u32, pair: u32) -> vec2<f32> {
+    let at = (head * params.num_slots + slot) * HALF + pair;
+    //#if VALUE_F16
+    return unpack2x16float(values[at]);
+    //#else
+    return values[at];
+    //#endif
+}
+
+@compute @workgroup_size(128)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) local: u32) {
+    let head = group.y;
+    let heads_per_kv = params.num_attention_heads / params.num_key_value_heads;
+    let first_head = (params.first_head + head) * heads_per_kv;
+    //#if SPLIT
+    // The rows of one token: tiles of its heads.
+    let tiles = (heads_per_kv + ROWS - 1u) / ROWS;
+    let first_token = group.x / tiles;
+    let last_token = first_token;
+    //#else
+    let first_token = group.x * ROWS / heads_per_kv;
+    let last_token = min((group.x * ROWS + ROWS - 1u) / heads_per_kv, params.num_tokens - 1u);
+    //#endif
+    if local < ROWS {
+        //#if SPLIT
+        let h = group.x % tiles * ROWS + local;
+        let token = first_token;
+        let exists = h < heads_per_kv;
+        //#else
+        let h = (group.x * ROWS + local) % heads_per_kv;
+        let token = (group.x * ROWS + local) / heads_per_kv;
+        let exists = token < params.num_tokens;
+        //#endif
+        let seq = sequence_of(token);
+        var visible = 0u;
+        if exists && seq < params.num_seqs {
+            visible = context_lens[seq] + token + 1u - cu_seqlens_q[seq + 1u];
+        }
+        row_token[local] = select(0u, token, exists);
+        row_head[local] = select(0u, first_head + h, exists);
+        row_seq[local] = seq;
+        row_visible[local] = visible;
+        row_largest[local] = LOWEST;
+        row_total[local] = 0.0;
+    }
+    workgroupBarrier();
+    let row_size = (params.num_attention_heads + 2u * params.num_key_value_heads) * HEAD_DIM;
+    for (var i = local; i < ROWS * HALF; i += WIDTH) {
+        let at = row_token[i / HALF] * row_size + row_head[i / HALF] * HEAD_DIM + i % HALF;
+        queries[i] = vec2(qkv[at], qkv[at + HALF]) * params.scale;
+    }
+    workgroupBarrier();
+    let row = local / LANES;
+    let lane = local % LANES;
+    let pair = local % HALF;
+    let part = local / HALF;
+    var attended: array<vec2<f32>, ROWS>;
+
+    // A tile may reach over the end of a sequence: then each sequence takes its turn.
+    let seqs = min(sequence_of(last_token) + 1u, params.num_seqs);
+    for (var seq = sequence_of(first_token); seq < seqs; seq++) {
+        let last = min(last_token + 1u, cu_seqlens_q[seq + 1u]);
+        let end = context_lens[seq] + last - cu_seqlens_q[seq + 1u];
+        let visible = select(0u, row_visible[row], row_seq[row] == seq);
+        //#if SPLIT
+        let first_span = group.z * SPAN;
+        let spans_end = min(end, first_span + SPAN);
+        //#else
+        let first_span = 0u;
+        let spans_end = end;
+        //#endif
+        for (var first = first_span; first < spans_end; first += SPAN) {
+            let position = first + local;
+            if position < end {
+                let block = block_tables[seq * params.max_blocks_per_seq + position / params.block_size];
+                slots[local] = min(block * params.block_size + position % params.block_size, params.num_slots - 1u);
+                var dots: array<f32, ROWS>;
+                for (var four = 0u; four < HALF / 4u; four++) {
+                    let k = key_pairs(head, slots[local], four);
+                    for (var r = 0u; r < ROWS; r++) {
+                        let at = r * HALF + 4u * four;
+                        dots[r] = fma(queries[at].x, k.a.x, dots[r]);
+                        dots[r] = fma(queries[at].y, k.a.y, dots[r]);
+                        dots[r] = fma(queries[at + 1u].x, k.a.z, dots[r]);
+                        dots[r] = fma(queries[at + 1u].y, k.a.w, dots[r]);
+                        dots[r] = fma(queries[at + 2u].x, k.b.x, dots[r]);
+                        dots[r] = fma(queries[at + 2u].y, k.b.y, dots[r]);
+                        dots[r] = fma(queries[at + 3u].x, k.b.z, dots[r]);
+                        dots[r] = fma(queries[at + 3u].y, k.b.w, dots[r]);
+                    }
+                }
+                for (var r = 0u; r < ROWS; r++) {
+                    scores[r * SPAN + local] = dots[r];
+                }
+            }
+            workgroupBarrier();
+
+            var largest = LOWEST;
+            for (var i = lane; i < SPAN; i += LANES) {
+                if first + i < visible {
+                    largest = max(largest, scores[row * SPAN + i]);
+                }
+            }
+            reduced[local] = largest;
+            workgroupBarrier();
+            for (var i = 0u; i < LANES; i++) {
+                largest = max(largest, reduced[row * LANES + i]);
+            }
+            workgroupBarrier();
+            var total = 0.0;
+            for (var i = lane; i < SPAN; i += LANES) {
+                var weight = 0.0;
+                if first + i < visible {
+                    weight = exp_negative(scores[row * SPAN + i] - largest);
+                }
+                scores[row * SPAN + i] = weight;
+                total += weight;
+            }
+            reduced[local] = total;
+            workgroupBarrier();
+            if lane == 0u {
+                total = 0.0;
+                for (var i = 0u; i < LANES; i++) {
+                    total += reduced[local + i];
+                }
+                //#if SPLIT
+                row_largest[row] = largest;
+                row_total[row] = total;
+                //#else
+                let share = merge(row_largest[row], row_total[row], largest, total);
+                row_largest[row] = share.largest;
+                row_total[row] = share.total;
+                row_share[row] = vec2(share.before, share.span);
+                //#endif
+            }
+
+            var sums: array<vec2<f32>, ROWS>;
+            if part < PARTS {
+                let count = min(SPAN, end - first);
+                for (var p = part; p < count; p += PARTS) {
+                    let v = value_pair(head, slots[p], pair);
+                    for (var r = 0u; r < ROWS; r++) {
+                        // A weight of nothing takes nothing, not even from a value that is not finite.
+                        let weight = scores[r * SPAN + p];
+                        sums[r] = select(sums[r], fma(vec2(weight), v, sums[r]), weight > 0.0);
+                    }
+                }
+                if part > 0u {
+                    for (var r = 0u; r < ROWS; r++) {
+                        parts[((part - 1u) * ROWS + r) * HALF + pair] = sums[r];
+                    }
+                }
+            }
+            workgroupBarrier();
+            if part == 0u {
+                for (var r = 0u; r < ROWS; r++) {
+                    for (var other = 0u; other + 1u < PARTS; other++) {
+                        sums[r] += parts[(other * ROWS + r) * HALF + pair];
+                    }
+                    //#if SPLIT
+                    attended[r] = sums[r];
+                    //#else
+                    if row_seq[r] == seq {
+                        attended[r] = blend(attended[r], row_share[r], sums[r]);
+                    }
+                    //#endif
+                }
+            }
+            workgroupBarrier();
+        }
+    }
+
+    if part == 0u {
+        for (var r = 0u; r < ROWS; r++) {
+            //#if SPLIT
+            let exists = group.x % tiles * ROWS + r < heads_per_kv && !(row_total[r] == 0.0);
+            let record = (row_token[r] * params.num_attention_heads + row_head[r]) * params.max_spans + group.z;
+            let at = record * (HEAD_DIM + 2u);
+            if exists {
+                out[at + 2u * pair] = attended[r].x;
+                out[at + 2u * pair + 1u] = attended[r].y;
+                if pair == 0u {
+                    out[at + HEAD_DIM] = row_largest[r];
+                    out[at + HEAD_DIM + 1u] = row_total[r];
+                }
+            }
+            //#else
+            let exists = (group.x * ROWS + r) / heads_per_kv < params.num_tokens;
+            let at = (row_token[r] * params.num_attention_heads + row_head[r]) * HEAD_DIM + 2u * pair;
+            if exists && !(row_total[r] == 0.0) {
+                out[at] = attended[r].x / row_total[r];
+                out[at + 1u] = attended[r].y / row_total[r];
+            }
+            //#endif
+        }
+    }
+}

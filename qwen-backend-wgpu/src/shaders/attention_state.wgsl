@@ -1,0 +1,22 @@
+// Attention over a span of positions: the largest score, the sum of weights relative to it, and the weighted values.
+// Spans are merged in order of position, here and in attention_merge: the same arithmetic in both.
+
+struct Share {
+    // What the part before and the new span are scaled by.
+    before: f32,
+    span: f32,
+    largest: f32,
+    total: f32,
+}
+
+// `total` 0 is a part without positions. Asked so that a NaN is not one: for it each comparison is false.
+fn merge(largest: f32, total: f32, span_largest: f32, span_total: f32) -> Share {
+    let m = max(largest, span_largest);
+    let before = select(exp_negative(largest - m), 0.0, total == 0.0);
+    let span = select(exp_negative(span_largest - m), 0.0, span_total == 0.0);
+    return Share(before, span, m, fma(total, before, span_total * span));
+}
+
+fn blend(before: vec2<f32>, share: vec2<f32>, span: vec2<f32>) -> vec2<f32> {
+    return fma(before, vec2(share.x), span * share.y);
+}

@@ -1,0 +1,40 @@
+// Rows of the embedding table, decoded: those that lie in this slab of the table. One thread an eighth of a row.
+
+struct Params {
+    tokens: u32,
+    cols: u32,
+    chunks: u32,
+    first_row: u32,
+    // Rows of this slab, and of the whole table.
+    slab_rows: u32,
+    rows: u32,
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read> ids: array<u32>;
+@group(0) @binding(2) var<storage, read> w: array<vec4<u32>>;
+@group(0) @binding(3) var<storage, read_write> out: array<f32>;
+
+//#include weights
+
+@compute @workgroup_size(64)
+fn main(@builtin(global_invocation_id) at: vec3<u32>) {
+    let chunk = at.x;
+    let token = at.y;
+    if chunk >= params.chunks {
+        return;
+    }
+    let id = ids[token];
+    let row = id - params.first_row;
+    var eight = Eight(vec4(0.0), vec4(0.0));
+    if row < params.slab_rows {
+        eight = weights(row, chunk);
+    } else if id < params.rows || params.first_row > 0u {
+        // Another slab's; the first one writes zeros for ids that no slab has.
+        return;
+    }
+    let first = token * params.cols + 8u * chunk;
+    for (var i = 0u; i < 8u && 8u * chunk + i < params.cols; i++) {
+        out[first + i] = select(eight.b[i % 4u], eight.a[i % 4u], i < 4u);
+    }
+}

@@ -1,0 +1,71 @@
+// Matrix times many rows of activations: the product of prompts, bound by arithmetic.
+//
+// A workgroup of 256 threads makes a tile of 64 tokens by 64 matrix rows, each thread 4 by 4 of it in registers. 16
+// columns at a time lie decoded in workgroup memory, so that each value read from there serves four products.
+
+//#include product
+
+const TILE: u32 = 64u;
+// Columns of a tile in workgroup memory, and eights of them.
+const DEPTH: u32 = 16u;
+
+// [column][row] and [column][token]
+var<workgroup> w_tile: array<f32, DEPTH * TILE>;
+var<workgroup> x_tile: array<f32, DEPTH * TILE>;
+
+@compute @workgroup_size(256)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) local: u32) {
+    let first_row = group.x * TILE;
+    let first_token = group.y * TILE;
+    // Four matrix rows and four tokens of the tile are this thread's.
+    let row = 4u * (local % 16u);
+    let token = 4u * (local / 16u);
+    var sums: array<vec4<f32>, 4>;
+    // Loading: half of the threads take the matrix, half the activations, eight values each.
+    let line = local % TILE;
+    let eighth = (local / TILE) % 2u;
+    for (var chunk = 0u; chunk < params.chunks; chunk += 2u) {
+        let at = chunk + eighth;
+        var eight = Eight(vec4(0.0), vec4(0.0));
+        if local < 128u {
+            if at < params.chunks {
+                let rows = local_rows(min((first_row + line) / 2u, params.pairs - 1u));
+                eight = weights(select(rows.x, rows.y, line % 2u == 1u), at);
+            }
+            for (var i = 0u; i < 4u; i++) {
+                w_tile[(8u * eighth + i) * TILE + line] = eight.a[i];
+                w_tile[(8u * eighth + 4u + i) * TILE + line] = eight.b[i];
+            }
+        } else {
+            if at < params.chunks {
+                eight = activations(min(first_token + line, params.tokens - 1u), at);
+            }
+            for (var i = 0u; i < 4u; i++) {
+                x_tile[(8u * eighth + i) * TILE + line] = eight.a[i];
+                x_tile[(8u * eighth + 4u + i) * TILE + line] = eight.b[i];
+            }
+        }
+        workgroupBarrier();
+        for (var k = 0u; k < DEPTH; k++) {
+            let r = k * TILE + row;
+            let t = k * TILE + token;
+            let w4 = vec4(w_tile[r], w_tile[r + 1u], w_tile[r + 2u], w_tile[r + 3u]);
+            sums[0] = fma(w4, vec4(x_tile[t]), sums[0]);
+            sums[1] = fma(w4, vec4(x_tile[t + 1u]), sums[1]);
+            sums[2] = fma(w4, vec4(x_tile[t + 2u]), sums[2]);
+            sums[3] = fma(w4, vec4(x_tile[t + 3u]), sums[3]);
+        }
+        workgroupBarrier();
+    }
+    let pair = (first_row + row) / 2u;
+    for (var t = 0u; t < 4u; t++) {
+        if first_token + token + t < params.tokens {
+            if pair < params.pairs {
+                emit(first_token + token + t, pair, sums[t].xy);
+            }
+            if pair + 1u < params.pairs {
+                emit(first_token + token + t, pair + 1u, sums[t].zw);
+            }
+        }
+    }
+}

@@ -1,0 +1,141 @@
+// What the two matrix products share: their parameters and arrays, and what becomes of a sum.
+//
+// The rows of a packed matrix go in pairs, the unit that an epilogue takes: gate and up of the MLP, the two halves of
+// a rotary pair, or just neighbours.
+
+struct Params {
+    // Rows of activations.
+    tokens: u32,
+    // Columns, and eights of them.
+    cols: u32,
+    chunks: u32,
+    // Pairs in this slab, and before it.
+    pairs: u32,
+    first_pair: u32,
+    // Rows of the whole matrix.
+    rows: u32,
+    num_attention_heads: u32,
+    num_key_value_heads: u32,
+    // Half of head_dim.
+    half: u32,
+    num_slots: u32,
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+//#if RAGGED
+@group(0) @binding(1) var<storage, read> x: array<f32>;
+//#else
+@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
+//#endif
+@group(0) @binding(2) var<storage, read> w: array<vec4<u32>>;
+@group(0) @binding(3) var<storage, read_write> out: array<f32>;
+
+//#include weights
+//#include activations
+
+// Where the two rows of a pair lie in this slab, and which rows of the whole matrix they are.
+//#if ORDER_PLAIN
+fn local_rows(pair: u32) -> vec2<u32> {
+    return vec2(2u * pair, 2u * pair + 1u);
+}
+
+fn logical_rows(pair: u32) -> vec2<u32> {
+    return 2u * (params.first_pair + pair) + vec2(0u, 1u);
+}
+//#endif
+//#if ORDER_HALVES
+fn local_rows(pair: u32) -> vec2<u32> {
+    return vec2(pair, params.pairs + pair);
+}
+
+fn logical_rows(pair: u32) -> vec2<u32> {
+    return params.first_pair + pair + vec2(0u, params.rows / 2u);
+}
+//#endif
+//#if ORDER_HEADS
+// Queries and keys: the two rows that rotate together. Values: neighbours.
+fn local_rows(pair: u32) -> vec2<u32> {
+    let head = pair / params.half;
+    let i = pair % params.half;
+    let first = head * 2u * params.half;
+    if head < params.num_attention_heads + params.num_key_value_heads {
+        return first + i + vec2(0u, params.half);
+    }
+    return first + 2u * i + vec2(0u, 1u);
+}
+
+fn logical_rows(pair: u32) -> vec2<u32> {
+    return local_rows(pair);
+}
+//#endif
+
+//#if EPILOGUE_WRITE
+//#if BIAS
+@group(0) @binding(4) var<storage, read> bias: array<f32>;
+//#endif
+
+fn emit(token: u32, pair: u32, sums: vec2<f32>) {
+    let rows = logical_rows(pair);
+    var value = sums;
+    //#if BIAS
+    value += vec2(bias[rows.x], bias[min(rows.y, params.rows - 1u)]);
+    //#endif
+    let at = token * params.rows;
+    out[at + rows.x] = value.x;
+    // The last pair of an odd number of rows is half empty.
+    if rows.y < params.rows {
+        out[at + rows.y] = value.y;
+    }
+}
+//#endif
+
+//#if EPILOGUE_ADD
+fn emit(token: u32, pair: u32, sums: vec2<f32>) {
+    let rows = logical_rows(pair);
+    let at = token * params.rows;
+    out[at + rows.x] += sums.x;
+    if rows.y < params.rows {
+        out[at + rows.y] += sums.y;
+    }
+}
+//#endif
+
+//#if EPILOGUE_SILU
+//#include math
+
+fn emit(token: u32, pair: u32, sums: vec2<f32>) {
+    out[token * (params.rows / 2u) + params.first_pair + pair] = silu(sums.x) * sums.y;
+}
+//#endif
+
+//#if EPILOGUE_HEADS
+@group(0) @binding(4) var<storage, read> bias: array<f32>;
+@group(0) @binding(5) var<storage, read> cos_sin: array<f32>;
+@group(0) @binding(6) var<storage, read> slot_mapping: array<u32>;
+@group(0) @binding(7) var<storage, read_write> keys: array<KeyPair>;
+@group(0) @binding(8) var<storage, read_write> values: array<ValuePair>;
+//#include kv_write
+
+fn emit(token: u32, pair: u32, sums: vec2<f32>) {
+    let rows = logical_rows(pair);
+    let value = sums + vec2(bias[rows.x], bias[rows.y]);
+    let head = pair / params.half;
+    let i = pair % params.half;
+    let stored = params.num_attention_heads + params.num_key_value_heads;
+    if head >= stored {
+        store_value(slot_mapping[token], head - stored, i, value);
+        return;
+    }
+    let angle = 2u * token * params.half + i;
+    let c = cos_sin[angle];
+    let s = cos_sin[angle + params.half];
+    let turned = vec2(value.x * c - value.y * s, value.y * c + value.x * s);
+    if head >= params.num_attention_heads {
+        store_key(slot_mapping[token], head - params.num_attention_heads, i, turned);
+        return;
+    }
+    let at = token * params.rows;
+    out[at + rows.x] = turned.x;
+    out[at + rows.y] = turned.y;
+}
+//#endif

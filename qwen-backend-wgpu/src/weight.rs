@@ -1,0 +1,171 @@
+//! How a matrix lies on the device: slabs of rows, each within the limit of a binding.
+//!
+//! A row is a whole number of eights of values, in the encoding of its file: what differs within a matrix is decoded to
+//! f32. A slab has whole pairs of rows, since kernels take them in pairs; that of gate and up has so many gate rows and
+//! then their up rows.
+
+use std::ops::Range;
+
+use qwen_core::backend::{WeightRole, WeightShape, WeightView};
+use qwen_core::{Encoding, Error, Result};
+
+use crate::gpu::{Array, Gpu};
+
+/// The shape of a matrix on the device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Layout {
+    pub(crate) encoding: Encoding,
+    pub(crate) rows: usize,
+    pub(crate) cols: usize,
+    /// Whether row i goes with row i of the second half, instead of its neighbour.
+    pub(crate) halves: bool,
+    /// The pairs of each slab.
+    pub(crate) slabs: Vec<Range<usize>>,
+}
+
+impl Layout {
+    /// The layout of a matrix on a device that binds at most `max_binding` bytes.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] when not even a pair of rows can be bound.
+    pub(crate) fn new(shape: &WeightShape, max_binding: u64) -> Result<Self> {
+        let first = shape.parts.first().map_or(Encoding::F32, |(encoding, _)| *encoding);
+        let uniform = shape.parts.iter().all(|(encoding, _)| *encoding == first);
+        let encoding = if uniform { first } else { Encoding::F32 };
+        let rows: usize = shape.parts.iter().map(|(_, rows)| rows).sum();
+        let halves = shape.role == WeightRole::GateUp && rows.is_multiple_of(2);
+        let pairs = rows.div_ceil(2);
+        let pair_bytes = 2 * encoding.bytes(shape.cols.next_multiple_of(8));
+        let most = max_binding as usize / pair_bytes.max(1);
+        if most == 0 {
+            let reason =
+                format!("two rows of {} columns take {pair_bytes} bytes, the device binds {max_binding}", shape.cols);
+            return Err(Error::unsupported("a matrix this wide", reason));
+        }
+        // Slabs of equal size, so that none is left with a handful of rows.
+        let count = pairs.div_ceil(most).max(1);
+        let size = pairs.div_ceil(count);
+        let slabs = (0..count).map(|slab| (slab * size).min(pairs)..((slab + 1) * size).min(pairs)).collect();
+        Ok(Layout { encoding, rows, cols: shape.cols, halves, slabs })
+    }
+
+    /// Eights of a row.
+    pub(crate) fn chunks(&self) -> usize {
+        self.cols.div_ceil(8)
+    }
+
+    /// Bytes of a row.
+    pub(crate) fn row_bytes(&self) -> usize {
+        self.encoding.bytes(8 * self.chunks())
+    }
+
+    /// Bytes of all slabs.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.slabs.iter().map(|pairs| (2 * pairs.len() * self.row_bytes()).max(16) as u64).sum()
+    }
+
+    /// The rows of the matrix that slab `slab` has, in its order; those past the last one are padding.
+    fn slab_rows(&self, slab: usize) -> impl Iterator<Item = usize> + use<> {
+        let pairs = self.slabs[slab].clone();
+        let half = self.rows / 2;
+        let (first, second) = match self.halves {
+            true => (pairs.clone(), pairs.start + half..pairs.end + half),
+            false => (2 * pairs.start..2 * pairs.end, 0..0),
+        };
+        first.chain(second)
+    }
+}
+
+/// A matrix on the device.
+#[derive(Debug)]
+pub(crate) struct Matrix {
+    pub(crate) layout: Layout,
+    pub(crate) slabs: Vec<Array>,
+}
+
+impl Matrix {
+    /// Bring a matrix to the device.
+    pub(crate) fn load(gpu: &mut Gpu, view: &WeightView<'_>) -> Result<Self> {
+        let parts = view.parts.iter().map(|part| (part.encoding, part.rows)).collect();
+        let shape = WeightShape { role: view.role, parts, cols: view.cols() };
+        let layout = Layout::new(&shape, gpu.limits.max_storage_buffer_binding_size)?;
+        let mut decoded = vec![0.0; layout.cols];
+        let mut slabs = Vec::with_capacity(layout.slabs.len());
+        for slab in 0..layout.slabs.len() {
+            let array = gpu.array(view.name, 2 * layout.slabs[slab].len() * layout.row_bytes() / 4)?;
+            let mut rows = layout.slab_rows(slab);
+            let mut missing = false;
+            gpu.upload(view.name, &array, |piece| {
+                let Some(row) = rows.next() else { return false };
+                missing |= !append_row(view, &layout, row, &mut decoded, piece);
+                true
+            })?;
+            if missing {
+                return Err(gpu.error(view.name, "its data is shorter than its shape says"));
+            }
+            slabs.push(array);
+        }
+        Ok(Matrix { layout, slabs })
+    }
+}
+
+/// Append row `row` as the device holds it; false when its data is too short.
+fn append_row(view: &WeightView<'_>, layout: &Layout, row: usize, decoded: &mut [f32], piece: &mut Vec<u8>) -> bool {
+    let end = piece.len() + layout.row_bytes();
+    let mut first = 0;
+    for part in view.parts {
+        if row < first + part.rows {
+            let bytes = part.row(row - first);
+            if bytes.len() < part.encoding.bytes(layout.cols) {
+                return false;
+            }
+            if part.encoding == layout.encoding {
+                piece.extend_from_slice(bytes);
+            } else {
+                part.encoding.decode(bytes, decoded);
+                piece.extend(decoded.iter().flat_map(|value| value.to_le_bytes()));
+            }
+            break;
+        }
+        first += part.rows;
+    }
+    piece.resize(end, 0);
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shape(role: WeightRole, rows: usize, cols: usize) -> WeightShape {
+        WeightShape { role, parts: vec![(Encoding::Bf16, rows)], cols }
+    }
+
+    #[test]
+    fn slabs_cover_all_pairs_within_the_limit() {
+        for (rows, cols) in [(1, 1), (7, 9), (151_936, 896), (152_064, 3584), (37_888, 3584)] {
+            for limit in [1 << 20, 128 << 20, (2 << 30) - 4] {
+                let layout = Layout::new(&shape(WeightRole::Embedding, rows, cols), limit).unwrap();
+                assert!(layout.slabs.iter().all(|pairs| (2 * pairs.len() * layout.row_bytes()) as u64 <= limit));
+                let covered: Vec<usize> = (0..layout.slabs.len()).flat_map(|slab| layout.slab_rows(slab)).collect();
+                assert!(covered.into_iter().take(rows).eq(0..rows));
+            }
+        }
+    }
+
+    #[test]
+    fn gate_and_up_rows_of_a_pair_share_a_slab() {
+        let layout = Layout::new(&shape(WeightRole::GateUp, 4096, 896), 1 << 20).unwrap();
+        assert!(layout.slabs.len() > 1);
+        for (slab, pairs) in layout.slabs.iter().enumerate() {
+            let rows: Vec<usize> = layout.slab_rows(slab).collect();
+            assert_eq!(rows[0], pairs.start);
+            assert_eq!(rows[pairs.len()], pairs.start + 2048);
+        }
+    }
+
+    #[test]
+    fn rows_too_wide_for_a_binding_are_refused() {
+        assert!(Layout::new(&shape(WeightRole::Linear, 2, 1 << 20), 1 << 20).is_err());
+    }
+}

@@ -1,0 +1,21 @@
+//! The conformance suite on every set of capabilities, in both precisions.
+//!
+//! The adapter is `$QWEN_WGPU_ADAPTER`, a part of its name; software Vulkan (`llvmpipe`) when that is not set.
+
+mod common;
+
+use common::backend;
+use qwen_backend_wgpu::CapabilitySet;
+use qwen_core::Precision;
+use qwen_core::conformance::Suite;
+
+qwen_core::conformance_tests! {
+    tiny_exact => || backend(CapabilitySet::Tiny, Precision::Exact),
+    tiny_fast => Suite::new(|| backend(CapabilitySet::Tiny, Precision::Fast)).fast_depends_on_the_batch(),
+    minimal_exact => || backend(CapabilitySet::Minimal, Precision::Exact),
+    minimal_fast => Suite::new(|| backend(CapabilitySet::Minimal, Precision::Fast)).fast_depends_on_the_batch(),
+    default_exact => || backend(CapabilitySet::Default, Precision::Exact),
+    default_fast => Suite::new(|| backend(CapabilitySet::Default, Precision::Fast)).fast_depends_on_the_batch(),
+    best_exact => || backend(CapabilitySet::Best, Precision::Exact),
+    best_fast => Suite::new(|| backend(CapabilitySet::Best, Precision::Fast)).fast_depends_on_the_batch(),
+}
