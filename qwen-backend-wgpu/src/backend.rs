@@ -1,6 +1,7 @@
 //! [`Backend`] on a wgpu device: each operation checks its sizes, chooses a kernel and queues it.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -152,22 +153,38 @@ impl WgpuBackend {
         op: &str,
         shader: &Shader,
         bindings: &[Binding<'_>],
-        params: &[u32],
+        params: &[usize],
         (width, rows): (usize, usize),
     ) -> Result<()> {
-        if rows == 0 || width == 0 {
+        if width == 0 {
             return Ok(());
         }
-        self.queue(op, shader, bindings, params, Grid::Fixed([width.div_ceil(64) as u32, rows as u32, 1]))
+        let params: Vec<u32> = params.iter().map(|param| *param as u32).collect();
+        self.queue(op, shader, bindings, &params, Grid::Fixed([width.div_ceil(64) as u32, rows as u32, 1]))
+    }
+
+    /// `rows` in pieces: arrays with so many words a row can be bound for each, from where a binding may begin.
+    fn pieces(&self, op: &str, rows: usize, widths: &[usize]) -> Result<Vec<Range<usize>>> {
+        let most = self.gpu.limits.max_storage_buffer_binding_size as usize / 4;
+        let widest = widths.iter().copied().max().unwrap_or(0).max(1);
+        if rows * widest <= most {
+            return Ok(if rows == 0 { Vec::new() } else { vec![0..rows] });
+        }
+        let alignment = (self.gpu.limits.min_storage_buffer_offset_alignment as usize / 4).max(1);
+        let aligned = |step: &usize| widths.iter().all(|width| (step * width).is_multiple_of(alignment));
+        let step = (1..alignment).find(aligned).unwrap_or(alignment);
+        let size = most / widest / step * step;
+        if size == 0 {
+            return Err(self.misfit(op, format!("{step} rows of {widest} values exceed what the device binds")));
+        }
+        Ok((0..rows).step_by(size).map(|first| first..(first + size).min(rows)).collect())
     }
 
     /// Queue `w x` for each slab of `w`, with what `epilogue` makes of the sums.
     fn product(&mut self, op: &str, x: &Numbers, w: &Matrix, rows: usize, epilogue: &Epilogue<'_>) -> Result<()> {
         let layout = &w.layout;
         self.need(op, "x", x, rows * layout.cols)?;
-        if rows == 0 {
-            return Ok(());
-        }
+        // Chosen by all rows, not by those of a piece: how a device splits changes no result.
         let tiled = self.precision == Precision::Fast && rows >= TILE_FROM;
         let (pairs_per_group, tokens_per_group) = match (tiled, rows) {
             (true, _) => (32, 64),
@@ -182,60 +199,46 @@ impl WgpuBackend {
                 .constant("PAIRS", (pairs_per_group / GROUPS as usize) as u32)
                 .constant("TOKENS", tokens_per_group as u32),
         };
-        let shader = shader
-            .flag(match layout.encoding {
-                Encoding::Bf16 => "BF16",
-                Encoding::F16 => "F16",
-                _ => "F32",
-            })
-            .flag_if(!layout.cols.is_multiple_of(8), "RAGGED");
         let order = if layout.halves { "ORDER_HALVES" } else { "ORDER_PLAIN" };
-        let mut heads_params = [0; 4];
-        let (shader, out, more) = match epilogue {
-            Epilogue::Write { out, bias } => (
-                shader.flag(order).flag("EPILOGUE_WRITE").flag_if(bias.is_some(), "BIAS"),
-                out.array.write(rows * layout.rows),
-                bias.iter().map(|bias| bias.array.read(layout.rows)).collect(),
-            ),
-            Epilogue::Add { residual } => {
-                (shader.flag(order).flag("EPILOGUE_ADD"), residual.array.write(rows * layout.rows), Vec::new())
+        let shader = encoding_flag(shader, layout.encoding).flag_if(!layout.cols.is_multiple_of(8), "RAGGED");
+        let (shader, out, width) = match epilogue {
+            Epilogue::Write { out, bias } => {
+                (shader.flag(order).flag("EPILOGUE_WRITE").flag_if(bias.is_some(), "BIAS"), out, layout.rows)
             }
-            Epilogue::Silu { out } => {
-                (shader.flag(order).flag("EPILOGUE_SILU"), out.array.write(rows * layout.rows / 2), Vec::new())
-            }
-            Epilogue::Heads { qkv, bias, inputs, heads, slab, store, layer } => {
-                heads_params = [
-                    heads.num_attention_heads as u32,
-                    heads.num_key_value_heads as u32,
-                    heads.head_dim as u32 / 2,
-                    store.num_slots() as u32,
-                ];
-                (
-                    kv_flags(shader.flag("ORDER_HEADS").flag("EPILOGUE_HEADS"), store, *layer),
-                    qkv.array.write(rows * layout.rows),
-                    vec![
-                        bias.array.read(layout.rows),
-                        inputs.cos_sin.0.array.read(rows * heads.head_dim),
-                        inputs.slot_mapping.numbers.array.read(rows),
-                        slab.keys.write_all(),
-                        slab.values.write_all(),
-                    ],
-                )
+            Epilogue::Add { residual } => (shader.flag(order).flag("EPILOGUE_ADD"), residual, layout.rows),
+            Epilogue::Silu { out } => (shader.flag(order).flag("EPILOGUE_SILU"), out, layout.rows / 2),
+            Epilogue::Heads { qkv, store, layer, .. } => {
+                (kv_flags(shader.flag("ORDER_HEADS").flag("EPILOGUE_HEADS"), store, *layer), qkv, layout.rows)
             }
         };
-        for (pairs, slab) in layout.slabs.iter().zip(&w.slabs) {
-            let mut bindings = vec![x.array.read(rows * layout.cols), slab.read_all(), out];
-            bindings.extend_from_slice(&more);
-            let params = [
-                rows as u32,
-                layout.cols as u32,
-                layout.chunks() as u32,
-                pairs.len() as u32,
-                pairs.start as u32,
-                layout.rows as u32,
-            ];
-            let grid = [pairs.len().div_ceil(pairs_per_group) as u32, rows.div_ceil(tokens_per_group) as u32, 1];
-            self.queue(op, &shader, &bindings, &[&params[..], &heads_params].concat(), Grid::Fixed(grid))?;
+        for piece in self.pieces(op, rows, &[layout.cols, width])? {
+            for (pairs, slab) in layout.slabs.iter().zip(&w.slabs) {
+                let mut bindings = vec![
+                    x.array.read(words(&piece, layout.cols)),
+                    slab.read_all(),
+                    out.array.write(words(&piece, width)),
+                ];
+                let mut params =
+                    vec![piece.len(), layout.cols, layout.chunks(), pairs.len(), pairs.start, layout.rows, piece.start];
+                match epilogue {
+                    Epilogue::Write { bias: Some(bias), .. } => bindings.push(bias.array.read(0..layout.rows)),
+                    Epilogue::Heads { bias, inputs, heads, slab, store, .. } => {
+                        let HeadLayout { num_attention_heads, num_key_value_heads, head_dim } = *heads;
+                        params.extend([num_attention_heads, num_key_value_heads, head_dim / 2, store.num_slots()]);
+                        bindings.extend([
+                            bias.array.read(0..layout.rows),
+                            inputs.cos_sin.0.array.read(0..rows * head_dim),
+                            inputs.slot_mapping.numbers.array.read(0..rows),
+                            slab.keys.write_all(),
+                            slab.values.write_all(),
+                        ]);
+                    }
+                    _ => {}
+                }
+                let params: Vec<u32> = params.iter().map(|param| *param as u32).collect();
+                let groups = [pairs.len().div_ceil(pairs_per_group), piece.len().div_ceil(tokens_per_group), 1];
+                self.queue(op, &shader, &bindings, &params, Grid::Fixed(groups.map(|size| size as u32)))?;
+            }
         }
         Ok(())
     }
@@ -308,7 +311,20 @@ fn kv_flags(shader: Shader, store: &Store, layer: usize) -> Shader {
         .flag_if(store.spec.value_encoding == Encoding::F16, "VALUE_F16")
 }
 
-fn words(bytes: &[u8]) -> impl Iterator<Item = [u8; 4]> {
+fn encoding_flag(shader: Shader, encoding: Encoding) -> Shader {
+    shader.flag(match encoding {
+        Encoding::Bf16 => "BF16",
+        Encoding::F16 => "F16",
+        _ => "F32",
+    })
+}
+
+/// The words of the rows `piece` in an array with `width` words a row.
+fn words(piece: &Range<usize>, width: usize) -> Range<usize> {
+    piece.start * width..piece.end * width
+}
+
+fn each_word(bytes: &[u8]) -> impl Iterator<Item = [u8; 4]> {
     bytes.as_chunks().0.iter().copied()
 }
 
@@ -355,13 +371,13 @@ impl Backend for WgpuBackend {
 
     fn read(&mut self, src: &WgpuBuffer, dst: &mut [f32]) -> Result<()> {
         self.read_words("read", &src.0, dst.len(), |bytes| {
-            dst.iter_mut().zip(words(bytes)).for_each(|(dst, word)| *dst = f32::from_le_bytes(word));
+            dst.iter_mut().zip(each_word(bytes)).for_each(|(dst, word)| *dst = f32::from_le_bytes(word));
         })
     }
 
     fn read_indices(&mut self, src: &WgpuIndices, dst: &mut [u32]) -> Result<()> {
         self.read_words("read_indices", &src.numbers, dst.len(), |bytes| {
-            dst.iter_mut().zip(words(bytes)).for_each(|(dst, word)| *dst = u32::from_le_bytes(word));
+            dst.iter_mut().zip(each_word(bytes)).for_each(|(dst, word)| *dst = u32::from_le_bytes(word));
         })
     }
 
@@ -380,8 +396,8 @@ impl Backend for WgpuBackend {
             for slab in slabs {
                 for (array, encoding) in [(&slab.keys, *key_encoding), (&slab.values, spec.value_encoding)] {
                     let block = encoding.bytes(spec.block_size * spec.head_dim) / 4;
-                    let params = [block as u32, (block * spec.num_blocks) as u32, (block * slab.heads) as u32];
-                    let bindings = [array.write_all(), list.numbers.array.read(2 * pairs.len())];
+                    let params = [block, block * spec.num_blocks, block * slab.heads];
+                    let bindings = [array.write_all(), list.numbers.array.read(0..2 * pairs.len())];
                     let size = (block * slab.heads, pairs.len());
                     self.queue_rows(op, &Shader::new("copy_blocks"), &bindings, &params, size)?;
                 }
@@ -403,20 +419,19 @@ impl Backend for WgpuBackend {
         let (op, layout) = ("embed", &table.0.layout);
         self.need(op, "ids", &ids.numbers, rows)?;
         self.need(op, "out", &out.0, rows * layout.cols)?;
-        let shader = Shader::new(op).flag(match layout.encoding {
-            Encoding::Bf16 => "BF16",
-            Encoding::F16 => "F16",
-            _ => "F32",
-        });
         if layout.halves {
             return Err(self.misfit(op, "a gate and up matrix is no table".into()));
         }
-        for (pairs, slab) in layout.slabs.iter().zip(&table.0.slabs) {
-            let first = 2 * pairs.start;
-            let held = (2 * pairs.end).min(layout.rows).saturating_sub(first);
-            let params = [rows, layout.cols, layout.chunks(), first, held, layout.rows].map(|value| value as u32);
-            let bindings = [ids.numbers.array.read(rows), slab.read_all(), out.0.array.write(rows * layout.cols)];
-            self.queue_rows(op, &shader, &bindings, &params, (layout.chunks(), rows))?;
+        let shader = encoding_flag(Shader::new(op), layout.encoding);
+        for piece in self.pieces(op, rows, &[layout.cols])? {
+            for (pairs, slab) in layout.slabs.iter().zip(&table.0.slabs) {
+                let first = 2 * pairs.start;
+                let held = (2 * pairs.end).min(layout.rows).saturating_sub(first);
+                let params = [piece.start, layout.cols, layout.chunks(), first, held, layout.rows];
+                let bindings =
+                    [ids.numbers.array.read(0..rows), slab.read_all(), out.0.array.write(words(&piece, layout.cols))];
+                self.queue_rows(op, &shader, &bindings, &params, (layout.chunks(), piece.len()))?;
+            }
         }
         Ok(())
     }
@@ -451,12 +466,13 @@ impl Backend for WgpuBackend {
         self.need(op, "x", &x.0, len)?;
         self.need(op, "weight", &weight.0, hidden_size)?;
         self.need(op, "out", &out.0, len)?;
-        if len == 0 {
-            return Ok(());
+        for piece in self.pieces(op, rows, &[hidden_size])? {
+            let at = words(&piece, hidden_size);
+            let bindings = [x.0.array.read(at.clone()), weight.0.array.read(0..hidden_size), out.0.array.write(at)];
+            let params = [hidden_size as u32, eps.to_bits()];
+            self.queue(op, &Shader::new(op), &bindings, &params, Grid::Fixed([piece.len() as u32, 1, 1]))?;
         }
-        let bindings = [x.0.array.read(len), weight.0.array.read(hidden_size), out.0.array.write(len)];
-        let params = [hidden_size as u32, eps.to_bits()];
-        self.queue(op, &Shader::new(op), &bindings, &params, Grid::Fixed([rows as u32, 1, 1]))
+        Ok(())
     }
 
     fn rope(&mut self, qkv: &mut WgpuBuffer, cos_sin: &WgpuBuffer, heads: HeadLayout, rows: usize) -> Result<()> {
@@ -465,9 +481,13 @@ impl Backend for WgpuBackend {
         self.need(op, "cos_sin", &cos_sin.0, rows * heads.head_dim)?;
         let half = heads.head_dim / 2;
         let pairs = (heads.num_attention_heads + heads.num_key_value_heads) * half;
-        let params = [heads.qkv_size() as u32, half as u32, pairs as u32];
-        let bindings = [qkv.0.array.write(rows * heads.qkv_size()), cos_sin.0.array.read(rows * heads.head_dim)];
-        self.queue_rows(op, &Shader::new(op), &bindings, &params, (pairs, rows))
+        for piece in self.pieces(op, rows, &[heads.qkv_size()])? {
+            let params = [heads.qkv_size(), half, pairs, piece.start];
+            let bindings =
+                [qkv.0.array.write(words(&piece, heads.qkv_size())), cos_sin.0.array.read(0..rows * heads.head_dim)];
+            self.queue_rows(op, &Shader::new(op), &bindings, &params, (pairs, piece.len()))?;
+        }
+        Ok(())
     }
 
     fn store_kv(
@@ -485,17 +505,20 @@ impl Backend for WgpuBackend {
         self.need(op, "slot_mapping", &slot_mapping.numbers, rows)?;
         let shader = kv_flags(Shader::new(op), &kv.0, layer);
         let half = heads.head_dim / 2;
-        for slab in &kv.0.layers[layer] {
-            let first_key = heads.q_size() + slab.first_head * heads.head_dim;
-            let params =
-                [heads.qkv_size(), first_key, first_key + heads.kv_size(), half, kv.0.num_slots(), slab.heads * half];
-            let bindings = [
-                qkv.0.array.read(rows * heads.qkv_size()),
-                slot_mapping.numbers.array.read(rows),
-                slab.keys.write_all(),
-                slab.values.write_all(),
-            ];
-            self.queue_rows(op, &shader, &bindings, &params.map(|value| value as u32), (slab.heads * half, rows))?;
+        for piece in self.pieces(op, rows, &[heads.qkv_size()])? {
+            for slab in &kv.0.layers[layer] {
+                let first_key = heads.q_size() + slab.first_head * heads.head_dim;
+                let pairs = slab.heads * half;
+                let first_value = first_key + heads.kv_size();
+                let params = [heads.qkv_size(), first_key, first_value, half, kv.0.num_slots(), pairs, piece.start];
+                let bindings = [
+                    qkv.0.array.read(words(&piece, heads.qkv_size())),
+                    slot_mapping.numbers.array.read(0..rows),
+                    slab.keys.write_all(),
+                    slab.values.write_all(),
+                ];
+                self.queue_rows(op, &shader, &bindings, &params, (pairs, piece.len()))?;
+            }
         }
         Ok(())
     }
@@ -517,73 +540,73 @@ impl Backend for WgpuBackend {
         self.need(op, "cu_seqlens_q", &inputs.cu_seqlens_q.numbers, key.num_seqs + 1)?;
         self.need(op, "context_lens", &inputs.context_lens.numbers, key.num_seqs)?;
         self.need(op, "block_tables", &inputs.block_tables.numbers, key.num_seqs * inputs.max_blocks_per_seq)?;
-        if key.num_tokens == 0 {
-            return Ok(());
-        }
         let half = heads.head_dim as u32 / 2;
         let max_spans = (inputs.max_blocks_per_seq * store.spec.block_size).div_ceil(SPAN as usize);
-        let records = key.num_tokens * heads.num_attention_heads * max_spans * (heads.head_dim + 2);
+        let record = heads.num_attention_heads * max_spans * (heads.head_dim + 2);
+        let most = self.gpu.limits.max_storage_buffer_binding_size as usize / 4;
         // A token for each sequence and more than one span: the spans run side by side.
-        let split = key.max_seqlen_q <= 1
-            && max_spans > 1
-            && 4 * records as u64 <= self.gpu.limits.max_storage_buffer_binding_size;
-        let records = if split { Some((self.records(records)?, records)) } else { None };
+        let split = key.max_seqlen_q <= 1 && max_spans > 1 && key.num_tokens * record <= most;
+        let records = if split { Some(self.records(key.num_tokens * record)?) } else { None };
         let shader = kv_flags(Shader::new("attention").flag_if(split, "SPLIT"), store, layer)
             .constant("ROWS", ATTENTION_ROWS)
             .constant("HALF", half);
-        let heads_per_kv = heads.num_attention_heads / heads.num_key_value_heads;
+        let heads_per_kv = heads.num_attention_heads / heads.num_key_value_heads.max(1);
         let rows = ATTENTION_ROWS as usize;
-        let tiles = match split {
-            true => key.num_tokens * heads_per_kv.div_ceil(rows),
-            false => (key.num_tokens * heads_per_kv).div_ceil(rows),
-        };
-        let attended = out.0.array.write(key.num_tokens * heads.q_size());
-        for slab in &store.layers[layer] {
-            let params = [
-                key.num_tokens as u32,
-                key.num_seqs as u32,
-                heads.num_attention_heads as u32,
-                heads.num_key_value_heads as u32,
-                store.spec.block_size as u32,
-                inputs.max_blocks_per_seq as u32,
-                store.num_slots() as u32,
-                slab.first_head as u32,
-                (1.0 / (heads.head_dim as f32).sqrt()).to_bits(),
-                max_spans as u32,
-            ];
-            let bindings = [
-                qkv.0.array.read(key.num_tokens * heads.qkv_size()),
-                inputs.cu_seqlens_q.numbers.array.read(key.num_seqs + 1),
-                inputs.context_lens.numbers.array.read(key.num_seqs),
-                inputs.block_tables.numbers.array.read(key.num_seqs * inputs.max_blocks_per_seq),
-                slab.keys.read_all(),
-                slab.values.read_all(),
-                records.as_ref().map_or(attended, |(array, len)| array.write(*len)),
-            ];
-            let (x, y) = (tiles as u32, slab.heads as u32);
-            let grid = match split {
-                true => Grid::Spans {
-                    x,
-                    y,
-                    longest: inputs.context_lens.largest.clone(),
-                    span: SPAN,
-                    most: max_spans as u32,
-                },
-                false => Grid::Fixed([x, y, 1]),
+        let seqs = key.num_seqs;
+        let (cu_seqlens_q, context_lens) = (&inputs.cu_seqlens_q.numbers, &inputs.context_lens.numbers);
+        for piece in self.pieces(op, key.num_tokens, &[heads.qkv_size(), heads.q_size()])? {
+            let attended = out.0.array.write(words(&piece, heads.q_size()));
+            let tiles = match split {
+                true => piece.len() * heads_per_kv.div_ceil(rows),
+                false => (piece.len() * heads_per_kv).div_ceil(rows),
             };
-            self.queue(op, &shader, &bindings, &params, grid)?;
+            for slab in &store.layers[layer] {
+                let params = [
+                    piece.len() as u32,
+                    seqs as u32,
+                    heads.num_attention_heads as u32,
+                    heads.num_key_value_heads as u32,
+                    store.spec.block_size as u32,
+                    inputs.max_blocks_per_seq as u32,
+                    store.num_slots() as u32,
+                    slab.first_head as u32,
+                    (1.0 / (heads.head_dim as f32).sqrt()).to_bits(),
+                    max_spans as u32,
+                    piece.start as u32,
+                ];
+                let bindings = [
+                    qkv.0.array.read(words(&piece, heads.qkv_size())),
+                    cu_seqlens_q.array.read(0..seqs + 1),
+                    context_lens.array.read(0..seqs),
+                    inputs.block_tables.numbers.array.read(0..seqs * inputs.max_blocks_per_seq),
+                    slab.keys.read_all(),
+                    slab.values.read_all(),
+                    records.as_ref().map_or(attended, |records| records.write(0..key.num_tokens * record)),
+                ];
+                let (x, y) = (tiles as u32, slab.heads as u32);
+                let grid = match split {
+                    true => {
+                        let longest = inputs.context_lens.largest.clone();
+                        Grid::Spans { x, y, longest, span: SPAN, most: max_spans as u32 }
+                    }
+                    false => Grid::Fixed([x, y, 1]),
+                };
+                self.queue(op, &shader, &bindings, &params, grid)?;
+            }
+            if let Some(records) = &records {
+                let bindings = [
+                    cu_seqlens_q.array.read(0..seqs + 1),
+                    context_lens.array.read(0..seqs),
+                    records.read(0..key.num_tokens * record),
+                    attended,
+                ];
+                let params = [seqs, heads.num_attention_heads, max_spans, piece.start].map(|param| param as u32);
+                let shader = Shader::new("attention_merge").constant("HALF", half);
+                let grid = Grid::Fixed([heads.num_attention_heads as u32, piece.len() as u32, 1]);
+                self.queue(op, &shader, &bindings, &params, grid)?;
+            }
         }
-        let Some((records, len)) = records else { return Ok(()) };
-        let bindings = [
-            inputs.cu_seqlens_q.numbers.array.read(key.num_seqs + 1),
-            inputs.context_lens.numbers.array.read(key.num_seqs),
-            records.read(len),
-            attended,
-        ];
-        let params = [key.num_seqs as u32, heads.num_attention_heads as u32, max_spans as u32];
-        let shader = Shader::new("attention_merge").constant("HALF", half);
-        let grid = Grid::Fixed([heads.num_attention_heads as u32, key.num_tokens as u32, 1]);
-        self.queue(op, &shader, &bindings, &params, grid)
+        Ok(())
     }
 
     fn silu_and_mul(
@@ -596,17 +619,27 @@ impl Backend for WgpuBackend {
         let (op, len) = ("silu_and_mul", rows * intermediate_size);
         self.need(op, "gate_up", &gate_up.0, 2 * len)?;
         self.need(op, "out", &out.0, len)?;
-        let bindings = [gate_up.0.array.read(2 * len), out.0.array.write(len)];
-        self.queue_rows(op, &Shader::new(op), &bindings, &[intermediate_size as u32], (intermediate_size, rows))
+        for piece in self.pieces(op, rows, &[2 * intermediate_size, intermediate_size])? {
+            let bindings = [
+                gate_up.0.array.read(words(&piece, 2 * intermediate_size)),
+                out.0.array.write(words(&piece, intermediate_size)),
+            ];
+            let size = (intermediate_size, piece.len());
+            self.queue_rows(op, &Shader::new(op), &bindings, &[intermediate_size], size)?;
+        }
+        Ok(())
     }
 
     fn add(&mut self, x: &mut WgpuBuffer, y: &WgpuBuffer, len: usize) -> Result<()> {
         self.need("add", "x", &x.0, len)?;
         self.need("add", "y", &y.0, len)?;
         let width = len.min(1 << 16);
-        let bindings = [x.0.array.write(len), y.0.array.read(len)];
-        let rows = if len == 0 { 0 } else { len.div_ceil(width) };
-        self.queue_rows("add", &Shader::new("add"), &bindings, &[len as u32, width as u32], (width, rows))
+        for piece in self.pieces("add", len, &[1])? {
+            let bindings = [x.0.array.write(piece.clone()), y.0.array.read(piece.clone())];
+            let size = (width, piece.len().div_ceil(width));
+            self.queue_rows("add", &Shader::new("add"), &bindings, &[piece.len(), width], size)?;
+        }
+        Ok(())
     }
 
     fn gather_rows(
@@ -620,20 +653,32 @@ impl Backend for WgpuBackend {
         let op = "gather_rows";
         self.need(op, "indices", &indices.numbers, rows)?;
         self.need(op, "out", &out.0, rows * width)?;
-        let bindings = [x.0.array.read_all(), indices.numbers.array.read(rows), out.0.array.write(rows * width)];
-        self.queue_rows(op, &Shader::new(op), &bindings, &[width as u32], (width, rows))
+        let held = if width == 0 { 0 } else { x.0.len / width };
+        for piece in self.pieces(op, rows, &[width])? {
+            // Each piece of the source gives the rows that lie in it.
+            for source in self.pieces(op, held, &[width])? {
+                let bindings = [
+                    x.0.array.read(words(&source, width)),
+                    indices.numbers.array.read(0..rows),
+                    out.0.array.write(words(&piece, width)),
+                ];
+                let params = [width, piece.start, source.start, source.len()];
+                self.queue_rows(op, &Shader::new(op), &bindings, &params, (width, piece.len()))?;
+            }
+        }
+        Ok(())
     }
 
     fn argmax(&mut self, x: &WgpuBuffer, out: &mut WgpuIndices, width: usize, valid: usize, rows: usize) -> Result<()> {
         let op = "argmax";
         self.need(op, "x", &x.0, rows * width)?;
         self.need(op, "out", &out.numbers, rows)?;
-        if rows == 0 {
-            return Ok(());
+        for piece in self.pieces(op, rows, &[width])? {
+            let bindings = [x.0.array.read(words(&piece, width)), out.numbers.array.write(0..rows)];
+            let params = [width, valid.min(width), piece.start].map(|param| param as u32);
+            self.queue(op, &Shader::new(op), &bindings, &params, Grid::Fixed([piece.len() as u32, 1, 1]))?;
         }
-        let bindings = [x.0.array.read(rows * width), out.numbers.array.write(rows)];
-        let params = [width as u32, valid.min(width) as u32];
-        self.queue(op, &Shader::new(op), &bindings, &params, Grid::Fixed([rows as u32, 1, 1]))
+        Ok(())
     }
 
     fn add_rms_norm(
@@ -651,17 +696,19 @@ impl Backend for WgpuBackend {
         self.need(op, "y", &y.0, len)?;
         self.need(op, "weight", &weight.0, hidden_size)?;
         self.need(op, "out", &out.0, len)?;
-        if len == 0 {
-            return Ok(());
+        let shader = Shader::new("rms_norm").flag("ADD");
+        for piece in self.pieces(op, rows, &[hidden_size])? {
+            let at = words(&piece, hidden_size);
+            let bindings = [
+                residual.0.array.write(at.clone()),
+                weight.0.array.read(0..hidden_size),
+                out.0.array.write(at.clone()),
+                y.0.array.read(at),
+            ];
+            let params = [hidden_size as u32, eps.to_bits()];
+            self.queue(op, &shader, &bindings, &params, Grid::Fixed([piece.len() as u32, 1, 1]))?;
         }
-        let bindings = [
-            residual.0.array.write(len),
-            weight.0.array.read(hidden_size),
-            out.0.array.write(len),
-            y.0.array.read(len),
-        ];
-        let params = [hidden_size as u32, eps.to_bits()];
-        self.queue(op, &Shader::new("rms_norm").flag("ADD"), &bindings, &params, Grid::Fixed([rows as u32, 1, 1]))
+        Ok(())
     }
 
     fn qkv_rope_store(&mut self, op: QkvRopeStore<'_, Self>) -> Result<()> {

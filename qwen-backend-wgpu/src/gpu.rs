@@ -4,6 +4,7 @@
 //! place in a uniform buffer for each set of parameters. A step in its steady state makes nothing.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -39,24 +40,27 @@ pub(crate) struct Array {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Binding<'a> {
     array: &'a Array,
+    offset: u64,
     bytes: u64,
     writable: bool,
 }
 
 impl Array {
-    /// The first `words` 32-bit words, to read.
-    pub(crate) fn read(&self, words: usize) -> Binding<'_> {
-        Binding { array: self, bytes: bytes_of(words), writable: false }
+    /// The 32-bit words of `range`, to read.
+    pub(crate) fn read(&self, range: Range<usize>) -> Binding<'_> {
+        let offset = 4 * range.start as u64;
+        let bytes = bytes_of(range.len()).min(self.buffer.size().saturating_sub(offset));
+        Binding { array: self, offset, bytes, writable: false }
     }
 
-    /// The first `words` 32-bit words, to write.
-    pub(crate) fn write(&self, words: usize) -> Binding<'_> {
-        Binding { writable: true, ..self.read(words) }
+    /// The 32-bit words of `range`, to write.
+    pub(crate) fn write(&self, range: Range<usize>) -> Binding<'_> {
+        Binding { writable: true, ..self.read(range) }
     }
 
     /// All of it, to read.
     pub(crate) fn read_all(&self) -> Binding<'_> {
-        Binding { array: self, bytes: self.buffer.size(), writable: false }
+        Binding { array: self, offset: 0, bytes: self.buffer.size(), writable: false }
     }
 
     /// All of it, to write.
@@ -73,7 +77,7 @@ fn bytes_of(words: usize) -> u64 {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct GroupKey {
     params: usize,
-    bindings: Vec<(u64, u64, bool)>,
+    bindings: Vec<(u64, u64, u64, bool)>,
 }
 
 #[derive(Debug)]
@@ -327,22 +331,25 @@ impl Gpu {
     }
 
     fn group(&mut self, params: usize, access: &[bool], bindings: &[Binding<'_>]) -> wgpu::BindGroup {
-        let key = GroupKey { params, bindings: bindings.iter().map(|b| (b.array.id, b.bytes, b.writable)).collect() };
+        let key = GroupKey {
+            params,
+            bindings: bindings.iter().map(|b| (b.array.id, b.offset, b.bytes, b.writable)).collect(),
+        };
         if let Some(group) = self.groups.get(&key) {
             return group.clone();
         }
         self.objects += 1;
         self.layout(access);
-        let binding = |buffer, size| {
-            wgpu::BindingResource::Buffer(wgpu::BufferBinding { buffer, offset: 0, size: wgpu::BufferSize::new(size) })
+        let binding = |buffer, offset, size| {
+            wgpu::BindingResource::Buffer(wgpu::BufferBinding { buffer, offset, size: wgpu::BufferSize::new(size) })
         };
         let mut entries = vec![wgpu::BindGroupEntry {
             binding: 0,
-            resource: binding(&self.params_buffers[params], 4 * PARAMS as u64),
+            resource: binding(&self.params_buffers[params], 0, 4 * PARAMS as u64),
         }];
         entries.extend(bindings.iter().enumerate().map(|(i, b)| wgpu::BindGroupEntry {
             binding: i as u32 + 1,
-            resource: binding(&b.array.buffer, b.bytes.min(b.array.buffer.size())),
+            resource: binding(&b.array.buffer, b.offset, b.bytes),
         }));
         let group = self.device.create_bind_group(&wgpu::BindGroupDescriptor {
             label: None,

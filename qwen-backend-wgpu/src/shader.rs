@@ -91,3 +91,106 @@ impl Shader {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use naga::valid::{Capabilities, ValidationFlags, Validator};
+
+    use super::*;
+
+    const ENCODINGS: [&str; 3] = ["BF16", "F16", "F32"];
+    const STORES: [[&str; 2]; 4] = [["KEY_F16", "VALUE_F16"], ["", "VALUE_F16"], ["KEY_F16", ""], ["", ""]];
+
+    fn product(kernel: &'static str, pairs: u32, tokens: u32) -> Shader {
+        let shader = Shader::new(kernel);
+        match kernel {
+            "matvec" => {
+                shader.constant("LANES", 32).constant("GROUPS", 2).constant("PAIRS", pairs).constant("TOKENS", tokens)
+            }
+            _ => shader,
+        }
+    }
+
+    /// Every module that the backend can ask for.
+    fn variants() -> Vec<Shader> {
+        let mut all: Vec<Shader> = ["add", "argmax", "copy_blocks", "gather_rows", "rms_norm", "rope", "silu_and_mul"]
+            .into_iter()
+            .map(Shader::new)
+            .collect();
+        all.push(Shader::new("rms_norm").flag("ADD"));
+        all.extend(ENCODINGS.map(|encoding| Shader::new("embed").flag(encoding)));
+        for store in STORES {
+            let with_store = |shader: Shader| store.iter().fold(shader, |shader, flag| shader.flag(flag));
+            all.push(with_store(Shader::new("store_kv")));
+            for half in [8, 16, 32, 64, 128] {
+                for split in [true, false] {
+                    let shader = Shader::new("attention").constant("ROWS", 8).constant("HALF", half);
+                    all.push(with_store(shader.flag_if(split, "SPLIT")));
+                }
+                all.push(Shader::new("attention_merge").constant("HALF", half));
+            }
+        }
+        for (kernel, pairs, tokens) in [("matvec", 2, 1), ("matvec", 1, 4), ("matmul", 0, 0)] {
+            for encoding in ENCODINGS {
+                for ragged in [true, false] {
+                    let new = || product(kernel, pairs, tokens).flag(encoding).flag_if(ragged, "RAGGED");
+                    for order in ["ORDER_PLAIN", "ORDER_HALVES"] {
+                        all.push(new().flag(order).flag("EPILOGUE_WRITE"));
+                        all.push(new().flag(order).flag("EPILOGUE_WRITE").flag("BIAS"));
+                        all.push(new().flag(order).flag("EPILOGUE_ADD"));
+                        all.push(new().flag(order).flag("EPILOGUE_SILU"));
+                    }
+                    for store in STORES {
+                        let shader = new().flag("ORDER_HEADS").flag("EPILOGUE_HEADS");
+                        all.push(store.iter().fold(shader, |shader, flag| shader.flag(flag)));
+                    }
+                }
+            }
+        }
+        all
+    }
+
+    #[test]
+    fn every_variant_is_valid_within_the_smallest_limits_and_translates() {
+        for shader in variants() {
+            let text = shader.compose();
+            let module = naga::front::wgsl::parse_str(&text)
+                .unwrap_or_else(|error| panic!("{shader:?}: {}", error.emit_to_string(&text)));
+            // Nothing but what WebGPU always has: no f16 type, no subgroups, no immediates.
+            let info = Validator::new(ValidationFlags::all(), Capabilities::SHADER_FLOAT16_IN_FLOAT32)
+                .validate(&module)
+                .unwrap_or_else(|error| panic!("{shader:?}: {}", error.emit_to_string(&text)));
+
+            let of_space = |space: fn(&naga::AddressSpace) -> bool| {
+                module.global_variables.iter().filter(move |(_, variable)| space(&variable.space))
+            };
+            let bound = of_space(|space| matches!(space, naga::AddressSpace::Storage { .. })).count();
+            assert!(bound <= 8, "{shader:?} binds {bound} arrays");
+            let mut layouter = naga::proc::Layouter::default();
+            layouter.update(module.to_ctx()).unwrap();
+            let shared: u32 =
+                of_space(|space| *space == naga::AddressSpace::WorkGroup).map(|(_, v)| layouter[v.ty].size).sum();
+            assert!(shared <= 16 << 10, "{shader:?} takes {shared} bytes of workgroup memory");
+            let size = module.entry_points[0].workgroup_size;
+            assert!(size.iter().product::<u32>() <= 256, "{shader:?}: {size:?} threads");
+
+            let spv = naga::back::spv::Options::default();
+            naga::back::spv::write_vec(&module, &info, &spv, None).unwrap();
+            let msl =
+                naga::back::msl::Options { lang_version: (2, 4), fake_missing_bindings: true, ..Default::default() };
+            naga::back::msl::write_string(&module, &info, &msl, &Default::default()).unwrap();
+            let hlsl = naga::back::hlsl::Options { fake_missing_bindings: true, ..Default::default() };
+            let mut translated = String::new();
+            naga::back::hlsl::Writer::new(&mut translated, &hlsl, &Default::default())
+                .write(&module, &info, None)
+                .unwrap_or_else(|error| panic!("{shader:?}: {error}"));
+        }
+    }
+
+    #[test]
+    fn directives_keep_and_drop_lines() {
+        let kept = Shader::new("rms_norm").flag("ADD").compose();
+        assert!(kept.contains("binding(4)") && !kept.contains("//#"));
+        assert!(!Shader::new("rms_norm").compose().contains("binding(4)"));
+    }
+}

@@ -4,6 +4,8 @@
 struct Params {
     width: u32,
     valid: u32,
+    // Rows before this piece of the batch.
+    first_row: u32,
 }
 
 const WIDTH: u32 = 256u;
@@ -56,6 +58,6 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         workgroupBarrier();
     }
     if local == 0u {
-        out[group.x] = select(best_index[0], NON_FINITE, best_key[0] == 0xffffffffu);
+        out[params.first_row + group.x] = select(best_index[0], NON_FINITE, best_key[0] == 0xffffffffu);
     }
 }

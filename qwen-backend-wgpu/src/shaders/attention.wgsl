@@ -18,6 +18,8 @@ struct Params {
     scale: f32,
     // Spans that a query head's records have room for.
     max_spans: u32,
+    // Tokens before this piece of the batch, whose tokens are counted from 0 here.
+    first_token: u32,
 }
 
 const WIDTH: u32 = 128u;
@@ -133,10 +135,10 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         let token = (group.x * ROWS + local) / heads_per_kv;
         let exists = token < params.num_tokens;
         //#endif
-        let seq = sequence_of(token);
+        let seq = sequence_of(params.first_token + token);
         var visible = 0u;
         if exists && seq < params.num_seqs {
-            visible = context_lens[seq] + token + 1u - cu_seqlens_q[seq + 1u];
+            visible = context_lens[seq] + params.first_token + token + 1u - cu_seqlens_q[seq + 1u];
         }
         row_token[local] = select(0u, token, exists);
         row_head[local] = select(0u, first_head + h, exists);
@@ -159,9 +161,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     var attended: array<vec2<f32>, ROWS>;
 
     // A tile may reach over the end of a sequence: then each sequence takes its turn.
-    let seqs = min(sequence_of(last_token) + 1u, params.num_seqs);
-    for (var seq = sequence_of(first_token); seq < seqs; seq++) {
-        let last = min(last_token + 1u, cu_seqlens_q[seq + 1u]);
+    let seqs = min(sequence_of(params.first_token + last_token) + 1u, params.num_seqs);
+    for (var seq = sequence_of(params.first_token + first_token); seq < seqs; seq++) {
+        let last = min(params.first_token + last_token + 1u, cu_seqlens_q[seq + 1u]);
         let end = context_lens[seq] + last - cu_seqlens_q[seq + 1u];
         let visible = select(0u, row_visible[row], row_seq[row] == seq);
         //#if SPLIT
@@ -276,7 +278,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         for (var r = 0u; r < ROWS; r++) {
             //#if SPLIT
             let exists = group.x % tiles * ROWS + r < heads_per_kv && !(row_total[r] == 0.0);
-            let record = (row_token[r] * params.num_attention_heads + row_head[r]) * params.max_spans + group.z;
+            let record = ((params.first_token + row_token[r]) * params.num_attention_heads + row_head[r]) * params.max_spans + group.z;
             let at = record * (HEAD_DIM + 2u);
             if exists {
                 out[at + 2u * pair] = attended[r].x;

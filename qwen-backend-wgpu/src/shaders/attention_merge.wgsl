@@ -4,6 +4,8 @@ struct Params {
     num_seqs: u32,
     num_attention_heads: u32,
     max_spans: u32,
+    // Tokens before this piece of the batch.
+    first_token: u32,
 }
 
 const SPAN: u32 = 128u;
@@ -20,7 +22,7 @@ const HEAD_DIM: u32 = 2u * HALF;
 
 @compute @workgroup_size(HALF)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) pair: u32) {
-    let token = group.y;
+    let token = params.first_token + group.y;
     // Each sequence has one token at most: this is what is split.
     var seq = 0u;
     while seq < params.num_seqs && cu_seqlens_q[seq + 1u] <= token {
@@ -41,7 +43,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         total = share.total;
         attended = blend(attended, vec2(share.before, share.span), vec2(records[at + 2u * pair], records[at + 2u * pair + 1u]));
     }
-    let at = row * HEAD_DIM + 2u * pair;
+    let at = (group.y * params.num_attention_heads + group.x) * HEAD_DIM + 2u * pair;
     out[at] = attended.x / total;
     out[at + 1u] = attended.y / total;
 }

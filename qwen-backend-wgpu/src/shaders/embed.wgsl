@@ -1,7 +1,8 @@
 // Rows of the embedding table, decoded: those that lie in this slab of the table. One thread an eighth of a row.
 
 struct Params {
-    tokens: u32,
+    // Tokens before this piece of the batch.
+    first_token: u32,
     cols: u32,
     chunks: u32,
     first_row: u32,
@@ -24,7 +25,7 @@ fn main(@builtin(global_invocation_id) at: vec3<u32>) {
     if chunk >= params.chunks {
         return;
     }
-    let id = ids[token];
+    let id = ids[params.first_token + token];
     let row = id - params.first_row;
     var eight = Eight(vec4(0.0), vec4(0.0));
     if row < params.slab_rows {

@@ -2,6 +2,10 @@
 
 struct Params {
     width: u32,
+    // Rows before this piece of the output, and of the source, and rows of the source's.
+    first_row: u32,
+    first_source: u32,
+    source_rows: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -11,7 +15,8 @@ struct Params {
 
 @compute @workgroup_size(64)
 fn main(@builtin(global_invocation_id) at: vec3<u32>) {
-    if at.x < params.width {
-        out[at.y * params.width + at.x] = x[indices[at.y] * params.width + at.x];
+    let source = indices[params.first_row + at.y] - params.first_source;
+    if at.x < params.width && source < params.source_rows {
+        out[at.y * params.width + at.x] = x[source * params.width + at.x];
     }
 }

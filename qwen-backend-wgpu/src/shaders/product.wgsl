@@ -14,6 +14,8 @@ struct Params {
     first_pair: u32,
     // Rows of the whole matrix.
     rows: u32,
+    // Tokens before this piece of the batch.
+    first_token: u32,
     num_attention_heads: u32,
     num_key_value_heads: u32,
     // Half of head_dim.
@@ -122,16 +124,17 @@ fn emit(token: u32, pair: u32, sums: vec2<f32>) {
     let head = pair / params.half;
     let i = pair % params.half;
     let stored = params.num_attention_heads + params.num_key_value_heads;
+    let slot = slot_mapping[params.first_token + token];
     if head >= stored {
-        store_value(slot_mapping[token], head - stored, i, value);
+        store_value(slot, head - stored, i, value);
         return;
     }
-    let angle = 2u * token * params.half + i;
+    let angle = 2u * (params.first_token + token) * params.half + i;
     let c = cos_sin[angle];
     let s = cos_sin[angle + params.half];
     let turned = vec2(value.x * c - value.y * s, value.y * c + value.x * s);
     if head >= params.num_attention_heads {
-        store_key(slot_mapping[token], head - params.num_attention_heads, i, turned);
+        store_key(slot, head - params.num_attention_heads, i, turned);
         return;
     }
     let at = token * params.rows;

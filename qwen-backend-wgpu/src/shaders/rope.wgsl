@@ -5,6 +5,8 @@ struct Params {
     half: u32,
     // Pairs of all query and key heads of a token.
     pairs: u32,
+    // Tokens before this piece of the batch.
+    first_token: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -19,7 +21,7 @@ fn main(@builtin(global_invocation_id) at: vec3<u32>) {
     }
     let i = at.x % params.half;
     let first = token * params.qkv_size + 2u * (at.x - i) + i;
-    let angle = 2u * token * params.half + i;
+    let angle = 2u * (params.first_token + token) * params.half + i;
     let c = cos_sin[angle];
     let s = cos_sin[angle + params.half];
     let a = qkv[first];

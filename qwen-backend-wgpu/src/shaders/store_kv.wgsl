@@ -9,6 +9,8 @@ struct Params {
     num_slots: u32,
     // Pairs of the slab's heads.
     pairs: u32,
+    // Tokens before this piece of the batch.
+    first_token: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -26,7 +28,7 @@ fn main(@builtin(global_invocation_id) at: vec3<u32>) {
     }
     let i = at.x % params.half;
     let head = at.x / params.half;
-    let slot = slot_mapping[token];
+    let slot = slot_mapping[params.first_token + token];
     let key = token * params.qkv_size + params.first_key + 2u * head * params.half + i;
     store_key(slot, head, i, vec2(qkv[key], qkv[key + params.half]));
     let value = token * params.qkv_size + params.first_value + 2u * head * params.half + 2u * i;
