@@ -16,6 +16,7 @@ use crate::kv::{Slab, Store};
 use crate::options::WgpuOptions;
 use crate::record::{Dispatch, Grid, Queued};
 use crate::shader::Shader;
+use crate::stats::WgpuStats;
 use crate::weight::{Layout, Matrix};
 
 /// Tokens from which on Fast multiplies by tiles.
@@ -117,6 +118,16 @@ impl WgpuBackend {
         &self.gpu.info
     }
 
+    /// What it has done so far.
+    pub fn stats(&self) -> WgpuStats {
+        self.gpu.stats.clone()
+    }
+
+    #[cfg(test)]
+    pub(crate) fn gpu(&self) -> &Gpu {
+        &self.gpu
+    }
+
     fn misfit(&self, op: &str, reason: String) -> Error {
         self.gpu.error(op, reason)
     }
@@ -143,7 +154,7 @@ impl WgpuBackend {
             return Err(self.misfit(op, format!("{largest} workgroups along one dimension, the device takes {most}")));
         }
         let kernel = self.gpu.prepare(op, shader, bindings, params)?;
-        self.queued.kernels.push(Dispatch { kernel, grid });
+        self.queued.kernels.push(Dispatch { kernel, grid, weight_bytes: 0 });
         Ok(())
     }
 
@@ -238,6 +249,9 @@ impl WgpuBackend {
                 let params: Vec<u32> = params.iter().map(|param| *param as u32).collect();
                 let groups = [pairs.len().div_ceil(pairs_per_group), piece.len().div_ceil(tokens_per_group), 1];
                 self.queue(op, &shader, &bindings, &params, Grid::Fixed(groups.map(|size| size as u32)))?;
+                if let Some(dispatch) = self.queued.kernels.last_mut() {
+                    dispatch.weight_bytes = (2 * pairs.len() * layout.row_bytes() * groups[1]) as u64;
+                }
             }
         }
         Ok(())
@@ -278,8 +292,9 @@ impl WgpuBackend {
         if words == 0 {
             return self.queued.flush(&mut self.gpu, op);
         }
+        let timer = self.gpu.stats.host();
         let encoder = self.queued.encode(&mut self.gpu);
-        self.gpu.read_back(op, encoder, &numbers.array, words, take)?;
+        self.gpu.read_back(op, encoder, timer, &numbers.array, words, take)?;
         self.settle();
         Ok(())
     }
@@ -784,6 +799,7 @@ impl Backend for WgpuBackend {
             return Ok(());
         }
         self.queued.flush(&mut self.gpu, "step")?;
+        let _timer = self.gpu.stats.host();
         self.recording = Some(true);
         let result = body(self);
         let replayable = self.recording.take() == Some(true);

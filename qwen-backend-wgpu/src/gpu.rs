@@ -12,7 +12,9 @@ use qwen_core::{Error, Result};
 
 use crate::adapter::{self, AdapterInfo};
 use crate::options::WgpuOptions;
+use crate::pipeline_cache::Cache;
 use crate::shader::Shader;
+use crate::stats::{HostTimer, WgpuStats};
 
 /// Words of a kernel's parameters.
 pub(crate) const PARAMS: usize = 12;
@@ -33,6 +35,8 @@ struct Faults {
 #[derive(Debug, Clone)]
 pub(crate) struct Array {
     id: u64,
+    /// The device that it lies on. Two instances of wgpu would take each other's handles for their own.
+    owner: u64,
     pub(crate) buffer: wgpu::Buffer,
 }
 
@@ -98,6 +102,7 @@ pub(crate) struct Prepared {
 /// An open device.
 #[derive(Debug)]
 pub(crate) struct Gpu {
+    id: u64,
     pub(crate) device: wgpu::Device,
     pub(crate) queue: wgpu::Queue,
     pub(crate) info: AdapterInfo,
@@ -110,8 +115,8 @@ pub(crate) struct Gpu {
     params_buffers: Vec<wgpu::Buffer>,
     next_param: u64,
     readback: Option<wgpu::Buffer>,
-    /// Objects of the API that were made so far: buffers, pipelines, bind groups and their layouts.
-    pub(crate) objects: u64,
+    pub(crate) stats: WgpuStats,
+    cache: Option<Cache>,
 }
 
 impl Gpu {
@@ -130,7 +135,8 @@ impl Gpu {
             op: "open".into(),
             reason: format!("the driver refused a device: {error}"),
         })?;
-        Ok(Self::new(device, queue, info))
+        let cache = options.pipeline_cache.then(|| Cache::open(&device, &adapter)).flatten();
+        Ok(Gpu { cache, ..Self::new(device, queue, info) })
     }
 
     /// A device that somebody opened.
@@ -144,6 +150,7 @@ impl Gpu {
             note(&seen, format!("the device was lost ({reason:?}): {message}; load the engine again"));
         });
         Gpu {
+            id: next_id(),
             limits: device.limits(),
             device,
             queue,
@@ -156,7 +163,8 @@ impl Gpu {
             params_buffers: Vec::new(),
             next_param: 0,
             readback: None,
-            objects: 0,
+            stats: WgpuStats::default(),
+            cache: None,
         }
     }
 
@@ -168,19 +176,26 @@ impl Gpu {
         }
     }
 
+    /// Refuse arrays of other devices.
+    pub(crate) fn own<'a>(&self, op: &str, mut arrays: impl Iterator<Item = &'a Array>) -> Result<()> {
+        match arrays.all(|array| array.owner == self.id) {
+            true => Ok(()),
+            false => Err(self.error(op, "an array belongs to another device")),
+        }
+    }
+
     pub(crate) fn error(&self, op: &str, reason: impl Into<String>) -> Error {
         Error::Device { device: self.info.to_string(), op: op.into(), reason: reason.into() }
     }
 
     /// An array of `words` 32-bit words, all zero. `what` names it in errors.
     pub(crate) fn array(&mut self, what: &str, words: usize) -> Result<Array> {
-        static NEXT: AtomicU64 = AtomicU64::new(0);
         let size = bytes_of(words);
         if size > self.limits.max_buffer_size {
             let reason = format!("a buffer of {size} bytes exceeds the device's {}", self.limits.max_buffer_size);
             return Err(self.error(what, reason));
         }
-        self.objects += 1;
+        self.stats.made(1);
         let buffer = self.device.create_buffer(&wgpu::BufferDescriptor {
             label: Some(what),
             size,
@@ -188,7 +203,7 @@ impl Gpu {
             mapped_at_creation: false,
         });
         self.check(what)?;
-        Ok(Array { id: NEXT.fetch_add(1, Ordering::Relaxed), buffer })
+        Ok(Array { id: next_id(), owner: self.id, buffer })
     }
 
     /// Fill `array` from the beginning with what `fill` appends, until it appends nothing. Memory for one piece of it is
@@ -220,6 +235,12 @@ impl Gpu {
         }
     }
 
+    /// Hand the commands of `encoder` to the device.
+    pub(crate) fn submit(&self, encoder: wgpu::CommandEncoder) {
+        self.stats.submitted();
+        self.queue.submit([encoder.finish()]);
+    }
+
     /// Wait for all that was submitted.
     pub(crate) fn wait(&self, op: &str) -> Result<()> {
         let polled = self.device.poll(wgpu::PollType::wait_indefinitely());
@@ -236,6 +257,7 @@ impl Gpu {
         bindings: &[Binding<'_>],
         params: &[u32],
     ) -> Result<Prepared> {
+        self.own(op, bindings.iter().map(|binding| binding.array))?;
         let limit = self.limits.max_storage_buffer_binding_size;
         if let Some(binding) = bindings.iter().find(|binding| binding.bytes > limit) {
             let reason = format!("an array of {} bytes exceeds the device's {limit} a binding", binding.bytes);
@@ -257,7 +279,7 @@ impl Gpu {
             label: Some(shader.kernel),
             source: wgpu::ShaderSource::Wgsl(shader.compose().into()),
         });
-        self.objects += 2;
+        self.stats.made(2);
         self.layout(access);
         let pipeline = self.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
             label: Some(shader.kernel),
@@ -269,16 +291,16 @@ impl Gpu {
                 zero_initialize_workgroup_memory: false,
                 ..Default::default()
             },
-            cache: None,
+            cache: self.cache.as_ref().map(Cache::pipelines),
         });
         self.pipelines.insert(shader.clone(), pipeline.clone());
         pipeline
     }
 
     fn layout(&mut self, access: &[bool]) -> &Layout {
-        let Gpu { device, layouts, objects, .. } = self;
+        let Gpu { device, layouts, stats, .. } = self;
         layouts.entry(access.to_vec()).or_insert_with(|| {
-            *objects += 2;
+            stats.made(2);
             let entry =
                 |binding: usize, ty: wgpu::BufferBindingType, has_dynamic_offset: bool| wgpu::BindGroupLayoutEntry {
                     binding: binding as u32,
@@ -313,7 +335,7 @@ impl Gpu {
         let alignment = u64::from(self.limits.min_uniform_buffer_offset_alignment);
         let step = (4 * PARAMS as u64).next_multiple_of(alignment.max(4));
         if self.params_buffers.is_empty() || self.next_param + step > PARAMS_BUFFER {
-            self.objects += 1;
+            self.stats.made(1);
             self.params_buffers.push(self.device.create_buffer(&wgpu::BufferDescriptor {
                 label: Some("parameters"),
                 size: PARAMS_BUFFER,
@@ -338,7 +360,7 @@ impl Gpu {
         if let Some(group) = self.groups.get(&key) {
             return group.clone();
         }
-        self.objects += 1;
+        self.stats.made(1);
         self.layout(access);
         let binding = |buffer, offset, size| {
             wgpu::BindingResource::Buffer(wgpu::BufferBinding { buffer, offset, size: wgpu::BufferSize::new(size) })
@@ -365,18 +387,20 @@ impl Gpu {
         self.groups.clear();
     }
 
-    /// Copy the first `words` of `array` to the host, after the commands of `encoder`.
+    /// Copy the first `words` of `array` to the host, after the commands of `encoder`, whose recording `timer` counts.
     pub(crate) fn read_back(
         &mut self,
         op: &str,
         mut encoder: wgpu::CommandEncoder,
+        timer: HostTimer,
         array: &Array,
         words: usize,
         mut take: impl FnMut(&[u8]),
     ) -> Result<()> {
+        self.own(op, [array].into_iter())?;
         let bytes = words as u64 * 4;
         if self.readback.as_ref().is_none_or(|buffer| buffer.size() < bytes) {
-            self.objects += 1;
+            self.stats.made(1);
             self.readback = Some(self.device.create_buffer(&wgpu::BufferDescriptor {
                 label: Some("readback"),
                 size: bytes.next_multiple_of(256),
@@ -387,7 +411,8 @@ impl Gpu {
         }
         let Some(readback) = self.readback.clone() else { return Ok(()) };
         encoder.copy_buffer_to_buffer(&array.buffer, 0, &readback, 0, bytes);
-        self.queue.submit([encoder.finish()]);
+        self.submit(encoder);
+        drop(timer);
         self.check(op)?;
         let (sender, receiver) = std::sync::mpsc::channel();
         readback.slice(..bytes).map_async(wgpu::MapMode::Read, move |mapped| {
@@ -406,6 +431,12 @@ impl Gpu {
         readback.unmap();
         self.check(op)
     }
+}
+
+/// A number that no other array or device of this process has.
+fn next_id() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
 fn lock(faults: &Mutex<Faults>) -> MutexGuard<'_, Faults> {

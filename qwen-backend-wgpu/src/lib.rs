@@ -13,10 +13,15 @@ mod backend;
 mod gpu;
 mod kv;
 mod options;
+mod pipeline_cache;
 mod record;
 mod shader;
+mod stats;
+#[cfg(test)]
+mod tests;
 mod weight;
 
 pub use adapter::{AdapterInfo, adapters};
 pub use backend::{WgpuBackend, WgpuBuffer, WgpuIndices, WgpuKv, WgpuWeight};
 pub use options::{AdapterChoice, CapabilitySet, WgpuOptions};
+pub use stats::WgpuStats;

@@ -44,11 +44,23 @@ impl CapabilitySet {
 /// let options = WgpuOptions::new().adapter(AdapterChoice::Name("radeon".into())).precision(Precision::Exact);
 /// # let _ = options;
 /// ```
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct WgpuOptions {
     pub(crate) adapter: AdapterChoice,
     pub(crate) precision: Precision,
     pub(crate) capabilities: CapabilitySet,
+    pub(crate) pipeline_cache: bool,
+}
+
+impl Default for WgpuOptions {
+    fn default() -> Self {
+        WgpuOptions {
+            adapter: AdapterChoice::default(),
+            precision: Precision::default(),
+            capabilities: CapabilitySet::default(),
+            pipeline_cache: true,
+        }
+    }
 }
 
 impl WgpuOptions {
@@ -72,6 +84,13 @@ impl WgpuOptions {
     /// How much of the adapter is used. Default [`CapabilitySet::Default`].
     pub fn capabilities(mut self, capabilities: CapabilitySet) -> Self {
         self.capabilities = capabilities;
+        self
+    }
+
+    /// Whether compiled kernels are kept in the user's cache folder (`qwen-rs`), where the driver gives them out. Default
+    /// true: the next start is faster.
+    pub fn pipeline_cache(mut self, keep: bool) -> Self {
+        self.pipeline_cache = keep;
         self
     }
 }

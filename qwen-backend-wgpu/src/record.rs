@@ -27,6 +27,8 @@ pub(crate) enum Grid {
 pub(crate) struct Dispatch {
     pub(crate) kernel: Prepared,
     pub(crate) grid: Grid,
+    /// Bytes of weights that it reads, where that is its work.
+    pub(crate) weight_bytes: u64,
 }
 
 /// What was queued and did not go to the device yet.
@@ -55,6 +57,7 @@ impl Queued {
 
     /// Queue a write to the beginning of `array`. No kernel may be queued.
     pub(crate) fn write(&mut self, gpu: &mut Gpu, array: &Array, bytes: &[u8]) -> Result<()> {
+        gpu.own("write", [array].into_iter())?;
         if self.staged.len() + bytes.len() > STAGED {
             self.flush(gpu, "write")?;
         }
@@ -84,7 +87,7 @@ impl Queued {
         let mut encoder = gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("step") });
         if !self.staged.is_empty() {
             let upload = self.upload.get_or_insert_with(|| {
-                gpu.objects += 1;
+                gpu.stats.made(1);
                 gpu.device.create_buffer(&wgpu::BufferDescriptor {
                     label: Some("step inputs"),
                     size: STAGED as u64,
@@ -110,6 +113,7 @@ impl Queued {
                 pass.set_pipeline(&dispatch.kernel.pipeline);
                 pass.set_bind_group(0, &dispatch.kernel.group, &[dispatch.kernel.offset]);
                 pass.dispatch_workgroups(x, y, z);
+                gpu.stats.dispatched(dispatch.weight_bytes);
             }
         }
         encoder
@@ -118,8 +122,9 @@ impl Queued {
     /// Hand all that is queued to the device.
     pub(crate) fn flush(&mut self, gpu: &mut Gpu, op: &str) -> Result<()> {
         if self.has_kernels() || !self.staged.is_empty() {
+            let _timer = gpu.stats.host();
             let encoder = self.encode(gpu);
-            gpu.queue.submit([encoder.finish()]);
+            gpu.submit(encoder);
         }
         gpu.check(op)
     }

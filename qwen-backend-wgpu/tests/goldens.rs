@@ -7,35 +7,36 @@ use qwen_backend_wgpu::CapabilitySet;
 use qwen_core::Precision;
 use qwen_core::conformance::goldens::{Goldens, folder};
 
-/// Prompts that are longer take minutes on software Vulkan.
-const LONGEST: usize = 200;
-
-fn run(capabilities: CapabilitySet, precision: Precision) {
+fn run(capabilities: CapabilitySet, precision: Precision, longest: usize) {
     let Some(folder) = folder() else { return };
     let goldens = Goldens::open(folder).unwrap();
     for case in goldens.cases() {
-        let result = goldens.run(case, backend(capabilities, precision).unwrap(), LONGEST).unwrap();
+        if case.prompt_lengths.iter().all(|length| *length > longest) {
+            println!("{capabilities:?} {} skipped: its prompts are longer than {longest} tokens", case.name);
+            continue;
+        }
+        let result = goldens.run(case, backend(capabilities, precision).unwrap(), longest).unwrap();
         println!("{capabilities:?} {result}");
-        assert!(result.holds() || result.prompts == 0, "{result}");
+        assert!(result.holds(), "{result}");
     }
 }
 
 #[test]
 fn default_exact() {
-    run(CapabilitySet::Default, Precision::Exact);
+    run(CapabilitySet::Default, Precision::Exact, usize::MAX);
 }
 
 #[test]
 fn default_fast() {
-    run(CapabilitySet::Default, Precision::Fast);
+    run(CapabilitySet::Default, Precision::Fast, usize::MAX);
 }
 
 #[test]
 fn tiny_exact() {
-    run(CapabilitySet::Tiny, Precision::Exact);
+    run(CapabilitySet::Tiny, Precision::Exact, 200);
 }
 
 #[test]
 fn tiny_fast() {
-    run(CapabilitySet::Tiny, Precision::Fast);
+    run(CapabilitySet::Tiny, Precision::Fast, 200);
 }

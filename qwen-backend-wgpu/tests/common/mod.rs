@@ -8,7 +8,7 @@ use qwen_core::{Precision, Result};
 /// The options of the adapter that tests run on: `$QWEN_WGPU_ADAPTER`, a part of its name, or software Vulkan.
 pub(crate) fn options() -> WgpuOptions {
     let name = std::env::var("QWEN_WGPU_ADAPTER").unwrap_or_else(|_| "llvmpipe".into());
-    WgpuOptions::new().adapter(AdapterChoice::Name(name))
+    WgpuOptions::new().adapter(AdapterChoice::Name(name)).pipeline_cache(false)
 }
 
 /// A backend on it.

@@ -1,0 +1,152 @@
+//! What only the inside shows: what a step makes and submits, and what becomes of faults. On the demo checkpoint.
+
+use std::path::Path;
+
+use qwen_core::backend::{Backend, Interrupt};
+use qwen_core::batch::{Batch, Limits, SequenceStep, StepOutput, WantLogits};
+use qwen_core::checkpoint::Checkpoint;
+use qwen_core::kv::BlockId;
+use qwen_core::model::Model;
+use qwen_core::model::spec::ModelSpec;
+use qwen_core::rope::Rope;
+use qwen_core::runner::{ModelRunner, Runner};
+use qwen_core::{Error, Precision, Result};
+
+use crate::gpu::Gpu;
+use crate::{AdapterChoice, WgpuBackend, WgpuOptions};
+
+const BLOCK_SIZE: usize = 16;
+const CONTEXT: usize = 512;
+
+/// A backend on `$QWEN_WGPU_ADAPTER` or software Vulkan; says so where there is none.
+fn backend(precision: Precision) -> Option<WgpuBackend> {
+    let name = std::env::var("QWEN_WGPU_ADAPTER").unwrap_or_else(|_| "llvmpipe".into());
+    let options = WgpuOptions::new().adapter(AdapterChoice::Name(name)).precision(precision).pipeline_cache(false);
+    WgpuBackend::new(options).inspect_err(|error| eprintln!("skipped: {error}")).ok()
+}
+
+fn checkpoint() -> Checkpoint {
+    Checkpoint::open(Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/demo-model")).unwrap()
+}
+
+fn runner(mut backend: WgpuBackend) -> Result<ModelRunner<WgpuBackend>> {
+    let checkpoint = checkpoint();
+    let config = checkpoint.config();
+    let limits = Limits {
+        max_model_len: CONTEXT,
+        max_num_batched_tokens: 64,
+        max_num_seqs: 4,
+        max_num_logits: 4,
+        block_size: BLOCK_SIZE,
+        num_blocks: CONTEXT / BLOCK_SIZE,
+        vocab_size: config.vocab_size,
+        num_token_ids: config.vocab_size,
+    };
+    let model = Model::load(&mut backend, ModelSpec::new(config), &limits, &checkpoint, &mut |_| {})?;
+    Ok(ModelRunner::new(backend, model, Rope::new(config), limits))
+}
+
+/// One greedy step of a sequence that has `computed` positions: the next id.
+fn step(runner: &mut dyn Runner, ids: &[u32], computed: usize) -> Result<u32> {
+    let block_table: Vec<BlockId> = (0..(CONTEXT / BLOCK_SIZE) as u32).map(BlockId).collect();
+    let mut batch = Batch::new(BLOCK_SIZE);
+    batch.push(SequenceStep {
+        input_ids: ids,
+        num_computed_tokens: computed,
+        block_table: &block_table,
+        logits: WantLogits::Last,
+    })?;
+    batch.greedy = true;
+    let mut output = StepOutput::default();
+    runner.execute(&batch, &mut output, &Interrupt::default())?;
+    Ok(output.greedy_ids[0])
+}
+
+#[test]
+fn a_decode_step_makes_nothing_and_submits_once() {
+    let Some(backend) = backend(Precision::Fast) else { return };
+    let stats = backend.stats();
+    let mut runner = runner(backend).unwrap();
+    let mut id = step(&mut runner, &[1, 2, 3], 0).unwrap();
+    id = step(&mut runner, &[id], 3).unwrap();
+    let layers = checkpoint().config().num_hidden_layers as u64;
+    let weights: u64 = 2 * 3_938_560;
+    // Across spans of attention too: the context grows from 4 to 260.
+    for computed in 4..260 {
+        let before = (stats.objects(), stats.submissions(), stats.dispatches(), stats.weight_bytes());
+        id = step(&mut runner, &[id], computed).unwrap();
+        assert_eq!(stats.objects(), before.0, "objects made at position {computed}");
+        assert_eq!(stats.submissions(), before.1 + 1, "command buffers at position {computed}");
+        // Embedding, rows, norm, head and the largest; eight a layer.
+        let dispatches = stats.dispatches() - before.2;
+        assert!(dispatches <= 8 * layers + 5, "{dispatches} kernels for {layers} layers");
+        let read = stats.weight_bytes() - before.3;
+        assert!(read <= weights + weights / 10, "{read} bytes of weights read, there are {weights}");
+    }
+}
+
+#[test]
+fn a_lost_device_ends_with_an_error_and_another_one_works() {
+    let Some(backend) = backend(Precision::Fast) else { return };
+    let device = backend.gpu().device.clone();
+    let mut lost = runner(backend).unwrap();
+    let id = step(&mut lost, &[1, 2, 3], 0).unwrap();
+    device.destroy();
+    for _ in 0..2 {
+        match step(&mut lost, &[id], 3) {
+            Err(Error::Device { reason, .. }) => assert!(reason.contains("lost"), "{reason}"),
+            other => panic!("{other:?} on a lost device"),
+        }
+    }
+    let mut again = runner(self::backend(Precision::Fast).unwrap()).unwrap();
+    assert_eq!(step(&mut again, &[1, 2, 3], 0).unwrap(), id);
+}
+
+#[test]
+fn what_exceeds_the_device_is_refused_by_name() {
+    let Some(mut backend) = backend(Precision::Fast) else { return };
+    let most = backend.gpu().limits.max_buffer_size;
+    let error = backend.alloc(most as usize / 4 + 64).unwrap_err().to_string();
+    assert!(error.contains("activations") && error.contains(&most.to_string()), "{error}");
+    // A refusal breaks nothing.
+    let mut buffer = backend.alloc(4).unwrap();
+    backend.write(&mut buffer, &[1.0; 4]).unwrap();
+    backend.synchronize().unwrap();
+}
+
+#[test]
+fn arrays_of_another_device_are_refused() {
+    let Some(mut backend) = backend(Precision::Fast) else { return };
+    let mut foreign = self::backend(Precision::Fast).unwrap().alloc(64).unwrap();
+    let mut x = backend.alloc(64).unwrap();
+    let refused =
+        [backend.add(&mut x, &foreign, 64), backend.write(&mut foreign, &[0.0]), backend.read(&foreign, &mut [0.0])];
+    for (refused, op) in refused.into_iter().zip(["add", "write", "read"]) {
+        assert!(matches!(&refused, Err(Error::Device { op: found, .. }) if found == op), "{refused:?}");
+    }
+}
+
+#[test]
+fn ten_models_give_the_memory_back() {
+    let Some(first) = backend(Precision::Fast) else { return };
+    let (device, queue) = (first.gpu().device.clone(), first.gpu().queue.clone());
+    let info = first.adapter().clone();
+    drop(first);
+    let allocated = || {
+        device.poll(wgpu::PollType::wait_indefinitely()).unwrap();
+        device.generate_allocator_report().map(|report| report.total_allocated_bytes)
+    };
+    let Some(before) = allocated() else {
+        eprintln!("skipped: this driver reports no allocations");
+        return;
+    };
+    for cycle in 0..10 {
+        let gpu = Gpu::new(device.clone(), queue.clone(), info.clone());
+        let mut runner = runner(WgpuBackend::on(gpu, Precision::Fast)).unwrap();
+        step(&mut runner, &[1, 2, 3], 0).unwrap();
+        assert!(allocated().unwrap() > before + 7_000_000, "the model is not on the device");
+        drop(runner);
+        let after = allocated().unwrap();
+        assert!(after <= before, "{} bytes left behind by cycle {cycle}", after - before);
+    }
+}
