@@ -118,6 +118,11 @@ impl WgpuBackend {
         &self.gpu.info
     }
 
+    /// The optional features of the API that it was opened with, by name.
+    pub fn features(&self) -> Vec<&'static str> {
+        self.gpu.device.features().iter_names().map(|(name, _)| name).collect()
+    }
+
     /// What it has done so far.
     pub fn stats(&self) -> WgpuStats {
         self.gpu.stats.clone()
@@ -179,7 +184,7 @@ impl WgpuBackend {
         let most = self.gpu.limits.max_storage_buffer_binding_size as usize / 4;
         let widest = widths.iter().copied().max().unwrap_or(0).max(1);
         if rows * widest <= most {
-            return Ok(if rows == 0 { Vec::new() } else { vec![0..rows] });
+            return Ok((rows > 0).then_some(0..rows).into_iter().collect());
         }
         let alignment = (self.gpu.limits.min_storage_buffer_offset_alignment as usize / 4).max(1);
         let aligned = |step: &usize| widths.iter().all(|width| (step * width).is_multiple_of(alignment));
@@ -668,7 +673,7 @@ impl Backend for WgpuBackend {
         let op = "gather_rows";
         self.need(op, "indices", &indices.numbers, rows)?;
         self.need(op, "out", &out.0, rows * width)?;
-        let held = if width == 0 { 0 } else { x.0.len / width };
+        let held = x.0.len.checked_div(width).unwrap_or(0);
         for piece in self.pieces(op, rows, &[width])? {
             // Each piece of the source gives the rows that lie in it.
             for source in self.pieces(op, held, &[width])? {

@@ -1,16 +1,18 @@
 //! What only the inside shows: what a step makes and submits, and what becomes of faults. On the demo checkpoint.
 
 use std::path::Path;
+use std::time::Duration;
 
-use qwen_core::backend::{Backend, Interrupt};
+use qwen_core::backend::{Backend, Interrupt, MatrixPart};
 use qwen_core::batch::{Batch, Limits, SequenceStep, StepOutput, WantLogits};
 use qwen_core::checkpoint::Checkpoint;
 use qwen_core::kv::BlockId;
 use qwen_core::model::Model;
+use qwen_core::model::source::WeightSource;
 use qwen_core::model::spec::ModelSpec;
 use qwen_core::rope::Rope;
 use qwen_core::runner::{ModelRunner, Runner};
-use qwen_core::{Error, Precision, Result};
+use qwen_core::{Config, Encoding, Error, Precision, Result};
 
 use crate::gpu::Gpu;
 use crate::{AdapterChoice, WgpuBackend, WgpuOptions};
@@ -29,9 +31,12 @@ fn checkpoint() -> Checkpoint {
     Checkpoint::open(Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/demo-model")).unwrap()
 }
 
-fn runner(mut backend: WgpuBackend) -> Result<ModelRunner<WgpuBackend>> {
+fn runner(backend: WgpuBackend) -> Result<ModelRunner<WgpuBackend>> {
     let checkpoint = checkpoint();
-    let config = checkpoint.config();
+    runner_of(backend, checkpoint.config(), &checkpoint)
+}
+
+fn runner_of(mut backend: WgpuBackend, config: &Config, source: &dyn WeightSource) -> Result<ModelRunner<WgpuBackend>> {
     let limits = Limits {
         max_model_len: CONTEXT,
         max_num_batched_tokens: 64,
@@ -42,7 +47,7 @@ fn runner(mut backend: WgpuBackend) -> Result<ModelRunner<WgpuBackend>> {
         vocab_size: config.vocab_size,
         num_token_ids: config.vocab_size,
     };
-    let model = Model::load(&mut backend, ModelSpec::new(config), &limits, &checkpoint, &mut |_| {})?;
+    let model = Model::load(&mut backend, ModelSpec::new(config), &limits, source, &mut |_| {})?;
     Ok(ModelRunner::new(backend, model, Rope::new(config), limits))
 }
 
@@ -149,4 +154,52 @@ fn ten_models_give_the_memory_back() {
         let after = allocated().unwrap();
         assert!(after <= before, "{} bytes left behind by cycle {cycle}", after - before);
     }
+}
+
+/// Weights that are all zero.
+struct Zeros(Vec<u8>);
+
+impl WeightSource for Zeros {
+    fn matrix(&self, _name: &str, rows: usize, cols: usize) -> Result<MatrixPart<'_>> {
+        Ok(MatrixPart::whole(Encoding::Bf16, rows, cols, &self.0[..2 * rows * cols]))
+    }
+
+    fn vector(&self, _name: &str, len: usize) -> Result<Vec<f32>> {
+        Ok(vec![0.0; len])
+    }
+
+    fn encoding(&self, _name: &str) -> Result<Encoding> {
+        Ok(Encoding::Bf16)
+    }
+
+    fn has(&self, _name: &str) -> bool {
+        true
+    }
+}
+
+/// The host's part of a decode step of the 0.5B shape, on a device that computes nothing. It depends on the number of
+/// layers, not on how wide they are.
+#[test]
+fn a_decode_step_of_24_layers_is_recorded_within_milliseconds() {
+    let (device, queue) = wgpu::Device::noop(&wgpu::DeviceDescriptor::default());
+    let Some(real) = backend(Precision::Fast) else { return };
+    let backend = WgpuBackend::on(Gpu::new(device, queue, real.adapter().clone()), Precision::Fast);
+    let stats = backend.stats();
+    let config = r#"{"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_act": "silu",
+        "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 24, "num_attention_heads": 2,
+        "num_key_value_heads": 1, "vocab_size": 512, "max_position_embeddings": 1024, "rms_norm_eps": 1e-6,
+        "rope_theta": 1e6, "tie_word_embeddings": true}"#;
+    let config = Config::from_json("config.json", config).unwrap();
+    let mut runner = runner_of(backend, &config, &Zeros(vec![0; 2 * 512 * 256])).unwrap();
+    let mut times = Vec::new();
+    for computed in 0..40 {
+        let (before, dispatches) = (stats.host_time(), stats.dispatches());
+        step(&mut runner, &[1], computed).unwrap();
+        times.push(stats.host_time() - before);
+        assert_eq!(stats.dispatches() - dispatches, 24 * 8 + 5);
+    }
+    times.sort();
+    println!("host time of a step: median {:?}, the first {:?}", times[20], times[39]);
+    // Far above what it takes on any machine: what is caught is work that belongs to loading.
+    assert!(times[20] < Duration::from_millis(50), "{:?}", times[20]);
 }
