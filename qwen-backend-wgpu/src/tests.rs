@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use qwen_core::backend::{Backend, Interrupt, MatrixPart};
+use qwen_core::backend::{Backend, Interrupt, MatrixPart, WeightRole, WeightView};
 use qwen_core::batch::{Batch, Limits, SequenceStep, StepOutput, WantLogits};
 use qwen_core::checkpoint::Checkpoint;
 use qwen_core::kv::BlockId;
@@ -15,15 +15,20 @@ use qwen_core::runner::{ModelRunner, Runner};
 use qwen_core::{Config, Encoding, Error, Precision, Result};
 
 use crate::gpu::Gpu;
-use crate::{AdapterChoice, WgpuBackend, WgpuOptions};
+use crate::{AdapterChoice, CapabilitySet, WgpuBackend, WgpuOptions};
 
 const BLOCK_SIZE: usize = 16;
 const CONTEXT: usize = 512;
 
 /// A backend on `$QWEN_WGPU_ADAPTER` or software Vulkan; says so where there is none.
 fn backend(precision: Precision) -> Option<WgpuBackend> {
+    backend_with(precision, CapabilitySet::Default)
+}
+
+fn backend_with(precision: Precision, capabilities: CapabilitySet) -> Option<WgpuBackend> {
     let name = std::env::var("QWEN_WGPU_ADAPTER").unwrap_or_else(|_| "llvmpipe".into());
-    let options = WgpuOptions::new().adapter(AdapterChoice::Name(name)).precision(precision).pipeline_cache(false);
+    let options = WgpuOptions::new().adapter(AdapterChoice::Name(name)).pipeline_cache(false);
+    let options = options.precision(precision).capabilities(capabilities);
     WgpuBackend::new(options).inspect_err(|error| eprintln!("skipped: {error}")).ok()
 }
 
@@ -154,6 +159,51 @@ fn ten_models_give_the_memory_back() {
         let after = allocated().unwrap();
         assert!(after <= before, "{} bytes left behind by cycle {cycle}", after - before);
     }
+}
+
+/// The logits of `ids` in one step.
+fn logits(runner: &mut dyn Runner, ids: &[u32]) -> Vec<u32> {
+    let block_table: Vec<BlockId> = (0..(CONTEXT / BLOCK_SIZE) as u32).map(BlockId).collect();
+    let mut batch = Batch::new(BLOCK_SIZE);
+    let step =
+        SequenceStep { input_ids: ids, num_computed_tokens: 0, block_table: &block_table, logits: WantLogits::Last };
+    batch.push(step).unwrap();
+    let mut output = StepOutput::default();
+    runner.execute(&batch, &mut output, &Interrupt::default()).unwrap();
+    output.logits.iter().map(|logit| logit.to_bits()).collect()
+}
+
+#[test]
+fn splitting_to_small_limits_changes_no_bit() {
+    let ids: Vec<u32> = (0..40).map(|i| i * 7 % 1500).collect();
+    for precision in [Precision::Exact, Precision::Fast] {
+        let [tiny, default] = [CapabilitySet::Tiny, CapabilitySet::Default]
+            .map(|set| backend_with(precision, set).map(|backend| logits(&mut runner(backend).unwrap(), &ids)));
+        assert_eq!(tiny, default, "{precision:?}");
+    }
+}
+
+#[test]
+fn a_row_of_a_tiled_product_does_not_depend_on_the_others() {
+    let Some(mut backend) = backend(Precision::Fast) else { return };
+    let (cols, outputs) = (72, 70);
+    let values = |count: usize, salt: usize| -> Vec<f32> {
+        (0..count).map(|i| ((i * 37 + salt * 11) % 101) as f32 / 50.0 - 1.0).collect()
+    };
+    let stored: Vec<u8> = values(outputs * cols, 1).iter().flat_map(|value| value.to_le_bytes()).collect();
+    let parts = [MatrixPart::whole(Encoding::F32, outputs, cols, &stored)];
+    let w = backend.load(&WeightView { name: "w", role: WeightRole::Linear, parts: &parts }).unwrap();
+    let mut product = |rows: usize| {
+        let mut x = backend.alloc(rows * cols).unwrap();
+        backend.write(&mut x, &values(rows * cols, 2)).unwrap();
+        let mut out = backend.alloc(rows * outputs).unwrap();
+        backend.linear(&x, &w, None, &mut out, rows).unwrap();
+        let mut read = vec![0.0; rows * outputs];
+        backend.read(&out, &mut read).unwrap();
+        read
+    };
+    let (few, many) = (product(9), product(150));
+    assert_eq!(few, many[..few.len()]);
 }
 
 /// Weights that are all zero.
