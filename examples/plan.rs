@@ -45,7 +45,7 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
     if let Some(context) = args.context {
         options = options.context(context);
     }
-    let plan = options.plan(&args.model)?;
+    let plan = qwen::plan(&args.model, &options)?;
     if args.json {
         println!("{}", serde_json::to_string_pretty(&plan)?);
     } else {

@@ -11,8 +11,8 @@
 //!
 //! An [`Engine`] is a loaded model with a thread of its own; it is cheap to clone and may be used from any thread. Its
 //! answers come as owned iterators: [`Reply`] of a [`Chat`], [`TextStream`] of a plain completion, [`TokenStream`] by
-//! token ids. [`EngineOptions`] chooses the [`Device`], the [`Precision`], the context and the threads, and says with
-//! [`EngineOptions::plan`] what a model will take before it is loaded.
+//! token ids. [`EngineOptions`] chooses the [`Device`], the [`Precision`], the context and the threads; [`plan()`] says
+//! what a model will take with them before it is loaded.
 //!
 //! The same inputs give the same bits, whatever else the engine is doing and however many threads it has.
 //!

@@ -143,16 +143,6 @@ impl EngineOptions {
         self
     }
 
-    /// What the model at `path` takes with these options, from its headers alone.
-    ///
-    /// # Errors
-    /// What is wrong with the checkpoint or the options. That it does not fit is not an error but said in the plan.
-    pub fn plan(&self, path: impl AsRef<Path>) -> Result<Plan> {
-        let checkpoint = Checkpoint::open(path)?;
-        let config = self.config(&checkpoint)?;
-        Ok(self.plan_for(&self.device, &checkpoint, &config, config.vocab_size)?)
-    }
-
     /// Load the model at `path`.
     ///
     /// # Errors
@@ -264,10 +254,19 @@ impl EngineOptions {
     }
 }
 
-/// What the model at `path` takes with `options`: the same as [`EngineOptions::plan`].
+/// What the model at `path` takes with `options`, from its headers and key biases alone.
+///
+/// ```no_run
+/// let options = qwen::EngineOptions::new().context(8192);
+/// let plan = qwen::plan("path/to/Qwen2.5-7B-Instruct", &options)?;
+/// println!("{} bytes; fits: {}", plan.total_bytes, plan.fits);
+/// # Ok::<(), qwen::Error>(())
+/// ```
 ///
 /// # Errors
-/// As [`EngineOptions::plan`].
+/// What is wrong with the checkpoint or the options. That it does not fit is not an error but said in the plan.
 pub fn plan(path: impl AsRef<Path>, options: &EngineOptions) -> Result<Plan> {
-    options.plan(path)
+    let checkpoint = Checkpoint::open(path)?;
+    let config = options.config(&checkpoint)?;
+    Ok(options.plan_for(&options.device, &checkpoint, &config, config.vocab_size)?)
 }

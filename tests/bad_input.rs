@@ -126,10 +126,10 @@ fn a_model_larger_than_the_memory_is_refused_before_it_is_loaded() {
         ModelError::DoesNotFit { needed, available: 100_000, .. } => assert!(needed > 100_000),
         other => panic!("{other}"),
     }
-    let plan = options().context(4096).plan(&folder.0).unwrap();
+    let plan = qwen::plan(&folder.0, &options().context(4096)).unwrap();
     // A budget that holds all but some of the K/V: what would fit is said, and fits.
     let budget = plan.total_bytes - plan.kv_bytes / 2;
-    let smaller = options().context(4096).memory_budget(budget).plan(&folder.0).unwrap();
+    let smaller = qwen::plan(&folder.0, &options().context(4096).memory_budget(budget)).unwrap();
     assert!(!smaller.fits);
     let context = smaller.max_context.unwrap();
     let error = load_error(options().context(4096).memory_budget(budget), &folder.0).to_string();

@@ -25,9 +25,6 @@ pub trait WeightSource {
     /// [`crate::Error::MissingTensor`].
     fn encoding(&self, name: &str) -> Result<Encoding>;
 
-    /// Whether there is such a tensor.
-    fn has(&self, name: &str) -> bool;
-
     /// The caller will not read this tensor again: its pages may go.
     fn release(&self, name: &str) {
         let _ = name;
@@ -46,10 +43,6 @@ impl WeightSource for Checkpoint {
 
     fn encoding(&self, name: &str) -> Result<Encoding> {
         Ok(self.tensor(name)?.encoding)
-    }
-
-    fn has(&self, name: &str) -> bool {
-        Checkpoint::has(self, name)
     }
 
     fn release(&self, name: &str) {

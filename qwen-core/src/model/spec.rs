@@ -151,10 +151,6 @@ impl ModelSpec {
         self.layers.end == self.num_hidden_layers
     }
 
-    fn cut(&self, tensor: String, shape: (usize, usize), rows: Range<usize>, cols: Range<usize>) -> Cut {
-        Cut { tensor, shape, rows, cols }
-    }
-
     /// `0..size` cut to this rank's equal share.
     fn share(&self, size: usize) -> Range<usize> {
         let len = size / self.shard.ranks;
@@ -179,7 +175,7 @@ impl ModelSpec {
 
     fn table(&self, tensor: &str) -> WeightSpec {
         let (rows, cols) = (self.vocab_size, self.hidden_size);
-        let cuts = vec![self.cut(tensor.into(), (rows, cols), 0..rows, 0..cols)];
+        let cuts = vec![Cut { tensor: tensor.into(), shape: (rows, cols), rows: 0..rows, cols: 0..cols }];
         let role = if tensor == "lm_head.weight" { WeightRole::Linear } else { WeightRole::Embedding };
         WeightSpec { name: tensor.into(), role, cuts }
     }
@@ -187,8 +183,11 @@ impl ModelSpec {
     /// The query, key and value projections of a layer.
     pub fn qkv_proj(&self, layer: usize) -> WeightSpec {
         let hidden = self.hidden_size;
-        let projection = |name: &str, all: usize, rows: Range<usize>| {
-            self.cut(format!("model.layers.{layer}.self_attn.{name}.weight"), (all, hidden), rows, 0..hidden)
+        let projection = |name: &str, all: usize, rows: Range<usize>| Cut {
+            tensor: format!("model.layers.{layer}.self_attn.{name}.weight"),
+            shape: (all, hidden),
+            rows,
+            cols: 0..hidden,
         };
         let (q, kv) = (self.whole.heads.q_size(), self.whole.heads.kv_size());
         WeightSpec {
@@ -217,8 +216,11 @@ impl ModelSpec {
     /// The gate and up projections of a layer.
     pub fn gate_up_proj(&self, layer: usize) -> WeightSpec {
         let (inner, hidden) = (self.whole.intermediate_size, self.hidden_size);
-        let projection = |name: &str| {
-            self.cut(format!("model.layers.{layer}.mlp.{name}.weight"), (inner, hidden), self.share(inner), 0..hidden)
+        let projection = |name: &str| Cut {
+            tensor: format!("model.layers.{layer}.mlp.{name}.weight"),
+            shape: (inner, hidden),
+            rows: self.share(inner),
+            cols: 0..hidden,
         };
         WeightSpec {
             name: format!("model.layers.{layer}.mlp.gate_up_proj"),
@@ -234,8 +236,8 @@ impl ModelSpec {
 
     fn by_columns(&self, tensor: String, cols: usize) -> WeightSpec {
         let hidden = self.hidden_size;
-        let cuts = vec![self.cut(tensor.clone(), (hidden, cols), 0..hidden, self.share(cols))];
-        WeightSpec { name: tensor, role: WeightRole::Linear, cuts }
+        let cut = Cut { tensor: tensor.clone(), shape: (hidden, cols), rows: 0..hidden, cols: self.share(cols) };
+        WeightSpec { name: tensor, role: WeightRole::Linear, cuts: vec![cut] }
     }
 
     /// The norm before a layer's attention.

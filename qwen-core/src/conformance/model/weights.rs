@@ -182,8 +182,4 @@ impl WeightSource for RandomModel {
         let missing = || Error::MissingTensor { name: name.into(), path: "random model".into() };
         self.tensors.get(name).map(|tensor| tensor.encoding).ok_or_else(missing)
     }
-
-    fn has(&self, name: &str) -> bool {
-        self.tensors.contains_key(name)
-    }
 }
