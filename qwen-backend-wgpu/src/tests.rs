@@ -221,10 +221,6 @@ impl WeightSource for Zeros {
     fn encoding(&self, _name: &str) -> Result<Encoding> {
         Ok(Encoding::Bf16)
     }
-
-    fn has(&self, _name: &str) -> bool {
-        true
-    }
 }
 
 /// The host's part of a decode step of the 0.5B shape, on a device that computes nothing. It depends on the number of
