@@ -158,7 +158,8 @@ impl WgpuBackend {
         if largest > most {
             return Err(self.misfit(op, format!("{largest} workgroups along one dimension, the device takes {most}")));
         }
-        let kernel = self.gpu.prepare(op, shader, bindings, params)?;
+        // Arrays of a step stay; those of single operations may go.
+        let kernel = self.gpu.prepare(op, shader, bindings, params, self.recording.is_some())?;
         self.queued.kernels.push(Dispatch { kernel, grid, weight_bytes: 0 });
         Ok(())
     }
@@ -300,15 +301,7 @@ impl WgpuBackend {
         let timer = self.gpu.stats.host();
         let encoder = self.queued.encode(&mut self.gpu);
         self.gpu.read_back(op, encoder, timer, &numbers.array, words, take)?;
-        self.settle();
         Ok(())
-    }
-
-    /// Outside of steps, let go of bind groups: they hold the arrays of operations that are over.
-    fn settle(&mut self) {
-        if self.recording.is_none() && self.steps.is_empty() {
-            self.gpu.forget_groups();
-        }
     }
 
     fn check_store(&self, op: &str, store: &Store, layer: usize, heads: &HeadLayout) -> Result<()> {

@@ -249,16 +249,23 @@ impl Gpu {
     }
 
     /// Make `shader` ready to run on `bindings`, in the order of its own from 1 on. Numbers among `params` are as they
-    /// lie in memory.
-    pub(crate) fn prepare(
+    /// lie in memory. What is made is kept for the next time with `keep`, and the arrays with it.
+    pub(crate) fn prepare<'a>(
         &mut self,
         op: &str,
         shader: &Shader,
-        bindings: &[Binding<'_>],
+        bindings: &[Binding<'a>],
         params: &[u32],
+        keep: bool,
     ) -> Result<Prepared> {
         self.own(op, bindings.iter().map(|binding| binding.array))?;
         let limit = self.limits.max_storage_buffer_binding_size;
+        // The whole array where it can be bound: then steps of different lengths share their bind groups.
+        let whole = |binding: &Binding<'a>| match binding.array.buffer.size() {
+            size if binding.offset == 0 && size <= limit => Binding { bytes: size, ..*binding },
+            _ => *binding,
+        };
+        let bindings: Vec<Binding<'a>> = bindings.iter().map(whole).collect();
         if let Some(binding) = bindings.iter().find(|binding| binding.bytes > limit) {
             let reason = format!("an array of {} bytes exceeds the device's {limit} a binding", binding.bytes);
             return Err(self.error(op, reason));
@@ -266,7 +273,7 @@ impl Gpu {
         let access: Vec<bool> = bindings.iter().map(|binding| binding.writable).collect();
         let pipeline = self.pipeline(shader, &access);
         let (buffer, offset) = self.place_params(params);
-        let group = self.group(buffer, &access, bindings);
+        let group = self.group(buffer, &access, &bindings, keep);
         self.check(op)?;
         Ok(Prepared { pipeline, group, offset })
     }
@@ -352,7 +359,7 @@ impl Gpu {
         place
     }
 
-    fn group(&mut self, params: usize, access: &[bool], bindings: &[Binding<'_>]) -> wgpu::BindGroup {
+    fn group(&mut self, params: usize, access: &[bool], bindings: &[Binding<'_>], keep: bool) -> wgpu::BindGroup {
         let key = GroupKey {
             params,
             bindings: bindings.iter().map(|b| (b.array.id, b.offset, b.bytes, b.writable)).collect(),
@@ -378,13 +385,10 @@ impl Gpu {
             layout: &self.layouts[access].group,
             entries: &entries,
         });
-        self.groups.insert(key, group.clone());
+        if keep {
+            self.groups.insert(key, group.clone());
+        }
         group
-    }
-
-    /// Let go of bind groups, which hold their arrays: those of a step stay with the step.
-    pub(crate) fn forget_groups(&mut self) {
-        self.groups.clear();
     }
 
     /// Copy the first `words` of `array` to the host, after the commands of `encoder`, whose recording `timer` counts.

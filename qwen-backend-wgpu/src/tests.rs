@@ -96,6 +96,19 @@ fn a_decode_step_makes_nothing_and_submits_once() {
 }
 
 #[test]
+fn prompts_of_any_length_share_what_was_made() {
+    let Some(backend) = backend(Precision::Fast) else { return };
+    let stats = backend.stats();
+    let mut runner = runner(backend).unwrap();
+    step(&mut runner, &[1; 20], 0).unwrap();
+    let objects = stats.objects();
+    for length in 21..30 {
+        step(&mut runner, &vec![1; length], 0).unwrap();
+    }
+    assert_eq!(stats.objects(), objects);
+}
+
+#[test]
 fn a_lost_device_ends_with_an_error_and_another_one_works() {
     let Some(backend) = backend(Precision::Fast) else { return };
     let device = backend.gpu().device.clone();
