@@ -782,6 +782,18 @@ impl Backend for WgpuBackend {
         self.product("linear_add", &x.0, &w.0, rows, &Epilogue::Add { residual: &residual.0 })
     }
 
+    fn first_steps(&self) -> Vec<StepKey> {
+        // A decoded token, a short prompt and a long one: each multiplies by another kernel.
+        let prompt = |num_tokens| StepKey {
+            num_tokens,
+            num_seqs: 1,
+            num_logits: 1,
+            max_seqlen_q: num_tokens,
+            greedy: num_tokens == 1,
+        };
+        [1, 2, TILE_FROM].map(prompt).to_vec()
+    }
+
     fn step(
         &mut self,
         key: StepKey,

@@ -109,6 +109,24 @@ fn prompts_of_any_length_share_what_was_made() {
 }
 
 #[test]
+fn after_a_warm_up_the_first_answer_makes_nothing() {
+    let Some(backend) = backend(Precision::Fast) else { return };
+    let Some(cold) = self::backend(Precision::Fast) else { return };
+    let stats = backend.stats();
+    let mut runner = runner(backend).unwrap();
+    runner.warm_up().unwrap();
+    let objects = stats.objects();
+    let id = step(&mut runner, &[5; 20], 0).unwrap();
+    let next = step(&mut runner, &[id], 20).unwrap();
+    // The buffer that results are read through alone.
+    assert!(stats.objects() <= objects + 1, "{} objects", stats.objects() - objects);
+    // And padding has left nothing behind.
+    let mut cold = self::runner(cold).unwrap();
+    assert_eq!(step(&mut cold, &[5; 20], 0).unwrap(), id);
+    assert_eq!(step(&mut cold, &[id], 20).unwrap(), next);
+}
+
+#[test]
 fn a_lost_device_ends_with_an_error_and_another_one_works() {
     let Some(backend) = backend(Precision::Fast) else { return };
     let device = backend.gpu().device.clone();

@@ -459,6 +459,12 @@ pub trait Backend: Send + Sized + 'static {
 
     // ---- steps ----
 
+    /// Shapes of steps to run once at load, on padding alone: so that what their first run makes (kernels compiled,
+    /// steps recorded) is not made in somebody's first answer.
+    fn first_steps(&self) -> Vec<StepKey> {
+        Vec::new()
+    }
+
     /// The shape that a step of shape `key` is padded to.
     fn padded(&self, key: StepKey) -> StepKey {
         key

@@ -67,6 +67,26 @@ impl<B: Backend> ModelRunner<B> {
         self
     }
 
+    /// Run the steps that the backend wants to have seen before the first request. They compute padding and store
+    /// nothing.
+    ///
+    /// # Errors
+    /// What the device reports.
+    pub fn warm_up(&mut self) -> Result<()> {
+        let padding = Batch::new(self.limits.block_size);
+        let Limits { max_num_batched_tokens, max_num_seqs, max_num_logits, .. } = self.limits;
+        let fits = |key: &StepKey| {
+            key.num_tokens <= max_num_batched_tokens && key.num_seqs <= max_num_seqs && key.num_logits <= max_num_logits
+        };
+        for key in self.backend.first_steps().into_iter().filter(fits) {
+            self.write_inputs(&padding, key)?;
+            let ModelRunner { backend, model, group, .. } = self;
+            let interrupt = Interrupt::default();
+            backend.step(key, &interrupt, &mut |b| model.forward(b, key, group.as_deref(), &interrupt))?;
+        }
+        self.backend.synchronize()
+    }
+
     /// Run this part of the model on a batch. A stage that is not the first takes `hidden`, the residual stream
     /// `[num_tokens, hidden_size]` that the stage before left.
     ///
