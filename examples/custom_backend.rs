@@ -13,25 +13,20 @@
 
 use qwen::core::backend::{DeviceInfo, HeadLayout, Interrupt, KvSpec, PAD_SLOT, StepInputs, StepKey};
 use qwen::core::backend::{WeightShape, WeightView};
-use qwen::core::{Backend, Error, Precision, Result};
+use qwen::core::{Backend, Error, Footprint, Precision, Result};
 
 fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
-    let demo = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/demo-model");
     let mut args = std::env::args().skip(1);
     let prompt = args.next().unwrap_or_else(|| "Hello!".into());
-    let path = args.next().unwrap_or_else(|| demo.into());
-
+    let path = args.next().unwrap_or_else(|| concat!(env!("CARGO_MANIFEST_DIR"), "/examples/demo-model").into());
     let engine = qwen::EngineOptions::new().load_on(RowMajor::with_all_cores(), path)?;
     eprintln!("on {}", engine.device());
-    for piece in engine.chat().send(prompt)? {
-        print!("{}", piece?);
-    }
-    println!();
+    println!("{}", engine.chat().send(prompt)?.text()?);
     Ok(())
 }
 
 /// A device that holds rows of f32.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct RowMajor {
     threads: usize,
 }
@@ -97,6 +92,13 @@ fn dot(a: &[f32], b: &[f32]) -> f32 {
     sums.iter().sum::<f32>() + rest
 }
 
+// What the plan before loading asks: all encodings become f32.
+impl Footprint for RowMajor {
+    fn weight_bytes(&self, shape: &WeightShape) -> Result<u64> {
+        Ok(4 * (shape.rows() * shape.cols) as u64)
+    }
+}
+
 impl Backend for RowMajor {
     type Buffer = Floats;
     type Indices = Ids;
@@ -106,6 +108,10 @@ impl Backend for RowMajor {
     fn info(&self) -> DeviceInfo {
         let name = format!("row-major example ({} threads)", self.threads);
         DeviceInfo { name, precision: Precision::Exact, memory_available: None }
+    }
+
+    fn footprint(&self) -> Box<dyn Footprint> {
+        Box::new(self.clone())
     }
 
     fn alloc(&mut self, len: usize) -> Result<Floats> {
@@ -124,11 +130,6 @@ impl Backend for RowMajor {
             encoding.decode(bytes, row);
         }
         Ok(Matrix { rows, cols, values })
-    }
-
-    // The plan before loading asks this: all encodings become f32.
-    fn weight_bytes(shape: &WeightShape) -> u64 {
-        shape.parts.iter().map(|(_, rows)| 4 * (rows * shape.cols) as u64).sum()
     }
 
     fn kv(&mut self, spec: &KvSpec) -> Result<Kv> {

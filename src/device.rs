@@ -9,10 +9,9 @@ use qwen_core::batch::Limits;
 use qwen_core::checkpoint::Checkpoint;
 use qwen_core::model::Model;
 use qwen_core::model::spec::ModelSpec;
-use qwen_core::plan::{Plan, PlanInput};
 use qwen_core::rope::Rope;
 use qwen_core::runner::{ModelRunner, Runner};
-use qwen_core::{Backend, Config};
+use qwen_core::{Backend, Config, Footprint, memory};
 
 use crate::options::EngineOptions;
 
@@ -65,8 +64,13 @@ pub(crate) struct Loaded {
 
 /// Where a model is planned and loaded: a [`Device`] by name, or a [`Backend`] that the program brings.
 pub(crate) trait Place {
-    /// What a model takes here.
-    fn plan(&self, checkpoint: &Checkpoint, input: &PlanInput<'_>) -> qwen_core::Result<Plan>;
+    /// What the parts of a model take here.
+    fn footprint(&self) -> qwen_core::Result<Box<dyn Footprint>>;
+
+    /// Bytes that may be taken here, where that is known.
+    fn available_bytes(&self) -> Option<u64> {
+        memory::available_memory().map(|memory| memory.available)
+    }
 
     /// Load a model.
     fn load(
@@ -82,8 +86,12 @@ pub(crate) trait Place {
 pub(crate) struct Own<B>(pub(crate) B);
 
 impl<B: Backend> Place for Own<B> {
-    fn plan(&self, checkpoint: &Checkpoint, input: &PlanInput<'_>) -> qwen_core::Result<Plan> {
-        Plan::new::<B>(checkpoint, input)
+    fn footprint(&self) -> qwen_core::Result<Box<dyn Footprint>> {
+        Ok(self.0.footprint())
+    }
+
+    fn available_bytes(&self) -> Option<u64> {
+        self.0.info().memory_available.or_else(|| memory::available_memory().map(|memory| memory.available))
     }
 
     fn load(
@@ -98,10 +106,10 @@ impl<B: Backend> Place for Own<B> {
 }
 
 impl Place for Device {
-    fn plan(&self, checkpoint: &Checkpoint, input: &PlanInput<'_>) -> qwen_core::Result<Plan> {
+    fn footprint(&self) -> qwen_core::Result<Box<dyn Footprint>> {
         match self {
             #[cfg(feature = "cpu")]
-            Device::Cpu | Device::Auto => Plan::new::<qwen_backend_cpu::CpuBackend>(checkpoint, input),
+            Device::Cpu | Device::Auto => Ok(Box::new(qwen_backend_cpu::CpuFootprint)),
             #[cfg(not(feature = "cpu"))]
             _ => Err(self.absent()),
         }

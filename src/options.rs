@@ -8,7 +8,7 @@ use qwen_core::batch::Limits;
 use qwen_core::checkpoint::Checkpoint;
 use qwen_core::model::spec::ModelSpec;
 use qwen_core::plan::{Plan, PlanInput, limits_for};
-use qwen_core::{Backend, Config, Precision, memory};
+use qwen_core::{Backend, Config, Precision};
 use qwen_tokenizer::Tokenizer;
 
 use crate::device::{Device, Own, Place};
@@ -165,9 +165,7 @@ impl EngineOptions {
     /// # Errors
     /// As [`EngineOptions::load`].
     pub fn load_on<B: Backend>(mut self, backend: B, path: impl AsRef<Path>) -> Result<Engine> {
-        let info = backend.info();
-        self.precision = info.precision;
-        self.memory_budget = self.memory_budget.or(info.memory_available);
+        self.precision = backend.info().precision;
         Engine::load_with(path.as_ref(), self, Own(backend))
     }
 
@@ -205,12 +203,14 @@ impl EngineOptions {
             context,
             batch,
             model_context,
-            available_bytes: self.memory_budget.or_else(|| memory::available_memory().map(|memory| memory.available)),
+            available_bytes: self.memory_budget.or_else(|| place.available_bytes()),
         };
-        let plan = place.plan(checkpoint, &input(self.context.unwrap_or(model_context.min(DEFAULT_CONTEXT))))?;
+        let footprint = place.footprint()?;
+        let context = self.context.unwrap_or(model_context.min(DEFAULT_CONTEXT));
+        let plan = Plan::new(checkpoint, &input(context), &*footprint)?;
         match plan.max_context {
             // No context was asked for: the longest that fits will do.
-            Some(fits) if self.context.is_none() && !plan.fits => place.plan(checkpoint, &input(fits)),
+            Some(fits) if self.context.is_none() && !plan.fits => Plan::new(checkpoint, &input(fits), &*footprint),
             _ => Ok(plan),
         }
     }

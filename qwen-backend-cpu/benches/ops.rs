@@ -256,7 +256,7 @@ impl Bench {
         let mut out = self.b.alloc(tokens * heads.q_size())?;
         let key = StepKey { num_tokens: tokens, num_seqs: 1, num_logits: 1, max_seqlen_q: tokens, greedy: false };
         let bound = if tokens == 1 {
-            Bound::Memory(CpuBackend::kv_bytes(&spec) as f64 / layers as f64)
+            Bound::Memory(spec.stored_bytes() as f64 / layers as f64)
         } else {
             let pairs = tokens * (context - tokens) + tokens * (tokens + 1) / 2;
             Bound::Arithmetic((4 * pairs * heads.q_size()) as f64)
@@ -297,7 +297,7 @@ impl Bench {
         let key = StepKey { num_tokens: tokens, num_seqs: 1, num_logits: 1, max_seqlen_q: tokens, greedy: false };
         let rows = heads.qkv_size() + heads.q_size() + 3 * inner;
         let bound = if tokens == 1 {
-            let kv = CpuBackend::kv_bytes(&spec) as f64 / 64.0;
+            let kv = spec.stored_bytes() as f64 / 64.0;
             Bound::Memory((layers * 2 * hidden * rows) as f64 + kv)
         } else {
             let attention = 2 * tokens * (tokens + 1) * heads.q_size();

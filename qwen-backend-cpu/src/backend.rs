@@ -9,20 +9,18 @@ mod record;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use qwen_core::backend::{
-    DeviceInfo, HeadLayout, Interrupt, KvSpec, QkvRopeStore, StepInputs, StepKey, WeightShape, WeightView,
-};
-use qwen_core::{Backend, Error, Precision, Result, composed, memory};
+use qwen_core::backend::{DeviceInfo, HeadLayout, Interrupt, KvSpec, QkvRopeStore, StepInputs, StepKey, WeightView};
+use qwen_core::{Backend, Error, Footprint, Precision, Result, composed, memory};
 
 use crate::exec::Executor;
-use crate::host;
+use crate::footprint::CpuFootprint;
 use crate::kernels::argmax::{ArgmaxRows, ArgmaxRuns};
 use crate::kernels::attention::{self, Attention, Merge};
 use crate::kernels::epilogue::{Epilogue, Heads};
 use crate::kernels::plan::Plan;
-use crate::kernels::{Op, Scratch, rms_norm, rope, rows, store_kv};
+use crate::kernels::{Op, rms_norm, rope, rows, store_kv};
 use crate::kv::{self, Store};
-use crate::matrix::{Layout, Matrix, Order, UNIT};
+use crate::matrix::{Matrix, Order, UNIT};
 use crate::memory::Cells;
 use crate::options::CpuOptions;
 use crate::simd::Isa;
@@ -112,8 +110,6 @@ impl Backend for CpuBackend {
     type Weight = CpuWeight;
     type Kv = CpuKv;
 
-    const FUSES_GATE_UP: bool = true;
-
     fn info(&self) -> DeviceInfo {
         let threads = self.executor.threads();
         let s = if threads == 1 { "" } else { "s" };
@@ -122,6 +118,10 @@ impl Backend for CpuBackend {
             precision: self.precision,
             memory_available: memory::available_memory().map(|memory| memory.available),
         }
+    }
+
+    fn footprint(&self) -> Box<dyn Footprint> {
+        Box::new(CpuFootprint)
     }
 
     fn alloc(&mut self, len: usize) -> Result<CpuBuffer> {
@@ -187,20 +187,6 @@ impl Backend for CpuBackend {
 
     fn synchronize(&mut self) -> Result<()> {
         self.flush()
-    }
-
-    fn weight_bytes(shape: &WeightShape) -> u64 {
-        Layout::of_shape(shape).bytes() as u64
-    }
-
-    fn kv_bytes(spec: &KvSpec) -> u64 {
-        kv::bytes(spec) as u64
-    }
-
-    fn workspace_bytes(num_tokens: usize, widest: usize) -> u64 {
-        let panel = 4 * num_tokens * (widest + 1);
-        let best = 8 * num_tokens * ArgmaxRuns::runs(widest);
-        (panel + best + 4 * Plan::MOST_RECORDED + host::physical_cores() * Scratch::BYTES) as u64
     }
 
     fn embed(&mut self, ids: &CpuIndices, table: &CpuWeight, out: &mut CpuBuffer, rows: usize) -> Result<()> {

@@ -16,6 +16,7 @@ compile_error!("weights are kept as files have them, little-endian");
 mod backend;
 pub mod ceilings;
 mod exec;
+mod footprint;
 mod host;
 mod kernels;
 mod kv;
@@ -25,6 +26,7 @@ mod options;
 mod simd;
 
 pub use backend::{CpuBackend, CpuBuffer, CpuIndices, CpuKv, CpuWeight};
+pub use footprint::CpuFootprint;
 pub use host::physical_cores;
 pub use options::CpuOptions;
 pub use simd::Isa;

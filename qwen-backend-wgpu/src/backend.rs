@@ -5,19 +5,18 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use qwen_core::backend::{
-    DeviceInfo, HeadLayout, Interrupt, KvSpec, QkvRopeStore, StepInputs, StepKey, WeightShape, WeightView,
-};
-use qwen_core::{Backend, Encoding, Error, Precision, Result, composed};
+use qwen_core::backend::{DeviceInfo, HeadLayout, Interrupt, KvSpec, QkvRopeStore, StepInputs, StepKey, WeightView};
+use qwen_core::{Backend, Encoding, Error, Footprint, Precision, Result, composed};
 
 use crate::adapter::AdapterInfo;
+use crate::footprint::WgpuFootprint;
 use crate::gpu::{Array, Binding, Gpu};
 use crate::kv::{Slab, Store};
 use crate::options::WgpuOptions;
 use crate::record::{Dispatch, Grid, Queued};
 use crate::shader::Shader;
 use crate::stats::WgpuStats;
-use crate::weight::{Layout, Matrix};
+use crate::weight::Matrix;
 
 /// Tokens from which on Fast multiplies by tiles.
 const TILE_FROM: usize = 9;
@@ -26,7 +25,7 @@ const LANES: u32 = 32;
 const GROUPS: u32 = 2;
 /// Rows of a tile of `attention`, and positions of its spans.
 const ATTENTION_ROWS: u32 = 8;
-const SPAN: u32 = 128;
+pub(crate) const SPAN: u32 = 128;
 /// Steps that are kept for replay; longer prompts of many lengths are recorded anew.
 const KEPT_STEPS: usize = 64;
 
@@ -347,11 +346,13 @@ impl Backend for WgpuBackend {
     type Weight = WgpuWeight;
     type Kv = WgpuKv;
 
-    const FUSES_GATE_UP: bool = true;
-
     fn info(&self) -> DeviceInfo {
         let AdapterInfo { name, api, memory, .. } = &self.gpu.info;
         DeviceInfo { name: format!("wgpu ({name}, {api})"), precision: self.precision, memory_available: *memory }
+    }
+
+    fn footprint(&self) -> Box<dyn Footprint> {
+        Box::new(WgpuFootprint::from_limits(&self.gpu.limits))
     }
 
     fn alloc(&mut self, len: usize) -> Result<WgpuBuffer> {
@@ -422,10 +423,6 @@ impl Backend for WgpuBackend {
     fn synchronize(&mut self) -> Result<()> {
         self.queued.flush(&mut self.gpu, "synchronize")?;
         self.gpu.wait("synchronize")
-    }
-
-    fn weight_bytes(shape: &WeightShape) -> u64 {
-        Layout::new(shape, u64::MAX).map_or(0, |layout| layout.bytes())
     }
 
     fn embed(&mut self, ids: &WgpuIndices, table: &WgpuWeight, out: &mut WgpuBuffer, rows: usize) -> Result<()> {

@@ -7,6 +7,7 @@ use qwen_core::backend::KvSpec;
 use qwen_core::{Encoding, Error, Result};
 
 use crate::gpu::{Array, Gpu};
+use crate::weight::max_slab;
 
 /// The heads of a layer that one pair of arrays holds.
 #[derive(Debug)]
@@ -28,7 +29,7 @@ impl Store {
     pub(crate) fn new(gpu: &mut Gpu, spec: &KvSpec) -> Result<Self> {
         let mut layers = Vec::with_capacity(spec.num_layers());
         for (layer, key_encoding) in spec.key_encodings.iter().enumerate() {
-            let most = heads_per_slab(spec, *key_encoding, gpu.limits.max_storage_buffer_binding_size)?;
+            let most = heads_per_slab(spec, *key_encoding, max_slab(&gpu.limits))?;
             let mut slabs = Vec::new();
             for first_head in (0..spec.num_key_value_heads).step_by(most) {
                 let heads = most.min(spec.num_key_value_heads - first_head);
@@ -51,7 +52,7 @@ impl Store {
     }
 }
 
-fn head_bytes(spec: &KvSpec, encoding: Encoding) -> u64 {
+pub(crate) fn head_bytes(spec: &KvSpec, encoding: Encoding) -> u64 {
     encoding.bytes(spec.num_blocks * spec.block_size * spec.head_dim) as u64
 }
 
@@ -59,7 +60,7 @@ fn head_bytes(spec: &KvSpec, encoding: Encoding) -> u64 {
 ///
 /// # Errors
 /// [`Error::Unsupported`] when not even one can.
-fn heads_per_slab(spec: &KvSpec, key_encoding: Encoding, max_binding: u64) -> Result<usize> {
+pub(crate) fn heads_per_slab(spec: &KvSpec, key_encoding: Encoding, max_binding: u64) -> Result<usize> {
     let wider = head_bytes(spec, key_encoding).max(head_bytes(spec, spec.value_encoding)).max(1);
     match (max_binding / wider) as usize {
         0 => {

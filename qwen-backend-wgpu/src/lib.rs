@@ -10,6 +10,7 @@
 
 mod adapter;
 mod backend;
+mod footprint;
 mod gpu;
 mod kv;
 mod options;
@@ -23,5 +24,6 @@ mod weight;
 
 pub use adapter::{AdapterInfo, adapters};
 pub use backend::{WgpuBackend, WgpuBuffer, WgpuIndices, WgpuKv, WgpuWeight};
+pub use footprint::WgpuFootprint;
 pub use options::{AdapterChoice, CapabilitySet, WgpuOptions};
 pub use stats::WgpuStats;

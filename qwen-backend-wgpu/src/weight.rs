@@ -11,6 +11,11 @@ use qwen_core::{Encoding, Error, Result};
 
 use crate::gpu::{Array, Gpu};
 
+/// The largest slab of a device: a buffer that is bound as a whole.
+pub(crate) fn max_slab(limits: &wgpu::Limits) -> u64 {
+    limits.max_storage_buffer_binding_size.min(limits.max_buffer_size)
+}
+
 /// The shape of a matrix on the device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Layout {
@@ -24,7 +29,7 @@ pub(crate) struct Layout {
 }
 
 impl Layout {
-    /// The layout of a matrix on a device that binds at most `max_binding` bytes.
+    /// The layout of a matrix on a device that holds slabs of at most `max_binding` bytes.
     ///
     /// # Errors
     /// [`Error::Unsupported`] when not even a pair of rows can be bound.
@@ -88,7 +93,7 @@ impl Matrix {
     pub(crate) fn load(gpu: &mut Gpu, view: &WeightView<'_>) -> Result<Self> {
         let parts = view.parts.iter().map(|part| (part.encoding, part.rows)).collect();
         let shape = WeightShape { role: view.role, parts, cols: view.cols() };
-        let layout = Layout::new(&shape, gpu.limits.max_storage_buffer_binding_size)?;
+        let layout = Layout::new(&shape, max_slab(&gpu.limits))?;
         let mut decoded = vec![0.0; layout.cols];
         let mut slabs = Vec::with_capacity(layout.slabs.len());
         for slab in 0..layout.slabs.len() {

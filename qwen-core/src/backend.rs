@@ -25,6 +25,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::dtype::{Encoding, Precision};
 use crate::error::{Error, Result};
+use crate::footprint::{Footprint, StoredSizes};
 use crate::{collective::Collective, composed};
 
 /// The slot of a padding token: it is not stored.
@@ -137,6 +138,18 @@ pub struct WeightShape {
     pub cols: usize,
 }
 
+impl WeightShape {
+    /// Rows of all parts together.
+    pub fn rows(&self) -> usize {
+        self.parts.iter().map(|(_, rows)| rows).sum()
+    }
+
+    /// Bytes of the parts as the files have them.
+    pub fn stored_bytes(&self) -> u64 {
+        self.parts.iter().map(|(encoding, rows)| encoding.bytes(rows * self.cols) as u64).sum()
+    }
+}
+
 /// The K/V store of a range of layers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KvSpec {
@@ -159,6 +172,13 @@ impl KvSpec {
     /// Layers that this store serves.
     pub fn num_layers(&self) -> usize {
         self.key_encodings.len()
+    }
+
+    /// Bytes of all keys and values in their element types.
+    pub fn stored_bytes(&self) -> u64 {
+        let layer = self.num_blocks * self.block_size * self.num_key_value_heads * self.head_dim;
+        let bytes = |key: &Encoding| key.bytes(layer) + self.value_encoding.bytes(layer);
+        self.key_encodings.iter().map(bytes).sum::<usize>() as u64
     }
 }
 
@@ -261,11 +281,13 @@ pub trait Backend: Send + Sized + 'static {
     /// The paged K/V store of a range of layers.
     type Kv: Send + std::fmt::Debug;
 
-    /// Whether [`Backend::gate_up_silu`] needs no scratch buffer, so that none is made.
-    const FUSES_GATE_UP: bool = false;
-
     /// The device behind this backend.
     fn info(&self) -> DeviceInfo;
+
+    /// What the parts of a model take on this device. Default: their stored sizes.
+    fn footprint(&self) -> Box<dyn Footprint> {
+        Box::new(StoredSizes)
+    }
 
     // ---- memory ----
 
@@ -289,25 +311,6 @@ pub trait Backend: Send + Sized + 'static {
     fn copy_blocks(&mut self, kv: &mut Self::Kv, pairs: &[(u32, u32)]) -> Result<()>;
     /// Wait for everything queued.
     fn synchronize(&mut self) -> Result<()>;
-
-    /// Bytes that [`Backend::load`] takes on the device for a matrix of this shape.
-    fn weight_bytes(shape: &WeightShape) -> u64 {
-        shape.parts.iter().map(|(encoding, rows)| encoding.bytes(rows * shape.cols) as u64).sum()
-    }
-
-    /// Bytes that [`Backend::kv`] takes on the device.
-    fn kv_bytes(spec: &KvSpec) -> u64 {
-        let layer = spec.num_blocks * spec.block_size * spec.num_key_value_heads * spec.head_dim;
-        let bytes = |key: &Encoding| key.bytes(layer) + spec.value_encoding.bytes(layer);
-        spec.key_encodings.iter().map(bytes).sum::<usize>() as u64
-    }
-
-    /// The most bytes that the kernels of a step with `num_tokens` rows of at most `widest` values take beside the
-    /// buffers of the model.
-    fn workspace_bytes(num_tokens: usize, widest: usize) -> u64 {
-        let _ = (num_tokens, widest);
-        0
-    }
 
     // ---- base operations ----
 
@@ -426,7 +429,7 @@ pub trait Backend: Send + Sized + 'static {
 
     /// `out = silu(gate x) * (up x)` for a matrix loaded as [`WeightRole::GateUp`].
     ///
-    /// `scratch` holds `[rows, 2 * intermediate_size]`, or nothing where [`Backend::FUSES_GATE_UP`].
+    /// `scratch` holds `[rows, 2 * intermediate_size]`, or nothing where [`Footprint::fuses_gate_up`].
     fn gate_up_silu(
         &mut self,
         x: &Self::Buffer,

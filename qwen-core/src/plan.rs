@@ -2,10 +2,11 @@
 
 use serde::Serialize;
 
-use crate::backend::{Backend, KvSpec, WeightRole};
+use crate::backend::{KvSpec, WeightRole};
 use crate::batch::{Limits, activation_bytes};
 use crate::dtype::Precision;
 use crate::error::{Error, Result};
+use crate::footprint::Footprint;
 use crate::model::source::WeightSource;
 use crate::model::spec::ModelSpec;
 
@@ -27,13 +28,16 @@ pub struct Plan {
     pub total_bytes: u64,
     /// What the process may use on the device; `None` where that cannot be known.
     pub available_bytes: Option<u64>,
-    /// Whether `total_bytes` are available.
+    /// Whether `total_bytes` are available, and nothing was refused.
     pub fits: bool,
+    /// Why the device cannot hold the K/V or the buffers of these sizes, however much memory it has. `kv_bytes` and
+    /// `activation_bytes` are then what they would take elsewhere.
+    pub refused: Option<String>,
     /// Positions of a sequence.
     pub context: usize,
     /// Sequences that have their whole context at the same time.
     pub batch: usize,
-    /// The longest context that would fit with this batch; `None` when even the weights do not.
+    /// The longest context that would fit with this batch; `None` when none does.
     pub max_context: Option<usize>,
 }
 
@@ -57,19 +61,21 @@ pub struct PlanInput<'a> {
 }
 
 impl Plan {
-    /// Plan for backend `B`.
+    /// Plan for a device with this footprint.
     ///
     /// # Errors
-    /// [`Error::MissingTensor`] when the checkpoint lacks one that the model needs.
-    pub fn new<B: Backend>(source: &dyn WeightSource, input: &PlanInput<'_>) -> Result<Self> {
+    /// [`Error::MissingTensor`] when the checkpoint lacks one that the model needs; [`Error::Unsupported`] when the device
+    /// cannot hold one of its matrices.
+    pub fn new(source: &dyn WeightSource, input: &PlanInput<'_>, footprint: &dyn Footprint) -> Result<Self> {
         let PlanInput { spec, precision, context, batch, .. } = *input;
         let mut weight_bytes = spec.vector_bytes();
         let (mut load_bytes, mut table_bytes) = (0, 0);
         for weight in spec.weights() {
             let shape = weight.shape(source)?;
-            weight_bytes += B::weight_bytes(&shape);
+            let packed = footprint.weight_bytes(&shape)?;
+            weight_bytes += packed;
             if shape.role == WeightRole::Embedding && !spec.tie_word_embeddings {
-                table_bytes = B::weight_bytes(&shape);
+                table_bytes = packed;
             }
             let stored = |((encoding, _), cut): (&(crate::Encoding, usize), &crate::model::spec::Cut)| {
                 encoding.bytes(cut.shape.0 * cut.shape.1) as u64
@@ -80,32 +86,38 @@ impl Plan {
         let kv_spec = spec.kv(&input.limits, precision, source)?;
         let sized = |context: usize| {
             let limits = limits_for(&input.limits, context, batch);
-            let kv = B::kv_bytes(&KvSpec { num_blocks: limits.num_blocks, ..kv_spec.clone() });
-            let widest = spec.intermediate_size.max(spec.hidden_size).max(spec.heads.qkv_size());
-            let activations =
-                activation_bytes(&limits, spec.hidden_size, spec.intermediate_size, spec.heads, !B::FUSES_GATE_UP)
-                    + B::workspace_bytes(limits.max_num_batched_tokens, widest);
-            (kv, activations)
+            let kv_spec = KvSpec { num_blocks: limits.num_blocks, ..kv_spec.clone() };
+            let scratch = !footprint.fuses_gate_up();
+            let activations = activation_bytes(&limits, spec.hidden_size, spec.intermediate_size, spec.heads, scratch);
+            let (kv, workspace) = (footprint.kv_bytes(&kv_spec), footprint.workspace_bytes(&limits, spec));
+            Variable {
+                kv: *kv.as_ref().unwrap_or(&kv_spec.stored_bytes()),
+                activations: activations + workspace.as_ref().unwrap_or(&0),
+                refused: kv.and(workspace).err().map(|error| error.to_string()),
+            }
         };
-        let (kv_bytes, activation_bytes) = sized(context);
-        let total = |(kv, activations): (u64, u64)| load_bytes.max(weight_bytes + kv + activations);
-        let fits = |context: usize| input.available_bytes.is_none_or(|available| total(sized(context)) <= available);
+        let total = |sized: &Variable| load_bytes.max(weight_bytes + sized.kv + sized.activations);
+        let holds = |sized: &Variable| {
+            sized.refused.is_none() && input.available_bytes.is_none_or(|available| total(sized) <= available)
+        };
         let block_size = input.limits.block_size.max(1);
         // The largest number of blocks that fits, by bisection: the need grows with the context.
         let (mut low, mut high) = (0, input.model_context.div_ceil(block_size));
         while low < high {
             let middle = (low + high).div_ceil(2);
-            if fits(middle * block_size) { low = middle } else { high = middle - 1 }
+            if holds(&sized(middle * block_size)) { low = middle } else { high = middle - 1 }
         }
+        let sized = sized(context);
         Ok(Plan {
             weight_bytes,
             read_bytes: weight_bytes - table_bytes,
-            kv_bytes,
-            activation_bytes,
+            kv_bytes: sized.kv,
+            activation_bytes: sized.activations,
             load_bytes,
-            total_bytes: total((kv_bytes, activation_bytes)),
+            total_bytes: total(&sized),
             available_bytes: input.available_bytes,
-            fits: fits(context),
+            fits: holds(&sized),
+            refused: sized.refused,
             context,
             batch,
             max_context: (low > 0).then(|| (low * block_size).min(input.model_context)),
@@ -115,20 +127,31 @@ impl Plan {
     /// Refuse what does not fit.
     ///
     /// # Errors
-    /// [`Error::DoesNotFit`] with the figures and what would fit.
+    /// [`Error::DoesNotFit`] with the figures and what would fit; [`Error::Unsupported`] when the device refuses these
+    /// sizes.
     pub fn check(&self) -> Result<()> {
-        match self.available_bytes {
-            Some(available) if !self.fits => Err(Error::DoesNotFit {
+        let shorter =
+            self.max_context.map(|fits| format!(": a context of {fits} instead of {} would fit", self.context));
+        match (&self.refused, self.available_bytes) {
+            (Some(reason), _) => Err(Error::unsupported(
+                format!("a context of {} for {} sequences on this device", self.context, self.batch),
+                format!("{reason}{}", shorter.unwrap_or_default()),
+            )),
+            (None, Some(available)) if !self.fits => Err(Error::DoesNotFit {
                 needed: self.total_bytes,
                 available,
-                advice: match self.max_context {
-                    Some(context) => format!(": a context of {context} instead of {} would fit", self.context),
-                    None => format!(": the weights alone take {}", self.weight_bytes),
-                },
+                advice: shorter.unwrap_or_else(|| format!(": the weights alone take {}", self.weight_bytes)),
             }),
             _ => Ok(()),
         }
     }
+}
+
+/// What depends on the context.
+struct Variable {
+    kv: u64,
+    activations: u64,
+    refused: Option<String>,
 }
 
 /// `limits` for `batch` sequences of `context` positions.

@@ -71,7 +71,7 @@ impl<B: Backend> Buffers<B> {
             normed: b.alloc(tokens.max(logits) * spec.hidden_size)?,
             qkv: b.alloc(tokens * spec.heads.qkv_size())?,
             attended: b.alloc(tokens * spec.heads.q_size())?,
-            gate_up: b.alloc(if B::FUSES_GATE_UP { 0 } else { tokens * 2 * spec.intermediate_size })?,
+            gate_up: b.alloc(if b.footprint().fuses_gate_up() { 0 } else { tokens * 2 * spec.intermediate_size })?,
             inner: b.alloc(tokens * spec.intermediate_size)?,
             projected: b.alloc(tokens * spec.hidden_size)?,
             gathered: b.alloc(logits * spec.hidden_size)?,

@@ -121,7 +121,7 @@ impl Op for GateUpSilu {
     fn place<B: Backend>(&self, b: &mut B) -> Result<OnDevice<B>> {
         let (rows, inner) = (self.rows.len(), self.intermediate_size);
         // A backend that needs no scratch gets none, unless its composed form is to run.
-        let scratch = if B::FUSES_GATE_UP && self.form == Form::Own { 0 } else { rows * 2 * inner };
+        let scratch = if self.form == Form::Own && b.footprint().fuses_gate_up() { 0 } else { rows * 2 * inner };
         Ok(OnDevice {
             x: Guarded::new(b, &Inputs::Normal.rows(SEED, self.rows.clone(), self.hidden_size))?,
             w: self.matrix().load(b)?,

@@ -1,0 +1,48 @@
+//! What a model takes on the CPU.
+
+use qwen_core::backend::{KvSpec, WeightShape};
+use qwen_core::batch::Limits;
+use qwen_core::model::spec::ModelSpec;
+use qwen_core::{Footprint, Result};
+
+use crate::kernels::Scratch;
+use crate::kernels::argmax::ArgmaxRuns;
+use crate::kernels::plan::Plan;
+use crate::matrix::Layout;
+use crate::{host, kv};
+
+/// The sizes of packed matrices, of the K/V store and of the kernels' workspace: the same on every instruction set.
+///
+/// ```
+/// use qwen_backend_cpu::CpuFootprint;
+/// use qwen_core::backend::{WeightRole, WeightShape};
+/// use qwen_core::{Encoding, Footprint};
+/// let shape = WeightShape { role: WeightRole::Linear, parts: vec![(Encoding::Bf16, 33)], cols: 64 };
+/// // Whole units of 32 rows.
+/// assert_eq!(CpuFootprint.weight_bytes(&shape)?, 2 * 64 * 64);
+/// # Ok::<(), qwen_core::Error>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct CpuFootprint;
+
+impl Footprint for CpuFootprint {
+    fn weight_bytes(&self, shape: &WeightShape) -> Result<u64> {
+        Ok(Layout::of_shape(shape).bytes() as u64)
+    }
+
+    fn kv_bytes(&self, spec: &KvSpec) -> Result<u64> {
+        Ok(kv::bytes(spec) as u64)
+    }
+
+    fn workspace_bytes(&self, limits: &Limits, spec: &ModelSpec) -> Result<u64> {
+        let tokens = limits.max_num_batched_tokens;
+        let widest = spec.intermediate_size.max(spec.hidden_size).max(spec.heads.qkv_size());
+        let panel = 4 * tokens * (widest + 1);
+        let best = 8 * tokens * ArgmaxRuns::runs(widest);
+        Ok((panel + best + 4 * Plan::MOST_RECORDED + host::physical_cores() * Scratch::BYTES) as u64)
+    }
+
+    fn fuses_gate_up(&self) -> bool {
+        true
+    }
+}

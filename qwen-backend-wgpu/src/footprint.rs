@@ -1,0 +1,173 @@
+//! What a model takes on a device, from the limits of its adapter alone.
+
+use qwen_core::backend::{KvSpec, WeightShape};
+use qwen_core::batch::Limits;
+use qwen_core::model::spec::ModelSpec;
+use qwen_core::{Error, Footprint, Result};
+
+use crate::adapter;
+use crate::backend::SPAN;
+use crate::kv;
+use crate::options::WgpuOptions;
+use crate::weight::Layout;
+
+/// How matrices and K/V are cut into slabs on a device, and what they take. No device is opened.
+///
+/// ```
+/// use qwen_backend_wgpu::WgpuFootprint;
+/// use qwen_core::backend::{WeightRole, WeightShape};
+/// use qwen_core::{Encoding, Footprint};
+/// // The embedding table of Qwen2.5-0.5B where a kernel is given 128 MiB at most.
+/// let table = WeightShape { role: WeightRole::Embedding, parts: vec![(Encoding::Bf16, 151_936)], cols: 896 };
+/// let footprint = WgpuFootprint::with_limits(128 << 20, 256 << 20);
+/// assert_eq!(footprint.weight_slabs(&table)?, 3);
+/// assert_eq!(footprint.weight_bytes(&table)?, table.stored_bytes());
+/// # Ok::<(), qwen_core::Error>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WgpuFootprint {
+    max_binding: u64,
+    max_buffer: u64,
+}
+
+impl WgpuFootprint {
+    /// The footprint on the adapter that `options` name, with their capabilities.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] when there is no such adapter, with those that were found.
+    pub fn of(options: &WgpuOptions) -> Result<Self> {
+        let (adapter, _) = adapter::choose(&options.adapter)?;
+        Ok(Self::from_limits(&adapter::capabilities(&adapter, options.capabilities).0))
+    }
+
+    /// The footprint on a device whose kernels are given arrays of `max_binding_bytes`, and whose buffers have
+    /// `max_buffer_bytes`.
+    pub fn with_limits(max_binding_bytes: u64, max_buffer_bytes: u64) -> Self {
+        // A slab is a buffer that is bound as a whole.
+        WgpuFootprint { max_binding: max_binding_bytes.min(max_buffer_bytes), max_buffer: max_buffer_bytes }
+    }
+
+    pub(crate) fn from_limits(limits: &wgpu::Limits) -> Self {
+        Self::with_limits(limits.max_storage_buffer_binding_size, limits.max_buffer_size)
+    }
+
+    /// Buffers that a matrix is cut into.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] when not even two of its rows can be bound.
+    pub fn weight_slabs(&self, shape: &WeightShape) -> Result<usize> {
+        Ok(Layout::new(shape, self.max_binding)?.slabs.len())
+    }
+
+    /// Pairs of buffers, of keys and of values, that all layers of a store are cut into.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] when the keys of one head cannot be bound.
+    pub fn kv_slabs(&self, spec: &KvSpec) -> Result<usize> {
+        let slabs = |key| {
+            let heads = kv::heads_per_slab(spec, key, self.max_binding)?;
+            Ok(spec.num_key_value_heads.div_ceil(heads))
+        };
+        spec.key_encodings.iter().map(|key| slabs(*key)).sum()
+    }
+}
+
+impl Footprint for WgpuFootprint {
+    fn weight_bytes(&self, shape: &WeightShape) -> Result<u64> {
+        Ok(Layout::new(shape, self.max_binding)?.bytes())
+    }
+
+    fn kv_bytes(&self, spec: &KvSpec) -> Result<u64> {
+        self.kv_slabs(spec)?;
+        Ok(spec.stored_bytes())
+    }
+
+    fn workspace_bytes(&self, limits: &Limits, spec: &ModelSpec) -> Result<u64> {
+        let widest = spec.intermediate_size.max(spec.hidden_size).max(spec.heads.qkv_size());
+        let buffers = [
+            ("tokens", limits.max_num_batched_tokens, widest),
+            ("rows of logits", limits.max_num_logits, spec.vocab_size),
+            ("block tables", limits.max_num_seqs, limits.max_blocks_per_seq()),
+        ];
+        for (what, rows, width) in buffers {
+            let bytes = 4 * (rows * width) as u64;
+            if bytes > self.max_buffer {
+                let most = self.max_buffer / (4 * width as u64);
+                return Err(Error::unsupported(
+                    format!("a step of {rows} {what}"),
+                    format!("it takes {bytes} bytes, the device's buffers have {}: {most} would fit", self.max_buffer),
+                ));
+            }
+        }
+        Ok(self.record_bytes(limits, spec))
+    }
+
+    fn fuses_gate_up(&self) -> bool {
+        true
+    }
+}
+
+impl WgpuFootprint {
+    /// Records of attention's spans in steps of a token for each sequence: as many sequences as can be bound.
+    fn record_bytes(&self, limits: &Limits, spec: &ModelSpec) -> u64 {
+        let spans = (limits.max_blocks_per_seq() * limits.block_size).div_ceil(SPAN as usize);
+        if spans <= 1 {
+            return 0;
+        }
+        let token = 4 * (spec.heads.num_attention_heads * spans * (spec.heads.head_dim + 2)) as u64;
+        let tokens = limits.max_num_seqs.min(limits.max_num_batched_tokens) as u64;
+        token * tokens.min(self.max_binding / token.max(1))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use qwen_core::backend::WeightRole;
+    use qwen_core::{Config, Encoding};
+
+    fn spec() -> ModelSpec {
+        let config = r#"{"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_act": "silu",
+            "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14,
+            "num_key_value_heads": 2, "vocab_size": 151936, "max_position_embeddings": 32768, "rms_norm_eps": 1e-6,
+            "rope_theta": 1e6, "tie_word_embeddings": true}"#;
+        ModelSpec::new(&Config::from_json("config.json", config).unwrap())
+    }
+
+    fn limits(tokens: usize, logits: usize) -> Limits {
+        Limits {
+            max_model_len: 32_768,
+            max_num_batched_tokens: tokens,
+            max_num_seqs: 8,
+            max_num_logits: logits,
+            block_size: 32,
+            num_blocks: 1024,
+            vocab_size: 151_936,
+            num_token_ids: 151_936,
+        }
+    }
+
+    #[test]
+    fn records_count_as_far_as_they_can_be_bound() {
+        let sequence = 4 * 14 * 256 * 66;
+        let records = |binding| WgpuFootprint::with_limits(binding, 1 << 28).workspace_bytes(&limits(512, 16), &spec());
+        assert_eq!(records(128 << 20).unwrap(), 8 * sequence);
+        assert_eq!(records(2 * sequence + 4).unwrap(), 2 * sequence);
+        assert_eq!(records(1 << 19).unwrap(), 0);
+    }
+
+    #[test]
+    fn buffers_beyond_the_limit_are_refused_with_what_would_fit() {
+        let footprint = WgpuFootprint::with_limits(128 << 20, 256 << 20);
+        let error = footprint.workspace_bytes(&limits(512, 500), &spec()).unwrap_err().to_string();
+        assert!(error.contains("500 rows of logits") && error.contains("441 would fit"), "{error}");
+        let error = footprint.workspace_bytes(&limits(14_000, 16), &spec()).unwrap_err().to_string();
+        assert!(error.contains("14000 tokens"), "{error}");
+    }
+
+    #[test]
+    fn a_slab_is_no_larger_than_a_buffer() {
+        let shape = WeightShape { role: WeightRole::Linear, parts: vec![(Encoding::F32, 1 << 16)], cols: 1 << 12 };
+        assert_eq!(WgpuFootprint::with_limits(u64::MAX, 1 << 28).weight_slabs(&shape).unwrap(), 4);
+    }
+}

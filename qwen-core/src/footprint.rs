@@ -1,0 +1,69 @@
+//! What a model takes on a device, asked before anything is loaded and without opening the device.
+
+use std::fmt;
+
+use crate::backend::{KvSpec, WeightShape};
+use crate::batch::Limits;
+use crate::error::Result;
+use crate::model::spec::ModelSpec;
+
+/// The sizes that a device has for the parts of a model: [`crate::plan::Plan`] adds them up.
+///
+/// The bodies given here are the stored sizes, which suit a device that keeps things as the files have them. A refusal
+/// is [`crate::Error::Unsupported`] with the figures: what the device cannot hold, however much memory it has.
+///
+/// ```
+/// use qwen_core::backend::WeightShape;
+/// use qwen_core::{Encoding, Footprint, Result};
+///
+/// /// A device that decodes all matrices to f32.
+/// #[derive(Debug)]
+/// struct Decoded;
+///
+/// impl Footprint for Decoded {
+///     fn weight_bytes(&self, shape: &WeightShape) -> Result<u64> {
+///         Ok(4 * (shape.rows() * shape.cols) as u64)
+///     }
+/// }
+///
+/// let shape = WeightShape { role: qwen_core::backend::WeightRole::Linear, parts: vec![(Encoding::Bf16, 8)], cols: 4 };
+/// assert_eq!(Decoded.weight_bytes(&shape)?, 2 * shape.stored_bytes());
+/// # Ok::<(), qwen_core::Error>(())
+/// ```
+pub trait Footprint: fmt::Debug + Send + Sync {
+    /// Bytes that [`crate::Backend::load`] takes on the device for a matrix of this shape.
+    ///
+    /// # Errors
+    /// When the device cannot hold such a matrix.
+    fn weight_bytes(&self, shape: &WeightShape) -> Result<u64> {
+        Ok(shape.stored_bytes())
+    }
+
+    /// Bytes that [`crate::Backend::kv`] takes on the device.
+    ///
+    /// # Errors
+    /// When the device cannot hold such a store.
+    fn kv_bytes(&self, spec: &KvSpec) -> Result<u64> {
+        Ok(spec.stored_bytes())
+    }
+
+    /// The most bytes that the kernels of a step take beside the buffers of the model.
+    ///
+    /// # Errors
+    /// When the device cannot hold the buffers of the model for steps this large.
+    fn workspace_bytes(&self, limits: &Limits, spec: &ModelSpec) -> Result<u64> {
+        let _ = (limits, spec);
+        Ok(0)
+    }
+
+    /// Whether [`crate::Backend::gate_up_silu`] needs no scratch buffer, so that none is made.
+    fn fuses_gate_up(&self) -> bool {
+        false
+    }
+}
+
+/// The footprint of a device that keeps weights and K/V as they are stored, and takes nothing beside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct StoredSizes;
+
+impl Footprint for StoredSizes {}
