@@ -188,11 +188,6 @@ impl Gpu {
         Error::Device { device: self.info.to_string(), op: op.into(), reason: reason.into() }
     }
 
-    /// The most bytes of a buffer that is bound as a whole.
-    pub(crate) fn max_slab(&self) -> u64 {
-        self.limits.max_storage_buffer_binding_size.min(self.limits.max_buffer_size)
-    }
-
     /// An array of `words` 32-bit words, all zero. `what` names it in errors.
     pub(crate) fn array(&mut self, what: &str, words: usize) -> Result<Array> {
         let size = bytes_of(words);
