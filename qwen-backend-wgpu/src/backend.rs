@@ -1,5 +1,8 @@
 //! [`Backend`] on a wgpu device: each operation checks its sizes, chooses a kernel and queues it.
 
+mod attention;
+mod product;
+
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
@@ -11,21 +14,16 @@ use qwen_core::{Backend, Encoding, Error, Footprint, Precision, Result, composed
 use crate::adapter::AdapterInfo;
 use crate::footprint::WgpuFootprint;
 use crate::gpu::{Array, Binding, Gpu};
-use crate::kv::{Slab, Store};
+use crate::kv::Store;
 use crate::options::WgpuOptions;
 use crate::record::{Dispatch, Grid, Queued};
 use crate::shader::Shader;
 use crate::stats::WgpuStats;
 use crate::weight::Matrix;
 
-/// Tokens from which on Fast multiplies by tiles.
-const TILE_FROM: usize = 9;
-/// Threads that share a row of [`Shader`] `matvec`, and such groups in a workgroup.
-const LANES: u32 = 32;
-const GROUPS: u32 = 2;
-/// Rows of a tile of `attention`, and positions of its spans.
-const ATTENTION_ROWS: u32 = 8;
-pub(crate) const SPAN: u32 = 128;
+pub(crate) use attention::SPAN;
+use product::{Epilogue, TILE_FROM};
+
 /// Steps that are kept for replay; longer prompts of many lengths are recorded anew.
 const KEPT_STEPS: usize = 64;
 
@@ -73,29 +71,6 @@ pub struct WgpuKv(Store);
 struct Numbers {
     array: Array,
     len: usize,
-}
-
-/// What becomes of the sums of a matrix product.
-enum Epilogue<'a> {
-    Write {
-        out: &'a Numbers,
-        bias: Option<&'a Numbers>,
-    },
-    Add {
-        residual: &'a Numbers,
-    },
-    Silu {
-        out: &'a Numbers,
-    },
-    Heads {
-        qkv: &'a Numbers,
-        bias: &'a Numbers,
-        inputs: &'a StepInputs<WgpuBackend>,
-        heads: HeadLayout,
-        slab: &'a Slab,
-        store: &'a Store,
-        layer: usize,
-    },
 }
 
 impl WgpuBackend {
@@ -194,84 +169,6 @@ impl WgpuBackend {
             return Err(self.misfit(op, format!("{step} rows of {widest} values exceed what the device binds")));
         }
         Ok((0..rows).step_by(size).map(|first| first..(first + size).min(rows)).collect())
-    }
-
-    /// Queue `w x` for each slab of `w`, with what `epilogue` makes of the sums.
-    fn product(&mut self, op: &str, x: &Numbers, w: &Matrix, rows: usize, epilogue: &Epilogue<'_>) -> Result<()> {
-        let layout = &w.layout;
-        self.need(op, "x", x, rows * layout.cols)?;
-        // Chosen by all rows, not by those of a piece: how a device splits changes no result.
-        let tiled = self.precision == Precision::Fast && rows >= TILE_FROM;
-        let (pairs_per_group, tokens_per_group) = match (tiled, rows) {
-            (true, _) => (32, 64),
-            (false, 1) => (2 * GROUPS as usize, 1),
-            (false, _) => (GROUPS as usize, 4),
-        };
-        let shader = match tiled {
-            true => Shader::new("matmul"),
-            false => Shader::new("matvec")
-                .constant("LANES", LANES)
-                .constant("GROUPS", GROUPS)
-                .constant("PAIRS", (pairs_per_group / GROUPS as usize) as u32)
-                .constant("TOKENS", tokens_per_group as u32),
-        };
-        let order = if layout.halves { "ORDER_HALVES" } else { "ORDER_PLAIN" };
-        let shader = encoding_flag(shader, layout.encoding).flag_if(!layout.cols.is_multiple_of(8), "RAGGED");
-        let (shader, out, width) = match epilogue {
-            Epilogue::Write { out, bias } => {
-                (shader.flag(order).flag("EPILOGUE_WRITE").flag_if(bias.is_some(), "BIAS"), out, layout.rows)
-            }
-            Epilogue::Add { residual } => (shader.flag(order).flag("EPILOGUE_ADD"), residual, layout.rows),
-            Epilogue::Silu { out } => (shader.flag(order).flag("EPILOGUE_SILU"), out, layout.rows / 2),
-            Epilogue::Heads { qkv, store, layer, .. } => {
-                (kv_flags(shader.flag("ORDER_HEADS").flag("EPILOGUE_HEADS"), store, *layer), qkv, layout.rows)
-            }
-        };
-        for piece in self.pieces(op, rows, &[layout.cols, width])? {
-            for (pairs, slab) in layout.slabs.iter().zip(&w.slabs) {
-                let mut bindings = vec![
-                    x.array.read(words(&piece, layout.cols)),
-                    slab.read_all(),
-                    out.array.write(words(&piece, width)),
-                ];
-                let mut params =
-                    vec![piece.len(), layout.cols, layout.chunks(), pairs.len(), pairs.start, layout.rows, piece.start];
-                match epilogue {
-                    Epilogue::Write { bias: Some(bias), .. } => bindings.push(bias.array.read(0..layout.rows)),
-                    Epilogue::Heads { bias, inputs, heads, slab, store, .. } => {
-                        let HeadLayout { num_attention_heads, num_key_value_heads, head_dim } = *heads;
-                        params.extend([num_attention_heads, num_key_value_heads, head_dim / 2, store.num_slots()]);
-                        bindings.extend([
-                            bias.array.read(0..layout.rows),
-                            inputs.cos_sin.0.array.read(0..rows * head_dim),
-                            inputs.slot_mapping.numbers.array.read(0..rows),
-                            slab.keys.write_all(),
-                            slab.values.write_all(),
-                        ]);
-                    }
-                    _ => {}
-                }
-                let params: Vec<u32> = params.iter().map(|param| *param as u32).collect();
-                let groups = [pairs.len().div_ceil(pairs_per_group), piece.len().div_ceil(tokens_per_group), 1];
-                self.queue(op, &shader, &bindings, &params, Grid::Fixed(groups.map(|size| size as u32)))?;
-                if let Some(dispatch) = self.queued.kernels.last_mut() {
-                    dispatch.weight_bytes = (2 * pairs.len() * layout.row_bytes() * groups[1]) as u64;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// The records of attention's spans: so many numbers.
-    fn records(&mut self, len: usize) -> Result<Array> {
-        if let Some((array, held)) = &self.records
-            && *held >= len
-        {
-            return Ok(array.clone());
-        }
-        let array = self.gpu.array("attention records", len)?;
-        self.records = Some((array.clone(), len));
-        Ok(array)
     }
 
     /// A write or read by the host: within a step, what was recorded cannot be replayed then.
@@ -543,80 +440,7 @@ impl Backend for WgpuBackend {
         out: &mut WgpuBuffer,
         key: StepKey,
     ) -> Result<()> {
-        let (op, store) = ("paged_attention", &kv.0);
-        self.check_store(op, store, layer, &heads)?;
-        self.need(op, "qkv", &qkv.0, key.num_tokens * heads.qkv_size())?;
-        self.need(op, "out", &out.0, key.num_tokens * heads.q_size())?;
-        self.need(op, "cu_seqlens_q", &inputs.cu_seqlens_q.numbers, key.num_seqs + 1)?;
-        self.need(op, "context_lens", &inputs.context_lens.numbers, key.num_seqs)?;
-        self.need(op, "block_tables", &inputs.block_tables.numbers, key.num_seqs * inputs.max_blocks_per_seq)?;
-        let half = heads.head_dim as u32 / 2;
-        let max_spans = (inputs.max_blocks_per_seq * store.spec.block_size).div_ceil(SPAN as usize);
-        let record = heads.num_attention_heads * max_spans * (heads.head_dim + 2);
-        let most = self.gpu.limits.max_storage_buffer_binding_size as usize / 4;
-        // A token for each sequence and more than one span: the spans run side by side.
-        let split = key.max_seqlen_q <= 1 && max_spans > 1 && key.num_tokens * record <= most;
-        let records = if split { Some(self.records(key.num_tokens * record)?) } else { None };
-        let shader = kv_flags(Shader::new("attention").flag_if(split, "SPLIT"), store, layer)
-            .constant("ROWS", ATTENTION_ROWS)
-            .constant("HALF", half);
-        let heads_per_kv = heads.num_attention_heads / heads.num_key_value_heads.max(1);
-        let rows = ATTENTION_ROWS as usize;
-        let seqs = key.num_seqs;
-        let (cu_seqlens_q, context_lens) = (&inputs.cu_seqlens_q.numbers, &inputs.context_lens.numbers);
-        for piece in self.pieces(op, key.num_tokens, &[heads.qkv_size(), heads.q_size()])? {
-            let attended = out.0.array.write(words(&piece, heads.q_size()));
-            let tiles = match split {
-                true => piece.len() * heads_per_kv.div_ceil(rows),
-                false => (piece.len() * heads_per_kv).div_ceil(rows),
-            };
-            for slab in &store.layers[layer] {
-                let params = [
-                    piece.len() as u32,
-                    seqs as u32,
-                    heads.num_attention_heads as u32,
-                    heads.num_key_value_heads as u32,
-                    store.spec.block_size as u32,
-                    inputs.max_blocks_per_seq as u32,
-                    store.num_slots() as u32,
-                    slab.first_head as u32,
-                    (1.0 / (heads.head_dim as f32).sqrt()).to_bits(),
-                    max_spans as u32,
-                    piece.start as u32,
-                ];
-                let bindings = [
-                    qkv.0.array.read(words(&piece, heads.qkv_size())),
-                    cu_seqlens_q.array.read(0..seqs + 1),
-                    context_lens.array.read(0..seqs),
-                    inputs.block_tables.numbers.array.read(0..seqs * inputs.max_blocks_per_seq),
-                    slab.keys.read_all(),
-                    slab.values.read_all(),
-                    records.as_ref().map_or(attended, |records| records.write(0..key.num_tokens * record)),
-                ];
-                let (x, y) = (tiles as u32, slab.heads as u32);
-                let grid = match split {
-                    true => {
-                        let longest = inputs.context_lens.largest.clone();
-                        Grid::Spans { x, y, longest, span: SPAN, most: max_spans as u32 }
-                    }
-                    false => Grid::Fixed([x, y, 1]),
-                };
-                self.queue(op, &shader, &bindings, &params, grid)?;
-            }
-            if let Some(records) = &records {
-                let bindings = [
-                    cu_seqlens_q.array.read(0..seqs + 1),
-                    context_lens.array.read(0..seqs),
-                    records.read(0..key.num_tokens * record),
-                    attended,
-                ];
-                let params = [seqs, heads.num_attention_heads, max_spans, piece.start].map(|param| param as u32);
-                let shader = Shader::new("attention_merge").constant("HALF", half);
-                let grid = Grid::Fixed([heads.num_attention_heads as u32, piece.len() as u32, 1]);
-                self.queue(op, &shader, &bindings, &params, grid)?;
-            }
-        }
-        Ok(())
+        self.attention(&qkv.0, &kv.0, layer, heads, inputs, &out.0, key)
     }
 
     fn silu_and_mul(
