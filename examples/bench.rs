@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use qwen::{Config, Device, Encoding, Engine, EngineOptions, GenerateOptions, Precision, memory};
+use qwen::{CeilingMeter, Config, Device, Encoding, Engine, EngineOptions, GenerateOptions, Precision, memory};
 use serde_json::json;
 
 /// How fast a model runs.
@@ -41,7 +41,7 @@ struct Args {
     /// How many times.
     #[arg(long, default_value_t = 3)]
     repeat: usize,
-    /// Where to run: auto, cpu.
+    /// Where to run: auto, cpu, wgpu, wgpu:INDEX, wgpu:NAME.
     #[arg(long, default_value = "cpu")]
     device: Device,
     /// exact or fast.
@@ -136,8 +136,11 @@ fn run(engine: &Engine, args: &Args) -> qwen::Result<Run> {
 fn main() -> Result<(), Box<dyn Error>> {
     let args = Args::parse();
     let context = args.depth + args.prompt_tokens + args.new_tokens + 1;
-    let mut options =
-        EngineOptions::new().device(args.device).precision(args.precision).batch(args.batch).context(context.max(64));
+    let mut options = EngineOptions::new()
+        .device(args.device.clone())
+        .precision(args.precision)
+        .batch(args.batch)
+        .context(context.max(64));
     if let Some(threads) = args.threads {
         options = options.threads(threads);
     }
@@ -150,12 +153,12 @@ fn main() -> Result<(), Box<dyn Error>> {
     run(&engine, &args)?;
     let peak = memory::peak_resident_bytes();
 
-    let meter = args.device.ceiling_meter(args.threads)?;
+    let mut meter = CeilingMeter::new(engine.placed_on().unwrap_or(&args.device), args.threads)?;
     let slice = Duration::from_millis(600);
-    let (mut runs, mut ceilings) = (Vec::new(), vec![meter.measure(slice)]);
+    let (mut runs, mut ceilings) = (Vec::new(), vec![meter.measure(slice)?]);
     for _ in 0..args.repeat.max(1) {
         runs.push(run(&engine, &args)?);
-        ceilings.push(meter.measure(slice));
+        ceilings.push(meter.measure(slice)?);
     }
 
     let config = engine.config();
@@ -168,6 +171,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let generation_speed = spread(runs.iter().map(|run| new_tokens as f64 / run.generation));
     let memory_speed = spread(ceilings.iter().map(|c| c.memory_bytes_per_second));
     let f32_speed = spread(ceilings.iter().map(|c| c.f32_flops_per_second));
+    let copy_speed = spread(ceilings.iter().filter_map(|c| c.copy_bytes_per_second));
+    let f16_speed = spread(ceilings.iter().filter_map(|c| c.f16_flops_per_second));
     let bf16_speed = spread(ceilings.iter().filter_map(|c| c.bf16_flops_per_second));
     let int8_speed = spread(ceilings.iter().filter_map(|c| c.int8_ops_per_second));
     // Each run against the faster of the measurements before and after it.
@@ -187,6 +192,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         let object = json!({
             "model": args.model,
             "device": engine.device(),
+            "device_reason": engine.device_reason(),
             "precision": format!("{:?}", args.precision).to_lowercase(),
             "prompt_tokens": args.prompt_tokens,
             "new_tokens": args.new_tokens,
@@ -201,6 +207,8 @@ fn main() -> Result<(), Box<dyn Error>> {
             "generation_tokens_per_second": median(generation_speed),
             "memory_bytes_per_second": median(memory_speed),
             "f32_flops_per_second": median(f32_speed),
+            "copy_bytes_per_second": median(copy_speed),
+            "f16_flops_per_second": median(f16_speed),
             "bf16_flops_per_second": median(bf16_speed),
             "int8_ops_per_second": median(int8_speed),
             "generation_share_of_memory": median(memory_share),
@@ -229,7 +237,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     line("prompt", prompt_speed, 1.0, "tokens/s");
     line("generation", generation_speed, 1.0, "tokens/s");
     line("memory", memory_speed, 1e9, "GB/s");
+    line("copying", copy_speed, 1e9, "GB/s");
     line("f32 multiply-add", f32_speed, 1e9, "Gflop/s");
+    line("f16 multiply-add", f16_speed, 1e9, "Gflop/s");
     line("bf16 dot", bf16_speed, 1e9, "Gflop/s");
     line("int8 dot", int8_speed, 1e9, "Gop/s");
     line("generation of memory", memory_share, 0.01, "%");

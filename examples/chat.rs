@@ -3,6 +3,7 @@
 //! ```text
 //! cargo run --release --example chat
 //! cargo run --release --example chat -- --model path/to/Qwen2.5-7B-Instruct --prompt "Why is the sky blue?"
+//! cargo run --release --features wgpu --example chat -- --device wgpu
 //! ```
 //!
 //! Without `--model` it is the small demo checkpoint of this repository, which knows little (see
@@ -29,7 +30,7 @@ struct Args {
     /// The system message; the template's own when absent.
     #[arg(long)]
     system: Option<String>,
-    /// Where to run: auto, cpu.
+    /// Where to run: auto, cpu, wgpu, wgpu:INDEX, wgpu:NAME.
     #[arg(long, default_value = "auto")]
     device: Device,
     /// Compute with f32 activations and K/V.
@@ -66,7 +67,7 @@ struct Args {
 
 impl Args {
     fn engine_options(&self) -> EngineOptions {
-        let mut options = EngineOptions::new().device(self.device);
+        let mut options = EngineOptions::new().device(self.device.clone());
         if self.exact {
             options = options.precision(Precision::Exact);
         }
@@ -122,7 +123,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     if let Some(prompt) = &args.prompt {
         return print(chat.send(prompt)?, &current);
     }
-    eprintln!("{} on {}, context {}", args.model.display(), engine.device(), engine.context());
+    let (device, reason) = (engine.device(), engine.device_reason());
+    eprintln!("{} on {device} ({reason}), context {}", args.model.display(), engine.context());
     converse(&mut chat, &current)
 }
 

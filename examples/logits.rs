@@ -31,7 +31,7 @@ struct Args {
     /// exact or fast.
     #[arg(long, default_value = "fast")]
     precision: Precision,
-    /// Where to run: auto, cpu.
+    /// Where to run: auto, cpu, wgpu, wgpu:INDEX, wgpu:NAME.
     #[arg(long, default_value = "cpu")]
     device: Device,
     /// Positions to make room for.
@@ -47,7 +47,7 @@ struct Args {
 
 fn main() -> Result<(), Box<dyn Error>> {
     let args = Args::parse();
-    let mut options = EngineOptions::new().device(args.device).precision(args.precision).padding_ids(true);
+    let mut options = EngineOptions::new().device(args.device.clone()).precision(args.precision).padding_ids(true);
     if let Some(context) = args.context {
         options = options.context(context);
     }

@@ -25,7 +25,7 @@ struct Args {
     /// Conversations that have their whole context at the same time.
     #[arg(long, default_value_t = 1)]
     batch: usize,
-    /// Where to run: auto, cpu.
+    /// Where to run: auto, cpu, wgpu, wgpu:INDEX, wgpu:NAME.
     #[arg(long, default_value = "auto")]
     device: Device,
     /// Compute with f32 activations and K/V.
@@ -38,7 +38,7 @@ struct Args {
 
 fn main() -> Result<ExitCode, Box<dyn Error>> {
     let args = Args::parse();
-    let mut options = EngineOptions::new().device(args.device).batch(args.batch);
+    let mut options = EngineOptions::new().device(args.device.clone()).batch(args.batch);
     if args.exact {
         options = options.precision(Precision::Exact);
     }

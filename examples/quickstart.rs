@@ -1,20 +1,33 @@
 //! The model card's Python quickstart, line for line.
 //!
 //! ```text
-//! cargo run --release --example quickstart -- path/to/Qwen2.5-32B-Instruct
+//! cargo run --release --example quickstart -- path/to/Qwen2.5-32B-Instruct --device auto
 //! ```
 //!
-//! Without an argument it runs the demo checkpoint of this repository.
+//! Without a path it runs the demo checkpoint of this repository.
 
-use qwen::{ChatInput, Engine, GenerateOptions, Message};
+use std::path::PathBuf;
+
+use clap::Parser;
+use qwen::{ChatInput, Device, Engine, GenerateOptions, Message};
+
+/// The model card's Python quickstart.
+#[derive(Parser)]
+struct Args {
+    /// The folder of the checkpoint.
+    #[arg(default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/demo-model"))]
+    model_name: PathBuf,
+    /// Where to run: auto, cpu, wgpu, wgpu:INDEX, wgpu:NAME.
+    #[arg(long, default_value = "auto")]
+    device: Device,
+}
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     // model_name = "Qwen/Qwen2.5-32B-Instruct"
-    let demo = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/demo-model");
-    let model_name = std::env::args().nth(1).unwrap_or_else(|| demo.into());
+    let Args { model_name, device } = Args::parse();
 
     // model = AutoModelForCausalLM.from_pretrained(model_name, torch_dtype="auto", device_map="auto")
-    let model = Engine::load(&model_name)?;
+    let model = Engine::options().device(device).load(&model_name)?;
     // tokenizer = AutoTokenizer.from_pretrained(model_name)
     let tokenizer = model.tokenizer()?;
 

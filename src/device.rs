@@ -1,38 +1,51 @@
-//! Where a model runs: a value chosen at run time, never a consequence of a feature.
+//! Devices: a value chosen at run time, never a consequence of a feature.
 
-#![cfg_attr(not(feature = "cpu"), allow(unused_variables))]
-
+use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
-use qwen_core::batch::Limits;
-use qwen_core::checkpoint::Checkpoint;
-use qwen_core::model::Model;
-use qwen_core::model::spec::ModelSpec;
-use qwen_core::rope::Rope;
-use qwen_core::runner::{ModelRunner, Runner};
-use qwen_core::{Backend, Config, Footprint, memory};
+use serde::{Serialize, Serializer};
 
-use crate::options::EngineOptions;
+#[cfg(feature = "wgpu")]
+use qwen_backend_wgpu::AdapterChoice;
 
-#[cfg(feature = "cpu")]
-pub use qwen_backend_cpu::ceilings::{CeilingMeter, Ceilings};
-
-/// A device to run a model on.
+/// A device to run a model on. As text: `cpu`, `auto`, and with the feature `wgpu` also `wgpu`, `wgpu:INDEX` and
+/// `wgpu:NAME`.
 ///
 /// ```
 /// use qwen::Device;
 /// assert_eq!("cpu".parse(), Ok(Device::Cpu));
 /// assert!("abacus".parse::<Device>().is_err());
 /// ```
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum Device {
     /// The processor.
     #[default]
     Cpu,
-    /// The best device present that the model fits. [`crate::Engine::device`] says which it became.
+    /// The best hardware GPU that the build has a backend for and whose memory the model fits, else the processor. Never
+    /// a software adapter. [`crate::Engine::device`] says which it became, [`crate::Engine::device_reason`] why.
     Auto,
+    /// A GPU through Vulkan, Metal or DX12.
+    #[cfg(feature = "wgpu")]
+    Wgpu(AdapterChoice),
+}
+
+impl Device {
+    pub(crate) fn absent(&self) -> qwen_core::Error {
+        let reason = format!("this build has {}; features of the crate add others", known());
+        qwen_core::Error::unsupported(format!("device `{self}`"), reason)
+    }
+}
+
+/// How the devices of this build are named.
+fn known() -> &'static str {
+    match (cfg!(feature = "cpu"), cfg!(feature = "wgpu")) {
+        (true, true) => "`cpu`, `wgpu`, `wgpu:INDEX`, `wgpu:NAME` and `auto`",
+        (true, false) => "`cpu` and `auto`",
+        (false, true) => "`wgpu`, `wgpu:INDEX`, `wgpu:NAME` and `auto`",
+        (false, false) => "no device",
+    }
 }
 
 impl FromStr for Device {
@@ -40,129 +53,127 @@ impl FromStr for Device {
 
     fn from_str(name: &str) -> Result<Self, String> {
         match name {
-            "cpu" => Ok(Device::Cpu),
-            "auto" => Ok(Device::Auto),
-            _ => Err(format!("there is no device `{name}` in this build: use `cpu` or `auto`")),
+            "cpu" => return Ok(Device::Cpu),
+            "auto" => return Ok(Device::Auto),
+            _ => {}
         }
+        #[cfg(feature = "wgpu")]
+        match name.strip_prefix("wgpu") {
+            Some("") => return Ok(Device::Wgpu(AdapterChoice::Best)),
+            Some(rest) if rest.len() > 1 && rest.starts_with(':') => {
+                let Ok(choice) = rest[1..].parse();
+                return Ok(Device::Wgpu(choice));
+            }
+            _ => {}
+        }
+        Err(format!("there is no device `{name}` in this build, which has {}", known()))
     }
 }
 
 impl fmt::Display for Device {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Device::Cpu => "cpu",
-            Device::Auto => "auto",
-        })
-    }
-}
-
-/// A loaded model and the name of its device.
-pub(crate) struct Loaded {
-    pub(crate) runner: Box<dyn Runner>,
-    pub(crate) device: String,
-}
-
-/// Where a model is planned and loaded: a [`Device`] by name, or a [`Backend`] that the program brings.
-pub(crate) trait Place {
-    /// What the parts of a model take here.
-    fn footprint(&self) -> qwen_core::Result<Box<dyn Footprint>>;
-
-    /// Bytes that may be taken here, where that is known.
-    fn available_bytes(&self) -> Option<u64> {
-        memory::available_memory().map(|memory| memory.available)
-    }
-
-    /// Load a model.
-    fn load(
-        self,
-        checkpoint: &Checkpoint,
-        config: &Config,
-        limits: &Limits,
-        options: &mut EngineOptions,
-    ) -> qwen_core::Result<Loaded>;
-}
-
-/// A backend of the program's own.
-pub(crate) struct Own<B>(pub(crate) B);
-
-impl<B: Backend> Place for Own<B> {
-    fn footprint(&self) -> qwen_core::Result<Box<dyn Footprint>> {
-        Ok(self.0.footprint())
-    }
-
-    fn available_bytes(&self) -> Option<u64> {
-        self.0.info().memory_available.or_else(|| memory::available_memory().map(|memory| memory.available))
-    }
-
-    fn load(
-        self,
-        checkpoint: &Checkpoint,
-        config: &Config,
-        limits: &Limits,
-        options: &mut EngineOptions,
-    ) -> qwen_core::Result<Loaded> {
-        load_on(self.0, checkpoint, config, limits, options)
-    }
-}
-
-impl Place for Device {
-    fn footprint(&self) -> qwen_core::Result<Box<dyn Footprint>> {
         match self {
-            #[cfg(feature = "cpu")]
-            Device::Cpu | Device::Auto => Ok(Box::new(qwen_backend_cpu::CpuFootprint)),
-            #[cfg(not(feature = "cpu"))]
-            _ => Err(self.absent()),
-        }
-    }
-
-    fn load(
-        self,
-        checkpoint: &Checkpoint,
-        config: &Config,
-        limits: &Limits,
-        options: &mut EngineOptions,
-    ) -> qwen_core::Result<Loaded> {
-        match self {
-            #[cfg(feature = "cpu")]
-            Device::Cpu | Device::Auto => {
-                let backend = qwen_backend_cpu::CpuBackend::new(options.cpu())?;
-                load_on(backend, checkpoint, config, limits, options)
-            }
-            #[cfg(not(feature = "cpu"))]
-            _ => Err(self.absent()),
+            Device::Cpu => f.write_str("cpu"),
+            Device::Auto => f.write_str("auto"),
+            #[cfg(feature = "wgpu")]
+            Device::Wgpu(AdapterChoice::Best) => f.write_str("wgpu"),
+            #[cfg(feature = "wgpu")]
+            Device::Wgpu(choice) => write!(f, "wgpu:{choice}"),
         }
     }
 }
 
-#[cfg(feature = "cpu")]
-impl Device {
-    /// A meter of what this device could do at best with `threads` threads, one for each physical core when `None`: to
-    /// put a model's speed in proportion. It takes a gigabyte of memory.
-    ///
-    /// # Errors
-    /// When the memory is refused.
-    pub fn ceiling_meter(self, threads: Option<usize>) -> crate::Result<CeilingMeter> {
-        Ok(CeilingMeter::new(threads.unwrap_or_else(qwen_backend_cpu::physical_cores))?)
+impl Serialize for Device {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
     }
 }
 
-#[cfg(not(feature = "cpu"))]
-impl Device {
-    fn absent(self) -> qwen_core::Error {
-        qwen_core::Error::unsupported(format!("device `{self}`"), "this build has no device: turn a feature on")
-    }
+/// A device of this machine that this build can run on. As data: print it, serialise it, choose by it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct DeviceEntry {
+    /// What to pass to [`crate::EngineOptions::device`].
+    pub device: Device,
+    /// What the system or the driver calls it.
+    pub name: String,
+    /// `processor`, `discrete`, `integrated`, `virtual`, `software` or `other`.
+    pub kind: &'static str,
+    /// The API to a GPU and its driver with its version.
+    pub driver: Option<String>,
+    /// Bytes of its memory; of the processor's those that this process may take now.
+    pub memory_bytes: Option<u64>,
+    /// What it is limited to, by name.
+    pub limits: BTreeMap<&'static str, u64>,
+    /// Instruction sets of the processor, features of a GPU that kernels could use.
+    pub features: Vec<String>,
 }
 
-fn load_on<B: Backend>(
-    mut backend: B,
-    checkpoint: &Checkpoint,
-    config: &Config,
-    limits: &Limits,
-    options: &mut EngineOptions,
-) -> qwen_core::Result<Loaded> {
-    let device = backend.info().name;
-    let spec = ModelSpec::new(config);
-    let model = Model::load(&mut backend, spec, limits, checkpoint, &mut |share| options.report(share))?;
-    let runner = ModelRunner::new(backend, model, Rope::new(config), limits.clone());
-    Ok(Loaded { runner: Box::new(runner), device })
+/// The devices of this machine that this build can run on: the processor, then GPUs in a fixed order, software ones
+/// included. None is opened.
+///
+/// ```
+/// for entry in qwen::devices() {
+///     println!("{}: {}", entry.device, entry.name);
+/// }
+/// ```
+pub fn devices() -> Vec<DeviceEntry> {
+    let devices = std::iter::empty();
+    #[cfg(feature = "cpu")]
+    let devices = devices.chain([DeviceEntry {
+        device: Device::Cpu,
+        name: format!("cpu ({})", qwen_backend_cpu::Isa::best()),
+        kind: "processor",
+        driver: None,
+        memory_bytes: qwen_core::memory::available_memory().map(|memory| memory.available),
+        limits: BTreeMap::from([("physical_cores", qwen_backend_cpu::physical_cores() as u64)]),
+        features: qwen_backend_cpu::Isa::available().iter().map(ToString::to_string).collect(),
+    }]);
+    #[cfg(feature = "wgpu")]
+    let devices = devices.chain(qwen_backend_wgpu::adapters().into_iter().map(|adapter| DeviceEntry {
+        device: Device::Wgpu(AdapterChoice::Index(adapter.index)),
+        kind: adapter.kind,
+        driver: Some(format!("{}, {}", adapter.api, adapter.driver)),
+        memory_bytes: adapter.memory,
+        limits: BTreeMap::from([
+            ("max_binding_bytes", adapter.max_binding_bytes),
+            ("max_buffer_bytes", adapter.max_buffer_bytes),
+            ("max_workgroup_bytes", adapter.max_workgroup_bytes.into()),
+            ("max_storage_buffers", adapter.max_storage_buffers.into()),
+        ]),
+        features: adapter.features.iter().map(ToString::to_string).collect(),
+        name: adapter.name,
+    }));
+    devices.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_are_named_as_they_are_parsed() {
+        let mut names = vec!["cpu", "auto"];
+        if cfg!(feature = "wgpu") {
+            names.extend(["wgpu", "wgpu:0", "wgpu:17", "wgpu:Intel(R) Arc A770: 16 GB", "wgpu:llvmpipe"]);
+        }
+        for name in names {
+            assert_eq!(name.parse::<Device>().map(|device| device.to_string()), Ok(name.into()));
+        }
+        for name in ["", "CPU", "gpu", "wgpu:", "wgpux", "wgpu0"] {
+            let error = name.parse::<Device>().unwrap_err();
+            assert!(error.contains(&format!("`{name}`")) && error.contains("`auto`"), "{error}");
+        }
+    }
+
+    #[test]
+    fn devices_are_listed_as_data() {
+        let devices = devices();
+        assert_eq!(devices.iter().any(|entry| entry.device == Device::Cpu), cfg!(feature = "cpu"));
+        let json = serde_json::to_value(&devices).unwrap();
+        for (entry, json) in devices.iter().zip(json.as_array().unwrap()) {
+            assert_eq!(json["device"], entry.device.to_string());
+            assert_eq!(entry.device.to_string().parse(), Ok(entry.device.clone()));
+        }
+    }
 }

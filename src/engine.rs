@@ -14,10 +14,11 @@ use qwen_core::{Config, Encoding, GenerationConfig};
 use qwen_tokenizer::Tokenizer;
 
 use crate::chat::Chat;
-use crate::device::Place;
+use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::generate::{GenerateOptions, TextStream, TokenStream};
 use crate::options::EngineOptions;
+use crate::place::Place;
 use crate::stop::stop_token_ids;
 use crate::worker::{self, Command};
 
@@ -48,6 +49,8 @@ struct Inner {
     stop_token_ids: Vec<u32>,
     plan: Plan,
     device: String,
+    device_reason: String,
+    placed_on: Option<Device>,
     weight_encoding: Encoding,
 }
 
@@ -91,6 +94,8 @@ impl Engine {
             false => Err(Missing(folder.to_owned())),
         };
         let num_token_ids = options.num_token_ids(tokenizer.as_ref().ok(), &config);
+        let (place, device_reason) = place.settle(&options, &checkpoint, &config, num_token_ids)?;
+        let placed_on = place.device();
         let plan = options.plan_for(&place, &checkpoint, &config, num_token_ids)?;
         plan.check()?;
         let limits = options.limits(plan.context, plan.batch, &config, num_token_ids);
@@ -116,6 +121,8 @@ impl Engine {
                 stop_token_ids,
                 plan,
                 device,
+                device_reason,
+                placed_on,
                 weight_encoding,
             }),
         })
@@ -221,6 +228,16 @@ impl Engine {
     /// The device that runs it.
     pub fn device(&self) -> &str {
         &self.inner.device
+    }
+
+    /// Why it runs on this device, in a few words: that the program asked for it, or what [`Device::Auto`] found.
+    pub fn device_reason(&self) -> &str {
+        &self.inner.device_reason
+    }
+
+    /// The device that runs it as a value: what [`Device::Auto`] became. `None` on a backend of the program's own.
+    pub fn placed_on(&self) -> Option<&Device> {
+        self.inner.placed_on.as_ref()
     }
 }
 

@@ -18,25 +18,35 @@
 //!
 //! # Features
 //!
-//! `cpu` (default): the CPU backend. Features add devices; they never change which device runs or what it computes.
+//! `cpu` (default): the CPU backend. `wgpu`: GPUs through Vulkan, Metal or DX12, as `Device::Wgpu`. Features add devices;
+//! they never change what a device computes, nor which one runs when the program names it. [`devices`] lists those of
+//! the machine.
 
+#[cfg(any(feature = "cpu", feature = "wgpu"))]
+mod ceilings;
 mod chat;
 mod device;
 mod engine;
 mod error;
 mod generate;
 mod options;
+mod place;
 mod stop;
 mod worker;
 
+#[cfg(any(feature = "cpu", feature = "wgpu"))]
+pub use ceilings::{CeilingMeter, Ceilings};
 pub use chat::{Chat, Reply};
-pub use device::Device;
-#[cfg(feature = "cpu")]
-pub use device::{CeilingMeter, Ceilings};
+pub use device::{Device, DeviceEntry, devices};
 pub use engine::Engine;
 pub use error::{Error, Result};
 pub use generate::{GenerateOptions, Stats, TextStream, TokenStream};
 pub use options::{EngineOptions, plan};
+#[cfg(feature = "wgpu")]
+pub use qwen_backend_wgpu::AdapterChoice;
+#[cfg(feature = "wgpu")]
+#[doc(hidden)]
+pub use qwen_backend_wgpu::CapabilitySet;
 pub use qwen_core::engine::{Canceller, FinishReason};
 pub use qwen_core::memory;
 pub use qwen_core::plan::Plan;

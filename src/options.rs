@@ -11,9 +11,10 @@ use qwen_core::plan::{Plan, PlanInput, limits_for};
 use qwen_core::{Backend, Config, Precision};
 use qwen_tokenizer::Tokenizer;
 
-use crate::device::{Device, Own, Place};
+use crate::device::Device;
 use crate::engine::Engine;
 use crate::error::Result;
+use crate::place::{Own, Place};
 
 /// The context that is taken when none is asked for: longer ones cost memory, and base models name contexts that need
 /// YaRN.
@@ -46,6 +47,8 @@ pub struct EngineOptions {
     padding_ids: bool,
     memory_budget: Option<u64>,
     progress: Option<Arc<dyn Fn(f32) + Send + Sync>>,
+    #[cfg(feature = "wgpu")]
+    wgpu_capabilities: qwen_backend_wgpu::CapabilitySet,
 }
 
 impl fmt::Debug for EngineOptions {
@@ -131,7 +134,7 @@ impl EngineOptions {
         self
     }
 
-    /// Bytes that the engine may take. Default: what the system and the process's cgroup leave.
+    /// Bytes that the engine may take. Default: what the system and the process's cgroup leave, or the memory of a GPU.
     pub fn memory_budget(mut self, bytes: u64) -> Self {
         self.memory_budget = Some(bytes);
         self
@@ -143,12 +146,20 @@ impl EngineOptions {
         self
     }
 
+    /// How much of a GPU's limits and features is used. For tests of what smaller ones do.
+    #[cfg(feature = "wgpu")]
+    #[doc(hidden)]
+    pub fn wgpu_capabilities(mut self, capabilities: qwen_backend_wgpu::CapabilitySet) -> Self {
+        self.wgpu_capabilities = capabilities;
+        self
+    }
+
     /// Load the model at `path`.
     ///
     /// # Errors
     /// What is wrong with the checkpoint, the options or the memory, with what to do about it.
     pub fn load(self, path: impl AsRef<Path>) -> Result<Engine> {
-        let device = self.device;
+        let device = self.device.clone();
         Engine::load_with(path.as_ref(), self, device)
     }
 
@@ -195,6 +206,7 @@ impl EngineOptions {
                 return Err(qwen_core::Error::argument(name, "must be at least 1, is 0"));
             }
         }
+        let room = place.room(self)?;
         let spec = ModelSpec::new(config);
         let input = |context: usize| PlanInput {
             spec: &spec,
@@ -203,16 +215,21 @@ impl EngineOptions {
             context,
             batch,
             model_context,
-            available_bytes: self.memory_budget.or_else(|| place.available_bytes()),
+            available_bytes: self.memory_budget.or(room.available_bytes),
         };
-        let footprint = place.footprint()?;
         let context = self.context.unwrap_or(model_context.min(DEFAULT_CONTEXT));
-        let plan = Plan::new(checkpoint, &input(context), &*footprint)?;
+        let plan = Plan::new(checkpoint, &input(context), &*room.footprint)?;
         match plan.max_context {
             // No context was asked for: the longest that fits will do.
-            Some(fits) if self.context.is_none() && !plan.fits => Plan::new(checkpoint, &input(fits), &*footprint),
+            Some(fits) if self.context.is_none() && !plan.fits => Plan::new(checkpoint, &input(fits), &*room.footprint),
             _ => Ok(plan),
         }
+    }
+
+    /// The context that was asked for, or any.
+    #[cfg(feature = "wgpu")]
+    pub(crate) fn asked_context(&self) -> usize {
+        self.context.unwrap_or(usize::MAX)
     }
 
     pub(crate) fn limits(&self, context: usize, batch: usize, config: &Config, num_token_ids: usize) -> Limits {
@@ -252,6 +269,14 @@ impl EngineOptions {
         }
         options
     }
+
+    #[cfg(feature = "wgpu")]
+    pub(crate) fn wgpu(&self, adapter: &qwen_backend_wgpu::AdapterChoice) -> qwen_backend_wgpu::WgpuOptions {
+        qwen_backend_wgpu::WgpuOptions::new()
+            .adapter(adapter.clone())
+            .precision(self.precision)
+            .capabilities(self.wgpu_capabilities)
+    }
 }
 
 /// What the model at `path` takes with `options`, from its headers and key biases alone.
@@ -268,5 +293,6 @@ impl EngineOptions {
 pub fn plan(path: impl AsRef<Path>, options: &EngineOptions) -> Result<Plan> {
     let checkpoint = Checkpoint::open(path)?;
     let config = options.config(&checkpoint)?;
-    Ok(options.plan_for(&options.device, &checkpoint, &config, config.vocab_size)?)
+    let (device, _) = options.device.clone().settle(options, &checkpoint, &config, config.vocab_size)?;
+    Ok(options.plan_for(&device, &checkpoint, &config, config.vocab_size)?)
 }

@@ -24,3 +24,15 @@ run plan -- --model "$demo" --json >"$out/plan.json"
 run bench -- --model "$demo" --prompt-tokens 64 --new-tokens 8 --repeat 1
 run bench -- --model "$demo" --prompt-tokens 64 --new-tokens 8 --repeat 1 --json | grep -q prompt_share_of_arithmetic
 run custom_backend
+run devices -- --model "$demo"
+
+# The same on a GPU backend, where software Vulkan is installed.
+run_wgpu() { echo "-- $* (wgpu)"; cargo run --quiet --release --features wgpu --example "$@"; }
+run_wgpu devices -- --model "$demo"
+run_wgpu devices -- --model "$demo" --json >"$out/devices.json"
+if grep -q llvmpipe "$out/devices.json"; then
+    run_wgpu chat -- --device wgpu:llvmpipe --prompt "Hello!" | tee "$out/answer"
+    [ -s "$out/answer" ]
+else
+    echo "!!!! NO SOFTWARE VULKAN (llvmpipe): no example runs on a GPU backend !!!!"
+fi

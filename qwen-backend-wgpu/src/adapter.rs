@@ -35,6 +35,19 @@ pub struct AdapterInfo {
 }
 
 impl AdapterInfo {
+    /// The adapter that `choice` means. It is not opened.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] when there is none like that, with those that were found.
+    pub fn of(choice: &AdapterChoice) -> Result<Self> {
+        Ok(choose(choice)?.1)
+    }
+
+    /// Whether its memory is that of the processor, whose limits then hold for it too.
+    pub fn shares_host_memory(&self) -> bool {
+        matches!(self.kind, "integrated" | "software")
+    }
+
     /// Whether it computes on the processor: such an adapter runs only when it is named.
     pub fn is_software(&self) -> bool {
         self.kind == "software"
@@ -56,6 +69,15 @@ impl fmt::Display for AdapterInfo {
 /// ```
 pub fn adapters() -> Vec<AdapterInfo> {
     enumerate().iter().enumerate().map(|(index, adapter)| describe(index, adapter)).collect()
+}
+
+/// The adapters that are GPUs, best first: discrete before integrated before the rest, then by memory. None is opened.
+///
+/// ```
+/// assert!(qwen_backend_wgpu::hardware_adapters().iter().all(|adapter| !adapter.is_software()));
+/// ```
+pub fn hardware_adapters() -> Vec<AdapterInfo> {
+    ranked(adapters())
 }
 
 fn instance() -> wgpu::Instance {
@@ -128,7 +150,9 @@ pub(crate) fn choose(choice: &AdapterChoice) -> Result<(wgpu::Adapter, AdapterIn
         false => found.iter().map(|(info, _)| format!("{}: {info}", info.index)).collect::<Vec<_>>().join("; "),
     };
     let chosen = match choice {
-        AdapterChoice::Best => best(found.iter().map(|(info, _)| info)),
+        AdapterChoice::Best => {
+            ranked(found.iter().map(|(info, _)| info.clone()).collect()).first().map(|info| info.index)
+        }
         AdapterChoice::Index(index) => Some(*index),
         AdapterChoice::Name(name) => {
             let name = name.to_lowercase();
@@ -150,17 +174,18 @@ pub(crate) fn choose(choice: &AdapterChoice) -> Result<(wgpu::Adapter, AdapterIn
     }
 }
 
-/// The index of the best of `adapters`: discrete before integrated before the rest, then the one with most memory.
-fn best<'a>(adapters: impl Iterator<Item = &'a AdapterInfo>) -> Option<usize> {
+/// Those of `adapters` that are GPUs, best first.
+fn ranked(mut adapters: Vec<AdapterInfo>) -> Vec<AdapterInfo> {
     let rank = |info: &AdapterInfo| match info.kind {
         "discrete" => 3,
         "integrated" => 2,
         "virtual" => 1,
         _ => 0,
     };
-    // The first among equals: `max_by_key` would take the last.
-    let hardware = adapters.filter(|info| !info.is_software());
-    hardware.min_by_key(|info| std::cmp::Reverse((rank(info), info.memory))).map(|info| info.index)
+    adapters.retain(|info| !info.is_software());
+    // Stable: equals stay in order.
+    adapters.sort_by_key(|info| std::cmp::Reverse((rank(info), info.memory)));
+    adapters
 }
 
 /// The limits and features that a device of `adapter` is opened with.
@@ -206,13 +231,16 @@ mod tests {
     }
 
     #[test]
-    fn the_best_adapter_is_the_largest_discrete_one_and_never_software() {
+    fn adapters_are_ranked_by_kind_and_memory_and_never_software() {
         let software = adapter(0, "software", 100);
-        assert_eq!(best([&software].into_iter()), None);
         let (integrated, small, large) =
             (adapter(1, "integrated", 64), adapter(2, "discrete", 8), adapter(3, "discrete", 24));
-        assert_eq!(best([&software, &integrated].into_iter()), Some(1));
-        assert_eq!(best([&software, &integrated, &small, &large].into_iter()), Some(3));
+        let order = |adapters: &[&AdapterInfo]| -> Vec<usize> {
+            ranked(adapters.iter().copied().cloned().collect()).iter().map(|info| info.index).collect()
+        };
+        assert!(order(&[&software]).is_empty());
+        assert_eq!(order(&[&software, &integrated, &small, &large]), [3, 2, 1]);
+        assert_eq!(order(&[&adapter(4, "discrete", 24), &large]), [4, 3]);
     }
 
     #[test]

@@ -6,10 +6,12 @@
 //! - `record.rs` queues it; a step whose shape was seen before is queued as a whole;
 //! - `gpu.rs` keeps the device, its pipelines and bind groups, and the faults that the driver reports;
 //! - `shader.rs` puts the WGSL of `shaders/` together, one file a kernel;
-//! - `weight.rs` and `kv.rs` say how matrices and K/V lie in memory, split to the limits of a binding.
+//! - `weight.rs` and `kv.rs` say how matrices and K/V lie in memory, split to the limits of a binding;
+//! - `footprint.rs` says what that takes, without a device; [`ceilings`] measures what a device could do at best.
 
 mod adapter;
 mod backend;
+pub mod ceilings;
 mod footprint;
 mod gpu;
 mod kv;
@@ -22,7 +24,7 @@ mod stats;
 mod tests;
 mod weight;
 
-pub use adapter::{AdapterInfo, adapters};
+pub use adapter::{AdapterInfo, adapters, hardware_adapters};
 pub use backend::{WgpuBackend, WgpuBuffer, WgpuIndices, WgpuKv, WgpuWeight};
 pub use footprint::WgpuFootprint;
 pub use options::{AdapterChoice, CapabilitySet, WgpuOptions};

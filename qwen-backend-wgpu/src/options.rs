@@ -1,8 +1,19 @@
 //! What a backend is made with: which adapter, and how much of what it offers is used.
 
+use std::convert::Infallible;
+use std::fmt;
+use std::str::FromStr;
+
 use qwen_core::Precision;
 
-/// Which adapter to run on.
+/// Which adapter to run on. As text: `best`, an index, or a part of a name.
+///
+/// ```
+/// use qwen_backend_wgpu::AdapterChoice;
+/// assert_eq!("1".parse(), Ok(AdapterChoice::Index(1)));
+/// assert_eq!("Radeon".parse(), Ok(AdapterChoice::Name("Radeon".into())));
+/// assert_eq!(AdapterChoice::Best.to_string(), "best");
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum AdapterChoice {
@@ -13,6 +24,28 @@ pub enum AdapterChoice {
     Index(usize),
     /// The first adapter whose name contains this, in any case.
     Name(String),
+}
+
+impl FromStr for AdapterChoice {
+    type Err = Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Infallible> {
+        Ok(match (text, text.parse()) {
+            ("best", _) => AdapterChoice::Best,
+            (_, Ok(index)) => AdapterChoice::Index(index),
+            _ => AdapterChoice::Name(text.into()),
+        })
+    }
+}
+
+impl fmt::Display for AdapterChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            AdapterChoice::Best => f.write_str("best"),
+            AdapterChoice::Index(index) => index.fmt(f),
+            AdapterChoice::Name(name) => name.fmt(f),
+        }
+    }
 }
 
 /// How much of an adapter's limits and features is used. Anything but [`CapabilitySet::Default`] is for tests.

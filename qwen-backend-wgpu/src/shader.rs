@@ -28,8 +28,8 @@ macro_rules! sources {
 }
 
 sources! {
-    "activations", "add", "argmax", "attention", "attention_merge", "attention_state", "copy_blocks", "embed",
-    "gather_rows", "kv_write", "math", "matmul", "matvec", "product", "rms_norm", "rope", "silu_and_mul", "store_kv",
+    "activations", "add", "argmax", "attention", "attention_merge", "attention_state", "ceiling_copy", "ceiling_multiply",
+    "ceiling_read", "copy_blocks", "embed", "gather_rows", "kv_write", "math", "matmul", "matvec", "product", "rms_norm", "rope", "silu_and_mul", "store_kv",
     "weights",
 }
 
@@ -118,6 +118,7 @@ mod tests {
             .map(Shader::new)
             .collect();
         all.push(Shader::new("rms_norm").flag("ADD"));
+        all.extend(["ceiling_copy", "ceiling_multiply", "ceiling_read"].map(Shader::new));
         all.extend(ENCODINGS.map(|encoding| Shader::new("embed").flag(encoding)));
         for store in STORES {
             let with_store = |shader: Shader| store.iter().fold(shader, |shader, flag| shader.flag(flag));
@@ -185,6 +186,14 @@ mod tests {
                 .write(&module, &info, None)
                 .unwrap_or_else(|error| panic!("{shader:?}: {error}"));
         }
+    }
+
+    #[test]
+    fn the_one_kernel_with_f16_is_valid_where_that_is_offered() {
+        let text = Shader::new("ceiling_multiply").flag("F16").compose();
+        let module = naga::front::wgsl::parse_str(&text).unwrap();
+        assert!(Validator::new(ValidationFlags::all(), Capabilities::SHADER_FLOAT16).validate(&module).is_ok());
+        assert!(Validator::new(ValidationFlags::all(), Capabilities::empty()).validate(&module).is_err());
     }
 
     #[test]

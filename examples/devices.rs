@@ -1,0 +1,93 @@
+//! The devices of this machine, and how a model fits on each.
+//!
+//! ```text
+//! cargo run --release --features wgpu --example devices -- --model PATH --context 8192
+//! cargo run --release --features wgpu --example devices -- --json
+//! ```
+
+use std::error::Error;
+use std::path::PathBuf;
+
+use clap::Parser;
+use qwen::{DeviceEntry, EngineOptions, Precision};
+use serde_json::{Value, json};
+
+/// The devices of this machine, and how a model fits on each.
+#[derive(Parser)]
+struct Args {
+    /// The folder of a checkpoint, to be planned for each device.
+    #[arg(long)]
+    model: Option<PathBuf>,
+    /// Positions of a conversation; the longest that fits when absent.
+    #[arg(long)]
+    context: Option<usize>,
+    /// Conversations that have their whole context at the same time.
+    #[arg(long, default_value_t = 1)]
+    batch: usize,
+    /// Compute with f32 activations and K/V.
+    #[arg(long)]
+    exact: bool,
+    /// Print a JSON list.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Args {
+    fn options(&self, entry: &DeviceEntry) -> EngineOptions {
+        let mut options = EngineOptions::new().device(entry.device.clone()).batch(self.batch);
+        if self.exact {
+            options = options.precision(Precision::Exact);
+        }
+        if let Some(context) = self.context {
+            options = options.context(context);
+        }
+        options
+    }
+}
+
+fn mib(bytes: u64) -> String {
+    format!("{:.0} MiB", bytes as f64 / f64::from(1 << 20))
+}
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let args = Args::parse();
+    let devices = qwen::devices();
+    if args.json {
+        let mut list: Vec<Value> = devices.iter().map(serde_json::to_value).collect::<Result<_, _>>()?;
+        for (entry, object) in devices.iter().zip(&mut list) {
+            if let Some(model) = &args.model {
+                match qwen::plan(model, &args.options(entry)) {
+                    Ok(plan) => object["plan"] = json!(plan),
+                    Err(error) => object["error"] = json!(error.to_string()),
+                }
+            }
+        }
+        println!("{}", serde_json::to_string_pretty(&list)?);
+        return Ok(());
+    }
+    for entry in &devices {
+        println!("{}  {} ({})", entry.device, entry.name, entry.kind);
+        if let Some(driver) = &entry.driver {
+            println!("    driver    {driver}");
+        }
+        println!("    memory    {}", entry.memory_bytes.map_or("unknown".into(), mib));
+        for (name, limit) in &entry.limits {
+            println!("    limit     {name} {limit}");
+        }
+        println!("    features  {}", entry.features.join(", "));
+        if let Some(model) = &args.model {
+            match qwen::plan(model, &args.options(entry)) {
+                Ok(plan) => {
+                    let (total, weights, kv) = (mib(plan.total_bytes), mib(plan.weight_bytes), mib(plan.kv_bytes));
+                    println!("    model     {total}: weights {weights}, K/V {kv} for {} positions", plan.context);
+                    match plan.check() {
+                        Ok(()) => println!("    fits      yes"),
+                        Err(error) => println!("    fits      no: {error}"),
+                    }
+                }
+                Err(error) => println!("    model     {error}"),
+            }
+        }
+    }
+    Ok(())
+}

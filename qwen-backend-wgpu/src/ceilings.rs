@@ -1,0 +1,185 @@
+//! What a device can do at best, measured: to put the figures of kernels in proportion.
+//!
+//! Memory is read and copied in whole, in vectors of four words; arithmetic runs in registers alone. A [`CeilingMeter`]
+//! measures in slices as short as the caller likes, so that a bench can take them in turn with its work. Times are those
+//! of the host, from the submission to its end.
+
+use std::time::{Duration, Instant};
+
+use qwen_core::{Error, Result};
+
+use crate::adapter;
+use crate::gpu::{Array, Gpu, Prepared};
+use crate::options::WgpuOptions;
+use crate::record::{Dispatch, Grid, Queued};
+use crate::shader::Shader;
+use crate::weight::max_slab;
+
+/// Bytes that are read at most before any is read again: more than caches hold.
+const MOST_BYTES: u64 = 1 << 30;
+
+/// Threads of a workgroup, as in the shaders.
+const THREADS: u64 = 256;
+
+/// Vectors that a thread reads or copies, as in the shaders.
+const EACH: u64 = 16;
+
+/// Bytes that one workgroup reads or copies.
+const PIECE: u64 = 16 * THREADS * EACH;
+
+/// Workgroups that multiply.
+const MULTIPLIERS: u32 = 2048;
+
+/// Operations of a thread in one round: eight vectors of four fused multiply-adds.
+const ROUND_FLOPS: u64 = 8 * 4 * 2;
+
+/// The best that a device reached.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
+pub struct Ceilings {
+    /// Reading from memory.
+    pub memory_bytes_per_second: f64,
+    /// Copying within memory, bytes read and written together.
+    pub copy_bytes_per_second: f64,
+    /// Fused multiply-adds of f32, two operations each.
+    pub f32_flops_per_second: f64,
+    /// Fused multiply-adds of f16, where the device has them.
+    pub f16_flops_per_second: Option<f64>,
+}
+
+/// Measures ceilings again and again.
+#[derive(Debug)]
+pub struct CeilingMeter {
+    gpu: Gpu,
+    queued: Queued,
+    source: Array,
+    target: Array,
+    /// Vectors of four words in either.
+    vectors: u64,
+    has_f16: bool,
+}
+
+impl CeilingMeter {
+    /// A meter on a device of its own, opened on the adapter that `options` name. It takes up to two gigabytes of its
+    /// memory, a quarter at most.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] when there is no such adapter, [`Error::Device`] when the driver refuses.
+    pub fn new(options: &WgpuOptions) -> Result<Self> {
+        let (adapter, info) = adapter::choose(&options.adapter)?;
+        let (limits, features) = adapter::capabilities(&adapter, options.capabilities);
+        // Kernels do without f16 so far; the figure says what they could gain.
+        let f16 = adapter.features() & wgpu::Features::SHADER_F16;
+        let opened = pollster::block_on(adapter.request_device(&wgpu::DeviceDescriptor {
+            label: Some("ceilings"),
+            required_features: features | f16,
+            required_limits: limits,
+            ..Default::default()
+        }));
+        let (device, queue) = opened.map_err(|error| Error::Device {
+            device: info.to_string(),
+            op: "open".into(),
+            reason: format!("the driver refused a device: {error}"),
+        })?;
+        let memory = info.memory.unwrap_or(u64::MAX);
+        let mut gpu = Gpu::new(device, queue, info);
+        let bytes = max_slab(&gpu.limits).min(MOST_BYTES).min(memory / 8);
+        // Whole workgroups.
+        let vectors = (bytes / PIECE).max(1) * PIECE / 16;
+        let source = gpu.array("ceilings", 4 * vectors as usize)?;
+        let target = gpu.array("ceilings", 4 * vectors as usize)?;
+        // Pages that were never written may all be one. As f32 the words are 0.5 to 1.
+        let mut left = vectors * 16 / PIECE;
+        let piece: Vec<u8> = (0..PIECE as u32 / 4)
+            .flat_map(|i| (0x3f00_0000 | (i.wrapping_mul(0x9e37_79b1) >> 9)).to_le_bytes())
+            .collect();
+        gpu.upload("ceilings", &source, |bytes| {
+            if left == 0 {
+                return false;
+            }
+            left -= 1;
+            bytes.extend_from_slice(&piece);
+            true
+        })?;
+        let has_f16 = !f16.is_empty();
+        let mut meter = CeilingMeter { gpu, queued: Queued::default(), source, target, vectors, has_f16 };
+        let copy = meter.memory_kernel("ceiling_copy")?;
+        meter.run(&copy, 1)?;
+        Ok(meter)
+    }
+
+    /// Measure all ceilings within about `budget`.
+    ///
+    /// # Errors
+    /// [`Error::Device`] with what the driver reports.
+    pub fn measure(&mut self, budget: Duration) -> Result<Ceilings> {
+        let slice = budget / 4;
+        Ok(Ceilings {
+            memory_bytes_per_second: self.memory_bytes("ceiling_read", 16, slice)?,
+            copy_bytes_per_second: self.memory_bytes("ceiling_copy", 32, slice)?,
+            f32_flops_per_second: self.flops(false, slice)?,
+            f16_flops_per_second: if self.has_f16 { Some(self.flops(true, slice)?) } else { None },
+        })
+    }
+
+    fn memory_kernel(&mut self, kernel: &'static str) -> Result<Dispatch> {
+        let words = 4 * self.vectors as usize;
+        let bindings = [self.source.read(0..words), self.target.write(0..words)];
+        let kernel = self.gpu.prepare("ceilings", &Shader::new(kernel), &bindings, &[], false)?;
+        Ok(dispatch(kernel, (16 * self.vectors / PIECE) as u32))
+    }
+
+    /// Bytes a second of a kernel that takes `each` of them for a vector.
+    fn memory_bytes(&mut self, kernel: &'static str, each: u64, budget: Duration) -> Result<f64> {
+        let dispatch = self.memory_kernel(kernel)?;
+        let (begin, mut best) = (Instant::now(), 0.0_f64);
+        let mut count = 1;
+        loop {
+            let seconds = self.run(&dispatch, count)?;
+            best = best.max((each * self.vectors * count) as f64 / seconds);
+            if begin.elapsed() >= budget {
+                return Ok(best);
+            }
+            // Long enough that starting it counts for nothing.
+            if seconds < budget.as_secs_f64() / 8.0 {
+                count *= 2;
+            }
+        }
+    }
+
+    /// Operations a second in registers.
+    fn flops(&mut self, f16: bool, budget: Duration) -> Result<f64> {
+        let shader = Shader::new("ceiling_multiply").flag_if(f16, "F16");
+        let (begin, mut best) = (Instant::now(), 0.0_f64);
+        let mut rounds = 16;
+        loop {
+            let kernel = self.multiply(&shader, rounds)?;
+            let seconds = self.run(&dispatch(kernel, MULTIPLIERS), 1)?;
+            best = best.max((u64::from(MULTIPLIERS) * THREADS * ROUND_FLOPS * u64::from(rounds)) as f64 / seconds);
+            if begin.elapsed() >= budget {
+                return Ok(best);
+            }
+            if seconds < budget.as_secs_f64() / 16.0 {
+                rounds *= 2;
+            }
+        }
+    }
+
+    fn multiply(&mut self, shader: &Shader, rounds: u32) -> Result<Prepared> {
+        let bindings = [self.source.read(0..4), self.target.write(0..THREADS as usize)];
+        self.gpu.prepare("ceilings", shader, &bindings, &[rounds], false)
+    }
+
+    /// Seconds that `count` runs of a kernel take.
+    fn run(&mut self, dispatch: &Dispatch, count: u64) -> Result<f64> {
+        self.queued.kernels.extend((0..count).map(|_| dispatch.clone()));
+        let begin = Instant::now();
+        self.queued.flush(&mut self.gpu, "ceilings")?;
+        self.gpu.wait("ceilings")?;
+        Ok(begin.elapsed().as_secs_f64().max(1e-9))
+    }
+}
+
+fn dispatch(kernel: Prepared, groups: u32) -> Dispatch {
+    Dispatch { kernel, grid: Grid::Fixed([groups, 1, 1]), weight_bytes: 0 }
+}

@@ -1,0 +1,12 @@
+// The copying ceiling: a workgroup copies 16 stretches of 256 vectors, each thread one vector of a stretch.
+
+@group(0) @binding(1) var<storage, read> source: array<vec4<u32>>;
+@group(0) @binding(2) var<storage, read_write> result: array<vec4<u32>>;
+
+@compute @workgroup_size(256)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+    let first = group.x * 4096u + thread;
+    for (var i = 0u; i < 16u; i++) {
+        result[first + i * 256u] = source[first + i * 256u];
+    }
+}

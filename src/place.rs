@@ -1,0 +1,202 @@
+//! Where a model is planned and loaded: a [`Device`] by name, or a backend that the program brings.
+
+// A build with fewer devices has less to ask of the options.
+#![cfg_attr(not(all(feature = "cpu", feature = "wgpu")), allow(unused_variables))]
+
+use qwen_core::batch::Limits;
+use qwen_core::checkpoint::Checkpoint;
+use qwen_core::model::Model;
+use qwen_core::model::spec::ModelSpec;
+use qwen_core::rope::Rope;
+use qwen_core::runner::{ModelRunner, Runner};
+use qwen_core::{Backend, Config, Footprint, Result, memory};
+
+use crate::device::Device;
+use crate::options::EngineOptions;
+
+/// A loaded model and the name of its device.
+pub(crate) struct Loaded {
+    pub(crate) runner: Box<dyn Runner>,
+    pub(crate) device: String,
+}
+
+/// What a place has for a model.
+pub(crate) struct Room {
+    pub(crate) footprint: Box<dyn Footprint>,
+    /// Bytes that may be taken, where that is known.
+    pub(crate) available_bytes: Option<u64>,
+}
+
+/// Where a model is planned and loaded.
+pub(crate) trait Place: Sized {
+    /// The one place that is meant, and why, in a few words.
+    fn settle(
+        self,
+        options: &EngineOptions,
+        checkpoint: &Checkpoint,
+        config: &Config,
+        num_token_ids: usize,
+    ) -> Result<(Self, String)>;
+
+    /// The device by name, when it is one.
+    fn device(&self) -> Option<Device>;
+
+    /// What there is for a model.
+    fn room(&self, options: &EngineOptions) -> Result<Room>;
+
+    /// Load a model.
+    fn load(
+        self,
+        checkpoint: &Checkpoint,
+        config: &Config,
+        limits: &Limits,
+        options: &mut EngineOptions,
+    ) -> Result<Loaded>;
+}
+
+/// A backend of the program's own.
+pub(crate) struct Own<B>(pub(crate) B);
+
+impl<B: Backend> Place for Own<B> {
+    fn settle(self, _: &EngineOptions, _: &Checkpoint, _: &Config, _: usize) -> Result<(Self, String)> {
+        Ok((self, "it is the program's own backend".into()))
+    }
+
+    fn device(&self) -> Option<Device> {
+        None
+    }
+
+    fn room(&self, _: &EngineOptions) -> Result<Room> {
+        let available_bytes = self.0.info().memory_available.or_else(host_bytes);
+        Ok(Room { footprint: self.0.footprint(), available_bytes })
+    }
+
+    fn load(
+        self,
+        checkpoint: &Checkpoint,
+        config: &Config,
+        limits: &Limits,
+        options: &mut EngineOptions,
+    ) -> Result<Loaded> {
+        load_on(self.0, checkpoint, config, limits, options)
+    }
+}
+
+impl Place for Device {
+    fn settle(
+        self,
+        options: &EngineOptions,
+        checkpoint: &Checkpoint,
+        config: &Config,
+        num_token_ids: usize,
+    ) -> Result<(Self, String)> {
+        match self {
+            Device::Auto => auto(options, checkpoint, config, num_token_ids),
+            device => Ok((device, "the program asked for it".into())),
+        }
+    }
+
+    fn device(&self) -> Option<Device> {
+        Some(self.clone())
+    }
+
+    fn room(&self, options: &EngineOptions) -> Result<Room> {
+        match self {
+            #[cfg(feature = "cpu")]
+            Device::Cpu => {
+                Ok(Room { footprint: Box::new(qwen_backend_cpu::CpuFootprint), available_bytes: host_bytes() })
+            }
+            #[cfg(feature = "wgpu")]
+            Device::Wgpu(adapter) => {
+                let info = qwen_backend_wgpu::AdapterInfo::of(adapter)?;
+                let host = if info.shares_host_memory() { host_bytes() } else { None };
+                let footprint = qwen_backend_wgpu::WgpuFootprint::of(&options.wgpu(adapter))?;
+                let available_bytes = info.memory.into_iter().chain(host).min();
+                Ok(Room { footprint: Box::new(footprint), available_bytes })
+            }
+            _ => Err(self.absent()),
+        }
+    }
+
+    fn load(
+        self,
+        checkpoint: &Checkpoint,
+        config: &Config,
+        limits: &Limits,
+        options: &mut EngineOptions,
+    ) -> Result<Loaded> {
+        match self {
+            #[cfg(feature = "cpu")]
+            Device::Cpu => {
+                let backend = qwen_backend_cpu::CpuBackend::new(options.cpu())?;
+                load_on(backend, checkpoint, config, limits, options)
+            }
+            #[cfg(feature = "wgpu")]
+            Device::Wgpu(adapter) => {
+                let backend = qwen_backend_wgpu::WgpuBackend::new(options.wgpu(&adapter))?;
+                load_on(backend, checkpoint, config, limits, options)
+            }
+            _ => Err(self.absent()),
+        }
+    }
+}
+
+/// A GPU that gives a conversation fewer positions than this, when no context was asked for, does not hold the model.
+#[cfg(feature = "wgpu")]
+const SHORTEST_CONTEXT: usize = 4096;
+
+/// What [`Device::Auto`] means for a model: the best GPU that holds it, else the CPU.
+#[cfg(feature = "wgpu")]
+fn auto(
+    options: &EngineOptions,
+    checkpoint: &Checkpoint,
+    config: &Config,
+    num_token_ids: usize,
+) -> Result<(Device, String)> {
+    let mut passed = Vec::new();
+    for adapter in qwen_backend_wgpu::hardware_adapters() {
+        let device = Device::Wgpu(qwen_backend_wgpu::AdapterChoice::Index(adapter.index));
+        let refusal = match options.plan_for(&device, checkpoint, config, num_token_ids) {
+            Ok(plan) => match plan.check() {
+                Ok(()) if plan.context >= config.max_context().min(SHORTEST_CONTEXT).min(options.asked_context()) => {
+                    return Ok((device, format!("{} is the best GPU that holds the model", adapter.name)));
+                }
+                Ok(()) => format!("only a context of {} would fit", plan.context),
+                Err(error) => error.to_string(),
+            },
+            // What is wrong with the checkpoint or the options is wrong on the CPU, too.
+            Err(error) => error.to_string(),
+        };
+        passed.push(format!("{}: {refusal}", adapter.name));
+    }
+    let reason = match passed.is_empty() {
+        true => "no hardware GPU was found".into(),
+        false => format!("no GPU holds the model ({})", passed.join("; ")),
+    };
+    Ok((Device::Cpu, reason))
+}
+
+/// What [`Device::Auto`] means in a build without GPUs.
+#[cfg(not(feature = "wgpu"))]
+fn auto(_: &EngineOptions, _: &Checkpoint, _: &Config, _: usize) -> Result<(Device, String)> {
+    Ok((Device::Cpu, "this build has no other device".into()))
+}
+
+fn host_bytes() -> Option<u64> {
+    memory::available_memory().map(|memory| memory.available)
+}
+
+fn load_on<B: Backend>(
+    mut backend: B,
+    checkpoint: &Checkpoint,
+    config: &Config,
+    limits: &Limits,
+    options: &mut EngineOptions,
+) -> Result<Loaded> {
+    let device = backend.info().name;
+    let spec = ModelSpec::new(config);
+    let model = Model::load(&mut backend, spec, limits, checkpoint, &mut |share| options.report(share))?;
+    let mut runner = ModelRunner::new(backend, model, Rope::new(config), limits.clone());
+    runner.warm_up()?;
+    Ok(Loaded { runner: Box::new(runner), device })
+}
