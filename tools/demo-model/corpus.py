@@ -628,7 +628,7 @@ def _tools(talk):
 
 
 # Share of each sort of conversation, in percent of conversations.
-MIX = [(_chat, 33), (_sums, 20), (_facts, 12), (_json, 15), (_tools, 20)]
+MIX = [(_chat, 33), (_sums, 14), (_facts, 8), (_json, 13), (_tools, 32)]
 
 
 def conversation(rng):
