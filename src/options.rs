@@ -48,7 +48,7 @@ pub struct EngineOptions {
     memory_budget: Option<u64>,
     progress: Option<Arc<dyn Fn(f32) + Send + Sync>>,
     #[cfg(feature = "wgpu")]
-    wgpu_capabilities: qwen_backend_wgpu::CapabilitySet,
+    pub(crate) wgpu_capabilities: qwen_backend_wgpu::CapabilitySet,
 }
 
 impl fmt::Debug for EngineOptions {

@@ -110,7 +110,7 @@ impl Place for Device {
             Device::Wgpu(adapter) => {
                 let info = qwen_backend_wgpu::AdapterInfo::of(adapter)?;
                 let host = if info.shares_host_memory() { host_bytes() } else { None };
-                let footprint = qwen_backend_wgpu::WgpuFootprint::of(&options.wgpu(adapter))?;
+                let footprint = qwen_backend_wgpu::WgpuFootprint::on(&info, options.wgpu_capabilities);
                 let available_bytes = info.memory.into_iter().chain(host).min();
                 Ok(Room { footprint: Box::new(footprint), available_bytes })
             }

@@ -36,7 +36,7 @@ impl Footprint for CpuFootprint {
 
     fn workspace_bytes(&self, limits: &Limits, spec: &ModelSpec) -> Result<u64> {
         let tokens = limits.max_num_batched_tokens;
-        let widest = spec.intermediate_size.max(spec.hidden_size).max(spec.heads.qkv_size());
+        let widest = spec.widest_row();
         let panel = 4 * tokens * (widest + 1);
         let best = 8 * tokens * ArgmaxRuns::runs(widest);
         Ok((panel + best + 4 * Plan::MOST_RECORDED + host::physical_cores() * Scratch::BYTES) as u64)

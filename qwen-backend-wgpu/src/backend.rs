@@ -43,7 +43,7 @@ pub struct WgpuBackend {
     steps: HashMap<StepKey, Arc<Vec<Dispatch>>>,
     /// Within a step: whether it can be replayed.
     recording: Option<bool>,
-    /// Records of attention's spans, as large as a step needed so far.
+    /// Records of attention's spans, and how many numbers they hold.
     records: Option<(Array, usize)>,
 }
 
@@ -171,6 +171,38 @@ impl WgpuBackend {
         Ok((0..rows).step_by(size).map(|first| first..(first + size).min(rows)).collect())
     }
 
+    /// `x += y` where there is a `y`, then `out = rms_norm(x)`.
+    #[allow(clippy::too_many_arguments, reason = "the arguments of the operation")]
+    fn norm(
+        &mut self,
+        op: &str,
+        x: &Numbers,
+        y: Option<&Numbers>,
+        weight: &Numbers,
+        eps: f32,
+        out: &Numbers,
+        hidden_size: usize,
+        rows: usize,
+    ) -> Result<()> {
+        let len = rows * hidden_size;
+        self.need(op, "x", x, len)?;
+        self.need(op, "weight", weight, hidden_size)?;
+        self.need(op, "out", out, len)?;
+        if let Some(y) = y {
+            self.need(op, "y", y, len)?;
+        }
+        let shader = Shader::new("rms_norm").flag_if(y.is_some(), "ADD");
+        let params = [hidden_size as u32, eps.to_bits()];
+        for piece in self.pieces(op, rows, &[hidden_size])? {
+            let at = words(&piece, hidden_size);
+            let x = if y.is_some() { x.array.write(at.clone()) } else { x.array.read(at.clone()) };
+            let mut bindings = vec![x, weight.array.read(0..hidden_size), out.array.write(at.clone())];
+            bindings.extend(y.map(|y| y.array.read(at)));
+            self.queue(op, &shader, &bindings, &params, Grid::Fixed([piece.len() as u32, 1, 1]))?;
+        }
+        Ok(())
+    }
+
     /// A write or read by the host: within a step, what was recorded cannot be replayed then.
     fn host_access(&mut self, op: &str, writes: bool) -> Result<()> {
         if let Some(replayable) = &mut self.recording {
@@ -182,10 +214,11 @@ impl WgpuBackend {
         Ok(())
     }
 
-    fn write_words(&mut self, op: &str, numbers: &Numbers, bytes: &[u8]) -> Result<()> {
+    fn write_words(&mut self, op: &str, numbers: &Numbers, words: impl Iterator<Item = [u8; 4]>) -> Result<()> {
+        let bytes: Vec<u8> = words.flatten().collect();
         self.need(op, "dst", numbers, bytes.len() / 4)?;
         self.host_access(op, true)?;
-        self.queued.write(&mut self.gpu, &numbers.array, bytes)
+        self.queued.write(&mut self.gpu, &numbers.array, &bytes)
     }
 
     fn read_words(&mut self, op: &str, numbers: &Numbers, words: usize, take: impl FnMut(&[u8])) -> Result<()> {
@@ -196,8 +229,7 @@ impl WgpuBackend {
         }
         let timer = self.gpu.stats.host();
         let encoder = self.queued.encode(&mut self.gpu);
-        self.gpu.read_back(op, encoder, timer, &numbers.array, words, take)?;
-        Ok(())
+        self.gpu.read_back(op, encoder, timer, &numbers.array, words, take)
     }
 
     fn check_store(&self, op: &str, store: &Store, layer: usize, heads: &HeadLayout) -> Result<()> {
@@ -269,13 +301,11 @@ impl Backend for WgpuBackend {
     }
 
     fn write(&mut self, dst: &mut WgpuBuffer, src: &[f32]) -> Result<()> {
-        let bytes: Vec<u8> = src.iter().flat_map(|value| value.to_le_bytes()).collect();
-        self.write_words("write", &dst.0, &bytes)
+        self.write_words("write", &dst.0, src.iter().map(|value| value.to_le_bytes()))
     }
 
     fn write_indices(&mut self, dst: &mut WgpuIndices, src: &[u32]) -> Result<()> {
-        let bytes: Vec<u8> = src.iter().flat_map(|value| value.to_le_bytes()).collect();
-        self.write_words("write_indices", &dst.numbers, &bytes)?;
+        self.write_words("write_indices", &dst.numbers, src.iter().map(|value| value.to_le_bytes()))?;
         dst.largest.store(src.iter().copied().max().unwrap_or(0), Ordering::Relaxed);
         Ok(())
     }
@@ -369,17 +399,7 @@ impl Backend for WgpuBackend {
         hidden_size: usize,
         rows: usize,
     ) -> Result<()> {
-        let (op, len) = ("rms_norm", rows * hidden_size);
-        self.need(op, "x", &x.0, len)?;
-        self.need(op, "weight", &weight.0, hidden_size)?;
-        self.need(op, "out", &out.0, len)?;
-        for piece in self.pieces(op, rows, &[hidden_size])? {
-            let at = words(&piece, hidden_size);
-            let bindings = [x.0.array.read(at.clone()), weight.0.array.read(0..hidden_size), out.0.array.write(at)];
-            let params = [hidden_size as u32, eps.to_bits()];
-            self.queue(op, &Shader::new(op), &bindings, &params, Grid::Fixed([piece.len() as u32, 1, 1]))?;
-        }
-        Ok(())
+        self.norm("rms_norm", &x.0, None, &weight.0, eps, &out.0, hidden_size, rows)
     }
 
     fn rope(&mut self, qkv: &mut WgpuBuffer, cos_sin: &WgpuBuffer, heads: HeadLayout, rows: usize) -> Result<()> {
@@ -525,24 +545,7 @@ impl Backend for WgpuBackend {
         hidden_size: usize,
         rows: usize,
     ) -> Result<()> {
-        let (op, len) = ("add_rms_norm", rows * hidden_size);
-        self.need(op, "residual", &residual.0, len)?;
-        self.need(op, "y", &y.0, len)?;
-        self.need(op, "weight", &weight.0, hidden_size)?;
-        self.need(op, "out", &out.0, len)?;
-        let shader = Shader::new("rms_norm").flag("ADD");
-        for piece in self.pieces(op, rows, &[hidden_size])? {
-            let at = words(&piece, hidden_size);
-            let bindings = [
-                residual.0.array.write(at.clone()),
-                weight.0.array.read(0..hidden_size),
-                out.0.array.write(at.clone()),
-                y.0.array.read(at),
-            ];
-            let params = [hidden_size as u32, eps.to_bits()];
-            self.queue(op, &shader, &bindings, &params, Grid::Fixed([piece.len() as u32, 1, 1]))?;
-        }
-        Ok(())
+        self.norm("add_rms_norm", &residual.0, Some(&y.0), &weight.0, eps, &out.0, hidden_size, rows)
     }
 
     fn qkv_rope_store(&mut self, op: QkvRopeStore<'_, Self>) -> Result<()> {

@@ -6,9 +6,8 @@
 
 use std::time::{Duration, Instant};
 
-use qwen_core::{Error, Result};
+use qwen_core::Result;
 
-use crate::adapter;
 use crate::gpu::{Array, Gpu, Prepared};
 use crate::options::WgpuOptions;
 use crate::record::{Dispatch, Grid, Queued};
@@ -64,25 +63,13 @@ impl CeilingMeter {
     /// memory, a quarter at most.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] when there is no such adapter, [`Error::Device`] when the driver refuses.
+    /// [`qwen_core::Error::Unsupported`] when there is no such adapter, [`qwen_core::Error::Device`] when the driver
+    /// refuses.
     pub fn new(options: &WgpuOptions) -> Result<Self> {
-        let (adapter, info) = adapter::choose(&options.adapter)?;
-        let (limits, features) = adapter::capabilities(&adapter, options.capabilities);
-        // Kernels do without f16 so far; the figure says what they could gain.
-        let f16 = adapter.features() & wgpu::Features::SHADER_F16;
-        let opened = pollster::block_on(adapter.request_device(&wgpu::DeviceDescriptor {
-            label: Some("ceilings"),
-            required_features: features | f16,
-            required_limits: limits,
-            ..Default::default()
-        }));
-        let (device, queue) = opened.map_err(|error| Error::Device {
-            device: info.to_string(),
-            op: "open".into(),
-            reason: format!("the driver refused a device: {error}"),
-        })?;
-        let memory = info.memory.unwrap_or(u64::MAX);
-        let mut gpu = Gpu::new(device, queue, info);
+        // Kernels do without f16 so far; the figure says what they could gain. Compiled kernels are not worth keeping.
+        let mut gpu = Gpu::open_with(&options.clone().pipeline_cache(false), wgpu::Features::SHADER_F16)?;
+        let has_f16 = gpu.device.features().contains(wgpu::Features::SHADER_F16);
+        let memory = gpu.info.memory.unwrap_or(u64::MAX);
         let bytes = max_slab(&gpu.limits).min(MOST_BYTES).min(memory / 8);
         // Whole workgroups.
         let vectors = (bytes / PIECE).max(1) * PIECE / 16;
@@ -101,7 +88,6 @@ impl CeilingMeter {
             bytes.extend_from_slice(&piece);
             true
         })?;
-        let has_f16 = !f16.is_empty();
         let mut meter = CeilingMeter { gpu, queued: Queued::default(), source, target, vectors, has_f16 };
         let copy = meter.memory_kernel("ceiling_copy")?;
         meter.run(&copy, 1)?;
@@ -111,7 +97,7 @@ impl CeilingMeter {
     /// Measure all ceilings within about `budget`.
     ///
     /// # Errors
-    /// [`Error::Device`] with what the driver reports.
+    /// [`qwen_core::Error::Device`] with what the driver reports.
     pub fn measure(&mut self, budget: Duration) -> Result<Ceilings> {
         let slice = budget / 4;
         Ok(Ceilings {

@@ -5,10 +5,10 @@ use qwen_core::batch::Limits;
 use qwen_core::model::spec::ModelSpec;
 use qwen_core::{Error, Footprint, Result};
 
-use crate::adapter;
+use crate::adapter::{self, AdapterInfo};
 use crate::backend::SPAN;
 use crate::kv;
-use crate::options::WgpuOptions;
+use crate::options::CapabilitySet;
 use crate::weight::Layout;
 
 /// How matrices and K/V are cut into slabs on a device, and what they take. No device is opened.
@@ -31,13 +31,14 @@ pub struct WgpuFootprint {
 }
 
 impl WgpuFootprint {
-    /// The footprint on the adapter that `options` name, with their capabilities.
-    ///
-    /// # Errors
-    /// [`Error::Unsupported`] when there is no such adapter, with those that were found.
-    pub fn of(options: &WgpuOptions) -> Result<Self> {
-        let (adapter, _) = adapter::choose(&options.adapter)?;
-        Ok(Self::from_limits(&adapter::capabilities(&adapter, options.capabilities).0))
+    /// The footprint on `adapter` with these capabilities.
+    pub fn on(adapter: &AdapterInfo, capabilities: CapabilitySet) -> Self {
+        let offered = wgpu::Limits {
+            max_storage_buffer_binding_size: adapter.max_binding_bytes,
+            max_buffer_size: adapter.max_buffer_bytes,
+            ..wgpu::Limits::defaults()
+        };
+        Self::from_limits(&adapter::limits_and_features(offered, wgpu::Features::empty(), capabilities).0)
     }
 
     /// The footprint on a device whose kernels are given arrays of `max_binding_bytes`, and whose buffers have
@@ -83,7 +84,7 @@ impl Footprint for WgpuFootprint {
     }
 
     fn workspace_bytes(&self, limits: &Limits, spec: &ModelSpec) -> Result<u64> {
-        let widest = spec.intermediate_size.max(spec.hidden_size).max(spec.heads.qkv_size());
+        let widest = spec.widest_row();
         let buffers = [
             ("tokens", limits.max_num_batched_tokens, widest),
             ("rows of logits", limits.max_num_logits, spec.vocab_size),

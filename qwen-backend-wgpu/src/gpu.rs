@@ -25,11 +25,8 @@ const PARAMS_BUFFER: u64 = 1 << 18;
 /// Bytes that are handed to the queue at a time while weights are uploaded.
 const UPLOAD: usize = 16 << 20;
 
-/// What the driver has reported.
-#[derive(Debug, Default)]
-struct Faults {
-    first: Option<String>,
-}
+/// The first fault that the driver has reported.
+type Fault = Mutex<Option<String>>;
 
 /// An array on the device. Clones are the same array.
 #[derive(Debug, Clone)]
@@ -107,7 +104,7 @@ pub(crate) struct Gpu {
     pub(crate) queue: wgpu::Queue,
     pub(crate) info: AdapterInfo,
     pub(crate) limits: wgpu::Limits,
-    faults: Arc<Mutex<Faults>>,
+    fault: Arc<Fault>,
     layouts: HashMap<Vec<bool>, Layout>,
     pipelines: HashMap<Shader, wgpu::ComputePipeline>,
     groups: HashMap<GroupKey, wgpu::BindGroup>,
@@ -122,11 +119,16 @@ pub(crate) struct Gpu {
 impl Gpu {
     /// Open the adapter that `options` name.
     pub(crate) fn open(options: &WgpuOptions) -> Result<Self> {
+        Self::open_with(options, wgpu::Features::empty())
+    }
+
+    /// Open the adapter that `options` name with those of the features `wanted` that it has, too.
+    pub(crate) fn open_with(options: &WgpuOptions, wanted: wgpu::Features) -> Result<Self> {
         let (adapter, info) = adapter::choose(&options.adapter)?;
         let (limits, features) = adapter::capabilities(&adapter, options.capabilities);
         let opened = pollster::block_on(adapter.request_device(&wgpu::DeviceDescriptor {
             label: Some("qwen"),
-            required_features: features,
+            required_features: features | (wanted & adapter.features()),
             required_limits: limits,
             ..Default::default()
         }));
@@ -141,11 +143,11 @@ impl Gpu {
 
     /// A device that somebody opened.
     pub(crate) fn new(device: wgpu::Device, queue: wgpu::Queue, info: AdapterInfo) -> Self {
-        let faults = Arc::new(Mutex::new(Faults::default()));
+        let fault = Arc::new(Fault::default());
         // Without a handler an error panics.
-        let seen = faults.clone();
+        let seen = fault.clone();
         device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| note(&seen, error.to_string())));
-        let seen = faults.clone();
+        let seen = fault.clone();
         device.set_device_lost_callback(move |reason, message| {
             note(&seen, format!("the device was lost ({reason:?}): {message}; load the engine again"));
         });
@@ -155,7 +157,7 @@ impl Gpu {
             device,
             queue,
             info,
-            faults,
+            fault,
             layouts: HashMap::new(),
             pipelines: HashMap::new(),
             groups: HashMap::new(),
@@ -170,7 +172,7 @@ impl Gpu {
 
     /// The first fault that the driver reported, as an error of `op`. A device that had one is not used any further.
     pub(crate) fn check(&self, op: &str) -> Result<()> {
-        match &lock(&self.faults).first {
+        match &*lock(&self.fault) {
             Some(reason) => Err(self.error(op, reason.clone())),
             None => Ok(()),
         }
@@ -443,10 +445,10 @@ fn next_id() -> u64 {
     NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
-fn lock(faults: &Mutex<Faults>) -> MutexGuard<'_, Faults> {
-    faults.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock(fault: &Fault) -> MutexGuard<'_, Option<String>> {
+    fault.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn note(faults: &Mutex<Faults>, reason: String) {
-    lock(faults).first.get_or_insert(reason);
+fn note(fault: &Fault, reason: String) {
+    lock(fault).get_or_insert(reason);
 }

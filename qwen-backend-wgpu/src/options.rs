@@ -63,12 +63,6 @@ pub enum CapabilitySet {
     Best,
 }
 
-impl CapabilitySet {
-    /// All sets, smallest first.
-    pub const ALL: [CapabilitySet; 4] =
-        [CapabilitySet::Tiny, CapabilitySet::Minimal, CapabilitySet::Default, CapabilitySet::Best];
-}
-
 /// How a [`crate::WgpuBackend`] is made.
 ///
 /// ```

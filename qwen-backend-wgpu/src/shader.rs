@@ -97,6 +97,7 @@ mod tests {
     use naga::valid::{Capabilities, ValidationFlags, Validator};
 
     use super::*;
+    use crate::backend::SPAN;
 
     const ENCODINGS: [&str; 3] = ["BF16", "F16", "F32"];
     const STORES: [[&str; 2]; 4] = [["KEY_F16", "VALUE_F16"], ["", "VALUE_F16"], ["KEY_F16", ""], ["", ""]];
@@ -125,10 +126,11 @@ mod tests {
             all.push(with_store(Shader::new("store_kv")));
             for half in [8, 16, 32, 64, 128] {
                 for split in [true, false] {
-                    let shader = Shader::new("attention").constant("ROWS", 8).constant("HALF", half);
+                    let shader =
+                        Shader::new("attention").constant("ROWS", 8).constant("SPAN", SPAN).constant("HALF", half);
                     all.push(with_store(shader.flag_if(split, "SPLIT")));
                 }
-                all.push(Shader::new("attention_merge").constant("HALF", half));
+                all.push(Shader::new("attention_merge").constant("SPAN", SPAN).constant("HALF", half));
             }
         }
         for (kernel, pairs, tokens) in [("matvec", 2, 1), ("matvec", 1, 4), ("matmul", 0, 0)] {

@@ -37,7 +37,7 @@ impl Layout {
         let first = shape.parts.first().map_or(Encoding::F32, |(encoding, _)| *encoding);
         let uniform = shape.parts.iter().all(|(encoding, _)| *encoding == first);
         let encoding = if uniform { first } else { Encoding::F32 };
-        let rows: usize = shape.parts.iter().map(|(_, rows)| rows).sum();
+        let rows = shape.rows();
         let halves = shape.role == WeightRole::GateUp && rows.is_multiple_of(2);
         let pairs = rows.div_ceil(2);
         let pair_bytes = 2 * encoding.bytes(shape.cols.next_multiple_of(8));

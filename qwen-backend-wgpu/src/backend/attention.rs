@@ -15,7 +15,7 @@ const ROWS: u32 = 8;
 pub(crate) const SPAN: u32 = 128;
 
 impl WgpuBackend {
-    /// The records of attention's spans: so many numbers.
+    /// The records of attention's spans: at least so many numbers.
     fn records(&mut self, len: usize) -> Result<Array> {
         if let Some((array, held)) = &self.records
             && *held >= len
@@ -54,6 +54,7 @@ impl WgpuBackend {
         let records = if split { Some(self.records(key.num_tokens * record)?) } else { None };
         let shader = kv_flags(Shader::new("attention").flag_if(split, "SPLIT"), store, layer)
             .constant("ROWS", ROWS)
+            .constant("SPAN", SPAN)
             .constant("HALF", half);
         let heads_per_kv = heads.num_attention_heads / heads.num_key_value_heads.max(1);
         let rows = ROWS as usize;
@@ -106,7 +107,7 @@ impl WgpuBackend {
                     attended,
                 ];
                 let params = [seqs, heads.num_attention_heads, max_spans, piece.start].map(|param| param as u32);
-                let shader = Shader::new("attention_merge").constant("HALF", half);
+                let shader = Shader::new("attention_merge").constant("SPAN", SPAN).constant("HALF", half);
                 let grid = Grid::Fixed([heads.num_attention_heads as u32, piece.len() as u32, 1]);
                 self.queue(op, &shader, &bindings, &params, grid)?;
             }

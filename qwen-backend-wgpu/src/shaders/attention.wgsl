@@ -22,14 +22,13 @@ struct Params {
     first_token: u32,
 }
 
-const WIDTH: u32 = 128u;
-const SPAN: u32 = 128u;
+// A thread for each position of a span.
+const WIDTH: u32 = SPAN;
 const HEAD_DIM: u32 = 2u * HALF;
 // Threads that reduce a row's scores together.
 const LANES: u32 = WIDTH / ROWS;
 // Threads that share a pair of channels, each a part of the positions.
 const PARTS: u32 = WIDTH / HALF;
-const LOWEST: f32 = -3.0e38;
 
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> qkv: array<f32>;
@@ -69,20 +68,6 @@ var<workgroup> row_share: array<vec2<f32>, ROWS>;
 //#include math
 //#include attention_state
 
-fn sequence_of(token: u32) -> u32 {
-    var low = 0u;
-    var high = params.num_seqs;
-    while low < high {
-        let middle = (low + high) / 2u;
-        if cu_seqlens_q[middle + 1u] <= token {
-            low = middle + 1u;
-        } else {
-            high = middle;
-        }
-    }
-    return low;
-}
-
 // Four rotary pairs of a key.
 struct Four {
     a: vec4<f32>,
@@ -111,7 +96,7 @@ fn value_pair(head: u32, slot: u32, pair: u32) -> vec2<f32> {
     //#endif
 }
 
-@compute @workgroup_size(128)
+@compute @workgroup_size(WIDTH)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) local: u32) {
     let head = group.y;
     let heads_per_kv = params.num_attention_heads / params.num_key_value_heads;

@@ -8,7 +8,6 @@ struct Params {
     first_token: u32,
 }
 
-const SPAN: u32 = 128u;
 const HEAD_DIM: u32 = 2u * HALF;
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -23,17 +22,13 @@ const HEAD_DIM: u32 = 2u * HALF;
 @compute @workgroup_size(HALF)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) pair: u32) {
     let token = params.first_token + group.y;
-    // Each sequence has one token at most: this is what is split.
-    var seq = 0u;
-    while seq < params.num_seqs && cu_seqlens_q[seq + 1u] <= token {
-        seq++;
-    }
+    let seq = sequence_of(token);
     if seq == params.num_seqs {
         return;
     }
     let row = token * params.num_attention_heads + group.x;
     let spans = (context_lens[seq] + SPAN - 1u) / SPAN;
-    var largest = -3.0e38;
+    var largest = LOWEST;
     var total = 0.0;
     var attended = vec2(0.0);
     for (var span = 0u; span < spans; span++) {

@@ -1,6 +1,24 @@
 // Attention over a span of positions: the largest score, the sum of weights relative to it, and the weighted values.
 // Spans are merged in order of position, here and in attention_merge: the same arithmetic in both.
 
+// Below all scores.
+const LOWEST: f32 = -3.0e38;
+
+// The sequence of a token of the batch, or their number for padding.
+fn sequence_of(token: u32) -> u32 {
+    var low = 0u;
+    var high = params.num_seqs;
+    while low < high {
+        let middle = (low + high) / 2u;
+        if cu_seqlens_q[middle + 1u] <= token {
+            low = middle + 1u;
+        } else {
+            high = middle;
+        }
+    }
+    return low;
+}
+
 struct Share {
     // What the part before and the new span are scaled by.
     before: f32,

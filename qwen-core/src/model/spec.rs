@@ -78,6 +78,11 @@ impl WeightSpec {
 }
 
 impl ModelSpec {
+    /// Values of the widest row of activations, logits aside.
+    pub fn widest_row(&self) -> usize {
+        self.intermediate_size.max(self.hidden_size).max(self.heads.qkv_size())
+    }
+
     /// The whole model.
     pub fn new(config: &Config) -> Self {
         let heads = HeadLayout {
