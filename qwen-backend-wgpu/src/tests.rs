@@ -56,20 +56,25 @@ fn runner_of(mut backend: WgpuBackend, config: &Config, source: &dyn WeightSourc
     Ok(ModelRunner::new(backend, model, Rope::new(config), limits))
 }
 
-/// One greedy step of a sequence that has `computed` positions: the next id.
-fn step(runner: &mut dyn Runner, ids: &[u32], computed: usize) -> Result<u32> {
-    let block_table: Vec<BlockId> = (0..(CONTEXT / BLOCK_SIZE) as u32).map(BlockId).collect();
+/// One step of sequences, each with its tokens and the positions that it has: their last rows. They share the blocks
+/// evenly.
+fn execute(runner: &mut dyn Runner, sequences: &[(&[u32], usize)], greedy: bool) -> Result<StepOutput> {
+    let blocks: Vec<BlockId> = (0..(CONTEXT / BLOCK_SIZE) as u32).map(BlockId).collect();
     let mut batch = Batch::new(BLOCK_SIZE);
-    batch.push(SequenceStep {
-        input_ids: ids,
-        num_computed_tokens: computed,
-        block_table: &block_table,
-        logits: WantLogits::Last,
-    })?;
-    batch.greedy = true;
+    let shares = blocks.chunks(blocks.len() / sequences.len());
+    for ((input_ids, num_computed_tokens), block_table) in sequences.iter().zip(shares) {
+        let num_computed_tokens = *num_computed_tokens;
+        batch.push(SequenceStep { input_ids, num_computed_tokens, block_table, logits: WantLogits::Last })?;
+    }
+    batch.greedy = greedy;
     let mut output = StepOutput::default();
     runner.execute(&batch, &mut output, &Interrupt::default())?;
-    Ok(output.greedy_ids[0])
+    Ok(output)
+}
+
+/// One greedy step of a sequence that has `computed` positions: the next id.
+fn step(runner: &mut dyn Runner, ids: &[u32], computed: usize) -> Result<u32> {
+    Ok(execute(runner, &[(ids, computed)], true)?.greedy_ids[0])
 }
 
 #[test]
@@ -124,6 +129,24 @@ fn after_a_warm_up_the_first_answer_makes_nothing() {
     let mut cold = self::runner(cold).unwrap();
     assert_eq!(step(&mut cold, &[5; 20], 0).unwrap(), id);
     assert_eq!(step(&mut cold, &[id], 20).unwrap(), next);
+}
+
+#[test]
+fn more_sequences_take_no_more_memory() {
+    let Some(backend) = backend(Precision::Fast) else { return };
+    let stats = backend.stats();
+    let mut runner = runner(backend).unwrap();
+    let decode = |runner: &mut dyn Runner, sequences: usize| {
+        let batch: Vec<(&[u32], usize)> = (0..sequences).map(|_| (&[1][..], 0)).collect();
+        execute(runner, &batch, true).unwrap().greedy_ids
+    };
+    let id = decode(&mut runner, 1)[0];
+    decode(&mut runner, 2);
+    let objects = stats.objects();
+    for sequences in 3..=4 {
+        assert_eq!(decode(&mut runner, sequences), vec![id; sequences]);
+    }
+    assert_eq!(stats.objects(), objects);
 }
 
 #[test]
@@ -192,15 +215,9 @@ fn ten_models_give_the_memory_back() {
     }
 }
 
-/// The logits of `ids` in one step.
+/// The bits of the logits of `ids` in one step.
 fn logits(runner: &mut dyn Runner, ids: &[u32]) -> Vec<u32> {
-    let block_table: Vec<BlockId> = (0..(CONTEXT / BLOCK_SIZE) as u32).map(BlockId).collect();
-    let mut batch = Batch::new(BLOCK_SIZE);
-    let step =
-        SequenceStep { input_ids: ids, num_computed_tokens: 0, block_table: &block_table, logits: WantLogits::Last };
-    batch.push(step).unwrap();
-    let mut output = StepOutput::default();
-    runner.execute(&batch, &mut output, &Interrupt::default()).unwrap();
+    let output = execute(runner, &[(ids, 0)], false).unwrap();
     output.logits.iter().map(|logit| logit.to_bits()).collect()
 }
 

@@ -51,7 +51,9 @@ impl WgpuBackend {
         let most = self.gpu.limits.max_storage_buffer_binding_size as usize / 4;
         // A token for each sequence and more than one span: the spans run side by side.
         let split = key.max_seqlen_q <= 1 && max_spans > 1 && key.num_tokens * record <= most;
-        let records = if split { Some(self.records(key.num_tokens * record)?) } else { None };
+        // Made once, for the largest step: recorded steps would keep smaller ones alive beside it.
+        let seqs_held = inputs.context_lens.numbers.len.min(most / record.max(1)).max(key.num_tokens);
+        let records = if split { Some(self.records(seqs_held * record)?) } else { None };
         let shader = kv_flags(Shader::new("attention").flag_if(split, "SPLIT"), store, layer)
             .constant("ROWS", ROWS)
             .constant("SPAN", SPAN)
