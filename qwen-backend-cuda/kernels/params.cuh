@@ -1,0 +1,193 @@
+// What every kernel is given: one structure by value, the same bytes as its twin in src/params.rs; and the sizes of
+// blocks and tiles that the launching side has to know, the same numbers as in src/geometry.rs. Tests compare both.
+//
+// Arrays are dense and row-major unless a stride is named. `encoding`: 0 f32, 1 bf16, 2 f16. Pointers that do not
+// apply are null. Nothing here includes a header of CUDA: the same text compiles for the card and for the CPU.
+#pragma once
+
+typedef unsigned int u32;
+typedef unsigned short u16;
+typedef unsigned long long u64;
+
+// Elements that the rows of a matrix on the device are padded to, with zeros: 16 bytes of f16 or bf16.
+#define WEIGHT_ALIGN 8
+
+// ---- embed: out[t] = table[ids[t]] decoded; an id at or beyond `vocab` gives zeros.
+// grid (rows, 1, 1), block 128.
+struct Embed {
+    const u32* ids;
+    const void* table;  // [vocab, stride]
+    float* out;         // [rows, cols]
+    u32 rows, cols, stride, vocab, encoding, unused;
+};
+
+// ---- Products: w x for `tokens` rows of x, and what becomes of the sums.
+//
+// Rows of the matrix go in pairs, the unit that an epilogue takes:
+//   write, add: pair p is the rows 2p and 2p + 1; the last one of an odd number of rows is half empty.
+//   silu:       pair p is the rows p and p + rows / 2: gate and up. out[t][p] = silu(gate) * up, out is [tokens, rows/2].
+//   heads:      queries and keys: the rows i and i + head_dim / 2 of a head, which rotate together. Values: 2p, 2p + 1.
+// write: out = sum (+ bias, where it is not null). add: out += sum. heads: sum + bias, queries and keys rotated with
+// cos_sin; queries to out [tokens, rows], keys and values to their slots of the store (not to out); a slot at or beyond
+// num_slots is not stored. The store is [num_key_value_heads][num_slots][head_dim], f32 or f16; what is stored as f16 is
+// clamped to +-65504, a NaN stays one.
+struct Product {
+    const float* x;         // [tokens, cols]
+    const void* w;          // [rows, stride]
+    float* out;
+    const float* bias;      // [rows]
+    const void* halves;     // [tokens, stride]: x as `halve` left it; for skinny and matmul
+    const float* scales;    // [tokens]: what sums over f16 halves are multiplied with; null with bf16
+    const float* cos_sin;   // [tokens, head_dim]: cosines, then sines
+    const u32* slot_mapping;  // [tokens]
+    void* keys;
+    void* values;
+    u32 tokens, rows, cols, stride;
+    u32 num_attention_heads, num_key_value_heads, head_dim, num_slots;
+    u32 key_encoding, value_encoding;
+};
+
+// matvec_{f32,bf16,f16}_t{1,2,4,8}_{write,add,silu,heads}: T tokens at once, f32 arithmetic. Each output's sum has one
+// order, whatever T is and wherever its token stands in the batch.
+// grid (ceil(pairs / MATVEC_PAIRS), ceil(tokens / T), 1).
+#define MATVEC_THREADS 128
+#define MATVEC_PAIRS 4
+
+// tile_{f32,bf16,f16}_{write,add,silu,heads}: prompts in f32 arithmetic, in tiles of registers.
+// grid (ceil(pairs / TILE_PAIRS), ceil(tokens / TILE_TOKENS), 1).
+#define TILE_THREADS 256
+#define TILE_PAIRS 32
+#define TILE_TOKENS 64
+
+// halve_{bf16,f16}: x rounded for tensor cores. f16: each row is first divided by the power of two that brings its
+// largest magnitude to [1, 2) (a row of zeros: 1), which goes to scales. Columns up to `stride` are filled with zeros.
+// Infinities and NaNs stay such. grid (tokens, 1, 1).
+#define HALVE_THREADS 256
+struct Halve {
+    const float* x;  // [tokens, cols]
+    void* halves;    // [tokens, stride]
+    float* scales;   // [tokens]
+    u32 tokens, cols, stride, unused;
+};
+
+// skinny_{bf16,f16}_n{1,2,4,8}_{write,add,silu,heads}: up to 8 N tokens by tensor cores (compute capability 8.0 on), the
+// matrix read once and straight into registers, its columns shared by the warps of a block, whose sums are added in
+// order. Reads w and halves. grid (ceil(pairs / SKINNY_PAIRS), 1, 1).
+#define SKINNY_THREADS 256
+#define SKINNY_PAIRS 8
+
+// matmul_{bf16,f16}_{write,add,silu,heads}: prompts by tensor cores (8.0 on), asynchronous copies in a pipeline.
+// Reads w and halves. grid (ceil(tokens / MATMUL_TOKENS), ceil(pairs / MATMUL_PAIRS), 1): the tokens of one strip of the
+// matrix run side by side, so that it is read from memory once. Dynamic shared memory: MATMUL_SHARED.
+#define MATMUL_THREADS 256
+#define MATMUL_PAIRS 64
+#define MATMUL_TOKENS 128
+#define MATMUL_SHARED 98304
+
+// ---- rms_norm: x += y where y is not null; then out = x / sqrt(mean(x^2) + eps) * weight. grid (rows, 1, 1).
+#define NORM_THREADS 256
+struct RmsNorm {
+    float* x;             // [rows, hidden_size]
+    const float* y;       // [rows, hidden_size] or null
+    const float* weight;  // [hidden_size]
+    float* out;           // [rows, hidden_size]
+    u32 hidden_size, rows;
+    float eps;
+    u32 unused;
+};
+
+// ---- rope: rotate the query and key heads of qkv in place. grid (rows, 1, 1), block 128.
+// ---- store_kv: the key and value heads of qkv to their slots. grid (rows, 1, 1), block 128.
+struct Heads {
+    float* qkv;               // [rows, (num_attention_heads + 2 num_key_value_heads) * head_dim]
+    const float* cos_sin;     // rope
+    const u32* slot_mapping;  // store_kv
+    void* keys;
+    void* values;
+    u32 rows, num_attention_heads, num_key_value_heads, head_dim, num_slots;
+    u32 key_encoding, value_encoding, unused;
+};
+
+// ---- Attention: causal, over the paged store. Token i of the n that sequence s has in this step sees the positions
+// 0 ..= context_lens[s] - n + i. A position p of s lies in slot block_tables[s][p / block_size] * block_size +
+// p % block_size. Rows at or beyond cu_seqlens_q[num_seqs] are padding: nothing is written for them, or anything.
+struct Attention {
+    const float* qkv;         // [num_tokens, (num_attention_heads + 2 num_key_value_heads) * head_dim]
+    const void* keys;
+    const void* values;
+    const u32* cu_seqlens_q;  // [num_seqs + 1]
+    const u32* context_lens;  // [num_seqs]
+    const u32* block_tables;  // [num_seqs, max_blocks_per_seq]
+    float* out;               // [num_tokens, num_attention_heads * head_dim]
+    float* records;           // [num_tokens][num_attention_heads][max_spans][head_dim + 2]: values, largest, total; or null
+    u32 num_tokens, num_seqs, num_attention_heads, num_key_value_heads, head_dim;
+    u32 block_size, max_blocks_per_seq, num_slots, max_spans;
+    u32 key_encoding, value_encoding;
+    float scale;              // 1 / sqrt(head_dim)
+};
+
+// attention_k{f32,f16}_v{f32,f16}_d{32,64,128,256}: for head_dim up to D (a multiple of 8), f32 arithmetic. A block has
+// ATTENTION_ROWS query rows (a token's query head) that share a K/V head. Spans of ATTENTION_SPAN positions are each
+// reduced alone and merged in order of position, by the block itself (records null: grid (ceil(num_tokens * heads_per_kv
+// / ATTENTION_ROWS), num_key_value_heads, 1)) or by attention_merge (records: the rows of a block are of one token, grid
+// (num_tokens * ceil(heads_per_kv / ATTENTION_ROWS), num_key_value_heads, z), block z takes the spans z, z + gridDim.z,
+// ...). The bits are the same either way.
+#define ATTENTION_THREADS 128
+#define ATTENTION_ROWS 8
+#define ATTENTION_SPAN 128
+// The most blocks that share a row's spans.
+#define ATTENTION_SPLITS 64
+
+// attention_merge: grid (num_attention_heads, num_tokens, 1).
+#define MERGE_THREADS 128
+
+// attention_tile_k{f32,f16}_d{64,128}: prompts by tensor cores (8.0 on), values in f16. Queries are split into two f16
+// parts so that scores keep f32's accuracy as far as the stored keys have it; f32 keys likewise. A block has
+// ATTENTION_TILE tokens of one sequence and one query head; blocks along x number the tiles of all sequences in order,
+// ceil(tokens of the sequence / ATTENTION_TILE) each, and those beyond the last leave at once.
+// grid (ceil(num_tokens / ATTENTION_TILE) + num_seqs, num_attention_heads, 1). Dynamic shared memory:
+// ATTENTION_TILE_SHARED.
+#define ATTENTION_TILE 64
+#define ATTENTION_TILE_THREADS 128
+#define ATTENTION_TILE_SHARED 98304
+
+// ---- silu_and_mul: out = silu(gate) * up, rows of gate_up are [gate | up]. grid (ceil(width / 256), rows, 1), block 256.
+// ---- add: out += x over rows * width values (width 1: rows values). grid (ceil(rows * width / 256), 1, 1), block 256.
+// ---- gather_rows: out[i] = x[indices[i]]. grid (rows, 1, 1), block 256.
+struct Rows {
+    const float* x;
+    const u32* indices;
+    float* out;
+    u32 rows, width;
+};
+
+// ---- argmax: the index of the largest of each row's first `valid` values, the lowest among equals; 0xffffffff for a row
+// with a NaN or an infinity among them. grid (rows, 1, 1).
+#define ARGMAX_THREADS 1024
+struct Argmax {
+    const float* x;  // [rows, width]
+    u32* out;        // [rows]
+    u32 rows, width, valid, unused;
+};
+
+// ---- copy_blocks: within an array [heads][blocks][block_bytes], block pairs[2i] over pairs[2i + 1], all heads.
+// block_bytes is a multiple of 16. No block is in two pairs as a target; a source is no target. grid (pairs, heads, 1), block 128.
+struct CopyBlocks {
+    void* array;
+    const u32* pairs;
+    u32 num_pairs, num_blocks, block_bytes, unused;
+};
+
+// ---- What the card can do at best. ceiling_read: each thread sums 16-byte words of `from`, `bytes` in all, and writes
+// one u32 to out[thread]. ceiling_copy: `bytes` of `from` to `out`. ceiling_fma_f32, ceiling_mma_bf16 (8.0 on): `rounds`
+// rounds in registers, one f32 a thread to `out`: CEILING_FMA_FLOPS operations a thread and round, CEILING_MMA_FLOPS a
+// warp and round. Grid any, block CEILING_THREADS.
+#define CEILING_THREADS 256
+#define CEILING_FMA_FLOPS 64
+#define CEILING_MMA_FLOPS 65536
+struct Ceiling {
+    const void* from;
+    void* out;
+    u64 bytes;
+    u32 rounds, unused;
+};
