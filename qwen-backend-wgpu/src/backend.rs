@@ -230,7 +230,7 @@ impl WgpuBackend {
             return self.queued.flush(&mut self.gpu, op);
         }
         let timer = self.gpu.stats.host();
-        let encoder = self.queued.encode(&mut self.gpu);
+        let encoder = self.queued.encode(&mut self.gpu)?;
         self.gpu.read_back(op, encoder, timer, &numbers.array, words, take)
     }
 
