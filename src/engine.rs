@@ -18,7 +18,7 @@ use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::generate::{GenerateOptions, TextStream, TokenStream};
 use crate::options::EngineOptions;
-use crate::place::Place;
+use crate::place::{Place, first_to_open};
 use crate::stop::stop_token_ids;
 use crate::worker::{self, Command};
 
@@ -94,12 +94,15 @@ impl Engine {
             false => Err(Missing(folder.to_owned())),
         };
         let num_token_ids = options.num_token_ids(tokenizer.as_ref().ok(), &config);
-        let (place, device_reason) = place.settle(&options, &checkpoint, &config, num_token_ids)?;
-        let placed_on = place.device();
-        let plan = options.plan_for(&place, &checkpoint, &config, num_token_ids)?;
-        plan.check()?;
+        let candidates = place.candidates(&options, &checkpoint, &config, num_token_ids)?;
+        let ((opened, placed_on, plan), device_reason) = first_to_open(candidates, |place| {
+            let plan = options.plan_for(&place, &checkpoint, &config, num_token_ids)?;
+            plan.check()?;
+            let placed_on = place.device();
+            Ok((place.open(&options)?, placed_on, plan))
+        })?;
         let limits = options.limits(plan.context, plan.batch, &config, num_token_ids);
-        let loaded = place.load(&checkpoint, &config, &limits, &mut options)?;
+        let loaded = opened.load(&checkpoint, &config, &limits, &mut options)?;
         let interrupt = Interrupt::default();
         let core = EngineCore::new(loaded.runner, interrupt.clone());
         let (commands, received) = mpsc::channel();

@@ -293,6 +293,7 @@ impl EngineOptions {
 pub fn plan(path: impl AsRef<Path>, options: &EngineOptions) -> Result<Plan> {
     let checkpoint = Checkpoint::open(path)?;
     let config = options.config(&checkpoint)?;
-    let (device, _) = options.device.clone().settle(options, &checkpoint, &config, config.vocab_size)?;
-    Ok(options.plan_for(&device, &checkpoint, &config, config.vocab_size)?)
+    let candidates = options.device.clone().candidates(options, &checkpoint, &config, config.vocab_size)?;
+    let device = candidates.first().map_or(&options.device, |(device, _)| device);
+    Ok(options.plan_for(device, &checkpoint, &config, config.vocab_size)?)
 }

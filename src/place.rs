@@ -27,16 +27,19 @@ pub(crate) struct Room {
     pub(crate) available_bytes: Option<u64>,
 }
 
+/// A place that may be meant, and why, in a few words.
+pub(crate) type Candidate<P> = (P, String);
+
 /// Where a model is planned and loaded.
 pub(crate) trait Place: Sized {
-    /// The one place that is meant, and why, in a few words.
-    fn settle(
+    /// The places that are meant, best first: each next one is there for the case that those before do not open.
+    fn candidates(
         self,
         options: &EngineOptions,
         checkpoint: &Checkpoint,
         config: &Config,
         num_token_ids: usize,
-    ) -> Result<(Self, String)>;
+    ) -> Result<Vec<Candidate<Self>>>;
 
     /// The device by name, when it is one.
     fn device(&self) -> Option<Device>;
@@ -44,9 +47,15 @@ pub(crate) trait Place: Sized {
     /// What there is for a model.
     fn room(&self, options: &EngineOptions) -> Result<Room>;
 
+    /// The backend, ready to load.
+    fn open(self, options: &EngineOptions) -> Result<Box<dyn Opened>>;
+}
+
+/// A backend that is open.
+pub(crate) trait Opened {
     /// Load a model.
     fn load(
-        self,
+        self: Box<Self>,
         checkpoint: &Checkpoint,
         config: &Config,
         limits: &Limits,
@@ -54,12 +63,30 @@ pub(crate) trait Place: Sized {
     ) -> Result<Loaded>;
 }
 
+/// The first of `candidates` that opens, with why it is that one and not another. The error is that of the last.
+pub(crate) fn first_to_open<P, T>(
+    candidates: Vec<Candidate<P>>,
+    mut open: impl FnMut(P) -> Result<T>,
+) -> Result<(T, String)> {
+    let mut refused = Vec::new();
+    let mut rest = candidates.into_iter().peekable();
+    while let Some((place, reason)) = rest.next() {
+        match open(place) {
+            Ok(opened) if refused.is_empty() => return Ok((opened, reason)),
+            Ok(opened) => return Ok((opened, format!("{reason}; not opened: {}", refused.join("; ")))),
+            Err(error) if rest.peek().is_none() => return Err(error),
+            Err(error) => refused.push(error.to_string()),
+        }
+    }
+    Err(qwen_core::Error::unsupported("this device", "no place to load on was named"))
+}
+
 /// A backend of the program's own.
 pub(crate) struct Own<B>(pub(crate) B);
 
 impl<B: Backend> Place for Own<B> {
-    fn settle(self, _: &EngineOptions, _: &Checkpoint, _: &Config, _: usize) -> Result<(Self, String)> {
-        Ok((self, "it is the program's own backend".into()))
+    fn candidates(self, _: &EngineOptions, _: &Checkpoint, _: &Config, _: usize) -> Result<Vec<Candidate<Self>>> {
+        Ok(vec![(self, "it is the program's own backend".into())])
     }
 
     fn device(&self) -> Option<Device> {
@@ -71,28 +98,22 @@ impl<B: Backend> Place for Own<B> {
         Ok(Room { footprint: self.0.footprint(), available_bytes })
     }
 
-    fn load(
-        self,
-        checkpoint: &Checkpoint,
-        config: &Config,
-        limits: &Limits,
-        options: &mut EngineOptions,
-    ) -> Result<Loaded> {
-        load_on(self.0, checkpoint, config, limits, options)
+    fn open(self, _: &EngineOptions) -> Result<Box<dyn Opened>> {
+        Ok(Box::new(self.0))
     }
 }
 
 impl Place for Device {
-    fn settle(
+    fn candidates(
         self,
         options: &EngineOptions,
         checkpoint: &Checkpoint,
         config: &Config,
         num_token_ids: usize,
-    ) -> Result<(Self, String)> {
+    ) -> Result<Vec<Candidate<Self>>> {
         match self {
             Device::Auto => auto(options, checkpoint, config, num_token_ids),
-            device => Ok((device, "the program asked for it".into())),
+            device => Ok(vec![(device, "the program asked for it".into())]),
         }
     }
 
@@ -118,24 +139,12 @@ impl Place for Device {
         }
     }
 
-    fn load(
-        self,
-        checkpoint: &Checkpoint,
-        config: &Config,
-        limits: &Limits,
-        options: &mut EngineOptions,
-    ) -> Result<Loaded> {
+    fn open(self, options: &EngineOptions) -> Result<Box<dyn Opened>> {
         match self {
             #[cfg(feature = "cpu")]
-            Device::Cpu => {
-                let backend = qwen_backend_cpu::CpuBackend::new(options.cpu())?;
-                load_on(backend, checkpoint, config, limits, options)
-            }
+            Device::Cpu => Ok(Box::new(qwen_backend_cpu::CpuBackend::new(options.cpu())?)),
             #[cfg(feature = "wgpu")]
-            Device::Wgpu(adapter) => {
-                let backend = qwen_backend_wgpu::WgpuBackend::new(options.wgpu(&adapter))?;
-                load_on(backend, checkpoint, config, limits, options)
-            }
+            Device::Wgpu(adapter) => Ok(Box::new(qwen_backend_wgpu::WgpuBackend::new(options.wgpu(&adapter))?)),
             _ => Err(self.absent()),
         }
     }
@@ -145,21 +154,23 @@ impl Place for Device {
 #[cfg(feature = "wgpu")]
 const SHORTEST_CONTEXT: usize = 4096;
 
-/// What [`Device::Auto`] means for a model: the best GPU that holds it, else the CPU.
+/// What [`Device::Auto`] means for a model: the GPUs that hold it, best first, and then the CPU.
 #[cfg(feature = "wgpu")]
 fn auto(
     options: &EngineOptions,
     checkpoint: &Checkpoint,
     config: &Config,
     num_token_ids: usize,
-) -> Result<(Device, String)> {
-    let mut passed = Vec::new();
+) -> Result<Vec<Candidate<Device>>> {
+    let (mut candidates, mut passed) = (Vec::new(), Vec::new());
     for adapter in qwen_backend_wgpu::hardware_adapters() {
         let device = Device::Wgpu(qwen_backend_wgpu::AdapterChoice::Index(adapter.index));
         let refusal = match options.plan_for(&device, checkpoint, config, num_token_ids) {
             Ok(plan) => match plan.check() {
                 Ok(()) if plan.context >= config.max_context().min(SHORTEST_CONTEXT).min(options.asked_context()) => {
-                    return Ok((device, format!("{} is the best GPU that holds the model", adapter.name)));
+                    let rank = if candidates.is_empty() { "the best" } else { "the next best" };
+                    candidates.push((device, format!("{} is {rank} GPU that holds the model", adapter.name)));
+                    continue;
                 }
                 Ok(()) => format!("only a context of {} would fit", plan.context),
                 Err(error) => error.to_string(),
@@ -169,34 +180,72 @@ fn auto(
         };
         passed.push(format!("{}: {refusal}", adapter.name));
     }
-    let reason = match passed.is_empty() {
-        true => "no hardware GPU was found".into(),
-        false => format!("no GPU holds the model ({})", passed.join("; ")),
+    let reason = match (candidates.is_empty(), passed.is_empty()) {
+        (true, true) => "no hardware GPU was found".into(),
+        (true, false) => format!("no GPU holds the model ({})", passed.join("; ")),
+        (false, true) => "no GPU opens".into(),
+        (false, false) => format!("no GPU that holds the model opens ({})", passed.join("; ")),
     };
-    Ok((Device::Cpu, reason))
+    candidates.push((Device::Cpu, reason));
+    Ok(candidates)
 }
 
 /// What [`Device::Auto`] means in a build without GPUs.
 #[cfg(not(feature = "wgpu"))]
-fn auto(_: &EngineOptions, _: &Checkpoint, _: &Config, _: usize) -> Result<(Device, String)> {
-    Ok((Device::Cpu, "this build has no other device".into()))
+fn auto(_: &EngineOptions, _: &Checkpoint, _: &Config, _: usize) -> Result<Vec<Candidate<Device>>> {
+    Ok(vec![(Device::Cpu, "this build has no other device".into())])
 }
 
 fn host_bytes() -> Option<u64> {
     memory::available_memory().map(|memory| memory.available)
 }
 
-fn load_on<B: Backend>(
-    mut backend: B,
-    checkpoint: &Checkpoint,
-    config: &Config,
-    limits: &Limits,
-    options: &mut EngineOptions,
-) -> Result<Loaded> {
-    let device = backend.info().name;
-    let spec = ModelSpec::new(config);
-    let model = Model::load(&mut backend, spec, limits, checkpoint, &mut |share| options.report(share))?;
-    let mut runner = ModelRunner::new(backend, model, Rope::new(config), limits.clone());
-    runner.warm_up()?;
-    Ok(Loaded { runner: Box::new(runner), device })
+impl<B: Backend> Opened for B {
+    fn load(
+        mut self: Box<Self>,
+        checkpoint: &Checkpoint,
+        config: &Config,
+        limits: &Limits,
+        options: &mut EngineOptions,
+    ) -> Result<Loaded> {
+        let device = self.info().name;
+        let spec = ModelSpec::new(config);
+        let model = Model::load(&mut *self, spec, limits, checkpoint, &mut |share| options.report(share))?;
+        let mut runner = ModelRunner::new(*self, model, Rope::new(config), limits.clone());
+        runner.warm_up()?;
+        Ok(Loaded { runner: Box::new(runner), device })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use qwen_core::Error;
+
+    use super::*;
+
+    fn refusal(place: &str) -> Error {
+        Error::Device { device: place.into(), op: "open".into(), reason: "the driver refused a device".into() }
+    }
+
+    fn candidates(places: &[&'static str]) -> Vec<Candidate<&'static str>> {
+        places.iter().map(|place| (*place, format!("{place} is there"))).collect()
+    }
+
+    #[test]
+    fn the_next_candidate_opens_when_a_driver_refuses_and_the_reason_says_so() {
+        let open = |place| if place == "bad" { Err(refusal(place)) } else { Ok(place) };
+        let first = first_to_open(candidates(&["good", "bad"]), open).unwrap();
+        assert_eq!(first, ("good", "good is there".into()));
+        let second = first_to_open(candidates(&["bad", "good"]), open).unwrap();
+        assert_eq!(second.0, "good");
+        assert_eq!(second.1, "good is there; not opened: bad: open: the driver refused a device");
+        let third = first_to_open(candidates(&["bad", "bad", "good", "bad"]), open).unwrap();
+        assert_eq!(third.1.matches("the driver refused").count(), 2);
+    }
+
+    #[test]
+    fn the_last_refusal_is_the_error() {
+        let refused = first_to_open(candidates(&["gpu", "cpu"]), |place| Err::<(), _>(refusal(place)));
+        assert!(matches!(refused, Err(Error::Device { device, .. }) if device == "cpu"));
+    }
 }

@@ -8,7 +8,9 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use qwen_core::backend::{DeviceInfo, HeadLayout, Interrupt, KvSpec, QkvRopeStore, StepInputs, StepKey, WeightView};
+use qwen_core::backend::{
+    DeviceInfo, HeadLayout, Interrupt, KvSpec, Norm, QkvRopeStore, StepInputs, StepKey, WeightView,
+};
 use qwen_core::{Backend, Encoding, Error, Footprint, Precision, Result, composed};
 
 use crate::adapter::AdapterInfo;
@@ -22,7 +24,7 @@ use crate::stats::WgpuStats;
 use crate::weight::Matrix;
 
 pub(crate) use attention::SPAN;
-use product::{Epilogue, TILE_FROM};
+use product::{Activations, Epilogue, TILE_FROM};
 
 /// Steps that are kept for replay; longer prompts of many lengths are recorded anew.
 const KEPT_STEPS: usize = 64;
@@ -228,7 +230,7 @@ impl WgpuBackend {
             return self.queued.flush(&mut self.gpu, op);
         }
         let timer = self.gpu.stats.host();
-        let encoder = self.queued.encode(&mut self.gpu);
+        let encoder = self.queued.encode(&mut self.gpu)?;
         self.gpu.read_back(op, encoder, timer, &numbers.array, words, take)
     }
 
@@ -387,7 +389,7 @@ impl Backend for WgpuBackend {
             self.need("linear", "bias", &bias.0, width)?;
         }
         let epilogue = Epilogue::Write { out: &out.0, bias: bias.map(|bias| &bias.0) };
-        self.product("linear", &x.0, &w.0, rows, &epilogue)
+        self.product("linear", Activations::plain(x), &w.0, rows, &epilogue)
     }
 
     fn rms_norm(
@@ -549,27 +551,10 @@ impl Backend for WgpuBackend {
     }
 
     fn qkv_rope_store(&mut self, op: QkvRopeStore<'_, Self>) -> Result<()> {
-        let name = "qkv_rope_store";
-        let (layout, heads, rows) = (&op.w.0.layout, op.heads, op.rows);
-        self.check_store(name, &op.kv.0, op.layer, &heads)?;
-        let slabs = &op.kv.0.layers[op.layer];
-        if layout.slabs.len() > 1 || slabs.len() > 1 || layout.rows != heads.qkv_size() || layout.halves {
-            return composed::qkv_rope_store(self, op);
+        match self.fused_heads("qkv_rope_store", None, &op)? {
+            true => Ok(()),
+            false => composed::qkv_rope_store(self, op),
         }
-        self.need(name, "bias", &op.bias.0, layout.rows)?;
-        self.need(name, "cos_sin", &op.inputs.cos_sin.0, rows * heads.head_dim)?;
-        self.need(name, "slot_mapping", &op.inputs.slot_mapping.numbers, rows)?;
-        self.need(name, "qkv", &op.qkv.0, rows * layout.rows)?;
-        let epilogue = Epilogue::Heads {
-            qkv: &op.qkv.0,
-            bias: &op.bias.0,
-            inputs: op.inputs,
-            heads,
-            slab: &slabs[0],
-            store: &op.kv.0,
-            layer: op.layer,
-        };
-        self.product(name, &op.x.0, &op.w.0, rows, &epilogue)
     }
 
     fn gate_up_silu(
@@ -586,7 +571,32 @@ impl Backend for WgpuBackend {
             return composed::gate_up_silu(self, x, w, scratch, out, intermediate_size, rows);
         }
         self.need("gate_up_silu", "out", &out.0, rows * intermediate_size)?;
-        self.product("gate_up_silu", &x.0, &w.0, rows, &Epilogue::Silu { out: &out.0 })
+        self.product("gate_up_silu", Activations::plain(x), &w.0, rows, &Epilogue::Silu { out: &out.0 })
+    }
+
+    fn norm_qkv_rope_store(&mut self, norm: Norm<'_, Self>, op: QkvRopeStore<'_, Self>) -> Result<()> {
+        if self.fuses_norm(op.rows, 9) && self.fused_heads("norm_qkv_rope_store", Some(&norm), &op)? {
+            return Ok(());
+        }
+        composed::norm_qkv_rope_store(self, norm, op)
+    }
+
+    fn norm_gate_up_silu(
+        &mut self,
+        norm: Norm<'_, Self>,
+        x: &WgpuBuffer,
+        w: &WgpuWeight,
+        scratch: &mut WgpuBuffer,
+        out: &mut WgpuBuffer,
+        intermediate_size: usize,
+        rows: usize,
+    ) -> Result<()> {
+        let (op, layout) = ("norm_gate_up_silu", &w.0.layout);
+        if !layout.halves || layout.rows != 2 * intermediate_size || !self.fuses_norm(rows, 4) {
+            return composed::norm_gate_up_silu(self, norm, x, w, scratch, out, intermediate_size, rows);
+        }
+        self.need(op, "out", &out.0, rows * intermediate_size)?;
+        self.product(op, Activations::normed(x, &norm), &w.0, rows, &Epilogue::Silu { out: &out.0 })
     }
 
     fn linear_add(
@@ -603,7 +613,8 @@ impl Backend for WgpuBackend {
             return Err(self.misfit("linear_add", format!("{width} rows of weights for a residual of {hidden_size}")));
         }
         self.need("linear_add", "residual", &residual.0, rows * width)?;
-        self.product("linear_add", &x.0, &w.0, rows, &Epilogue::Add { residual: &residual.0 })
+        let epilogue = Epilogue::Add { residual: &residual.0 };
+        self.product("linear_add", Activations::plain(x), &w.0, rows, &epilogue)
     }
 
     fn first_steps(&self) -> Vec<StepKey> {

@@ -190,6 +190,27 @@ impl Gpu {
         Error::Device { device: self.info.to_string(), op: op.into(), reason: reason.into() }
     }
 
+    /// Run `make`, which makes or fills something of so many bytes. What the driver cannot or will not do is the error of
+    /// this call then, and the device goes on.
+    pub(crate) fn guarded<T>(&self, what: &str, bytes: u64, make: impl FnOnce() -> T) -> Result<T> {
+        let refused = self.device.push_error_scope(wgpu::ErrorFilter::Validation);
+        let exhausted = self.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+        let made = make();
+        let (exhausted, refused) = (pollster::block_on(exhausted.pop()), pollster::block_on(refused.pop()));
+        match (exhausted, refused) {
+            (Some(_), _) => Err(Error::OutOfMemory { device: self.info.to_string(), what: what.into(), bytes }),
+            (None, Some(error)) => Err(self.error(what, error.to_string())),
+            (None, None) => self.check(what).map(|()| made),
+        }
+    }
+
+    /// A buffer that was made under guard.
+    pub(crate) fn buffer(&self, what: &str, size: u64, usage: wgpu::BufferUsages) -> Result<wgpu::Buffer> {
+        self.stats.made(1);
+        let descriptor = wgpu::BufferDescriptor { label: Some(what), size, usage, mapped_at_creation: false };
+        self.guarded(what, size, || self.device.create_buffer(&descriptor))
+    }
+
     /// An array of `words` 32-bit words, all zero. `what` names it in errors.
     pub(crate) fn array(&mut self, what: &str, words: usize) -> Result<Array> {
         let size = bytes_of(words);
@@ -197,14 +218,8 @@ impl Gpu {
             let reason = format!("a buffer of {size} bytes exceeds the device's {}", self.limits.max_buffer_size);
             return Err(self.error(what, reason));
         }
-        self.stats.made(1);
-        let buffer = self.device.create_buffer(&wgpu::BufferDescriptor {
-            label: Some(what),
-            size,
-            usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST,
-            mapped_at_creation: false,
-        });
-        self.check(what)?;
+        let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
+        let buffer = self.buffer(what, size, usage)?;
         Ok(Array { id: next_id(), owner: self.id, buffer })
     }
 
@@ -224,12 +239,14 @@ impl Gpu {
                 if at + whole as u64 > array.buffer.size() {
                     return Err(self.error(what, "more data than its buffer holds"));
                 }
-                self.queue.write_buffer(&array.buffer, at, &piece[..whole]);
+                self.guarded(what, whole as u64, || {
+                    self.queue.write_buffer(&array.buffer, at, &piece[..whole]);
+                    // What was written is held on the host until it is submitted and done.
+                    self.queue.submit([]);
+                })?;
+                self.wait(what)?;
                 at += whole as u64;
                 piece.drain(..whole);
-                // What was written is held on the host until it is submitted and done.
-                self.queue.submit([]);
-                self.wait(what)?;
             }
             if !more {
                 return Ok(());
@@ -273,37 +290,39 @@ impl Gpu {
             return Err(self.error(op, reason));
         }
         let access: Vec<bool> = bindings.iter().map(|binding| binding.writable).collect();
-        let pipeline = self.pipeline(shader, &access);
-        let (buffer, offset) = self.place_params(params);
-        let group = self.group(buffer, &access, &bindings, keep);
-        self.check(op)?;
+        let pipeline = self.pipeline(op, shader, &access)?;
+        let (buffer, offset) = self.place_params(params)?;
+        let group = self.group(op, buffer, &access, &bindings, keep)?;
         Ok(Prepared { pipeline, group, offset })
     }
 
-    fn pipeline(&mut self, shader: &Shader, access: &[bool]) -> wgpu::ComputePipeline {
+    fn pipeline(&mut self, op: &str, shader: &Shader, access: &[bool]) -> Result<wgpu::ComputePipeline> {
         if let Some(pipeline) = self.pipelines.get(shader) {
-            return pipeline.clone();
+            return Ok(pipeline.clone());
         }
-        let module = self.device.create_shader_module(wgpu::ShaderModuleDescriptor {
-            label: Some(shader.kernel),
-            source: wgpu::ShaderSource::Wgsl(shader.compose().into()),
-        });
         self.stats.made(2);
         self.layout(access);
-        let pipeline = self.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
-            label: Some(shader.kernel),
-            layout: self.layouts.get(access).map(|layout| &layout.pipeline),
-            module: &module,
-            entry_point: Some("main"),
-            compilation_options: wgpu::PipelineCompilationOptions {
-                // Workgroup memory is written before it is read.
-                zero_initialize_workgroup_memory: false,
-                ..Default::default()
-            },
-            cache: self.cache.as_ref().map(Cache::pipelines),
-        });
+        let make = || {
+            let module = self.device.create_shader_module(wgpu::ShaderModuleDescriptor {
+                label: Some(shader.kernel),
+                source: wgpu::ShaderSource::Wgsl(shader.compose().into()),
+            });
+            self.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+                label: Some(shader.kernel),
+                layout: self.layouts.get(access).map(|layout| &layout.pipeline),
+                module: &module,
+                entry_point: Some("main"),
+                compilation_options: wgpu::PipelineCompilationOptions {
+                    // Workgroup memory is written before it is read.
+                    zero_initialize_workgroup_memory: false,
+                    ..Default::default()
+                },
+                cache: self.cache.as_ref().map(Cache::pipelines),
+            })
+        };
+        let pipeline = self.guarded(op, 0, make)?;
         self.pipelines.insert(shader.clone(), pipeline.clone());
-        pipeline
+        Ok(pipeline)
     }
 
     fn layout(&mut self, access: &[bool]) -> &Layout {
@@ -335,39 +354,42 @@ impl Gpu {
     }
 
     /// The uniform buffer and offset that hold `params`. Equal parameters share a place, which is never written again.
-    fn place_params(&mut self, params: &[u32]) -> (usize, u32) {
+    fn place_params(&mut self, params: &[u32]) -> Result<(usize, u32)> {
         let mut words = [0; PARAMS];
         words[..params.len()].copy_from_slice(params);
         if let Some(place) = self.params.get(&words) {
-            return *place;
+            return Ok(*place);
         }
         let alignment = u64::from(self.limits.min_uniform_buffer_offset_alignment);
         let step = (4 * PARAMS as u64).next_multiple_of(alignment.max(4));
         if self.params_buffers.is_empty() || self.next_param + step > PARAMS_BUFFER {
-            self.stats.made(1);
-            self.params_buffers.push(self.device.create_buffer(&wgpu::BufferDescriptor {
-                label: Some("parameters"),
-                size: PARAMS_BUFFER,
-                usage: wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST,
-                mapped_at_creation: false,
-            }));
+            let usage = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
+            self.params_buffers.push(self.buffer("parameters", PARAMS_BUFFER, usage)?);
             self.next_param = 0;
         }
         let place = (self.params_buffers.len() - 1, self.next_param as u32);
         let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
-        self.queue.write_buffer(&self.params_buffers[place.0], self.next_param, &bytes);
+        let buffer = &self.params_buffers[place.0];
+        self.guarded("parameters", bytes.len() as u64, || self.queue.write_buffer(buffer, self.next_param, &bytes))?;
         self.next_param += step;
         self.params.insert(words, place);
-        place
+        Ok(place)
     }
 
-    fn group(&mut self, params: usize, access: &[bool], bindings: &[Binding<'_>], keep: bool) -> wgpu::BindGroup {
+    fn group(
+        &mut self,
+        op: &str,
+        params: usize,
+        access: &[bool],
+        bindings: &[Binding<'_>],
+        keep: bool,
+    ) -> Result<wgpu::BindGroup> {
         let key = GroupKey {
             params,
             bindings: bindings.iter().map(|b| (b.array.id, b.offset, b.bytes, b.writable)).collect(),
         };
         if let Some(group) = self.groups.get(&key) {
-            return group.clone();
+            return Ok(group.clone());
         }
         self.stats.made(1);
         self.layout(access);
@@ -382,15 +404,13 @@ impl Gpu {
             binding: i as u32 + 1,
             resource: binding(&b.array.buffer, b.offset, b.bytes),
         }));
-        let group = self.device.create_bind_group(&wgpu::BindGroupDescriptor {
-            label: None,
-            layout: &self.layouts[access].group,
-            entries: &entries,
-        });
+        let layout = &self.layouts[access].group;
+        let descriptor = wgpu::BindGroupDescriptor { label: None, layout, entries: &entries };
+        let group = self.guarded(op, 0, || self.device.create_bind_group(&descriptor))?;
         if keep {
             self.groups.insert(key, group.clone());
         }
-        group
+        Ok(group)
     }
 
     /// Copy the first `words` of `array` to the host, after the commands of `encoder`, whose recording `timer` counts.
@@ -406,14 +426,8 @@ impl Gpu {
         self.own(op, [array].into_iter())?;
         let bytes = words as u64 * 4;
         if self.readback.as_ref().is_none_or(|buffer| buffer.size() < bytes) {
-            self.stats.made(1);
-            self.readback = Some(self.device.create_buffer(&wgpu::BufferDescriptor {
-                label: Some("readback"),
-                size: bytes.next_multiple_of(256),
-                usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
-                mapped_at_creation: false,
-            }));
-            self.check(op)?;
+            let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
+            self.readback = Some(self.buffer("readback", bytes.next_multiple_of(256), usage)?);
         }
         let Some(readback) = self.readback.clone() else { return Ok(()) };
         encoder.copy_buffer_to_buffer(&array.buffer, 0, &readback, 0, bytes);

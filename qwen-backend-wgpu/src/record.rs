@@ -62,7 +62,7 @@ impl Queued {
             self.flush(gpu, "write")?;
         }
         if bytes.len() > STAGED {
-            gpu.queue.write_buffer(&array.buffer, 0, bytes);
+            gpu.guarded("write", bytes.len() as u64, || gpu.queue.write_buffer(&array.buffer, 0, bytes))?;
         } else if !bytes.is_empty() {
             self.writes.push((array.clone(), self.staged.len() as u64, bytes.len() as u64));
             self.staged.extend_from_slice(bytes);
@@ -82,20 +82,17 @@ impl Queued {
     }
 
     /// The commands of all that is queued, which then is no longer.
-    pub(crate) fn encode(&mut self, gpu: &mut Gpu) -> wgpu::CommandEncoder {
+    pub(crate) fn encode(&mut self, gpu: &mut Gpu) -> Result<wgpu::CommandEncoder> {
         self.seal();
         let mut encoder = gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("step") });
         if !self.staged.is_empty() {
-            let upload = self.upload.get_or_insert_with(|| {
-                gpu.stats.made(1);
-                gpu.device.create_buffer(&wgpu::BufferDescriptor {
-                    label: Some("step inputs"),
-                    size: STAGED as u64,
-                    usage: wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST,
-                    mapped_at_creation: false,
-                })
-            });
-            gpu.queue.write_buffer(upload, 0, &self.staged);
+            let (what, usage) = ("step inputs", wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST);
+            let upload = match self.upload.take() {
+                Some(upload) => upload,
+                None => gpu.buffer(what, STAGED as u64, usage)?,
+            };
+            let upload = self.upload.insert(upload);
+            gpu.guarded(what, self.staged.len() as u64, || gpu.queue.write_buffer(upload, 0, &self.staged))?;
             for (array, from, bytes) in self.writes.drain(..) {
                 encoder.copy_buffer_to_buffer(upload, from, &array.buffer, 0, bytes);
             }
@@ -116,14 +113,14 @@ impl Queued {
                 gpu.stats.dispatched(dispatch.weight_bytes);
             }
         }
-        encoder
+        Ok(encoder)
     }
 
     /// Hand all that is queued to the device.
     pub(crate) fn flush(&mut self, gpu: &mut Gpu, op: &str) -> Result<()> {
         if self.has_kernels() || !self.staged.is_empty() {
             let _timer = gpu.stats.host();
-            let encoder = self.encode(gpu);
+            let encoder = self.encode(gpu)?;
             gpu.submit(encoder);
         }
         gpu.check(op)

@@ -29,8 +29,8 @@ macro_rules! sources {
 
 sources! {
     "activations", "add", "argmax", "attention", "attention_merge", "attention_state", "ceiling_copy", "ceiling_multiply",
-    "ceiling_read", "copy_blocks", "embed", "gather_rows", "kv_write", "math", "matmul", "matvec", "product", "rms_norm", "rope", "silu_and_mul", "store_kv",
-    "weights",
+    "ceiling_read", "copy_blocks", "embed", "gather_rows", "kv_write", "math", "matmul", "matvec", "norm", "product",
+    "rms_norm", "rope", "silu_and_mul", "store_kv", "weights",
 }
 
 impl Shader {
@@ -143,9 +143,18 @@ mod tests {
                         all.push(new().flag(order).flag("EPILOGUE_ADD"));
                         all.push(new().flag(order).flag("EPILOGUE_SILU"));
                     }
+                    let with_norm = |shader: Shader, binding| shader.flag("NORM").constant("NORM_BINDING", binding);
+                    if kernel == "matvec" {
+                        let order = if encoding == "F32" { "ORDER_PLAIN" } else { "ORDER_HALVES" };
+                        all.push(with_norm(new().flag(order).flag("EPILOGUE_SILU"), 4));
+                    }
                     for store in STORES {
                         let shader = new().flag("ORDER_HEADS").flag("EPILOGUE_HEADS");
-                        all.push(store.iter().fold(shader, |shader, flag| shader.flag(flag)));
+                        let shader = store.iter().fold(shader, |shader, flag| shader.flag(flag));
+                        if kernel == "matvec" {
+                            all.push(with_norm(shader.clone(), 9));
+                        }
+                        all.push(shader);
                     }
                 }
             }
@@ -168,7 +177,9 @@ mod tests {
                 module.global_variables.iter().filter(move |(_, variable)| space(&variable.space))
             };
             let bound = of_space(|space| matches!(space, naga::AddressSpace::Storage { .. })).count();
-            assert!(bound <= 8, "{shader:?} binds {bound} arrays");
+            // The one with more is used where a device has room for it.
+            let most = if shader.flags.contains(&"NORM") && shader.flags.contains(&"EPILOGUE_HEADS") { 9 } else { 8 };
+            assert!(bound <= most, "{shader:?} binds {bound} arrays");
             let mut layouter = naga::proc::Layouter::default();
             layouter.update(module.to_ctx()).unwrap();
             let shared: u32 =

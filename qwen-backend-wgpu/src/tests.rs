@@ -92,9 +92,9 @@ fn a_decode_step_makes_nothing_and_submits_once() {
         id = step(&mut runner, &[id], computed).unwrap();
         assert_eq!(stats.objects(), before.0, "objects made at position {computed}");
         assert_eq!(stats.submissions(), before.1 + 1, "command buffers at position {computed}");
-        // Embedding, rows, norm, head and the largest; eight a layer.
+        // Embedding, rows, norm, head and the largest; six a layer.
         let dispatches = stats.dispatches() - before.2;
-        assert!(dispatches <= 8 * layers + 5, "{dispatches} kernels for {layers} layers");
+        assert!(dispatches <= 6 * layers + 5, "{dispatches} kernels for {layers} layers");
         let read = stats.weight_bytes() - before.3;
         assert!(read <= weights + weights / 10, "{read} bytes of weights read, there are {weights}");
     }
@@ -275,7 +275,8 @@ impl WeightSource for Zeros {
 /// layers, not on how wide they are.
 #[test]
 fn a_decode_step_of_24_layers_is_recorded_within_milliseconds() {
-    let (device, queue) = wgpu::Device::noop(&wgpu::DeviceDescriptor::default());
+    let required_limits = wgpu::Limits { max_storage_buffers_per_shader_stage: 9, ..wgpu::Limits::defaults() };
+    let (device, queue) = wgpu::Device::noop(&wgpu::DeviceDescriptor { required_limits, ..Default::default() });
     let Some(real) = backend(Precision::Fast) else { return };
     let backend = WgpuBackend::on(Gpu::new(device, queue, real.adapter().clone()), Precision::Fast);
     let stats = backend.stats();
@@ -290,7 +291,7 @@ fn a_decode_step_of_24_layers_is_recorded_within_milliseconds() {
         let (before, dispatches) = (stats.host_time(), stats.dispatches());
         step(&mut runner, &[1], computed).unwrap();
         times.push(stats.host_time() - before);
-        assert_eq!(stats.dispatches() - dispatches, 24 * 8 + 5);
+        assert_eq!(stats.dispatches() - dispatches, 24 * 6 + 5);
     }
     times.sort();
     println!("host time of a step: median {:?}, the first {:?}", times[20], times[39]);

@@ -442,6 +442,26 @@ pub trait Backend: Send + Sized + 'static {
         composed::gate_up_silu(self, x, w, scratch, out, intermediate_size, rows)
     }
 
+    /// [`Backend::qkv_rope_store`] of `rms_norm(op.x)`.
+    fn norm_qkv_rope_store(&mut self, norm: Norm<'_, Self>, op: QkvRopeStore<'_, Self>) -> Result<()> {
+        composed::norm_qkv_rope_store(self, norm, op)
+    }
+
+    /// [`Backend::gate_up_silu`] of `rms_norm(x)`.
+    #[allow(clippy::too_many_arguments)]
+    fn norm_gate_up_silu(
+        &mut self,
+        norm: Norm<'_, Self>,
+        x: &Self::Buffer,
+        w: &Self::Weight,
+        scratch: &mut Self::Buffer,
+        out: &mut Self::Buffer,
+        intermediate_size: usize,
+        rows: usize,
+    ) -> Result<()> {
+        composed::norm_gate_up_silu(self, norm, x, w, scratch, out, intermediate_size, rows)
+    }
+
     /// `residual += w x`. `scratch` holds as many values as the residual.
     fn linear_add(
         &mut self,
@@ -486,10 +506,23 @@ pub trait Backend: Send + Sized + 'static {
     ) -> Result<()>;
 }
 
+/// The norm of the operations that begin with one.
+#[derive(Debug)]
+pub struct Norm<'a, B: Backend> {
+    /// `[hidden_size]` its weight.
+    pub weight: &'a B::Buffer,
+    /// Added to the mean square.
+    pub eps: f32,
+    /// Values of a row.
+    pub hidden_size: usize,
+    /// `[rows, hidden_size]` where the normed rows go if the norm runs on its own; unspecified afterwards.
+    pub normed: &'a mut B::Buffer,
+}
+
 /// The arguments of [`Backend::qkv_rope_store`].
 #[derive(Debug)]
 pub struct QkvRopeStore<'a, B: Backend> {
-    /// `[rows, hidden_size]` normed activations.
+    /// `[rows, hidden_size]` normed activations; in [`Backend::norm_qkv_rope_store`] those to be normed.
     pub x: &'a B::Buffer,
     /// The stacked projections.
     pub w: &'a B::Weight,

@@ -2,7 +2,7 @@
 //!
 //! They are free functions, so that a backend that overrides one can still run the composed form to compare with.
 
-use crate::backend::{Backend, NON_FINITE, QkvRopeStore};
+use crate::backend::{Backend, NON_FINITE, Norm, QkvRopeStore};
 use crate::collective::Collective;
 use crate::error::Result;
 
@@ -71,6 +71,28 @@ pub fn gate_up_silu<B: Backend>(
 ) -> Result<()> {
     b.linear(x, w, None, scratch, rows)?;
     b.silu_and_mul(scratch, out, intermediate_size, rows)
+}
+
+/// The composed form of [`Backend::norm_qkv_rope_store`].
+pub fn norm_qkv_rope_store<B: Backend>(b: &mut B, norm: Norm<'_, B>, op: QkvRopeStore<'_, B>) -> Result<()> {
+    b.rms_norm(op.x, norm.weight, norm.eps, norm.normed, norm.hidden_size, op.rows)?;
+    b.qkv_rope_store(QkvRopeStore { x: norm.normed, ..op })
+}
+
+/// The composed form of [`Backend::norm_gate_up_silu`].
+#[allow(clippy::too_many_arguments)]
+pub fn norm_gate_up_silu<B: Backend>(
+    b: &mut B,
+    norm: Norm<'_, B>,
+    x: &B::Buffer,
+    w: &B::Weight,
+    scratch: &mut B::Buffer,
+    out: &mut B::Buffer,
+    intermediate_size: usize,
+    rows: usize,
+) -> Result<()> {
+    b.rms_norm(x, norm.weight, norm.eps, norm.normed, norm.hidden_size, rows)?;
+    b.gate_up_silu(norm.normed, w, scratch, out, intermediate_size, rows)
 }
 
 /// The composed form of [`Backend::linear_add`].

@@ -75,6 +75,19 @@ pub enum Error {
         /// What would fit, as a clause that begins with `: `, or empty.
         advice: String,
     },
+    /// A device had no memory left for a part of the model, whatever was planned.
+    #[error(
+        "{device}: out of memory for `{what}` ({bytes} bytes): another program may use the device; free its memory, or \
+         load with a smaller memory budget, context or model"
+    )]
+    OutOfMemory {
+        /// The device's name.
+        device: String,
+        /// The matrix or buffer that was to be made.
+        what: String,
+        /// Its bytes.
+        bytes: u64,
+    },
     /// A prompt without a single token.
     #[error("the prompt is empty: at least one token is needed")]
     EmptyPrompt,

@@ -38,6 +38,7 @@ const FAULTS: &[(Fault, &[&str])] = &[
     (Fault::CopiesOneLayer, &["kv/copy_blocks", "attention/permuted_blocks", "model/forks"]),
     (Fault::SiluOverflows, &["gate_up_silu/silu_and_mul"]),
     (Fault::GateAndUpSwapped, &["gate_up_silu/fused"]),
+    (Fault::FusedNormMissing, &["qkv_rope_store/normed", "gate_up_silu/normed"]),
     (Fault::LinearAddReplaces, &["linear/add_to_residual"]),
     (Fault::ArgmaxLastOfEquals, &["argmax/ties"]),
     (Fault::ArgmaxIgnoresNan, &["argmax/non_finite"]),

@@ -1,9 +1,9 @@
 //! Matrix products: which kernel takes which slab of the matrix and piece of the batch, and what becomes of the sums.
 
-use qwen_core::backend::{HeadLayout, StepInputs};
+use qwen_core::backend::{HeadLayout, Norm, QkvRopeStore, StepInputs};
 use qwen_core::{Precision, Result};
 
-use super::{Numbers, WgpuBackend, encoding_flag, kv_flags, words};
+use super::{Numbers, WgpuBackend, WgpuBuffer, encoding_flag, kv_flags, words};
 use crate::kv::{Slab, Store};
 use crate::record::Grid;
 use crate::shader::Shader;
@@ -14,6 +14,8 @@ pub(super) const TILE_FROM: usize = 9;
 /// Threads that share a row of [`Shader`] `matvec`, and such groups in a workgroup.
 const LANES: u32 = 32;
 const GROUPS: u32 = 2;
+/// Where the epsilon of a norm lies among the parameters.
+const EPS: usize = 11;
 
 /// What becomes of the sums of a matrix product.
 pub(super) enum Epilogue<'a> {
@@ -38,18 +40,48 @@ pub(super) enum Epilogue<'a> {
     },
 }
 
+/// The activations of a matrix product.
+#[derive(Clone, Copy)]
+pub(super) struct Activations<'a> {
+    pub(super) x: &'a Numbers,
+    /// Weight and epsilon of the norm that the product begins with.
+    pub(super) norm: Option<(&'a Numbers, f32)>,
+}
+
+impl<'a> Activations<'a> {
+    pub(super) fn plain(x: &'a WgpuBuffer) -> Self {
+        Activations { x: &x.0, norm: None }
+    }
+
+    pub(super) fn normed(x: &'a WgpuBuffer, norm: &Norm<'a, WgpuBackend>) -> Self {
+        Activations { x: &x.0, norm: Some((&norm.weight.0, norm.eps)) }
+    }
+}
+
 impl WgpuBackend {
+    /// Whether a product of `rows` rows of activations norms them itself, which takes `arrays` arrays.
+    ///
+    /// All of its workgroups then norm the same few rows: less than a kernel before it costs, which all would wait for.
+    /// Many rows are normed once. The bits are the same.
+    pub(super) fn fuses_norm(&self, rows: usize, arrays: u32) -> bool {
+        rows < TILE_FROM && arrays <= self.gpu.limits.max_storage_buffers_per_shader_stage
+    }
+
     /// Queue `w x` for each slab of `w`, with what `epilogue` makes of the sums.
     pub(super) fn product(
         &mut self,
         op: &str,
-        x: &Numbers,
+        activations: Activations<'_>,
         w: &Matrix,
         rows: usize,
         epilogue: &Epilogue<'_>,
     ) -> Result<()> {
         let layout = &w.layout;
+        let Activations { x, norm } = activations;
         self.need(op, "x", x, rows * layout.cols)?;
+        if let Some((weight, _)) = norm {
+            self.need(op, "norm", weight, layout.cols)?;
+        }
         // Chosen by all rows, not by those of a piece: how a device splits changes no result.
         let tiled = self.precision == Precision::Fast && rows >= TILE_FROM;
         let (pairs_per_group, tokens_per_group) = match (tiled, rows) {
@@ -77,6 +109,12 @@ impl WgpuBackend {
                 (kv_flags(shader.flag("ORDER_HEADS").flag("EPILOGUE_HEADS"), store, *layer), qkv, layout.rows)
             }
         };
+        // The norm's weight is the last array.
+        let norm_binding = if matches!(epilogue, Epilogue::Heads { .. }) { 9 } else { 4 };
+        let shader = match norm {
+            Some(_) => shader.flag("NORM").constant("NORM_BINDING", norm_binding),
+            None => shader,
+        };
         for piece in self.pieces(op, rows, &[layout.cols, width])? {
             for (pairs, slab) in layout.slabs.iter().zip(&w.slabs) {
                 let mut bindings = vec![
@@ -101,7 +139,12 @@ impl WgpuBackend {
                     }
                     _ => {}
                 }
-                let params: Vec<u32> = params.iter().map(|param| *param as u32).collect();
+                let mut params: Vec<u32> = params.iter().map(|param| *param as u32).collect();
+                if let Some((weight, eps)) = norm {
+                    bindings.push(weight.array.read(0..layout.cols));
+                    params.resize(EPS, 0);
+                    params.push(eps.to_bits());
+                }
                 let groups = [pairs.len().div_ceil(pairs_per_group), piece.len().div_ceil(tokens_per_group), 1];
                 self.queue(op, &shader, &bindings, &params, Grid::Fixed(groups.map(|size| size as u32)))?;
                 if let Some(dispatch) = self.queued.kernels.last_mut() {
@@ -110,5 +153,39 @@ impl WgpuBackend {
             }
         }
         Ok(())
+    }
+
+    /// `qkv_rope_store` in one kernel. None of it is queued where the matrix or the layer of the store is cut.
+    pub(super) fn fused_heads(
+        &mut self,
+        name: &str,
+        norm: Option<&Norm<'_, Self>>,
+        op: &QkvRopeStore<'_, Self>,
+    ) -> Result<bool> {
+        let (layout, heads, rows) = (&op.w.0.layout, op.heads, op.rows);
+        self.check_store(name, &op.kv.0, op.layer, &heads)?;
+        let [slab] = op.kv.0.layers[op.layer].as_slice() else { return Ok(false) };
+        if layout.slabs.len() > 1 || layout.rows != heads.qkv_size() || layout.halves {
+            return Ok(false);
+        }
+        self.need(name, "bias", &op.bias.0, layout.rows)?;
+        self.need(name, "cos_sin", &op.inputs.cos_sin.0, rows * heads.head_dim)?;
+        self.need(name, "slot_mapping", &op.inputs.slot_mapping.numbers, rows)?;
+        self.need(name, "qkv", &op.qkv.0, rows * layout.rows)?;
+        let epilogue = Epilogue::Heads {
+            qkv: &op.qkv.0,
+            bias: &op.bias.0,
+            inputs: op.inputs,
+            heads,
+            slab,
+            store: &op.kv.0,
+            layer: op.layer,
+        };
+        let activations = match norm {
+            Some(norm) => Activations::normed(op.x, norm),
+            None => Activations::plain(op.x),
+        };
+        self.product(name, activations, &op.w.0, rows, &epilogue)?;
+        Ok(true)
     }
 }

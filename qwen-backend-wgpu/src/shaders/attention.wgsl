@@ -1,7 +1,8 @@
 // Causal attention over the paged store, for a tile of ROWS query rows that share a K/V head.
 //
 // A row is a token's query head. Positions are taken in spans of SPAN, each reduced alone: a thread has a position's
-// scores for all rows, then a pair of value channels for all rows. With SPLIT a workgroup takes one span and leaves a
+// scores for all rows, then a pair of value channels for all rows: four rows lie in a vector, so that one read of
+// workgroup memory serves four sums. With SPLIT a workgroup takes one span and leaves a
 // record for attention_merge (few rows, long contexts); without it takes all spans in order. Bits are the same.
 
 struct Params {
@@ -24,6 +25,8 @@ struct Params {
 
 // A thread for each position of a span.
 const WIDTH: u32 = SPAN;
+// Vectors of four rows.
+const QUADS: u32 = ROWS / 4u;
 const HEAD_DIM: u32 = 2u * HALF;
 // Threads that reduce a row's scores together.
 const LANES: u32 = WIDTH / ROWS;
@@ -48,10 +51,10 @@ const PARTS: u32 = WIDTH / HALF;
 // Records of spans with SPLIT, else rows of all query heads.
 @group(0) @binding(7) var<storage, read_write> out: array<f32>;
 
-// [row][pair]: queries, in the order of the keys.
-var<workgroup> queries: array<vec2<f32>, ROWS * HALF>;
-// [row][position]: scores, then weights.
-var<workgroup> scores: array<f32, ROWS * SPAN>;
+// [channel][row]: queries, the channels in the order of the keys.
+var<workgroup> queries: array<vec4<f32>, QUADS * HEAD_DIM>;
+// [position][row]: scores, then weights.
+var<workgroup> scores: array<vec4<f32>, QUADS * SPAN>;
 var<workgroup> slots: array<u32, SPAN>;
 var<workgroup> reduced: array<f32, WIDTH>;
 // [part][row][pair] of all parts but the first.
@@ -85,6 +88,15 @@ fn key_pairs(head: u32, slot: u32, four: u32) -> Four {
     let at = ((head * params.num_slots + slot) * HALF) / 2u + 2u * four;
     return Four(keys[at], keys[at + 1u]);
     //#endif
+}
+
+// What channel `channel` of a key adds to the scores of all rows.
+fn add_products(dots: array<vec4<f32>, QUADS>, channel: u32, key: f32) -> array<vec4<f32>, QUADS> {
+    var sums = dots;
+    for (var q = 0u; q < QUADS; q++) {
+        sums[q] = fma(queries[channel * QUADS + q], vec4(key), sums[q]);
+    }
+    return sums;
 }
 
 fn value_pair(head: u32, slot: u32, pair: u32) -> vec2<f32> {
@@ -135,8 +147,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     workgroupBarrier();
     let row_size = (params.num_attention_heads + 2u * params.num_key_value_heads) * HEAD_DIM;
     for (var i = local; i < ROWS * HALF; i += WIDTH) {
-        let at = row_token[i / HALF] * row_size + row_head[i / HALF] * HEAD_DIM + i % HALF;
-        queries[i] = vec2(qkv[at], qkv[at + HALF]) * params.scale;
+        let r = i / HALF;
+        let at = row_token[r] * row_size + row_head[r] * HEAD_DIM + i % HALF;
+        let channel = 2u * (i % HALF);
+        queries[channel * QUADS + r / 4u][r % 4u] = qkv[at] * params.scale;
+        queries[(channel + 1u) * QUADS + r / 4u][r % 4u] = qkv[at + HALF] * params.scale;
     }
     workgroupBarrier();
     let row = local / LANES;
@@ -163,23 +178,18 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             if position < end {
                 let block = block_tables[seq * params.max_blocks_per_seq + position / params.block_size];
                 slots[local] = min(block * params.block_size + position % params.block_size, params.num_slots - 1u);
-                var dots: array<f32, ROWS>;
+                var dots: array<vec4<f32>, QUADS>;
                 for (var four = 0u; four < HALF / 4u; four++) {
                     let k = key_pairs(head, slots[local], four);
-                    for (var r = 0u; r < ROWS; r++) {
-                        let at = r * HALF + 4u * four;
-                        dots[r] = fma(queries[at].x, k.a.x, dots[r]);
-                        dots[r] = fma(queries[at].y, k.a.y, dots[r]);
-                        dots[r] = fma(queries[at + 1u].x, k.a.z, dots[r]);
-                        dots[r] = fma(queries[at + 1u].y, k.a.w, dots[r]);
-                        dots[r] = fma(queries[at + 2u].x, k.b.x, dots[r]);
-                        dots[r] = fma(queries[at + 2u].y, k.b.y, dots[r]);
-                        dots[r] = fma(queries[at + 3u].x, k.b.z, dots[r]);
-                        dots[r] = fma(queries[at + 3u].y, k.b.w, dots[r]);
+                    for (var i = 0u; i < 4u; i++) {
+                        dots = add_products(dots, 8u * four + i, k.a[i]);
+                    }
+                    for (var i = 0u; i < 4u; i++) {
+                        dots = add_products(dots, 8u * four + 4u + i, k.b[i]);
                     }
                 }
-                for (var r = 0u; r < ROWS; r++) {
-                    scores[r * SPAN + local] = dots[r];
+                for (var q = 0u; q < QUADS; q++) {
+                    scores[local * QUADS + q] = dots[q];
                 }
             }
             workgroupBarrier();
@@ -187,7 +197,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             var largest = LOWEST;
             for (var i = lane; i < SPAN; i += LANES) {
                 if first + i < visible {
-                    largest = max(largest, scores[row * SPAN + i]);
+                    largest = max(largest, scores[i * QUADS + row / 4u][row % 4u]);
                 }
             }
             reduced[local] = largest;
@@ -200,9 +210,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             for (var i = lane; i < SPAN; i += LANES) {
                 var weight = 0.0;
                 if first + i < visible {
-                    weight = exp_negative(scores[row * SPAN + i] - largest);
+                    weight = exp_negative(scores[i * QUADS + row / 4u][row % 4u] - largest);
                 }
-                scores[row * SPAN + i] = weight;
+                scores[i * QUADS + row / 4u][row % 4u] = weight;
                 total += weight;
             }
             reduced[local] = total;
@@ -226,13 +236,20 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             var sums: array<vec2<f32>, ROWS>;
             if part < PARTS {
                 let count = min(SPAN, end - first);
+                var first_channel: array<vec4<f32>, QUADS>;
+                var second_channel: array<vec4<f32>, QUADS>;
                 for (var p = part; p < count; p += PARTS) {
                     let v = value_pair(head, slots[p], pair);
-                    for (var r = 0u; r < ROWS; r++) {
+                    for (var q = 0u; q < QUADS; q++) {
                         // A weight of nothing takes nothing, not even from a value that is not finite.
-                        let weight = scores[r * SPAN + p];
-                        sums[r] = select(sums[r], fma(vec2(weight), v, sums[r]), weight > 0.0);
+                        let weights = scores[p * QUADS + q];
+                        let taken = weights > vec4(0.0);
+                        first_channel[q] = select(first_channel[q], fma(weights, vec4(v.x), first_channel[q]), taken);
+                        second_channel[q] = select(second_channel[q], fma(weights, vec4(v.y), second_channel[q]), taken);
                     }
+                }
+                for (var r = 0u; r < ROWS; r++) {
+                    sums[r] = vec2(first_channel[r / 4u][r % 4u], second_channel[r / 4u][r % 4u]);
                 }
                 if part > 0u {
                     for (var r = 0u; r < ROWS; r++) {

@@ -2,10 +2,14 @@
 //
 // LANES threads share the columns of PAIRS pairs of rows and read them 16 bytes at a time; GROUPS such groups make a
 // workgroup. Each output's sum has one order, whatever TOKENS is: a lane's columns in sequence, then a tree of lanes.
+// With NORM the activations are normed first.
 
 //#include product
 
 const WIDTH: u32 = LANES * GROUPS;
+//#if NORM
+//#include norm
+//#endif
 const SUMS: u32 = 2u * PAIRS * TOKENS;
 
 var<workgroup> partial: array<f32, SUMS * WIDTH>;
@@ -26,12 +30,21 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let lane = local % LANES;
     let first_pair = (group.x * GROUPS + local / LANES) * PAIRS;
     let first_token = group.y * TOKENS;
+    //#if NORM
+    let scales = norm_scales(first_token, local);
+    //#endif
     var sums: array<f32, SUMS>;
     for (var chunk = lane; chunk < params.chunks; chunk += LANES) {
         var x8: array<Eight, TOKENS>;
         for (var t = 0u; t < TOKENS; t++) {
             x8[t] = activations(min(first_token + t, params.tokens - 1u), chunk);
         }
+        //#if NORM
+        let weight = norm_weights(chunk);
+        for (var t = 0u; t < TOKENS; t++) {
+            x8[t] = Eight(x8[t].a * scales[t] * weight.a, x8[t].b * scales[t] * weight.b);
+        }
+        //#endif
         for (var p = 0u; p < PAIRS; p++) {
             // What is beyond the last pair reads the last one, and is dropped below.
             let rows = local_rows(min(first_pair + p, params.pairs - 1u));

@@ -21,6 +21,8 @@ struct Params {
     // Half of head_dim.
     half: u32,
     num_slots: u32,
+    // Of the norm before.
+    eps: f32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;

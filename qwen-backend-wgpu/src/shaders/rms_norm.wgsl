@@ -1,4 +1,6 @@
 // out = x / sqrt(mean(x^2) + eps) * weight, one workgroup a row; with ADD, x += y first.
+//
+// norm.wgsl does the same within a product, in the same order.
 
 struct Params {
     hidden_size: u32,

@@ -125,8 +125,8 @@ macro_rules! __conformance_cases {
                 every_geometry contexts ragged_batches biased_keys permuted_blocks padding batch_invariance
                 first_position
             }
-            qkv_rope_store { every_geometry ragged_batches biased_keys batch_invariance }
-            gate_up_silu { silu_and_mul fused batch_invariance }
+            qkv_rope_store { every_geometry ragged_batches biased_keys normed batch_invariance }
+            gate_up_silu { silu_and_mul fused normed batch_invariance }
             add { lengths all_reduce }
             gather_rows { rows }
             argmax { valid_columns ties non_finite }

@@ -76,8 +76,8 @@ pub fn workloads<B: Backend>(encoding: Encoding) -> Vec<Workload<B>> {
             let added = |cols| Linear { residual: Some(Form::Own), ..Linear::new(encoding, rows, cols, hidden) };
             list.push(Workload::of(label("o_proj"), added(heads.q_size())));
             list.push(Workload::of(label("down_proj"), added(inner)));
-            let (hidden_size, intermediate_size, form) = (hidden, inner, Form::Own);
-            let mlp = GateUpSilu { encoding, hidden_size, intermediate_size, rows: 0..rows, form, cut: false };
+            let (hidden_size, intermediate_size, normed, form) = (hidden, inner, false, Form::Own);
+            let mlp = GateUpSilu { encoding, hidden_size, intermediate_size, rows: 0..rows, normed, form, cut: false };
             list.push(Workload::of(label("gate_up_silu"), mlp));
             list.push(Workload::of(label("rms_norm"), RmsNorm::new(hidden, 0..rows)));
             list.push(Workload::of(label("rope"), Rope { heads, rows: 0..rows, inputs: Inputs::Normal }));

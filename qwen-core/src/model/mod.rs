@@ -7,7 +7,7 @@ mod load;
 pub mod source;
 pub mod spec;
 
-use crate::backend::{Backend, Interrupt, QkvRopeStore, StepInputs, StepKey};
+use crate::backend::{Backend, Interrupt, Norm, QkvRopeStore, StepInputs, StepKey};
 use crate::batch::Limits;
 use crate::collective::Collective;
 use crate::error::{Error, Result};
@@ -124,31 +124,35 @@ impl<B: Backend> Model<B> {
         let layer = &layers[index];
         let (rows, heads, hidden_size, eps) = (key.num_tokens, spec.heads, spec.hidden_size, spec.rms_norm_eps);
 
-        b.rms_norm(residual, &layer.input_layernorm, eps, normed, hidden_size, rows)?;
-        b.qkv_rope_store(QkvRopeStore {
-            x: normed,
-            w: &layer.qkv_proj,
-            bias: &layer.qkv_bias,
-            inputs,
-            heads,
-            qkv,
-            kv,
-            layer: index,
-            rows,
-        })?;
+        b.norm_qkv_rope_store(
+            Norm { weight: &layer.input_layernorm, eps, hidden_size, normed },
+            QkvRopeStore {
+                x: residual,
+                w: &layer.qkv_proj,
+                bias: &layer.qkv_bias,
+                inputs,
+                heads,
+                qkv,
+                kv,
+                layer: index,
+                rows,
+            },
+        )?;
         b.paged_attention(qkv, kv, index, heads, inputs, attended, key)?;
+        let (weight, gate_up_proj) = (&layer.post_attention_layernorm, &layer.gate_up_proj);
         match group {
             None => {
                 b.linear_add(attended, &layer.o_proj, projected, residual, hidden_size, rows)?;
-                b.rms_norm(residual, &layer.post_attention_layernorm, eps, normed, hidden_size, rows)?;
+                let norm = Norm { weight, eps, hidden_size, normed };
+                b.norm_gate_up_silu(norm, residual, gate_up_proj, gate_up, inner, spec.intermediate_size, rows)?;
             }
             Some(group) => {
                 b.linear(attended, &layer.o_proj, None, projected, rows)?;
                 b.all_reduce(projected, rows * hidden_size, group)?;
-                b.add_rms_norm(residual, projected, &layer.post_attention_layernorm, eps, normed, hidden_size, rows)?;
+                b.add_rms_norm(residual, projected, weight, eps, normed, hidden_size, rows)?;
+                b.gate_up_silu(normed, gate_up_proj, gate_up, inner, spec.intermediate_size, rows)?;
             }
         }
-        b.gate_up_silu(normed, &layer.gate_up_proj, gate_up, inner, spec.intermediate_size, rows)?;
         match group {
             None => b.linear_add(inner, &layer.down_proj, projected, residual, hidden_size, rows),
             Some(group) => {

@@ -4,7 +4,8 @@ use std::collections::HashSet;
 
 use half::{bf16, f16};
 use qwen_core::backend::{
-    DeviceInfo, HeadLayout, Interrupt, KvSpec, MatrixPart, PAD_SLOT, StepInputs, StepKey, WeightView,
+    DeviceInfo, HeadLayout, Interrupt, KvSpec, MatrixPart, Norm, PAD_SLOT, QkvRopeStore, StepInputs, StepKey,
+    WeightView,
 };
 use qwen_core::collective::Collective;
 use qwen_core::reference::{KvStore, Matrix, Reference};
@@ -54,6 +55,7 @@ pub(crate) enum Fault {
     CopiesOneLayer,
     SiluOverflows,
     GateAndUpSwapped,
+    FusedNormMissing,
     LinearAddReplaces,
     ArgmaxLastOfEquals,
     ArgmaxIgnoresNan,
@@ -473,6 +475,29 @@ impl Backend for Faulty {
             scratch[..rows * 2 * inner].chunks_exact_mut(2 * inner).for_each(|row| row.rotate_left(inner));
         }
         self.silu_and_mul(scratch, out, inner, rows)
+    }
+
+    fn norm_qkv_rope_store(&mut self, norm: Norm<'_, Self>, op: QkvRopeStore<'_, Self>) -> Result<()> {
+        match self.is(Fault::FusedNormMissing) {
+            true => self.qkv_rope_store(op),
+            false => composed::norm_qkv_rope_store(self, norm, op),
+        }
+    }
+
+    fn norm_gate_up_silu(
+        &mut self,
+        norm: Norm<'_, Self>,
+        x: &Vec<f32>,
+        w: &Self::Weight,
+        scratch: &mut Vec<f32>,
+        out: &mut Vec<f32>,
+        inner: usize,
+        rows: usize,
+    ) -> Result<()> {
+        match self.is(Fault::FusedNormMissing) {
+            true => self.gate_up_silu(x, w, scratch, out, inner, rows),
+            false => composed::norm_gate_up_silu(self, norm, x, w, scratch, out, inner, rows),
+        }
     }
 
     fn linear_add(

@@ -1,10 +1,10 @@
-//! `silu_and_mul` and `gate_up_silu`.
+//! `silu_and_mul`, `gate_up_silu` and `norm_gate_up_silu`.
 
 use std::ops::Range;
 
 use super::linear::Matrix;
 use super::{Form, Inputs, RAGGED_ROWS};
-use crate::backend::{Backend, WeightRole};
+use crate::backend::{Backend, Norm, WeightRole};
 use crate::composed;
 use crate::conformance::op::{Allowed, Cost, Guarded, Op, Output};
 use crate::conformance::random::Rng;
@@ -66,7 +66,7 @@ impl Op for SiluAndMul {
     }
 }
 
-/// `gate_up_silu` in one of its forms.
+/// `gate_up_silu` or `norm_gate_up_silu` in one of its forms.
 #[derive(Debug, Clone)]
 pub struct GateUpSilu {
     /// How the weights are encoded.
@@ -77,6 +77,8 @@ pub struct GateUpSilu {
     pub intermediate_size: usize,
     /// The tokens, as rows of an endless list of them.
     pub rows: Range<usize>,
+    /// Whether the input is to be normed.
+    pub normed: bool,
     /// Which form to run.
     pub form: Form,
     /// Whether the matrices are cut out of larger ones.
@@ -87,6 +89,8 @@ pub struct GateUpSilu {
 #[derive(Debug)]
 pub struct OnDevice<B: Backend> {
     x: Guarded<B>,
+    norm: Guarded<B>,
+    normed: Guarded<B>,
     w: B::Weight,
     scratch: Guarded<B>,
     out: Guarded<B>,
@@ -114,7 +118,8 @@ impl Op for GateUpSilu {
         // For normal g and u, E[(silu'(g) u)^2] + E[silu(g)^2] is 2.1 times E[(silu(g) u)^2], which is 0.36: the errors of
         // both projections come out 1.44 times as large. Products have longer tails: chance counts as with fewer values.
         let outputs = self.rows.len() * self.intermediate_size / 4;
-        let linear = tolerance::linear(precision, self.encoding, self.hidden_size, outputs);
+        let norm = if self.normed { tolerance::sum(self.hidden_size) + tolerance::ELEMENTWISE } else { 0.0 };
+        let linear = norm + tolerance::linear(precision, self.encoding, self.hidden_size, outputs);
         Allowed::Rms { tolerance: 1.5 * linear + tolerance::ELEMENTWISE, floor: 0.6 }
     }
 
@@ -124,6 +129,8 @@ impl Op for GateUpSilu {
         let scratch = if self.form == Form::Own && b.footprint().fuses_gate_up() { 0 } else { rows * 2 * inner };
         Ok(OnDevice {
             x: Guarded::new(b, &Inputs::Normal.rows(SEED, self.rows.clone(), self.hidden_size))?,
+            norm: Guarded::new(b, &super::rms_norm::weight(self.hidden_size))?,
+            normed: Guarded::output(b, rows * self.hidden_size)?,
             w: self.matrix().load(b)?,
             scratch: Guarded::output(b, scratch)?,
             out: Guarded::output(b, rows * inner)?,
@@ -132,11 +139,15 @@ impl Op for GateUpSilu {
 
     fn issue<B: Backend>(&self, b: &mut B, on: &mut OnDevice<B>) -> Result<()> {
         let (inner, rows) = (self.intermediate_size, self.rows.len());
-        let OnDevice { x, w, scratch, out } = on;
+        let OnDevice { x, norm, normed, w, scratch, out } = on;
         let (x, scratch, out) = (&x.buffer, &mut scratch.buffer, &mut out.buffer);
-        match self.form {
-            Form::Own => b.gate_up_silu(x, w, scratch, out, inner, rows),
-            Form::Composed => composed::gate_up_silu(b, x, w, scratch, out, inner, rows),
+        let (weight, normed) = (&norm.buffer, &mut normed.buffer);
+        let norm = Norm { weight, eps: 1e-6, hidden_size: self.hidden_size, normed };
+        match (self.form, self.normed) {
+            (Form::Own, false) => b.gate_up_silu(x, w, scratch, out, inner, rows),
+            (Form::Own, true) => b.norm_gate_up_silu(norm, x, w, scratch, out, inner, rows),
+            (Form::Composed, false) => composed::gate_up_silu(b, x, w, scratch, out, inner, rows),
+            (Form::Composed, true) => composed::norm_gate_up_silu(b, norm, x, w, scratch, out, inner, rows),
         }
     }
 
@@ -162,7 +173,8 @@ pub fn silu_and_mul<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
 pub fn fused<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
     for encoding in [Encoding::F32, Encoding::F16, Encoding::Bf16] {
         for form in [Form::Own, Form::Composed] {
-            let op = GateUpSilu { encoding, hidden_size: 65, intermediate_size: 48, rows: 0..0, form, cut: false };
+            let (hidden_size, intermediate_size, rows) = (65, 48, 0..0);
+            let op = GateUpSilu { encoding, hidden_size, intermediate_size, rows, normed: false, form, cut: false };
             for rows in RAGGED_ROWS {
                 rig.check(&GateUpSilu { rows: 0..rows, ..op.clone() })?;
             }
@@ -176,15 +188,31 @@ pub fn fused<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
     Ok(())
 }
 
-/// A row has the same bits alone and among others.
+/// `norm_gate_up_silu` likewise.
+pub fn normed<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
+    for encoding in [Encoding::F32, Encoding::F16, Encoding::Bf16] {
+        for form in [Form::Own, Form::Composed] {
+            for hidden_size in [1, 7, 64, 65, 100, 257, 896, 2048] {
+                for rows in [1, 3, 8, 9, 20] {
+                    let (rows, cut) = (0..rows, false);
+                    let intermediate_size = 19;
+                    rig.check(&GateUpSilu { encoding, hidden_size, intermediate_size, rows, normed: true, form, cut })?;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A row has the same bits alone and among others, with a norm before and without.
 pub fn batch_invariance<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
     if !rig.is_batch_invariant() {
         return rig.skip("not promised in this precision");
     }
-    for encoding in [Encoding::F32, Encoding::Bf16] {
+    for (encoding, normed) in [(Encoding::F32, false), (Encoding::F32, true), (Encoding::Bf16, true)] {
         let of = |rows: Range<usize>| {
             let (hidden_size, intermediate_size, form) = (100, 50, Form::Own);
-            GateUpSilu { encoding, hidden_size, intermediate_size, rows, form, cut: false }
+            GateUpSilu { encoding, hidden_size, intermediate_size, rows, normed, form, cut: false }
         };
         let whole = rig.run(&of(0..40))?;
         for part in [0..1, 1..2, 39..40, 3..6, 5..13, 1..18, 8..40] {

@@ -1,9 +1,9 @@
-//! `qkv_rope_store`: seen through its query heads and through the attention over what it stored.
+//! `qkv_rope_store` and `norm_qkv_rope_store`: seen through its query heads and through the attention over what it stored.
 
 use super::linear::Matrix;
 use super::rope::{GEOMETRIES, heads};
 use super::{Form, Inputs};
-use crate::backend::{Backend, QkvRopeStore, WeightRole};
+use crate::backend::{Backend, Norm, QkvRopeStore, WeightRole};
 use crate::composed;
 use crate::conformance::op::{Allowed, Cost, Data, Guarded, Op, Output};
 use crate::conformance::random::Rng;
@@ -13,7 +13,7 @@ use crate::conformance::tolerance;
 use crate::dtype::{Encoding, Precision};
 use crate::error::Result;
 
-/// `qkv_rope_store` in one of its forms, then `paged_attention`.
+/// `qkv_rope_store` or `norm_qkv_rope_store` in one of its forms, then `paged_attention`.
 #[derive(Debug, Clone)]
 pub struct QkvRopeStoreOp {
     /// The sequences. What they computed before is in the store.
@@ -22,6 +22,8 @@ pub struct QkvRopeStoreOp {
     pub hidden_size: usize,
     /// How the weights are encoded.
     pub encoding: Encoding,
+    /// Whether the input is to be normed.
+    pub normed: bool,
     /// Which form to run.
     pub form: Form,
 }
@@ -31,6 +33,8 @@ pub struct QkvRopeStoreOp {
 pub struct OnDevice<B: Backend> {
     placed: Placed<B>,
     x: Guarded<B>,
+    norm: Guarded<B>,
+    normed: Guarded<B>,
     w: B::Weight,
     bias: Guarded<B>,
     qkv: Guarded<B>,
@@ -68,7 +72,9 @@ impl Op for QkvRopeStoreOp {
     fn allowed(&self, precision: Precision, output: &str) -> Allowed {
         let Scenario { heads, keys, .. } = &self.scenario;
         let outputs = self.scenario.tokens() * heads.q_size();
-        let linear = tolerance::linear(precision, self.encoding, self.hidden_size, outputs) + tolerance::ELEMENTWISE;
+        let norm = if self.normed { tolerance::sum(self.hidden_size) + tolerance::ELEMENTWISE } else { 0.0 };
+        let product = tolerance::linear(precision, self.encoding, self.hidden_size, outputs) + tolerance::ELEMENTWISE;
+        let linear = norm + product;
         if output == "queries" {
             return Allowed::rms(linear);
         }
@@ -87,6 +93,8 @@ impl Op for QkvRopeStoreOp {
         Ok(OnDevice {
             placed: self.scenario.place(b, |sequence| sequence.computed)?,
             x: Guarded::new(b, &activations)?,
+            norm: Guarded::new(b, &super::rms_norm::weight(self.hidden_size))?,
+            normed: Guarded::output(b, key.num_tokens * self.hidden_size)?,
             w: self.matrix().load(b)?,
             bias: Guarded::new(b, &self.bias())?,
             qkv: Guarded::output(b, key.num_tokens * heads.qkv_size())?,
@@ -96,7 +104,7 @@ impl Op for QkvRopeStoreOp {
 
     fn issue<B: Backend>(&self, b: &mut B, on: &mut OnDevice<B>) -> Result<()> {
         let (heads, key) = (self.scenario.heads, self.scenario.key());
-        let OnDevice { placed, x, w, bias, qkv, out } = on;
+        let OnDevice { placed, x, norm, normed, w, bias, qkv, out } = on;
         let op = QkvRopeStore {
             x: &x.buffer,
             w,
@@ -108,9 +116,13 @@ impl Op for QkvRopeStoreOp {
             layer: LAYER,
             rows: key.num_tokens,
         };
-        match self.form {
-            Form::Own => b.qkv_rope_store(op)?,
-            Form::Composed => composed::qkv_rope_store(b, op)?,
+        let (weight, normed) = (&norm.buffer, &mut normed.buffer);
+        let norm = Norm { weight, eps: 1e-6, hidden_size: self.hidden_size, normed };
+        match (self.form, self.normed) {
+            (Form::Own, false) => b.qkv_rope_store(op)?,
+            (Form::Own, true) => b.norm_qkv_rope_store(norm, op)?,
+            (Form::Composed, false) => composed::qkv_rope_store(b, op)?,
+            (Form::Composed, true) => composed::norm_qkv_rope_store(b, norm, op)?,
         }
         b.paged_attention(&qkv.buffer, &placed.kv, LAYER, heads, &placed.inputs, &mut out.buffer, key)
     }
@@ -130,7 +142,7 @@ pub fn every_geometry<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
     for (_, heads) in GEOMETRIES {
         for form in FORMS {
             let scenario = Scenario::new(heads, &[(0, 3), (20, 1), (15, 2)]);
-            rig.check(&QkvRopeStoreOp { scenario, hidden_size: 64, encoding: Encoding::Bf16, form })?;
+            rig.check(&QkvRopeStoreOp { scenario, hidden_size: 64, encoding: Encoding::Bf16, normed: false, form })?;
         }
     }
     Ok(())
@@ -143,7 +155,7 @@ pub fn ragged_batches<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
             for sequences in [&[(0, 1)][..], &[(0, 17), (33, 1), (15, 2)], &[(16, 1), (31, 1)], &[(0, 40), (5, 8)]] {
                 for (pad_tokens, pad_seqs, hidden_size) in [(0, 0, 100), (6, 2, 33)] {
                     let scenario = Scenario { pad_tokens, pad_seqs, ..Scenario::new(heads(5, 1, 64), sequences) };
-                    rig.check(&QkvRopeStoreOp { scenario, hidden_size, encoding, form })?;
+                    rig.check(&QkvRopeStoreOp { scenario, hidden_size, encoding, normed: false, form })?;
                 }
             }
         }
@@ -155,22 +167,38 @@ pub fn ragged_batches<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
 pub fn biased_keys<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
     for form in FORMS {
         let scenario = Scenario { keys: Keys::Biased, ..Scenario::new(heads(4, 2, 64), &[(0, 9), (20, 1)]) };
-        rig.check(&QkvRopeStoreOp { scenario, hidden_size: 64, encoding: Encoding::Bf16, form })?;
+        rig.check(&QkvRopeStoreOp { scenario, hidden_size: 64, encoding: Encoding::Bf16, normed: false, form })?;
     }
     Ok(())
 }
 
-/// A prompt at once and in pieces: the same bits.
+/// With a norm before: ragged batches, odd widths, every encoding.
+pub fn normed<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
+    for encoding in [Encoding::F32, Encoding::F16, Encoding::Bf16] {
+        for form in FORMS {
+            for sequences in [&[(0, 1)][..], &[(0, 5), (15, 2)], &[(0, 17), (33, 1)]] {
+                for (pad_tokens, hidden_size) in [(0, 64), (2, 100), (1, 33), (0, 896)] {
+                    let scenario = Scenario { pad_tokens, ..Scenario::new(heads(5, 1, 64), sequences) };
+                    rig.check(&QkvRopeStoreOp { scenario, hidden_size, encoding, normed: true, form })?;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A prompt at once and in pieces: the same bits, with a norm before and without.
 pub fn batch_invariance<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
     if !rig.is_batch_invariant() {
         return rig.skip("not promised in this precision");
     }
-    for encoding in [Encoding::F32, Encoding::Bf16] {
+    for (encoding, normed) in [(Encoding::F32, false), (Encoding::F32, true), (Encoding::Bf16, true)] {
         // The history comes from the scenario, so that only the queries can be compared token by token.
         let of = |sequences: &[(usize, usize)], pad_tokens| QkvRopeStoreOp {
             scenario: Scenario { pad_tokens, ..Scenario::new(heads(14, 2, 64), sequences) },
             hidden_size: 96,
             encoding,
+            normed,
             form: Form::Own,
         };
         let whole = rig.run(&of(&[(20, 40)], 0))?;
@@ -181,7 +209,7 @@ pub fn batch_invariance<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
             let part = rig.run(&of(&[(computed, tokens)], 0))?;
             let queries = (part[0].clone(), whole[0].rows(computed - 20..computed - 20 + tokens));
             rig.check_bits(
-                || format!("queries of {tokens} tokens after {computed}, {encoding}"),
+                || format!("queries of {tokens} tokens after {computed}, {encoding}, normed: {normed}"),
                 &queries.0,
                 &queries.1,
             );

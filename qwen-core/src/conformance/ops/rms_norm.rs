@@ -62,11 +62,10 @@ impl Op for RmsNorm {
     }
 
     fn place<B: Backend>(&self, b: &mut B) -> Result<OnDevice<B>> {
-        let weight: Vec<f32> = Rng::of(&[SEED]).normals(self.hidden_size, 0.3).iter().map(|w| 1.0 + w).collect();
         Ok(OnDevice {
             x: Guarded::new(b, &self.inputs.rows(SEED, self.rows.clone(), self.hidden_size))?,
             y: Guarded::new(b, &self.inputs.rows(SEED + 1, self.rows.clone(), self.hidden_size))?,
-            weight: Guarded::new(b, &weight)?,
+            weight: Guarded::new(b, &weight(self.hidden_size))?,
             out: Guarded::output(b, self.rows.len() * self.hidden_size)?,
         })
     }
@@ -89,6 +88,11 @@ impl Op for RmsNorm {
         }
         outputs
     }
+}
+
+/// The weight of a norm.
+pub(super) fn weight(hidden_size: usize) -> Vec<f32> {
+    Rng::of(&[SEED]).normals(hidden_size, 0.3).iter().map(|w| 1.0 + w).collect()
 }
 
 fn shapes<B: Backend>(rig: &mut Rig<'_, B>, add: Option<Form>) -> Result<()> {
