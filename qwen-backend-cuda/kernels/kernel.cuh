@@ -104,6 +104,28 @@ DEVICE T shuffle_xor(T value, u32 mask, CALLED_FROM) {
 }
 #endif
 
+// The value of lane `from`.
+#ifdef __CUDACC_RTC__
+DEVICE u32 shuffle(u32 value, u32 from) {
+    return __shfl_sync(0xffffffffu, value, from);
+}
+#else
+DEVICE u32 shuffle(u32 value, u32 from, CALLED_FROM) {
+    return emulator::exchange(&value, sizeof value, SITE).of<u32>(from % 32);
+}
+#endif
+
+// Wait for the lanes of the warp, and see what they wrote.
+#ifdef __CUDACC_RTC__
+DEVICE void warp_barrier() {
+    __syncwarp();
+}
+#else
+DEVICE void warp_barrier(CALLED_FROM) {
+    emulator::exchange(&line, sizeof line, SITE);
+}
+#endif
+
 // The value of the lane `delta` below this one; the first `delta` lanes keep their own.
 #ifdef __CUDACC_RTC__
 DEVICE float shuffle_up(float value, u32 delta) {
