@@ -147,8 +147,8 @@ struct Attention {
 // parts so that scores keep f32's accuracy as far as the stored keys have it; f32 keys likewise. A block has
 // ATTENTION_TILE tokens of one sequence and one query head; blocks along x number the tiles of all sequences in order,
 // ceil(tokens of the sequence / ATTENTION_TILE) each, and those beyond the last leave at once.
-// grid (ceil(num_tokens / ATTENTION_TILE) + num_seqs, num_attention_heads, 1). Dynamic shared memory:
-// ATTENTION_TILE_SHARED.
+// grid (ceil(num_tokens / ATTENTION_TILE) + num_seqs, num_attention_heads, 1). Dynamic shared memory: two tiles of keys
+// and values, 2 * ATTENTION_TILE * D * (bytes of a key + 2); ATTENTION_TILE_SHARED is the most and serves all.
 #define ATTENTION_TILE 64
 #define ATTENTION_TILE_THREADS 128
 #define ATTENTION_TILE_SHARED 98304
