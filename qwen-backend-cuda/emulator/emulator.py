@@ -42,6 +42,8 @@ class Emulator:
     def __init__(self, library):
         self.library = ctypes.CDLL(str(library))
         self.reverse = False
+        # Every wait that any launch came to.
+        self.seen = set()
         # Bytes of every array given to a kernel, by address, to keep them alive and their guards in sight.
         self.guarded = []
 
@@ -81,6 +83,7 @@ class Emulator:
         failed = self.library.emulate(
             name.encode(), grid, block, shared, ctypes.byref(params), int(self.reverse), error, ctypes.c_ulong(512)
         )
+        self.seen.update(self.waits())
         for memory, start, length in self.guarded:
             if (memory[:start] != 0xA5).any() or (memory[start + length :] != 0xA5).any():
                 raise KernelError(f"{name}: wrote beyond an array of {length} bytes")

@@ -69,7 +69,7 @@ DEVICE void norm_twice(const RmsNorm& p, size_t start) {
     }
 }
 
-KERNEL(rms_norm, RmsNorm, NORM_THREADS, 4) {
+KERNEL(rms_norm, RmsNorm, NORM_THREADS, 2) {
     const size_t start = size_t(blockIdx.x) * p.hidden_size;
     if (p.hidden_size % 4 == 0 && p.hidden_size <= 4 * KEPT * NORM_THREADS) {
         norm_kept(p, start);
