@@ -1,5 +1,6 @@
-// The host twin of cp.async. A copy is made as late as the card may make it: when its thread waits for the copy's group.
-// Until then its target holds poison, so that a kernel which reads too early, or still needs what it overwrites, shows.
+// The host twin of cp.async. A copy is made as late as the card may make it: when its thread waits for the copy's
+// group. Until then its target holds poison, so that a kernel which reads too early, or still needs what it
+// overwrites, shows.
 #pragma once
 #include "emulator.h"
 

@@ -9,9 +9,9 @@
 // the pace (8 loads of fragments for 32 products). Columns come in stages of 32 through a ring of shared memory that
 // asynchronous copies keep filled three stages ahead; fragments are loaded half a stage ahead of their products.
 //
-// In shared memory a row of a stage is 64 bytes, four chunks of 16, and two rows make a line of 128. Chunk c of row r is
-// at place (4 r + c ^ r / 2) % 8 of its line: eight rows read at one c, or four chunks written to two rows, touch all
-// banks once.
+// In shared memory a row of a stage is 64 bytes, four chunks of 16, and two rows make a line of 128. Chunk c of row r
+// is at place (4 r + c ^ r / 2) % 8 of its line: eight rows read at one c, or four chunks written to two rows, touch
+// all banks once.
 #include "epilogue.cuh"
 #include "mma.cuh"
 #include "scales.cuh"
@@ -153,8 +153,8 @@ struct Emitter<epilogue::add> {
     }
 };
 
-// Hand a warp's sums to the epilogue, through `tile`, where a token's 32 pairs lie side by side: a lane then has a pair,
-// and lanes that are neighbours write neighbours.
+// Hand a warp's sums to the epilogue, through `tile`, where a token's 32 pairs lie side by side: a lane then has a
+// pair, and lanes that are neighbours write neighbours.
 template <class Half, class Epilogue>
 DEVICE void emit_tile(const Product& p, const float (&c)[TOKEN_TILES][ROW_TILES][4], float2* tile) {
     const u32 g = lane() / 4, t = lane() % 4;

@@ -64,8 +64,8 @@ DEVICE void mma(Half, float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1, CALLED_F
 }
 #endif
 
-// ---- Load 8 x 8 tiles of 16-bit values: lane l gives the address of row l % 8 of tile l / 8, 16 bytes each. Word i is,
-// of tile i, row g, columns 2t and 2t + 1; transposed: column g, rows 2t and 2t + 1.
+// ---- Load four 8 x 8 tiles of 16-bit values: lane l gives the address of row l % 8 of tile l / 8, 16 bytes each.
+// Word i is, of tile i, row g, columns 2t and 2t + 1; transposed: column g, rows 2t and 2t + 1.
 #ifdef __CUDACC_RTC__
 DEVICE void load_tiles(u32 (&words)[4], SharedAddress row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"

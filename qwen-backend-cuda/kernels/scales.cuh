@@ -1,4 +1,5 @@
-// What sums over a token's halves are multiplied with: f16 ones were divided by a power of two, see Halve in params.cuh.
+// What sums over a token's halves are multiplied with: f16 ones were divided by a power of two, see Halve in
+// params.cuh.
 #pragma once
 #include "numbers.cuh"
 

@@ -42,8 +42,8 @@ struct Place {
     }
 };
 
-// Add STEPS of a warp's steps, all loads of the matrix first. Columns beyond the last count as 0, unless WHOLE says that
-// there are none.
+// Add STEPS of a warp's steps, all loads of the matrix first. Columns beyond the last count as 0, unless WHOLE says
+// that there are none.
 template <class Half, u32 N, u32 M, u32 STEPS, bool WHOLE>
 DEVICE void take_steps(float (&c)[N * M][4], const Place<N, M>& at) {
     // [step][tile][row g, g + 8][columns 0.., 32.. of the step]
