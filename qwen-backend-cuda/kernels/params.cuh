@@ -72,17 +72,19 @@ struct Halve {
 
 // skinny_{bf16,f16}_n{1,2,4,8}_{write,add,silu,heads}: up to 8 N tokens by tensor cores (compute capability 8.0 on), the
 // matrix read once and straight into registers, its columns shared by the warps of a block, whose sums are added in
-// order. Reads w and halves. grid (ceil(pairs / SKINNY_PAIRS), 1, 1).
+// order. Reads w and halves. grid (ceil(pairs / SKINNY_PAIRS), 1, 1), with n4 and n8 SKINNY_PAIRS_WIDE in its place: more
+// tokens need more rows a block, or reading the tokens again and again would take longer than reading the matrix.
 #define SKINNY_THREADS 256
 #define SKINNY_PAIRS 8
+#define SKINNY_PAIRS_WIDE 16
 
 // matmul_{bf16,f16}_{write,add,silu,heads}: prompts by tensor cores (8.0 on), asynchronous copies in a pipeline.
 // Reads w and halves. grid (ceil(tokens / MATMUL_TOKENS), ceil(pairs / MATMUL_PAIRS), 1): the tokens of one strip of the
 // matrix run side by side, so that it is read from memory once. Dynamic shared memory: MATMUL_SHARED.
-#define MATMUL_THREADS 256
+#define MATMUL_THREADS 128
 #define MATMUL_PAIRS 64
 #define MATMUL_TOKENS 128
-#define MATMUL_SHARED 98304
+#define MATMUL_SHARED 65536
 
 // ---- rms_norm: x += y where y is not null; then out = x / sqrt(mean(x^2) + eps) * weight. grid (rows, 1, 1).
 #define NORM_THREADS 256
@@ -145,8 +147,8 @@ struct Attention {
 // parts so that scores keep f32's accuracy as far as the stored keys have it; f32 keys likewise. A block has
 // ATTENTION_TILE tokens of one sequence and one query head; blocks along x number the tiles of all sequences in order,
 // ceil(tokens of the sequence / ATTENTION_TILE) each, and those beyond the last leave at once.
-// grid (ceil(num_tokens / ATTENTION_TILE) + num_seqs, num_attention_heads, 1). Dynamic shared memory:
-// ATTENTION_TILE_SHARED.
+// grid (ceil(num_tokens / ATTENTION_TILE) + num_seqs, num_attention_heads, 1). Dynamic shared memory: two tiles of keys
+// and values, 2 * ATTENTION_TILE * D * (bytes of a key + 2); ATTENTION_TILE_SHARED is the most and serves all.
 #define ATTENTION_TILE 64
 #define ATTENTION_TILE_THREADS 128
 #define ATTENTION_TILE_SHARED 98304

@@ -5,6 +5,7 @@
 //! tests and for several devices in one process; backends with their own interconnect override
 //! [`crate::Backend::all_reduce`].
 
+use std::any::Any;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use crate::error::{Error, Result};
@@ -24,7 +25,9 @@ impl Shard {
 }
 
 /// Sums values over all ranks.
-pub trait Collective: Send + Sync + std::fmt::Debug {
+///
+/// It is [`Any`], so that a backend can tell a group of its own kind, whose sums it makes on the device.
+pub trait Collective: Any + Send + Sync + std::fmt::Debug {
     /// Replace `values` by their sum over the ranks, added in the order of the ranks. Every rank calls it with the same
     /// length, and gets the same bits.
     ///

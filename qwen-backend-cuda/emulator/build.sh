@@ -1,0 +1,15 @@
+#!/bin/sh
+# Builds the emulator with all kernels into one shared library: build.sh OUT.so [options for g++].
+# Needs g++ alone (CXX names another). -ffp-contract=off: kernels write out where they fuse, and the card's compiler is
+# told the same, so that both give the same bits.
+set -eu
+here=$(cd "$(dirname "$0")" && pwd)
+out=${1:?usage: build.sh OUT.so [options for g++]}
+shift
+case $(uname -m) in
+    aarch64) native=-mcpu=native ;;
+    *) native=-march=native ;;
+esac
+exec "${CXX:-g++}" -O2 -std=c++17 -shared -fPIC -fvisibility=hidden -ffp-contract=off "$native" \
+    -Wall -Wextra -Werror -Wno-unknown-pragmas "$@" -I "$here" -I "$here/../kernels" -o "$out" \
+    "$here/emulator.cpp" "$here/fibre.cpp" -x c++ "$here"/../kernels/*.cu

@@ -1,0 +1,389 @@
+// attention: causal, over the paged store, for rows of queries that share a K/V head, in f32 arithmetic.
+//
+// A block takes ATTENTION_ROWS rows (a row is a token's query head) through spans of ATTENTION_SPAN positions. A
+// position is read by D / 8 lanes, 16 bytes of f16 each, so that each key and value is read in one piece. For the scores
+// a lane has its eight channels of all rows' queries in registers, and lanes then exchange parts of sums so that each
+// ends with whole ones of its own; for the values it has eight channels of all rows' results. Between the two, 16 lanes
+// turn a row's scores into weights.
+//
+// Each sum has one order, whichever row of the block, part of the batch or way of sharing spans it is in: channels in
+// eights and then a tree; the positions of a span by position modulo what a block reads at once, then trees of those.
+#include "attention_state.cuh"
+#include "numbers.cuh"
+
+#define ROWS ATTENTION_ROWS
+#define SPAN ATTENTION_SPAN
+#define WARPS (ATTENTION_THREADS / 32)
+// Lanes that reduce a row's scores.
+#define ROW_LANES (ATTENTION_THREADS / ROWS)
+
+// Eight channels of a key or value at `from`, still packed.
+template <class Format>
+struct Eight {
+    uint4 packed[8 / Format::WIDE];
+
+    __device__ __forceinline__ void load(const void* array, size_t at) {
+#pragma unroll
+        for (u32 i = 0; i < 8 / Format::WIDE; i++) {
+            packed[i] = load16_once(static_cast<const typename Format::Stored*>(array) + at + i * Format::WIDE);
+        }
+    }
+
+    __device__ __forceinline__ void clear() {
+#pragma unroll
+        for (u32 i = 0; i < 8 / Format::WIDE; i++) {
+            packed[i] = uint4{0, 0, 0, 0};
+        }
+    }
+
+    __device__ __forceinline__ void decode(float (&values)[8]) const {
+#pragma unroll
+        for (u32 i = 0; i < 8 / Format::WIDE; i++) {
+            Format::decode(packed[i], values + i * Format::WIDE);
+        }
+    }
+};
+
+// Positions that a lane has under way.
+template <class Format>
+struct Depth {
+    static const u32 POSITIONS = Format::WIDE == 8 ? 4 : 2;
+};
+
+// One step of a sum over lanes, of 2 N rows of WIDTH values that each lane has a part of: the lane gives away one half
+// of the rows and adds to the other what the lane across `step` gave. Afterwards the N rows are first in `values`.
+template <u32 N, u32 WIDTH>
+DEVICE void halve_rows(float (&values)[ROWS][WIDTH], u32 step) {
+    const bool upper = lane() & step;
+#pragma unroll
+    for (u32 r = 0; r < N; r++) {
+#pragma unroll
+        for (u32 i = 0; i < WIDTH; i++) {
+            const float kept = upper ? values[r + N][i] : values[r][i];
+            const float given = upper ? values[r][i] : values[r + N][i];
+            values[r][i] = kept + shuffle_xor(given, step);
+        }
+    }
+}
+
+// What a block knows of its rows, and what its threads hand to each other.
+template <u32 D>
+struct Block {
+    float* queries;   // [ROWS][D], times the scale
+    float* weights;   // [SPAN][ROWS]: scores, then weights
+    float* parts;     // [WARPS][ROWS][D]: weighted values
+    u32* slots;       // [SPAN]
+};
+
+// Of the row of a block: which token and query head it is, and how many positions of which sequence it sees.
+struct Row {
+    u32 token, head, seq, visible;
+};
+
+DEVICE Row row_of(const Attention& p, u32 r) {
+    const u32 heads_per_kv = p.num_attention_heads / p.num_key_value_heads;
+    Row row;
+    u32 h;
+    bool exists;
+    if (p.records) {
+        const u32 tiles = div_up(heads_per_kv, ROWS);
+        row.token = blockIdx.x / tiles;
+        h = blockIdx.x % tiles * ROWS + r;
+        exists = h < heads_per_kv;
+    } else {
+        row.token = (blockIdx.x * ROWS + r) / heads_per_kv;
+        h = (blockIdx.x * ROWS + r) % heads_per_kv;
+        exists = row.token < p.num_tokens;
+    }
+    row.head = blockIdx.y * heads_per_kv + h;
+    row.seq = exists ? sequence_of(p, row.token) : p.num_seqs;
+    row.visible = row.seq < p.num_seqs ? positions_seen(p, row.seq, row.token) : 0;
+    return row;
+}
+
+// Where a lane stands: the first of its eight channels, and which of the positions that a block reads at once is its.
+template <u32 D>
+struct Place {
+    static const u32 LANES = D / 8;
+    static const u32 PER_WARP = 32 / LANES;
+    // Positions that a block reads at once.
+    static const u32 STEP = WARPS * PER_WARP;
+
+    DEVICE u32 channel() {
+        return lane() % LANES * 8;
+    }
+    DEVICE u32 position() {
+        return warp() * PER_WARP + lane() / LANES;
+    }
+};
+
+// Scores of `count` positions, for all rows.
+template <class Key, u32 D>
+DEVICE void score(const Attention& p, const Block<D>& block, u32 count) {
+    const u32 DEPTH = Depth<Key>::POSITIONS, STEP = Place<D>::STEP, LANES = Place<D>::LANES;
+    const u32 channel = Place<D>::channel();
+    float q[ROWS][8];
+#pragma unroll
+    for (u32 r = 0; r < ROWS; r++) {
+#pragma unroll
+        for (u32 i = 0; i < 8; i += 4) {
+            const float4 v = load_float4(block.queries + r * D + channel + i);
+            q[r][i] = v.x, q[r][i + 1] = v.y, q[r][i + 2] = v.z, q[r][i + 3] = v.w;
+        }
+    }
+#pragma unroll 1
+    for (u32 first = 0; first < count; first += STEP * DEPTH) {
+        Eight<Key> loaded[DEPTH];
+#pragma unroll
+        for (u32 d = 0; d < DEPTH; d++) {
+            const u32 position = first + d * STEP + Place<D>::position();
+            loaded[d].clear();
+            if (position < count && channel < p.head_dim) {
+                const size_t slot = size_t(blockIdx.y) * p.num_slots + block.slots[position];
+                loaded[d].load(p.keys, slot * p.head_dim + channel);
+            }
+        }
+#pragma unroll
+        for (u32 d = 0; d < DEPTH; d++) {
+            float k[8], sums[ROWS][1];
+            loaded[d].decode(k);
+#pragma unroll
+            for (u32 r = 0; r < ROWS; r++) {
+                sums[r][0] = q[r][0] * k[0];
+#pragma unroll
+                for (u32 i = 1; i < 8; i++) {
+                    sums[r][0] = fmaf(q[r][i], k[i], sums[r][0]);
+                }
+            }
+            // Over the lanes of the position: halve the rows while there are several, then add up the one.
+            u32 row = 0, rows = ROWS;
+#pragma unroll
+            for (u32 step = LANES / 2; step > 0; step /= 2) {
+                if (rows == 8) {
+                    halve_rows<4, 1>(sums, step);
+                } else if (rows == 4) {
+                    halve_rows<2, 1>(sums, step);
+                } else if (rows == 2) {
+                    halve_rows<1, 1>(sums, step);
+                } else {
+                    sums[0][0] += shuffle_xor(sums[0][0], step);
+                    continue;
+                }
+                rows /= 2;
+                row += lane() & step ? rows : 0;
+            }
+            const u32 position = first + d * STEP + Place<D>::position();
+            // Lanes that hold the same sum: the first writes.
+            const bool writes = LANES <= ROWS || lane() % (LANES <= ROWS ? 1 : LANES / ROWS) == 0;
+            if (position < count && writes) {
+#pragma unroll
+                for (u32 r = 0; r < rows; r++) {
+                    block.weights[position * ROWS + row + r] = sums[r][0];
+                }
+            }
+        }
+    }
+}
+
+// Turn this thread's row's scores into weights, zero from `visible` on; the largest score and the total to each of the
+// row's lanes.
+DEVICE void weigh(float* weights, u32 first, u32 visible, float& largest, float& total) {
+    const u32 row = threadIdx.x / ROW_LANES, first_position = threadIdx.x % ROW_LANES;
+    float scores[SPAN / ROW_LANES];
+    largest = LOWEST;
+#pragma unroll
+    for (u32 i = 0; i < SPAN / ROW_LANES; i++) {
+        const u32 position = first_position + i * ROW_LANES;
+        if (first + position < visible) {
+            scores[i] = weights[position * ROWS + row];
+            largest = fmaxf(largest, scores[i]);
+        }
+    }
+#pragma unroll
+    for (u32 step = ROW_LANES / 2; step > 0; step /= 2) {
+        largest = fmaxf(largest, shuffle_xor(largest, step));
+    }
+    total = 0.0f;
+#pragma unroll
+    for (u32 i = 0; i < SPAN / ROW_LANES; i++) {
+        const u32 position = first_position + i * ROW_LANES;
+        const float weight = first + position < visible ? exp_negative(scores[i] - largest) : 0.0f;
+        weights[position * ROWS + row] = weight;
+        total += weight;
+    }
+#pragma unroll
+    for (u32 step = ROW_LANES / 2; step > 0; step /= 2) {
+        total += shuffle_xor(total, step);
+    }
+}
+
+// The weighted values of `count` positions, for all rows: each warp's part.
+template <class Value, u32 D>
+DEVICE void weigh_values(const Attention& p, const Block<D>& block, u32 count) {
+    const u32 DEPTH = Depth<Value>::POSITIONS, STEP = Place<D>::STEP, LANES = Place<D>::LANES;
+    const u32 channel = Place<D>::channel();
+    float sums[ROWS][8] = {};
+#pragma unroll 1
+    for (u32 first = Place<D>::position(); first < count; first += STEP * DEPTH) {
+        Eight<Value> loaded[DEPTH];
+#pragma unroll
+        for (u32 d = 0; d < DEPTH; d++) {
+            loaded[d].clear();
+            if (first + d * STEP < count && channel < p.head_dim) {
+                const size_t slot = size_t(blockIdx.y) * p.num_slots + block.slots[first + d * STEP];
+                loaded[d].load(p.values, slot * p.head_dim + channel);
+            }
+        }
+#pragma unroll
+        for (u32 d = 0; d < DEPTH; d++) {
+            // Weights beyond `count` are zeros.
+            const u32 position = smaller(first + d * STEP, SPAN - 1);
+            float v[8];
+            loaded[d].decode(v);
+#pragma unroll
+            for (u32 r = 0; r < ROWS; r += 4) {
+                const float4 four = load_float4(block.weights + position * ROWS + r);
+                const float weights[4] = {four.x, four.y, four.z, four.w};
+#pragma unroll
+                for (u32 j = 0; j < 4; j++) {
+                    // A weight of nothing takes nothing, not even from a value that is not finite.
+                    if (weights[j] > 0.0f) {
+#pragma unroll
+                        for (u32 i = 0; i < 8; i++) {
+                            sums[r + j][i] = fmaf(weights[j], v[i], sums[r + j][i]);
+                        }
+                    }
+                }
+            }
+        }
+    }
+    // Over the positions of the warp: the rows are halved as often as there are positions to add.
+    u32 row = 0, rows = ROWS;
+#pragma unroll
+    for (u32 step = 16; step >= LANES; step /= 2) {
+        if (rows == 8) {
+            halve_rows<4, 8>(sums, step);
+        } else if (rows == 4) {
+            halve_rows<2, 8>(sums, step);
+        } else {
+            halve_rows<1, 8>(sums, step);
+        }
+        rows /= 2;
+        row += lane() & step ? rows : 0;
+    }
+#pragma unroll
+    for (u32 r = 0; r < rows; r++) {
+        float* const part = block.parts + (warp() * ROWS + row + r) * D + channel;
+        store_float4(part, float4{sums[r][0], sums[r][1], sums[r][2], sums[r][3]});
+        store_float4(part + 4, float4{sums[r][4], sums[r][5], sums[r][6], sums[r][7]});
+    }
+}
+
+template <class Key, class Value, u32 D>
+DEVICE void attention(const Attention& p) {
+    SHARED(float, queries, ROWS * D);
+    SHARED(float, weights, SPAN * ROWS);
+    SHARED(float, parts, WARPS * ROWS * D);
+    SHARED(u32, slots, SPAN);
+    const Block<D> block = {queries, weights, parts, slots};
+    // This thread's part in a row: its scores, and every ROW_LANES-th channel of its result.
+    const Row row = row_of(p, threadIdx.x / ROW_LANES);
+    const u32 row_lane = threadIdx.x % ROW_LANES;
+    const u32 width = (p.num_attention_heads + 2 * p.num_key_value_heads) * p.head_dim;
+    const float* const query = p.qkv + size_t(row.token) * width + row.head * p.head_dim;
+#pragma unroll
+    for (u32 c = row_lane; c < D; c += ROW_LANES) {
+        const bool exists = row.visible > 0 && c < p.head_dim;
+        queries[threadIdx.x / ROW_LANES * D + c] = exists ? query[c] * p.scale : 0.0f;
+    }
+    float attended[D / ROW_LANES] = {}, largest = LOWEST, total = 0.0f;
+
+    // Rows may be of several sequences: each takes its turn, as far as its last row sees.
+    const u32 heads_per_kv = p.num_attention_heads / p.num_key_value_heads;
+    u32 first_token = row.token, last_token = row.token, first_span = blockIdx.z, span_step = gridDim.z;
+    if (!p.records) {
+        first_token = blockIdx.x * ROWS / heads_per_kv;
+        last_token = smaller((blockIdx.x * ROWS + ROWS - 1) / heads_per_kv, p.num_tokens - 1);
+        first_span = 0, span_step = 1;
+    }
+    for (u32 seq = sequence_of(p, first_token); seq < p.num_seqs && p.cu_seqlens_q[seq] <= last_token; seq++) {
+        const u32 end = positions_seen(p, seq, smaller(last_token, p.cu_seqlens_q[seq + 1] - 1));
+        const u32 visible = row.seq == seq ? row.visible : 0;
+        for (u32 span = first_span; span * SPAN < end; span += span_step) {
+            const u32 first = span * SPAN, count = smaller(SPAN, end - first);
+            if (threadIdx.x < count) {
+                const u32 position = first + threadIdx.x;
+                const u32 index = smaller(position / p.block_size, p.max_blocks_per_seq - 1);
+                const u32 slot = p.block_tables[seq * p.max_blocks_per_seq + index] * p.block_size;
+                slots[threadIdx.x] = smaller(slot + position % p.block_size, p.num_slots - 1);
+            }
+            barrier();
+            score<Key, D>(p, block, count);
+            barrier();
+            float span_largest, span_total;
+            weigh(weights, first, visible, span_largest, span_total);
+            barrier();
+            weigh_values<Value, D>(p, block, count);
+            barrier();
+            // A row that sees nothing of the span stays as it is, to the bit.
+            if (visible <= first) {
+                continue;
+            }
+            const Share share = share_of(largest, span_largest);
+#pragma unroll
+            for (u32 i = 0; i < D / ROW_LANES; i++) {
+                const u32 at = threadIdx.x / ROW_LANES * D + row_lane + i * ROW_LANES;
+                float sum = parts[at];
+#pragma unroll
+                for (u32 w = 1; w < WARPS; w++) {
+                    sum += parts[w * ROWS * D + at];
+                }
+                attended[i] = p.records ? sum : blend(attended[i], share, sum);
+            }
+            if (!p.records) {
+                largest = fmaxf(largest, span_largest);
+                total = blend(total, share, span_total);
+                continue;
+            }
+            float* const record = record_of(p, row.token, row.head, span);
+#pragma unroll
+            for (u32 i = 0; i < D / ROW_LANES; i++) {
+                const u32 channel = row_lane + i * ROW_LANES;
+                if (channel < p.head_dim) {
+                    record[channel] = attended[i];
+                }
+            }
+            if (row_lane == 0) {
+                record[p.head_dim] = span_largest;
+                record[p.head_dim + 1] = span_total;
+            }
+        }
+    }
+    if (p.records || row.visible == 0) {
+        return;
+    }
+    float* const out = p.out + (size_t(row.token) * p.num_attention_heads + row.head) * p.head_dim;
+#pragma unroll
+    for (u32 i = 0; i < D / ROW_LANES; i++) {
+        const u32 channel = row_lane + i * ROW_LANES;
+        if (channel < p.head_dim) {
+            out[channel] = attended[i] / total;
+        }
+    }
+}
+
+#define ATTENTION(key, Key, value, Value, d)                                           \
+    KERNEL(attention_k##key##_v##value##_d##d, Attention, ATTENTION_THREADS, 3) {      \
+        attention<Key, Value, d>(p);                                                   \
+    }
+
+#define ATTENTION_HEADS(key, Key, value, Value) \
+    ATTENTION(key, Key, value, Value, 32)       \
+    ATTENTION(key, Key, value, Value, 64)       \
+    ATTENTION(key, Key, value, Value, 128)      \
+    ATTENTION(key, Key, value, Value, 256)
+
+ATTENTION_HEADS(f32, F32, f32, F32)
+ATTENTION_HEADS(f32, F32, f16, F16)
+ATTENTION_HEADS(f16, F16, f32, F32)
+ATTENTION_HEADS(f16, F16, f16, F16)

@@ -1,0 +1,17 @@
+// Writing to the paged K/V store: [num_key_value_heads][num_slots][head_dim], f32 or f16.
+#pragma once
+#include "numbers.cuh"
+
+// Store `value` at `index`, as `encoding` says. The branch is the same for a whole grid.
+DEVICE void store_as(void* array, u32 encoding, size_t index, float value) {
+    if (encoding == ENCODING_F16) {
+        static_cast<u16*>(array)[index] = F16::encode(value);
+    } else {
+        static_cast<float*>(array)[index] = value;
+    }
+}
+
+// Where the channels of a head's slot begin.
+DEVICE size_t slot_start(u32 head, u32 slot, u32 num_slots, u32 head_dim) {
+    return (size_t(head) * num_slots + slot) * head_dim;
+}

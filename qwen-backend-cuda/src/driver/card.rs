@@ -1,0 +1,478 @@
+//! The real driver, through cudarc's bindings. The library is looked for when the program runs.
+//!
+//! cudarc panics where the library or one of its functions is missing, so that a machine is looked over before
+//! anything else is asked of it: is there a driver, is it new enough to have all functions and to read the compiled
+//! kernels, is there such a card, can it run them.
+
+use std::collections::HashMap;
+use std::ffi::{CString, c_void};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::ptr::NonNull;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use cudarc::driver::result::{self, DriverError};
+use cudarc::driver::sys::{self, CUdevice_attribute_enum as Attribute, CUresult};
+use qwen_core::{Error, Result};
+
+use super::{Driver, Fault, GraphId, Launch, MARKS, Outcome};
+use crate::card_info::CardInfo;
+use crate::kernel::Kernel;
+use crate::modules;
+
+/// The version of CUDA that a driver has to speak: the compiled kernels are PTX 8.1, which came with it.
+const DRIVER: (u32, u32) = (12, 1);
+
+/// The least compute capability that the compiled kernels run on.
+const CAPABILITY: (u32, u32) = (7, 5);
+
+/// Shared memory that a kernel may use without asking for more.
+const SHARED_BYTES: usize = 48 << 10;
+
+/// An open card.
+pub(crate) struct Card {
+    info: CardInfo,
+    device: sys::CUdevice,
+    context: sys::CUcontext,
+    stream: sys::CUstream,
+    marks: [sys::CUevent; MARKS],
+    loaded: Mutex<Loaded>,
+    graphs: Mutex<Graphs>,
+}
+
+#[derive(Default)]
+struct Loaded {
+    modules: HashMap<&'static str, sys::CUmodule>,
+    kernels: HashMap<Kernel, sys::CUfunction>,
+}
+
+#[derive(Default)]
+struct Graphs {
+    next: GraphId,
+    graphs: HashMap<GraphId, sys::CUgraphExec>,
+}
+
+// SAFETY: the handles are those of a driver whose functions any thread may call; what this type changes of its own lies
+// behind mutexes.
+unsafe impl Send for Card {}
+// SAFETY: as above.
+unsafe impl Sync for Card {}
+
+impl std::fmt::Debug for Card {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Card").field("info", &self.info).finish_non_exhaustive()
+    }
+}
+
+/// The cards of this machine. None is opened.
+///
+/// # Errors
+/// [`Error::Unsupported`] when there is no driver, or one that is too old.
+pub(crate) fn cards() -> Result<Vec<CardInfo>> {
+    guarded(|| {
+        let driver = start()?;
+        let count = result::device::get_count().map_err(|error| refused("counting cards", error))?;
+        (0..count as usize).map(|ordinal| Ok(describe(ordinal, driver)?.1)).collect()
+    })
+}
+
+/// Bytes of a card's memory that are free.
+///
+/// # Errors
+/// As [`Card::open`].
+pub(crate) fn free_bytes(ordinal: usize) -> Result<u64> {
+    guarded(|| {
+        let (device, info) = find(ordinal)?;
+        // SAFETY: the device is one that the driver named; what is retained is released below.
+        let context = unsafe { result::primary_ctx::retain(device) }.map_err(|error| refused(&info, error))?;
+        // SAFETY: the context was just retained.
+        let free = unsafe { result::ctx::set_current(context) }.and_then(|()| result::mem_get_info());
+        // SAFETY: retained above.
+        unsafe { result::primary_ctx::release(device) }.map_err(|error| refused(&info, error))?;
+        free.map(|(free, _)| free as u64).map_err(|error| refused(&info, error))
+    })
+}
+
+/// What `run` says, or an error where it panics: cudarc does where a function of the library is missing.
+fn guarded<T>(run: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let reason = text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("a function of it is missing");
+        Err(Error::unsupported("this NVIDIA driver", reason))
+    })
+}
+
+/// Start the driver: the version of CUDA that it speaks.
+fn start() -> Result<(u32, u32)> {
+    // SAFETY: it opens the driver's library by its name, as every use of it does.
+    if !unsafe { sys::is_culib_present() } {
+        let reason = "no NVIDIA driver was found on this machine: install one, or choose another device";
+        return Err(Error::unsupported("CUDA", reason));
+    }
+    let mut version = 0;
+    // SAFETY: it may be called before anything else, and writes one number.
+    let known = unsafe { sys::cuDriverGetVersion(&mut version) }.result();
+    known.map_err(|error| refused("the driver", error))?;
+    let driver = ((version / 1000) as u32, (version % 1000 / 10) as u32);
+    if driver < DRIVER {
+        let (needed, found) = (format!("{}.{}", DRIVER.0, DRIVER.1), format!("{}.{}", driver.0, driver.1));
+        let reason = format!("it speaks CUDA {found}, {needed} is needed: install a driver of the series 530 or later");
+        return Err(Error::unsupported("this NVIDIA driver", reason));
+    }
+    match result::init() {
+        Ok(()) => Ok(driver),
+        Err(DriverError(CUresult::CUDA_ERROR_NO_DEVICE)) => {
+            Err(Error::unsupported("CUDA", "the driver finds no card that this process may use"))
+        }
+        Err(error) => Err(refused("the driver", error)),
+    }
+}
+
+/// The card with this number, if the kernels run on it.
+fn find(ordinal: usize) -> Result<(sys::CUdevice, CardInfo)> {
+    let driver = start()?;
+    let count = result::device::get_count().map_err(|error| refused("counting cards", error))? as usize;
+    if ordinal >= count {
+        let listed =
+            (0..count).map(|ordinal| Ok(describe(ordinal, driver)?.1.to_string())).collect::<Result<Vec<_>>>()?;
+        let reason = match listed.is_empty() {
+            true => "the driver finds no card that this process may use".into(),
+            false => format!("there is none like that ({})", listed.join("; ")),
+        };
+        return Err(Error::unsupported(format!("CUDA card {ordinal}"), reason));
+    }
+    let (device, info) = describe(ordinal, driver)?;
+    if info.compute_capability < CAPABILITY {
+        let reason = format!("the kernels need compute capability {}.{} or more", CAPABILITY.0, CAPABILITY.1);
+        return Err(Error::unsupported(info.to_string(), reason));
+    }
+    Ok((device, info))
+}
+
+fn describe(ordinal: usize, driver: (u32, u32)) -> Result<(sys::CUdevice, CardInfo)> {
+    let facts = || {
+        let device = result::device::get(ordinal as i32)?;
+        // SAFETY: the driver named the device.
+        let attribute =
+            |attribute| unsafe { result::device::get_attribute(device, attribute) }.map(|value| value as u32);
+        let info = CardInfo {
+            ordinal,
+            name: result::device::get_name(device)?,
+            compute_capability: (
+                attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+                attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+            ),
+            multiprocessors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
+            // SAFETY: the driver named the device.
+            memory: unsafe { result::device::total_mem(device) }? as u64,
+            max_shared_bytes: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
+            driver,
+        };
+        Ok((device, info))
+    };
+    facts().map_err(|error| refused(&format!("card {ordinal}"), error))
+}
+
+fn refused(what: &(impl ToString + ?Sized), error: DriverError) -> Error {
+    Error::Device { device: what.to_string(), op: "open".into(), reason: reason_of(error) }
+}
+
+/// What the driver says of an error.
+fn reason_of(error: DriverError) -> String {
+    let text = |text: std::result::Result<&std::ffi::CStr, DriverError>| {
+        text.map_or_else(|_| String::new(), |text| text.to_string_lossy().into_owned())
+    };
+    match (text(error.error_name()), text(error.error_string())) {
+        (name, _) if name.is_empty() => format!("CUDA error {}", error.0 as u32),
+        (name, reason) => format!("{reason} ({name})"),
+    }
+}
+
+/// Whether the context is of no use after this error.
+fn is_fatal(result: CUresult) -> bool {
+    use CUresult::*;
+    matches!(
+        result,
+        CUDA_ERROR_ECC_UNCORRECTABLE
+            | CUDA_ERROR_NVLINK_UNCORRECTABLE
+            | CUDA_ERROR_ILLEGAL_ADDRESS
+            | CUDA_ERROR_LAUNCH_TIMEOUT
+            | CUDA_ERROR_CONTEXT_IS_DESTROYED
+            | CUDA_ERROR_ASSERT
+            | CUDA_ERROR_HARDWARE_STACK_ERROR
+            | CUDA_ERROR_ILLEGAL_INSTRUCTION
+            | CUDA_ERROR_MISALIGNED_ADDRESS
+            | CUDA_ERROR_INVALID_ADDRESS_SPACE
+            | CUDA_ERROR_INVALID_PC
+            | CUDA_ERROR_LAUNCH_FAILED
+            | CUDA_ERROR_SYSTEM_NOT_READY
+            | CUDA_ERROR_UNKNOWN
+    )
+}
+
+impl From<DriverError> for Fault {
+    fn from(error: DriverError) -> Self {
+        match is_fatal(error.0) {
+            true => Fault::Lost(reason_of(error)),
+            false => Fault::Refused(reason_of(error)),
+        }
+    }
+}
+
+impl Card {
+    /// Open a card: its primary context, which a program shares with its other uses of CUDA.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] when there is no driver, an old one, no such card, or one that the kernels do not run on;
+    /// [`Error::Device`] when the driver refuses.
+    pub(crate) fn open(ordinal: usize) -> Result<Self> {
+        guarded(|| {
+            let (device, info) = find(ordinal)?;
+            // SAFETY: the driver named the device. What is retained is released when the card is dropped.
+            let context = unsafe { result::primary_ctx::retain(device) }.map_err(|error| refused(&info, error))?;
+            // Dropped in part, too, it gives back what it has.
+            let mut card = Card {
+                info,
+                device,
+                context,
+                stream: std::ptr::null_mut(),
+                marks: [std::ptr::null_mut(); MARKS],
+                loaded: Mutex::default(),
+                graphs: Mutex::default(),
+            };
+            card.set_up().map_err(|error| refused(&card.info, error))?;
+            Ok(card)
+        })
+    }
+
+    fn set_up(&mut self) -> std::result::Result<(), DriverError> {
+        // SAFETY: the context is retained.
+        unsafe { result::ctx::set_current(self.context) }?;
+        self.stream = result::stream::create(result::stream::StreamKind::NonBlocking)?;
+        for mark in &mut self.marks {
+            *mark = result::event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING)?;
+        }
+        Ok(())
+    }
+
+    /// Make the context that of this thread.
+    fn enter(&self) -> Outcome<()> {
+        // SAFETY: the context is retained as long as the card lives.
+        Ok(unsafe { result::ctx::set_current(self.context) }?)
+    }
+
+    fn load(&self, kernel: Kernel) -> Outcome<sys::CUfunction> {
+        let mut loaded = lock(&self.loaded);
+        if let Some(function) = loaded.kernels.get(&kernel) {
+            return Ok(*function);
+        }
+        let name = kernel.to_string();
+        let Some((module_name, ptx)) = modules::of(&name) else {
+            return Err(Fault::Refused(format!("this build has no compiled kernel `{name}`")));
+        };
+        let no_text = || Fault::Refused(format!("the compiled kernel `{name}` is no text"));
+        let module = match loaded.modules.get(module_name) {
+            Some(module) => *module,
+            None => {
+                let text = CString::new(ptx).map_err(|_| no_text())?;
+                // SAFETY: PTX as text with a zero at its end.
+                let module = unsafe { result::module::load_data(text.as_ptr().cast()) }?;
+                loaded.modules.insert(module_name, module);
+                module
+            }
+        };
+        let text = CString::new(name.as_str()).map_err(|_| no_text())?;
+        // SAFETY: the module stays loaded as long as the card lives.
+        let function = unsafe { result::module::get_function(module, text) }?;
+        if kernel.shared_bytes() > SHARED_BYTES {
+            let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            // SAFETY: the function is one of a loaded module.
+            unsafe { result::function::set_function_attribute(function, attribute, kernel.shared_bytes() as i32) }?;
+        }
+        loaded.kernels.insert(kernel, function);
+        Ok(function)
+    }
+}
+
+impl Driver for Card {
+    fn info(&self) -> &CardInfo {
+        &self.info
+    }
+
+    fn free_bytes(&self) -> Option<u64> {
+        self.enter().ok()?;
+        result::mem_get_info().ok().map(|(free, _)| free as u64)
+    }
+
+    fn alloc(&self, _what: &str, bytes: usize) -> Outcome<u64> {
+        self.enter()?;
+        // SAFETY: its contents are not read before they are written.
+        match unsafe { result::malloc_sync(bytes) } {
+            Ok(address) => Ok(address),
+            Err(DriverError(CUresult::CUDA_ERROR_OUT_OF_MEMORY)) => {
+                Err(Fault::OutOfMemory { free: self.free_bytes().unwrap_or(0) })
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    unsafe fn free(&self, address: u64) {
+        // A lost context has lost its memory already.
+        if self.enter().is_ok() && self.wait().is_ok() {
+            // SAFETY: as the caller says; what was queued has run.
+            let _ = unsafe { result::free_sync(address) };
+        }
+    }
+
+    fn pin(&self, bytes: usize) -> Outcome<NonNull<u8>> {
+        self.enter()?;
+        // SAFETY: it is filled below.
+        let start = unsafe { result::malloc_host(bytes, 0) }?.cast::<u8>();
+        let start = NonNull::new(start).ok_or_else(|| Fault::Refused("no pinned memory".into()))?;
+        // SAFETY: so many bytes were just given out.
+        unsafe { start.as_ptr().write_bytes(0, bytes) };
+        Ok(start)
+    }
+
+    unsafe fn unpin(&self, start: NonNull<u8>, _bytes: usize) {
+        if self.enter().is_ok() {
+            // SAFETY: as the caller says.
+            let _ = unsafe { result::free_host(start.as_ptr().cast()) };
+        }
+    }
+
+    unsafe fn zero(&self, to: u64, bytes: usize) -> Outcome<()> {
+        self.enter()?;
+        // SAFETY: as the caller says.
+        Ok(unsafe { result::memset_d8_async(to, 0, bytes, self.stream) }?)
+    }
+
+    unsafe fn upload(&self, to: u64, from: *const u8, bytes: usize) -> Outcome<()> {
+        self.enter()?;
+        // SAFETY: as the caller says.
+        Ok(unsafe { sys::cuMemcpyHtoDAsync_v2(to, from.cast(), bytes, self.stream) }.result()?)
+    }
+
+    unsafe fn download(&self, to: *mut u8, from: u64, bytes: usize) -> Outcome<()> {
+        self.enter()?;
+        // SAFETY: as the caller says.
+        Ok(unsafe { sys::cuMemcpyDtoHAsync_v2(to.cast(), from, bytes, self.stream) }.result()?)
+    }
+
+    fn prepare(&self, kernel: Kernel) -> Outcome<()> {
+        self.enter()?;
+        self.load(kernel).map(|_| ())
+    }
+
+    unsafe fn launch(&self, launch: &Launch) -> Outcome<()> {
+        self.enter()?;
+        let (kernel, [x, y, z]) = (launch.kernel, launch.grid);
+        let function = self.load(kernel)?;
+        // The driver copies the parameters before it returns.
+        let mut params = [launch.params.as_ptr().cast_mut().cast::<c_void>()];
+        let block = (kernel.threads() as u32, 1, 1);
+        let shared = kernel.shared_bytes() as u32;
+        // SAFETY: as the caller says; the function takes one structure.
+        Ok(unsafe { result::launch_kernel(function, (x, y, z), block, shared, self.stream, &mut params) }?)
+    }
+
+    fn begin_capture(&self) -> Outcome<()> {
+        self.enter()?;
+        // Of this thread alone: other threads may go on with their own streams.
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        // SAFETY: the stream lives as long as the card.
+        Ok(unsafe { result::stream::begin_capture(self.stream, mode) }?)
+    }
+
+    fn end_capture(&self) -> Outcome<GraphId> {
+        self.enter()?;
+        // SAFETY: the stream lives as long as the card.
+        let graph = unsafe { result::stream::end_capture(self.stream) }?;
+        // SAFETY: the graph was just made, and is not used once it can be launched.
+        let (executable, destroyed) = unsafe {
+            let flags = sys::CUgraphInstantiate_flags(0);
+            (result::graph::instantiate(graph, flags), result::graph::destroy(graph))
+        };
+        let executable = executable?;
+        destroyed?;
+        let mut graphs = lock(&self.graphs);
+        let id = graphs.next;
+        graphs.next += 1;
+        graphs.graphs.insert(id, executable);
+        Ok(id)
+    }
+
+    unsafe fn launch_graph(&self, graph: GraphId) -> Outcome<()> {
+        self.enter()?;
+        let Some(executable) = lock(&self.graphs).graphs.get(&graph).copied() else {
+            return Err(Fault::Refused(format!("there is no recorded step {graph}")));
+        };
+        // SAFETY: as the caller says; the graph is alive.
+        Ok(unsafe { result::graph::launch(executable, self.stream) }?)
+    }
+
+    fn drop_graph(&self, graph: GraphId) {
+        if let Some(executable) = lock(&self.graphs).graphs.remove(&graph)
+            && self.enter().is_ok()
+        {
+            // SAFETY: it was alive until now; the driver waits for one that runs.
+            let _ = unsafe { result::graph::exec_destroy(executable) };
+        }
+    }
+
+    fn mark(&self, mark: usize) -> Outcome<()> {
+        self.enter()?;
+        // SAFETY: events and stream live as long as the card.
+        Ok(unsafe { result::event::record(self.marks[mark], self.stream) }?)
+    }
+
+    fn wait_mark(&self, mark: usize) -> Outcome<()> {
+        self.enter()?;
+        // SAFETY: events live as long as the card. One that was never recorded counts as passed.
+        Ok(unsafe { result::event::synchronize(self.marks[mark]) }?)
+    }
+
+    fn wait(&self) -> Outcome<()> {
+        self.enter()?;
+        // SAFETY: the stream lives as long as the card.
+        Ok(unsafe { result::stream::synchronize(self.stream) }?)
+    }
+
+    fn stream(&self) -> Option<*mut c_void> {
+        Some(self.stream.cast())
+    }
+
+    fn make_current(&self) -> Outcome<()> {
+        self.enter()
+    }
+}
+
+impl Drop for Card {
+    fn drop(&mut self) {
+        // What fails now fails because the context is lost; it is released all the same.
+        if self.enter().is_ok() {
+            let graphs = std::mem::take(&mut *lock(&self.graphs));
+            let loaded = std::mem::take(&mut *lock(&self.loaded));
+            // SAFETY: all of these were made in this context and are used no more: arrays and graphs hold the card.
+            unsafe {
+                for (_, graph) in graphs.graphs {
+                    let _ = result::graph::exec_destroy(graph);
+                }
+                for (_, module) in loaded.modules {
+                    let _ = result::module::unload(module);
+                }
+                for mark in self.marks.into_iter().filter(|mark| !mark.is_null()) {
+                    let _ = result::event::destroy(mark);
+                }
+                if !self.stream.is_null() {
+                    let _ = result::stream::destroy(self.stream);
+                }
+            }
+        }
+        // SAFETY: retained by `open`, released once.
+        let _ = unsafe { result::primary_ctx::release(self.device) };
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

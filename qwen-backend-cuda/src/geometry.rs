@@ -1,0 +1,56 @@
+//! The sizes of blocks and tiles that kernels are compiled with: the `#define`s of kernels/params.cuh, which a test
+//! compares.
+
+macro_rules! geometry {
+    ($($(#[$doc:meta])* $name:ident = $value:expr;)*) => {
+        $($(#[$doc])* pub(crate) const $name: usize = $value;)*
+
+        /// All of them, by the names that kernels/params.cuh gives them.
+        #[cfg(test)]
+        pub(crate) const ALL: &[(&str, usize)] = &[$((stringify!($name), $value)),*];
+    };
+}
+
+geometry! {
+    /// Elements that the rows of a matrix are padded to.
+    WEIGHT_ALIGN = 8;
+    MATVEC_THREADS = 128;
+    MATVEC_PAIRS = 4;
+    TILE_THREADS = 256;
+    TILE_PAIRS = 32;
+    TILE_TOKENS = 64;
+    HALVE_THREADS = 256;
+    SKINNY_THREADS = 256;
+    SKINNY_PAIRS = 8;
+    /// In place of it from 32 tokens at once on.
+    SKINNY_PAIRS_WIDE = 16;
+    MATMUL_THREADS = 128;
+    MATMUL_PAIRS = 64;
+    MATMUL_TOKENS = 128;
+    /// Bytes of dynamic shared memory.
+    MATMUL_SHARED = 65536;
+    NORM_THREADS = 256;
+    ATTENTION_THREADS = 128;
+    /// Query rows of a block.
+    ATTENTION_ROWS = 8;
+    /// Positions of a span.
+    ATTENTION_SPAN = 128;
+    /// The most blocks that share a row's spans.
+    ATTENTION_SPLITS = 64;
+    MERGE_THREADS = 128;
+    ATTENTION_TILE = 64;
+    ATTENTION_TILE_THREADS = 128;
+    /// Bytes of dynamic shared memory, at most.
+    ATTENTION_TILE_SHARED = 98304;
+    ARGMAX_THREADS = 1024;
+    CEILING_THREADS = 256;
+    /// Operations of a thread in a round.
+    CEILING_FMA_FLOPS = 64;
+    /// Operations of a warp in a round.
+    CEILING_MMA_FLOPS = 65536;
+}
+
+/// Threads of the kernels that copy: embed, rope, store_kv, copy_blocks.
+pub(crate) const COPY_THREADS: usize = 128;
+/// Threads of the kernels that take a value each: silu_and_mul, add; and of gather_rows.
+pub(crate) const ELEMENT_THREADS: usize = 256;

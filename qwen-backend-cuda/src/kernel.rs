@@ -1,0 +1,233 @@
+//! The kernels by name: what they are called in kernels/*.cu, and how large their blocks are.
+
+use std::fmt;
+
+use qwen_core::Encoding;
+
+use crate::geometry::*;
+use crate::params::{self, Field, Params};
+
+/// An element type that kernels know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Element {
+    F32,
+    Bf16,
+    F16,
+}
+
+impl Element {
+    /// The element type of `encoding`, where kernels have it.
+    pub(crate) fn of(encoding: Encoding) -> Option<Self> {
+        match encoding {
+            Encoding::F32 => Some(Element::F32),
+            Encoding::Bf16 => Some(Element::Bf16),
+            Encoding::F16 => Some(Element::F16),
+            _ => None,
+        }
+    }
+
+    /// Bytes of so many elements.
+    pub(crate) fn bytes(self, elements: usize) -> usize {
+        if self == Element::F32 { 4 * elements } else { 2 * elements }
+    }
+
+    /// Its number in parameters.
+    pub(crate) fn code(self) -> u32 {
+        match self {
+            Element::F32 => 0,
+            Element::Bf16 => 1,
+            Element::F16 => 2,
+        }
+    }
+}
+
+impl fmt::Display for Element {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Element::F32 => "f32",
+            Element::Bf16 => "bf16",
+            Element::F16 => "f16",
+        })
+    }
+}
+
+/// What becomes of the sums of a product.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Ending {
+    Write,
+    Add,
+    Silu,
+    Heads,
+}
+
+impl fmt::Display for Ending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Ending::Write => "write",
+            Ending::Add => "add",
+            Ending::Silu => "silu",
+            Ending::Heads => "heads",
+        })
+    }
+}
+
+/// A kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Kernel {
+    Embed,
+    /// A product of this many tokens at once, in f32 arithmetic.
+    Matvec(Element, u32, Ending),
+    /// A product in tiles, in f32 arithmetic.
+    Tile(Element, Ending),
+    /// Rounding for tensor cores.
+    Halve(Element),
+    /// A product of up to eight times this many tokens by tensor cores.
+    Skinny(Element, u32, Ending),
+    /// A product of a prompt by tensor cores.
+    Matmul(Element, Ending),
+    RmsNorm,
+    Rope,
+    StoreKv,
+    /// Attention over keys and values of these types, for heads up to this width.
+    Attention(Element, Element, u32),
+    AttentionMerge,
+    /// Attention of a prompt by tensor cores, over keys of this type, for heads of this width.
+    AttentionTile(Element, u32),
+    SiluAndMul,
+    Add,
+    GatherRows,
+    Argmax,
+    CopyBlocks,
+    CeilingRead,
+    CeilingCopy,
+    CeilingFmaF32,
+    CeilingMmaBf16,
+}
+
+impl Kernel {
+    /// Threads of a block.
+    pub(crate) fn threads(self) -> usize {
+        match self {
+            Kernel::Embed | Kernel::Rope | Kernel::StoreKv | Kernel::CopyBlocks => COPY_THREADS,
+            Kernel::Matvec(..) => MATVEC_THREADS,
+            Kernel::Tile(..) => TILE_THREADS,
+            Kernel::Halve(_) => HALVE_THREADS,
+            Kernel::Skinny(..) => SKINNY_THREADS,
+            Kernel::Matmul(..) => MATMUL_THREADS,
+            Kernel::RmsNorm => NORM_THREADS,
+            Kernel::Attention(..) => ATTENTION_THREADS,
+            Kernel::AttentionMerge => MERGE_THREADS,
+            Kernel::AttentionTile(..) => ATTENTION_TILE_THREADS,
+            Kernel::SiluAndMul | Kernel::Add | Kernel::GatherRows => ELEMENT_THREADS,
+            Kernel::Argmax => ARGMAX_THREADS,
+            Kernel::CeilingRead | Kernel::CeilingCopy | Kernel::CeilingFmaF32 | Kernel::CeilingMmaBf16 => {
+                CEILING_THREADS
+            }
+        }
+    }
+
+    /// Bytes of dynamic shared memory of a block.
+    pub(crate) fn shared_bytes(self) -> usize {
+        match self {
+            Kernel::Matmul(..) => MATMUL_SHARED,
+            // Two tiles of keys and of values, which are f16.
+            Kernel::AttentionTile(keys, width) => {
+                let position = keys.bytes(width as usize) + Element::F16.bytes(width as usize);
+                (2 * ATTENTION_TILE * position).min(ATTENTION_TILE_SHARED)
+            }
+            _ => 0,
+        }
+    }
+
+    /// Whether it uses what compute capability 8.0 brought: bf16 tensor cores and asynchronous copies.
+    pub(crate) fn needs_tensor_cores(self) -> bool {
+        matches!(self, Kernel::Skinny(..) | Kernel::Matmul(..) | Kernel::AttentionTile(..) | Kernel::CeilingMmaBf16)
+    }
+
+    /// The fields of its parameters.
+    pub(crate) fn fields(self) -> &'static [Field] {
+        match self {
+            Kernel::Embed => params::Embed::FIELDS,
+            Kernel::Matvec(..) | Kernel::Tile(..) | Kernel::Skinny(..) | Kernel::Matmul(..) => params::Product::FIELDS,
+            Kernel::Halve(_) => params::Halve::FIELDS,
+            Kernel::RmsNorm => params::RmsNorm::FIELDS,
+            Kernel::Rope | Kernel::StoreKv => params::Heads::FIELDS,
+            Kernel::Attention(..) | Kernel::AttentionMerge | Kernel::AttentionTile(..) => params::Attention::FIELDS,
+            Kernel::SiluAndMul | Kernel::Add | Kernel::GatherRows => params::Rows::FIELDS,
+            Kernel::Argmax => params::Argmax::FIELDS,
+            Kernel::CopyBlocks => params::CopyBlocks::FIELDS,
+            Kernel::CeilingRead | Kernel::CeilingCopy | Kernel::CeilingFmaF32 | Kernel::CeilingMmaBf16 => {
+                params::Ceiling::FIELDS
+            }
+        }
+    }
+
+    /// Every kernel that there is.
+    #[cfg(test)]
+    pub(crate) fn all() -> Vec<Kernel> {
+        use Element::{Bf16, F16, F32};
+        let endings = [Ending::Write, Ending::Add, Ending::Silu, Ending::Heads];
+        let mut all = vec![
+            Kernel::Embed,
+            Kernel::RmsNorm,
+            Kernel::Rope,
+            Kernel::StoreKv,
+            Kernel::AttentionMerge,
+            Kernel::SiluAndMul,
+            Kernel::Add,
+            Kernel::GatherRows,
+            Kernel::Argmax,
+            Kernel::CopyBlocks,
+            Kernel::CeilingRead,
+            Kernel::CeilingCopy,
+            Kernel::CeilingFmaF32,
+            Kernel::CeilingMmaBf16,
+        ];
+        for ending in endings {
+            for element in [F32, Bf16, F16] {
+                all.extend([1, 2, 4, 8].map(|tokens| Kernel::Matvec(element, tokens, ending)));
+                all.push(Kernel::Tile(element, ending));
+            }
+            for element in [Bf16, F16] {
+                all.extend([1, 2, 4, 8].map(|eights| Kernel::Skinny(element, eights, ending)));
+                all.push(Kernel::Matmul(element, ending));
+            }
+        }
+        all.extend([Bf16, F16].map(Kernel::Halve));
+        for keys in [F32, F16] {
+            all.extend([64, 128].map(|width| Kernel::AttentionTile(keys, width)));
+            for values in [F32, F16] {
+                all.extend([32, 64, 128, 256].map(|width| Kernel::Attention(keys, values, width)));
+            }
+        }
+        all
+    }
+}
+
+impl fmt::Display for Kernel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Kernel::Embed => f.write_str("embed"),
+            Kernel::Matvec(w, tokens, ending) => write!(f, "matvec_{w}_t{tokens}_{ending}"),
+            Kernel::Tile(w, ending) => write!(f, "tile_{w}_{ending}"),
+            Kernel::Halve(to) => write!(f, "halve_{to}"),
+            Kernel::Skinny(w, eights, ending) => write!(f, "skinny_{w}_n{eights}_{ending}"),
+            Kernel::Matmul(w, ending) => write!(f, "matmul_{w}_{ending}"),
+            Kernel::RmsNorm => f.write_str("rms_norm"),
+            Kernel::Rope => f.write_str("rope"),
+            Kernel::StoreKv => f.write_str("store_kv"),
+            Kernel::Attention(keys, values, width) => write!(f, "attention_k{keys}_v{values}_d{width}"),
+            Kernel::AttentionMerge => f.write_str("attention_merge"),
+            Kernel::AttentionTile(keys, width) => write!(f, "attention_tile_k{keys}_d{width}"),
+            Kernel::SiluAndMul => f.write_str("silu_and_mul"),
+            Kernel::Add => f.write_str("add"),
+            Kernel::GatherRows => f.write_str("gather_rows"),
+            Kernel::Argmax => f.write_str("argmax"),
+            Kernel::CopyBlocks => f.write_str("copy_blocks"),
+            Kernel::CeilingRead => f.write_str("ceiling_read"),
+            Kernel::CeilingCopy => f.write_str("ceiling_copy"),
+            Kernel::CeilingFmaF32 => f.write_str("ceiling_fma_f32"),
+            Kernel::CeilingMmaBf16 => f.write_str("ceiling_mma_bf16"),
+        }
+    }
+}

@@ -1,0 +1,56 @@
+//! What a backend is made with: which card, and what may be rounded.
+
+use qwen_core::Precision;
+
+#[cfg(feature = "emulator")]
+use crate::driver::emulated::EmulatedCard;
+
+/// How a [`crate::CudaBackend`] is made.
+///
+/// ```
+/// use qwen_backend_cuda::CudaOptions;
+/// use qwen_core::Precision;
+/// let options = CudaOptions::new().ordinal(1).precision(Precision::Exact);
+/// # let _ = options;
+/// ```
+#[derive(Debug, Clone, Default)]
+pub struct CudaOptions {
+    pub(crate) ordinal: usize,
+    pub(crate) precision: Precision,
+    pub(crate) wait_after_each_kernel: bool,
+    #[cfg(feature = "emulator")]
+    pub(crate) emulated: Option<EmulatedCard>,
+}
+
+impl CudaOptions {
+    /// The first card, fast precision.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The card with this number in [`crate::cards`]. Default 0.
+    pub fn ordinal(mut self, ordinal: usize) -> Self {
+        self.ordinal = ordinal;
+        self
+    }
+
+    /// What may be rounded. Default [`Precision::Fast`].
+    pub fn precision(mut self, precision: Precision) -> Self {
+        self.precision = precision;
+        self
+    }
+
+    /// Wait for each kernel, so that a fault of the card names the kernel that caused it. Slow: for the search for such
+    /// faults. Recorded steps are not replayed then. Default false.
+    pub fn wait_after_each_kernel(mut self, wait: bool) -> Self {
+        self.wait_after_each_kernel = wait;
+        self
+    }
+
+    /// Run the kernels on the processor, compiled from their sources. For tests: it is slow.
+    #[cfg(feature = "emulator")]
+    pub fn emulated(mut self, card: EmulatedCard) -> Self {
+        self.emulated = Some(card);
+        self
+    }
+}

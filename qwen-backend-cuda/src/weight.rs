@@ -1,0 +1,148 @@
+//! How a matrix lies on the card: rows in the order of the file, in its encoding, each padded with zeros to whole words
+//! of 16 bytes. Parts that differ in their encoding are decoded to f32, which holds all of them.
+
+use qwen_core::backend::{WeightShape, WeightView};
+use qwen_core::{Encoding, Error, Result};
+
+use crate::driver::Array;
+use crate::geometry::WEIGHT_ALIGN;
+use crate::gpu::{Gpu, array_bytes};
+use crate::kernel::Element;
+
+/// The shape of a matrix on the card.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Layout {
+    pub(crate) encoding: Encoding,
+    pub(crate) element: Element,
+    pub(crate) rows: usize,
+    pub(crate) cols: usize,
+    /// Elements from one row to the next.
+    pub(crate) stride: usize,
+}
+
+impl Layout {
+    /// The layout of a matrix.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for an encoding that kernels do not have.
+    pub(crate) fn new(shape: &WeightShape) -> Result<Self> {
+        let first = shape.parts.first().map_or(Encoding::F32, |(encoding, _)| *encoding);
+        for (encoding, _) in &shape.parts {
+            if Element::of(*encoding).is_none() {
+                let reason = "CUDA kernels take F32, F16 and BF16";
+                return Err(Error::unsupported(format!("a matrix in {encoding}"), reason));
+            }
+        }
+        let uniform = shape.parts.iter().all(|(encoding, _)| *encoding == first);
+        let encoding = if uniform { first } else { Encoding::F32 };
+        let element = Element::of(encoding).unwrap_or(Element::F32);
+        let stride = shape.cols.next_multiple_of(WEIGHT_ALIGN);
+        Ok(Layout { encoding, element, rows: shape.rows(), cols: shape.cols, stride })
+    }
+
+    /// Bytes of a row.
+    pub(crate) fn row_bytes(&self) -> usize {
+        self.element.bytes(self.stride)
+    }
+
+    /// Bytes of all rows.
+    pub(crate) fn bytes(&self) -> usize {
+        self.rows * self.row_bytes()
+    }
+
+    /// Bytes that its array takes.
+    pub(crate) fn array_bytes(&self) -> u64 {
+        array_bytes(self.bytes()) as u64
+    }
+}
+
+/// A matrix on the card.
+#[derive(Debug)]
+pub(crate) struct Matrix {
+    pub(crate) layout: Layout,
+    pub(crate) array: Array,
+}
+
+impl Matrix {
+    /// Bring a matrix to the card: rows are packed into one piece of pinned memory while another is copied.
+    pub(crate) fn load(gpu: &mut Gpu, view: &WeightView<'_>) -> Result<Self> {
+        let parts = view.parts.iter().map(|part| (part.encoding, part.rows)).collect();
+        let layout = Layout::new(&WeightShape { role: view.role, parts, cols: view.cols() })?;
+        if view.parts.iter().any(|part| part.cols != layout.cols) {
+            return Err(gpu.error(view.name, "its parts differ in their columns"));
+        }
+        let array = gpu.unset_array(view.name, layout.bytes())?;
+        let mut decoded = vec![0.0; layout.cols];
+        let row_bytes = layout.row_bytes();
+        if row_bytes > Gpu::piece() {
+            let reason = format!("a row of {} columns has {row_bytes} bytes", layout.cols);
+            return Err(Error::unsupported(view.name, format!("{reason}, at most {} are copied", Gpu::piece())));
+        }
+        let rows_at_once = Gpu::piece() / row_bytes.max(1);
+        let mut first = 0;
+        for part in view.parts {
+            for begin in (0..part.rows).step_by(rows_at_once) {
+                let rows = rows_at_once.min(part.rows - begin);
+                let mut missing = false;
+                gpu.write(view.name, &array, (first + begin) * row_bytes, rows * row_bytes, |piece| {
+                    for (row, out) in piece.chunks_exact_mut(row_bytes.max(1)).enumerate() {
+                        let bytes = part.row(begin + row);
+                        missing |= bytes.len() < part.encoding.bytes(layout.cols);
+                        pack_row(part.encoding, bytes, &layout, &mut decoded, out);
+                    }
+                })?;
+                if missing {
+                    return Err(gpu.error(view.name, "its data is shorter than its shape says"));
+                }
+            }
+            first += part.rows;
+        }
+        Ok(Matrix { layout, array })
+    }
+}
+
+/// Write a row as the card holds it; what is missing is zero.
+fn pack_row(encoding: Encoding, bytes: &[u8], layout: &Layout, decoded: &mut [f32], out: &mut [u8]) {
+    let filled = if encoding == layout.encoding {
+        let len = bytes.len().min(out.len());
+        out[..len].copy_from_slice(&bytes[..len]);
+        len
+    } else {
+        decoded.fill(0.0);
+        encoding.decode(bytes, decoded);
+        for (out, value) in out.chunks_exact_mut(4).zip(&*decoded) {
+            out.copy_from_slice(&value.to_le_bytes());
+        }
+        4 * decoded.len()
+    };
+    out[filled..].fill(0);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use qwen_core::backend::WeightRole;
+
+    fn layout(parts: &[(Encoding, usize)], cols: usize) -> Layout {
+        Layout::new(&WeightShape { role: WeightRole::Linear, parts: parts.to_vec(), cols }).unwrap()
+    }
+
+    #[test]
+    fn rows_are_padded_to_whole_words() {
+        let odd = layout(&[(Encoding::Bf16, 3)], 9);
+        assert_eq!((odd.stride, odd.row_bytes(), odd.bytes()), (16, 32, 96));
+        assert_eq!(layout(&[(Encoding::F32, 2)], 8).bytes(), 64);
+    }
+
+    #[test]
+    fn parts_of_different_encodings_become_f32() {
+        let mixed = layout(&[(Encoding::Bf16, 1), (Encoding::F16, 1)], 8);
+        assert_eq!((mixed.element, mixed.bytes()), (Element::F32, 64));
+        let mut out = [1; 32];
+        let bytes: Vec<u8> = [half::bf16::ONE; 7].iter().flat_map(|value| value.to_le_bytes()).collect();
+        pack_row(Encoding::Bf16, &bytes, &Layout { cols: 7, ..mixed }, &mut [0.0; 7], &mut out);
+        let expected: Vec<u8> =
+            [1.0_f32, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.0].iter().flat_map(|value| value.to_le_bytes()).collect();
+        assert_eq!(out[..], expected);
+    }
+}
