@@ -41,7 +41,7 @@ struct Args {
     /// How many times.
     #[arg(long, default_value_t = 3)]
     repeat: usize,
-    /// Where to run: auto, cpu, wgpu, wgpu:INDEX, wgpu:NAME.
+    /// Where to run: auto, cpu, cuda, cuda:ORDINAL, wgpu, wgpu:INDEX, wgpu:NAME.
     #[arg(long, default_value = "cpu")]
     device: Device,
     /// exact or fast.
@@ -144,6 +144,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     if let Some(threads) = args.threads {
         options = options.threads(threads);
     }
+    // Unknown for GPUs that do not say, and while `auto` has not chosen.
+    let free_bytes = |device: &Device| device.free_bytes().ok().flatten();
+    let free_before = free_bytes(&args.device);
     let started = Instant::now();
     let engine = options.load(&args.model)?;
     let load_seconds = started.elapsed().as_secs_f64();
@@ -152,8 +155,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     // Once unmeasured: buffers are touched for the first time. The meter's own memory comes after the peak is read.
     run(&engine, &args)?;
     let peak = memory::peak_resident_bytes();
+    let placed_on = engine.placed_on().unwrap_or(&args.device);
+    let taken = free_before.zip(free_bytes(placed_on)).map(|(before, after)| before.saturating_sub(after));
 
-    let mut meter = CeilingMeter::new(engine.placed_on().unwrap_or(&args.device), args.threads)?;
+    let mut meter = CeilingMeter::new(placed_on, args.threads)?;
     let slice = Duration::from_millis(600);
     let (mut runs, mut ceilings) = (Vec::new(), vec![meter.measure(slice)?]);
     for _ in 0..args.repeat.max(1) {
@@ -203,6 +208,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             "first_token_seconds": first_token_seconds,
             "peak_resident_bytes": peak,
             "planned_bytes": engine.plan().total_bytes,
+            "taken_device_bytes": taken,
             "prompt_tokens_per_second": median(prompt_speed),
             "generation_tokens_per_second": median(generation_speed),
             "memory_bytes_per_second": median(memory_speed),

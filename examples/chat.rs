@@ -30,7 +30,7 @@ struct Args {
     /// The system message; the template's own when absent.
     #[arg(long)]
     system: Option<String>,
-    /// Where to run: auto, cpu, wgpu, wgpu:INDEX, wgpu:NAME.
+    /// Where to run: auto, cpu, cuda, cuda:ORDINAL, wgpu, wgpu:INDEX, wgpu:NAME.
     #[arg(long, default_value = "auto")]
     device: Device,
     /// Compute with f32 activations and K/V.

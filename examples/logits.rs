@@ -31,7 +31,7 @@ struct Args {
     /// exact or fast.
     #[arg(long, default_value = "fast")]
     precision: Precision,
-    /// Where to run: auto, cpu, wgpu, wgpu:INDEX, wgpu:NAME.
+    /// Where to run: auto, cpu, cuda, cuda:ORDINAL, wgpu, wgpu:INDEX, wgpu:NAME.
     #[arg(long, default_value = "cpu")]
     device: Device,
     /// Positions to make room for.

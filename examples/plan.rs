@@ -25,7 +25,7 @@ struct Args {
     /// Conversations that have their whole context at the same time.
     #[arg(long, default_value_t = 1)]
     batch: usize,
-    /// Where to run: auto, cpu, wgpu, wgpu:INDEX, wgpu:NAME.
+    /// Where to run: auto, cpu, cuda, cuda:ORDINAL, wgpu, wgpu:INDEX, wgpu:NAME.
     #[arg(long, default_value = "auto")]
     device: Device,
     /// Compute with f32 activations and K/V.

@@ -17,7 +17,7 @@ struct Args {
     /// The folder of the checkpoint.
     #[arg(default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/demo-model"))]
     model_name: PathBuf,
-    /// Where to run: auto, cpu, wgpu, wgpu:INDEX, wgpu:NAME.
+    /// Where to run: auto, cpu, cuda, cuda:ORDINAL, wgpu, wgpu:INDEX, wgpu:NAME.
     #[arg(long, default_value = "auto")]
     device: Device,
 }

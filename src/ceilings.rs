@@ -17,7 +17,7 @@ pub struct Ceilings {
     pub f32_flops_per_second: f64,
     /// Fused multiply-adds of f16.
     pub f16_flops_per_second: Option<f64>,
-    /// Dot products of bf16.
+    /// Dot products of bf16; of cards the products of their tensor cores.
     pub bf16_flops_per_second: Option<f64>,
     /// Dot products of int8.
     pub int8_ops_per_second: Option<f64>,
@@ -40,6 +40,8 @@ pub struct CeilingMeter(Kind);
 enum Kind {
     #[cfg(feature = "cpu")]
     Cpu(qwen_backend_cpu::ceilings::CeilingMeter),
+    #[cfg(feature = "cuda")]
+    Cuda(Box<qwen_backend_cuda::ceilings::CeilingMeter>),
     #[cfg(feature = "wgpu")]
     Wgpu(Box<qwen_backend_wgpu::ceilings::CeilingMeter>),
 }
@@ -59,6 +61,11 @@ impl CeilingMeter {
             Device::Cpu => {
                 let threads = threads.unwrap_or_else(qwen_backend_cpu::physical_cores);
                 Kind::Cpu(qwen_backend_cpu::ceilings::CeilingMeter::new(threads)?)
+            }
+            #[cfg(feature = "cuda")]
+            Device::Cuda(ordinal) => {
+                let options = qwen_backend_cuda::CudaOptions::new().ordinal(*ordinal);
+                Kind::Cuda(Box::new(qwen_backend_cuda::ceilings::CeilingMeter::new(&options)?))
             }
             #[cfg(feature = "wgpu")]
             Device::Wgpu(adapter) => {
@@ -85,6 +92,18 @@ impl CeilingMeter {
                     f16_flops_per_second: None,
                     bf16_flops_per_second: found.bf16_flops_per_second,
                     int8_ops_per_second: found.int8_ops_per_second,
+                }
+            }
+            #[cfg(feature = "cuda")]
+            Kind::Cuda(meter) => {
+                let found = meter.measure(budget)?;
+                Ceilings {
+                    memory_bytes_per_second: found.memory_bytes_per_second,
+                    copy_bytes_per_second: Some(found.copy_bytes_per_second),
+                    f32_flops_per_second: found.f32_flops_per_second,
+                    f16_flops_per_second: None,
+                    bf16_flops_per_second: found.bf16_flops_per_second,
+                    int8_ops_per_second: None,
                 }
             }
             #[cfg(feature = "wgpu")]

@@ -9,8 +9,8 @@ use serde::{Serialize, Serializer};
 #[cfg(feature = "wgpu")]
 use qwen_backend_wgpu::AdapterChoice;
 
-/// A device to run a model on. As text: `cpu`, `auto`, and with the feature `wgpu` also `wgpu`, `wgpu:INDEX` and
-/// `wgpu:NAME`.
+/// A device to run a model on. As text: `cpu`, `auto`; with the feature `cuda` also `cuda` (the first card) and
+/// `cuda:ORDINAL`; with the feature `wgpu` also `wgpu`, `wgpu:INDEX` and `wgpu:NAME`.
 ///
 /// ```
 /// use qwen::Device;
@@ -26,12 +26,38 @@ pub enum Device {
     /// The best hardware GPU that the build has a backend for and whose memory the model fits, else the processor. Never
     /// a software adapter. [`crate::Engine::device`] says which it became, [`crate::Engine::device_reason`] why.
     Auto,
+    /// The NVIDIA card with this ordinal.
+    #[cfg(feature = "cuda")]
+    Cuda(usize),
     /// A GPU through Vulkan, Metal or DX12.
     #[cfg(feature = "wgpu")]
     Wgpu(AdapterChoice),
 }
 
 impl Device {
+    /// Bytes of its memory that may be taken now, where that is known. A card is opened to be asked, so that what its
+    /// context takes is not among them; of other GPUs the memory's size alone is known, and nothing here.
+    ///
+    /// # Errors
+    /// When the build has no such device, or the machine.
+    ///
+    /// ```
+    /// let bytes = qwen::Device::Cpu.free_bytes()?;
+    /// # let _ = bytes;
+    /// # Ok::<(), qwen::Error>(())
+    /// ```
+    pub fn free_bytes(&self) -> crate::Result<Option<u64>> {
+        match self {
+            #[cfg(feature = "cpu")]
+            Device::Cpu => Ok(qwen_core::memory::available_memory().map(|memory| memory.available)),
+            #[cfg(feature = "cuda")]
+            Device::Cuda(ordinal) => Ok(Some(qwen_backend_cuda::free_bytes(*ordinal)?)),
+            #[cfg(feature = "wgpu")]
+            Device::Wgpu(_) => Ok(None),
+            _ => Err(self.absent().into()),
+        }
+    }
+
     pub(crate) fn absent(&self) -> qwen_core::Error {
         let reason = format!("this build has {}; features of the crate add others", known());
         qwen_core::Error::unsupported(format!("device `{self}`"), reason)
@@ -39,13 +65,14 @@ impl Device {
 }
 
 /// How the devices of this build are named.
-fn known() -> &'static str {
-    match (cfg!(feature = "cpu"), cfg!(feature = "wgpu")) {
-        (true, true) => "`cpu`, `wgpu`, `wgpu:INDEX`, `wgpu:NAME` and `auto`",
-        (true, false) => "`cpu` and `auto`",
-        (false, true) => "`wgpu`, `wgpu:INDEX`, `wgpu:NAME` and `auto`",
-        (false, false) => "no device",
-    }
+fn known() -> String {
+    let names = [
+        (cfg!(feature = "cpu"), "`cpu`"),
+        (cfg!(feature = "cuda"), "`cuda`, `cuda:ORDINAL`"),
+        (cfg!(feature = "wgpu"), "`wgpu`, `wgpu:INDEX`, `wgpu:NAME`"),
+    ];
+    let names: Vec<&str> = names.into_iter().filter_map(|(built, name)| built.then_some(name)).collect();
+    if names.is_empty() { "no device".into() } else { format!("{} and `auto`", names.join(", ")) }
 }
 
 impl FromStr for Device {
@@ -56,6 +83,18 @@ impl FromStr for Device {
             "cpu" => return Ok(Device::Cpu),
             "auto" => return Ok(Device::Auto),
             _ => {}
+        }
+        #[cfg(feature = "cuda")]
+        match name.strip_prefix("cuda") {
+            Some("") => return Ok(Device::Cuda(0)),
+            Some(rest) => {
+                // Digits alone: `parse` would take a sign, too.
+                let digits = rest.strip_prefix(':').filter(|digits| digits.bytes().all(|digit| digit.is_ascii_digit()));
+                if let Some(ordinal) = digits.and_then(|digits| digits.parse().ok()) {
+                    return Ok(Device::Cuda(ordinal));
+                }
+            }
+            None => {}
         }
         #[cfg(feature = "wgpu")]
         match name.strip_prefix("wgpu") {
@@ -75,6 +114,8 @@ impl fmt::Display for Device {
         match self {
             Device::Cpu => f.write_str("cpu"),
             Device::Auto => f.write_str("auto"),
+            #[cfg(feature = "cuda")]
+            Device::Cuda(ordinal) => write!(f, "cuda:{ordinal}"),
             #[cfg(feature = "wgpu")]
             Device::Wgpu(AdapterChoice::Best) => f.write_str("wgpu"),
             #[cfg(feature = "wgpu")]
@@ -109,8 +150,8 @@ pub struct DeviceEntry {
     pub features: Vec<String>,
 }
 
-/// The devices of this machine that this build can run on: the processor, then GPUs in a fixed order, software ones
-/// included. None is opened.
+/// The devices of this machine that this build can run on: the processor, NVIDIA cards, then GPUs in a fixed order,
+/// software ones included. None is opened.
 ///
 /// ```
 /// for entry in qwen::devices() {
@@ -129,6 +170,16 @@ pub fn devices() -> Vec<DeviceEntry> {
         limits: BTreeMap::from([("physical_cores", qwen_backend_cpu::physical_cores() as u64)]),
         features: qwen_backend_cpu::Isa::available().iter().map(ToString::to_string).collect(),
     }]);
+    #[cfg(feature = "cuda")]
+    let devices = devices.chain(qwen_backend_cuda::cards().into_iter().map(|card| DeviceEntry {
+        device: Device::Cuda(card.ordinal),
+        name: card.name,
+        kind: "discrete",
+        driver: Some(format!("CUDA {}.{}", card.driver.0, card.driver.1)),
+        memory_bytes: Some(card.memory),
+        limits: BTreeMap::from([("multiprocessors", card.multiprocessors.into())]),
+        features: vec![format!("compute capability {}.{}", card.compute_capability.0, card.compute_capability.1)],
+    }));
     #[cfg(feature = "wgpu")]
     let devices = devices.chain(qwen_backend_wgpu::adapters().into_iter().map(|adapter| DeviceEntry {
         device: Device::Wgpu(AdapterChoice::Index(adapter.index)),
@@ -157,10 +208,14 @@ mod tests {
         if cfg!(feature = "wgpu") {
             names.extend(["wgpu", "wgpu:0", "wgpu:17", "wgpu:Intel(R) Arc A770: 16 GB", "wgpu:llvmpipe"]);
         }
+        if cfg!(feature = "cuda") {
+            names.extend(["cuda:0", "cuda:7"]);
+            assert_eq!("cuda".parse::<Device>(), "cuda:0".parse());
+        }
         for name in names {
             assert_eq!(name.parse::<Device>().map(|device| device.to_string()), Ok(name.into()));
         }
-        for name in ["", "CPU", "gpu", "wgpu:", "wgpux", "wgpu0"] {
+        for name in ["", "CPU", "gpu", "wgpu:", "wgpux", "wgpu0", "cuda:", "cuda0", "cuda:+1", "cuda:x"] {
             let error = name.parse::<Device>().unwrap_err();
             assert!(error.contains(&format!("`{name}`")) && error.contains("`auto`"), "{error}");
         }

@@ -18,11 +18,11 @@
 //!
 //! # Features
 //!
-//! `cpu` (default): the CPU backend. `wgpu`: GPUs through Vulkan, Metal or DX12, as `Device::Wgpu`. Features add devices;
-//! they never change what a device computes, nor which one runs when the program names it. [`devices`] lists those of
-//! the machine.
+//! `cpu` (default): the CPU backend. `cuda`: NVIDIA cards, as `Device::Cuda`. `wgpu`: GPUs through Vulkan, Metal or
+//! DX12, as `Device::Wgpu`. Features add devices; they never change what a device computes, nor which one runs when the
+//! program names it. [`devices`] lists those of the machine.
 
-#[cfg(any(feature = "cpu", feature = "wgpu"))]
+#[cfg(any(feature = "cpu", feature = "cuda", feature = "wgpu"))]
 mod ceilings;
 mod chat;
 mod device;
@@ -34,7 +34,7 @@ mod place;
 mod stop;
 mod worker;
 
-#[cfg(any(feature = "cpu", feature = "wgpu"))]
+#[cfg(any(feature = "cpu", feature = "cuda", feature = "wgpu"))]
 pub use ceilings::{CeilingMeter, Ceilings};
 pub use chat::{Chat, Reply};
 pub use device::{Device, DeviceEntry, devices};

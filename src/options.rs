@@ -35,7 +35,7 @@ const DEFAULT_CONTEXT: usize = 32_768;
 #[derive(Default)]
 pub struct EngineOptions {
     device: Device,
-    precision: Precision,
+    pub(crate) precision: Precision,
     context: Option<usize>,
     batch: Option<usize>,
     yarn_factor: Option<f64>,
@@ -227,7 +227,6 @@ impl EngineOptions {
     }
 
     /// The context that was asked for, or any.
-    #[cfg(feature = "wgpu")]
     pub(crate) fn asked_context(&self) -> usize {
         self.context.unwrap_or(usize::MAX)
     }
@@ -268,6 +267,11 @@ impl EngineOptions {
             options = options.pool(pool.clone());
         }
         options
+    }
+
+    #[cfg(feature = "cuda")]
+    pub(crate) fn cuda(&self, ordinal: usize) -> qwen_backend_cuda::CudaOptions {
+        qwen_backend_cuda::CudaOptions::new().ordinal(ordinal).precision(self.precision)
     }
 
     #[cfg(feature = "wgpu")]

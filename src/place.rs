@@ -1,7 +1,7 @@
 //! Where a model is planned and loaded: a [`Device`] by name, or a backend that the program brings.
 
 // A build with fewer devices has less to ask of the options.
-#![cfg_attr(not(all(feature = "cpu", feature = "wgpu")), allow(unused_variables))]
+#![cfg_attr(not(all(feature = "cpu", feature = "cuda", feature = "wgpu")), allow(unused_variables))]
 
 use qwen_core::batch::Limits;
 use qwen_core::checkpoint::Checkpoint;
@@ -127,6 +127,14 @@ impl Place for Device {
             Device::Cpu => {
                 Ok(Room { footprint: Box::new(qwen_backend_cpu::CpuFootprint), available_bytes: host_bytes() })
             }
+            #[cfg(feature = "cuda")]
+            Device::Cuda(ordinal) => {
+                let available_bytes = Some(qwen_backend_cuda::free_bytes(*ordinal)?);
+                let card = qwen_backend_cuda::cards().into_iter().find(|card| card.ordinal == *ordinal);
+                let card = card.ok_or_else(|| self.absent())?;
+                let footprint = qwen_backend_cuda::CudaFootprint::on(&card, options.precision);
+                Ok(Room { footprint: Box::new(footprint), available_bytes })
+            }
             #[cfg(feature = "wgpu")]
             Device::Wgpu(adapter) => {
                 let info = qwen_backend_wgpu::AdapterInfo::of(adapter)?;
@@ -143,6 +151,8 @@ impl Place for Device {
         match self {
             #[cfg(feature = "cpu")]
             Device::Cpu => Ok(Box::new(qwen_backend_cpu::CpuBackend::new(options.cpu())?)),
+            #[cfg(feature = "cuda")]
+            Device::Cuda(ordinal) => Ok(Box::new(qwen_backend_cuda::CudaBackend::new(options.cuda(ordinal))?)),
             #[cfg(feature = "wgpu")]
             Device::Wgpu(adapter) => Ok(Box::new(qwen_backend_wgpu::WgpuBackend::new(options.wgpu(&adapter))?)),
             _ => Err(self.absent()),
@@ -151,25 +161,44 @@ impl Place for Device {
 }
 
 /// A GPU that gives a conversation fewer positions than this, when no context was asked for, does not hold the model.
-#[cfg(feature = "wgpu")]
 const SHORTEST_CONTEXT: usize = 4096;
 
+/// The GPUs that [`Device::Auto`] may take, best first, and their names: cards by CUDA before others, since a card that
+/// both interfaces offer runs faster kernels there.
+fn gpus() -> Vec<(Device, String)> {
+    let gpus = std::iter::empty();
+    #[cfg(feature = "cuda")]
+    let gpus = {
+        let mut cards = qwen_backend_cuda::cards();
+        cards.sort_by_key(|card| std::cmp::Reverse((card.memory, card.compute_capability)));
+        gpus.chain(cards.into_iter().map(|card| (Device::Cuda(card.ordinal), card.name)))
+    };
+    #[cfg(feature = "wgpu")]
+    let gpus = gpus.chain(
+        qwen_backend_wgpu::hardware_adapters()
+            .into_iter()
+            .map(|adapter| (Device::Wgpu(qwen_backend_wgpu::AdapterChoice::Index(adapter.index)), adapter.name)),
+    );
+    gpus.collect()
+}
+
 /// What [`Device::Auto`] means for a model: the GPUs that hold it, best first, and then the CPU.
-#[cfg(feature = "wgpu")]
 fn auto(
     options: &EngineOptions,
     checkpoint: &Checkpoint,
     config: &Config,
     num_token_ids: usize,
 ) -> Result<Vec<Candidate<Device>>> {
+    if !cfg!(any(feature = "cuda", feature = "wgpu")) {
+        return Ok(vec![(Device::Cpu, "this build has no other device".into())]);
+    }
     let (mut candidates, mut passed) = (Vec::new(), Vec::new());
-    for adapter in qwen_backend_wgpu::hardware_adapters() {
-        let device = Device::Wgpu(qwen_backend_wgpu::AdapterChoice::Index(adapter.index));
+    for (device, name) in gpus() {
         let refusal = match options.plan_for(&device, checkpoint, config, num_token_ids) {
             Ok(plan) => match plan.check() {
                 Ok(()) if plan.context >= config.max_context().min(SHORTEST_CONTEXT).min(options.asked_context()) => {
                     let rank = if candidates.is_empty() { "the best" } else { "the next best" };
-                    candidates.push((device, format!("{} is {rank} GPU that holds the model", adapter.name)));
+                    candidates.push((device, format!("{name} is {rank} GPU that holds the model")));
                     continue;
                 }
                 Ok(()) => format!("only a context of {} would fit", plan.context),
@@ -178,7 +207,7 @@ fn auto(
             // What is wrong with the checkpoint or the options is wrong on the CPU, too.
             Err(error) => error.to_string(),
         };
-        passed.push(format!("{}: {refusal}", adapter.name));
+        passed.push(format!("{name}: {refusal}"));
     }
     let reason = match (candidates.is_empty(), passed.is_empty()) {
         (true, true) => "no hardware GPU was found".into(),
@@ -188,12 +217,6 @@ fn auto(
     };
     candidates.push((Device::Cpu, reason));
     Ok(candidates)
-}
-
-/// What [`Device::Auto`] means in a build without GPUs.
-#[cfg(not(feature = "wgpu"))]
-fn auto(_: &EngineOptions, _: &Checkpoint, _: &Config, _: usize) -> Result<Vec<Candidate<Device>>> {
-    Ok(vec![(Device::Cpu, "this build has no other device".into())])
 }
 
 fn host_bytes() -> Option<u64> {
