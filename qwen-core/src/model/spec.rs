@@ -117,7 +117,7 @@ impl ModelSpec {
         if rank >= ranks || !self.divides(ranks) {
             let works: Vec<String> = self.rank_counts().map(|ranks| ranks.to_string()).collect();
             return Err(Error::argument(
-                "shard",
+                "ranks",
                 format!(
                     "rank {rank} of {ranks}: {num_attention_heads} heads, {num_key_value_heads} K/V heads and an inner \
                      width of {} can be cut over this many ranks: {}",

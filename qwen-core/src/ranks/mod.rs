@@ -62,6 +62,12 @@ pub struct Ranks {
     lost_after: Duration,
 }
 
+impl Default for Ranks {
+    fn default() -> Self {
+        Self::alone()
+    }
+}
+
 impl Ranks {
     /// A process that runs its model alone.
     pub fn alone() -> Self {
