@@ -6,15 +6,16 @@ use std::sync::Arc;
 
 use qwen_core::batch::Limits;
 use qwen_core::checkpoint::Checkpoint;
-use qwen_core::model::spec::ModelSpec;
 use qwen_core::plan::{Plan, PlanInput, limits_for};
+use qwen_core::ranks::Ranks;
 use qwen_core::{Backend, Config, Precision};
 use qwen_tokenizer::Tokenizer;
 
 use crate::device::Device;
 use crate::engine::Engine;
 use crate::error::Result;
-use crate::place::{Own, Place};
+use crate::load;
+use crate::place::{Own, Place, Room};
 
 /// The context that is taken when none is asked for: longer ones cost memory, and base models name contexts that need
 /// YaRN.
@@ -46,6 +47,7 @@ pub struct EngineOptions {
     max_num_logits: Option<usize>,
     padding_ids: bool,
     memory_budget: Option<u64>,
+    pub(crate) ranks: Ranks,
     progress: Option<Arc<dyn Fn(f32) + Send + Sync>>,
     #[cfg(feature = "wgpu")]
     pub(crate) wgpu_capabilities: qwen_backend_wgpu::CapabilitySet,
@@ -59,6 +61,7 @@ impl fmt::Debug for EngineOptions {
             .field("context", &self.context)
             .field("batch", &self.batch)
             .field("threads", &self.threads)
+            .field("ranks", &self.ranks)
             .finish_non_exhaustive()
     }
 }
@@ -102,7 +105,8 @@ impl EngineOptions {
         self
     }
 
-    /// Threads that compute. Default: one for each physical core that the process may use.
+    /// Threads that compute. Default: one for each physical core that the process may use, shared among the ranks of this
+    /// machine.
     pub fn threads(mut self, threads: usize) -> Self {
         self.threads = Some(threads);
         self
@@ -115,7 +119,7 @@ impl EngineOptions {
         self
     }
 
-    /// Prompt tokens of a step at most. Larger ones are a little faster and take more memory. Default 512.
+    /// Prompt tokens of a step at most. Larger ones are a little faster and take more memory. Default 512, and 2048 on NVIDIA cards.
     pub fn prompt_chunk(mut self, tokens: usize) -> Self {
         self.prompt_chunk = Some(tokens);
         self
@@ -134,9 +138,29 @@ impl EngineOptions {
         self
     }
 
-    /// Bytes that the engine may take. Default: what the system and the process's cgroup leave, or the memory of a GPU.
+    /// Bytes that the engine may take in this process. Default: what the system and the process's cgroup leave, shared
+    /// among the ranks of this machine, or the memory of a GPU.
     pub fn memory_budget(mut self, bytes: u64) -> Self {
         self.memory_budget = Some(bytes);
+        self
+    }
+
+    /// Run one model with other processes, of which this is one. Rank 0 has the engine ([`EngineOptions::load`]), the
+    /// others help it ([`EngineOptions::follow`]). Default: alone.
+    ///
+    /// ```no_run
+    /// use qwen::{EngineOptions, Ranks};
+    /// let ranks = Ranks::from_env()?;
+    /// let options = EngineOptions::new().ranks(ranks.clone());
+    /// if !ranks.is_leader() {
+    ///     return options.follow("path/to/Qwen2.5-72B-Instruct");
+    /// }
+    /// let engine = options.load("path/to/Qwen2.5-72B-Instruct")?;
+    /// println!("{}", engine.chat().send("Hello!")?.text()?);
+    /// # Ok::<(), qwen::Error>(())
+    /// ```
+    pub fn ranks(mut self, ranks: Ranks) -> Self {
+        self.ranks = ranks;
         self
     }
 
@@ -180,6 +204,43 @@ impl EngineOptions {
         Engine::load_with(path.as_ref(), self, Own(backend))
     }
 
+    /// As a rank other than 0, hold this rank's part of the model at `path` and compute with rank 0, until its engine is
+    /// dropped. Each rank reads the checkpoint from a folder of its own machine; no tokenizer is needed.
+    ///
+    /// # Errors
+    /// As [`EngineOptions::load`], and [`qwen_core::Error::RankFailed`] when another rank fails or is lost: end the
+    /// process then, and let its launcher start all of them again.
+    pub fn follow(self, path: impl AsRef<Path>) -> Result<()> {
+        let device = self.device.clone();
+        load::follow(path.as_ref(), self, device)
+    }
+
+    /// As [`EngineOptions::follow`], on a backend of the program's own.
+    ///
+    /// # Errors
+    /// As [`EngineOptions::follow`].
+    pub fn follow_on<B: Backend>(mut self, backend: B, path: impl AsRef<Path>) -> Result<()> {
+        self.precision = backend.info().precision;
+        load::follow(path.as_ref(), self, Own(backend))
+    }
+
+    pub(crate) fn set_context(&mut self, positions: usize) {
+        self.context = Some(positions);
+    }
+
+    /// The options that all ranks must have in common, by name.
+    pub(crate) fn fingerprint(&self) -> [(&'static str, String); 6] {
+        let text = |value: Option<usize>| value.map_or("the default".into(), |value: usize| value.to_string());
+        [
+            ("what ranks share", if self.ranks.is_by_layers() { "layers" } else { "heads" }.to_owned()),
+            ("`precision`", format!("{:?}", self.precision)),
+            ("`context`", text(self.context)),
+            ("`batch`", text(self.batch)),
+            ("`prompt_chunk`", text(self.prompt_chunk)),
+            ("`max_num_logits`", text(self.max_num_logits)),
+        ]
+    }
+
     pub(crate) fn config(&self, checkpoint: &Checkpoint) -> Result<Config> {
         let config = checkpoint.config().clone();
         Ok(match self.yarn_factor {
@@ -195,6 +256,16 @@ impl EngineOptions {
         config: &Config,
         num_token_ids: usize,
     ) -> qwen_core::Result<Plan> {
+        self.plan_in(&place.room(self)?, checkpoint, config, num_token_ids)
+    }
+
+    pub(crate) fn plan_in(
+        &self,
+        room: &Room,
+        checkpoint: &Checkpoint,
+        config: &Config,
+        num_token_ids: usize,
+    ) -> qwen_core::Result<Plan> {
         let model_context = config.max_context();
         let batch = self.batch.unwrap_or(1);
         if let Some(context) = self.context.filter(|context| *context > model_context || *context < 2) {
@@ -206,11 +277,10 @@ impl EngineOptions {
                 return Err(qwen_core::Error::argument(name, "must be at least 1, is 0"));
             }
         }
-        let room = place.room(self)?;
-        let spec = ModelSpec::new(config);
+        let spec = self.ranks.part(config)?;
         let input = |context: usize| PlanInput {
             spec: &spec,
-            limits: self.limits(context, batch, config, num_token_ids),
+            limits: self.limits(room, context, batch, config, num_token_ids),
             precision: self.precision,
             context,
             batch,
@@ -231,11 +301,18 @@ impl EngineOptions {
         self.context.unwrap_or(usize::MAX)
     }
 
-    pub(crate) fn limits(&self, context: usize, batch: usize, config: &Config, num_token_ids: usize) -> Limits {
+    pub(crate) fn limits(
+        &self,
+        room: &Room,
+        context: usize,
+        batch: usize,
+        config: &Config,
+        num_token_ids: usize,
+    ) -> Limits {
         let max_num_seqs = batch.max(8);
         let limits = Limits {
             max_model_len: context,
-            max_num_batched_tokens: self.prompt_chunk.unwrap_or(512),
+            max_num_batched_tokens: self.prompt_chunk.unwrap_or(room.prompt_chunk),
             max_num_seqs,
             max_num_logits: self.max_num_logits.unwrap_or(16).max(max_num_seqs),
             block_size: 32,
@@ -260,7 +337,11 @@ impl EngineOptions {
     #[cfg(feature = "cpu")]
     pub(crate) fn cpu(&self) -> qwen_backend_cpu::CpuOptions {
         let mut options = qwen_backend_cpu::CpuOptions::new().precision(self.precision);
-        if let Some(threads) = self.threads {
+        let shared = || match self.ranks.local_world_size() {
+            1 => None,
+            ranks => Some((qwen_backend_cpu::physical_cores() / ranks).max(1)),
+        };
+        if let Some(threads) = self.threads.or_else(shared) {
             options = options.threads(threads);
         }
         if let Some(pool) = &self.pool {
@@ -271,7 +352,13 @@ impl EngineOptions {
 
     #[cfg(feature = "cuda")]
     pub(crate) fn cuda(&self, ordinal: usize) -> qwen_backend_cuda::CudaOptions {
-        qwen_backend_cuda::CudaOptions::new().ordinal(ordinal).precision(self.precision)
+        qwen_backend_cuda::CudaOptions::new().ordinal(self.card(ordinal)).precision(self.precision)
+    }
+
+    /// The card of this rank: the ranks of one machine take one each, from the one that was named on.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn card(&self, ordinal: usize) -> usize {
+        ordinal + self.ranks.local_rank()
     }
 
     #[cfg(feature = "wgpu")]
@@ -283,7 +370,8 @@ impl EngineOptions {
     }
 }
 
-/// What the model at `path` takes with `options`, from its headers and key biases alone.
+/// What the model at `path` takes with `options`, from its headers and key biases alone. Of several ranks: what the one
+/// that the options name takes.
 ///
 /// ```no_run
 /// let options = qwen::EngineOptions::new().context(8192);

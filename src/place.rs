@@ -1,12 +1,18 @@
 //! Where a model is planned and loaded: a [`Device`] by name, or a backend that the program brings.
+//!
+//! A device with an interconnect of its own sums over the ranks by it: see [`Open::sums`].
 
 // A build with fewer devices has less to ask of the options.
 #![cfg_attr(not(all(feature = "cpu", feature = "cuda", feature = "wgpu")), allow(unused_variables))]
 
+use std::sync::Arc;
+
 use qwen_core::batch::Limits;
 use qwen_core::checkpoint::Checkpoint;
+use qwen_core::collective::Collective;
 use qwen_core::model::Model;
 use qwen_core::model::spec::ModelSpec;
+use qwen_core::ranks::{LeaderRunner, Link, TcpGroup, follow};
 use qwen_core::rope::Rope;
 use qwen_core::runner::{ModelRunner, Runner};
 use qwen_core::{Backend, Config, Footprint, Result, memory};
@@ -14,18 +20,39 @@ use qwen_core::{Backend, Config, Footprint, Result, memory};
 use crate::device::Device;
 use crate::options::EngineOptions;
 
-/// A loaded model and the name of its device.
-pub(crate) struct Loaded {
-    pub(crate) runner: Box<dyn Runner>,
-    pub(crate) device: String,
+/// What is to be loaded.
+pub(crate) struct Job<'a> {
+    pub(crate) checkpoint: &'a Checkpoint,
+    pub(crate) config: &'a Config,
+    pub(crate) limits: &'a Limits,
+    /// The model, or this rank's part of it.
+    pub(crate) spec: ModelSpec,
+    /// The other ranks, where there are any.
+    pub(crate) link: Option<Arc<Link>>,
+}
+
+/// What this process does with what it has loaded.
+pub(crate) enum Part {
+    /// It has the engine: alone, or as rank 0.
+    Engine(Box<dyn Runner>),
+    /// It computes with rank 0, until that is done.
+    Follower(Box<dyn FnOnce() -> Result<()>>),
 }
 
 /// What a place has for a model.
 pub(crate) struct Room {
     pub(crate) footprint: Box<dyn Footprint>,
+    /// Prompt tokens of a step that suit it.
+    pub(crate) prompt_chunk: usize,
     /// Bytes that may be taken, where that is known.
     pub(crate) available_bytes: Option<u64>,
 }
+
+/// Beyond it a chunk gains little on the CPU, and delays running answers.
+const PROMPT_CHUNK: usize = 512;
+/// Fewer tokens leave parts of a large card idle.
+#[cfg(feature = "cuda")]
+const CARD_PROMPT_CHUNK: usize = 2048;
 
 /// A place that may be meant, and why, in a few words.
 pub(crate) type Candidate<P> = (P, String);
@@ -51,16 +78,10 @@ pub(crate) trait Place: Sized {
     fn open(self, options: &EngineOptions) -> Result<Box<dyn Opened>>;
 }
 
-/// A backend that is open.
+/// A device that is open.
 pub(crate) trait Opened {
-    /// Load a model.
-    fn load(
-        self: Box<Self>,
-        checkpoint: &Checkpoint,
-        config: &Config,
-        limits: &Limits,
-        options: &mut EngineOptions,
-    ) -> Result<Loaded>;
+    /// Load a model or a part of it, and say the device's name.
+    fn load(self: Box<Self>, job: Job<'_>, options: &EngineOptions) -> Result<(Part, String)>;
 }
 
 /// The first of `candidates` that opens, with why it is that one and not another. The error is that of the last.
@@ -93,13 +114,13 @@ impl<B: Backend> Place for Own<B> {
         None
     }
 
-    fn room(&self, _: &EngineOptions) -> Result<Room> {
-        let available_bytes = self.0.info().memory_available.or_else(host_bytes);
-        Ok(Room { footprint: self.0.footprint(), available_bytes })
+    fn room(&self, options: &EngineOptions) -> Result<Room> {
+        let available_bytes = self.0.info().memory_available.or_else(|| host_bytes(options));
+        Ok(Room { footprint: self.0.footprint(), prompt_chunk: PROMPT_CHUNK, available_bytes })
     }
 
     fn open(self, _: &EngineOptions) -> Result<Box<dyn Opened>> {
-        Ok(Box::new(self.0))
+        Ok(Open::boxed(self.0))
     }
 }
 
@@ -125,23 +146,25 @@ impl Place for Device {
         match self {
             #[cfg(feature = "cpu")]
             Device::Cpu => {
-                Ok(Room { footprint: Box::new(qwen_backend_cpu::CpuFootprint), available_bytes: host_bytes() })
+                let footprint = Box::new(qwen_backend_cpu::CpuFootprint);
+                Ok(Room { footprint, prompt_chunk: PROMPT_CHUNK, available_bytes: host_bytes(options) })
             }
             #[cfg(feature = "cuda")]
             Device::Cuda(ordinal) => {
-                let available_bytes = Some(qwen_backend_cuda::free_bytes(*ordinal)?);
-                let card = qwen_backend_cuda::cards().into_iter().find(|card| card.ordinal == *ordinal);
+                let ordinal = options.card(*ordinal);
+                let available_bytes = Some(qwen_backend_cuda::free_bytes(ordinal)?);
+                let card = qwen_backend_cuda::cards().into_iter().find(|card| card.ordinal == ordinal);
                 let card = card.ok_or_else(|| self.absent())?;
                 let footprint = qwen_backend_cuda::CudaFootprint::on(&card, options.precision);
-                Ok(Room { footprint: Box::new(footprint), available_bytes })
+                Ok(Room { footprint: Box::new(footprint), prompt_chunk: CARD_PROMPT_CHUNK, available_bytes })
             }
             #[cfg(feature = "wgpu")]
             Device::Wgpu(adapter) => {
                 let info = qwen_backend_wgpu::AdapterInfo::of(adapter)?;
-                let host = if info.shares_host_memory() { host_bytes() } else { None };
+                let host = if info.shares_host_memory() { host_bytes(options) } else { None };
                 let footprint = qwen_backend_wgpu::WgpuFootprint::on(&info, options.wgpu_capabilities);
                 let available_bytes = info.memory.into_iter().chain(host).min();
-                Ok(Room { footprint: Box::new(footprint), available_bytes })
+                Ok(Room { footprint: Box::new(footprint), prompt_chunk: PROMPT_CHUNK, available_bytes })
             }
             _ => Err(self.absent()),
         }
@@ -150,11 +173,14 @@ impl Place for Device {
     fn open(self, options: &EngineOptions) -> Result<Box<dyn Opened>> {
         match self {
             #[cfg(feature = "cpu")]
-            Device::Cpu => Ok(Box::new(qwen_backend_cpu::CpuBackend::new(options.cpu())?)),
+            Device::Cpu => Ok(Open::boxed(qwen_backend_cpu::CpuBackend::new(options.cpu())?)),
             #[cfg(feature = "cuda")]
-            Device::Cuda(ordinal) => Ok(Box::new(qwen_backend_cuda::CudaBackend::new(options.cuda(ordinal))?)),
+            Device::Cuda(ordinal) => {
+                let backend = qwen_backend_cuda::CudaBackend::new(options.cuda(ordinal))?;
+                Ok(Box::new(Open { backend, sums: nccl_group }))
+            }
             #[cfg(feature = "wgpu")]
-            Device::Wgpu(adapter) => Ok(Box::new(qwen_backend_wgpu::WgpuBackend::new(options.wgpu(&adapter))?)),
+            Device::Wgpu(adapter) => Ok(Open::boxed(qwen_backend_wgpu::WgpuBackend::new(options.wgpu(&adapter))?)),
             _ => Err(self.absent()),
         }
     }
@@ -219,24 +245,58 @@ fn auto(
     Ok(candidates)
 }
 
-fn host_bytes() -> Option<u64> {
-    memory::available_memory().map(|memory| memory.available)
+/// What this process may take of the host's memory: its share, where several ranks are on one machine.
+fn host_bytes(options: &EngineOptions) -> Option<u64> {
+    memory::available_memory().map(|memory| memory.available / options.ranks.local_world_size() as u64)
 }
 
-impl<B: Backend> Opened for B {
-    fn load(
-        mut self: Box<Self>,
-        checkpoint: &Checkpoint,
-        config: &Config,
-        limits: &Limits,
-        options: &mut EngineOptions,
-    ) -> Result<Loaded> {
-        let device = self.info().name;
-        let spec = ModelSpec::new(config);
-        let model = Model::load(&mut *self, spec, limits, checkpoint, &mut |share| options.report(share))?;
-        let mut runner = ModelRunner::new(*self, model, Rope::new(config), limits.clone());
+/// How the ranks of a model sum on a backend.
+type Sums<B> = fn(&B, &Arc<Link>) -> Result<Arc<dyn Collective>>;
+
+/// A backend and how it sums over ranks.
+struct Open<B> {
+    backend: B,
+    sums: Sums<B>,
+}
+
+impl<B: Backend> Open<B> {
+    /// A backend without an interconnect of its own: sums go over the link of the ranks.
+    fn boxed(backend: B) -> Box<dyn Opened> {
+        Box::new(Open { backend, sums: |_, link| Ok(Arc::new(TcpGroup::new(link.clone()))) })
+    }
+}
+
+/// Cards sum among themselves. Their identifier goes over the link, and a rank that is lost there is lost to them, too.
+#[cfg(feature = "cuda")]
+fn nccl_group(backend: &qwen_backend_cuda::CudaBackend, link: &Arc<Link>) -> Result<Arc<dyn Collective>> {
+    let mut id = if link.rank() == 0 { qwen_backend_cuda::unique_id()? } else { Vec::new() };
+    link.broadcast(&mut id)?;
+    let group = qwen_backend_cuda::NcclGroup::new(backend, link.rank(), link.world_size(), &id)?;
+    let aborter = group.aborter();
+    link.on_loss(move || aborter.abort());
+    Ok(Arc::new(group))
+}
+
+impl<B: Backend> Opened for Open<B> {
+    fn load(self: Box<Self>, job: Job<'_>, options: &EngineOptions) -> Result<(Part, String)> {
+        let Open { mut backend, sums } = *self;
+        let device = backend.info().name;
+        let Job { checkpoint, config, limits, spec, link } = job;
+        // Ranks that share layers have nothing to sum.
+        let summing = link.as_ref().filter(|_| spec.shard.ranks > 1);
+        let group = summing.map(|link| sums(&backend, link)).transpose()?;
+        let model = Model::load(&mut backend, spec, limits, checkpoint, &mut |share| options.report(share))?;
+        let mut runner = ModelRunner::new(backend, model, Rope::new(config), limits.clone());
+        if let Some(group) = group {
+            runner = runner.with_group(group);
+        }
         runner.warm_up()?;
-        Ok(Loaded { runner: Box::new(runner), device })
+        let part = match link {
+            None => Part::Engine(Box::new(runner)),
+            Some(link) if link.rank() == 0 => Part::Engine(Box::new(LeaderRunner::new(runner, link))),
+            Some(link) => Part::Follower(Box::new(move || follow(runner, &link))),
+        };
+        Ok((part, device))
     }
 }
 

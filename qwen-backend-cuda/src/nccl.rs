@@ -5,7 +5,8 @@
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::fmt;
-use std::sync::{Arc, OnceLock};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
 
 use libloading::Library;
 use qwen_core::backend::Backend;
@@ -122,10 +123,12 @@ struct Communicator {
     driver: Arc<dyn Driver>,
     rank: usize,
     ranks: usize,
+    /// Given up: `comm` is no more.
+    aborted: AtomicBool,
 }
 
 // SAFETY: NCCL's communicators may be used by any thread, one at a time; a group belongs to one backend, which issues its
-// work in order.
+// work in order. To abort one while others wait is what that call is for.
 unsafe impl Send for Communicator {}
 // SAFETY: as above.
 unsafe impl Sync for Communicator {}
@@ -136,8 +139,21 @@ impl fmt::Debug for Communicator {
     }
 }
 
+impl Communicator {
+    /// End what the card waits for from other ranks. Nothing is summed any more.
+    fn abort(&self) {
+        if !self.aborted.swap(true, Ordering::SeqCst) {
+            // SAFETY: made by `NcclGroup::new`, given back once.
+            unsafe { (self.nccl.comm_abort)(self.comm) };
+        }
+    }
+}
+
 impl Drop for Communicator {
     fn drop(&mut self) {
+        if *self.aborted.get_mut() {
+            return;
+        }
         // Sums that other ranks never join would be waited for without end: only a stream that is done is ended in order.
         let ended = self.driver.make_current().and_then(|()| self.driver.wait());
         // SAFETY: made by `NcclGroup::new`, given back once.
@@ -176,7 +192,7 @@ impl NcclGroup {
         // SAFETY: the card's context is current; it writes a communicator.
         let code = unsafe { (nccl.comm_init_rank)(&mut comm, ranks as c_int, UniqueId(id), rank as c_int) };
         nccl.check("ncclCommInitRank", code).map_err(failed)?;
-        let shared = Communicator { nccl, comm, driver, rank, ranks };
+        let shared = Communicator { nccl, comm, driver, rank, ranks, aborted: AtomicBool::new(false) };
         Ok(NcclGroup { shared: Arc::new(shared), host: std::sync::Mutex::default() })
     }
 
@@ -190,10 +206,28 @@ impl NcclGroup {
         self.shared.ranks
     }
 
+    /// What ends the group from another thread, when a rank is known to be lost: the card would wait for it for ever.
+    pub fn aborter(&self) -> NcclAborter {
+        NcclAborter(Arc::downgrade(&self.shared))
+    }
+
     /// The sum of the first `len` values of `array` in place; none when the group is another card's.
     pub(crate) fn sum(&self, driver: &Arc<dyn Driver>, array: &Array, len: usize) -> Option<Sum> {
         let own = Arc::ptr_eq(driver, &self.shared.driver) && 4 * len <= array.bytes;
         own.then(|| Sum { communicator: self.shared.clone(), array: array.clone(), len })
+    }
+}
+
+/// Ends an [`NcclGroup`] from any thread.
+#[derive(Debug, Clone)]
+pub struct NcclAborter(Weak<Communicator>);
+
+impl NcclAborter {
+    /// End the group, if it is still there: sums that wait for other ranks end with an error, and later ones fail.
+    pub fn abort(&self) {
+        if let Some(communicator) = self.0.upgrade() {
+            communicator.abort();
+        }
     }
 }
 
@@ -227,7 +261,10 @@ pub(crate) struct Sum {
 impl Sum {
     /// Queue it.
     pub(crate) fn issue(&self, driver: &dyn Driver) -> Outcome<()> {
-        let Communicator { nccl, comm, .. } = &*self.communicator;
+        let Communicator { nccl, comm, aborted, .. } = &*self.communicator;
+        if aborted.load(Ordering::SeqCst) {
+            return Err(Fault::Refused("another rank is lost, and the group with it".into()));
+        }
         driver.make_current()?;
         let Some(stream) = driver.stream() else {
             return Err(Fault::Refused("there is no card behind this backend".into()));
