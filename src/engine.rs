@@ -17,8 +17,9 @@ use crate::chat::Chat;
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::generate::{GenerateOptions, TextStream, TokenStream};
+use crate::load;
 use crate::options::EngineOptions;
-use crate::place::Place;
+use crate::place::{Part, Place};
 use crate::stop::stop_token_ids;
 use crate::worker::{self, Command};
 
@@ -85,6 +86,9 @@ impl Engine {
     }
 
     pub(crate) fn load_with(path: &Path, mut options: EngineOptions, place: impl Place) -> Result<Self> {
+        if !options.ranks.is_leader() {
+            return Err(load::no_engine(&options).into());
+        }
         let checkpoint = Checkpoint::open(path)?;
         let config = options.config(&checkpoint)?;
         let generation_config = checkpoint.generation_config().clone();
@@ -94,14 +98,10 @@ impl Engine {
             false => Err(Missing(folder.to_owned())),
         };
         let num_token_ids = options.num_token_ids(tokenizer.as_ref().ok(), &config);
-        let (place, device_reason) = place.settle(&options, &checkpoint, &config, num_token_ids)?;
-        let placed_on = place.device();
-        let plan = options.plan_for(&place, &checkpoint, &config, num_token_ids)?;
-        plan.check()?;
-        let limits = options.limits(plan.context, plan.batch, &config, num_token_ids);
-        let loaded = place.load(&checkpoint, &config, &limits, &mut options)?;
+        let loaded = load::load(place, &checkpoint, &config, num_token_ids, &mut options)?;
+        let Part::Engine(runner) = loaded.part else { return Err(load::no_engine(&options).into()) };
         let interrupt = Interrupt::default();
-        let core = EngineCore::new(loaded.runner, interrupt.clone());
+        let core = EngineCore::new(runner, interrupt.clone());
         let (commands, received) = mpsc::channel();
         let thread = std::thread::Builder::new()
             .name("qwen-engine".into())
@@ -109,7 +109,6 @@ impl Engine {
             .map_err(|source| qwen_core::Error::Io { path: "the engine's thread".into(), source })?;
         let stop_token_ids = stop_token_ids(&config, &generation_config, tokenizer.as_ref().ok());
         let weight_encoding = checkpoint.tensor("model.layers.0.mlp.down_proj.weight")?.encoding;
-        let device = loaded.device;
         Ok(Engine {
             inner: Arc::new(Inner {
                 commands: Some(commands),
@@ -119,10 +118,10 @@ impl Engine {
                 config,
                 generation_config,
                 stop_token_ids,
-                plan,
-                device,
-                device_reason,
-                placed_on,
+                plan: loaded.plan,
+                device: loaded.device,
+                device_reason: loaded.device_reason,
+                placed_on: loaded.placed_on,
                 weight_encoding,
             }),
         })

@@ -29,6 +29,7 @@ mod device;
 mod engine;
 mod error;
 mod generate;
+mod load;
 mod options;
 mod place;
 mod stop;
@@ -50,6 +51,7 @@ pub use qwen_backend_wgpu::CapabilitySet;
 pub use qwen_core::engine::{Canceller, FinishReason};
 pub use qwen_core::memory;
 pub use qwen_core::plan::Plan;
+pub use qwen_core::ranks::Ranks;
 pub use qwen_core::{Config, Encoding, GenerationConfig, Precision};
 pub use qwen_tokenizer::{ChatInput, ChatTemplate, Content, FunctionCall, Message, Role, Tokenizer, Tool, ToolCall};
 

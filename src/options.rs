@@ -8,12 +8,14 @@ use qwen_core::batch::Limits;
 use qwen_core::checkpoint::Checkpoint;
 use qwen_core::model::spec::ModelSpec;
 use qwen_core::plan::{Plan, PlanInput, limits_for};
+use qwen_core::ranks::Ranks;
 use qwen_core::{Backend, Config, Precision};
 use qwen_tokenizer::Tokenizer;
 
 use crate::device::Device;
 use crate::engine::Engine;
 use crate::error::Result;
+use crate::load;
 use crate::place::{Own, Place};
 
 /// The context that is taken when none is asked for: longer ones cost memory, and base models name contexts that need
@@ -46,6 +48,7 @@ pub struct EngineOptions {
     max_num_logits: Option<usize>,
     padding_ids: bool,
     memory_budget: Option<u64>,
+    pub(crate) ranks: Ranks,
     progress: Option<Arc<dyn Fn(f32) + Send + Sync>>,
     #[cfg(feature = "wgpu")]
     pub(crate) wgpu_capabilities: qwen_backend_wgpu::CapabilitySet,
@@ -59,6 +62,7 @@ impl fmt::Debug for EngineOptions {
             .field("context", &self.context)
             .field("batch", &self.batch)
             .field("threads", &self.threads)
+            .field("ranks", &self.ranks)
             .finish_non_exhaustive()
     }
 }
@@ -102,7 +106,8 @@ impl EngineOptions {
         self
     }
 
-    /// Threads that compute. Default: one for each physical core that the process may use.
+    /// Threads that compute. Default: one for each physical core that the process may use, shared among the ranks of this
+    /// machine.
     pub fn threads(mut self, threads: usize) -> Self {
         self.threads = Some(threads);
         self
@@ -134,9 +139,29 @@ impl EngineOptions {
         self
     }
 
-    /// Bytes that the engine may take. Default: what the system and the process's cgroup leave, or the memory of a GPU.
+    /// Bytes that the engine may take in this process. Default: what the system and the process's cgroup leave, shared
+    /// among the ranks of this machine, or the memory of a GPU.
     pub fn memory_budget(mut self, bytes: u64) -> Self {
         self.memory_budget = Some(bytes);
+        self
+    }
+
+    /// Run one model with other processes, of which this is one. Rank 0 has the engine ([`EngineOptions::load`]), the
+    /// others help it ([`EngineOptions::follow`]). Default: alone.
+    ///
+    /// ```no_run
+    /// use qwen::{EngineOptions, Ranks};
+    /// let ranks = Ranks::from_env()?;
+    /// let options = EngineOptions::new().ranks(ranks.clone());
+    /// if !ranks.is_leader() {
+    ///     return options.follow("path/to/Qwen2.5-72B-Instruct");
+    /// }
+    /// let engine = options.load("path/to/Qwen2.5-72B-Instruct")?;
+    /// println!("{}", engine.chat().send("Hello!")?.text()?);
+    /// # Ok::<(), qwen::Error>(())
+    /// ```
+    pub fn ranks(mut self, ranks: Ranks) -> Self {
+        self.ranks = ranks;
         self
     }
 
@@ -180,6 +205,49 @@ impl EngineOptions {
         Engine::load_with(path.as_ref(), self, Own(backend))
     }
 
+    /// As a rank other than 0, hold this rank's part of the model at `path` and compute with rank 0, until its engine is
+    /// dropped. Each rank reads the checkpoint from a folder of its own machine; no tokenizer is needed.
+    ///
+    /// # Errors
+    /// As [`EngineOptions::load`], and [`qwen_core::Error::RankFailed`] when another rank fails or is lost: end the
+    /// process then, and let its launcher start all of them again.
+    pub fn follow(self, path: impl AsRef<Path>) -> Result<()> {
+        let device = self.device.clone();
+        load::follow(path.as_ref(), self, device)
+    }
+
+    /// As [`EngineOptions::follow`], on a backend of the program's own.
+    ///
+    /// # Errors
+    /// As [`EngineOptions::follow`].
+    pub fn follow_on<B: Backend>(mut self, backend: B, path: impl AsRef<Path>) -> Result<()> {
+        self.precision = backend.info().precision;
+        load::follow(path.as_ref(), self, Own(backend))
+    }
+
+    /// The part of the model that this process holds.
+    pub(crate) fn spec(&self, config: &Config) -> qwen_core::Result<ModelSpec> {
+        let spec = ModelSpec::new(config).shard(self.ranks.shard())?;
+        // Rank 0 alone reads logits.
+        Ok(if self.ranks.is_leader() { spec } else { spec.without_head() })
+    }
+
+    pub(crate) fn set_context(&mut self, positions: usize) {
+        self.context = Some(positions);
+    }
+
+    /// The options that all ranks must have in common, by name.
+    pub(crate) fn fingerprint(&self) -> [(&'static str, String); 5] {
+        let text = |value: Option<usize>| value.map_or("the default".into(), |value: usize| value.to_string());
+        [
+            ("`precision`", format!("{:?}", self.precision)),
+            ("`context`", text(self.context)),
+            ("`batch`", text(self.batch)),
+            ("`prompt_chunk`", text(self.prompt_chunk)),
+            ("`max_num_logits`", text(self.max_num_logits)),
+        ]
+    }
+
     pub(crate) fn config(&self, checkpoint: &Checkpoint) -> Result<Config> {
         let config = checkpoint.config().clone();
         Ok(match self.yarn_factor {
@@ -207,7 +275,7 @@ impl EngineOptions {
             }
         }
         let room = place.room(self)?;
-        let spec = ModelSpec::new(config);
+        let spec = self.spec(config)?;
         let input = |context: usize| PlanInput {
             spec: &spec,
             limits: self.limits(context, batch, config, num_token_ids),
@@ -261,7 +329,11 @@ impl EngineOptions {
     #[cfg(feature = "cpu")]
     pub(crate) fn cpu(&self) -> qwen_backend_cpu::CpuOptions {
         let mut options = qwen_backend_cpu::CpuOptions::new().precision(self.precision);
-        if let Some(threads) = self.threads {
+        let shared = || match self.ranks.local_world_size() {
+            1 => None,
+            ranks => Some((qwen_backend_cpu::physical_cores() / ranks).max(1)),
+        };
+        if let Some(threads) = self.threads.or_else(shared) {
             options = options.threads(threads);
         }
         if let Some(pool) = &self.pool {
@@ -279,7 +351,8 @@ impl EngineOptions {
     }
 }
 
-/// What the model at `path` takes with `options`, from its headers and key biases alone.
+/// What the model at `path` takes with `options`, from its headers and key biases alone. Of several ranks: what the one
+/// that the options name takes.
 ///
 /// ```no_run
 /// let options = qwen::EngineOptions::new().context(8192);

@@ -1,12 +1,19 @@
 //! Where a model is planned and loaded: a [`Device`] by name, or a backend that the program brings.
+//!
+//! A device with an interconnect of its own joins the ranks by it: its arm of [`Place::load`] makes a [`Collective`],
+//! for whose identifier [`Link::broadcast`] is there, and hands it to [`load_on`] in place of [`Job::tcp_group`].
 
 // A build with fewer devices has less to ask of the options.
 #![cfg_attr(not(all(feature = "cpu", feature = "wgpu")), allow(unused_variables))]
 
+use std::sync::Arc;
+
 use qwen_core::batch::Limits;
 use qwen_core::checkpoint::Checkpoint;
+use qwen_core::collective::Collective;
 use qwen_core::model::Model;
 use qwen_core::model::spec::ModelSpec;
+use qwen_core::ranks::{LeaderRunner, Link, TcpGroup, follow};
 use qwen_core::rope::Rope;
 use qwen_core::runner::{ModelRunner, Runner};
 use qwen_core::{Backend, Config, Footprint, Result, memory};
@@ -14,10 +21,30 @@ use qwen_core::{Backend, Config, Footprint, Result, memory};
 use crate::device::Device;
 use crate::options::EngineOptions;
 
-/// A loaded model and the name of its device.
-pub(crate) struct Loaded {
-    pub(crate) runner: Box<dyn Runner>,
-    pub(crate) device: String,
+/// What is to be loaded.
+pub(crate) struct Job<'a> {
+    pub(crate) checkpoint: &'a Checkpoint,
+    pub(crate) config: &'a Config,
+    pub(crate) limits: &'a Limits,
+    /// The model, or this rank's part of it.
+    pub(crate) spec: ModelSpec,
+    /// The other ranks, where there are any.
+    pub(crate) link: Option<Arc<Link>>,
+}
+
+impl Job<'_> {
+    /// The sum over the ranks on their link: for devices without an interconnect of their own.
+    fn tcp_group(&self) -> Option<Arc<dyn Collective>> {
+        self.link.clone().map(|link| Arc::new(TcpGroup::new(link)) as Arc<dyn Collective>)
+    }
+}
+
+/// What this process does with what it has loaded.
+pub(crate) enum Part {
+    /// It has the engine: alone, or as rank 0.
+    Engine(Box<dyn Runner>),
+    /// It computes with rank 0, until that is done.
+    Follower(Box<dyn FnOnce() -> Result<()>>),
 }
 
 /// What a place has for a model.
@@ -44,14 +71,8 @@ pub(crate) trait Place: Sized {
     /// What there is for a model.
     fn room(&self, options: &EngineOptions) -> Result<Room>;
 
-    /// Load a model.
-    fn load(
-        self,
-        checkpoint: &Checkpoint,
-        config: &Config,
-        limits: &Limits,
-        options: &mut EngineOptions,
-    ) -> Result<Loaded>;
+    /// Load a model or a part of it, and say the device's name.
+    fn load(self, job: Job<'_>, options: &EngineOptions) -> Result<(Part, String)>;
 }
 
 /// A backend of the program's own.
@@ -66,19 +87,13 @@ impl<B: Backend> Place for Own<B> {
         None
     }
 
-    fn room(&self, _: &EngineOptions) -> Result<Room> {
-        let available_bytes = self.0.info().memory_available.or_else(host_bytes);
+    fn room(&self, options: &EngineOptions) -> Result<Room> {
+        let available_bytes = self.0.info().memory_available.or_else(|| host_bytes(options));
         Ok(Room { footprint: self.0.footprint(), available_bytes })
     }
 
-    fn load(
-        self,
-        checkpoint: &Checkpoint,
-        config: &Config,
-        limits: &Limits,
-        options: &mut EngineOptions,
-    ) -> Result<Loaded> {
-        load_on(self.0, checkpoint, config, limits, options)
+    fn load(self, job: Job<'_>, options: &EngineOptions) -> Result<(Part, String)> {
+        load_on(self.0, job.tcp_group(), job, options)
     }
 }
 
@@ -104,12 +119,12 @@ impl Place for Device {
         match self {
             #[cfg(feature = "cpu")]
             Device::Cpu => {
-                Ok(Room { footprint: Box::new(qwen_backend_cpu::CpuFootprint), available_bytes: host_bytes() })
+                Ok(Room { footprint: Box::new(qwen_backend_cpu::CpuFootprint), available_bytes: host_bytes(options) })
             }
             #[cfg(feature = "wgpu")]
             Device::Wgpu(adapter) => {
                 let info = qwen_backend_wgpu::AdapterInfo::of(adapter)?;
-                let host = if info.shares_host_memory() { host_bytes() } else { None };
+                let host = if info.shares_host_memory() { host_bytes(options) } else { None };
                 let footprint = qwen_backend_wgpu::WgpuFootprint::on(&info, options.wgpu_capabilities);
                 let available_bytes = info.memory.into_iter().chain(host).min();
                 Ok(Room { footprint: Box::new(footprint), available_bytes })
@@ -118,23 +133,17 @@ impl Place for Device {
         }
     }
 
-    fn load(
-        self,
-        checkpoint: &Checkpoint,
-        config: &Config,
-        limits: &Limits,
-        options: &mut EngineOptions,
-    ) -> Result<Loaded> {
+    fn load(self, job: Job<'_>, options: &EngineOptions) -> Result<(Part, String)> {
         match self {
             #[cfg(feature = "cpu")]
             Device::Cpu => {
                 let backend = qwen_backend_cpu::CpuBackend::new(options.cpu())?;
-                load_on(backend, checkpoint, config, limits, options)
+                load_on(backend, job.tcp_group(), job, options)
             }
             #[cfg(feature = "wgpu")]
             Device::Wgpu(adapter) => {
                 let backend = qwen_backend_wgpu::WgpuBackend::new(options.wgpu(&adapter))?;
-                load_on(backend, checkpoint, config, limits, options)
+                load_on(backend, job.tcp_group(), job, options)
             }
             _ => Err(self.absent()),
         }
@@ -182,21 +191,30 @@ fn auto(_: &EngineOptions, _: &Checkpoint, _: &Config, _: usize) -> Result<(Devi
     Ok((Device::Cpu, "this build has no other device".into()))
 }
 
-fn host_bytes() -> Option<u64> {
-    memory::available_memory().map(|memory| memory.available)
+/// What this process may take of the host's memory: its share, where several ranks are on one machine.
+fn host_bytes(options: &EngineOptions) -> Option<u64> {
+    memory::available_memory().map(|memory| memory.available / options.ranks.local_world_size() as u64)
 }
 
+/// Load on `backend`, whose sums over the ranks go over `group`.
 fn load_on<B: Backend>(
     mut backend: B,
-    checkpoint: &Checkpoint,
-    config: &Config,
-    limits: &Limits,
-    options: &mut EngineOptions,
-) -> Result<Loaded> {
+    group: Option<Arc<dyn Collective>>,
+    job: Job<'_>,
+    options: &EngineOptions,
+) -> Result<(Part, String)> {
     let device = backend.info().name;
-    let spec = ModelSpec::new(config);
+    let Job { checkpoint, config, limits, spec, link } = job;
     let model = Model::load(&mut backend, spec, limits, checkpoint, &mut |share| options.report(share))?;
     let mut runner = ModelRunner::new(backend, model, Rope::new(config), limits.clone());
+    if let Some(group) = group {
+        runner = runner.with_group(group);
+    }
     runner.warm_up()?;
-    Ok(Loaded { runner: Box::new(runner), device })
+    let part = match link {
+        None => Part::Engine(Box::new(runner)),
+        Some(link) if link.rank() == 0 => Part::Engine(Box::new(LeaderRunner::new(runner, link))),
+        Some(link) => Part::Follower(Box::new(move || follow(runner, &link))),
+    };
+    Ok((part, device))
 }

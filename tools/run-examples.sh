@@ -26,6 +26,11 @@ run bench -- --model "$demo" --prompt-tokens 64 --new-tokens 8 --repeat 1 --json
 run custom_backend
 run devices -- --model "$demo"
 
+# One model over processes answers as one process does.
+run ranks -- --ranks 1 --prompt "What is 3 + 4?" >"$out/one"
+run ranks -- --ranks 2 --prompt "What is 3 + 4?" | tee "$out/two"
+[ -s "$out/two" ] && cmp "$out/one" "$out/two"
+
 # The same on a GPU backend, where software Vulkan is installed.
 run_wgpu() { echo "-- $* (wgpu)"; cargo run --quiet --release --features wgpu --example "$@"; }
 run_wgpu devices -- --model "$demo"

@@ -131,6 +131,44 @@ pub enum Error {
         /// What the driver or the backend said.
         reason: String,
     },
+    /// The environment variables of a launcher are incomplete, are no numbers, or contradict each other.
+    #[error("{variables}: {reason}")]
+    Launch {
+        /// The variables, with their values where that matters.
+        variables: String,
+        /// What is wrong with them and what to do.
+        reason: String,
+    },
+    /// The processes that share a model did not find each other.
+    #[error("rank {rank} at {address}: {reason}")]
+    Rendezvous {
+        /// The rank that reports it.
+        rank: usize,
+        /// Where rank 0 listens.
+        address: String,
+        /// What happened and what to do.
+        reason: String,
+    },
+    /// Two of the processes that share a model were started differently.
+    #[error("{what} is {found} on rank {rank} and {expected} on rank 0: start all ranks alike")]
+    RankMismatch {
+        /// The rank that differs.
+        rank: usize,
+        /// What differs.
+        what: String,
+        /// What rank 0 has.
+        expected: String,
+        /// What the rank has.
+        found: String,
+    },
+    /// Another process of those that share a model failed, ended or fell silent. None of them can go on.
+    #[error("rank {rank} failed: {reason}")]
+    RankFailed {
+        /// That rank.
+        rank: usize,
+        /// Its own words, or how its connection ended.
+        reason: String,
+    },
 }
 
 impl Error {

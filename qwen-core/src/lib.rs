@@ -22,6 +22,7 @@ pub mod kv;
 pub mod memory;
 pub mod model;
 pub mod plan;
+pub mod ranks;
 pub mod reference;
 pub mod rope;
 pub mod runner;

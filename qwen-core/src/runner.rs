@@ -128,19 +128,28 @@ impl<B: Backend> ModelRunner<B> {
         interrupt: &Interrupt,
     ) -> Result<()> {
         let key = self.run(batch, hidden, interrupt)?;
+        if self.read_output(batch, output)? { Ok(()) } else { Err(self.non_finite(batch, hidden, key)?) }
+    }
+
+    /// Read what the step computed; false when some of it is not finite.
+    pub(crate) fn read_output(&mut self, batch: &Batch, output: &mut StepOutput) -> Result<bool> {
         output.logits.clear();
         output.greedy_ids.clear();
         let rows = batch.logits_indices.len();
-        let finite = if batch.greedy {
+        if batch.greedy {
             output.greedy_ids.resize(rows, 0);
             self.backend.read_indices(&self.model.buffers.greedy_ids, &mut output.greedy_ids)?;
-            !output.greedy_ids.contains(&NON_FINITE)
+            Ok(!output.greedy_ids.contains(&NON_FINITE))
         } else {
             output.logits.resize(rows * self.limits.vocab_size, 0.0);
             self.backend.read(&self.model.buffers.logits, &mut output.logits)?;
-            output.logits.iter().all(|logit| logit.is_finite())
-        };
-        if finite { Ok(()) } else { Err(self.non_finite(batch, hidden, key)?) }
+            Ok(output.logits.iter().all(|logit| logit.is_finite()))
+        }
+    }
+
+    /// Wait for everything queued.
+    pub(crate) fn synchronize(&mut self) -> Result<()> {
+        self.backend.synchronize()
     }
 
     fn write_inputs(&mut self, batch: &Batch, key: StepKey) -> Result<()> {
@@ -175,24 +184,31 @@ impl<B: Backend> ModelRunner<B> {
 
     /// Run the step again layer by layer and name the first place where a value is not finite.
     ///
-    /// Outside of [`Backend::step`]: with the key of a step it would be replayed as that step.
-    fn non_finite(&mut self, batch: &Batch, hidden: Option<&[f32]>, key: StepKey) -> Result<Error> {
+    /// Outside of [`Backend::step`]: with the key of a step it would be replayed as that step. All ranks of a group call
+    /// it together, and agree after each layer: one that stopped alone would leave the others waiting for its sums.
+    pub(crate) fn non_finite(&mut self, batch: &Batch, hidden: Option<&[f32]>, key: StepKey) -> Result<Error> {
         let width = batch.num_tokens() * self.model.spec.hidden_size;
         let mut values = vec![0.0; width];
         if let Some(hidden) = hidden {
             self.backend.write(&mut self.model.buffers.residual, hidden)?;
         }
         let ModelRunner { backend, model, group, .. } = self;
+        let group = group.as_deref();
         model.embed(backend, key)?;
         let mut finite = |backend: &mut B, model: &Model<B>| {
             backend.read(&model.buffers.residual, &mut values)?;
-            Ok::<_, Error>(values.iter().all(|value| value.is_finite()))
+            let finite = values.iter().all(|value| value.is_finite());
+            let mut objections = [if finite { 0.0 } else { 1.0 }];
+            if let Some(group) = &group {
+                group.all_reduce(&mut objections)?;
+            }
+            Ok::<_, Error>(objections == [0.0])
         };
         if !finite(backend, model)? {
             return Ok(Error::NonFinite { place: "the embedding".into() });
         }
         for layer in 0..model.num_layers() {
-            model.layer(backend, layer, key, group.as_deref())?;
+            model.layer(backend, layer, key, group)?;
             if !finite(backend, model)? {
                 return Ok(Error::NonFinite { place: format!("layer {}", model.spec.layers.start + layer) });
             }

@@ -28,8 +28,7 @@ impl<B: Backend> Model<B> {
             progress(done / total);
             Ok::<_, crate::Error>(loaded)
         };
-        let embedded = spec.is_first() || (spec.is_last() && spec.tie_word_embeddings);
-        let embed_tokens = embedded.then(|| matrix(b, spec.embed_tokens())).transpose()?;
+        let embed_tokens = spec.has_embeddings().then(|| matrix(b, spec.embed_tokens())).transpose()?;
         let mut layers = Vec::with_capacity(spec.layers.len());
         for layer in spec.layers.clone() {
             let mut bias = Vec::with_capacity(spec.heads.qkv_size());
@@ -49,11 +48,11 @@ impl<B: Backend> Model<B> {
                 down_proj: matrix(b, spec.down_proj(layer))?,
             });
         }
-        let norm = match spec.is_last() {
+        let norm = match spec.has_head() {
             true => Some(vector(b, &source.vector(spec.norm(), spec.hidden_size)?)?),
             false => None,
         };
-        let untied = spec.is_last() && !spec.tie_word_embeddings;
+        let untied = spec.has_head() && !spec.tie_word_embeddings;
         let lm_head = untied.then(|| matrix(b, spec.lm_head())).transpose()?;
         Ok(Model {
             kv: b.kv(&spec.kv(limits, b.info().precision, source)?)?,

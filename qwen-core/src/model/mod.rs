@@ -166,7 +166,7 @@ impl<B: Backend> Model<B> {
         let (Some(norm), Some(head)) = (norm, lm_head.as_ref().or(embed_tokens.as_ref())) else {
             return Ok(());
         };
-        if key.num_logits == 0 || !spec.is_last() {
+        if key.num_logits == 0 || !spec.has_head() {
             return Ok(());
         }
         let (rows, hidden_size) = (key.num_logits, spec.hidden_size);

@@ -31,6 +31,7 @@ pub struct ModelSpec {
     pub layers: Range<usize>,
     /// This rank.
     pub shard: Shard,
+    head: bool,
     whole: Whole,
 }
 
@@ -100,6 +101,7 @@ impl ModelSpec {
             num_hidden_layers: config.num_hidden_layers,
             layers: 0..config.num_hidden_layers,
             shard: Shard::WHOLE,
+            head: true,
             whole: Whole { intermediate_size: config.intermediate_size, heads },
         }
     }
@@ -112,18 +114,15 @@ impl ModelSpec {
     pub fn shard(mut self, shard: Shard) -> Result<Self> {
         let Shard { rank, ranks } = shard;
         let HeadLayout { num_attention_heads, num_key_value_heads, .. } = self.whole.heads;
-        let divides = ranks > 0
-            && rank < ranks
-            && num_attention_heads.is_multiple_of(ranks)
-            && (num_key_value_heads.is_multiple_of(ranks) || ranks.is_multiple_of(num_key_value_heads))
-            && self.whole.intermediate_size.is_multiple_of(ranks);
-        if !divides {
+        if rank >= ranks || !self.divides(ranks) {
+            let works: Vec<String> = self.rank_counts().map(|ranks| ranks.to_string()).collect();
             return Err(Error::argument(
-                "shard",
+                "ranks",
                 format!(
-                    "rank {rank} of {ranks} does not divide {num_attention_heads} heads, {num_key_value_heads} K/V heads \
-                     and an inner width of {}",
-                    self.whole.intermediate_size
+                    "rank {rank} of {ranks}: {num_attention_heads} heads, {num_key_value_heads} K/V heads and an inner \
+                     width of {} can be cut over this many ranks: {}",
+                    self.whole.intermediate_size,
+                    works.join(", ")
                 ),
             ));
         }
@@ -132,6 +131,37 @@ impl ModelSpec {
         self.heads.num_attention_heads = num_attention_heads / ranks;
         self.heads.num_key_value_heads = (num_key_value_heads / ranks).max(1);
         Ok(self)
+    }
+
+    /// The numbers of ranks that the model can be cut over: those that divide the heads and the MLP's inner width, and
+    /// that divide the K/V heads or are a multiple of them.
+    ///
+    /// ```
+    /// # let config = qwen_core::Config::from_json("config.json", r#"{
+    /// #     "model_type": "qwen2", "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28,
+    /// #     "num_attention_heads": 28, "num_key_value_heads": 4, "vocab_size": 152064, "rms_norm_eps": 1e-06,
+    /// #     "max_position_embeddings": 32768, "rope_theta": 1000000.0, "tie_word_embeddings": false }"#)?;
+    /// // Qwen2.5-7B: 28 heads, 4 K/V heads.
+    /// let spec = qwen_core::model::spec::ModelSpec::new(&config);
+    /// assert_eq!(spec.rank_counts().collect::<Vec<_>>(), [1, 2, 4]);
+    /// # Ok::<(), qwen_core::Error>(())
+    /// ```
+    pub fn rank_counts(&self) -> impl Iterator<Item = usize> + '_ {
+        (1..=self.whole.heads.num_attention_heads).filter(|ranks| self.divides(*ranks))
+    }
+
+    fn divides(&self, ranks: usize) -> bool {
+        let HeadLayout { num_attention_heads, num_key_value_heads, .. } = self.whole.heads;
+        ranks > 0
+            && num_attention_heads.is_multiple_of(ranks)
+            && (num_key_value_heads.is_multiple_of(ranks) || ranks.is_multiple_of(num_key_value_heads))
+            && self.whole.intermediate_size.is_multiple_of(ranks)
+    }
+
+    /// The part without its output head: for ranks whose logits nobody reads.
+    pub fn without_head(mut self) -> Self {
+        self.head = false;
+        self
     }
 
     /// The stage of the layers `layers`.
@@ -156,6 +186,11 @@ impl ModelSpec {
         self.layers.end == self.num_hidden_layers
     }
 
+    /// Whether this part computes logits.
+    pub fn has_head(&self) -> bool {
+        self.head && self.is_last()
+    }
+
     /// `0..size` cut to this rank's equal share.
     fn share(&self, size: usize) -> Range<usize> {
         let len = size / self.shard.ranks;
@@ -166,6 +201,11 @@ impl ModelSpec {
     fn kv_rows(&self) -> Range<usize> {
         let first = self.shard.rank * self.whole.heads.num_key_value_heads / self.shard.ranks;
         first * self.heads.head_dim..(first + self.heads.num_key_value_heads) * self.heads.head_dim
+    }
+
+    /// Whether this part holds the embedding table: as such, or as the output head.
+    pub fn has_embeddings(&self) -> bool {
+        self.is_first() || (self.has_head() && self.tie_word_embeddings)
     }
 
     /// The embedding table, also the output head of a tied model.
@@ -263,13 +303,13 @@ impl ModelSpec {
     /// All matrices of this part.
     pub fn weights(&self) -> Vec<WeightSpec> {
         let mut weights = Vec::new();
-        if self.is_first() || (self.is_last() && self.tie_word_embeddings) {
+        if self.has_embeddings() {
             weights.push(self.embed_tokens());
         }
         for layer in self.layers.clone() {
             weights.extend([self.qkv_proj(layer), self.o_proj(layer), self.gate_up_proj(layer), self.down_proj(layer)]);
         }
-        if self.is_last() && !self.tie_word_embeddings {
+        if self.has_head() && !self.tie_word_embeddings {
             weights.push(self.lm_head());
         }
         weights
@@ -278,6 +318,6 @@ impl ModelSpec {
     /// Bytes of the norms and biases, which are kept in f32.
     pub fn vector_bytes(&self) -> u64 {
         let layer = 2 * self.hidden_size + self.heads.qkv_size();
-        4 * (self.layers.len() * layer + if self.is_last() { self.hidden_size } else { 0 }) as u64
+        4 * (self.layers.len() * layer + if self.has_head() { self.hidden_size } else { 0 }) as u64
     }
 }

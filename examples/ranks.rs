@@ -1,0 +1,85 @@
+//! One model over several processes.
+//!
+//! ```text
+//! cargo run --release --example ranks -- --ranks 2 --prompt "What is 3 + 4?"
+//! mpirun -n 2 target/release/examples/ranks --prompt "What is 3 + 4?"
+//! torchrun --no-python --nproc-per-node 2 target/release/examples/ranks --prompt "What is 3 + 4?"
+//! ```
+//!
+//! Without a launcher it starts itself as many times as `--ranks` says, with the variables that torchrun would set. The
+//! answer goes to stdout, everything else to stderr. See `docs/ranks.md`.
+
+use std::error::Error;
+use std::io::Write;
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitCode};
+
+use clap::Parser;
+use qwen::{Device, EngineOptions, GenerateOptions, Ranks};
+
+/// Answer a question with a model that several processes share.
+#[derive(Parser)]
+struct Args {
+    /// The folder of the checkpoint, on each machine; the demo checkpoint when absent.
+    #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/demo-model"))]
+    model: PathBuf,
+    /// The question.
+    #[arg(long, default_value = "Hello!")]
+    prompt: String,
+    /// How many processes to start on this machine when no launcher has started this one.
+    #[arg(long, default_value_t = 2)]
+    ranks: usize,
+    /// Where each process runs.
+    #[arg(long, default_value = "cpu")]
+    device: Device,
+    /// Tokens of the answer at most.
+    #[arg(long, default_value_t = 256)]
+    max_new_tokens: usize,
+}
+
+fn main() -> Result<ExitCode, Box<dyn Error>> {
+    let args = Args::parse();
+    let ranks = Ranks::from_env()?;
+    if ranks.world_size() == 1 && args.ranks > 1 {
+        return launch(args.ranks);
+    }
+    let options = EngineOptions::new().device(args.device).ranks(ranks.clone());
+    if !ranks.is_leader() {
+        options.follow(&args.model)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let engine = options.load(&args.model)?;
+    eprintln!("rank 0 of {} on {}, {} bytes", ranks.world_size(), engine.device(), engine.plan().total_bytes);
+    let answer = GenerateOptions::new().greedy().max_new_tokens(args.max_new_tokens);
+    let mut chat = engine.chat().options(answer);
+    let mut out = std::io::stdout().lock();
+    for piece in chat.send(&args.prompt)? {
+        write!(out, "{}", piece?)?;
+        out.flush()?;
+    }
+    writeln!(out)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Start this program once for each rank, and wait for all. A rank that fails takes the others with it.
+fn launch(ranks: usize) -> Result<ExitCode, Box<dyn Error>> {
+    let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+    let start = |rank: usize| {
+        Command::new(std::env::current_exe()?)
+            .args(std::env::args_os().skip(1))
+            .env("RANK", rank.to_string())
+            .env("WORLD_SIZE", ranks.to_string())
+            .env("LOCAL_RANK", rank.to_string())
+            .env("LOCAL_WORLD_SIZE", ranks.to_string())
+            .env("MASTER_ADDR", "127.0.0.1")
+            .env("MASTER_PORT", port.to_string())
+            .spawn()
+    };
+    let children: Vec<Child> = (0..ranks).map(start).collect::<Result<_, _>>()?;
+    let mut failed = false;
+    for mut child in children {
+        failed |= !child.wait()?.success();
+    }
+    Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}

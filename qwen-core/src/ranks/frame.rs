@@ -1,0 +1,140 @@
+//! Messages on a connection: a length, a kind, a payload.
+//!
+//! A length is never trusted with memory: the payload grows as its bytes arrive, up to a bound.
+
+use std::io::{self, Read, Write};
+
+/// The most bytes of a payload. Sums go in pieces far below it; a step of a million tokens fits.
+pub(super) const MAX_PAYLOAD: usize = 64 << 20;
+
+/// What a message is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum Kind {
+    /// To rank 0, the first: who comes, and with what.
+    Hello = 1,
+    /// From rank 0: all are here and alike.
+    Welcome,
+    /// From rank 0: what differs.
+    Mismatch,
+    /// Nothing but a sign of life.
+    Heartbeat,
+    /// Bytes of rank 0 for all.
+    Broadcast,
+    /// A number of each rank, for the least of them.
+    Number,
+    /// To rank 0 the values of a rank, from rank 0 their sum.
+    Reduce,
+    /// From rank 0: compute this step.
+    Step,
+    /// From rank 0: run the last step again layer by layer.
+    Locate,
+    /// From rank 0: copy these blocks.
+    CopyBlocks,
+    /// To rank 0: done as told.
+    Done,
+    /// A rank failed: which, and its words.
+    Failed,
+    /// From rank 0: the end.
+    Shutdown,
+}
+
+impl Kind {
+    const ALL: [Kind; 13] = [
+        Kind::Hello,
+        Kind::Welcome,
+        Kind::Mismatch,
+        Kind::Heartbeat,
+        Kind::Broadcast,
+        Kind::Number,
+        Kind::Reduce,
+        Kind::Step,
+        Kind::Locate,
+        Kind::CopyBlocks,
+        Kind::Done,
+        Kind::Failed,
+        Kind::Shutdown,
+    ];
+}
+
+/// A message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Frame {
+    pub(super) kind: Kind,
+    pub(super) payload: Vec<u8>,
+}
+
+/// Write a message with one call, so that it leaves in one packet where it fits.
+pub(super) fn write(to: &mut impl Write, kind: Kind, payload: &[u8]) -> io::Result<()> {
+    if payload.len() > MAX_PAYLOAD {
+        let reason = format!("a message of {} bytes, the most are {MAX_PAYLOAD}", payload.len());
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
+    }
+    let mut bytes = Vec::with_capacity(HEADER + payload.len());
+    bytes.extend_from_slice(&(payload.len() as u32).to_le_bytes());
+    bytes.push(kind as u8);
+    bytes.extend_from_slice(payload);
+    to.write_all(&bytes)
+}
+
+/// Read a message of at most `max` bytes.
+pub(super) fn read(from: &mut impl Read, max: usize) -> io::Result<Frame> {
+    let mut header = [0; HEADER];
+    from.read_exact(&mut header)?;
+    let [a, b, c, d, kind] = header;
+    let len = u32::from_le_bytes([a, b, c, d]) as usize;
+    let damaged = |reason| io::Error::new(io::ErrorKind::InvalidData, reason);
+    let kind = Kind::ALL.into_iter().find(|known| *known as u8 == kind);
+    let kind = kind.ok_or_else(|| damaged("a message of a kind that this version does not know".to_owned()))?;
+    if len > max {
+        return Err(damaged(format!("a message of {len} bytes, the most are {max}")));
+    }
+    let mut payload = Vec::with_capacity(len.min(FIRST_BYTES));
+    if from.take(len as u64).read_to_end(&mut payload)? < len {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    Ok(Frame { kind, payload })
+}
+
+const HEADER: usize = 5;
+
+/// Room that is made before the first byte of a payload has come.
+const FIRST_BYTES: usize = 64 << 10;
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn messages_come_back() {
+        let mut bytes = Vec::new();
+        for (index, kind) in Kind::ALL.into_iter().enumerate() {
+            write(&mut bytes, kind, &vec![index as u8; index * 1000]).unwrap();
+        }
+        let mut from = bytes.as_slice();
+        for (index, kind) in Kind::ALL.into_iter().enumerate() {
+            assert_eq!(read(&mut from, MAX_PAYLOAD).unwrap(), Frame { kind, payload: vec![index as u8; index * 1000] });
+        }
+        assert_eq!(read(&mut from, MAX_PAYLOAD).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+    }
+
+    #[test]
+    fn a_length_that_lies_is_refused() {
+        let lying = [255, 255, 255, 255, Kind::Step as u8, 1, 2];
+        assert_eq!(read(&mut lying.as_slice(), MAX_PAYLOAD).unwrap_err().kind(), io::ErrorKind::InvalidData);
+        let short = [0, 0, 0, 3, Kind::Step as u8, 1, 2];
+        assert_eq!(read(&mut short.as_slice(), MAX_PAYLOAD).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+        assert!(write(&mut Vec::new(), Kind::Step, &vec![0; MAX_PAYLOAD + 1]).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_read_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
+            if let Ok(frame) = read(&mut bytes.as_slice(), 1000) {
+                prop_assert!(frame.payload.len() <= bytes.len());
+            }
+        }
+    }
+}

@@ -1,0 +1,268 @@
+//! What launchers put into the environment of the processes that they start.
+//!
+//! A family of variables belongs to one launcher. The innermost launcher counts: where torchrun was itself started by
+//! Slurm, the variables of both are there, and torchrun's are the ones that number these processes.
+
+use super::{DEFAULT_HOST, DEFAULT_PORT, MAX_RANKS, Ranks};
+use crate::error::{Error, Result};
+
+/// The names that one launcher has for the four numbers.
+struct Family {
+    rank: &'static str,
+    world_size: &'static str,
+    local_rank: &'static str,
+    local_world_size: &'static str,
+}
+
+/// In the order in which they are looked for.
+const FAMILIES: [Family; 5] = [
+    // torchrun, Ray Train, and by hand.
+    Family { rank: "RANK", world_size: "WORLD_SIZE", local_rank: "LOCAL_RANK", local_world_size: "LOCAL_WORLD_SIZE" },
+    // Open MPI.
+    Family {
+        rank: "OMPI_COMM_WORLD_RANK",
+        world_size: "OMPI_COMM_WORLD_SIZE",
+        local_rank: "OMPI_COMM_WORLD_LOCAL_RANK",
+        local_world_size: "OMPI_COMM_WORLD_LOCAL_SIZE",
+    },
+    // MPICH and Intel MPI, which start processes through PMI.
+    Family {
+        rank: "PMI_RANK",
+        world_size: "PMI_SIZE",
+        local_rank: "MPI_LOCALRANKID",
+        local_world_size: "MPI_LOCALNRANKS",
+    },
+    // Slurm's srun.
+    Family {
+        rank: "SLURM_PROCID",
+        world_size: "SLURM_NTASKS",
+        local_rank: "SLURM_LOCALID",
+        local_world_size: "LOCAL_WORLD_SIZE",
+    },
+    // An indexed Job of Kubernetes, whose template gives WORLD_SIZE.
+    Family {
+        rank: "JOB_COMPLETION_INDEX",
+        world_size: "WORLD_SIZE",
+        local_rank: "LOCAL_RANK",
+        local_world_size: "LOCAL_WORLD_SIZE",
+    },
+];
+
+impl Ranks {
+    /// As [`Ranks::from_env`], with the variables that `lookup` knows. A variable that is empty counts as absent.
+    ///
+    /// The first of these whose rank is there is taken:
+    ///
+    /// | launcher | rank | ranks | of this machine |
+    /// |---|---|---|---|
+    /// | torchrun, Ray Train | `RANK` | `WORLD_SIZE` | `LOCAL_RANK`, `LOCAL_WORLD_SIZE` |
+    /// | Open MPI | `OMPI_COMM_WORLD_RANK` | `OMPI_COMM_WORLD_SIZE` | `OMPI_COMM_WORLD_LOCAL_RANK`, `OMPI_COMM_WORLD_LOCAL_SIZE` |
+    /// | MPICH, Intel MPI | `PMI_RANK` | `PMI_SIZE` | `MPI_LOCALRANKID`, `MPI_LOCALNRANKS` |
+    /// | Slurm | `SLURM_PROCID` | `SLURM_NTASKS` | `SLURM_LOCALID`, `LOCAL_WORLD_SIZE` |
+    /// | Kubernetes, indexed Job | `JOB_COMPLETION_INDEX` | `WORLD_SIZE` | `LOCAL_RANK`, `LOCAL_WORLD_SIZE` |
+    ///
+    /// `MASTER_ADDR` and `MASTER_PORT` say where rank 0 is; without them it is `127.0.0.1:29500`. torchrun's agent may
+    /// listen on `MASTER_PORT` itself (`TORCHELASTIC_USE_AGENT_STORE=True`); the ranks then meet on the next port.
+    /// `QWEN_MASTER_PORT` names another one in any case.
+    ///
+    /// # Errors
+    /// [`Error::Launch`] naming the variables that are missing, are no numbers, or contradict each other.
+    pub fn from_variables(lookup: impl Fn(&str) -> Option<String>) -> Result<Self> {
+        let variables = Variables { lookup };
+        // WORLD_SIZE belongs to two families, so the rank is what tells them apart; a size alone names no process.
+        let Some(family) = FAMILIES.iter().find(|family| variables.text(family.rank).is_some()) else {
+            return variables.no_rank();
+        };
+        let rank = variables.needed(family.rank, family)?;
+        let world_size = variables.needed(family.world_size, family)?;
+        if rank >= world_size || world_size > MAX_RANKS {
+            let reason = format!("ranks count from 0 and stay below their number, which is at most {MAX_RANKS}");
+            return Err(variables.wrong(&[family.rank, family.world_size], reason));
+        }
+        if let Some(said) = variables.number("WORLD_SIZE")?.filter(|said| *said != world_size) {
+            let reason = format!("{said} and {world_size} ranks contradict each other: unset WORLD_SIZE or correct it");
+            return Err(variables.wrong(&["WORLD_SIZE", family.world_size], reason));
+        }
+        let (host, port) = (variables.text("MASTER_ADDR"), variables.port()?);
+        if host.is_none() && variables.number("SLURM_NNODES")?.is_some_and(|nodes| nodes > 1) {
+            let reason = "the ranks are on several machines: set MASTER_ADDR to the one of rank 0".to_owned();
+            return Err(variables.wrong(&["SLURM_NNODES", "MASTER_ADDR"], reason));
+        }
+        let host = host.unwrap_or_else(|| DEFAULT_HOST.into());
+        // Where rank 0 is reached over loopback, all are on one machine.
+        let together = matches!(host.as_str(), "127.0.0.1" | "::1" | "localhost");
+        let (local_rank, local_world_size) = (
+            variables.number(family.local_rank)?.unwrap_or(if together { rank } else { 0 }),
+            variables.number(family.local_world_size)?.unwrap_or(if together { world_size } else { 1 }),
+        );
+        if local_world_size > world_size || local_world_size == 0 || local_rank >= world_size {
+            let reason = "a machine has some of the ranks, counted from 0".to_owned();
+            return Err(variables.wrong(&[family.local_rank, family.local_world_size, family.world_size], reason));
+        }
+        Ok(Ranks { rank, world_size, local_rank, local_world_size, host, port, ..Ranks::alone() })
+    }
+}
+
+struct Variables<L> {
+    lookup: L,
+}
+
+impl<L: Fn(&str) -> Option<String>> Variables<L> {
+    fn text(&self, name: &str) -> Option<String> {
+        (self.lookup)(name).filter(|value| !value.is_empty())
+    }
+
+    fn number(&self, name: &str) -> Result<Option<usize>> {
+        let Some(text) = self.text(name) else { return Ok(None) };
+        match text.trim().parse() {
+            Ok(number) => Ok(Some(number)),
+            Err(_) => Err(self.wrong(&[name], "must be a whole number".into())),
+        }
+    }
+
+    fn needed(&self, name: &str, family: &Family) -> Result<usize> {
+        self.number(name)?.ok_or_else(|| {
+            let reason = format!("{} is set and {name} is not: a launcher sets both", family.rank);
+            self.wrong(&[family.rank, name], reason)
+        })
+    }
+
+    /// No rank is named: this process is alone, unless a number of ranks says that it should not be.
+    fn no_rank(&self) -> Result<Ranks> {
+        match self.number("WORLD_SIZE")? {
+            None | Some(1) => Ok(Ranks::alone()),
+            Some(_) => {
+                let known: Vec<&str> = FAMILIES.iter().map(|family| family.rank).collect();
+                let reason = format!("there are several ranks, and none of {} says which this is", known.join(", "));
+                Err(self.wrong(&["WORLD_SIZE"], reason))
+            }
+        }
+    }
+
+    fn port(&self) -> Result<u16> {
+        let parse = |name: &str| -> Result<Option<u16>> {
+            let Some(number) = self.number(name)? else { return Ok(None) };
+            let port = u16::try_from(number).ok().filter(|port| *port > 0);
+            port.map(Some).ok_or_else(|| self.wrong(&[name], "must be a port, 1 to 65535".into()))
+        };
+        if let Some(port) = parse("QWEN_MASTER_PORT")? {
+            return Ok(port);
+        }
+        let taken = self.text("TORCHELASTIC_USE_AGENT_STORE").is_some_and(|value| value == "True");
+        match parse("MASTER_PORT")? {
+            Some(port) if taken => port.checked_add(1).ok_or_else(|| {
+                let reason = "torchrun listens there, and there is no next port: set QWEN_MASTER_PORT".to_owned();
+                self.wrong(&["MASTER_PORT"], reason)
+            }),
+            port => Ok(port.unwrap_or(DEFAULT_PORT)),
+        }
+    }
+
+    fn wrong(&self, names: &[&str], reason: String) -> Error {
+        let shown = |name: &&str| match self.text(name) {
+            Some(value) => format!("{name}={value}"),
+            None => format!("{name} (not set)"),
+        };
+        let variables = names.iter().map(shown).collect::<Vec<_>>().join(", ");
+        Error::Launch { variables, reason }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(variables: &[(&str, &str)]) -> Result<Ranks> {
+        Ranks::from_variables(|name| variables.iter().find(|(key, _)| *key == name).map(|(_, value)| value.to_string()))
+    }
+
+    /// The names that an error blames.
+    fn blamed(variables: &[(&str, &str)]) -> String {
+        match read(variables) {
+            Err(Error::Launch { variables, .. }) => variables,
+            other => panic!("{other:?} instead of an error about variables"),
+        }
+    }
+
+    #[test]
+    fn each_launcher_is_understood() {
+        let torchrun = [
+            ("RANK", "3"),
+            ("WORLD_SIZE", "4"),
+            ("LOCAL_RANK", "1"),
+            ("LOCAL_WORLD_SIZE", "2"),
+            ("MASTER_ADDR", "node-0"),
+            ("MASTER_PORT", "1234"),
+        ];
+        let ranks = read(&torchrun).unwrap();
+        assert_eq!((ranks.rank(), ranks.world_size(), ranks.local_rank(), ranks.local_world_size()), (3, 4, 1, 2));
+        assert_eq!(ranks.address(), "node-0:1234");
+        let mpi = [
+            ("OMPI_COMM_WORLD_RANK", "2"),
+            ("OMPI_COMM_WORLD_SIZE", "4"),
+            ("OMPI_COMM_WORLD_LOCAL_RANK", "0"),
+            ("OMPI_COMM_WORLD_LOCAL_SIZE", "2"),
+            ("MASTER_ADDR", "node-0"),
+        ];
+        let ranks = read(&mpi).unwrap();
+        assert_eq!((ranks.rank(), ranks.world_size(), ranks.local_rank(), ranks.local_world_size()), (2, 4, 0, 2));
+        assert_eq!(ranks.address(), "node-0:29500");
+        let ranks = read(&[("PMI_RANK", "1"), ("PMI_SIZE", "2"), ("MPI_LOCALRANKID", "1")]).unwrap();
+        assert_eq!((ranks.rank(), ranks.world_size(), ranks.local_rank(), ranks.local_world_size()), (1, 2, 1, 2));
+        let slurm = [("SLURM_PROCID", "7"), ("SLURM_NTASKS", "8"), ("SLURM_LOCALID", "3"), ("MASTER_ADDR", "a")];
+        let ranks = read(&slurm).unwrap();
+        assert_eq!((ranks.rank(), ranks.world_size(), ranks.local_rank(), ranks.local_world_size()), (7, 8, 3, 1));
+        let kubernetes = [("JOB_COMPLETION_INDEX", "1"), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "job-0.service")];
+        let ranks = read(&kubernetes).unwrap();
+        assert_eq!((ranks.rank(), ranks.world_size(), ranks.local_rank(), ranks.local_world_size()), (1, 2, 0, 1));
+    }
+
+    #[test]
+    fn without_a_launcher_a_process_is_alone() {
+        assert_eq!(read(&[]).unwrap(), Ranks::alone());
+        assert_eq!(read(&[("WORLD_SIZE", "1"), ("MASTER_PORT", "")]).unwrap(), Ranks::alone());
+    }
+
+    #[test]
+    fn the_innermost_launcher_counts() {
+        let torchrun_in_slurm = [("RANK", "5"), ("WORLD_SIZE", "8"), ("SLURM_PROCID", "1"), ("SLURM_NTASKS", "2")];
+        assert_eq!(read(&torchrun_in_slurm).unwrap().rank(), 5);
+        let mpirun_in_slurm = [
+            ("OMPI_COMM_WORLD_RANK", "1"),
+            ("OMPI_COMM_WORLD_SIZE", "2"),
+            ("SLURM_PROCID", "0"),
+            ("SLURM_NTASKS", "2"),
+        ];
+        assert_eq!(read(&mpirun_in_slurm).unwrap().rank(), 1);
+    }
+
+    #[test]
+    fn the_port_of_an_agent_is_left_to_it() {
+        let variables = |extra: &[(&str, &str)]| {
+            let base: [(&str, &str); 3] = [("RANK", "0"), ("WORLD_SIZE", "2"), ("MASTER_PORT", "29400")];
+            read(&[base.as_slice(), extra].concat()).map(|ranks| ranks.address())
+        };
+        let agent = ("TORCHELASTIC_USE_AGENT_STORE", "True");
+        assert_eq!(variables(&[("TORCHELASTIC_USE_AGENT_STORE", "False")]).unwrap(), "127.0.0.1:29400");
+        assert_eq!(variables(&[agent]).unwrap(), "127.0.0.1:29401");
+        assert_eq!(variables(&[agent, ("QWEN_MASTER_PORT", "5000")]).unwrap(), "127.0.0.1:5000");
+    }
+
+    #[test]
+    fn what_is_missing_or_contradictory_is_named() {
+        assert_eq!(blamed(&[("RANK", "0")]), "RANK=0, WORLD_SIZE (not set)");
+        assert_eq!(blamed(&[("WORLD_SIZE", "2")]), "WORLD_SIZE=2");
+        assert_eq!(blamed(&[("RANK", "two"), ("WORLD_SIZE", "2")]), "RANK=two");
+        assert_eq!(blamed(&[("RANK", "2"), ("WORLD_SIZE", "2")]), "RANK=2, WORLD_SIZE=2");
+        assert_eq!(blamed(&[("PMI_RANK", "0")]), "PMI_RANK=0, PMI_SIZE (not set)");
+        let contradictory = [("SLURM_PROCID", "0"), ("SLURM_NTASKS", "4"), ("WORLD_SIZE", "2")];
+        assert_eq!(blamed(&contradictory), "WORLD_SIZE=2, SLURM_NTASKS=4");
+        let far = [("SLURM_PROCID", "0"), ("SLURM_NTASKS", "4"), ("SLURM_NNODES", "2")];
+        assert_eq!(blamed(&far), "SLURM_NNODES=2, MASTER_ADDR (not set)");
+        let port = [("RANK", "0"), ("WORLD_SIZE", "2"), ("MASTER_PORT", "70000")];
+        assert_eq!(blamed(&port), "MASTER_PORT=70000");
+        let local = [("RANK", "0"), ("WORLD_SIZE", "2"), ("LOCAL_WORLD_SIZE", "4")];
+        assert_eq!(blamed(&local), "LOCAL_RANK (not set), LOCAL_WORLD_SIZE=4, WORLD_SIZE=2");
+        assert_eq!(blamed(&[("RANK", "0"), ("WORLD_SIZE", "4096")]), "RANK=0, WORLD_SIZE=4096");
+    }
+}

@@ -1,0 +1,94 @@
+//! Rank 0: a runner whose steps all ranks compute.
+
+use std::sync::Arc;
+
+use super::frame::Kind;
+use super::link::{Failure, Link};
+use super::wire;
+use crate::backend::{Backend, Interrupt};
+use crate::batch::{Batch, Limits, StepOutput};
+use crate::error::{Error, Result};
+use crate::kv::CopyBlock;
+use crate::runner::{ModelRunner, Runner};
+
+/// A [`Runner`] over several processes: it sends each step to the other ranks, which are in [`super::follow`], computes
+/// its own part of it, and reads the logits.
+///
+/// An interrupt is heeded between steps: a step that has begun is computed to its end on all ranks, since one that left
+/// it would leave the others waiting for its part of a sum. When a rank fails, so does every step from then on.
+#[derive(Debug)]
+pub struct LeaderRunner<B: Backend> {
+    runner: ModelRunner<B>,
+    link: Arc<Link>,
+    failure: Option<Failure>,
+}
+
+impl<B: Backend> LeaderRunner<B> {
+    /// The runner of rank 0, which holds `runner`'s part of the model.
+    pub fn new(runner: ModelRunner<B>, link: Arc<Link>) -> Self {
+        LeaderRunner { runner, link, failure: None }
+    }
+
+    /// Do something with all ranks. An error leaves them out of step, and ends their common work.
+    fn together<T>(&mut self, act: impl FnOnce(&mut ModelRunner<B>, &Link) -> Result<T>) -> Result<T> {
+        if let Some(failure) = &self.failure {
+            return Err(failure.error());
+        }
+        act(&mut self.runner, &self.link).inspect_err(|error| {
+            self.link.fail(error);
+            self.failure = Some(match error {
+                Error::RankFailed { rank, reason } => Failure { rank: *rank, reason: reason.clone() },
+                error => Failure { rank: 0, reason: error.to_string() },
+            });
+        })
+    }
+}
+
+/// Wait until all ranks have done what they were told.
+fn all_done(link: &Link) -> Result<()> {
+    (1..link.world_size()).try_for_each(|rank| link.receive(rank, Kind::Done).map(drop))
+}
+
+impl<B: Backend> Runner for LeaderRunner<B> {
+    fn limits(&self) -> &Limits {
+        self.runner.limits()
+    }
+
+    fn execute(&mut self, batch: &Batch, output: &mut StepOutput, interrupt: &Interrupt) -> Result<()> {
+        batch.check(self.limits())?;
+        let step = wire::step_to_bytes(batch, self.limits())?;
+        if interrupt.is_raised() {
+            return Err(Error::Cancelled);
+        }
+        let damage = self.together(|runner, link| {
+            link.send(Kind::Step, &step)?;
+            let key = runner.run(batch, None, &Interrupt::default())?;
+            let finite = runner.read_output(batch, output)?;
+            all_done(link)?;
+            if finite {
+                return Ok(None);
+            }
+            link.send(Kind::Locate, &[])?;
+            let place = runner.non_finite(batch, None, key)?;
+            all_done(link)?;
+            Ok(Some(place))
+        })?;
+        damage.map_or(Ok(()), Err)
+    }
+
+    fn copy_blocks(&mut self, copies: &[CopyBlock]) -> Result<()> {
+        self.together(|runner, link| {
+            link.send(Kind::CopyBlocks, &wire::copies_to_bytes(copies))?;
+            runner.copy_blocks(copies)?;
+            all_done(link)
+        })
+    }
+}
+
+impl<B: Backend> Drop for LeaderRunner<B> {
+    fn drop(&mut self) {
+        if self.failure.is_none() {
+            self.link.shut_down();
+        }
+    }
+}

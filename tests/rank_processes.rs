@@ -1,0 +1,209 @@
+//! Ranks as processes, started as launchers start them: by environment variables.
+
+mod common;
+
+use std::fs;
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::{Folder, demo, options};
+use qwen::{Engine, EngineOptions, GenerateOptions, Precision, Ranks};
+
+const QUESTIONS: [&str; 3] = ["Hello!", "What is 3 + 4?", "Which animal says meow?"];
+
+/// Set in the processes of the ranks: where they write what came out.
+const OUT: &str = "QWEN_TEST_RANK_OUT";
+
+/// Set where an answer goes on until somebody ends it.
+const ENDLESS: &str = "QWEN_TEST_RANK_ENDLESS";
+
+fn rank_options() -> EngineOptions {
+    options().threads(1).precision(Precision::Exact).context(512)
+}
+
+fn answers(engine: &Engine) -> Vec<Vec<u32>> {
+    let answer = |question: &&str| {
+        let prompt = engine.tokenizer().unwrap().encode(question, true).unwrap();
+        let options = GenerateOptions::new().greedy().max_new_tokens(24).ignore_eos(true);
+        engine.generate_ids(prompt, &options).unwrap().collect::<qwen::Result<_>>().unwrap()
+    };
+    QUESTIONS.iter().map(answer).collect()
+}
+
+/// Not a test of its own: the program that the processes of the ranks run.
+#[test]
+fn rank_program() {
+    let Ok(out) = std::env::var(OUT) else { return };
+    let write = |text: String| {
+        // Renamed into place, so that nobody reads the half of it.
+        fs::write(format!("{out}.part"), text).unwrap();
+        fs::rename(format!("{out}.part"), &out).unwrap();
+    };
+    let run = || -> qwen::Result<String> {
+        let ranks = Ranks::from_env()?.meet_within(Duration::from_secs(60)).lost_after(Duration::from_secs(5));
+        let options = rank_options().ranks(ranks.clone());
+        if !ranks.is_leader() {
+            options.follow(demo())?;
+            return Ok("followed".into());
+        }
+        let engine = options.load(demo())?;
+        if std::env::var(ENDLESS).is_err() {
+            return Ok(format!("{:?}", answers(&engine)));
+        }
+        loop {
+            // Full contexts one after the other.
+            for token in engine.generate_ids([1, 2, 3], &GenerateOptions::new().greedy().ignore_eos(true))? {
+                token?;
+                write("running".into());
+            }
+        }
+    };
+    write(run().unwrap_or_else(|error| format!("error: {error}")));
+}
+
+struct Rank {
+    child: Child,
+    out: std::path::PathBuf,
+}
+
+impl Rank {
+    fn start(folder: &Path, variables: &[(&str, String)]) -> Self {
+        let out = folder.join(format!("{}.txt", fs::read_dir(folder).unwrap().count()));
+        fs::write(&out, "").unwrap();
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args(["--exact", "rank_program"]).env(OUT, &out).stdout(Stdio::null());
+        command.envs(variables.iter().map(|(name, value)| (*name, value.as_str())));
+        Rank { child: command.spawn().unwrap(), out }
+    }
+
+    fn said(&self) -> String {
+        fs::read_to_string(&self.out).unwrap()
+    }
+
+    /// What the process wrote, when it has ended.
+    fn ended(&mut self) -> String {
+        let started = Instant::now();
+        while self.child.try_wait().unwrap().is_none() {
+            assert!(started.elapsed() < Duration::from_secs(100), "a rank hangs; it said {:?}", self.said());
+            thread::sleep(Duration::from_millis(20));
+        }
+        self.said()
+    }
+}
+
+impl Drop for Rank {
+    fn drop(&mut self) {
+        // It may have ended.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// What torchrun sets.
+fn torchrun(rank: usize, world_size: usize, port: u16) -> Vec<(&'static str, String)> {
+    vec![
+        ("RANK", rank.to_string()),
+        ("WORLD_SIZE", world_size.to_string()),
+        ("LOCAL_RANK", rank.to_string()),
+        ("LOCAL_WORLD_SIZE", world_size.to_string()),
+        ("MASTER_ADDR", "127.0.0.1".into()),
+        ("MASTER_PORT", port.to_string()),
+    ]
+}
+
+/// What Open MPI sets, with the port that its user adds.
+fn open_mpi(rank: usize, world_size: usize, port: u16) -> Vec<(&'static str, String)> {
+    vec![
+        ("OMPI_COMM_WORLD_RANK", rank.to_string()),
+        ("OMPI_COMM_WORLD_SIZE", world_size.to_string()),
+        ("OMPI_COMM_WORLD_LOCAL_RANK", rank.to_string()),
+        ("MASTER_PORT", port.to_string()),
+    ]
+}
+
+#[test]
+fn processes_answer_as_one_does() {
+    let folder = Folder::new("rank-processes");
+    let expected = format!("{:?}", answers(&rank_options().load(demo()).unwrap()));
+    for (world_size, launcher) in [(2, torchrun as fn(usize, usize, u16) -> _), (4, open_mpi)] {
+        let port = free_port();
+        // Rank 0 last: the others wait for it.
+        let start = |rank| Rank::start(&folder.0, &launcher(rank, world_size, port));
+        let mut ranks: Vec<Rank> = (0..world_size).rev().map(start).collect();
+        let mut leader = ranks.pop().unwrap();
+        assert_eq!(leader.ended(), expected, "{world_size} ranks");
+        for rank in &mut ranks {
+            assert_eq!(rank.ended(), "followed");
+        }
+    }
+}
+
+/// Two ranks in the middle of an endless answer.
+fn busy(folder: &Folder, world_size: usize) -> Vec<Rank> {
+    let port = free_port();
+    let start = |rank| {
+        let endless = [torchrun(rank, world_size, port), vec![(ENDLESS, "1".into())]].concat();
+        Rank::start(&folder.0, &endless)
+    };
+    let ranks: Vec<Rank> = (0..world_size).map(start).collect();
+    let started = Instant::now();
+    while ranks[0].said() != "running" {
+        assert!(started.elapsed() < Duration::from_secs(100), "{:?}", ranks[0].said());
+        thread::sleep(Duration::from_millis(20));
+    }
+    ranks
+}
+
+#[test]
+fn a_killed_follower_is_an_error_on_all_others() {
+    let folder = Folder::new("rank-killed-follower");
+    let mut ranks = busy(&folder, 4);
+    ranks[2].child.kill().unwrap();
+    for rank in [0, 1, 3] {
+        assert_eq!(ranks[rank].ended(), "error: rank 2 failed: its process has ended");
+    }
+}
+
+#[test]
+fn a_killed_leader_is_an_error_on_the_followers() {
+    let folder = Folder::new("rank-killed-leader");
+    let mut ranks = busy(&folder, 2);
+    ranks[0].child.kill().unwrap();
+    assert_eq!(ranks[1].ended(), "error: rank 0 failed: its process has ended");
+}
+
+/// A process that is stopped keeps its connections: only its silence tells.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_stopped_follower_is_an_error_on_the_leader() {
+    let folder = Folder::new("rank-stopped");
+    let mut ranks = busy(&folder, 2);
+    let stopped = Command::new("kill").args(["-STOP", &ranks[1].child.id().to_string()]).status().unwrap();
+    assert!(stopped.success());
+    assert_eq!(ranks[0].ended(), "error: rank 1 failed: it has given no sign of life for 5 seconds");
+}
+
+#[test]
+fn a_wrong_number_of_ranks_is_an_error_on_both_sides() {
+    let folder = Folder::new("rank-wrong-size");
+    let port = free_port();
+    let mut ranks = [(0, 2), (1, 4)].map(|(rank, size)| Rank::start(&folder.0, &torchrun(rank, size, port)));
+    for rank in &mut ranks {
+        let said = rank.ended();
+        assert_eq!(said, "error: the number of ranks is 4 on rank 1 and 2 on rank 0: start all ranks alike");
+    }
+}
+
+#[test]
+fn incomplete_variables_are_named() {
+    let folder = Folder::new("rank-incomplete");
+    let said = Rank::start(&folder.0, &[("RANK", "1".into())]).ended();
+    assert_eq!(said, "error: RANK=1, WORLD_SIZE (not set): RANK is set and WORLD_SIZE is not: a launcher sets both");
+}
