@@ -42,6 +42,8 @@ enum Kind {
     Cpu(qwen_backend_cpu::ceilings::CeilingMeter),
     #[cfg(feature = "wgpu")]
     Wgpu(Box<qwen_backend_wgpu::ceilings::CeilingMeter>),
+    #[cfg(feature = "cuda")]
+    Cuda(Box<qwen_backend_cuda::ceilings::CeilingMeter>),
 }
 
 impl CeilingMeter {
@@ -64,6 +66,11 @@ impl CeilingMeter {
             Device::Wgpu(adapter) => {
                 let options = qwen_backend_wgpu::WgpuOptions::new().adapter(adapter.clone());
                 Kind::Wgpu(Box::new(qwen_backend_wgpu::ceilings::CeilingMeter::new(&options)?))
+            }
+            #[cfg(feature = "cuda")]
+            Device::Cuda(ordinal) => {
+                let options = qwen_backend_cuda::CudaOptions::new().ordinal(*ordinal);
+                Kind::Cuda(Box::new(qwen_backend_cuda::ceilings::CeilingMeter::new(&options)?))
             }
             _ => return Err(device.absent().into()),
         }))
@@ -96,6 +103,18 @@ impl CeilingMeter {
                     f32_flops_per_second: found.f32_flops_per_second,
                     f16_flops_per_second: found.f16_flops_per_second,
                     bf16_flops_per_second: None,
+                    int8_ops_per_second: None,
+                }
+            }
+            #[cfg(feature = "cuda")]
+            Kind::Cuda(meter) => {
+                let found = meter.measure(budget)?;
+                Ceilings {
+                    memory_bytes_per_second: found.memory_bytes_per_second,
+                    copy_bytes_per_second: Some(found.copy_bytes_per_second),
+                    f32_flops_per_second: found.f32_flops_per_second,
+                    f16_flops_per_second: None,
+                    bf16_flops_per_second: found.bf16_flops_per_second,
                     int8_ops_per_second: None,
                 }
             }

@@ -9,8 +9,8 @@ use serde::{Serialize, Serializer};
 #[cfg(feature = "wgpu")]
 use qwen_backend_wgpu::AdapterChoice;
 
-/// A device to run a model on. As text: `cpu`, `auto`, and with the feature `wgpu` also `wgpu`, `wgpu:INDEX` and
-/// `wgpu:NAME`.
+/// A device to run a model on. As text: `cpu`, `auto`; with the feature `wgpu` also `wgpu`, `wgpu:INDEX` and `wgpu:NAME`,
+/// with the feature `cuda` also `cuda` and `cuda:INDEX`.
 ///
 /// ```
 /// use qwen::Device;
@@ -29,6 +29,10 @@ pub enum Device {
     /// A GPU through Vulkan, Metal or DX12.
     #[cfg(feature = "wgpu")]
     Wgpu(AdapterChoice),
+    /// An NVIDIA GPU through CUDA, by its number among those that the process may see. `cuda` is the first. Of several
+    /// ranks on a machine each takes its own: [`crate::Ranks::local_rank`].
+    #[cfg(feature = "cuda")]
+    Cuda(usize),
 }
 
 impl Device {
@@ -39,12 +43,15 @@ impl Device {
 }
 
 /// How the devices of this build are named.
-fn known() -> &'static str {
-    match (cfg!(feature = "cpu"), cfg!(feature = "wgpu")) {
-        (true, true) => "`cpu`, `wgpu`, `wgpu:INDEX`, `wgpu:NAME` and `auto`",
-        (true, false) => "`cpu` and `auto`",
-        (false, true) => "`wgpu`, `wgpu:INDEX`, `wgpu:NAME` and `auto`",
-        (false, false) => "no device",
+fn known() -> String {
+    let names = [
+        (cfg!(feature = "cpu"), "`cpu`, "),
+        (cfg!(feature = "wgpu"), "`wgpu`, `wgpu:INDEX`, `wgpu:NAME`, "),
+        (cfg!(feature = "cuda"), "`cuda`, `cuda:INDEX`, "),
+    ];
+    match names.iter().filter(|(present, _)| *present).map(|(_, names)| *names).collect::<String>() {
+        none if none.is_empty() => "no device, not even for `auto`".into(),
+        names => names + "and `auto`",
     }
 }
 
@@ -66,6 +73,12 @@ impl FromStr for Device {
             }
             _ => {}
         }
+        #[cfg(feature = "cuda")]
+        match name.strip_prefix("cuda").map(|rest| (rest, rest.strip_prefix(':').unwrap_or("").parse())) {
+            Some(("", _)) => return Ok(Device::Cuda(0)),
+            Some((_, Ok(ordinal))) => return Ok(Device::Cuda(ordinal)),
+            _ => {}
+        }
         Err(format!("there is no device `{name}` in this build, which has {}", known()))
     }
 }
@@ -79,6 +92,8 @@ impl fmt::Display for Device {
             Device::Wgpu(AdapterChoice::Best) => f.write_str("wgpu"),
             #[cfg(feature = "wgpu")]
             Device::Wgpu(choice) => write!(f, "wgpu:{choice}"),
+            #[cfg(feature = "cuda")]
+            Device::Cuda(ordinal) => write!(f, "cuda:{ordinal}"),
         }
     }
 }
@@ -110,7 +125,7 @@ pub struct DeviceEntry {
 }
 
 /// The devices of this machine that this build can run on: the processor, then GPUs in a fixed order, software ones
-/// included. None is opened.
+/// included; an NVIDIA GPU once for each way to it. None is opened. Where a driver is missing, its devices are.
 ///
 /// ```
 /// for entry in qwen::devices() {
@@ -144,6 +159,23 @@ pub fn devices() -> Vec<DeviceEntry> {
         features: adapter.features.iter().map(ToString::to_string).collect(),
         name: adapter.name,
     }));
+    #[cfg(feature = "cuda")]
+    let devices = devices.chain(qwen_backend_cuda::cards().into_iter().map(|card| DeviceEntry {
+        device: Device::Cuda(card.ordinal),
+        kind: "discrete",
+        driver: Some(format!("CUDA {}.{}", card.driver.0, card.driver.1)),
+        memory_bytes: Some(card.memory),
+        limits: BTreeMap::from([
+            ("max_workgroup_bytes", card.max_shared_bytes.into()),
+            ("multiprocessors", card.multiprocessors.into()),
+        ]),
+        features: {
+            let (major, minor) = card.compute_capability;
+            let tensor_cores = card.has_tensor_cores().then(|| "tensor-cores".to_string());
+            [format!("compute-capability-{major}.{minor}")].into_iter().chain(tensor_cores).collect()
+        },
+        name: card.name,
+    }));
     devices.collect()
 }
 
@@ -157,10 +189,14 @@ mod tests {
         if cfg!(feature = "wgpu") {
             names.extend(["wgpu", "wgpu:0", "wgpu:17", "wgpu:Intel(R) Arc A770: 16 GB", "wgpu:llvmpipe"]);
         }
+        if cfg!(feature = "cuda") {
+            names.extend(["cuda:0", "cuda:17"]);
+            assert_eq!("cuda".parse::<Device>(), "cuda:0".parse());
+        }
         for name in names {
             assert_eq!(name.parse::<Device>().map(|device| device.to_string()), Ok(name.into()));
         }
-        for name in ["", "CPU", "gpu", "wgpu:", "wgpux", "wgpu0"] {
+        for name in ["", "CPU", "gpu", "wgpu:", "wgpux", "wgpu0", "cuda:", "cuda0", "cuda:x", "cuda:-1", "cuda::1"] {
             let error = name.parse::<Device>().unwrap_err();
             assert!(error.contains(&format!("`{name}`")) && error.contains("`auto`"), "{error}");
         }

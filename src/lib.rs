@@ -22,7 +22,7 @@
 //! they never change what a device computes, nor which one runs when the program names it. [`devices`] lists those of
 //! the machine.
 
-#[cfg(any(feature = "cpu", feature = "wgpu"))]
+#[cfg(any(feature = "cpu", feature = "wgpu", feature = "cuda"))]
 mod ceilings;
 mod chat;
 mod device;
@@ -35,7 +35,7 @@ mod place;
 mod stop;
 mod worker;
 
-#[cfg(any(feature = "cpu", feature = "wgpu"))]
+#[cfg(any(feature = "cpu", feature = "wgpu", feature = "cuda"))]
 pub use ceilings::{CeilingMeter, Ceilings};
 pub use chat::{Chat, Reply};
 pub use device::{Device, DeviceEntry, devices};

@@ -39,7 +39,7 @@ pub(crate) fn load(
     };
     let load = |link: Option<Arc<Link>>| {
         let plan = plan_together(&place, checkpoint, config, num_token_ids, options, link.as_deref())?;
-        let limits = options.limits(plan.context, plan.batch, config, num_token_ids);
+        let limits = options.limits(&place, plan.context, plan.batch, config, num_token_ids);
         let job = Job { checkpoint, config, limits: &limits, spec, link: link.clone() };
         let (part, device) = place.load(job, options)?;
         if let Some(link) = &link {

@@ -37,7 +37,7 @@ const DEFAULT_CONTEXT: usize = 32_768;
 #[derive(Default)]
 pub struct EngineOptions {
     device: Device,
-    precision: Precision,
+    pub(crate) precision: Precision,
     context: Option<usize>,
     batch: Option<usize>,
     yarn_factor: Option<f64>,
@@ -120,7 +120,8 @@ impl EngineOptions {
         self
     }
 
-    /// Prompt tokens of a step at most. Larger ones are a little faster and take more memory. Default 512.
+    /// Prompt tokens of a step at most. Larger ones are a little faster and take more memory. Default 512, on
+    /// CUDA 2048.
     pub fn prompt_chunk(mut self, tokens: usize) -> Self {
         self.prompt_chunk = Some(tokens);
         self
@@ -278,7 +279,7 @@ impl EngineOptions {
         let spec = self.spec(config)?;
         let input = |context: usize| PlanInput {
             spec: &spec,
-            limits: self.limits(context, batch, config, num_token_ids),
+            limits: self.limits(place, context, batch, config, num_token_ids),
             precision: self.precision,
             context,
             batch,
@@ -295,16 +296,22 @@ impl EngineOptions {
     }
 
     /// The context that was asked for, or any.
-    #[cfg(feature = "wgpu")]
     pub(crate) fn asked_context(&self) -> usize {
         self.context.unwrap_or(usize::MAX)
     }
 
-    pub(crate) fn limits(&self, context: usize, batch: usize, config: &Config, num_token_ids: usize) -> Limits {
+    pub(crate) fn limits(
+        &self,
+        place: &impl Place,
+        context: usize,
+        batch: usize,
+        config: &Config,
+        num_token_ids: usize,
+    ) -> Limits {
         let max_num_seqs = batch.max(8);
         let limits = Limits {
             max_model_len: context,
-            max_num_batched_tokens: self.prompt_chunk.unwrap_or(512),
+            max_num_batched_tokens: self.prompt_chunk.unwrap_or_else(|| place.prompt_chunk()),
             max_num_seqs,
             max_num_logits: self.max_num_logits.unwrap_or(16).max(max_num_seqs),
             block_size: 32,
@@ -348,6 +355,11 @@ impl EngineOptions {
             .adapter(adapter.clone())
             .precision(self.precision)
             .capabilities(self.wgpu_capabilities)
+    }
+
+    #[cfg(feature = "cuda")]
+    pub(crate) fn cuda(&self, ordinal: usize) -> qwen_backend_cuda::CudaOptions {
+        qwen_backend_cuda::CudaOptions::new().ordinal(ordinal).precision(self.precision)
     }
 }
 

@@ -4,7 +4,7 @@
 //! for whose identifier [`Link::broadcast`] is there, and hands it to [`load_on`] in place of [`Job::tcp_group`].
 
 // A build with fewer devices has less to ask of the options.
-#![cfg_attr(not(all(feature = "cpu", feature = "wgpu")), allow(unused_variables))]
+#![cfg_attr(not(all(feature = "cpu", feature = "wgpu", feature = "cuda")), allow(unused_variables))]
 
 use std::sync::Arc;
 
@@ -71,6 +71,11 @@ pub(crate) trait Place: Sized {
     /// What there is for a model.
     fn room(&self, options: &EngineOptions) -> Result<Room>;
 
+    /// Tokens of a prompt that are computed at a time, unless the options say how many.
+    fn prompt_chunk(&self) -> usize {
+        512
+    }
+
     /// Load a model or a part of it, and say the device's name.
     fn load(self, job: Job<'_>, options: &EngineOptions) -> Result<(Part, String)>;
 }
@@ -129,7 +134,23 @@ impl Place for Device {
                 let available_bytes = info.memory.into_iter().chain(host).min();
                 Ok(Room { footprint: Box::new(footprint), available_bytes })
             }
+            #[cfg(feature = "cuda")]
+            Device::Cuda(ordinal) => {
+                let card = qwen_backend_cuda::CardInfo::of(*ordinal)?;
+                let footprint = qwen_backend_cuda::CudaFootprint::on(&card, options.precision);
+                let available_bytes = Some(qwen_backend_cuda::free_bytes(*ordinal)?);
+                Ok(Room { footprint: Box::new(footprint), available_bytes })
+            }
             _ => Err(self.absent()),
+        }
+    }
+
+    fn prompt_chunk(&self) -> usize {
+        match self {
+            // So many that tensor cores are busy, not the memory that the weights are read from.
+            #[cfg(feature = "cuda")]
+            Device::Cuda(_) => 2048,
+            _ => 512,
         }
     }
 
@@ -145,17 +166,40 @@ impl Place for Device {
                 let backend = qwen_backend_wgpu::WgpuBackend::new(options.wgpu(&adapter))?;
                 load_on(backend, job.tcp_group(), job, options)
             }
+            #[cfg(feature = "cuda")]
+            Device::Cuda(ordinal) => {
+                let backend = qwen_backend_cuda::CudaBackend::new(options.cuda(ordinal))?;
+                let group = nccl_group(&backend, job.link.as_deref())?;
+                load_on(backend, group, job, options)
+            }
             _ => Err(self.absent()),
         }
     }
 }
 
 /// A GPU that gives a conversation fewer positions than this, when no context was asked for, does not hold the model.
-#[cfg(feature = "wgpu")]
 const SHORTEST_CONTEXT: usize = 4096;
 
+/// The GPUs that [`Device::Auto`] may mean, best first, with their names: those of CUDA before others, which may be the
+/// same ones by another way.
+fn gpus() -> Vec<(Device, String)> {
+    let gpus = std::iter::empty();
+    #[cfg(feature = "cuda")]
+    let gpus = gpus.chain({
+        let mut cards = qwen_backend_cuda::cards();
+        // Stable: equals stay in order.
+        cards.sort_by_key(|card| std::cmp::Reverse((card.compute_capability, card.memory)));
+        cards.into_iter().map(|card| (Device::Cuda(card.ordinal), card.name))
+    });
+    #[cfg(feature = "wgpu")]
+    let gpus = gpus.chain(qwen_backend_wgpu::hardware_adapters().into_iter().map(|adapter| {
+        let device = Device::Wgpu(qwen_backend_wgpu::AdapterChoice::Index(adapter.index));
+        (device, adapter.name)
+    }));
+    gpus.collect()
+}
+
 /// What [`Device::Auto`] means for a model: the best GPU that holds it, else the CPU.
-#[cfg(feature = "wgpu")]
 fn auto(
     options: &EngineOptions,
     checkpoint: &Checkpoint,
@@ -163,12 +207,11 @@ fn auto(
     num_token_ids: usize,
 ) -> Result<(Device, String)> {
     let mut passed = Vec::new();
-    for adapter in qwen_backend_wgpu::hardware_adapters() {
-        let device = Device::Wgpu(qwen_backend_wgpu::AdapterChoice::Index(adapter.index));
+    for (device, name) in gpus() {
         let refusal = match options.plan_for(&device, checkpoint, config, num_token_ids) {
             Ok(plan) => match plan.check() {
                 Ok(()) if plan.context >= config.max_context().min(SHORTEST_CONTEXT).min(options.asked_context()) => {
-                    return Ok((device, format!("{} is the best GPU that holds the model", adapter.name)));
+                    return Ok((device, format!("{name} is the best GPU that holds the model")));
                 }
                 Ok(()) => format!("only a context of {} would fit", plan.context),
                 Err(error) => error.to_string(),
@@ -176,19 +219,28 @@ fn auto(
             // What is wrong with the checkpoint or the options is wrong on the CPU, too.
             Err(error) => error.to_string(),
         };
-        passed.push(format!("{}: {refusal}", adapter.name));
+        passed.push(format!("{name}: {refusal}"));
     }
     let reason = match passed.is_empty() {
-        true => "no hardware GPU was found".into(),
+        true if cfg!(any(feature = "wgpu", feature = "cuda")) => "no hardware GPU was found".into(),
+        true => "this build has no other device".into(),
         false => format!("no GPU holds the model ({})", passed.join("; ")),
     };
     Ok((Device::Cpu, reason))
 }
 
-/// What [`Device::Auto`] means in a build without GPUs.
-#[cfg(not(feature = "wgpu"))]
-fn auto(_: &EngineOptions, _: &Checkpoint, _: &Config, _: usize) -> Result<(Device, String)> {
-    Ok((Device::Cpu, "this build has no other device".into()))
+/// The sum over the ranks on their cards; their link hands NCCL's identifier around.
+#[cfg(feature = "cuda")]
+fn nccl_group(backend: &qwen_backend_cuda::CudaBackend, link: Option<&Link>) -> Result<Option<Arc<dyn Collective>>> {
+    let Some(link) = link else { return Ok(None) };
+    qwen_backend_cuda::nccl_present()?;
+    // A rank that has no NCCL fails here, where the others hear of it; within NCCL they would wait for it.
+    link.least(0)?;
+    let mut id = if link.rank() == 0 { qwen_backend_cuda::unique_id()? } else { Vec::new() };
+    link.broadcast(&mut id)?;
+    let group = qwen_backend_cuda::NcclGroup::new(backend, link.rank(), link.world_size(), &id)?;
+    link.on_loss(group.abort_on_loss());
+    Ok(Some(Arc::new(group)))
 }
 
 /// What this process may take of the host's memory: its share, where several ranks are on one machine.

@@ -5,7 +5,7 @@
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::fmt;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use libloading::Library;
 use qwen_core::backend::Backend;
@@ -14,6 +14,7 @@ use qwen_core::{Error, Result};
 
 use crate::backend::CudaBackend;
 use crate::driver::{Array, Driver, Fault, Outcome};
+use crate::gpu::{Gpu, Work};
 
 /// Bytes of the id that the ranks of a group share.
 const ID_BYTES: usize = 128;
@@ -81,6 +82,14 @@ impl Nccl {
     }
 }
 
+/// Whether there is an NCCL on this machine.
+///
+/// # Errors
+/// [`Error::Unsupported`] when there is none.
+pub fn nccl_present() -> Result<()> {
+    Nccl::get().map(|_| ())
+}
+
 /// A new id for a group: rank 0 makes it and hands it to the others.
 ///
 /// # Errors
@@ -113,7 +122,7 @@ pub fn unique_id() -> Result<Vec<u8>> {
 pub struct NcclGroup {
     shared: Arc<Communicator>,
     /// Where values of the host are summed.
-    host: std::sync::Mutex<Option<Array>>,
+    host: Mutex<Option<Array>>,
 }
 
 struct Communicator {
@@ -122,10 +131,11 @@ struct Communicator {
     driver: Arc<dyn Driver>,
     rank: usize,
     ranks: usize,
+    /// Held while NCCL is called; whether it was told to give up.
+    aborted: Mutex<bool>,
 }
 
-// SAFETY: NCCL's communicators may be used by any thread, one at a time; a group belongs to one backend, which issues its
-// work in order.
+// SAFETY: NCCL's communicators may be used by any thread, one at a time, which `aborted` sees to.
 unsafe impl Send for Communicator {}
 // SAFETY: as above.
 unsafe impl Sync for Communicator {}
@@ -136,16 +146,28 @@ impl fmt::Debug for Communicator {
     }
 }
 
+impl Communicator {
+    fn aborted(&self) -> MutexGuard<'_, bool> {
+        self.aborted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Give up: sums that wait for a rank that is gone end, with any values.
+    fn abort(&self) {
+        let mut aborted = self.aborted();
+        if !std::mem::replace(&mut *aborted, true) && self.driver.make_current().is_ok() {
+            // SAFETY: made by `NcclGroup::new`; after this it is used no more.
+            unsafe { (self.nccl.comm_abort)(self.comm) };
+        }
+    }
+}
+
 impl Drop for Communicator {
     fn drop(&mut self) {
-        // Sums that other ranks never join would be waited for without end: only a stream that is done is ended in order.
-        let ended = self.driver.make_current().and_then(|()| self.driver.wait());
-        // SAFETY: made by `NcclGroup::new`, given back once.
-        unsafe {
-            match ended {
-                Ok(()) => (self.nccl.comm_destroy)(self.comm),
-                Err(_) => (self.nccl.comm_abort)(self.comm),
-            };
+        if !*self.aborted() && self.driver.make_current().and_then(|()| self.driver.wait()).is_ok() {
+            // SAFETY: made by `NcclGroup::new`, not aborted, given back once; what was queued has run.
+            unsafe { (self.nccl.comm_destroy)(self.comm) };
+        } else {
+            self.abort();
         }
     }
 }
@@ -176,8 +198,8 @@ impl NcclGroup {
         // SAFETY: the card's context is current; it writes a communicator.
         let code = unsafe { (nccl.comm_init_rank)(&mut comm, ranks as c_int, UniqueId(id), rank as c_int) };
         nccl.check("ncclCommInitRank", code).map_err(failed)?;
-        let shared = Communicator { nccl, comm, driver, rank, ranks };
-        Ok(NcclGroup { shared: Arc::new(shared), host: std::sync::Mutex::default() })
+        let shared = Communicator { nccl, comm, driver, rank, ranks, aborted: Mutex::new(false) };
+        Ok(NcclGroup { shared: Arc::new(shared), host: Mutex::default() })
     }
 
     /// This rank.
@@ -190,6 +212,16 @@ impl NcclGroup {
         self.shared.ranks
     }
 
+    /// What to call, from any thread, when another rank is lost: sums that wait for it end, and later ones are refused.
+    pub fn abort_on_loss(&self) -> impl FnOnce() + Send + use<> {
+        let group = Arc::downgrade(&self.shared);
+        move || {
+            if let Some(group) = group.upgrade() {
+                group.abort();
+            }
+        }
+    }
+
     /// The sum of the first `len` values of `array` in place; none when the group is another card's.
     pub(crate) fn sum(&self, driver: &Arc<dyn Driver>, array: &Array, len: usize) -> Option<Sum> {
         let own = Arc::ptr_eq(driver, &self.shared.driver) && 4 * len <= array.bytes;
@@ -200,15 +232,15 @@ impl NcclGroup {
 impl Collective for NcclGroup {
     /// The sum of values on the host: over the card. In the order that NCCL chooses.
     fn all_reduce(&self, values: &mut [f32]) -> Result<()> {
-        let mut gpu = crate::gpu::Gpu::new(self.shared.driver.clone(), false);
-        let mut held = self.host.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut gpu = Gpu::new(self.shared.driver.clone(), false);
+        let mut held = self.host.lock().unwrap_or_else(PoisonError::into_inner);
         let array = match held.take().filter(|array| array.bytes >= 4 * values.len()) {
             Some(array) => array,
             None => gpu.array("sums of the host", 4 * values.len())?,
         };
         gpu.write_f32("all_reduce", &array, values)?;
         if let Some(sum) = self.sum(&self.shared.driver, &array, values.len()) {
-            gpu.issue(&crate::gpu::Work::Sum(sum))?;
+            gpu.issue(&Work::Sum(sum))?;
         }
         gpu.read_f32("all_reduce", &array, values)?;
         *held = Some(array);
@@ -232,10 +264,15 @@ impl Sum {
         let Some(stream) = driver.stream() else {
             return Err(Fault::Refused("there is no card behind this backend".into()));
         };
+        let aborted = self.communicator.aborted();
+        if *aborted {
+            return Err(Fault::Refused("another rank was lost".into()));
+        }
         let values = self.array.address as *mut c_void;
         // SAFETY: the array holds so many values and is kept alive by this; communicator and stream are those of its
         // card.
         let code = unsafe { (nccl.all_reduce)(values, values, self.len, FLOAT32, SUM, *comm, stream) };
+        drop(aborted);
         nccl.check("ncclAllReduce", code).map_err(Fault::Refused)
     }
 }
