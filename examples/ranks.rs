@@ -30,6 +30,9 @@ struct Args {
     /// How many processes to start on this machine when no launcher has started this one.
     #[arg(long, default_value_t = 2)]
     ranks: usize,
+    /// Let each process hold some of the layers in place of some of each layer.
+    #[arg(long)]
+    by_layers: bool,
     /// Where each process runs.
     #[arg(long, default_value = "cpu")]
     device: Device,
@@ -44,6 +47,7 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
     if ranks.world_size() == 1 && args.ranks > 1 {
         return launch(args.ranks);
     }
+    let ranks = if args.by_layers { ranks.by_layers() } else { ranks };
     let options = EngineOptions::new().device(args.device).ranks(ranks.clone());
     if !ranks.is_leader() {
         options.follow(&args.model)?;

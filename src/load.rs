@@ -30,7 +30,7 @@ pub(crate) fn load(
     options: &mut EngineOptions,
 ) -> Result<Loaded> {
     // Ranks that do not divide the model are told so before anyone waits for another one.
-    let spec = options.spec(config)?;
+    let spec = options.ranks.part(config)?;
     let (place, device_reason) = place.settle(options, checkpoint, config, num_token_ids)?;
     let placed_on = place.device();
     let link = match options.ranks.world_size() {

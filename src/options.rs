@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use qwen_core::batch::Limits;
 use qwen_core::checkpoint::Checkpoint;
-use qwen_core::model::spec::ModelSpec;
 use qwen_core::plan::{Plan, PlanInput, limits_for};
 use qwen_core::ranks::Ranks;
 use qwen_core::{Backend, Config, Precision};
@@ -226,21 +225,15 @@ impl EngineOptions {
         load::follow(path.as_ref(), self, Own(backend))
     }
 
-    /// The part of the model that this process holds.
-    pub(crate) fn spec(&self, config: &Config) -> qwen_core::Result<ModelSpec> {
-        let spec = ModelSpec::new(config).shard(self.ranks.shard())?;
-        // Rank 0 alone reads logits.
-        Ok(if self.ranks.is_leader() { spec } else { spec.without_head() })
-    }
-
     pub(crate) fn set_context(&mut self, positions: usize) {
         self.context = Some(positions);
     }
 
     /// The options that all ranks must have in common, by name.
-    pub(crate) fn fingerprint(&self) -> [(&'static str, String); 5] {
+    pub(crate) fn fingerprint(&self) -> [(&'static str, String); 6] {
         let text = |value: Option<usize>| value.map_or("the default".into(), |value: usize| value.to_string());
         [
+            ("what ranks share", if self.ranks.is_by_layers() { "layers" } else { "heads" }.to_owned()),
             ("`precision`", format!("{:?}", self.precision)),
             ("`context`", text(self.context)),
             ("`batch`", text(self.batch)),
@@ -276,7 +269,7 @@ impl EngineOptions {
             }
         }
         let room = place.room(self)?;
-        let spec = self.spec(config)?;
+        let spec = self.ranks.part(config)?;
         let input = |context: usize| PlanInput {
             spec: &spec,
             limits: self.limits(place, context, batch, config, num_token_ids),

@@ -33,9 +33,13 @@ pub(crate) struct Job<'a> {
 }
 
 impl Job<'_> {
-    /// The sum over the ranks on their link: for devices without an interconnect of their own.
+    /// The sum over the ranks on their link: for devices without an interconnect of their own. Ranks that share layers
+    /// have nothing to sum.
     fn tcp_group(&self) -> Option<Arc<dyn Collective>> {
-        self.link.clone().map(|link| Arc::new(TcpGroup::new(link)) as Arc<dyn Collective>)
+        self.link
+            .clone()
+            .filter(|_| self.spec.shard.ranks > 1)
+            .map(|link| Arc::new(TcpGroup::new(link)) as Arc<dyn Collective>)
     }
 }
 

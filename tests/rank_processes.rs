@@ -20,6 +20,9 @@ const OUT: &str = "QWEN_TEST_RANK_OUT";
 /// Set where an answer goes on until somebody ends it.
 const ENDLESS: &str = "QWEN_TEST_RANK_ENDLESS";
 
+/// Set where ranks share layers in place of heads.
+const BY_LAYERS: &str = "QWEN_TEST_RANK_BY_LAYERS";
+
 fn rank_options() -> EngineOptions {
     options().threads(1).precision(Precision::Exact).context(512)
 }
@@ -44,7 +47,8 @@ fn rank_program() {
     };
     let run = || -> qwen::Result<String> {
         let ranks = Ranks::from_env()?.meet_within(Duration::from_secs(60)).lost_after(Duration::from_secs(5));
-        let options = rank_options().ranks(ranks.clone());
+        let shared = if std::env::var(BY_LAYERS).is_ok() { ranks.clone().by_layers() } else { ranks.clone() };
+        let options = rank_options().ranks(shared);
         if !ranks.is_leader() {
             options.follow(demo())?;
             return Ok("followed".into());
@@ -132,7 +136,10 @@ fn open_mpi(rank: usize, world_size: usize, port: u16) -> Vec<(&'static str, Str
 fn processes_answer_as_one_does() {
     let folder = Folder::new("rank-processes");
     let expected = format!("{:?}", answers(&rank_options().load(demo()).unwrap()));
-    for (world_size, launcher) in [(2, torchrun as fn(usize, usize, u16) -> _), (4, open_mpi)] {
+    type Launcher = fn(usize, usize, u16) -> Vec<(&'static str, String)>;
+    let by_layers: Launcher =
+        |rank, world_size, port| [torchrun(rank, world_size, port), vec![(BY_LAYERS, "1".into())]].concat();
+    for (world_size, launcher) in [(2, torchrun as Launcher), (4, open_mpi), (3, by_layers)] {
         let port = free_port();
         // Rank 0 last: the others wait for it.
         let start = |rank| Rank::start(&folder.0, &launcher(rank, world_size, port));

@@ -23,19 +23,24 @@ fn rank(rank: usize, world_size: usize, port: u16) -> Ranks {
 
 type Followers = Vec<JoinHandle<qwen::Result<()>>>;
 
+/// What the ranks share.
+type Share = fn(Ranks) -> Ranks;
+const HEADS: Share = |ranks| ranks;
+const LAYERS: Share = Ranks::by_layers;
+
 /// Load on ranks that are threads of this process.
 fn load(
     path: &std::path::Path,
-    world_size: usize,
+    (share, world_size): (Share, usize),
     options: impl Fn() -> EngineOptions,
 ) -> (qwen::Result<Engine>, Followers) {
     let port = free_port();
     let follow = |number| {
-        let (options, path) = (options().ranks(rank(number, world_size, port)), path.to_owned());
+        let (options, path) = (options().ranks(share(rank(number, world_size, port))), path.to_owned());
         thread::spawn(move || options.follow(path))
     };
     let followers = (1..world_size).map(follow).collect();
-    (options().ranks(rank(0, world_size, port)).load(path), followers)
+    (options().ranks(share(rank(0, world_size, port))).load(path), followers)
 }
 
 /// The engine's end is the followers' end.
@@ -70,13 +75,20 @@ fn ranks_compute_what_one_process_computes() {
         let expected = whole.logits(&question).unwrap();
         // More ranks than K/V heads among them: each of the two heads is held by two ranks.
         for world_size in [2, 4] {
-            let (engine, followers) = load(&demo(), world_size, options);
+            let (engine, followers) = load(&demo(), (HEADS, world_size), options);
             let engine = engine.unwrap();
             let found = engine.logits(&question).unwrap();
             let limit = if precision == Precision::Exact { 1e-5 } else { 0.02 };
             let difference = difference(&found, &expected);
             assert!(difference < limit, "{world_size} ranks, {precision:?}: {difference}");
             assert_eq!(found, engine.logits(&question).unwrap());
+            end(engine, followers);
+        }
+        // Layers are whole wherever they are: the bits are the same.
+        for world_size in [2, 3, 6] {
+            let (engine, followers) = load(&demo(), (LAYERS, world_size), options);
+            let engine = engine.unwrap();
+            assert!(expected == engine.logits(&question).unwrap(), "{world_size} ranks by layers, {precision:?}");
             end(engine, followers);
         }
     }
@@ -86,7 +98,7 @@ fn ranks_compute_what_one_process_computes() {
 fn answers_do_not_depend_on_the_crowd_over_ranks_either() {
     let folder = Folder::new("ranks-crowd");
     write_checkpoint(&folder.0, SMALL, |_, _| {});
-    let (engine, followers) = load(&folder.0, 2, || options().threads(1).batch(4).context(512));
+    let (engine, followers) = load(&folder.0, (HEADS, 2), || options().threads(1).batch(4).context(512));
     let engine = engine.unwrap();
     let ask = |n: usize| {
         let sampled = GenerateOptions::new().temperature(1.5).seed(n as u64).max_new_tokens(12).ignore_eos(true);
@@ -113,41 +125,45 @@ fn a_cancelled_request_leaves_no_rank_out_of_step() {
     let folder = Folder::new("ranks-cancel");
     let shape = Shape { hidden: 128, inner: 512, layers: 4, heads: 4, kv_heads: 2, ..SMALL };
     write_checkpoint(&folder.0, shape, |_, _| {});
-    let (engine, followers) = load(&folder.0, 2, || options().threads(1).context(4096).prompt_chunk(64));
-    let engine = engine.unwrap();
-    let options = GenerateOptions::new().greedy().max_new_tokens(4).ignore_eos(true);
-    let expected = ids(&engine, &prompt(300, 1), &options).unwrap();
-    for pause in [0, 1, 5, 20, 50] {
-        let mut stream = engine.generate_ids(prompt(3000, 2), &options).unwrap();
-        let canceller = stream.canceller();
-        let cancel = thread::spawn(move || {
-            thread::sleep(Duration::from_millis(pause));
-            canceller.cancel();
-        });
-        assert!(stream.next().is_none());
-        assert_eq!(stream.finish_reason(), Some(FinishReason::Cancelled));
-        cancel.join().unwrap();
-        assert_eq!(ids(&engine, &prompt(300, 1), &options).unwrap(), expected);
+    for share in [HEADS, LAYERS] {
+        let (engine, followers) = load(&folder.0, (share, 2), || options().threads(1).context(4096).prompt_chunk(64));
+        let engine = engine.unwrap();
+        let options = GenerateOptions::new().greedy().max_new_tokens(4).ignore_eos(true);
+        let expected = ids(&engine, &prompt(300, 1), &options).unwrap();
+        for pause in [0, 1, 5, 20, 50] {
+            let mut stream = engine.generate_ids(prompt(3000, 2), &options).unwrap();
+            let canceller = stream.canceller();
+            let cancel = thread::spawn(move || {
+                thread::sleep(Duration::from_millis(pause));
+                canceller.cancel();
+            });
+            assert!(stream.next().is_none());
+            assert_eq!(stream.finish_reason(), Some(FinishReason::Cancelled));
+            cancel.join().unwrap();
+            assert_eq!(ids(&engine, &prompt(300, 1), &options).unwrap(), expected);
+        }
+        end(engine, followers);
     }
-    end(engine, followers);
 }
 
 #[test]
 fn damage_is_found_on_all_ranks_and_the_engine_goes_on() {
-    // The first values of a matrix are on rank 0, the last ones on rank 1.
-    for damaged_rank in [0, 1] {
-        let folder = Folder::new(&format!("ranks-damage-{damaged_rank}"));
-        write_checkpoint(&folder.0, SMALL, |name, bytes| {
-            if name == "model.layers.1.mlp.up_proj.weight" {
-                let at = if damaged_rank == 0 { 0 } else { bytes.len() - 2 };
+    // The first values of a matrix are on rank 0, the last ones on rank 1; by layers rank 0 has the last layer.
+    for (share, world_size, layer, at_end) in
+        [(HEADS, 2, 1, false), (HEADS, 2, 1, true), (LAYERS, 2, 0, false), (LAYERS, 2, 2, false), (LAYERS, 3, 1, true)]
+    {
+        let folder = Folder::new(&format!("ranks-damage-{world_size}-{layer}-{at_end}"));
+        write_checkpoint(&folder.0, Shape { layers: 3, ..SMALL }, |name, bytes| {
+            if name == format!("model.layers.{layer}.mlp.up_proj.weight") {
+                let at = if at_end { bytes.len() - 2 } else { 0 };
                 bytes[at..at + 2].copy_from_slice(&0x7fc0u16.to_le_bytes());
             }
         });
-        let (engine, followers) = load(&folder.0, 2, || options().threads(1).context(128));
+        let (engine, followers) = load(&folder.0, (share, world_size), || options().threads(1).context(128));
         let engine = engine.unwrap();
         for options in [GenerateOptions::new().greedy(), GenerateOptions::new().temperature(1.0)] {
             match ids(&engine, &prompt(9, 1), &options) {
-                Err(Error::Model(ModelError::NonFinite { place })) => assert_eq!(place, "layer 1"),
+                Err(Error::Model(ModelError::NonFinite { place })) => assert_eq!(place, format!("layer {layer}")),
                 other => panic!("{other:?}"),
             }
         }
@@ -212,6 +228,15 @@ fn a_plan_is_that_of_one_rank() {
     assert!(quarter.weight_bytes < half.weight_bytes && half.weight_bytes < whole.weight_bytes);
     let error = qwen::plan(demo(), &options().ranks(Ranks::new(0, 3).unwrap())).unwrap_err().to_string();
     assert!(error.ends_with("can be cut over this many ranks: 1, 2, 4"), "{error}");
+    let layers = |rank: usize, ranks: usize| {
+        qwen::plan(demo(), &options().context(512).ranks(Ranks::new(rank, ranks).unwrap().by_layers()))
+    };
+    let thirds = [0, 1, 2].map(|rank| layers(rank, 3).unwrap());
+    assert_eq!(thirds.iter().map(|plan| plan.kv_bytes).sum::<u64>(), whole.kv_bytes);
+    // Rank 1 embeds, rank 0 has the output head: both have the table that is one and the other here.
+    assert!(thirds[2].weight_bytes < thirds[1].weight_bytes && thirds[1].weight_bytes <= thirds[0].weight_bytes);
+    let error = layers(0, 7).unwrap_err().to_string();
+    assert!(error.ends_with("7 ranks cannot share 6 layers"), "{error}");
 }
 
 #[test]

@@ -29,7 +29,8 @@ run devices -- --model "$demo"
 # One model over processes answers as one process does.
 run ranks -- --ranks 1 --prompt "What is 3 + 4?" >"$out/one"
 run ranks -- --ranks 2 --prompt "What is 3 + 4?" | tee "$out/two"
-[ -s "$out/two" ] && cmp "$out/one" "$out/two"
+run ranks -- --ranks 3 --by-layers --prompt "What is 3 + 4?" >"$out/three"
+[ -s "$out/one" ] && cmp "$out/one" "$out/two" && cmp "$out/one" "$out/three"
 
 # The same on a GPU backend, where software Vulkan is installed.
 run_wgpu() { echo "-- $* (wgpu)"; cargo run --quiet --release --features wgpu --example "$@"; }

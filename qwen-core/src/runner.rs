@@ -11,6 +11,7 @@ use crate::collective::Collective;
 use crate::error::{Error, Result};
 use crate::kv::CopyBlock;
 use crate::model::Model;
+use crate::model::spec::ModelSpec;
 use crate::rope::Rope;
 
 /// Runs batches: plain data in, plain data out.
@@ -120,7 +121,13 @@ impl<B: Backend> ModelRunner<B> {
         Ok(hidden)
     }
 
-    fn execute_with(
+    /// The part of the model that this runs.
+    pub(crate) fn spec(&self) -> &ModelSpec {
+        &self.model.spec
+    }
+
+    /// As [`Runner::execute`], going on from the `hidden` of the stage before.
+    pub(crate) fn execute_with(
         &mut self,
         batch: &Batch,
         hidden: Option<&[f32]>,

@@ -2,7 +2,8 @@
 
 use super::frame::Kind;
 use super::link::{Link, damaged};
-use super::wire;
+use super::values::{receive_hidden, send_hidden};
+use super::wire::{self, Writer};
 use crate::backend::{Backend, Interrupt};
 use crate::error::{Error, Result};
 use crate::runner::{ModelRunner, Runner};
@@ -18,20 +19,32 @@ pub fn follow<B: Backend>(mut runner: ModelRunner<B>, link: &Link) -> Result<()>
 
 fn serve<B: Backend>(runner: &mut ModelRunner<B>, link: &Link) -> Result<()> {
     let no_sense = |reason: String| damaged(0, &reason);
+    let (hidden_size, begins, goes_on) =
+        (runner.spec().hidden_size, runner.spec().is_first(), !runner.spec().is_last());
     let mut last = None;
     loop {
         let message = link.receive_any(0)?;
+        let mut answer = Writer::default();
         match message.kind {
             Kind::Step => {
                 let batch = wire::step_from_bytes(&message.payload, runner.limits()).map_err(no_sense)?;
-                // The step that would be located is this one, even if it fails.
-                let key = runner.run(&batch, None, &Interrupt::default())?;
-                last = Some((batch, key));
+                let mut hidden = None;
+                if !begins {
+                    let values = hidden.insert(vec![0.0; batch.num_tokens() * hidden_size]);
+                    receive_hidden(link, 0, values)?;
+                }
+                let key = runner.run(&batch, hidden.as_deref(), &Interrupt::default())?;
+                if goes_on {
+                    send_hidden(link, 0, &runner.read_hidden(batch.num_tokens())?)?;
+                }
+                last = Some((batch, hidden, key));
             }
             Kind::Locate => {
-                let (batch, key) = last.as_ref().ok_or_else(|| no_sense("no step came before".into()))?;
-                // Rank 0 finds the same and reports it; this rank only takes part.
-                let _: Error = runner.non_finite(batch, None, *key)?;
+                let (batch, hidden, key) = last.as_ref().ok_or_else(|| no_sense("no step came before".into()))?;
+                // Where ranks share heads, rank 0 finds the same place; where they share layers, it asks for it.
+                if let Error::NonFinite { place } = runner.non_finite(batch, hidden.as_deref(), *key)? {
+                    answer.text(&place);
+                }
             }
             Kind::CopyBlocks => {
                 let copies = wire::copies_from_bytes(&message.payload, runner.limits()).map_err(no_sense)?;
@@ -42,6 +55,6 @@ fn serve<B: Backend>(runner: &mut ModelRunner<B>, link: &Link) -> Result<()> {
         }
         // What a device reports late belongs to what it was told last.
         runner.synchronize()?;
-        link.send(Kind::Done, &[])?;
+        link.send(Kind::Done, &answer.0)?;
     }
 }

@@ -27,6 +27,8 @@ pub(super) enum Kind {
     Reduce,
     /// From rank 0: compute this step.
     Step,
+    /// Activations between layers: to the rank that goes on with them, and back.
+    Hidden,
     /// From rank 0: run the last step again layer by layer.
     Locate,
     /// From rank 0: copy these blocks.
@@ -40,7 +42,7 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    const ALL: [Kind; 13] = [
+    const ALL: [Kind; 14] = [
         Kind::Hello,
         Kind::Welcome,
         Kind::Mismatch,
@@ -49,6 +51,7 @@ impl Kind {
         Kind::Number,
         Kind::Reduce,
         Kind::Step,
+        Kind::Hidden,
         Kind::Locate,
         Kind::CopyBlocks,
         Kind::Done,

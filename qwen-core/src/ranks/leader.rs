@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use super::frame::Kind;
-use super::link::{Failure, Link};
-use super::wire;
+use super::link::{Failure, Link, damaged};
+use super::values::{receive_hidden, send_hidden};
+use super::wire::{self, Reader};
 use crate::backend::{Backend, Interrupt};
 use crate::batch::{Batch, Limits, StepOutput};
 use crate::error::{Error, Result};
@@ -15,7 +16,7 @@ use crate::runner::{ModelRunner, Runner};
 /// its own part of it, and reads the logits.
 ///
 /// An interrupt is heeded between steps: a step that has begun is computed to its end on all ranks, since one that left
-/// it would leave the others waiting for its part of a sum. When a rank fails, so does every step from then on.
+/// it would leave the others waiting for its part of a sum. Ranks that share layers heed it between their parts. When a rank fails, so does every step from then on.
 #[derive(Debug)]
 pub struct LeaderRunner<B: Backend> {
     runner: ModelRunner<B>,
@@ -44,6 +45,62 @@ impl<B: Backend> LeaderRunner<B> {
     }
 }
 
+/// A step that all ranks compute together, each its share of every layer. What is returned is why it has no output.
+fn by_heads<B: Backend>(
+    runner: &mut ModelRunner<B>,
+    link: &Link,
+    step: &[u8],
+    batch: &Batch,
+    output: &mut StepOutput,
+) -> Result<Option<Error>> {
+    link.send(Kind::Step, step)?;
+    let key = runner.run(batch, None, &Interrupt::default())?;
+    let finite = runner.read_output(batch, output)?;
+    all_done(link)?;
+    if finite {
+        return Ok(None);
+    }
+    link.send(Kind::Locate, &[])?;
+    let place = runner.non_finite(batch, None, key)?;
+    all_done(link)?;
+    Ok(Some(place))
+}
+
+/// A step that the ranks compute one after the other, each its layers; rank 0 the last ones. What is returned is why it
+/// has no output.
+fn by_layers<B: Backend>(
+    runner: &mut ModelRunner<B>,
+    link: &Link,
+    step: &[u8],
+    batch: &Batch,
+    output: &mut StepOutput,
+    interrupt: &Interrupt,
+) -> Result<Option<Error>> {
+    let mut hidden = vec![0.0; batch.num_tokens() * runner.spec().hidden_size];
+    for rank in 1..link.world_size() {
+        if interrupt.is_raised() {
+            return Ok(Some(Error::Cancelled));
+        }
+        link.send_to(rank, Kind::Step, step)?;
+        if rank > 1 {
+            send_hidden(link, rank, &hidden)?;
+        }
+        receive_hidden(link, rank, &mut hidden)?;
+        link.receive(rank, Kind::Done)?;
+        if !hidden.iter().all(|value| value.is_finite()) {
+            link.send_to(rank, Kind::Locate, &[])?;
+            let place = link.receive(rank, Kind::Done)?;
+            let place = Reader(&place).text().map_err(|reason| damaged(rank, &reason))?;
+            return Ok(Some(Error::NonFinite { place }));
+        }
+    }
+    match runner.execute_with(batch, Some(&hidden), output, interrupt) {
+        Ok(()) => Ok(None),
+        Err(error @ (Error::Cancelled | Error::NonFinite { .. })) => Ok(Some(error)),
+        Err(error) => Err(error),
+    }
+}
+
 /// Wait until all ranks have done what they were told.
 fn all_done(link: &Link) -> Result<()> {
     (1..link.world_size()).try_for_each(|rank| link.receive(rank, Kind::Done).map(drop))
@@ -60,20 +117,12 @@ impl<B: Backend> Runner for LeaderRunner<B> {
         if interrupt.is_raised() {
             return Err(Error::Cancelled);
         }
-        let damage = self.together(|runner, link| {
-            link.send(Kind::Step, &step)?;
-            let key = runner.run(batch, None, &Interrupt::default())?;
-            let finite = runner.read_output(batch, output)?;
-            all_done(link)?;
-            if finite {
-                return Ok(None);
-            }
-            link.send(Kind::Locate, &[])?;
-            let place = runner.non_finite(batch, None, key)?;
-            all_done(link)?;
-            Ok(Some(place))
+        // What leaves the ranks in step is no failure of theirs: it comes beside one.
+        let ended = self.together(|runner, link| match runner.spec().is_first() {
+            true => by_heads(runner, link, &step, batch, output),
+            false => by_layers(runner, link, &step, batch, output, interrupt),
         })?;
-        damage.map_or(Ok(()), Err)
+        ended.map_or(Ok(()), Err)
     }
 
     fn copy_blocks(&mut self, copies: &[CopyBlock]) -> Result<()> {

@@ -259,8 +259,17 @@ impl Link {
 
     /// The next message of rank `rank`.
     pub(super) fn receive_any(&self, rank: usize) -> Result<Frame> {
+        self.peer(rank)?.receive()
+    }
+
+    /// Send to rank `rank` alone.
+    pub(super) fn send_to(&self, rank: usize, kind: Kind, payload: &[u8]) -> Result<()> {
+        self.peer(rank)?.send(kind, payload)
+    }
+
+    fn peer(&self, rank: usize) -> Result<&Peer> {
         let peer = self.peers.iter().find(|peer| peer.rank == rank);
-        peer.ok_or_else(|| Error::argument("rank", format!("{rank} is not connected with {}", self.rank)))?.receive()
+        peer.ok_or_else(|| Error::argument("rank", format!("{rank} is not connected with {}", self.rank)))
     }
 }
 

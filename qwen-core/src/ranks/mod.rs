@@ -4,7 +4,8 @@
 //! connects the ranks over TCP: rank 0 listens, the others come to it, and each proves that it was started with the same
 //! model and options. What comes out is a [`Link`]. Rank 0 wraps its part of the model in a [`LeaderRunner`], which
 //! an engine drives like any runner; the other ranks call [`follow`], which computes what rank 0 sends until rank 0 is
-//! done. The sums of the model go over the link as well ([`TcpGroup`]) unless a device has a better way.
+//! done. The sums of the model go over the link as well ([`TcpGroup`]) unless a device has a better way. Ranks that hold
+//! layers in place of shares of all layers ([`Ranks::by_layers`]) pass activations on instead.
 //!
 //! There is neither authentication nor encryption: the ranks trust each other and the network between them.
 
@@ -17,13 +18,16 @@ mod meeting;
 mod tcp_group;
 #[cfg(test)]
 mod tests;
+mod values;
 mod wire;
 
 use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::collective::Shard;
+use crate::config::Config;
 use crate::error::{Error, Result};
+use crate::model::spec::ModelSpec;
 pub use follower::follow;
 pub use leader::LeaderRunner;
 pub use link::Link;
@@ -60,6 +64,7 @@ pub struct Ranks {
     listen_on: Option<IpAddr>,
     meet_within: Duration,
     lost_after: Duration,
+    by_layers: bool,
 }
 
 impl Default for Ranks {
@@ -81,6 +86,7 @@ impl Ranks {
             listen_on: None,
             meet_within: Duration::from_secs(300),
             lost_after: Duration::from_secs(30),
+            by_layers: false,
         }
     }
 
@@ -132,6 +138,14 @@ impl Ranks {
         self
     }
 
+    /// Give each rank some of the layers in place of some of each layer. A step then goes from rank to rank: they hold
+    /// more together but are no faster than one. It exchanges one row of activations a token and rank in place of two
+    /// sums a layer, and takes any number of ranks up to that of the layers.
+    pub fn by_layers(mut self) -> Self {
+        self.by_layers = true;
+        self
+    }
+
     /// This rank, from 0.
     pub fn rank(&self) -> usize {
         self.rank
@@ -157,9 +171,29 @@ impl Ranks {
         self.rank == 0
     }
 
-    /// The share of the model that this rank holds.
-    pub fn shard(&self) -> Shard {
-        Shard { rank: self.rank, ranks: self.world_size }
+    /// Whether the ranks hold layers in place of shares of all layers.
+    pub fn is_by_layers(&self) -> bool {
+        self.by_layers
+    }
+
+    /// The part of the model that this rank holds. The output head is on rank 0 alone, which reads the logits: by layers
+    /// rank 0 therefore has the last ones, and rank 1 the first.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] when the model cannot be cut over so many ranks, with the numbers that it can be cut
+    /// over.
+    pub fn part(&self, config: &Config) -> Result<ModelSpec> {
+        let spec = ModelSpec::new(config);
+        if self.by_layers {
+            let (layers, ranks) = (spec.num_hidden_layers, self.world_size);
+            if ranks > layers {
+                return Err(Error::argument("ranks", format!("{ranks} ranks cannot share {layers} layers")));
+            }
+            let stage = (self.rank + ranks - 1) % ranks;
+            return spec.stage(stage * layers / ranks..(stage + 1) * layers / ranks);
+        }
+        let spec = spec.shard(Shard { rank: self.rank, ranks: self.world_size })?;
+        Ok(if self.is_leader() { spec } else { spec.without_head() })
     }
 
     /// Where rank 0 is found.

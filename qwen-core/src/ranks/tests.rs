@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::frame::{self, Kind};
-use super::tcp_group::PIECE;
+use super::values::PIECE;
 use super::*;
 use crate::collective::{Collective, ThreadGroup};
 use crate::error::Error;
