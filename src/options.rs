@@ -119,7 +119,8 @@ impl EngineOptions {
         self
     }
 
-    /// Prompt tokens of a step at most. Larger ones are a little faster and take more memory. Default 512, and 2048 on NVIDIA cards.
+    /// Prompt tokens of a step at most. Larger ones are a little faster and take more memory. Default 512, and 2048 on
+    /// NVIDIA cards.
     pub fn prompt_chunk(mut self, tokens: usize) -> Self {
         self.prompt_chunk = Some(tokens);
         self

@@ -152,9 +152,8 @@ impl Place for Device {
             #[cfg(feature = "cuda")]
             Device::Cuda(ordinal) => {
                 let ordinal = options.card(*ordinal);
+                let card = qwen_backend_cuda::CardInfo::of(ordinal)?;
                 let available_bytes = Some(qwen_backend_cuda::free_bytes(ordinal)?);
-                let card = qwen_backend_cuda::cards().into_iter().find(|card| card.ordinal == ordinal);
-                let card = card.ok_or_else(|| self.absent())?;
                 let footprint = qwen_backend_cuda::CudaFootprint::on(&card, options.precision);
                 Ok(Room { footprint: Box::new(footprint), prompt_chunk: CARD_PROMPT_CHUNK, available_bytes })
             }
@@ -266,14 +265,16 @@ impl<B: Backend> Open<B> {
     }
 }
 
-/// Cards sum among themselves. Their identifier goes over the link, and a rank that is lost there is lost to them, too.
+/// Cards sum among themselves. NCCL's identifier goes over the link, and a rank that is lost there is lost to it, too.
 #[cfg(feature = "cuda")]
 fn nccl_group(backend: &qwen_backend_cuda::CudaBackend, link: &Arc<Link>) -> Result<Arc<dyn Collective>> {
+    qwen_backend_cuda::nccl_present()?;
+    // A rank that has no NCCL fails here, where the others hear of it; within NCCL they would wait for it.
+    link.least(0)?;
     let mut id = if link.rank() == 0 { qwen_backend_cuda::unique_id()? } else { Vec::new() };
     link.broadcast(&mut id)?;
     let group = qwen_backend_cuda::NcclGroup::new(backend, link.rank(), link.world_size(), &id)?;
-    let aborter = group.aborter();
-    link.on_loss(move || aborter.abort());
+    link.on_loss(group.abort_on_loss());
     Ok(Arc::new(group))
 }
 

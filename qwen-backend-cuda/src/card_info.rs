@@ -23,6 +23,15 @@ pub struct CardInfo {
 }
 
 impl CardInfo {
+    /// The card with this number. It is not opened.
+    ///
+    /// # Errors
+    /// [`qwen_core::Error::Unsupported`] when there is no driver, no such card, or one that the kernels do not run on,
+    /// with what was found.
+    pub fn of(ordinal: usize) -> qwen_core::Result<Self> {
+        crate::driver::card::info(ordinal)
+    }
+
     /// Whether it has bf16 tensor cores and asynchronous copies, for which prompts have kernels of their own.
     pub fn has_tensor_cores(&self) -> bool {
         self.compute_capability >= (8, 0)

@@ -5,8 +5,7 @@
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::fmt;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use libloading::Library;
 use qwen_core::backend::Backend;
@@ -15,6 +14,7 @@ use qwen_core::{Error, Result};
 
 use crate::backend::CudaBackend;
 use crate::driver::{Array, Driver, Fault, Outcome};
+use crate::gpu::{Gpu, Work};
 
 /// Bytes of the id that the ranks of a group share.
 const ID_BYTES: usize = 128;
@@ -82,6 +82,14 @@ impl Nccl {
     }
 }
 
+/// Whether there is an NCCL on this machine.
+///
+/// # Errors
+/// [`Error::Unsupported`] when there is none.
+pub fn nccl_present() -> Result<()> {
+    Nccl::get().map(|_| ())
+}
+
 /// A new id for a group: rank 0 makes it and hands it to the others.
 ///
 /// # Errors
@@ -114,7 +122,7 @@ pub fn unique_id() -> Result<Vec<u8>> {
 pub struct NcclGroup {
     shared: Arc<Communicator>,
     /// Where values of the host are summed.
-    host: std::sync::Mutex<Option<Array>>,
+    host: Mutex<Option<Array>>,
 }
 
 struct Communicator {
@@ -123,12 +131,11 @@ struct Communicator {
     driver: Arc<dyn Driver>,
     rank: usize,
     ranks: usize,
-    /// Given up: `comm` is no more.
-    aborted: AtomicBool,
+    /// Held while NCCL is called; whether it was told to give up.
+    aborted: Mutex<bool>,
 }
 
-// SAFETY: NCCL's communicators may be used by any thread, one at a time; a group belongs to one backend, which issues its
-// work in order. To abort one while others wait is what that call is for.
+// SAFETY: NCCL's communicators may be used by any thread, one at a time, which `aborted` sees to.
 unsafe impl Send for Communicator {}
 // SAFETY: as above.
 unsafe impl Sync for Communicator {}
@@ -140,10 +147,15 @@ impl fmt::Debug for Communicator {
 }
 
 impl Communicator {
-    /// End what the card waits for from other ranks. Nothing is summed any more.
+    fn aborted(&self) -> MutexGuard<'_, bool> {
+        self.aborted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Give up: sums that wait for a rank that is gone end, with any values.
     fn abort(&self) {
-        if !self.aborted.swap(true, Ordering::SeqCst) {
-            // SAFETY: made by `NcclGroup::new`, given back once.
+        let mut aborted = self.aborted();
+        if !std::mem::replace(&mut *aborted, true) && self.driver.make_current().is_ok() {
+            // SAFETY: made by `NcclGroup::new`; after this it is used no more.
             unsafe { (self.nccl.comm_abort)(self.comm) };
         }
     }
@@ -151,17 +163,11 @@ impl Communicator {
 
 impl Drop for Communicator {
     fn drop(&mut self) {
-        if *self.aborted.get_mut() {
-            return;
-        }
-        // Sums that other ranks never join would be waited for without end: only a stream that is done is ended in order.
-        let ended = self.driver.make_current().and_then(|()| self.driver.wait());
-        // SAFETY: made by `NcclGroup::new`, given back once.
-        unsafe {
-            match ended {
-                Ok(()) => (self.nccl.comm_destroy)(self.comm),
-                Err(_) => (self.nccl.comm_abort)(self.comm),
-            };
+        if !*self.aborted() && self.driver.make_current().and_then(|()| self.driver.wait()).is_ok() {
+            // SAFETY: made by `NcclGroup::new`, not aborted, given back once; what was queued has run.
+            unsafe { (self.nccl.comm_destroy)(self.comm) };
+        } else {
+            self.abort();
         }
     }
 }
@@ -192,8 +198,8 @@ impl NcclGroup {
         // SAFETY: the card's context is current; it writes a communicator.
         let code = unsafe { (nccl.comm_init_rank)(&mut comm, ranks as c_int, UniqueId(id), rank as c_int) };
         nccl.check("ncclCommInitRank", code).map_err(failed)?;
-        let shared = Communicator { nccl, comm, driver, rank, ranks, aborted: AtomicBool::new(false) };
-        Ok(NcclGroup { shared: Arc::new(shared), host: std::sync::Mutex::default() })
+        let shared = Communicator { nccl, comm, driver, rank, ranks, aborted: Mutex::new(false) };
+        Ok(NcclGroup { shared: Arc::new(shared), host: Mutex::default() })
     }
 
     /// This rank.
@@ -206,9 +212,14 @@ impl NcclGroup {
         self.shared.ranks
     }
 
-    /// What ends the group from another thread, when a rank is known to be lost: the card would wait for it for ever.
-    pub fn aborter(&self) -> NcclAborter {
-        NcclAborter(Arc::downgrade(&self.shared))
+    /// What to call, from any thread, when another rank is lost: sums that wait for it end, and later ones are refused.
+    pub fn abort_on_loss(&self) -> impl FnOnce() + Send + use<> {
+        let group = Arc::downgrade(&self.shared);
+        move || {
+            if let Some(group) = group.upgrade() {
+                group.abort();
+            }
+        }
     }
 
     /// The sum of the first `len` values of `array` in place; none when the group is another card's.
@@ -218,31 +229,18 @@ impl NcclGroup {
     }
 }
 
-/// Ends an [`NcclGroup`] from any thread.
-#[derive(Debug, Clone)]
-pub struct NcclAborter(Weak<Communicator>);
-
-impl NcclAborter {
-    /// End the group, if it is still there: sums that wait for other ranks end with an error, and later ones fail.
-    pub fn abort(&self) {
-        if let Some(communicator) = self.0.upgrade() {
-            communicator.abort();
-        }
-    }
-}
-
 impl Collective for NcclGroup {
     /// The sum of values on the host: over the card. In the order that NCCL chooses.
     fn all_reduce(&self, values: &mut [f32]) -> Result<()> {
-        let mut gpu = crate::gpu::Gpu::new(self.shared.driver.clone(), false);
-        let mut held = self.host.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut gpu = Gpu::new(self.shared.driver.clone(), false);
+        let mut held = self.host.lock().unwrap_or_else(PoisonError::into_inner);
         let array = match held.take().filter(|array| array.bytes >= 4 * values.len()) {
             Some(array) => array,
             None => gpu.array("sums of the host", 4 * values.len())?,
         };
         gpu.write_f32("all_reduce", &array, values)?;
         if let Some(sum) = self.sum(&self.shared.driver, &array, values.len()) {
-            gpu.issue(&crate::gpu::Work::Sum(sum))?;
+            gpu.issue(&Work::Sum(sum))?;
         }
         gpu.read_f32("all_reduce", &array, values)?;
         *held = Some(array);
@@ -261,18 +259,20 @@ pub(crate) struct Sum {
 impl Sum {
     /// Queue it.
     pub(crate) fn issue(&self, driver: &dyn Driver) -> Outcome<()> {
-        let Communicator { nccl, comm, aborted, .. } = &*self.communicator;
-        if aborted.load(Ordering::SeqCst) {
-            return Err(Fault::Refused("another rank is lost, and the group with it".into()));
-        }
+        let Communicator { nccl, comm, .. } = &*self.communicator;
         driver.make_current()?;
         let Some(stream) = driver.stream() else {
             return Err(Fault::Refused("there is no card behind this backend".into()));
         };
+        let aborted = self.communicator.aborted();
+        if *aborted {
+            return Err(Fault::Refused("another rank was lost".into()));
+        }
         let values = self.array.address as *mut c_void;
         // SAFETY: the array holds so many values and is kept alive by this; communicator and stream are those of its
         // card.
         let code = unsafe { (nccl.all_reduce)(values, values, self.len, FLOAT32, SUM, *comm, stream) };
+        drop(aborted);
         nccl.check("ncclAllReduce", code).map_err(Fault::Refused)
     }
 }

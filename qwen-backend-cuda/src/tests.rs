@@ -1,8 +1,261 @@
-//! What only the inside shows: errors of a machine without a driver.
+//! What only the inside shows: the launches of every published shape, on a driver that checks them and runs nothing; and
+//! what becomes of faults.
 
-use qwen_core::Error;
+use qwen_core::backend::{Backend, Interrupt, MatrixPart, StepKey, WeightRole, WeightView};
+use qwen_core::batch::{Batch, Limits, SequenceStep, StepOutput, WantLogits};
+use qwen_core::kv::BlockId;
+use qwen_core::model::Model;
+use qwen_core::model::source::WeightSource;
+use qwen_core::model::spec::ModelSpec;
+use qwen_core::plan::{Plan, PlanInput, limits_for};
+use qwen_core::rope::Rope;
+use qwen_core::runner::{ModelRunner, Runner};
+use qwen_core::{Config, Encoding, Error, Precision, Result};
 
+use crate::driver::recording::Recorder;
+use crate::kernel::Kernel;
 use crate::{CudaBackend, CudaOptions, cards};
+
+const BLOCK_SIZE: usize = 32;
+const MAX_SEQS: usize = 32;
+const MAX_TOKENS: usize = 4096;
+
+/// hidden_size, num_attention_heads, num_key_value_heads, intermediate_size, vocab_size, tied.
+type Shape = (usize, usize, usize, usize, usize, bool);
+const SHAPES: [(&str, Shape); 7] = [
+    ("0.5B", (896, 14, 2, 4_864, 151_936, true)),
+    ("1.5B", (1_536, 12, 2, 8_960, 151_936, true)),
+    ("3B", (2_048, 16, 2, 11_008, 151_936, true)),
+    ("7B", (3_584, 28, 4, 18_944, 152_064, false)),
+    ("14B", (5_120, 40, 8, 13_824, 152_064, false)),
+    ("32B", (5_120, 40, 8, 27_648, 152_064, false)),
+    ("72B", (8_192, 64, 8, 29_568, 152_064, false)),
+];
+/// Layers are alike: two stand for all.
+const LAYERS: usize = 2;
+
+/// Weights that are all zero: each matrix is its first row again and again.
+struct Zeros(Encoding, Vec<u8>);
+
+impl WeightSource for Zeros {
+    fn matrix(&self, _: &str, rows: usize, cols: usize) -> Result<MatrixPart<'_>> {
+        Ok(MatrixPart { encoding: self.0, rows, cols, stride: 0, data: &self.1 })
+    }
+
+    fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>> {
+        // The keys of the first layer stay f32.
+        Ok(vec![if name.contains("layers.0.self_attn.k_proj") { 100.0 } else { 0.0 }; len])
+    }
+
+    fn encoding(&self, _: &str) -> Result<Encoding> {
+        Ok(self.0)
+    }
+}
+
+fn config((hidden, heads, kv_heads, inner, vocab, tied): Shape) -> Config {
+    let text = format!(
+        r#"{{"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_act": "silu",
+        "hidden_size": {hidden}, "intermediate_size": {inner}, "num_hidden_layers": {LAYERS},
+        "num_attention_heads": {heads}, "num_key_value_heads": {kv_heads}, "vocab_size": {vocab},
+        "max_position_embeddings": 131072, "rms_norm_eps": 1e-6, "rope_theta": 1e6, "tie_word_embeddings": {tied}}}"#
+    );
+    Config::from_json("config.json", &text).unwrap()
+}
+
+/// A model without values on a driver that checks what it is asked.
+struct Rig {
+    recorder: Recorder,
+    runner: ModelRunner<CudaBackend>,
+    context: usize,
+}
+
+impl Rig {
+    fn new(shape: Shape, context: usize, capability: (u32, u32), precision: Precision) -> Self {
+        let (config, source) = (config(shape), Zeros(Encoding::Bf16, vec![0; 1 << 17]));
+        let recorder = Recorder::new(capability);
+        let options = CudaOptions::new().precision(precision);
+        let mut backend = CudaBackend::on(std::sync::Arc::new(recorder.clone()), &options);
+        let limits = Limits {
+            max_model_len: context,
+            max_num_batched_tokens: MAX_TOKENS,
+            max_num_seqs: MAX_SEQS,
+            max_num_logits: MAX_SEQS,
+            block_size: BLOCK_SIZE,
+            num_blocks: 0,
+            vocab_size: config.vocab_size,
+            num_token_ids: config.vocab_size,
+        };
+        let limits = limits_for(&limits, context, 1);
+        let spec = ModelSpec::new(&config);
+        let input = PlanInput {
+            spec: &spec,
+            limits: limits.clone(),
+            precision,
+            context,
+            batch: 1,
+            model_context: 131_072,
+            available_bytes: None,
+        };
+        let plan = Plan::new(&source, &input, &*backend.footprint()).unwrap();
+        let model = Model::load(&mut backend, spec.clone(), &limits, &source, &mut |_| {}).unwrap();
+        let mut runner = ModelRunner::new(backend, model, Rope::new(&config), limits);
+        runner.warm_up().unwrap();
+        let mut rig = Rig { recorder, runner, context };
+        // The records of attention are made for as many spans as the longest context has.
+        rig.decode(1, context - 1).unwrap();
+        let taken = rig.recorder.asked().live_bytes();
+        let planned = plan.weight_bytes + plan.kv_bytes + plan.activation_bytes;
+        assert!(planned.abs_diff(taken) <= taken / 50, "{planned} bytes planned, {taken} taken");
+        rig
+    }
+
+    /// One step of sequences, each with so many tokens after so many positions. They share one store.
+    fn execute(&mut self, sequences: &[(usize, usize)], greedy: bool) -> Result<Vec<Kernel>> {
+        let blocks: Vec<BlockId> = (0..(self.context / BLOCK_SIZE) as u32).map(BlockId).collect();
+        let mut batch = Batch::new(BLOCK_SIZE);
+        for (tokens, num_computed_tokens) in sequences {
+            let (input_ids, num_computed_tokens) = (&vec![1; *tokens][..], *num_computed_tokens);
+            let logits = WantLogits::Last;
+            batch.push(SequenceStep { input_ids, num_computed_tokens, block_table: &blocks, logits })?;
+        }
+        batch.greedy = greedy;
+        let before = self.recorder.asked().launched.len();
+        self.runner.execute(&batch, &mut StepOutput::default(), &Interrupt::default())?;
+        Ok(self.recorder.asked().launched.split_off(before))
+    }
+
+    /// A greedy step of single tokens.
+    fn decode(&mut self, sequences: usize, computed: usize) -> Result<Vec<Kernel>> {
+        self.execute(&vec![(1, computed); sequences], true)
+    }
+
+    fn check(&self) {
+        assert_eq!(self.recorder.asked().violations, Vec::<String>::new());
+    }
+}
+
+/// The shapes of steps: tokens and positions before them, of each sequence.
+fn steps(context: usize) -> Vec<Vec<(usize, usize)>> {
+    let mut steps: Vec<Vec<(usize, usize)>> =
+        [1, 3, 7, 31, 32].iter().map(|count| vec![(1, context - 1); *count]).collect();
+    steps.extend([vec![(512, 0)], vec![(4096, 0)], vec![(4096, context - 4096)]]);
+    // Prompts, a chunk and single tokens together.
+    steps.push(vec![(1, 700), (300, 0), (1, context - 1), (40, 1000)]);
+    steps
+}
+
+fn every_launch(shape: Shape, context: usize, capability: (u32, u32), precision: Precision) {
+    let mut rig = Rig::new(shape, context, capability, precision);
+    for greedy in [true, false] {
+        for step in steps(context) {
+            rig.execute(&step, greedy).unwrap();
+            rig.recorder.freeze(true);
+            let again = rig.execute(&step, greedy).unwrap();
+            rig.recorder.freeze(false);
+            let single = step.iter().all(|(tokens, _)| *tokens == 1);
+            assert_eq!(again.is_empty(), single, "{step:?}");
+        }
+    }
+    rig.check();
+}
+
+#[test]
+fn every_published_shape_launches_within_its_arrays() {
+    for (name, shape) in SHAPES {
+        for (context, capability) in [(32_768, (9, 0)), (131_072, (8, 6)), (131_072, (7, 5))] {
+            println!("{name}, {context} positions, compute capability {capability:?}");
+            every_launch(shape, context, capability, Precision::Fast);
+        }
+    }
+    every_launch(SHAPES[0].1, 32_768, (9, 0), Precision::Exact);
+}
+
+#[test]
+fn kernels_are_chosen_by_precision_capability_and_size() {
+    let names = |kernels: Vec<Kernel>| kernels.iter().map(Kernel::to_string).collect::<Vec<_>>();
+    let shape = SHAPES[0].1;
+    let mut tensor = Rig::new(shape, 4096, (8, 0), Precision::Fast);
+    let mut plain = Rig::new(shape, 4096, (7, 5), Precision::Fast);
+    let mut exact = Rig::new(shape, 4096, (9, 0), Precision::Exact);
+    let layer = |prompt: Vec<String>| prompt[1..9].to_vec();
+    assert_eq!(
+        layer(names(tensor.execute(&[(512, 0)], true).unwrap())),
+        [
+            "rms_norm",
+            "halve_bf16",
+            "matmul_bf16_heads",
+            "attention_tile_kf32_d64",
+            "halve_bf16",
+            "matmul_bf16_add",
+            "rms_norm",
+            "halve_bf16"
+        ]
+    );
+    let short = names(tensor.execute(&[(20, 0)], true).unwrap());
+    assert!(
+        short.contains(&"skinny_bf16_n4_silu".into()) && short.contains(&"matvec_bf16_t1_write".into()),
+        "{short:?}"
+    );
+    let prompt = names(plain.execute(&[(512, 0)], true).unwrap());
+    assert!(
+        prompt.contains(&"tile_bf16_silu".into()) && prompt.contains(&"attention_kf32_vf16_d64".into()),
+        "{prompt:?}"
+    );
+    let prompt = names(exact.execute(&[(512, 0)], true).unwrap());
+    assert!(prompt.contains(&"matvec_bf16_t8_silu".into()) && prompt.contains(&"attention_kf32_vf32_d64".into()));
+    // Three single tokens run as four: recorded here, replayed the next time.
+    let singles = names(tensor.execute(&[(1, 9), (1, 9), (1, 9)], false).unwrap());
+    assert!(singles.is_empty(), "four are recorded at load: {singles:?}");
+    let graphs = tensor.recorder.asked().graphs_launched;
+    assert!(tensor.decode(1, 10).unwrap().is_empty());
+    assert_eq!(tensor.recorder.asked().graphs_launched, graphs + 1);
+}
+
+#[test]
+fn a_step_with_a_read_is_not_replayed() {
+    let mut rig = Rig::new(SHAPES[0].1, 4096, (9, 0), Precision::Fast);
+    rig.recorder.freeze(false);
+    let mut backend = CudaBackend::on(std::sync::Arc::new(rig.recorder.clone()), &CudaOptions::new());
+    let (mut x, y) = (backend.alloc(64).unwrap(), backend.alloc(64).unwrap());
+    let key = StepKey { num_tokens: 1, num_seqs: 1, num_logits: 1, max_seqlen_q: 1, greedy: false };
+    for _ in 0..3 {
+        let before = rig.recorder.asked().launched.len();
+        backend
+            .step(key, &Interrupt::default(), &mut |b| {
+                b.add(&mut x, &y, 64)?;
+                b.read(&x, &mut [0.0; 64])?;
+                b.add(&mut x, &y, 64)
+            })
+            .unwrap();
+        assert_eq!(rig.recorder.asked().launched[before..], [Kernel::Add; 2]);
+    }
+    drop((x, y));
+    rig.check();
+    rig.decode(1, 0).unwrap();
+}
+
+#[test]
+fn what_does_not_fit_is_named() {
+    let mut backend = CudaBackend::on(std::sync::Arc::new(Recorder::new((9, 0))), &CudaOptions::new());
+    let (mut x, y) = (backend.alloc(16).unwrap(), backend.alloc(8).unwrap());
+    let error = backend.add(&mut x, &y, 16).unwrap_err().to_string();
+    assert!(error.contains("add") && error.contains("`x` holds 32 bytes, 64 are needed"), "{error}");
+    let other = CudaBackend::on(std::sync::Arc::new(Recorder::new((9, 0))), &CudaOptions::new()).alloc(16).unwrap();
+    let error = backend.add(&mut x, &other, 16).unwrap_err().to_string();
+    assert!(error.contains("belongs to another backend"), "{error}");
+    let short = [MatrixPart::whole(Encoding::F32, 4, 4, &[0; 60])];
+    let error = backend.load(&WeightView { name: "w", role: WeightRole::Linear, parts: &short }).unwrap_err();
+    assert!(error.to_string().contains("shorter than its shape says"), "{error}");
+}
+
+#[test]
+fn dropping_everything_gives_everything_back() {
+    let rig = Rig::new(SHAPES[0].1, 4096, (9, 0), Precision::Fast);
+    let recorder = rig.recorder.clone();
+    drop(rig);
+    let asked = recorder.asked();
+    assert_eq!((asked.live_bytes(), asked.violations), (0, Vec::new()));
+}
 
 #[test]
 fn a_machine_without_a_driver_says_so() {
@@ -12,6 +265,6 @@ fn a_machine_without_a_driver_says_so() {
     }
     let error = CudaBackend::new(CudaOptions::new()).unwrap_err();
     assert!(matches!(error, Error::Unsupported { .. }), "{error}");
-    println!("{error}");
+    assert!(error.to_string().contains("CUDA"), "{error}");
     assert!(crate::free_bytes(0).is_err());
 }

@@ -1,19 +1,41 @@
 //! The conformance suite through the emulator: as a card without tensor cores for bf16 (7.5) and one with them (9.0), in
-//! both precisions, and in Exact with the threads of each block backwards, too.
+//! both precisions. Its operations run with the threads of each block backwards, too.
 
 mod common;
 
-use common::backend;
+use common::{HOPPER, TURING, backend};
+use qwen_backend_cuda::CudaBackend;
 use qwen_core::Precision;
-use qwen_core::conformance::Suite;
-
-const TURING: (u32, u32) = (7, 5);
-const HOPPER: (u32, u32) = (9, 0);
+use qwen_core::conformance::{Outcome, Suite, cases};
 
 qwen_core::conformance_tests! {
     exact => || backend(TURING, Precision::Exact, false),
-    exact_reverse => || backend(TURING, Precision::Exact, true),
     fast_plain => Suite::new(|| backend(TURING, Precision::Fast, false)).fast_depends_on_the_batch(),
     fast_tensor => Suite::new(|| backend(HOPPER, Precision::Fast, false)).fast_depends_on_the_batch(),
-    fast_tensor_reverse => Suite::new(|| backend(HOPPER, Precision::Fast, true)).fast_depends_on_the_batch(),
+}
+
+/// All cases but those over whole models, which issue the same operations again.
+fn operations(suite: &Suite<CudaBackend>) {
+    for case in cases().iter().filter(|case| !case.name.starts_with("model/") && !case.name.starts_with("parts/")) {
+        match suite.outcome(case) {
+            Outcome::Passed { .. } => {}
+            Outcome::Skipped(reason) => eprintln!("skipped {}: {reason}", case.name),
+            Outcome::Failed(failures) => panic!("{failures}"),
+        }
+    }
+}
+
+#[test]
+fn exact_backwards() {
+    operations(&Suite::new(|| backend(TURING, Precision::Exact, true)));
+}
+
+#[test]
+fn fast_plain_backwards() {
+    operations(&Suite::new(|| backend(TURING, Precision::Fast, true)).fast_depends_on_the_batch());
+}
+
+#[test]
+fn fast_tensor_backwards() {
+    operations(&Suite::new(|| backend(HOPPER, Precision::Fast, true)).fast_depends_on_the_batch());
 }

@@ -75,6 +75,14 @@ pub(crate) fn cards() -> Result<Vec<CardInfo>> {
     })
 }
 
+/// A card by its number.
+///
+/// # Errors
+/// [`Error::Unsupported`] as [`Card::open`].
+pub(crate) fn info(ordinal: usize) -> Result<CardInfo> {
+    guarded(|| Ok(find(ordinal)?.1))
+}
+
 /// Bytes of a card's memory that are free.
 ///
 /// # Errors

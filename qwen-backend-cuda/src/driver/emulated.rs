@@ -4,7 +4,7 @@
 //! after each array that are looked at after every kernel: one that wrote beyond an array is named with it.
 
 use std::collections::hash_map::DefaultHasher;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::{CString, c_char, c_int, c_uint, c_ulong, c_void};
 use std::hash::{Hash, Hasher};
 use std::path::{Path, PathBuf};
@@ -48,8 +48,24 @@ struct Calls {
     params_size: unsafe extern "C" fn(*const c_char) -> c_int,
     waits: unsafe extern "C" fn(*mut c_char, c_ulong) -> c_int,
     without: unsafe extern "C" fn(*const c_char),
+    /// Where threads waited since somebody asked.
+    waited: BTreeSet<String>,
     /// Keeps the functions there.
     _library: Library,
+}
+
+impl Calls {
+    /// Where threads of the last kernel waited.
+    fn last_waits(&self) -> Vec<String> {
+        // SAFETY: without room it only says how many bytes it needs; then it is given as many.
+        let text = unsafe {
+            let needed = (self.waits)(std::ptr::null_mut(), 0);
+            let mut text = vec![0_u8; needed.max(1) as usize];
+            (self.waits)(text.as_mut_ptr().cast(), text.len() as c_ulong);
+            text
+        };
+        lines(&text)
+    }
 }
 
 type Emulate = unsafe extern "C" fn(
@@ -88,22 +104,15 @@ impl Kernels {
                 params_size: *library.get(b"emulated_params_size").map_err(invalid)?,
                 waits: *library.get(b"emulated_waits").map_err(invalid)?,
                 without: *library.get(b"emulate_without").map_err(invalid)?,
+                waited: BTreeSet::new(),
                 _library: library,
             }))))
         }
     }
 
-    /// Where threads of the last kernel waited for each other or for a copy, as `FILE:LINE`.
-    pub fn waits(&self) -> Vec<String> {
-        let calls = self.calls();
-        // SAFETY: without room it only says how many bytes it needs; then it is given as many.
-        let text = unsafe {
-            let needed = (calls.waits)(std::ptr::null_mut(), 0);
-            let mut text = vec![0_u8; needed.max(1) as usize];
-            (calls.waits)(text.as_mut_ptr().cast(), text.len() as c_ulong);
-            text
-        };
-        lines(&text)
+    /// Where threads waited for each other or for a copy since this was asked last, as `FILE:LINE`.
+    pub fn waits(&self) -> BTreeSet<String> {
+        std::mem::take(&mut self.calls().waited)
     }
 
     /// Pass over the wait `FILE:LINE` from now on, or over none: to show that it is needed and its absence found.
@@ -132,7 +141,7 @@ impl Kernels {
         let name = CString::new(launch.kernel.to_string()).unwrap_or_default();
         let block = [launch.kernel.threads() as c_uint, 1, 1];
         let mut message = [0_u8; 512];
-        let calls = self.calls();
+        let mut calls = self.calls();
         // SAFETY: as the caller says; the message is cut to its room.
         let failed = unsafe {
             (calls.emulate)(
@@ -146,6 +155,8 @@ impl Kernels {
                 message.len() as c_ulong,
             )
         };
+        let waits = calls.last_waits();
+        calls.waited.extend(waits);
         match failed {
             0 => Ok(()),
             // As on a card, whose context a fault takes with it.

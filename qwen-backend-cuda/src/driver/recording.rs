@@ -29,8 +29,6 @@ pub(crate) struct Asked {
     /// Kernels that were launched by name, in order, those of a capture included.
     pub(crate) launched: Vec<Kernel>,
     pub(crate) graphs_launched: usize,
-    /// Bytes that the host copied there.
-    pub(crate) uploaded: usize,
 }
 
 impl Asked {
@@ -185,12 +183,13 @@ impl Driver for Recorder {
 
     unsafe fn upload(&self, to: u64, _from: *const u8, bytes: usize) -> Outcome<()> {
         self.outside_of_capture("the host wrote")?;
-        self.lock().uploaded += bytes;
         self.within("a copy", to, bytes)
     }
 
-    unsafe fn download(&self, _to: *mut u8, from: u64, bytes: usize) -> Outcome<()> {
+    unsafe fn download(&self, to: *mut u8, from: u64, bytes: usize) -> Outcome<()> {
         self.outside_of_capture("the host read")?;
+        // SAFETY: as the caller says.
+        unsafe { to.write_bytes(0, bytes) };
         self.within("a copy", from, bytes)
     }
 

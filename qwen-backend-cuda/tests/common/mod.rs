@@ -9,6 +9,10 @@ use qwen_backend_cuda::emulator::{EmulatedCard, Kernels};
 use qwen_backend_cuda::{CudaBackend, CudaOptions};
 use qwen_core::{Error, Precision, Result};
 
+/// A card without tensor cores for bf16, and one with them.
+pub(crate) const TURING: (u32, u32) = (7, 5);
+pub(crate) const HOPPER: (u32, u32) = (9, 0);
+
 /// The kernels, compiled once. Without a compiler the tests skip, each with this reason.
 pub(crate) fn kernels() -> Result<&'static Kernels> {
     static KERNELS: OnceLock<Result<Kernels>> = OnceLock::new();
