@@ -292,9 +292,10 @@ DEVICE void attention(const Attention& p) {
     const u32 width = (p.num_attention_heads + 2 * p.num_key_value_heads) * p.head_dim;
     const float* const query = p.qkv + size_t(row.token) * width + row.head * p.head_dim;
 #pragma unroll
-    for (u32 c = row_lane; c < D; c += ROW_LANES) {
-        const bool exists = row.visible > 0 && c < p.head_dim;
-        queries[threadIdx.x / ROW_LANES * D + c] = exists ? query[c] * p.scale : 0.0f;
+    for (u32 i = 0; i < D / ROW_LANES; i++) {
+        const u32 channel = row_lane + i * ROW_LANES;
+        const bool exists = row.visible > 0 && channel < p.head_dim;
+        queries[threadIdx.x / ROW_LANES * D + channel] = exists ? query[channel] * p.scale : 0.0f;
     }
     float attended[D / ROW_LANES] = {}, largest = LOWEST, total = 0.0f;
 

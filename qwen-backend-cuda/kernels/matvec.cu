@@ -123,7 +123,7 @@ DEVICE void matvec(const Product& p) {
 #define MATVEC_TOKENS(format, Format, ending)  \
     MATVEC(format, Format, 1, ending, 8)       \
     MATVEC(format, Format, 2, ending, 8)       \
-    MATVEC(format, Format, 4, ending, 8)       \
+    MATVEC(format, Format, 4, ending, 6)       \
     MATVEC(format, Format, 8, ending, 5)
 
 #define MATVEC_ENDINGS(format, Format)         \
