@@ -1,8 +1,8 @@
 // attention: causal, over the paged store, for rows of queries that share a K/V head, in f32 arithmetic.
 //
 // A block takes ATTENTION_ROWS rows (a row is a token's query head) through spans of ATTENTION_SPAN positions. A
-// position is read by D / 8 lanes, 16 bytes of f16 each, so that each key and value is read in one piece. For the scores
-// a lane has its eight channels of all rows' queries in registers, and lanes then exchange parts of sums so that each
+// position is read by D / 8 lanes, 16 bytes of f16 each, so that a key or value is read in one piece. For the scores a
+// lane has its eight channels of all rows' queries in registers, and lanes then exchange parts of sums so that each
 // ends with whole ones of its own; for the values it has eight channels of all rows' results. Between the two, 16 lanes
 // turn a row's scores into weights.
 //
@@ -221,23 +221,25 @@ DEVICE void weigh(float* weights, u32 first, u32 visible, float& largest, float&
 template <class Value, u32 D>
 DEVICE void weigh_values(const Attention& p, const Block<D>& block, u32 count) {
     const u32 DEPTH = Depth<Value>::POSITIONS, STEP = Place<D>::STEP, LANES = Place<D>::LANES;
+    static_assert(SPAN % (STEP * DEPTH) == 0, "what is under way at once stays within a span");
     const u32 channel = Place<D>::channel();
     float sums[ROWS][8] = {};
 #pragma unroll 1
-    for (u32 first = Place<D>::position(); first < count; first += STEP * DEPTH) {
+    for (u32 first = 0; first < count; first += STEP * DEPTH) {
         Eight<Value> loaded[DEPTH];
 #pragma unroll
         for (u32 d = 0; d < DEPTH; d++) {
+            const u32 position = first + d * STEP + Place<D>::position();
             loaded[d].clear();
-            if (first + d * STEP < count && channel < p.head_dim) {
-                const size_t slot = size_t(blockIdx.y) * p.num_slots + block.slots[first + d * STEP];
+            if (position < count && channel < p.head_dim) {
+                const size_t slot = size_t(blockIdx.y) * p.num_slots + block.slots[position];
                 loaded[d].load(p.values, slot * p.head_dim + channel);
             }
         }
 #pragma unroll
         for (u32 d = 0; d < DEPTH; d++) {
             // Weights beyond `count` are zeros.
-            const u32 position = smaller(first + d * STEP, SPAN - 1);
+            const u32 position = first + d * STEP + Place<D>::position();
             float v[8];
             loaded[d].decode(v);
 #pragma unroll
@@ -292,9 +294,10 @@ DEVICE void attention(const Attention& p) {
     const u32 width = (p.num_attention_heads + 2 * p.num_key_value_heads) * p.head_dim;
     const float* const query = p.qkv + size_t(row.token) * width + row.head * p.head_dim;
 #pragma unroll
-    for (u32 c = row_lane; c < D; c += ROW_LANES) {
-        const bool exists = row.visible > 0 && c < p.head_dim;
-        queries[threadIdx.x / ROW_LANES * D + c] = exists ? query[c] * p.scale : 0.0f;
+    for (u32 i = 0; i < D / ROW_LANES; i++) {
+        const u32 channel = row_lane + i * ROW_LANES;
+        const bool exists = row.visible > 0 && channel < p.head_dim;
+        queries[threadIdx.x / ROW_LANES * D + channel] = exists ? query[channel] * p.scale : 0.0f;
     }
     float attended[D / ROW_LANES] = {}, largest = LOWEST, total = 0.0f;
 

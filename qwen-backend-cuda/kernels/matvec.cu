@@ -1,8 +1,8 @@
 // matvec: a matrix times a few tokens in f32 arithmetic: decoding, where the time is that of reading the matrix once.
 //
-// A warp takes a pair of rows. Lane l has the chunks of 16 bytes l, l + 32, ...: a warp reads 512 bytes at a time, and a
-// lane asks for several chunks of both rows before it uses the first. The activations, read by every warp, stay in the
-// first cache. A sum has one order, whatever TOKENS is and wherever the token stands: a lane's columns in sequence,
+// A warp takes a pair of rows. Lane l has the chunks of 16 bytes l, l + 32, ...: a warp reads 512 bytes at a time, and
+// a lane asks for several chunks of both rows before it uses the first. The activations, read by every warp, stay in
+// the first cache. A sum has one order, whatever TOKENS is and wherever the token stands: a lane's columns in sequence,
 // then the tree of warp_sum. There is no barrier: a warp without a pair leaves.
 #include "epilogue.cuh"
 #include "numbers.cuh"
@@ -123,7 +123,7 @@ DEVICE void matvec(const Product& p) {
 #define MATVEC_TOKENS(format, Format, ending)  \
     MATVEC(format, Format, 1, ending, 8)       \
     MATVEC(format, Format, 2, ending, 8)       \
-    MATVEC(format, Format, 4, ending, 8)       \
+    MATVEC(format, Format, 4, ending, 6)       \
     MATVEC(format, Format, 8, ending, 5)
 
 #define MATVEC_ENDINGS(format, Format)         \

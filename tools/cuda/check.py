@@ -1,105 +1,119 @@
-#!/usr/bin/env python3
-"""Assemble the PTX for every supported card and look at what came out. Needs tools/cuda/setup.sh, no card.
+"""Assemble the checked-in PTX for every card it may meet, and fail where a kernel is not what it should be.
 
-Fails on spilled registers, on more registers than a kernel's launch bounds leave room for (the macro KERNEL declares
-them), on symbols that nothing defines, on more static shared memory than every card has, and when the machine code of a
-matrix kernel has lost its tensor-core or copy instructions. Prints registers and shared memory on compute capability 9.0.
+It should not spill registers, nor use more than lets a multiprocessor take as many blocks as its KERNEL line says, nor
+call what is not there; and its machine code has the instructions that its source names (`// machine code: HMMA LDSM`).
+Prints a table for compute capability 9.0. Run by the Python that `setup.sh` prints; without ptxas it says what it
+skips.
 """
 
-import concurrent.futures
-import pathlib
 import re
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
-from toolchain import PTX, find, output
+from kernels import KERNELS, PTX, needed_instructions, tool
 
-CARDS = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_90a", "sm_100", "sm_120")
-SHOWN = "sm_90"
+CARDS = ["75", "80", "86", "89", "90", "90a", "100", "120"]
+TABLE = "90"
 REGISTERS = 65536
-STATIC_SHARED = 48 * 1024
-# Kernels by the beginning of their names, and the instructions that they are written for.
-MATRIX = {
-    "skinny_": ("HMMA", "LDG.E.128"),
-    "matmul_": ("HMMA", "LDSM", "LDGSTS"),
-    "attention_tile_kf16": ("HMMA", "LDSM", "LDGSTS"),
-    "attention_tile_kf32": ("HMMA", "LDSM"),
-    "ceiling_mma_": ("HMMA",),
-    "matvec_": ("LDG.E.128",),
-}
+# Of shared memory: what a multiprocessor of 9.0 has, and what each block takes beside its own.
+SHARED, SHARED_PER_BLOCK = 228 * 1024, 1024
+# Threads that a multiprocessor has at once.
+THREADS = {"75": 1024, "86": 1536, "89": 1536, "120": 1536}
 
 
-def level(name):
-    """The number of an architecture: 90 of sm_90a."""
-    return int(re.search(r"\d+", name).group())
+def number(value):
+    return int(re.search(r"\d+", value)[0])
 
 
-def budgets(text):
-    """Of each kernel in a PTX file: threads a block, and registers a thread that its launch bounds leave."""
-    found = {}
-    for name, directives in re.findall(r"\.entry (\w+)\([^)]*\)\s*((?:\.\w+[^\n]*\n)*)", text):
-        threads = int(re.search(r"\.maxntid (\d+)", directives).group(1))
-        blocks = re.search(r"\.minnctapersm (\d+)", directives)
-        blocks = int(blocks.group(1)) if blocks else 1
-        # Registers are given out to warps in units of 256, 8 a thread; one thread has 255 at most.
-        found[name] = (threads, min(255, REGISTERS // (threads * blocks) // 8 * 8))
-    return found
+def cards_of(ptx):
+    """The cards that take a module."""
+    target = re.search(r"^\.target sm_(\d+)(a?)", ptx, re.M)
+    if target[2]:
+        return [target[1] + "a"]
+    return [card for card in CARDS if number(card) >= int(target[1])]
 
 
-def assemble(job):
-    """Assemble a file for a card. Returns what is wrong, and figures of its kernels."""
-    ptx, card, folder = job
-    cubin = folder / f"{ptx.stem}.{card}.cubin"
-    done = subprocess.run([find("cu13/bin/ptxas"), "-v", f"-arch={card}", ptx, "-o", cubin], stdout=subprocess.PIPE,
-                          stderr=subprocess.STDOUT, text=True)
-    where = f"{ptx.name} for {card}"
-    if done.returncode != 0:
-        return [f"{where}: {done.stdout.strip()}"], {}
-    text, faults, figures = ptx.read_text(), [], {}
-    if ".extern .func" in text:
-        faults.append(f"{where}: calls a function that is not there")
-    limits = budgets(text)
-    for name, report in re.findall(r"Compiling entry function '(\w+)'(.*?)(?=Compiling entry|\Z)", done.stdout, re.S):
-        number = lambda pattern: int(next(iter(re.findall(pattern, report)), 0))
-        spilled = number(r"(\d+) bytes spill stores") + number(r"(\d+) bytes spill loads")
-        registers, shared = number(r"Used (\d+) registers"), number(r"(\d+) bytes smem")
-        threads, budget = limits[name]
-        figures[name] = (threads, registers, budget, shared, number(r"(\d+) bytes stack frame"))
-        if spilled:
-            faults.append(f"{where}: {name} spills {spilled} bytes")
-        if registers > budget:
-            faults.append(f"{where}: {name} takes {registers} registers, {budget} are left to it")
-        if shared > STATIC_SHARED:
-            faults.append(f"{where}: {name} takes {shared} bytes of static shared memory")
-    wanted = {name: opcodes for name in figures for start, opcodes in MATRIX.items() if name.startswith(start)}
-    if wanted:
-        code = output([find("cu13/bin/nvdisasm"), "-c", cubin])
-        bodies = dict(re.findall(r"\.section\s+\.text\.(\w+),(.*?)(?=\.section|\Z)", code, re.S))
-        for name, opcodes in wanted.items():
-            lost = [opcode for opcode in opcodes if opcode not in bodies.get(name, "")]
-            if lost:
-                faults.append(f"{where}: {name} has no {', '.join(lost)}")
-    return faults, figures
+def declared(ptx):
+    """For each kernel its threads and the blocks that a multiprocessor is to take."""
+    kernels = {}
+    for name, head in re.findall(r"\.entry (\w+)\((.*?)^\{", ptx, re.M | re.S):
+        threads = int(re.search(r"\.maxntid (\d+)", head)[1])
+        kernels[name] = threads, int(re.search(r"\.minnctapersm (\d+)", head)[1])
+    return kernels
+
+
+def assemble(path, card, folder):
+    """(problems, {kernel: (registers, shared bytes)}) for a module on a card."""
+    ptx = path.read_text()
+    cubin = Path(folder) / f"{path.stem}.{card}.cubin"
+    command = [str(tool("ptxas")), "-v", f"-arch=sm_{card}", str(path), "-o", str(cubin)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    where = f"{path.name} on sm_{card}"
+    if done.returncode:
+        return [f"{where}: {done.stderr.strip()}"], {}
+    problems, used, name = [], {}, None
+    kernels = declared(ptx)
+    for line in done.stderr.split("\n"):
+        if match := re.search(r"Function properties for (\w+)", line):
+            name = match[1]
+        elif match := re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", line):
+            if match[1] != "0" or match[2] != "0":
+                problems.append(f"{where}: {name} spills {match[1]} bytes")
+        elif match := re.search(r"Used (\d+) registers", line):
+            shared = re.search(r"(\d+) bytes smem", line)
+            used[name] = int(match[1]), int(shared[1]) if shared else 0
+    for name, (threads, blocks) in kernels.items():
+        if name not in used:
+            problems.append(f"{where}: nothing is known of {name}")
+            continue
+        possible = min(blocks, THREADS.get(card, 2048) // threads)
+        if used[name][0] * threads * possible > REGISTERS:
+            problems.append(f"{where}: {name} uses {used[name][0]} registers, too many for {possible} blocks")
+    source = KERNELS / f"{path.stem}.cu"
+    needed = needed_instructions(source)
+    if needed:
+        code = subprocess.run([str(tool("nvdisasm")), "-c", str(cubin)], capture_output=True, text=True, check=True)
+        functions = re.split(r"^//-+ \.text\.(\w+) -+$", code.stdout, flags=re.M)[1:]
+        for name, text in zip(functions[::2], functions[1::2]):
+            for instruction in needed:
+                if name in kernels and not re.search(rf"\b{re.escape(instruction)}\b", text):
+                    problems.append(f"{where}: the machine code of {name} has no {instruction}")
+    cubin.unlink()
+    return problems, used
+
+
+def print_table(modules, used):
+    print(f"{'kernel':40} {'threads':>7} {'registers':>9} {'shared':>7} {'blocks a multiprocessor (sm_' + TABLE + ')':>34}")
+    for path in modules:
+        for name, (threads, _) in sorted(declared(path.read_text()).items()):
+            registers, shared = used[path, TABLE][name]
+            limits = [2048 // threads, REGISTERS // (-(-registers // 8) * 8 * threads), 32]
+            limits.append(SHARED // (shared + SHARED_PER_BLOCK))
+            print(f"{name:40} {threads:7} {registers:9} {shared:7} {min(limits):34}")
 
 
 def main():
-    files = sorted(PTX.glob("*.ptx"))
-    if not files:
-        sys.exit(f"no PTX in {PTX}")
-    least = {file: level(re.search(r"\.target (\w+)", file.read_text()).group(1)) for file in files}
-    with tempfile.TemporaryDirectory() as folder, concurrent.futures.ThreadPoolExecutor(2) as pool:
-        jobs = [(file, card, pathlib.Path(folder)) for file in files for card in CARDS if level(card) >= least[file]]
-        results = list(zip(jobs, pool.map(assemble, jobs)))
-    print(f"{'kernel on ' + SHOWN:<36} threads registers of budget shared stack")
-    for (_, card, _), (_, figures) in results:
-        if card == SHOWN:
-            for name, (threads, registers, budget, shared, stack) in sorted(figures.items()):
-                print(f"{name:<36} {threads:7} {registers:9} {budget:9} {shared:6} {stack:5}")
-    faults = [fault for _, (found, _) in results for fault in found]
-    print(f"{len(jobs)} assemblies for {', '.join(CARDS)}: {len(faults)} faults")
-    if faults:
-        sys.exit("\n".join(faults))
+    if not tool("ptxas") or not tool("nvdisasm"):
+        print("!!!! SKIPPED: no ptxas here (tools/cuda/setup.sh installs it): the PTX of kernels was not assembled !!!!")
+        return
+    modules = sorted(PTX.glob("*.ptx"))
+    problems, used = [], {}
+    for path in modules:
+        for extern in re.findall(r"^\.extern \.func.*$", path.read_text(), re.M):
+            problems.append(f"{path.name}: calls what is not there: {extern}")
+    jobs = [(path, card) for path in modules for card in cards_of(path.read_text())]
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(2) as pool:
+        for job, (found, kernels) in zip(jobs, pool.map(lambda job: assemble(*job, folder), jobs)):
+            problems += found
+            used[job] = kernels
+    if not problems:
+        print_table(modules, used)
+    print(f"{len(modules)} modules, {sum(p.stat().st_size for p in modules):,} bytes of PTX, {len(jobs)} assemblies")
+    if problems:
+        sys.exit("\n".join(problems))
 
 
 if __name__ == "__main__":

@@ -1,62 +1,124 @@
-#!/usr/bin/env python3
-"""Compile the CUDA kernels to the PTX that is kept in the repository.
+"""Compile the CUDA kernels to the PTX that is checked in.
 
-    bash tools/cuda/setup.sh && python3 tools/cuda/compile.py
-    python3 tools/cuda/compile.py --check       # fails when the PTX is stale; needs no compiler
+    compile.py            compile all of qwen-backend-cuda/kernels into kernels/ptx, and write SOURCES.sha256
+    compile.py --check    fail where kernels/ptx was made from other sources, or the sources do not compile
 
-Each source becomes one file of PTX in qwen-backend-cuda/kernels/ptx; SOURCES there holds a hash of everything that the
-PTX depends on. With the compilers at hand --check also compiles anew and compares the text.
+Run by the Python that `setup.sh` prints. Without NVRTC `--check` only compares digests, and says what it skips.
 """
 
-import argparse
-import concurrent.futures
-import pathlib
+import ctypes
+import re
+import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
-from toolchain import PTX, VENV, digest, nvrtc, output, sources
+from kernels import KERNELS, PTX, architecture, digest, source_digest, sources, tool
 
-HASHES = PTX / "SOURCES"
+# Fusing is left to the sources (fmaf), so that the card gives the emulator's bits.
+OPTIONS = ["--fmad=false", "--std=c++17"]
+COMPILER = "NVRTC 12.1.105 " + " ".join(OPTIONS)
+DIGESTS = PTX / "SOURCES.sha256"
+
+
+def nvrtc():
+    builtins, library = tool("libnvrtc-builtins.so.12.1"), tool("libnvrtc.so.12")
+    if not library:
+        return None
+    # NVRTC looks for this one by name: loaded beforehand, it is found.
+    ctypes.CDLL(str(builtins), ctypes.RTLD_GLOBAL)
+    return ctypes.CDLL(str(library))
+
+
+def stripped(ptx):
+    """Without what no kernel uses: comments, spaces, long names, and constants that NVRTC puts into each module."""
+    lines = (re.sub(r"\s*//.*", "", line) for line in ptx.split("\n"))
+    lines = (re.sub(r"\w+_param_0", "p", re.sub(r",\s+", ",", " ".join(line.split()))) for line in lines)
+    text = "\n".join(line for line in lines if line and "nv6target" not in line) + "\n"
+    # Arrays in shared memory are named after the functions they are in.
+    for i, name in enumerate(dict.fromkeys(re.findall(r"_Z\w+", text))):
+        text = re.sub(rf"\b{name}\b", f"array{i}", text)
+    return text
+
+
+def compile_one(source):
+    library = nvrtc()
+    program, size = ctypes.c_void_p(), ctypes.c_size_t()
+    library.nvrtcCreateProgram(ctypes.byref(program), source.read_bytes(), source.name.encode(), 0, None, None)
+    options = [f"--gpu-architecture=compute_{architecture(source)}", f"-I{KERNELS}", *OPTIONS]
+    given = (ctypes.c_char_p * len(options))(*(o.encode() for o in options))
+    failed = library.nvrtcCompileProgram(program, len(options), given)
+    library.nvrtcGetProgramLogSize(program, ctypes.byref(size))
+    log = ctypes.create_string_buffer(size.value)
+    library.nvrtcGetProgramLog(program, log)
+    if failed or log.value.strip():
+        sys.exit(f"{source.name}:\n{log.value.decode()}")
+    library.nvrtcGetPTXSize(program, ctypes.byref(size))
+    ptx = ctypes.create_string_buffer(size.value)
+    library.nvrtcGetPTX(program, ptx)
+    sys.stdout.write(stripped(ptx.value.decode()))
+
+
+def heads(ptx):
+    """The kernels of a module, their parameters and launch bounds. The rest varies: NVRTC leaves a dead load here and
+    there, from run to run, and numbers registers accordingly."""
+    return re.findall(r"^\.visible \.entry.*?^\{", ptx, re.M | re.S)
 
 
 def compiled(source):
-    """The PTX of a source, by a process of its own: a fault of the compiler ends that one alone."""
-    return output([sys.executable, __file__, "--one", source])
+    """In a process of its own: malformed assembly may take the compiler down."""
+    child = subprocess.run([sys.executable, __file__, "--one", str(source)], capture_output=True, text=True)
+    if child.returncode:
+        sys.exit(f"{source.name} does not compile (status {child.returncode})\n{child.stderr}")
+    return child.stdout
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true")
-    parser.add_argument("--one", type=pathlib.Path, help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.one:
-        sys.stdout.write(nvrtc(args.one))
-        return
-    hashes = {source.stem: digest(source) for source in sources()}
-    listing = "".join(f"{hash}  {name}\n" for name, hash in hashes.items())
+def digests():
+    """A line a source: of what it is made from, of the PTX, its name."""
+    return "".join(
+        f"{source_digest(s, COMPILER)} {digest(PTX / (s.stem + '.ptx'))} {s.stem}\n" for s in sources()
+    )
+
+
+def check():
     stale = []
-    if args.check:
-        kept = dict(reversed(line.split()) for line in HASHES.read_text().splitlines()) if HASHES.exists() else {}
-        files = {file.stem for file in PTX.glob("*.ptx")}
-        stale = sorted({name for name in {*hashes, *kept, *files} if kept.get(name) != hashes.get(name) or name not in files})
-    if not stale and (VENV.exists() or not args.check):
-        with concurrent.futures.ThreadPoolExecutor(2) as pool:
-            texts = dict(zip(hashes, pool.map(compiled, sources())))
-        if args.check:
-            stale = [name for name, text in texts.items() if (PTX / f"{name}.ptx").read_text() != text]
-        else:
-            PTX.mkdir(exist_ok=True)
-            for file in PTX.glob("*.ptx"):
-                file.unlink()
-            for name, text in texts.items():
-                (PTX / f"{name}.ptx").write_text(text)
-            HASHES.write_text(listing)
-    elif not stale:
-        print("!!!! NO COMPILERS (tools/cuda/setup.sh): only hashes were compared !!!!")
-    if stale:
-        sys.exit(f"stale PTX: {', '.join(stale)}; run tools/cuda/compile.py")
-    size = sum(file.stat().st_size for file in PTX.glob("*.ptx"))
-    print(f"{len(hashes)} sources, {size / 1024:.0f} KiB of PTX, up to date")
+    for source in sources():
+        if not (PTX / f"{source.stem}.ptx").exists():
+            stale.append(source.stem)
+    extra = {p.stem for p in PTX.glob("*.ptx")} - {s.stem for s in sources()}
+    if stale or extra:
+        sys.exit(f"kernels/ptx lacks {stale} and has {sorted(extra)} without a source: run tools/cuda/compile.py")
+    if not DIGESTS.exists() or DIGESTS.read_text() != digests():
+        sys.exit("kernels/ptx was made from other sources: run tools/cuda/compile.py")
+    if not nvrtc():
+        print("!!!! SKIPPED: no NVRTC here (tools/cuda/setup.sh installs it): digests compared, nothing compiled !!!!")
+        return
+    with ThreadPoolExecutor(2) as pool:
+        for source, text in zip(sources(), pool.map(compiled, sources())):
+            if heads(text) != heads((PTX / f"{source.stem}.ptx").read_text()):
+                sys.exit(f"kernels/ptx/{source.stem}.ptx has other kernels than {source.name}: run tools/cuda/compile.py")
+    print(f"kernels/ptx was made from these {len(sources())} sources, and they compile to its kernels")
+
+
+def write():
+    if not nvrtc():
+        sys.exit("no NVRTC here: run this by the Python that tools/cuda/setup.sh prints")
+    PTX.mkdir(exist_ok=True)
+    with ThreadPoolExecutor(2) as pool:
+        texts = list(pool.map(compiled, sources()))
+    for old in PTX.glob("*.ptx"):
+        old.unlink()
+    for source, text in zip(sources(), texts):
+        (PTX / f"{source.stem}.ptx").write_text(text)
+    DIGESTS.write_text(digests())
+    print(f"{len(texts)} files, {sum(map(len, texts)):,} bytes")
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["--one"]:
+        compile_one(KERNELS / sys.argv[2])
+    elif sys.argv[1:] == ["--check"]:
+        check()
+    elif not sys.argv[1:]:
+        write()
+    else:
+        sys.exit(__doc__)

@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# The compilers that make and check the CUDA kernels, from pinned packages, into target/cuda-venv. No driver, no card and
-# no toolkit; only who changes a kernel needs them.
+# What compiles and checks the CUDA kernels, from pinned packages into target/cuda-venv. Needs Python 3 and a package
+# registry; no GPU, driver or toolkit. Prints the venv's Python. Exit status 77: the packages cannot be had here.
 set -euo pipefail
-cd "$(dirname "$0")/../.."
-venv=target/cuda-venv
-# NVRTC 12.1 writes PTX 8.1, which drivers from 530 on take; assembler and disassembler know every later card.
-packages=(nvidia-cuda-nvrtc-cu12==12.1.105 nvidia-cuda-nvcc==13.0.88 nvidia-cuda-nvdisasm==13.2.51)
-stamp="$venv/$(printf '%s ' "${packages[@]}" | sha256sum | cut -c1-16)"
-if [ ! -e "$stamp" ]; then
-    rm -rf "$venv"
-    python3 -m venv "$venv"
-    "$venv/bin/pip" install --quiet --disable-pip-version-check --no-deps "${packages[@]}"
-    touch "$stamp"
+here=$(cd "$(dirname "$0")" && pwd)
+venv=$here/../../target/cuda-venv
+if ! cmp -s "$here/requirements.txt" "$venv/installed.txt"; then
+    # --no-deps: the headers and libraries that these name are for host programs.
+    if ! { python3 -m venv "$venv" && "$venv/bin/pip" install --quiet --no-deps -r "$here/requirements.txt"; } >&2; then
+        echo "!!!! SKIPPED: the packages of tools/cuda/requirements.txt cannot be had; CUDA kernels not compiled !!!!" >&2
+        exit 77
+    fi
+    cp "$here/requirements.txt" "$venv/installed.txt"
 fi
+echo "$venv/bin/python"

@@ -1,0 +1,44 @@
+"""The kernels' sources and what they say about themselves, and the tools that `setup.sh` installs."""
+
+import hashlib
+import re
+import sysconfig
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+KERNELS = ROOT / "qwen-backend-cuda" / "kernels"
+PTX = KERNELS / "ptx"
+PACKAGES = Path(sysconfig.get_path("purelib")) / "nvidia"
+
+
+def sources():
+    return sorted(KERNELS.glob("*.cu"))
+
+
+def architecture(source):
+    """The virtual architecture that a source is for: its first line says `// compute_80` if it is not the least."""
+    first = source.read_text().split("\n", 1)[0]
+    named = re.fullmatch(r"// compute_(\d+a?)", first)
+    return named[1] if named else "75"
+
+
+def needed_instructions(source):
+    """What machine code of each kernel of a source has to have: a line `// machine code: HMMA LDSM`."""
+    return [word for line in re.findall(r"^// machine code: (.*)$", source.read_text(), re.M) for word in line.split()]
+
+
+def digest(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def source_digest(source, compiler):
+    """Of a source, all headers, and how they are compiled."""
+    h = hashlib.sha256(compiler.encode())
+    for path in [source, *sorted(KERNELS.glob("*.cuh"))]:
+        h.update(path.name.encode() + b"\0" + path.read_bytes())
+    return h.hexdigest()
+
+
+def tool(name):
+    """A program or library that setup.sh installed, or None."""
+    return next(iter(sorted(PACKAGES.glob(f"*/bin/{name}")) + sorted(PACKAGES.glob(f"*/lib/{name}"))), None)
