@@ -65,4 +65,6 @@ mod documents {
     struct Readme;
     #[doc = include_str!("../docs/writing-a-backend.md")]
     struct WritingABackend;
+    #[doc = include_str!("../docs/ranks.md")]
+    struct Ranks;
 }

@@ -63,7 +63,8 @@ impl Ranks {
     ///
     /// `MASTER_ADDR` and `MASTER_PORT` say where rank 0 is; without them it is `127.0.0.1:29500`. torchrun's agent may
     /// listen on `MASTER_PORT` itself (`TORCHELASTIC_USE_AGENT_STORE=True`); the ranks then meet on the next port.
-    /// `QWEN_MASTER_PORT` names another one in any case.
+    /// `QWEN_MASTER_PORT` names another one in any case. Where a launcher does not say how many ranks share this machine,
+    /// it is all of them behind a loopback address, an equal share of `SLURM_NNODES` machines, and else this one alone.
     ///
     /// # Errors
     /// [`Error::Launch`] naming the variables that are missing, are no numbers, or contradict each other.
@@ -84,16 +85,22 @@ impl Ranks {
             return Err(variables.wrong(&["WORLD_SIZE", family.world_size], reason));
         }
         let (host, port) = (variables.text("MASTER_ADDR"), variables.port()?);
-        if host.is_none() && variables.number("SLURM_NNODES")?.is_some_and(|nodes| nodes > 1) {
+        let nodes = variables.number("SLURM_NNODES")?.filter(|nodes| *nodes > 0);
+        if host.is_none() && nodes.is_some_and(|nodes| nodes > 1) {
             let reason = "the ranks are on several machines: set MASTER_ADDR to the one of rank 0".to_owned();
             return Err(variables.wrong(&["SLURM_NNODES", "MASTER_ADDR"], reason));
         }
         let host = host.unwrap_or_else(|| DEFAULT_HOST.into());
         // Where rank 0 is reached over loopback, all are on one machine.
         let together = matches!(host.as_str(), "127.0.0.1" | "::1" | "localhost");
+        let local = match (together, nodes) {
+            (true, _) => world_size,
+            (false, Some(nodes)) => world_size.div_ceil(nodes),
+            (false, None) => 1,
+        };
         let (local_rank, local_world_size) = (
             variables.number(family.local_rank)?.unwrap_or(if together { rank } else { 0 }),
-            variables.number(family.local_world_size)?.unwrap_or(if together { world_size } else { 1 }),
+            variables.number(family.local_world_size)?.unwrap_or(local),
         );
         if local_world_size > world_size || local_world_size == 0 || local_rank >= world_size {
             let reason = "a machine has some of the ranks, counted from 0".to_owned();
@@ -209,9 +216,15 @@ mod tests {
         assert_eq!(ranks.address(), "node-0:29500");
         let ranks = read(&[("PMI_RANK", "1"), ("PMI_SIZE", "2"), ("MPI_LOCALRANKID", "1")]).unwrap();
         assert_eq!((ranks.rank(), ranks.world_size(), ranks.local_rank(), ranks.local_world_size()), (1, 2, 1, 2));
-        let slurm = [("SLURM_PROCID", "7"), ("SLURM_NTASKS", "8"), ("SLURM_LOCALID", "3"), ("MASTER_ADDR", "a")];
+        let slurm = [
+            ("SLURM_PROCID", "7"),
+            ("SLURM_NTASKS", "8"),
+            ("SLURM_LOCALID", "3"),
+            ("SLURM_NNODES", "2"),
+            ("MASTER_ADDR", "node-0"),
+        ];
         let ranks = read(&slurm).unwrap();
-        assert_eq!((ranks.rank(), ranks.world_size(), ranks.local_rank(), ranks.local_world_size()), (7, 8, 3, 1));
+        assert_eq!((ranks.rank(), ranks.world_size(), ranks.local_rank(), ranks.local_world_size()), (7, 8, 3, 4));
         let kubernetes = [("JOB_COMPLETION_INDEX", "1"), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "job-0.service")];
         let ranks = read(&kubernetes).unwrap();
         assert_eq!((ranks.rank(), ranks.world_size(), ranks.local_rank(), ranks.local_world_size()), (1, 2, 0, 1));

@@ -16,6 +16,9 @@ use crate::error::{Error, Result};
 /// The first bytes in both directions.
 const GREETING: [u8; 8] = *b"qwenrank";
 
+/// The last word of a rank that has found rank 0.
+const STILL_HERE: u8 = 1;
+
 /// Of what the ranks say to each other. All ranks have to be of one version.
 const PROTOCOL_VERSION: u64 = 1;
 
@@ -182,7 +185,11 @@ fn greet(stream: &mut TcpStream, hello: &[u8]) -> io::Result<bool> {
     frame::write(stream, Kind::Hello, hello)?;
     let mut answer = [0; GREETING.len()];
     stream.read_exact(&mut answer)?;
-    Ok(answer == GREETING)
+    if answer != GREETING {
+        return Ok(false);
+    }
+    stream.write_all(&[STILL_HERE])?;
+    Ok(true)
 }
 
 /// Hear who has come, and answer.
@@ -199,7 +206,10 @@ fn first_words(stream: &mut TcpStream) -> io::Result<Hello> {
     let frame = frame::read(stream, MAX_HELLO)?;
     let hello = Hello::from_bytes(&frame.payload).map_err(stranger)?;
     stream.write_all(&GREETING)?;
-    Ok(hello)
+    // One who waited too long has hung up, and comes again on another connection.
+    let mut still_here = [0];
+    stream.read_exact(&mut still_here)?;
+    if still_here == [STILL_HERE] { Ok(hello) } else { Err(stranger("no rank".into())) }
 }
 
 /// Who comes, and with what.
