@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test uses a part")]
 
+pub(crate) mod sizes;
+
 use std::path::Path;
 use std::sync::OnceLock;
 
