@@ -1,4 +1,5 @@
 // compute_80
+// machine code: HMMA LDSM
 //
 // attention_tile: attention of prompts by tensor cores, FlashAttention's way.
 //

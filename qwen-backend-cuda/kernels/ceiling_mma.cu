@@ -1,4 +1,5 @@
 // compute_80
+// machine code: HMMA
 //
 // ceiling_mma_bf16: what tensor cores do at best through mma, all operands in registers. See Ceiling in params.cuh.
 #include "mma.cuh"

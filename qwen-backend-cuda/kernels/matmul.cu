@@ -1,4 +1,5 @@
 // compute_80
+// machine code: HMMA LDSM LDGSTS
 //
 // matmul: a matrix times the tokens of prompts by tensor cores.
 //

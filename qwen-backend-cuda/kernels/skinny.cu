@@ -1,4 +1,5 @@
 // compute_80
+// machine code: HMMA
 //
 // skinny: a matrix times a few tokens by tensor cores, as fast as the matrix can be read.
 //
