@@ -46,14 +46,14 @@ fn products(b: &mut CudaBackend, encoding: Encoding) -> Result<(), String> {
         near(b, &Linear { residual: Some(Form::Own), bias: None, ..Linear::new(encoding, rows, cols, outs) })?;
     }
     let (hidden_size, intermediate_size, rows, form) = (72, 80, 0..140, Form::Own);
-    near(b, &GateUpSilu { encoding, hidden_size, intermediate_size, rows, form, cut: false })?;
+    near(b, &GateUpSilu { encoding, hidden_size, intermediate_size, rows, normed: false, form, cut: false })?;
     Ok(())
 }
 
 fn heads_of_a_prompt(b: &mut CudaBackend) -> Result<(), String> {
     for encoding in [Encoding::Bf16, Encoding::F16] {
         let scenario = Scenario::new(heads(4, 2, 64), &[(0, 70), (9, 1), (20, 60)]);
-        near(b, &QkvRopeStoreOp { scenario, hidden_size: 72, encoding, form: Form::Own })?;
+        near(b, &QkvRopeStoreOp { scenario, hidden_size: 72, encoding, normed: false, form: Form::Own })?;
     }
     Ok(())
 }
