@@ -32,6 +32,40 @@ pub struct AdapterInfo {
     pub max_storage_buffers: u32,
     /// Features that kernels could use: `f16`, `subgroups`, `cooperative-matrices`, `timestamps`.
     pub features: Vec<&'static str>,
+    /// Its cooperative matrices, where kernels can use them.
+    pub(crate) cooperative: Option<Cooperative>,
+}
+
+/// Cooperative matrices of f16 that are summed in f32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Cooperative {
+    /// Rows, columns and depth of one.
+    pub(crate) size: u32,
+    /// Threads of a subgroup, which is one size on this adapter.
+    pub(crate) subgroup: u32,
+}
+
+impl Cooperative {
+    const FEATURES: wgpu::Features = wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX
+        .union(wgpu::Features::SHADER_F16)
+        .union(wgpu::Features::SUBGROUP);
+
+    /// The largest that `adapter` offers. Kernels are compiled for a size of subgroups, so that none may vary.
+    fn of(adapter: &wgpu::Adapter) -> Option<Self> {
+        let info = adapter.get_info();
+        let subgroup = (info.subgroup_min_size == info.subgroup_max_size).then_some(info.subgroup_max_size)?;
+        let sizes = adapter.cooperative_matrix_properties().into_iter().filter_map(|offered| {
+            let square = offered.m_size == offered.n_size && offered.n_size == offered.k_size;
+            let types = (offered.ab_type, offered.cr_type);
+            let usable = types == (wgpu::CooperativeScalarType::F16, wgpu::CooperativeScalarType::F32);
+            (square && usable && [8, 16].contains(&offered.m_size)).then_some(offered.m_size)
+        });
+        let limits = adapter.limits();
+        let fits = adapter.features().contains(Self::FEATURES)
+            && 4 * subgroup <= limits.max_compute_invocations_per_workgroup.min(limits.max_compute_workgroup_size_x)
+            && limits.max_storage_buffers_per_shader_stage >= 9;
+        sizes.max().filter(|_| fits).map(|size| Cooperative { size, subgroup })
+    }
 }
 
 impl AdapterInfo {
@@ -119,6 +153,7 @@ pub(crate) fn describe(index: usize, adapter: &wgpu::Adapter) -> AdapterInfo {
         max_buffer_bytes: limits.max_buffer_size,
         max_workgroup_bytes: limits.max_compute_workgroup_storage_size,
         max_storage_buffers: limits.max_storage_buffers_per_shader_stage,
+        cooperative: Cooperative::of(adapter),
         features: known.iter().filter(|(feature, _)| offered.contains(*feature)).map(|(_, name)| *name).collect(),
     }
 }
@@ -190,7 +225,11 @@ fn ranked(mut adapters: Vec<AdapterInfo>) -> Vec<AdapterInfo> {
 
 /// The limits and features that a device of `adapter` is opened with.
 pub(crate) fn capabilities(adapter: &wgpu::Adapter, set: CapabilitySet) -> (wgpu::Limits, wgpu::Features) {
-    limits_and_features(adapter.limits(), adapter.features(), set)
+    let (limits, features) = limits_and_features(adapter.limits(), adapter.features(), set);
+    match Cooperative::of(adapter) {
+        Some(_) if set == CapabilitySet::Best => (limits, features | Cooperative::FEATURES),
+        _ => (limits, features),
+    }
 }
 
 pub(crate) fn limits_and_features(
@@ -204,9 +243,7 @@ pub(crate) fn limits_and_features(
             (wgpu::Limits { max_storage_buffer_binding_size: 1 << 20, ..minimal }, wgpu::Features::empty())
         }
         CapabilitySet::Minimal => (minimal, wgpu::Features::empty()),
-        CapabilitySet::Default | CapabilitySet::Best => {
-            (offered, features & (wgpu::Features::SUBGROUP | wgpu::Features::PIPELINE_CACHE))
-        }
+        CapabilitySet::Default | CapabilitySet::Best => (offered, features & wgpu::Features::PIPELINE_CACHE),
     }
 }
 
@@ -227,6 +264,7 @@ mod tests {
             max_workgroup_bytes: 1 << 15,
             max_storage_buffers: 8,
             features: Vec::new(),
+            cooperative: None,
         }
     }
 

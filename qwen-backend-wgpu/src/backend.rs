@@ -1,6 +1,7 @@
 //! [`Backend`] on a wgpu device: each operation checks its sizes, chooses a kernel and queues it.
 
 mod attention;
+mod halves;
 mod product;
 
 use std::collections::HashMap;
@@ -47,6 +48,7 @@ pub struct WgpuBackend {
     recording: Option<bool>,
     /// Records of attention's spans, and how many numbers they hold.
     records: Option<(Array, usize)>,
+    halves: halves::Workspace,
 }
 
 /// Activations of a [`WgpuBackend`].
@@ -86,7 +88,15 @@ impl WgpuBackend {
     }
 
     pub(crate) fn on(gpu: Gpu, precision: Precision) -> Self {
-        WgpuBackend { gpu, precision, queued: Queued::default(), steps: HashMap::new(), recording: None, records: None }
+        WgpuBackend {
+            gpu,
+            precision,
+            queued: Queued::default(),
+            steps: HashMap::new(),
+            recording: None,
+            records: None,
+            halves: halves::Workspace::default(),
+        }
     }
 
     /// The adapter behind this backend.
@@ -283,7 +293,7 @@ impl Backend for WgpuBackend {
     }
 
     fn footprint(&self) -> Box<dyn Footprint> {
-        Box::new(WgpuFootprint::from_limits(&self.gpu.limits))
+        Box::new(WgpuFootprint::opened(&self.gpu.limits, self.gpu.cooperative.is_some()))
     }
 
     fn alloc(&mut self, len: usize) -> Result<WgpuBuffer> {
@@ -618,15 +628,11 @@ impl Backend for WgpuBackend {
     }
 
     fn first_steps(&self) -> Vec<StepKey> {
-        // A decoded token, a short prompt and a long one: each multiplies by another kernel.
-        let prompt = |num_tokens| StepKey {
-            num_tokens,
-            num_seqs: 1,
-            num_logits: 1,
-            max_seqlen_q: num_tokens,
-            greedy: num_tokens == 1,
-        };
-        [1, 2, TILE_FROM].map(prompt).to_vec()
+        // Tokens of one and of two conversations, a short prompt and a long one: each takes other kernels.
+        let (greedy, max_seqlen_q) = (true, 1);
+        let tokens = |n| StepKey { num_tokens: n, num_seqs: n, num_logits: n, max_seqlen_q, greedy };
+        let prompt = |n| StepKey { num_tokens: n, num_seqs: 1, num_logits: 1, max_seqlen_q: n, greedy: false };
+        vec![tokens(1), tokens(2), prompt(2), prompt(TILE_FROM)]
     }
 
     fn step(

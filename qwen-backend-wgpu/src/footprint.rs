@@ -28,6 +28,8 @@ use crate::weight::Layout;
 pub struct WgpuFootprint {
     max_binding: u64,
     max_buffer: u64,
+    /// Whether prompts are multiplied by cooperative matrices.
+    cooperative: bool,
 }
 
 impl WgpuFootprint {
@@ -38,18 +40,22 @@ impl WgpuFootprint {
             max_buffer_size: adapter.max_buffer_bytes,
             ..wgpu::Limits::defaults()
         };
-        Self::from_limits(&adapter::limits_and_features(offered, wgpu::Features::empty(), capabilities).0)
+        let (limits, _) = adapter::limits_and_features(offered, wgpu::Features::empty(), capabilities);
+        Self::opened(&limits, capabilities == CapabilitySet::Best && adapter.cooperative.is_some())
     }
 
     /// The footprint on a device whose kernels are given arrays of `max_binding_bytes`, and whose buffers have
     /// `max_buffer_bytes`.
     pub fn with_limits(max_binding_bytes: u64, max_buffer_bytes: u64) -> Self {
         // A slab is a buffer that is bound as a whole.
-        WgpuFootprint { max_binding: max_binding_bytes.min(max_buffer_bytes), max_buffer: max_buffer_bytes }
+        let max_binding = max_binding_bytes.min(max_buffer_bytes);
+        WgpuFootprint { max_binding, max_buffer: max_buffer_bytes, cooperative: false }
     }
 
-    pub(crate) fn from_limits(limits: &wgpu::Limits) -> Self {
-        Self::with_limits(limits.max_storage_buffer_binding_size, limits.max_buffer_size)
+    /// The footprint on a device with these limits that was opened with cooperative matrices or without.
+    pub(crate) fn opened(limits: &wgpu::Limits, cooperative: bool) -> Self {
+        let limits = Self::with_limits(limits.max_storage_buffer_binding_size, limits.max_buffer_size);
+        WgpuFootprint { cooperative, ..limits }
     }
 
     /// Buffers that a matrix is cut into.
@@ -100,7 +106,7 @@ impl Footprint for WgpuFootprint {
                 ));
             }
         }
-        Ok(self.record_bytes(limits, spec))
+        Ok(self.record_bytes(limits, spec) + self.halves_bytes(limits, spec))
     }
 
     fn fuses_gate_up(&self) -> bool {
@@ -109,6 +115,15 @@ impl Footprint for WgpuFootprint {
 }
 
 impl WgpuFootprint {
+    /// Activations as f16 with a scale for each row, for the widest input of a product.
+    fn halves_bytes(&self, limits: &Limits, spec: &ModelSpec) -> u64 {
+        let widest = spec.hidden_size.max(spec.intermediate_size).max(spec.heads.q_size());
+        match self.cooperative {
+            true => ((2 * widest.next_multiple_of(8) + 4) * limits.max_num_batched_tokens) as u64,
+            false => 0,
+        }
+    }
+
     /// Records of attention's spans in steps of a token for each sequence: as many sequences as can be bound.
     fn record_bytes(&self, limits: &Limits, spec: &ModelSpec) -> u64 {
         let spans = (limits.max_blocks_per_seq() * limits.block_size).div_ceil(SPAN as usize);
@@ -155,6 +170,15 @@ mod tests {
         assert_eq!(records(128 << 20).unwrap(), 8 * sequence);
         assert_eq!(records(2 * sequence + 4).unwrap(), 2 * sequence);
         assert_eq!(records(1 << 19).unwrap(), 0);
+    }
+
+    #[test]
+    fn cooperative_matrices_take_activations_as_f16() {
+        let bytes = |cooperative| {
+            let footprint = WgpuFootprint { cooperative, ..WgpuFootprint::with_limits(128 << 20, 1 << 28) };
+            footprint.workspace_bytes(&limits(512, 16), &spec()).unwrap()
+        };
+        assert_eq!(bytes(true) - bytes(false), 512 * (2 * 4864 + 4));
     }
 
     #[test]

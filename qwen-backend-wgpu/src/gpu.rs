@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use qwen_core::{Error, Result};
 
-use crate::adapter::{self, AdapterInfo};
+use crate::adapter::{self, AdapterInfo, Cooperative};
 use crate::options::WgpuOptions;
 use crate::pipeline_cache::Cache;
 use crate::shader::Shader;
@@ -104,6 +104,8 @@ pub(crate) struct Gpu {
     pub(crate) queue: wgpu::Queue,
     pub(crate) info: AdapterInfo,
     pub(crate) limits: wgpu::Limits,
+    /// The cooperative matrices that it was opened with.
+    pub(crate) cooperative: Option<Cooperative>,
     fault: Arc<Fault>,
     layouts: HashMap<Vec<bool>, Layout>,
     pipelines: HashMap<Shader, wgpu::ComputePipeline>,
@@ -126,10 +128,19 @@ impl Gpu {
     pub(crate) fn open_with(options: &WgpuOptions, wanted: wgpu::Features) -> Result<Self> {
         let (adapter, info) = adapter::choose(&options.adapter)?;
         let (limits, features) = adapter::capabilities(&adapter, options.capabilities);
+        let cooperative =
+            info.cooperative.filter(|_| features.contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX));
+        let experimental_features = match cooperative {
+            // SAFETY: what the token stands for is that experimental features may misbehave. They are asked for where
+            // the program chose the set `Best`, whose documentation says so.
+            Some(_) => unsafe { wgpu::ExperimentalFeatures::enabled() },
+            None => wgpu::ExperimentalFeatures::disabled(),
+        };
         let opened = pollster::block_on(adapter.request_device(&wgpu::DeviceDescriptor {
             label: Some("qwen"),
             required_features: features | (wanted & adapter.features()),
             required_limits: limits,
+            experimental_features,
             ..Default::default()
         }));
         let (device, queue) = opened.map_err(|error| Error::Device {
@@ -138,7 +149,7 @@ impl Gpu {
             reason: format!("the driver refused a device: {error}"),
         })?;
         let cache = options.pipeline_cache.then(|| Cache::open(&device, &adapter)).flatten();
-        Ok(Gpu { cache, ..Self::new(device, queue, info) })
+        Ok(Gpu { cache, cooperative, ..Self::new(device, queue, info) })
     }
 
     /// A device that somebody opened.
@@ -157,6 +168,7 @@ impl Gpu {
             device,
             queue,
             info,
+            cooperative: None,
             fault,
             layouts: HashMap::new(),
             pipelines: HashMap::new(),
@@ -190,8 +202,8 @@ impl Gpu {
         Error::Device { device: self.info.to_string(), op: op.into(), reason: reason.into() }
     }
 
-    /// Run `make`, which makes or fills something of so many bytes. What the driver cannot or will not do is the error of
-    /// this call then, and the device goes on.
+    /// Run `make`, which makes or fills something of so many bytes. What the driver cannot or will not do is the error
+    /// of this call then, and the device goes on.
     pub(crate) fn guarded<T>(&self, what: &str, bytes: u64, make: impl FnOnce() -> T) -> Result<T> {
         let refused = self.device.push_error_scope(wgpu::ErrorFilter::Validation);
         let exhausted = self.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);

@@ -59,7 +59,8 @@ pub enum CapabilitySet {
     /// The adapter's limits, and its features where a kernel gains by them.
     #[default]
     Default,
-    /// As [`CapabilitySet::Default`], with features that are still experimental.
+    /// As [`CapabilitySet::Default`], with features that wgpu calls experimental: cooperative matrices (tensor cores),
+    /// in [`Precision::Fast`]. A fault in wgpu or the driver may do anything there.
     Best,
 }
 

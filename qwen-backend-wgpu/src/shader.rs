@@ -28,9 +28,9 @@ macro_rules! sources {
 }
 
 sources! {
-    "activations", "add", "argmax", "attention", "attention_merge", "attention_state", "ceiling_copy", "ceiling_multiply",
-    "ceiling_read", "copy_blocks", "embed", "gather_rows", "kv_write", "math", "matmul", "matvec", "norm", "product",
-    "rms_norm", "rope", "silu_and_mul", "store_kv", "weights",
+    "activations", "add", "argmax", "attention", "attention_merge", "attention_state", "ceiling_copy",
+    "ceiling_multiply", "ceiling_read", "copy_blocks", "embed", "gather_rows", "halves", "kv_write", "math", "matmul",
+    "matmul_cooperative", "matvec", "norm", "product", "rms_norm", "rope", "silu_and_mul", "store_kv", "weights",
 }
 
 impl Shader {
@@ -59,6 +59,9 @@ impl Shader {
     /// The module's WGSL.
     pub(crate) fn compose(&self) -> String {
         let mut text = String::new();
+        if self.flags.contains(&"COOPERATIVE") {
+            text.push_str("enable f16;\nenable wgpu_cooperative_matrix;\n");
+        }
         for (name, value) in &self.constants {
             let _ = writeln!(text, "const {name}: u32 = {value}u;");
         }
@@ -119,6 +122,7 @@ mod tests {
             .map(Shader::new)
             .collect();
         all.push(Shader::new("rms_norm").flag("ADD"));
+        all.extend([true, false].map(|ragged| Shader::new("halves").flag_if(ragged, "RAGGED")));
         all.extend(["ceiling_copy", "ceiling_multiply", "ceiling_read"].map(Shader::new));
         all.extend(ENCODINGS.map(|encoding| Shader::new("embed").flag(encoding)));
         for store in STORES {
@@ -162,42 +166,87 @@ mod tests {
         all
     }
 
+    /// The products by cooperative matrices, for subgroups of the sizes of llvmpipe, NVIDIA and AMD.
+    fn cooperative_variants() -> Vec<Shader> {
+        let mut all = Vec::new();
+        for (size, subgroup) in [("SIZE_8", 8), ("SIZE_8", 32), ("SIZE_16", 32), ("SIZE_16", 64)] {
+            for encoding in ["BF16", "F16"] {
+                let new = |binding| {
+                    let shader = Shader::new("matmul_cooperative").flag("COOPERATIVE").flag(size).flag(encoding);
+                    shader.constant("SUBGROUP_SIZE", subgroup).constant("SCALES_BINDING", binding)
+                };
+                for order in ["ORDER_PLAIN", "ORDER_HALVES"] {
+                    all.push(new(4).flag(order).flag("EPILOGUE_WRITE"));
+                    all.push(new(5).flag(order).flag("EPILOGUE_WRITE").flag("BIAS"));
+                    all.push(new(4).flag(order).flag("EPILOGUE_ADD"));
+                    all.push(new(4).flag(order).flag("EPILOGUE_SILU"));
+                }
+                for store in STORES {
+                    let shader = new(9).flag("ORDER_HEADS").flag("EPILOGUE_HEADS");
+                    all.push(store.iter().fold(shader, |shader, flag| shader.flag(flag)));
+                }
+            }
+        }
+        all
+    }
+
+    /// Parse and validate, within the limits that the kernels are written for.
+    fn validated(shader: &Shader, capabilities: Capabilities) -> (naga::Module, naga::valid::ModuleInfo) {
+        let text = shader.compose();
+        let module = naga::front::wgsl::parse_str(&text)
+            .unwrap_or_else(|error| panic!("{shader:?}: {}", error.emit_to_string(&text)));
+        let info = Validator::new(ValidationFlags::all(), capabilities)
+            .validate(&module)
+            .unwrap_or_else(|error| panic!("{shader:?}: {}", error.emit_to_string(&text)));
+        let of_space = |space: fn(&naga::AddressSpace) -> bool| {
+            module.global_variables.iter().filter(move |(_, variable)| space(&variable.space))
+        };
+        let bound = of_space(|space| matches!(space, naga::AddressSpace::Storage { .. })).count();
+        // The ones with more are used where a device has room for them.
+        let wide = ["NORM", "COOPERATIVE"].iter().any(|flag| shader.flags.contains(flag));
+        let most = if wide && shader.flags.contains(&"EPILOGUE_HEADS") { 9 } else { 8 };
+        assert!(bound <= most, "{shader:?} binds {bound} arrays");
+        let mut layouter = naga::proc::Layouter::default();
+        layouter.update(module.to_ctx()).unwrap();
+        let shared: u32 =
+            of_space(|space| *space == naga::AddressSpace::WorkGroup).map(|(_, v)| layouter[v.ty].size).sum();
+        assert!(shared <= 16 << 10, "{shader:?} takes {shared} bytes of workgroup memory");
+        let size = module.entry_points[0].workgroup_size;
+        assert!(size.iter().product::<u32>() <= 256, "{shader:?}: {size:?} threads");
+        (module, info)
+    }
+
+    fn translate_to_spirv_and_msl(module: &naga::Module, info: &naga::valid::ModuleInfo, spirv: (u8, u8)) {
+        let spv = naga::back::spv::Options { lang_version: spirv, ..Default::default() };
+        naga::back::spv::write_vec(module, info, &spv, None).unwrap();
+        let msl = naga::back::msl::Options { lang_version: (2, 4), fake_missing_bindings: true, ..Default::default() };
+        naga::back::msl::write_string(module, info, &msl, &Default::default()).unwrap();
+    }
+
     #[test]
     fn every_variant_is_valid_within_the_smallest_limits_and_translates() {
         for shader in variants() {
-            let text = shader.compose();
-            let module = naga::front::wgsl::parse_str(&text)
-                .unwrap_or_else(|error| panic!("{shader:?}: {}", error.emit_to_string(&text)));
             // Nothing but what WebGPU always has: no f16 type, no subgroups, no immediates.
-            let info = Validator::new(ValidationFlags::all(), Capabilities::SHADER_FLOAT16_IN_FLOAT32)
-                .validate(&module)
-                .unwrap_or_else(|error| panic!("{shader:?}: {}", error.emit_to_string(&text)));
-
-            let of_space = |space: fn(&naga::AddressSpace) -> bool| {
-                module.global_variables.iter().filter(move |(_, variable)| space(&variable.space))
-            };
-            let bound = of_space(|space| matches!(space, naga::AddressSpace::Storage { .. })).count();
-            // The one with more is used where a device has room for it.
-            let most = if shader.flags.contains(&"NORM") && shader.flags.contains(&"EPILOGUE_HEADS") { 9 } else { 8 };
-            assert!(bound <= most, "{shader:?} binds {bound} arrays");
-            let mut layouter = naga::proc::Layouter::default();
-            layouter.update(module.to_ctx()).unwrap();
-            let shared: u32 =
-                of_space(|space| *space == naga::AddressSpace::WorkGroup).map(|(_, v)| layouter[v.ty].size).sum();
-            assert!(shared <= 16 << 10, "{shader:?} takes {shared} bytes of workgroup memory");
-            let size = module.entry_points[0].workgroup_size;
-            assert!(size.iter().product::<u32>() <= 256, "{shader:?}: {size:?} threads");
-
-            let spv = naga::back::spv::Options::default();
-            naga::back::spv::write_vec(&module, &info, &spv, None).unwrap();
-            let msl =
-                naga::back::msl::Options { lang_version: (2, 4), fake_missing_bindings: true, ..Default::default() };
-            naga::back::msl::write_string(&module, &info, &msl, &Default::default()).unwrap();
+            let (module, info) = validated(&shader, Capabilities::SHADER_FLOAT16_IN_FLOAT32);
+            translate_to_spirv_and_msl(&module, &info, (1, 0));
             let hlsl = naga::back::hlsl::Options { fake_missing_bindings: true, ..Default::default() };
             let mut translated = String::new();
             naga::back::hlsl::Writer::new(&mut translated, &hlsl, &Default::default())
                 .write(&module, &info, None)
                 .unwrap_or_else(|error| panic!("{shader:?}: {error}"));
+        }
+    }
+
+    /// Not to HLSL, which has no cooperative matrices: wgpu does not offer them on DX12.
+    #[test]
+    fn cooperative_variants_are_valid_and_translate_to_what_offers_them() {
+        let offered = Capabilities::SHADER_FLOAT16
+            | Capabilities::SHADER_FLOAT16_IN_FLOAT32
+            | Capabilities::SUBGROUP
+            | Capabilities::COOPERATIVE_MATRIX;
+        for shader in cooperative_variants() {
+            let (module, info) = validated(&shader, offered);
+            translate_to_spirv_and_msl(&module, &info, (1, 6));
         }
     }
 

@@ -125,6 +125,10 @@ fn after_a_warm_up_the_first_answer_makes_nothing() {
     let next = step(&mut runner, &[id], 20).unwrap();
     // The buffer that results are read through alone.
     assert!(stats.objects() <= objects + 1, "{} objects", stats.objects() - objects);
+    // Nor does the first token of two conversations at once.
+    let objects = stats.objects();
+    execute(&mut runner, &[(&[5], 0), (&[5], 0)], true).unwrap();
+    assert_eq!(stats.objects(), objects);
     // And padding has left nothing behind.
     let mut cold = self::runner(cold).unwrap();
     assert_eq!(step(&mut cold, &[5; 20], 0).unwrap(), id);
@@ -231,27 +235,67 @@ fn splitting_to_small_limits_changes_no_bit() {
     }
 }
 
+/// Values between -1 and 1 that a bf16 holds.
+fn values(count: usize, salt: usize) -> Vec<f32> {
+    (0..count).map(|i| ((i * 37 + salt * 11) % 101) as f32 / 64.0 - 0.78125).collect()
+}
+
+/// `rows` rows of `x` times a matrix of `values` in bf16.
+fn product(backend: &mut WgpuBackend, x: &[f32], values: &[f32], rows: usize, cols: usize) -> Vec<f32> {
+    let outputs = values.len() / cols;
+    let stored: Vec<u8> = values.iter().flat_map(|value| half::bf16::from_f32(*value).to_le_bytes()).collect();
+    let parts = [MatrixPart::whole(Encoding::Bf16, outputs, cols, &stored)];
+    let w = backend.load(&WeightView { name: "w", role: WeightRole::Linear, parts: &parts }).unwrap();
+    let mut x_buffer = backend.alloc(rows * cols).unwrap();
+    backend.write(&mut x_buffer, &x[..rows * cols]).unwrap();
+    let mut out = backend.alloc(rows * outputs).unwrap();
+    backend.linear(&x_buffer, &w, None, &mut out, rows).unwrap();
+    let mut read = vec![0.0; rows * outputs];
+    backend.read(&out, &mut read).unwrap();
+    read
+}
+
 #[test]
 fn a_row_of_a_tiled_product_does_not_depend_on_the_others() {
-    let Some(mut backend) = backend(Precision::Fast) else { return };
-    let (cols, outputs) = (72, 70);
-    let values = |count: usize, salt: usize| -> Vec<f32> {
-        (0..count).map(|i| ((i * 37 + salt * 11) % 101) as f32 / 50.0 - 1.0).collect()
-    };
-    let stored: Vec<u8> = values(outputs * cols, 1).iter().flat_map(|value| value.to_le_bytes()).collect();
-    let parts = [MatrixPart::whole(Encoding::F32, outputs, cols, &stored)];
-    let w = backend.load(&WeightView { name: "w", role: WeightRole::Linear, parts: &parts }).unwrap();
-    let mut product = |rows: usize| {
-        let mut x = backend.alloc(rows * cols).unwrap();
-        backend.write(&mut x, &values(rows * cols, 2)).unwrap();
-        let mut out = backend.alloc(rows * outputs).unwrap();
-        backend.linear(&x, &w, None, &mut out, rows).unwrap();
-        let mut read = vec![0.0; rows * outputs];
-        backend.read(&out, &mut read).unwrap();
-        read
-    };
-    let (few, many) = (product(9), product(150));
-    assert_eq!(few, many[..few.len()]);
+    for capabilities in [CapabilitySet::Default, CapabilitySet::Best] {
+        let Some(mut backend) = backend_with(Precision::Fast, capabilities) else { return };
+        let (cols, outputs) = (72, 70);
+        let (x, w) = (values(150 * cols, 2), values(outputs * cols, 1));
+        let [few, many] = [9, 150].map(|rows| product(&mut backend, &x, &w, rows, cols));
+        assert_eq!(few, many[..few.len()], "{capabilities:?}");
+    }
+}
+
+#[test]
+fn cooperative_matrices_neither_overflow_nor_lose_what_is_small() {
+    let Some(mut backend) = backend_with(Precision::Fast, CapabilitySet::Best) else { return };
+    if backend.gpu().cooperative.is_none() {
+        return println!("skipped: {} offers no cooperative matrices of f16", backend.adapter());
+    }
+    let (rows, cols, outputs) = (40, 100, 37);
+    // Rows and weights far beyond f16 on both sides, with a channel a thousand times larger than the others.
+    for (row_scale, weight_scale) in [(1.0, 1.0), (1e20, 1e-20), (1e-25, 1e9), (3e30, 1e-3), (1e-25, 1e-8)] {
+        let mut x = values(rows * cols, 3);
+        x.iter_mut().for_each(|value| *value *= row_scale);
+        x.chunks_exact_mut(cols).for_each(|row| row[7] *= 1e3);
+        x[5 * cols + 3] = f32::NAN;
+        let to_bf16 = |value: f32| half::bf16::from_f32(value * weight_scale).to_f32();
+        let w: Vec<f32> = values(outputs * cols, 4).into_iter().map(to_bf16).collect();
+        let got = product(&mut backend, &x, &w, rows, cols);
+        for (row, got) in got.chunks_exact(outputs).enumerate() {
+            if row == 5 {
+                assert!(got.iter().all(|value| value.is_nan()), "{got:?}");
+                continue;
+            }
+            let x = &x[row * cols..][..cols];
+            for (output, w) in w.chunks_exact(cols).enumerate() {
+                let products = || x.iter().zip(w).map(|(x, w)| f64::from(*x) * f64::from(*w));
+                let (expected, scale) = (products().sum::<f64>(), products().map(f64::abs).sum::<f64>());
+                let off = (f64::from(got[output]) - expected).abs() / scale;
+                assert!(off < 1.0 / 2048.0, "row {row}, output {output}: {} instead of {expected}", got[output]);
+            }
+        }
+    }
 }
 
 /// Weights that are all zero.

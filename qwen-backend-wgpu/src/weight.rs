@@ -86,6 +86,8 @@ impl Layout {
 pub(crate) struct Matrix {
     pub(crate) layout: Layout,
     pub(crate) slabs: Vec<Array>,
+    /// The largest exponent of its values, biased as in bf16, where cooperative matrices need to know.
+    pub(crate) largest_exponent: u32,
 }
 
 impl Matrix {
@@ -95,6 +97,8 @@ impl Matrix {
         let shape = WeightShape { role: view.role, parts, cols: view.cols() };
         let layout = Layout::new(&shape, max_slab(&gpu.limits))?;
         let mut decoded = vec![0.0; layout.cols];
+        let measured = gpu.cooperative.is_some() && layout.encoding == Encoding::Bf16;
+        let mut largest_exponent = 0;
         let mut slabs = Vec::with_capacity(layout.slabs.len());
         for slab in 0..layout.slabs.len() {
             let array = gpu.array(view.name, 2 * layout.slabs[slab].len() * layout.row_bytes() / 4)?;
@@ -102,7 +106,11 @@ impl Matrix {
             let mut missing = false;
             gpu.upload(view.name, &array, |piece| {
                 let Some(row) = rows.next() else { return false };
+                let start = piece.len();
                 missing |= !append_row(view, &layout, row, &mut decoded, piece);
+                if measured {
+                    largest_exponent = largest_exponent.max(largest_bf16_exponent(&piece[start..]));
+                }
                 true
             })?;
             if missing {
@@ -110,8 +118,14 @@ impl Matrix {
             }
             slabs.push(array);
         }
-        Ok(Matrix { layout, slabs })
+        Ok(Matrix { layout, slabs, largest_exponent })
     }
+}
+
+/// The largest biased exponent of finite bf16 values.
+fn largest_bf16_exponent(bytes: &[u8]) -> u32 {
+    let exponents = bytes.as_chunks().0.iter().map(|value| u32::from(u16::from_le_bytes(*value)) >> 7 & 0xff);
+    exponents.filter(|exponent| *exponent < 0xff).max().unwrap_or(0)
 }
 
 /// Append row `row` as the device holds it; false when its data is too short.
@@ -167,6 +181,14 @@ mod tests {
             assert_eq!(rows[0], pairs.start);
             assert_eq!(rows[pairs.len()], pairs.start + 2048);
         }
+    }
+
+    #[test]
+    fn exponents_of_what_is_not_finite_do_not_count() {
+        let values = [1.0, -3.0, f32::INFINITY, 0.1, f32::NAN].map(half::bf16::from_f32);
+        let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        assert_eq!(largest_bf16_exponent(&bytes), 128);
+        assert_eq!(largest_bf16_exponent(&[0; 8]), 0);
     }
 
     #[test]

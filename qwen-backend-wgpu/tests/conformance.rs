@@ -4,19 +4,10 @@
 
 mod common;
 
-use common::backend;
-use qwen_backend_wgpu::{CapabilitySet, WgpuBackend};
+use common::{backend, best};
+use qwen_backend_wgpu::CapabilitySet;
+use qwen_core::Precision;
 use qwen_core::conformance::Suite;
-use qwen_core::{Error, Precision, Result};
-
-/// As long as no kernel takes an experimental feature, the largest set is the default one: not run twice.
-fn best(precision: Precision) -> Result<WgpuBackend> {
-    let (best, default) = (backend(CapabilitySet::Best, precision)?, backend(CapabilitySet::Default, precision)?);
-    if best.features() != default.features() {
-        return Ok(best);
-    }
-    Err(Error::unsupported("the set `Best`", "it adds nothing to `Default`, which is run"))
-}
 
 qwen_core::conformance_tests! {
     tiny_exact => || backend(CapabilitySet::Tiny, Precision::Exact),

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::backend;
+use common::{backend, best};
 use qwen_backend_wgpu::CapabilitySet;
 use qwen_core::Precision;
 use qwen_core::conformance::goldens::{Goldens, folder};
@@ -40,4 +40,12 @@ fn tiny_exact() {
 #[test]
 fn tiny_fast() {
     run(CapabilitySet::Tiny, Precision::Fast, 200);
+}
+
+#[test]
+fn best_fast() {
+    match best(Precision::Fast) {
+        Ok(_) => run(CapabilitySet::Best, Precision::Fast, usize::MAX),
+        Err(error) => println!("skipped: {error}"),
+    }
 }

@@ -1,9 +1,11 @@
 //! Matrix products: which kernel takes which slab of the matrix and piece of the batch, and what becomes of the sums.
 
 use qwen_core::backend::{HeadLayout, Norm, QkvRopeStore, StepInputs};
-use qwen_core::{Precision, Result};
+use qwen_core::{Encoding, Precision, Result};
 
+use super::halves;
 use super::{Numbers, WgpuBackend, WgpuBuffer, encoding_flag, kv_flags, words};
+use crate::adapter::Cooperative;
 use crate::kv::{Slab, Store};
 use crate::record::Grid;
 use crate::shader::Shader;
@@ -14,8 +16,8 @@ pub(super) const TILE_FROM: usize = 9;
 /// Threads that share a row of [`Shader`] `matvec`, and such groups in a workgroup.
 const LANES: u32 = 32;
 const GROUPS: u32 = 2;
-/// Where the epsilon of a norm lies among the parameters.
-const EPS: usize = 11;
+/// The last of the parameters: the epsilon of a norm, or the exponent of the weights' scale.
+const LAST: usize = 11;
 
 /// What becomes of the sums of a matrix product.
 pub(super) enum Epilogue<'a> {
@@ -38,6 +40,17 @@ pub(super) enum Epilogue<'a> {
         store: &'a Store,
         layer: usize,
     },
+}
+
+impl Epilogue<'_> {
+    /// The first binding that it leaves free.
+    fn free_binding(&self) -> u32 {
+        match self {
+            Epilogue::Heads { .. } => 9,
+            Epilogue::Write { bias: Some(_), .. } => 5,
+            _ => 4,
+        }
+    }
 }
 
 /// The activations of a matrix product.
@@ -84,21 +97,29 @@ impl WgpuBackend {
         }
         // Chosen by all rows, not by those of a piece: how a device splits changes no result.
         let tiled = self.precision == Precision::Fast && rows >= TILE_FROM;
-        let (pairs_per_group, tokens_per_group) = match (tiled, rows) {
-            (true, _) => (32, 64),
-            (false, 1) => (2 * GROUPS as usize, 1),
-            (false, _) => (GROUPS as usize, 4),
+        let cooperative = self.gpu.cooperative.filter(|_| tiled && layout.encoding != Encoding::F32);
+        let (pairs_per_group, tokens_per_group) = match (cooperative, tiled, rows) {
+            (Some(Cooperative { size, .. }), ..) => (2 * size as usize, 4 * size as usize),
+            (None, true, _) => (32, 64),
+            (None, false, 1) => (2 * GROUPS as usize, 1),
+            (None, false, _) => (GROUPS as usize, 4),
         };
-        let shader = match tiled {
-            true => Shader::new("matmul"),
-            false => Shader::new("matvec")
+        let shader = match (cooperative, tiled) {
+            (Some(Cooperative { size, subgroup }), _) => Shader::new("matmul_cooperative")
+                .flag("COOPERATIVE")
+                .flag_if(size == 16, "SIZE_16")
+                .constant("SUBGROUP_SIZE", subgroup)
+                .constant("SCALES_BINDING", epilogue.free_binding()),
+            (None, true) => Shader::new("matmul"),
+            (None, false) => Shader::new("matvec")
                 .constant("LANES", LANES)
                 .constant("GROUPS", GROUPS)
                 .constant("PAIRS", (pairs_per_group / GROUPS as usize) as u32)
                 .constant("TOKENS", tokens_per_group as u32),
         };
         let order = if layout.halves { "ORDER_HALVES" } else { "ORDER_PLAIN" };
-        let shader = encoding_flag(shader, layout.encoding).flag_if(!layout.cols.is_multiple_of(8), "RAGGED");
+        let ragged = cooperative.is_none() && !layout.cols.is_multiple_of(8);
+        let shader = encoding_flag(shader, layout.encoding).flag_if(ragged, "RAGGED");
         let (shader, out, width) = match epilogue {
             Epilogue::Write { out, bias } => {
                 (shader.flag(order).flag("EPILOGUE_WRITE").flag_if(bias.is_some(), "BIAS"), out, layout.rows)
@@ -109,19 +130,22 @@ impl WgpuBackend {
                 (kv_flags(shader.flag("ORDER_HEADS").flag("EPILOGUE_HEADS"), store, *layer), qkv, layout.rows)
             }
         };
-        // The norm's weight is the last array.
-        let norm_binding = if matches!(epilogue, Epilogue::Heads { .. }) { 9 } else { 4 };
         let shader = match norm {
-            Some(_) => shader.flag("NORM").constant("NORM_BINDING", norm_binding),
+            Some(_) => shader.flag("NORM").constant("NORM_BINDING", epilogue.free_binding()),
             None => shader,
         };
-        for piece in self.pieces(op, rows, &[layout.cols, width])? {
+        let halves = match cooperative {
+            Some(_) => Some(self.halves(op, x, layout, rows)?),
+            None => None,
+        };
+        let (x, x_width) = match &halves {
+            Some(halves) => (&halves.values, halves.width),
+            None => (&x.array, layout.cols),
+        };
+        for piece in self.pieces(op, rows, &[x_width, width])? {
             for (pairs, slab) in layout.slabs.iter().zip(&w.slabs) {
-                let mut bindings = vec![
-                    x.array.read(words(&piece, layout.cols)),
-                    slab.read_all(),
-                    out.array.write(words(&piece, width)),
-                ];
+                let mut bindings =
+                    vec![x.read(words(&piece, x_width)), slab.read_all(), out.array.write(words(&piece, width))];
                 let mut params =
                     vec![piece.len(), layout.cols, layout.chunks(), pairs.len(), pairs.start, layout.rows, piece.start];
                 match epilogue {
@@ -142,8 +166,13 @@ impl WgpuBackend {
                 let mut params: Vec<u32> = params.iter().map(|param| *param as u32).collect();
                 if let Some((weight, eps)) = norm {
                     bindings.push(weight.array.read(0..layout.cols));
-                    params.resize(EPS, 0);
+                    params.resize(LAST, 0);
                     params.push(eps.to_bits());
+                }
+                if let Some(halves) = &halves {
+                    bindings.push(halves.scales.read(0..rows));
+                    params.resize(LAST, 0);
+                    params.push(halves::weight_exponent(w));
                 }
                 let groups = [pairs.len().div_ceil(pairs_per_group), piece.len().div_ceil(tokens_per_group), 1];
                 self.queue(op, &shader, &bindings, &params, Grid::Fixed(groups.map(|size| size as u32)))?;

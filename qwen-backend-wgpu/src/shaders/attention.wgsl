@@ -244,8 +244,10 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
                         // A weight of nothing takes nothing, not even from a value that is not finite.
                         let weights = scores[p * QUADS + q];
                         let taken = weights > vec4(0.0);
-                        first_channel[q] = select(first_channel[q], fma(weights, vec4(v.x), first_channel[q]), taken);
-                        second_channel[q] = select(second_channel[q], fma(weights, vec4(v.y), second_channel[q]), taken);
+                        let first_sum = fma(weights, vec4(v.x), first_channel[q]);
+                        let second_sum = fma(weights, vec4(v.y), second_channel[q]);
+                        first_channel[q] = select(first_channel[q], first_sum, taken);
+                        second_channel[q] = select(second_channel[q], second_sum, taken);
                     }
                 }
                 for (var r = 0u; r < ROWS; r++) {
@@ -280,7 +282,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         for (var r = 0u; r < ROWS; r++) {
             //#if SPLIT
             let exists = group.x % tiles * ROWS + r < heads_per_kv && !(row_total[r] == 0.0);
-            let record = ((params.first_token + row_token[r]) * params.num_attention_heads + row_head[r]) * params.max_spans + group.z;
+            let head_of_row = (params.first_token + row_token[r]) * params.num_attention_heads + row_head[r];
+            let record = head_of_row * params.max_spans + group.z;
             let at = record * (HEAD_DIM + 2u);
             if exists {
                 out[at + 2u * pair] = attended[r].x;

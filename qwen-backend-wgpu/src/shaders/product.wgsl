@@ -1,4 +1,4 @@
-// What the two matrix products share: their parameters and arrays, and what becomes of a sum.
+// What the matrix products share: their parameters and arrays, and what becomes of a sum.
 //
 // The rows of a packed matrix go in pairs, the unit that an epilogue takes: gate and up of the MLP, the two halves of
 // a rotary pair, or just neighbours.
@@ -21,21 +21,34 @@ struct Params {
     // Half of head_dim.
     half: u32,
     num_slots: u32,
+    //#if COOPERATIVE
+    // Of the power of two that the sums are to be multiplied by for the sake of the weights, biased.
+    weight_exponent: u32,
+    //#else
     // Of the norm before.
     eps: f32,
+    //#endif
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
+//#if COOPERATIVE
+@group(0) @binding(1) var<storage, read> x: array<vec4<u32>>;
+@group(0) @binding(SCALES_BINDING) var<storage, read> scales: array<f32>;
+//#else
 //#if RAGGED
 @group(0) @binding(1) var<storage, read> x: array<f32>;
 //#else
 @group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
 //#endif
+//#endif
 @group(0) @binding(2) var<storage, read> w: array<vec4<u32>>;
 @group(0) @binding(3) var<storage, read_write> out: array<f32>;
 
 //#include weights
+//#if COOPERATIVE
+//#else
 //#include activations
+//#endif
 
 // Where the two rows of a pair lie in this slab, and which rows of the whole matrix they are.
 //#if ORDER_PLAIN

@@ -3,7 +3,7 @@
 #![allow(dead_code, reason = "each test uses a part")]
 
 use qwen_backend_wgpu::{AdapterChoice, CapabilitySet, WgpuBackend, WgpuOptions};
-use qwen_core::{Precision, Result};
+use qwen_core::{Error, Precision, Result};
 
 /// The options of the adapter that tests run on: `$QWEN_WGPU_ADAPTER`, a part of its name, or software Vulkan.
 pub(crate) fn options() -> WgpuOptions {
@@ -14,4 +14,13 @@ pub(crate) fn options() -> WgpuOptions {
 /// A backend on it.
 pub(crate) fn backend(capabilities: CapabilitySet, precision: Precision) -> Result<WgpuBackend> {
     WgpuBackend::new(options().capabilities(capabilities).precision(precision))
+}
+
+/// A backend on the largest set of capabilities, where that has more features than the default one.
+pub(crate) fn best(precision: Precision) -> Result<WgpuBackend> {
+    let (best, default) = (backend(CapabilitySet::Best, precision)?, backend(CapabilitySet::Default, precision)?);
+    if best.features() != default.features() {
+        return Ok(best);
+    }
+    Err(Error::unsupported("the set `Best`", "this adapter offers no cooperative matrices of f16"))
 }

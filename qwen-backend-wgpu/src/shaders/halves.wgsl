@@ -1,0 +1,68 @@
+// Rows of activations as f16 and a scale each: what cooperative matrices take.
+//
+// A row is multiplied by the power of two that brings its largest value to 2^14 .. 2^15, so that none overflows, and
+// only those below 2^-28 of the largest have fewer bits than other f16. One workgroup a row.
+
+struct Params {
+    // Columns, and eights of them.
+    cols: u32,
+    chunks: u32,
+    // Rows before this piece of the batch.
+    first_row: u32,
+}
+
+const WIDTH: u32 = 64u;
+
+@group(0) @binding(0) var<uniform> params: Params;
+//#if RAGGED
+@group(0) @binding(1) var<storage, read> x: array<f32>;
+//#else
+@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
+//#endif
+@group(0) @binding(2) var<storage, read_write> halves: array<vec4<u32>>;
+// What a row has to be multiplied by again.
+@group(0) @binding(3) var<storage, read_write> scales: array<f32>;
+
+struct Eight {
+    a: vec4<f32>,
+    b: vec4<f32>,
+}
+
+//#include activations
+
+// The bits of the largest magnitude: as integers they are in the order of the values, and a NaN is above all.
+var<workgroup> largest: array<u32, WIDTH>;
+
+@compute @workgroup_size(WIDTH)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) local: u32) {
+    let row = group.x;
+    var bits = vec4(0u);
+    for (var chunk = local; chunk < params.chunks; chunk += WIDTH) {
+        let eight = activations(row, chunk);
+        let magnitudes = vec4(0x7fffffffu);
+        bits = max(bits, max(bitcast<vec4<u32>>(eight.a) & magnitudes, bitcast<vec4<u32>>(eight.b) & magnitudes));
+    }
+    largest[local] = max(max(bits.x, bits.y), max(bits.z, bits.w));
+    workgroupBarrier();
+    for (var step = WIDTH / 2u; step > 0u; step /= 2u) {
+        if local < step {
+            largest[local] = max(largest[local], largest[local + step]);
+        }
+        workgroupBarrier();
+    }
+    // Biased exponents: of the scale, and of its inverse.
+    let exponent = clamp(i32(largest[0] >> 23u) - 14, 1, 253);
+    let inverse = bitcast<f32>(u32(254 - exponent) << 23u);
+    for (var chunk = local; chunk < params.chunks; chunk += WIDTH) {
+        let eight = activations(row, chunk);
+        let a = eight.a * inverse;
+        let b = eight.b * inverse;
+        halves[row * params.chunks + chunk] =
+            vec4(pack2x16float(a.xy), pack2x16float(a.zw), pack2x16float(b.xy), pack2x16float(b.zw));
+    }
+    if local == 0u {
+        // A row with an infinity or a NaN has NaNs for results.
+        let finite = largest[0] < 0x7f800000u;
+        scales[params.first_row + row] = bitcast<f32>(select(largest[0] | 0x7fc00000u, u32(exponent) << 23u, finite));
+    }
+}
