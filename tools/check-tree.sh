@@ -27,5 +27,6 @@ check() {
 }
 
 check cpu 90
+check cpu,cuda 95
 check cpu,wgpu 130
 exit "$fail"
