@@ -58,9 +58,9 @@ fn a_missing_wait_is_found() {
     let probes = CASES.into_iter().map(Probe::Case).chain((0..CHECKS.len()).map(Probe::Check));
     let mut reached: BTreeMap<String, Vec<(Probe, usize)>> = BTreeMap::new();
     for probe in probes {
-        for card in 0..CARDS.len() {
+        for (card, named) in CARDS.iter().enumerate() {
             kernels.waits();
-            assert!(passes(probe, card, false), "{probe:?} on {:?}", CARDS[card]);
+            assert!(passes(probe, card, false), "{probe:?} on {named:?}");
             kernels.waits().into_iter().for_each(|wait| reached.entry(wait).or_default().push((probe, card)));
         }
     }
