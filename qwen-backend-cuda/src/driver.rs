@@ -11,6 +11,7 @@ pub(crate) mod emulated;
 pub(crate) mod recording;
 
 use std::fmt;
+use std::marker::PhantomData;
 use std::ops::Range;
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -154,9 +155,30 @@ pub(crate) trait Driver: Send + Sync + fmt::Debug {
         None
     }
 
-    /// Make the card the current one of this thread, for libraries that ask for it.
-    fn make_current(&self) -> Outcome<()> {
-        Ok(())
+    /// Make the card's context that of this thread as long as the result lives, for libraries that ask for it.
+    fn enter(&self) -> Outcome<Entered> {
+        Ok(Entered::new(|| {}))
+    }
+}
+
+/// A thread is in a card's context; dropped, it is in the one that it was in before: a program may use CUDA itself.
+#[must_use]
+pub(crate) struct Entered {
+    leave: fn(),
+    /// It belongs to its thread.
+    _here: PhantomData<*const ()>,
+}
+
+impl Entered {
+    /// `leave` goes back to the context before.
+    pub(crate) fn new(leave: fn()) -> Self {
+        Entered { leave, _here: PhantomData }
+    }
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        (self.leave)();
     }
 }
 

@@ -70,6 +70,10 @@ fn element(encoding: Encoding) -> Result<Element> {
 /// # Errors
 /// [`Error::Unsupported`] when its slots or elements have no number in the kernels.
 pub(crate) fn kv_bytes(spec: &KvSpec) -> Result<u64> {
+    if spec.block_size == 0 || !spec.block_size.is_multiple_of(16) {
+        let reason = "blocks of a multiple of 16 positions";
+        return Err(Error::unsupported(format!("a block size of {}", spec.block_size), reason));
+    }
     // The last number is the slot of padding.
     if spec.num_blocks as u64 * spec.block_size as u64 >= u64::from(u32::MAX) {
         let reason = format!("kernels number {} positions at most", u32::MAX);

@@ -154,7 +154,9 @@ impl Communicator {
     /// Give up: sums that wait for a rank that is gone end, with any values.
     fn abort(&self) {
         let mut aborted = self.aborted();
-        if !std::mem::replace(&mut *aborted, true) && self.driver.make_current().is_ok() {
+        if !std::mem::replace(&mut *aborted, true)
+            && let Ok(_entered) = self.driver.enter()
+        {
             // SAFETY: made by `NcclGroup::new`; after this it is used no more.
             unsafe { (self.nccl.comm_abort)(self.comm) };
         }
@@ -163,7 +165,9 @@ impl Communicator {
 
 impl Drop for Communicator {
     fn drop(&mut self) {
-        if !*self.aborted() && self.driver.make_current().and_then(|()| self.driver.wait()).is_ok() {
+        let driver = self.driver.clone();
+        let entered = driver.enter();
+        if !*self.aborted() && entered.is_ok() && driver.wait().is_ok() {
             // SAFETY: made by `NcclGroup::new`, not aborted, given back once; what was queued has run.
             unsafe { (self.nccl.comm_destroy)(self.comm) };
         } else {
@@ -193,11 +197,12 @@ impl NcclGroup {
         }
         let nccl = Nccl::get()?;
         let failed = |reason| Error::Device { device: backend.info().name, op: "join a group".into(), reason };
-        driver.make_current().map_err(|fault| failed(fault.to_string()))?;
+        let entered = driver.enter().map_err(|fault| failed(fault.to_string()))?;
         let mut comm = std::ptr::null_mut();
         // SAFETY: the card's context is current; it writes a communicator.
         let code = unsafe { (nccl.comm_init_rank)(&mut comm, ranks as c_int, UniqueId(id), rank as c_int) };
         nccl.check("ncclCommInitRank", code).map_err(failed)?;
+        drop(entered);
         let shared = Communicator { nccl, comm, driver, rank, ranks, aborted: Mutex::new(false) };
         Ok(NcclGroup { shared: Arc::new(shared), host: Mutex::default() })
     }
@@ -260,7 +265,7 @@ impl Sum {
     /// Queue it.
     pub(crate) fn issue(&self, driver: &dyn Driver) -> Outcome<()> {
         let Communicator { nccl, comm, .. } = &*self.communicator;
-        driver.make_current()?;
+        let _entered = driver.enter()?;
         let Some(stream) = driver.stream() else {
             return Err(Fault::Refused("there is no card behind this backend".into()));
         };

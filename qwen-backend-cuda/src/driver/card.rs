@@ -14,7 +14,7 @@ use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys::{self, CUdevice_attribute_enum as Attribute, CUresult};
 use qwen_core::{Error, Result};
 
-use super::{Driver, Fault, GraphId, Launch, MARKS, Outcome};
+use super::{Driver, Entered, Fault, GraphId, Launch, MARKS, Outcome};
 use crate::card_info::CardInfo;
 use crate::kernel::Kernel;
 use crate::modules;
@@ -93,11 +93,26 @@ pub(crate) fn free_bytes(ordinal: usize) -> Result<u64> {
         // SAFETY: the device is one that the driver named; what is retained is released below.
         let context = unsafe { result::primary_ctx::retain(device) }.map_err(|error| refused(&info, error))?;
         // SAFETY: the context was just retained.
-        let free = unsafe { result::ctx::set_current(context) }.and_then(|()| result::mem_get_info());
+        let free = unsafe { enter(context) }.and_then(|_entered| result::mem_get_info());
         // SAFETY: retained above.
         unsafe { result::primary_ctx::release(device) }.map_err(|error| refused(&info, error))?;
         free.map(|(free, _)| free as u64).map_err(|error| refused(&info, error))
     })
+}
+
+/// Make `context` that of this thread until the result is dropped.
+///
+/// # Safety
+/// The context is retained for as long.
+unsafe fn enter(context: sys::CUcontext) -> std::result::Result<Entered, DriverError> {
+    // SAFETY: as the caller says.
+    unsafe { sys::cuCtxPushCurrent_v2(context) }.result()?;
+    fn leave() {
+        let mut left = std::ptr::null_mut();
+        // SAFETY: a context was pushed on this thread before, and what was pushed since is popped.
+        let _ = unsafe { sys::cuCtxPopCurrent_v2(&mut left) };
+    }
+    Ok(Entered::new(leave))
 }
 
 /// What `run` says, or an error where it panics: cudarc does where a function of the library is missing.
@@ -254,18 +269,12 @@ impl Card {
 
     fn set_up(&mut self) -> std::result::Result<(), DriverError> {
         // SAFETY: the context is retained.
-        unsafe { result::ctx::set_current(self.context) }?;
+        let _entered = unsafe { enter(self.context) }?;
         self.stream = result::stream::create(result::stream::StreamKind::NonBlocking)?;
         for mark in &mut self.marks {
             *mark = result::event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING)?;
         }
         Ok(())
-    }
-
-    /// Make the context that of this thread.
-    fn enter(&self) -> Outcome<()> {
-        // SAFETY: the context is retained as long as the card lives.
-        Ok(unsafe { result::ctx::set_current(self.context) }?)
     }
 
     fn load(&self, kernel: Kernel) -> Outcome<sys::CUfunction> {
@@ -307,12 +316,12 @@ impl Driver for Card {
     }
 
     fn free_bytes(&self) -> Option<u64> {
-        self.enter().ok()?;
+        let _entered = self.enter().ok()?;
         result::mem_get_info().ok().map(|(free, _)| free as u64)
     }
 
     fn alloc(&self, _what: &str, bytes: usize) -> Outcome<u64> {
-        self.enter()?;
+        let _entered = self.enter()?;
         // SAFETY: its contents are not read before they are written.
         match unsafe { result::malloc_sync(bytes) } {
             Ok(address) => Ok(address),
@@ -325,14 +334,15 @@ impl Driver for Card {
 
     unsafe fn free(&self, address: u64) {
         // A lost context has lost its memory already.
-        if self.enter().is_ok() && self.wait().is_ok() {
+        let entered = self.enter();
+        if entered.is_ok() && self.wait().is_ok() {
             // SAFETY: as the caller says; what was queued has run.
             let _ = unsafe { result::free_sync(address) };
         }
     }
 
     fn pin(&self, bytes: usize) -> Outcome<NonNull<u8>> {
-        self.enter()?;
+        let _entered = self.enter()?;
         // SAFETY: it is filled below.
         let start = unsafe { result::malloc_host(bytes, 0) }?.cast::<u8>();
         let start = NonNull::new(start).ok_or_else(|| Fault::Refused("no pinned memory".into()))?;
@@ -342,37 +352,37 @@ impl Driver for Card {
     }
 
     unsafe fn unpin(&self, start: NonNull<u8>, _bytes: usize) {
-        if self.enter().is_ok() {
+        if let Ok(_entered) = self.enter() {
             // SAFETY: as the caller says.
             let _ = unsafe { result::free_host(start.as_ptr().cast()) };
         }
     }
 
     unsafe fn zero(&self, to: u64, bytes: usize) -> Outcome<()> {
-        self.enter()?;
+        let _entered = self.enter()?;
         // SAFETY: as the caller says.
         Ok(unsafe { result::memset_d8_async(to, 0, bytes, self.stream) }?)
     }
 
     unsafe fn upload(&self, to: u64, from: *const u8, bytes: usize) -> Outcome<()> {
-        self.enter()?;
+        let _entered = self.enter()?;
         // SAFETY: as the caller says.
         Ok(unsafe { sys::cuMemcpyHtoDAsync_v2(to, from.cast(), bytes, self.stream) }.result()?)
     }
 
     unsafe fn download(&self, to: *mut u8, from: u64, bytes: usize) -> Outcome<()> {
-        self.enter()?;
+        let _entered = self.enter()?;
         // SAFETY: as the caller says.
         Ok(unsafe { sys::cuMemcpyDtoHAsync_v2(to.cast(), from, bytes, self.stream) }.result()?)
     }
 
     fn prepare(&self, kernel: Kernel) -> Outcome<()> {
-        self.enter()?;
+        let _entered = self.enter()?;
         self.load(kernel).map(|_| ())
     }
 
     unsafe fn launch(&self, launch: &Launch) -> Outcome<()> {
-        self.enter()?;
+        let _entered = self.enter()?;
         let (kernel, [x, y, z]) = (launch.kernel, launch.grid);
         let function = self.load(kernel)?;
         // The driver copies the parameters before it returns.
@@ -384,7 +394,7 @@ impl Driver for Card {
     }
 
     fn begin_capture(&self) -> Outcome<()> {
-        self.enter()?;
+        let _entered = self.enter()?;
         // Of this thread alone: other threads may go on with their own streams.
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         // SAFETY: the stream lives as long as the card.
@@ -392,7 +402,7 @@ impl Driver for Card {
     }
 
     fn end_capture(&self) -> Outcome<GraphId> {
-        self.enter()?;
+        let _entered = self.enter()?;
         // SAFETY: the stream lives as long as the card.
         let graph = unsafe { result::stream::end_capture(self.stream) }?;
         // SAFETY: the graph was just made, and is not used once it can be launched.
@@ -410,7 +420,7 @@ impl Driver for Card {
     }
 
     unsafe fn launch_graph(&self, graph: GraphId) -> Outcome<()> {
-        self.enter()?;
+        let _entered = self.enter()?;
         let Some(executable) = lock(&self.graphs).graphs.get(&graph).copied() else {
             return Err(Fault::Refused(format!("there is no recorded step {graph}")));
         };
@@ -420,7 +430,7 @@ impl Driver for Card {
 
     fn drop_graph(&self, graph: GraphId) {
         if let Some(executable) = lock(&self.graphs).graphs.remove(&graph)
-            && self.enter().is_ok()
+            && let Ok(_entered) = self.enter()
         {
             // SAFETY: it was alive until now; the driver waits for one that runs.
             let _ = unsafe { result::graph::exec_destroy(executable) };
@@ -428,19 +438,19 @@ impl Driver for Card {
     }
 
     fn mark(&self, mark: usize) -> Outcome<()> {
-        self.enter()?;
+        let _entered = self.enter()?;
         // SAFETY: events and stream live as long as the card.
         Ok(unsafe { result::event::record(self.marks[mark], self.stream) }?)
     }
 
     fn wait_mark(&self, mark: usize) -> Outcome<()> {
-        self.enter()?;
+        let _entered = self.enter()?;
         // SAFETY: events live as long as the card. One that was never recorded counts as passed.
         Ok(unsafe { result::event::synchronize(self.marks[mark]) }?)
     }
 
     fn wait(&self) -> Outcome<()> {
-        self.enter()?;
+        let _entered = self.enter()?;
         // SAFETY: the stream lives as long as the card.
         Ok(unsafe { result::stream::synchronize(self.stream) }?)
     }
@@ -449,15 +459,16 @@ impl Driver for Card {
         Some(self.stream.cast())
     }
 
-    fn make_current(&self) -> Outcome<()> {
-        self.enter()
+    fn enter(&self) -> Outcome<Entered> {
+        // SAFETY: the context is retained as long as the card lives.
+        Ok(unsafe { enter(self.context) }?)
     }
 }
 
 impl Drop for Card {
     fn drop(&mut self) {
         // What fails now fails because the context is lost; it is released all the same.
-        if self.enter().is_ok() {
+        if let Ok(_entered) = self.enter() {
             let graphs = std::mem::take(&mut *lock(&self.graphs));
             let loaded = std::mem::take(&mut *lock(&self.loaded));
             // SAFETY: all of these were made in this context and are used no more: arrays and graphs hold the card.

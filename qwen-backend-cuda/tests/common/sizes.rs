@@ -32,8 +32,7 @@ fn near(b: &mut CudaBackend, op: &impl Op) -> Result<Vec<Values>, String> {
     for (got, expected) in got.iter().zip(&expected) {
         let Allowed::Rms { tolerance, .. } = op.allowed(b.info().precision, got.name) else { continue };
         let error = rms_error(&got.values, &expected.values);
-        // Not the other way round: an error that is no number is too large.
-        if !(error <= tolerance) || got.overrun.is_some() {
+        if error.is_nan() || error > tolerance || got.overrun.is_some() {
             return Err(format!("{op:?}, `{}`: {error:e} of {tolerance:e}, overrun {:?}", got.name, got.overrun));
         }
     }
