@@ -9,8 +9,8 @@ use serde::{Serialize, Serializer};
 #[cfg(feature = "wgpu")]
 use qwen_backend_wgpu::AdapterChoice;
 
-/// A device to run a model on. As text: `cpu`, `auto`; with the feature `wgpu` also `wgpu`, `wgpu:INDEX` and `wgpu:NAME`,
-/// with the feature `cuda` also `cuda` and `cuda:INDEX`.
+/// A device to run a model on. As text: `cpu`, `auto`; with the feature `wgpu` also `wgpu`, `wgpu:INDEX` and
+/// `wgpu:NAME`, with the feature `cuda` also `cuda` and `cuda:INDEX`.
 ///
 /// ```
 /// use qwen::Device;
