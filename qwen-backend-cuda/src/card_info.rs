@@ -29,7 +29,7 @@ impl CardInfo {
     /// [`qwen_core::Error::Unsupported`] when there is no driver, no such card, or one that the kernels do not run on,
     /// with what was found.
     pub fn of(ordinal: usize) -> qwen_core::Result<Self> {
-        crate::driver::card::info(ordinal)
+        crate::driver::machine::info(ordinal)
     }
 
     /// Whether it has bf16 tensor cores and asynchronous copies, for which prompts have kernels of their own.
@@ -53,7 +53,7 @@ impl fmt::Display for CardInfo {
 /// }
 /// ```
 pub fn cards() -> Vec<CardInfo> {
-    crate::driver::card::cards().unwrap_or_default()
+    crate::driver::machine::cards().unwrap_or_default()
 }
 
 /// Bytes of the card's memory that are free now. Its context is opened to ask, so that what a context takes itself is
@@ -62,5 +62,5 @@ pub fn cards() -> Vec<CardInfo> {
 /// # Errors
 /// As [`crate::CudaBackend::new`].
 pub fn free_bytes(ordinal: usize) -> qwen_core::Result<u64> {
-    crate::driver::card::free_bytes(ordinal)
+    crate::driver::machine::free_bytes(ordinal)
 }

@@ -1,8 +1,8 @@
 //! What a card can do at best, measured: to put the figures of kernels in proportion.
 //!
 //! Memory is read and copied in whole, in words of 16 bytes; arithmetic runs in registers alone. A [`CeilingMeter`]
-//! measures in slices as short as the caller likes, so that a bench can take them in turn with its work. Times are those
-//! of the host, from the launch to its end.
+//! measures in slices as short as the caller likes, so that a bench can take them in turn with its work. Times are
+//! those of the host, from the launch to its end.
 
 use std::time::{Duration, Instant};
 

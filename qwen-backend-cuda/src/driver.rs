@@ -1,12 +1,15 @@
 //! What the backend asks of a CUDA driver: memory, copies, kernels, graphs, and a wait. One stream, so that everything
 //! happens in the order in which it was asked for.
 //!
-//! `card` is the real one. For tests, `emulated` runs the kernels on the CPU and `recording` runs nothing but checks
-//! what it is asked.
+//! `card` is the real one, on what `machine` finds. For tests, `emulated` runs the kernels on the CPU, compiled into a
+//! `library`, and `recording` runs nothing but checks what it is asked.
 
 pub(crate) mod card;
 #[cfg(feature = "emulator")]
 pub(crate) mod emulated;
+#[cfg(feature = "emulator")]
+pub(crate) mod library;
+pub(crate) mod machine;
 #[cfg(test)]
 pub(crate) mod recording;
 
@@ -108,7 +111,8 @@ pub(crate) trait Driver: Send + Sync + fmt::Debug {
     /// Copy from the host.
     ///
     /// # Safety
-    /// The bytes lie in live memory of this driver, and `from` in pinned memory that nobody writes until they are there.
+    /// The bytes lie in live memory of this driver, and `from` in pinned memory that nobody writes until they are
+    /// there.
     unsafe fn upload(&self, to: u64, from: *const u8, bytes: usize) -> Outcome<()>;
 
     /// Copy to the host.
@@ -195,7 +199,8 @@ pub(crate) struct Memory {
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        // SAFETY: made from `alloc` with this address, dropped once; whoever queues work on it holds a clone until then.
+        // SAFETY: made from `alloc` with this address, dropped once; whoever queues work on it holds a clone until
+        // then.
         unsafe { self.driver.free(self.address) }
     }
 }

@@ -93,7 +93,7 @@ impl Gpu {
     /// An array of `bytes` bytes, all zero. `what` names it in errors.
     ///
     /// # Errors
-    /// [`Error::DoesNotFit`] when the card's memory does not have them.
+    /// [`Error::OutOfMemory`] when the card's memory does not have them.
     pub(crate) fn array(&mut self, what: &str, bytes: usize) -> Result<Array> {
         let array = self.unset_array(what, bytes)?;
         // SAFETY: the array is alive, and this long.
@@ -109,11 +109,9 @@ impl Gpu {
         let bytes = array_bytes(bytes);
         match self.driver.alloc(what, bytes) {
             Ok(address) => Ok(Arc::new(Memory { driver: self.driver.clone(), address, bytes })),
-            Err(Fault::OutOfMemory { free }) => Err(Error::DoesNotFit {
-                needed: bytes as u64,
-                available: free,
-                advice: format!(": {what} on {}", self.info()),
-            }),
+            Err(Fault::OutOfMemory { .. }) => {
+                Err(Error::OutOfMemory { device: self.info().to_string(), what: what.into(), bytes: bytes as u64 })
+            }
             Err(fault) => self.outcome(what, Err(fault)),
         }
     }

@@ -1,6 +1,6 @@
 //! How the paged K/V store lies on the card: for each layer an array of keys and one of values, both
-//! `[head][slot][head_dim]`. Positions of a block follow each other, so that a head's keys of a block are one stretch of
-//! memory.
+//! `[head][slot][head_dim]`. Positions of a block follow each other, so that a head's keys of a block are one stretch
+//! of memory.
 
 use qwen_core::backend::KvSpec;
 use qwen_core::{Encoding, Error, Result};

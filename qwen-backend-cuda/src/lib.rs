@@ -1,5 +1,5 @@
-//! The NVIDIA GPU kernels of qwen-rs. A build needs Rust alone, and a program needs the card's driver alone: the kernels
-//! are compiled to PTX beforehand, and the driver is looked for when the program runs.
+//! The NVIDIA GPU kernels of qwen-rs. A build needs Rust alone, and a program needs the card's driver alone: the
+//! kernels are compiled to PTX beforehand, and the driver is looked for when the program runs.
 //!
 //! [`CudaBackend`] implements [`qwen_core::Backend`]. The way from an operation to its arithmetic:
 //!
@@ -45,5 +45,6 @@ pub use options::CudaOptions;
 /// The kernels on the processor, for tests.
 #[cfg(feature = "emulator")]
 pub mod emulator {
-    pub use crate::driver::emulated::{EmulatedCard, Kernels};
+    pub use crate::driver::emulated::EmulatedCard;
+    pub use crate::driver::library::Kernels;
 }

@@ -1,5 +1,5 @@
-//! The compiled kernels: PTX, which every driver since CUDA 12.1 translates for its card. One text for each source file,
-//! loaded when the first of its kernels is.
+//! The compiled kernels: PTX, which every driver since CUDA 12.1 translates for its card. One text for each source
+//! file, loaded when the first of its kernels is.
 
 macro_rules! modules {
     ($($name:literal),* $(,)?) => {

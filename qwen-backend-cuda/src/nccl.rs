@@ -177,8 +177,8 @@ impl Drop for Communicator {
 }
 
 impl NcclGroup {
-    /// Join the group with this id as rank `rank` of `ranks`, on the card and in the stream of `backend`. Waits until all
-    /// ranks have joined.
+    /// Join the group with this id as rank `rank` of `ranks`, on the card and in the stream of `backend`. Waits until
+    /// all ranks have joined.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] for an id that is none or a rank that is not below the number of ranks;

@@ -1,5 +1,5 @@
-//! What only the inside shows: the launches of every published shape, on a driver that checks them and runs nothing; and
-//! what becomes of faults.
+//! What only the inside shows: the launches of every published shape, on a driver that checks them and runs nothing;
+//! and what becomes of faults.
 
 use qwen_core::backend::{Backend, Interrupt, MatrixPart, StepKey, WeightRole, WeightView};
 use qwen_core::batch::{Batch, Limits, SequenceStep, StepOutput, WantLogits};

@@ -1,5 +1,5 @@
-//! The conformance suite through the emulator: as a card without tensor cores for bf16 (7.5) and one with them (9.0), in
-//! both precisions. Its operations run with the threads of each block backwards, too.
+//! The conformance suite through the emulator: as a card without tensor cores for bf16 (7.5) and one with them (9.0),
+//! in both precisions. Its operations run with the threads of each block backwards, too.
 
 mod common;
 

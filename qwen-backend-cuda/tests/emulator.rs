@@ -1,6 +1,6 @@
-//! Every wait of every kernel is needed, and the tests find out when one is missing: each barrier, exchange and wait for
-//! copies is passed over in turn, and an operation has to fail for it, with the threads of a block in one order or the
-//! other. In a process of its own, since a wait is passed over in all kernels that run.
+//! Every wait of every kernel is needed, and the tests find out when one is missing: each barrier, exchange and wait
+//! for copies is passed over in turn, and an operation has to fail for it, with the threads of a block in one order or
+//! the other. In a process of its own, since a wait is passed over in all kernels that run.
 
 mod common;
 

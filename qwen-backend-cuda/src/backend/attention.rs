@@ -1,5 +1,5 @@
-//! Attention: spans side by side with a merge for decoding, tiles by tensor cores for prompts, and one kernel that takes
-//! all spans in order for everything else.
+//! Attention: spans side by side with a merge for decoding, tiles by tensor cores for prompts, and one kernel that
+//! takes all spans in order for everything else.
 
 use qwen_core::Result;
 use qwen_core::backend::{HeadLayout, StepInputs, StepKey};

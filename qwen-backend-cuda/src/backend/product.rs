@@ -1,7 +1,7 @@
 //! Matrix products: which kernel multiplies how many tokens, and what becomes of the sums.
 //!
-//! A few tokens are bound by the reading of the matrix: f32 arithmetic does, and so does that of Exact for any number of
-//! them, whose sums have one order. Up to 64 tokens the matrix is read once for all of them by tensor cores; beyond,
+//! A few tokens are bound by the reading of the matrix: f32 arithmetic does, and so does that of Exact for any number
+//! of them, whose sums have one order. Up to 64 tokens the matrix is read once for all of them by tensor cores; beyond,
 //! tiles of it are shared in a block's memory.
 
 use qwen_core::backend::{HeadLayout, StepInputs};

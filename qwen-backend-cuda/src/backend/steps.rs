@@ -2,8 +2,8 @@
 //!
 //! A step of single tokens is the same from token to token but for what lies in its inputs. It becomes a CUDA graph,
 //! which the next step with its key launches again in one call. The graph is made of what was recorded, not of the body
-//! itself, so that whatever a first run brings along (kernels to load, workspace to allocate) is over before the capture
-//! begins. Prompts are queued kernel by kernel.
+//! itself, so that whatever a first run brings along (kernels to load, workspace to allocate) is over before the
+//! capture begins. Prompts are queued kernel by kernel.
 
 use std::collections::HashMap;
 

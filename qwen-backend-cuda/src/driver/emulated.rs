@@ -1,24 +1,16 @@
-//! Kernels on the processor: a library that g++ makes of their sources (emulator/), called in place of a card's driver.
+//! A card that is none: its kernels run on the processor, as they are asked for.
 //!
-//! Everything runs as it is asked for. Memory is the host's, filled with NaNs at first, with guard words before and
-//! after each array that are looked at after every kernel: one that wrote beyond an array is named with it.
+//! Memory is the host's, filled with NaNs at first, with guard words before and after each array that are looked at
+//! after every kernel: one that wrote beyond an array is named with it.
 
-use std::collections::hash_map::DefaultHasher;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::ffi::{CString, c_char, c_int, c_uint, c_ulong, c_void};
-use std::hash::{Hash, Hasher};
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::collections::{BTreeMap, HashMap};
 use std::ptr::NonNull;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use libloading::Library;
-use qwen_core::{Error, Result};
-
+use super::library::{Kernels, Recorded};
 use super::{Driver, Fault, GraphId, Launch, Outcome, host};
 use crate::card_info::CardInfo;
 use crate::kernel::Kernel;
-use crate::params::Packed;
 
 /// Bytes of the guard on either side of an array, and what they are filled with: as f32 a NaN, as an index none.
 const GUARD: usize = host::ALIGN;
@@ -26,188 +18,6 @@ const GUARD_BYTE: u8 = 0xff;
 
 /// Guards begin otherwise than what kernels poison with, so that a copy of poison is seen, too.
 const GUARD_WORD: [u8; 4] = [0x5a, 0xa5, 0xff, 0xff];
-
-/// The kernels compiled for the processor.
-///
-/// ```no_run
-/// use qwen_backend_cuda::emulator::{EmulatedCard, Kernels};
-/// use qwen_backend_cuda::{CudaBackend, CudaOptions};
-/// let kernels = Kernels::build(&std::env::temp_dir())?;
-/// let card = EmulatedCard::new(&kernels).compute_capability(9, 0);
-/// let backend = CudaBackend::new(CudaOptions::new().emulated(card))?;
-/// # let _ = backend;
-/// # Ok::<(), qwen_core::Error>(())
-/// ```
-#[derive(Debug, Clone)]
-pub struct Kernels(Arc<Mutex<Calls>>);
-
-/// The functions of the library. Its state is global: calls of a process are made one after the other.
-#[derive(Debug)]
-struct Calls {
-    emulate: Emulate,
-    params_size: unsafe extern "C" fn(*const c_char) -> c_int,
-    waits: unsafe extern "C" fn(*mut c_char, c_ulong) -> c_int,
-    without: unsafe extern "C" fn(*const c_char),
-    /// Where threads waited since somebody asked.
-    waited: BTreeSet<String>,
-    /// Keeps the functions there.
-    _library: Library,
-}
-
-impl Calls {
-    /// Where threads of the last kernel waited.
-    fn last_waits(&self) -> Vec<String> {
-        // SAFETY: without room it only says how many bytes it needs; then it is given as many.
-        let text = unsafe {
-            let needed = (self.waits)(std::ptr::null_mut(), 0);
-            let mut text = vec![0_u8; needed.max(1) as usize];
-            (self.waits)(text.as_mut_ptr().cast(), text.len() as c_ulong);
-            text
-        };
-        lines(&text)
-    }
-}
-
-type Emulate = unsafe extern "C" fn(
-    *const c_char,
-    *const c_uint,
-    *const c_uint,
-    c_uint,
-    *const c_void,
-    c_int,
-    *mut c_char,
-    c_ulong,
-) -> c_int;
-
-impl Kernels {
-    /// Compile the kernels into `folder`, unless it holds them already, and load them.
-    ///
-    /// # Errors
-    /// [`Error::Unsupported`] when there is no compiler; [`Error::InvalidFile`] with what it says of the sources.
-    pub fn build(folder: &Path) -> Result<Self> {
-        Self::load(&compile(folder)?)
-    }
-
-    /// Load a library that emulator/build.sh made.
-    ///
-    /// # Errors
-    /// [`Error::InvalidFile`] when it is no such library.
-    pub fn load(path: &Path) -> Result<Self> {
-        let invalid =
-            |error: libloading::Error| Error::InvalidFile { path: path.to_path_buf(), reason: error.to_string() };
-        // SAFETY: the library is the one that build.sh makes; it does nothing when it is loaded, and its functions have
-        // these types.
-        unsafe {
-            let library = Library::new(path).map_err(invalid)?;
-            Ok(Kernels(Arc::new(Mutex::new(Calls {
-                emulate: *library.get(b"emulate").map_err(invalid)?,
-                params_size: *library.get(b"emulated_params_size").map_err(invalid)?,
-                waits: *library.get(b"emulated_waits").map_err(invalid)?,
-                without: *library.get(b"emulate_without").map_err(invalid)?,
-                waited: BTreeSet::new(),
-                _library: library,
-            }))))
-        }
-    }
-
-    /// Where threads waited for each other or for a copy since this was asked last, as `FILE:LINE`.
-    pub fn waits(&self) -> BTreeSet<String> {
-        std::mem::take(&mut self.calls().waited)
-    }
-
-    /// Pass over the wait `FILE:LINE` from now on, or over none: to show that it is needed and its absence found.
-    pub fn without(&self, wait: Option<&str>) {
-        let wait = CString::new(wait.unwrap_or_default()).unwrap_or_default();
-        // SAFETY: it copies the text.
-        unsafe { (self.calls().without)(wait.as_ptr()) }
-    }
-
-    fn calls(&self) -> MutexGuard<'_, Calls> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Bytes of a kernel's parameters; none where the library has no such kernel.
-    pub(crate) fn params_size(&self, kernel: Kernel) -> Option<usize> {
-        let name = CString::new(kernel.to_string()).ok()?;
-        // SAFETY: it reads the name.
-        usize::try_from(unsafe { (self.calls().params_size)(name.as_ptr()) }).ok()
-    }
-
-    /// Run a kernel.
-    ///
-    /// # Safety
-    /// As [`Driver::launch`].
-    unsafe fn run(&self, launch: &Recorded, reverse: bool) -> Outcome<()> {
-        let name = CString::new(launch.kernel.to_string()).unwrap_or_default();
-        let block = [launch.kernel.threads() as c_uint, 1, 1];
-        let mut message = [0_u8; 512];
-        let mut calls = self.calls();
-        // SAFETY: as the caller says; the message is cut to its room.
-        let failed = unsafe {
-            (calls.emulate)(
-                name.as_ptr(),
-                launch.grid.as_ptr(),
-                block.as_ptr(),
-                launch.kernel.shared_bytes() as c_uint,
-                launch.params.as_ptr().cast(),
-                c_int::from(reverse),
-                message.as_mut_ptr().cast(),
-                message.len() as c_ulong,
-            )
-        };
-        let waits = calls.last_waits();
-        calls.waited.extend(waits);
-        match failed {
-            0 => Ok(()),
-            // As on a card, whose context a fault takes with it.
-            _ => Err(Fault::Lost(lines(&message).join(" "))),
-        }
-    }
-}
-
-fn lines(text: &[u8]) -> Vec<String> {
-    let text = text.split(|byte| *byte == 0).next().unwrap_or_default();
-    String::from_utf8_lossy(text).lines().map(str::to_string).collect()
-}
-
-/// The library of these sources in `folder`.
-fn compile(folder: &Path) -> Result<PathBuf> {
-    let crate_folder = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let script = crate_folder.join("emulator/build.sh");
-    let io = |path: &Path| {
-        let path = path.to_path_buf();
-        move |source| Error::Io { path, source }
-    };
-    let mut hasher = DefaultHasher::new();
-    for sources in ["kernels", "emulator"] {
-        let sources = crate_folder.join(sources);
-        let entries = std::fs::read_dir(&sources).map_err(io(&sources))?;
-        let mut files: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
-        files.retain(|path| path.is_file());
-        files.sort();
-        for file in files {
-            (&file, std::fs::read(&file).map_err(io(&file))?).hash(&mut hasher);
-        }
-    }
-    let library = folder.join(format!("qwen-cuda-kernels-{:016x}.so", hasher.finish()));
-    if library.exists() {
-        return Ok(library);
-    }
-    // Another process may be at it: each makes its own, and the last one stays.
-    let unfinished = folder.join(format!("qwen-cuda-kernels-{}.tmp", std::process::id()));
-    let ran = Command::new("sh").arg(&script).arg(&unfinished).output();
-    let output =
-        ran.map_err(|error| Error::unsupported("the emulator of CUDA kernels", format!("no shell: {error}")))?;
-    if !output.status.success() {
-        let text = String::from_utf8_lossy(&output.stderr).into_owned();
-        return Err(match output.status.code() {
-            Some(126 | 127) => Error::unsupported("the emulator of CUDA kernels", format!("no g++: {}", text.trim())),
-            _ => Error::InvalidFile { path: script, reason: text },
-        });
-    }
-    std::fs::rename(&unfinished, &library).map_err(io(&library))?;
-    Ok(library)
-}
 
 /// A card that is none: what it says of itself, and how its threads run.
 #[derive(Debug, Clone)]
@@ -234,14 +44,6 @@ impl EmulatedCard {
         self.reverse = reverse;
         self
     }
-}
-
-/// A launch without what it keeps alive: a graph's owner keeps that.
-#[derive(Debug, Clone)]
-struct Recorded {
-    kernel: Kernel,
-    grid: [u32; 3],
-    params: Packed,
 }
 
 #[derive(Debug)]
