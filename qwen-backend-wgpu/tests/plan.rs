@@ -1,12 +1,11 @@
 //! What every published model takes on three devices: slabs and bytes, from shapes and limits alone.
 
 use qwen_backend_wgpu::WgpuFootprint;
-use qwen_core::backend::MatrixPart;
 use qwen_core::batch::Limits;
-use qwen_core::model::source::WeightSource;
+use qwen_core::conformance::published::{self, Headers};
 use qwen_core::model::spec::ModelSpec;
 use qwen_core::plan::{Plan, PlanInput, limits_for};
-use qwen_core::{Config, Encoding, Error, Footprint, Precision, Result};
+use qwen_core::{Config, Error, Footprint, Precision};
 
 const MIB: u64 = 1 << 20;
 /// The sets of capabilities: bytes of a binding, bytes of a buffer.
@@ -14,35 +13,6 @@ const TINY: (u64, u64) = (MIB, 256 * MIB);
 const MINIMAL: (u64, u64) = (128 * MIB, 256 * MIB);
 const LARGE: (u64, u64) = (2048 * MIB - 4, 2048 * MIB - 4);
 const CONTEXT: usize = 32_768;
-
-/// hidden_size, num_hidden_layers, num_attention_heads, num_key_value_heads, intermediate_size, vocab_size, tied.
-type Shape = (usize, usize, usize, usize, usize, usize, bool);
-const SHAPES: [(&str, Shape); 7] = [
-    ("0.5B", (896, 24, 14, 2, 4_864, 151_936, true)),
-    ("1.5B", (1_536, 28, 12, 2, 8_960, 151_936, true)),
-    ("3B", (2_048, 36, 16, 2, 11_008, 151_936, true)),
-    ("7B", (3_584, 28, 28, 4, 18_944, 152_064, false)),
-    ("14B", (5_120, 48, 40, 8, 13_824, 152_064, false)),
-    ("32B", (5_120, 64, 40, 8, 27_648, 152_064, false)),
-    ("72B", (8_192, 80, 64, 8, 29_568, 152_064, false)),
-];
-
-/// bf16 weights whose key biases are small.
-struct Headers;
-
-impl WeightSource for Headers {
-    fn matrix(&self, name: &str, _: usize, _: usize) -> Result<MatrixPart<'_>> {
-        Err(Error::unsupported(name, "a plan reads headers alone"))
-    }
-
-    fn vector(&self, _: &str, len: usize) -> Result<Vec<f32>> {
-        Ok(vec![0.0; len])
-    }
-
-    fn encoding(&self, _: &str) -> Result<Encoding> {
-        Ok(Encoding::Bf16)
-    }
-}
 
 /// What a model takes: slabs and bytes of the weights, slabs and bytes of the K/V for 32,768 positions or what the
 /// refusal says would fit, bytes of attention's records.
@@ -53,14 +23,8 @@ struct Taken {
     records: u64,
 }
 
-fn taken((hidden, layers, heads, kv_heads, inner, vocab, tied): Shape, (binding, buffer): (u64, u64)) -> Taken {
-    let config = format!(
-        r#"{{"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_act": "silu",
-        "hidden_size": {hidden}, "intermediate_size": {inner}, "num_hidden_layers": {layers},
-        "num_attention_heads": {heads}, "num_key_value_heads": {kv_heads}, "vocab_size": {vocab},
-        "max_position_embeddings": 131072, "rms_norm_eps": 1e-6, "rope_theta": 1e6, "tie_word_embeddings": {tied}}}"#
-    );
-    let spec = ModelSpec::new(&Config::from_json("config.json", &config).unwrap());
+fn taken(config: &Config, (binding, buffer): (u64, u64)) -> Taken {
+    let spec = ModelSpec::new(config);
     let limits = Limits {
         max_model_len: CONTEXT,
         max_num_batched_tokens: 512,
@@ -68,8 +32,8 @@ fn taken((hidden, layers, heads, kv_heads, inner, vocab, tied): Shape, (binding,
         max_num_logits: 16,
         block_size: 32,
         num_blocks: 0,
-        vocab_size: vocab,
-        num_token_ids: vocab,
+        vocab_size: config.vocab_size,
+        num_token_ids: config.vocab_size,
     };
     let limits = limits_for(&limits, CONTEXT, 1);
     let footprint = WgpuFootprint::with_limits(binding, buffer);
@@ -150,9 +114,9 @@ fn every_published_shape_on_every_device() {
             Taken { weights: (324, 145_408_131_072), kv: Ok((80, 10_737_418_240)), records: 68_157_440 },
         ],
     ];
-    for ((name, shape), expected) in SHAPES.into_iter().zip(expected) {
+    for ((name, config), expected) in published::shapes().into_iter().zip(expected) {
         for (device, expected) in [TINY, MINIMAL, LARGE].into_iter().zip(expected) {
-            assert_eq!(taken(shape, device), expected, "{name} on {device:?}");
+            assert_eq!(taken(&config, device), expected, "{name} on {device:?}");
         }
     }
 }

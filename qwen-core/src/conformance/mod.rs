@@ -37,7 +37,7 @@
 //!
 //! Fused operations are compared in the backend's own form and in the composed form on the same backend.
 //!
-//! [`workloads`] gives benches the same operations in the shapes of real models, with the bytes and the floating-point
+//! [`published`] has the shapes of the published models, to plan with; [`workloads`] gives benches the same operations in the shapes of real models, with the bytes and the floating-point
 //! operations that each needs.
 
 mod compare;
@@ -45,6 +45,7 @@ pub mod goldens;
 pub mod model;
 pub mod op;
 pub mod ops;
+pub mod published;
 mod random;
 mod recording;
 mod recording_ops;
