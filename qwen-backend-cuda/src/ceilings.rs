@@ -51,7 +51,8 @@ pub struct CeilingMeter {
 }
 
 impl CeilingMeter {
-    /// A meter on the card that `options` name. It takes up to two gigabytes of its memory, a quarter at most.
+    /// A meter on the card that `options` name. It takes up to two gigabytes of its memory, a quarter of what is free at
+    /// most.
     ///
     /// # Errors
     /// As [`CudaBackend::new`].

@@ -249,6 +249,39 @@ fn what_does_not_fit_is_named() {
 }
 
 #[test]
+fn a_fault_names_what_was_queued_and_ends_the_backend() {
+    let recorder = Recorder::new((9, 0));
+    let mut backend = CudaBackend::on(std::sync::Arc::new(recorder.clone()), &CudaOptions::new());
+    let (mut x, y) = (backend.alloc(16).unwrap(), backend.alloc(16).unwrap());
+    backend.add(&mut x, &y, 16).unwrap();
+    let mut normed = backend.alloc(16).unwrap();
+    backend.rms_norm(&x, &y, 1e-6, &mut normed, 16, 1).unwrap();
+    recorder.lose();
+    let error = backend.synchronize().unwrap_err().to_string();
+    for part in ["illegal memory access", "load it again", "2 kernels, from add to rms_norm"] {
+        assert!(error.contains(part), "`{part}` in {error}");
+    }
+    // From now on nothing is asked of the driver.
+    let launched = recorder.asked().launched.len();
+    let again = backend.add(&mut x, &y, 16).unwrap_err().to_string();
+    assert!(again.contains("illegal memory access") && recorder.asked().launched.len() == launched, "{again}");
+    assert!(backend.alloc(16).is_err());
+}
+
+#[test]
+fn memory_that_is_not_there_is_named() {
+    let mut backend = CudaBackend::on(std::sync::Arc::new(Recorder::new((9, 0))), &CudaOptions::new());
+    let error = backend.alloc(1 << 49).unwrap_err();
+    let available = 1 << 50;
+    assert!(
+        matches!(error, Error::DoesNotFit { needed, available: found, .. } if needed == 1 << 51 && found == available)
+    );
+    assert!(error.to_string().contains("activations on recorder (cuda:0"), "{error}");
+    // The backend is none the worse for it.
+    backend.alloc(16).unwrap();
+}
+
+#[test]
 fn dropping_everything_gives_everything_back() {
     let rig = Rig::new(SHAPES[0].1, 4096, (9, 0), Precision::Fast);
     let recorder = rig.recorder.clone();

@@ -88,8 +88,8 @@ impl Card {
     /// Open a card: its primary context, which a program shares with its other uses of CUDA.
     ///
     /// # Errors
-    /// [`qwen_core::Error::Unsupported`] when there is no driver, an old one, no such card, or one that the kernels do not run on;
-    /// [`qwen_core::Error::Device`] when the driver refuses.
+    /// [`qwen_core::Error::Unsupported`] when there is no driver, an old one, no such card, or one that the kernels do
+    /// not run on; [`qwen_core::Error::Device`] when the driver refuses.
     pub(crate) fn open(ordinal: usize) -> Result<Self> {
         guarded(|| {
             let (device, info) = find(ordinal)?;

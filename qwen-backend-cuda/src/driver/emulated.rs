@@ -80,7 +80,7 @@ impl Emulated {
             name: "emulated".into(),
             compute_capability: card.compute_capability,
             multiprocessors: 4,
-            memory: 1 << 30,
+            memory: 256 << 20,
             max_shared_bytes: if card.compute_capability >= (8, 0) { 99 << 10 } else { 64 << 10 },
             driver: (12, 1),
         };

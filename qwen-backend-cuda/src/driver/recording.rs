@@ -24,6 +24,8 @@ pub(crate) struct Asked {
     next_graph: GraphId,
     /// Whether memory may neither be taken nor given back.
     frozen: bool,
+    /// Whether the next wait finds that the context is lost.
+    lost: bool,
     /// Calls that were made when they may not be, and cannot fail themselves.
     pub(crate) violations: Vec<String>,
     /// Kernels that were launched by name, in order, those of a capture included.
@@ -75,6 +77,11 @@ impl Recorder {
     /// From now on memory may neither be taken nor given back, or may again.
     pub(crate) fn freeze(&self, frozen: bool) {
         self.lock().frozen = frozen;
+    }
+
+    /// The next wait finds that a kernel has faulted.
+    pub(crate) fn lose(&self) {
+        self.lock().lost = true;
     }
 
     fn lock(&self) -> MutexGuard<'_, Asked> {
@@ -147,6 +154,9 @@ impl Driver for Recorder {
         let mut asked = self.lock();
         if asked.frozen {
             return Err(Fault::Refused(format!("{bytes} bytes for {what} were taken within a step")));
+        }
+        if asked.live_bytes() + bytes as u64 > self.info.memory {
+            return Err(Fault::OutOfMemory { free: self.info.memory - asked.live_bytes() });
         }
         let address = asked.next;
         // A gap, so that what runs over the end is in nothing.
@@ -245,6 +255,10 @@ impl Driver for Recorder {
     }
 
     fn wait(&self) -> Outcome<()> {
-        self.outside_of_capture("the host waited")
+        self.outside_of_capture("the host waited")?;
+        match self.lock().lost {
+            true => Err(Fault::Lost("an illegal memory access".into())),
+            false => Ok(()),
+        }
     }
 }
