@@ -359,7 +359,7 @@ impl EngineOptions {
     /// The card of this rank: the ranks of one machine take one each, from the one that was named on.
     #[cfg(feature = "cuda")]
     pub(crate) fn card(&self, ordinal: usize) -> usize {
-        ordinal + self.ranks.local_rank()
+        card_of_rank(ordinal, &self.ranks, qwen_backend_cuda::cards().len())
     }
 
     #[cfg(feature = "wgpu")]
@@ -369,6 +369,13 @@ impl EngineOptions {
             .precision(self.precision)
             .capabilities(self.wgpu_capabilities)
     }
+}
+
+/// Which of the `seen` cards a rank takes. Where these are not enough for the ranks of the machine, the launcher shows
+/// each rank its own.
+#[cfg(feature = "cuda")]
+fn card_of_rank(ordinal: usize, ranks: &Ranks, seen: usize) -> usize {
+    if ordinal + ranks.local_world_size() <= seen { ordinal + ranks.local_rank() } else { ordinal }
 }
 
 /// What the model at `path` takes with `options`, from its headers and key biases alone. Of several ranks: what the one
@@ -389,4 +396,20 @@ pub fn plan(path: impl AsRef<Path>, options: &EngineOptions) -> Result<Plan> {
     let candidates = options.device.clone().candidates(options, &checkpoint, &config, config.vocab_size)?;
     let device = candidates.first().map_or(&options.device, |(device, _)| device);
     Ok(options.plan_for(device, &checkpoint, &config, config.vocab_size)?)
+}
+
+#[cfg(all(test, feature = "cuda"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranks_of_a_machine_take_a_card_each() {
+        let ranks = Ranks::new(2, 4).unwrap();
+        assert_eq!(card_of_rank(0, &ranks, 4), 2);
+        assert_eq!(card_of_rank(4, &ranks, 8), 6);
+        // Each sees its own alone.
+        assert_eq!(card_of_rank(0, &ranks, 1), 0);
+        assert_eq!(card_of_rank(3, &Ranks::alone(), 8), 3);
+        assert_eq!(card_of_rank(9, &Ranks::alone(), 8), 9);
+    }
 }
