@@ -31,18 +31,23 @@ pub(crate) fn load(
 ) -> Result<Loaded> {
     // Ranks that do not divide the model are told so before anyone waits for another one.
     let spec = options.ranks.part(config)?;
-    let candidates = place.candidates(options, checkpoint, config, num_token_ids)?;
-    let ((opened, placed_on, room), device_reason) = first_to_open(candidates, |place| {
-        let room = place.room(options)?;
-        options.plan_in(&room, checkpoint, config, num_token_ids)?.check()?;
-        let placed_on = place.device();
-        Ok((place.open(options)?, placed_on, room))
-    })?;
+    let mut candidates = place.candidates(options, checkpoint, config, num_token_ids)?;
     let link = match options.ranks.world_size() {
         1 => None,
-        _ => Some(Arc::new(options.ranks.meet(&fingerprint(placed_on.as_ref(), checkpoint, config, options)?)?)),
+        _ => {
+            // Ranks are alike: none goes on to another device than the one that it has named.
+            candidates.truncate(1);
+            let meant = candidates.first().and_then(|(place, _)| place.device());
+            Some(Arc::new(options.ranks.meet(&fingerprint(meant.as_ref(), checkpoint, config, options)?)?))
+        }
     };
     let load = |link: Option<Arc<Link>>| {
+        let ((opened, placed_on, room), device_reason) = first_to_open(candidates, |place| {
+            let room = place.room(options)?;
+            options.plan_in(&room, checkpoint, config, num_token_ids)?.check()?;
+            let placed_on = place.device();
+            Ok((place.open(options)?, placed_on, room))
+        })?;
         let plan = plan_together(&room, checkpoint, config, num_token_ids, options, link.as_deref())?;
         let limits = options.limits(&room, plan.context, plan.batch, config, num_token_ids);
         let job = Job { checkpoint, config, limits: &limits, spec, link: link.clone() };
