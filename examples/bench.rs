@@ -10,12 +10,17 @@
 //! Every figure is the median of the repeats, with the smallest and the largest.
 
 use std::error::Error;
+use std::fmt::{self, Write};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use qwen::{CeilingMeter, Config, Device, Encoding, Engine, EngineOptions, GenerateOptions, Precision, memory};
-use serde_json::json;
+use qwen::{
+    CeilingMeter, Ceilings, Config, Device, Encoding, Engine, EngineOptions, GenerateOptions, Precision, memory,
+};
+use serde_json::{Value, json};
+
+mod output;
 
 /// How fast a model runs.
 #[derive(Parser)]
@@ -108,9 +113,9 @@ fn prompt(len: usize, conversation: usize, vocab_size: usize) -> Vec<u32> {
 }
 
 /// Run the conversations side by side. The engine stamps each token, so a slow reader falsifies nothing.
-fn converse(engine: &Engine, args: &Args, tokens: usize, new: usize) -> qwen::Result<Run> {
+fn converse(engine: &Engine, batch: usize, tokens: usize, new: usize) -> qwen::Result<Run> {
     let options = GenerateOptions::new().greedy().ignore_eos(true).max_new_tokens(new);
-    let streams = (0..args.batch)
+    let streams = (0..batch)
         .map(|n| engine.generate_ids(prompt(tokens, n, engine.config().vocab_size), &options))
         .collect::<qwen::Result<Vec<_>>>()?;
     let (mut first, mut last) = (0.0_f64, 0.0_f64);
@@ -127,10 +132,126 @@ fn converse(engine: &Engine, args: &Args, tokens: usize, new: usize) -> qwen::Re
 fn run(engine: &Engine, args: &Args) -> qwen::Result<Run> {
     let before = match args.depth {
         0 => 0.0,
-        depth => converse(engine, args, depth, 1)?.prompt,
+        depth => converse(engine, args.batch, depth, 1)?.prompt,
     };
-    let whole = converse(engine, args, args.depth + args.prompt_tokens, args.new_tokens)?;
+    let whole = converse(engine, args.batch, args.depth + args.prompt_tokens, args.new_tokens)?;
     Ok(Run { prompt: whole.prompt - before, ..whole })
+}
+
+/// Something measured, with its names in JSON and in the table, and the unit of the latter.
+struct Figure {
+    key: &'static str,
+    name: &'static str,
+    unit: (f64, &'static str),
+    spread: Spread,
+}
+
+/// Runs, each between two measurements of the ceilings.
+struct Measured {
+    runs: Vec<Run>,
+    ceilings: Vec<Ceilings>,
+}
+
+impl Measured {
+    /// Each run's `achieved` against the faster `ceiling` of the measurements before and after it.
+    fn share(&self, achieved: impl Fn(&Run) -> f64, ceiling: impl Fn(&Ceilings) -> f64) -> Option<Spread> {
+        let around = self.ceilings.windows(2).map(|pair| ceiling(&pair[0]).max(ceiling(&pair[1])));
+        spread(self.runs.iter().zip(around).map(|(run, ceiling)| achieved(run) / ceiling))
+    }
+
+    fn figures(&self, engine: &Engine, args: &Args) -> Vec<Figure> {
+        let prompt_tokens = (args.batch * args.prompt_tokens) as f64;
+        let new_tokens = (args.batch * args.new_tokens.saturating_sub(1)) as f64;
+        let plan = engine.plan();
+        let work = Work::new(args, engine.config(), args.precision.kv_encoding(), plan.read_bytes as f64);
+        // Dot products of bf16 would do for these weights; where f32 is as fast, it is the ceiling.
+        let bf16_dots = engine.weight_encoding() == Encoding::Bf16 && args.precision == Precision::Fast;
+        let arithmetic = |c: &Ceilings| match c.bf16_flops_per_second {
+            Some(bf16) if bf16_dots => bf16.max(c.f32_flops_per_second),
+            _ => c.f32_flops_per_second,
+        };
+        let of_runs = |figure: &dyn Fn(&Run) -> f64| spread(self.runs.iter().map(figure));
+        let of_ceilings = |figure: fn(&Ceilings) -> Option<f64>| spread(self.ceilings.iter().filter_map(figure));
+        let (tokens, bytes, flops, ops) = ((1.0, "tokens/s"), (1e9, "GB/s"), (1e9, "Gflop/s"), (1e9, "Gop/s"));
+        let percent = (0.01, "%");
+        [
+            ("prompt_tokens_per_second", "prompt", tokens, of_runs(&|run| prompt_tokens / run.prompt)),
+            ("generation_tokens_per_second", "generation", tokens, of_runs(&|run| new_tokens / run.generation)),
+            ("memory_bytes_per_second", "memory", bytes, of_ceilings(|c| Some(c.memory_bytes_per_second))),
+            ("copy_bytes_per_second", "copying", bytes, of_ceilings(|c| c.copy_bytes_per_second)),
+            ("f32_flops_per_second", "f32 multiply-add", flops, of_ceilings(|c| Some(c.f32_flops_per_second))),
+            ("f16_flops_per_second", "f16 multiply-add", flops, of_ceilings(|c| c.f16_flops_per_second)),
+            ("bf16_flops_per_second", "bf16 dot", flops, of_ceilings(|c| c.bf16_flops_per_second)),
+            ("int8_ops_per_second", "int8 dot", ops, of_ceilings(|c| c.int8_ops_per_second)),
+            (
+                "generation_share_of_memory",
+                "generation of memory",
+                percent,
+                self.share(|run| new_tokens * work.token_bytes / run.generation, |c| c.memory_bytes_per_second),
+            ),
+            (
+                "prompt_share_of_arithmetic",
+                "prompt of arithmetic",
+                percent,
+                self.share(|run| work.prompt_flops / run.prompt, arithmetic),
+            ),
+        ]
+        .into_iter()
+        .filter_map(|(key, name, unit, spread)| Some(Figure { key, name, unit, spread: spread? }))
+        .collect()
+    }
+}
+
+/// What is known beside the figures.
+struct Report<'a> {
+    args: &'a Args,
+    engine: &'a Engine,
+    load_seconds: f64,
+    first_token_seconds: f64,
+    peak_resident_bytes: Option<u64>,
+    taken_device_bytes: Option<u64>,
+    figures: Vec<Figure>,
+}
+
+impl Report<'_> {
+    fn json(&self) -> Value {
+        let Report { args, engine, .. } = self;
+        let mut object = json!({
+            "model": args.model,
+            "device": engine.device(),
+            "device_reason": engine.device_reason(),
+            "precision": format!("{:?}", args.precision).to_lowercase(),
+            "prompt_tokens": args.prompt_tokens,
+            "new_tokens": args.new_tokens,
+            "batch": args.batch,
+            "depth": args.depth,
+            "repeat": args.repeat.max(1),
+            "load_seconds": self.load_seconds,
+            "first_token_seconds": self.first_token_seconds,
+            "peak_resident_bytes": self.peak_resident_bytes,
+            "planned_bytes": engine.plan().total_bytes,
+            "taken_device_bytes": self.taken_device_bytes,
+        });
+        for Figure { key, spread, .. } in &self.figures {
+            object[*key] = json!(spread.median);
+            object["spread"][*key] = json!([spread.min, spread.max]);
+        }
+        object
+    }
+
+    fn table(&self) -> Result<String, fmt::Error> {
+        let mut out = String::new();
+        let Report { args, engine, load_seconds, first_token_seconds, .. } = self;
+        writeln!(out, "{} on {}, {:?}", args.model.display(), engine.device(), args.precision)?;
+        write!(out, "load {load_seconds:.2} s, first token {first_token_seconds:.2} s after the start")?;
+        if let Some(peak) = self.peak_resident_bytes {
+            write!(out, "\npeak resident {:.1} MiB", peak as f64 / f64::from(1 << 20))?;
+        }
+        for Figure { name, unit: (scale, unit), spread: Spread { min, median, max }, .. } in &self.figures {
+            write!(out, "\n{name:<26} {:9.2} {unit}  [{:.2} to {:.2}]", median / scale, min / scale, max / scale)?;
+        }
+        Ok(out)
+    }
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -150,105 +271,35 @@ fn main() -> Result<(), Box<dyn Error>> {
     let started = Instant::now();
     let engine = options.load(&args.model)?;
     let load_seconds = started.elapsed().as_secs_f64();
-    converse(&engine, &Args { batch: 1, ..Args::parse() }, 8, 1)?;
+    converse(&engine, 1, 8, 1)?;
     let first_token_seconds = started.elapsed().as_secs_f64();
     // Once unmeasured: buffers are touched for the first time. The meter's own memory comes after the peak is read.
     run(&engine, &args)?;
-    let peak = memory::peak_resident_bytes();
+    let peak_resident_bytes = memory::peak_resident_bytes();
     let placed_on = engine.placed_on().unwrap_or(&args.device);
-    let taken = free_before.zip(free_bytes(placed_on)).map(|(before, after)| before.saturating_sub(after));
+    let taken_device_bytes = free_before.zip(free_bytes(placed_on)).map(|(before, after)| before.saturating_sub(after));
 
     let mut meter = CeilingMeter::new(placed_on, args.threads)?;
     let slice = Duration::from_millis(600);
-    let (mut runs, mut ceilings) = (Vec::new(), vec![meter.measure(slice)?]);
+    let mut measured = Measured { runs: Vec::new(), ceilings: vec![meter.measure(slice)?] };
     for _ in 0..args.repeat.max(1) {
-        runs.push(run(&engine, &args)?);
-        ceilings.push(meter.measure(slice)?);
+        measured.runs.push(run(&engine, &args)?);
+        measured.ceilings.push(meter.measure(slice)?);
     }
-
-    let config = engine.config();
-    let stored = engine.weight_encoding();
-    // Dot products of bf16 would do for these weights; where f32 is as fast, it is the ceiling.
-    let bf16_dots = stored == Encoding::Bf16 && args.precision == Precision::Fast;
-    let work = Work::new(&args, config, args.precision.kv_encoding(), engine.plan().read_bytes as f64);
-    let (prompt_tokens, new_tokens) = (args.batch * args.prompt_tokens, args.batch * (args.new_tokens - 1));
-    let prompt_speed = spread(runs.iter().map(|run| prompt_tokens as f64 / run.prompt));
-    let generation_speed = spread(runs.iter().map(|run| new_tokens as f64 / run.generation));
-    let memory_speed = spread(ceilings.iter().map(|c| c.memory_bytes_per_second));
-    let f32_speed = spread(ceilings.iter().map(|c| c.f32_flops_per_second));
-    let copy_speed = spread(ceilings.iter().filter_map(|c| c.copy_bytes_per_second));
-    let f16_speed = spread(ceilings.iter().filter_map(|c| c.f16_flops_per_second));
-    let bf16_speed = spread(ceilings.iter().filter_map(|c| c.bf16_flops_per_second));
-    let int8_speed = spread(ceilings.iter().filter_map(|c| c.int8_ops_per_second));
-    // Each run against the faster of the measurements before and after it.
-    let around = |n: usize, figure: fn(&qwen::Ceilings) -> Option<f64>| {
-        figure(&ceilings[n]).unwrap_or(0.0).max(figure(&ceilings[n + 1]).unwrap_or(0.0))
+    let figures = measured.figures(&engine, &args);
+    let report = Report {
+        args: &args,
+        engine: &engine,
+        load_seconds,
+        first_token_seconds,
+        peak_resident_bytes,
+        taken_device_bytes,
+        figures,
     };
-    let memory_share = spread(runs.iter().enumerate().map(|(n, run)| {
-        new_tokens as f64 / run.generation * work.token_bytes / around(n, |c| Some(c.memory_bytes_per_second))
-    }));
-    let arithmetic_share = spread(runs.iter().enumerate().map(|(n, run)| {
-        let f32_ceiling = around(n, |c| Some(c.f32_flops_per_second));
-        let ceiling = if bf16_dots { f32_ceiling.max(around(n, |c| c.bf16_flops_per_second)) } else { f32_ceiling };
-        work.prompt_flops / run.prompt / ceiling
-    }));
     if args.json {
-        let median = |figure: Option<Spread>| figure.map(|figure| figure.median);
-        let object = json!({
-            "model": args.model,
-            "device": engine.device(),
-            "device_reason": engine.device_reason(),
-            "precision": format!("{:?}", args.precision).to_lowercase(),
-            "prompt_tokens": args.prompt_tokens,
-            "new_tokens": args.new_tokens,
-            "batch": args.batch,
-            "depth": args.depth,
-            "repeat": runs.len(),
-            "load_seconds": load_seconds,
-            "first_token_seconds": first_token_seconds,
-            "peak_resident_bytes": peak,
-            "planned_bytes": engine.plan().total_bytes,
-            "taken_device_bytes": taken,
-            "prompt_tokens_per_second": median(prompt_speed),
-            "generation_tokens_per_second": median(generation_speed),
-            "memory_bytes_per_second": median(memory_speed),
-            "f32_flops_per_second": median(f32_speed),
-            "copy_bytes_per_second": median(copy_speed),
-            "f16_flops_per_second": median(f16_speed),
-            "bf16_flops_per_second": median(bf16_speed),
-            "int8_ops_per_second": median(int8_speed),
-            "generation_share_of_memory": median(memory_share),
-            "prompt_share_of_arithmetic": median(arithmetic_share),
-            "spread": {
-                "prompt_tokens_per_second": prompt_speed.map(|s| [s.min, s.max]),
-                "generation_tokens_per_second": generation_speed.map(|s| [s.min, s.max]),
-                "memory_bytes_per_second": memory_speed.map(|s| [s.min, s.max]),
-                "generation_share_of_memory": memory_share.map(|s| [s.min, s.max]),
-                "prompt_share_of_arithmetic": arithmetic_share.map(|s| [s.min, s.max]),
-            },
-        });
-        println!("{}", serde_json::to_string_pretty(&object)?);
-        return Ok(());
+        output::print(serde_json::to_string_pretty(&report.json())?)?;
+    } else {
+        output::print(report.table()?)?;
     }
-    println!("{} on {}, {:?}", args.model.display(), engine.device(), args.precision);
-    println!("load {load_seconds:.2} s, first token {first_token_seconds:.2} s after the start");
-    if let Some(peak) = peak {
-        println!("peak resident {:.1} MiB", peak as f64 / f64::from(1 << 20));
-    }
-    let line = |name: &str, figure: Option<Spread>, scale: f64, unit: &str| {
-        if let Some(Spread { min, median, max }) = figure {
-            println!("{name:<26} {:9.2} {unit}  [{:.2} to {:.2}]", median / scale, min / scale, max / scale);
-        }
-    };
-    line("prompt", prompt_speed, 1.0, "tokens/s");
-    line("generation", generation_speed, 1.0, "tokens/s");
-    line("memory", memory_speed, 1e9, "GB/s");
-    line("copying", copy_speed, 1e9, "GB/s");
-    line("f32 multiply-add", f32_speed, 1e9, "Gflop/s");
-    line("f16 multiply-add", f16_speed, 1e9, "Gflop/s");
-    line("bf16 dot", bf16_speed, 1e9, "Gflop/s");
-    line("int8 dot", int8_speed, 1e9, "Gop/s");
-    line("generation of memory", memory_share, 0.01, "%");
-    line("prompt of arithmetic", arithmetic_share, 0.01, "%");
     Ok(())
 }

@@ -6,11 +6,14 @@
 //! ```
 
 use std::error::Error;
+use std::fmt::Write;
 use std::path::PathBuf;
 
 use clap::Parser;
 use qwen::{DeviceEntry, EngineOptions, Precision};
 use serde_json::{Value, json};
+
+mod output;
 
 /// The devices of this machine, and how a model fits on each.
 #[derive(Parser)]
@@ -53,41 +56,51 @@ fn main() -> Result<(), Box<dyn Error>> {
     let args = Args::parse();
     let devices = qwen::devices();
     if args.json {
-        let mut list: Vec<Value> = devices.iter().map(serde_json::to_value).collect::<Result<_, _>>()?;
-        for (entry, object) in devices.iter().zip(&mut list) {
-            if let Some(model) = &args.model {
-                match qwen::plan(model, &args.options(entry)) {
-                    Ok(plan) => object["plan"] = json!(plan),
-                    Err(error) => object["error"] = json!(error.to_string()),
-                }
-            }
-        }
-        println!("{}", serde_json::to_string_pretty(&list)?);
-        return Ok(());
-    }
-    for entry in &devices {
-        println!("{}  {} ({})", entry.device, entry.name, entry.kind);
-        if let Some(driver) = &entry.driver {
-            println!("    driver    {driver}");
-        }
-        println!("    memory    {}", entry.memory_bytes.map_or("unknown".into(), mib));
-        for (name, limit) in &entry.limits {
-            println!("    limit     {name} {limit}");
-        }
-        println!("    features  {}", entry.features.join(", "));
-        if let Some(model) = &args.model {
-            match qwen::plan(model, &args.options(entry)) {
-                Ok(plan) => {
-                    let (total, weights, kv) = (mib(plan.total_bytes), mib(plan.weight_bytes), mib(plan.kv_bytes));
-                    println!("    model     {total}: weights {weights}, K/V {kv} for {} positions", plan.context);
-                    match plan.check() {
-                        Ok(()) => println!("    fits      yes"),
-                        Err(error) => println!("    fits      no: {error}"),
-                    }
-                }
-                Err(error) => println!("    model     {error}"),
-            }
-        }
+        output::print(serde_json::to_string_pretty(&list(&devices, &args)?)?)?;
+    } else {
+        output::print(table(&devices, &args)?.trim_end())?;
     }
     Ok(())
+}
+
+fn list(devices: &[DeviceEntry], args: &Args) -> serde_json::Result<Vec<Value>> {
+    let entry = |entry: &DeviceEntry| {
+        let mut object = serde_json::to_value(entry)?;
+        if let Some(model) = &args.model {
+            match qwen::plan(model, &args.options(entry)) {
+                Ok(plan) => object["plan"] = json!(plan),
+                Err(error) => object["error"] = json!(error.to_string()),
+            }
+        }
+        Ok(object)
+    };
+    devices.iter().map(entry).collect()
+}
+
+fn table(devices: &[DeviceEntry], args: &Args) -> Result<String, std::fmt::Error> {
+    let mut out = String::new();
+    for entry in devices {
+        writeln!(out, "{}  {} ({})", entry.device, entry.name, entry.kind)?;
+        if let Some(driver) = &entry.driver {
+            writeln!(out, "    driver    {driver}")?;
+        }
+        writeln!(out, "    memory    {}", entry.memory_bytes.map_or("unknown".into(), mib))?;
+        for (name, limit) in &entry.limits {
+            writeln!(out, "    limit     {name} {limit}")?;
+        }
+        writeln!(out, "    features  {}", entry.features.join(", "))?;
+        let Some(model) = &args.model else { continue };
+        match qwen::plan(model, &args.options(entry)) {
+            Ok(plan) => {
+                let (total, weights, kv) = (mib(plan.total_bytes), mib(plan.weight_bytes), mib(plan.kv_bytes));
+                writeln!(out, "    model     {total}: weights {weights}, K/V {kv} for {} positions", plan.context)?;
+                match plan.check() {
+                    Ok(()) => writeln!(out, "    fits      yes")?,
+                    Err(error) => writeln!(out, "    fits      no: {error}")?,
+                }
+            }
+            Err(error) => writeln!(out, "    model     {error}")?,
+        }
+    }
+    Ok(out)
 }

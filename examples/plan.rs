@@ -7,11 +7,14 @@
 //! It ends with 0 when the model fits and with 1 when it does not.
 
 use std::error::Error;
+use std::fmt::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
-use qwen::{Device, EngineOptions, Precision};
+use qwen::{Device, EngineOptions, Plan, Precision};
+
+mod output;
 
 /// What a model takes, before it is loaded.
 #[derive(Parser)]
@@ -47,21 +50,27 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
     }
     let plan = qwen::plan(&args.model, &options)?;
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&plan)?);
+        output::print(serde_json::to_string_pretty(&plan)?)?;
     } else {
-        let mib = |bytes: u64| format!("{:9.1} MiB", bytes as f64 / f64::from(1 << 20));
-        println!("weights      {}", mib(plan.weight_bytes));
-        println!("K/V          {}  for {} x {} positions", mib(plan.kv_bytes), plan.batch, plan.context);
-        println!("activations  {}", mib(plan.activation_bytes));
-        println!("loading      {}  at most, before K/V and activations", mib(plan.load_bytes));
-        println!("total        {}", mib(plan.total_bytes));
-        if let Some(available) = plan.available_bytes {
-            println!("available    {}", mib(available));
-        }
-        match plan.check() {
-            Ok(()) => println!("it fits"),
-            Err(error) => println!("it does not fit: {error}"),
-        }
+        output::print(table(&plan)?)?;
     }
     Ok(if plan.fits { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn table(plan: &Plan) -> Result<String, std::fmt::Error> {
+    let mib = |bytes: u64| format!("{:9.1} MiB", bytes as f64 / f64::from(1 << 20));
+    let mut out = String::new();
+    writeln!(out, "weights      {}", mib(plan.weight_bytes))?;
+    writeln!(out, "K/V          {}  for {} x {} positions", mib(plan.kv_bytes), plan.batch, plan.context)?;
+    writeln!(out, "activations  {}", mib(plan.activation_bytes))?;
+    writeln!(out, "loading      {}  at most, before K/V and activations", mib(plan.load_bytes))?;
+    writeln!(out, "total        {}", mib(plan.total_bytes))?;
+    if let Some(available) = plan.available_bytes {
+        writeln!(out, "available    {}", mib(available))?;
+    }
+    match plan.check() {
+        Ok(()) => write!(out, "it fits")?,
+        Err(error) => write!(out, "it does not fit: {error}")?,
+    }
+    Ok(out)
 }

@@ -13,6 +13,8 @@ printf 'What is 3 + 4?\nAnd 5 + 6?\n' | cargo run --quiet --release --example ch
 # A reader that leaves early is no error.
 run chat -- --prompt "Hello!" | head -c 1
 echo
+run plan -- --model "$demo" --json | head -c 1
+echo
 run quickstart
 echo '[{"text": "Hello"}, {"messages": [{"role": "user", "content": "Hello"}]}]' >"$out/in.json"
 run tokenize -- --model "$demo" --json "$out/in.json" --out "$out/out.json"
@@ -22,7 +24,8 @@ run logits -- --model "$demo" --ids 1,2,3 --prompt "Hello" --new 4 --out "$out/l
 run plan -- --model "$demo"
 run plan -- --model "$demo" --json >"$out/plan.json"
 run bench -- --model "$demo" --prompt-tokens 64 --new-tokens 8 --repeat 1
-run bench -- --model "$demo" --prompt-tokens 64 --new-tokens 8 --repeat 1 --json | grep -q prompt_share_of_arithmetic
+run bench -- --model "$demo" --prompt-tokens 64 --new-tokens 8 --repeat 1 --json >"$out/bench.json"
+grep -q prompt_share_of_arithmetic "$out/bench.json"
 run custom_backend
 run devices -- --model "$demo"
 
