@@ -54,6 +54,13 @@ const PROMPT_CHUNK: usize = 512;
 #[cfg(feature = "cuda")]
 const CARD_PROMPT_CHUNK: usize = 2048;
 
+/// What a card's driver takes of its own while a model runs: compiled kernels, recorded steps, pages that are not full.
+#[cfg(feature = "cuda")]
+const CARD_RESERVE: u64 = 256 << 20;
+/// Beside it the buffers of sums over cards.
+#[cfg(feature = "cuda")]
+const CARD_RESERVE_OF_RANKS: u64 = 768 << 20;
+
 /// A place that may be meant, and why, in a few words.
 pub(crate) type Candidate<P> = (P, String);
 
@@ -153,7 +160,8 @@ impl Place for Device {
             Device::Cuda(ordinal) => {
                 let ordinal = options.card(*ordinal);
                 let card = qwen_backend_cuda::CardInfo::of(ordinal)?;
-                let available_bytes = Some(qwen_backend_cuda::free_bytes(ordinal)?);
+                let reserve = if options.ranks.world_size() > 1 { CARD_RESERVE_OF_RANKS } else { CARD_RESERVE };
+                let available_bytes = Some(qwen_backend_cuda::free_bytes(ordinal)?.saturating_sub(reserve));
                 let footprint = qwen_backend_cuda::CudaFootprint::on(&card, options.precision);
                 Ok(Room { footprint: Box::new(footprint), prompt_chunk: CARD_PROMPT_CHUNK, available_bytes })
             }
@@ -176,7 +184,9 @@ impl Place for Device {
             #[cfg(feature = "cuda")]
             Device::Cuda(ordinal) => {
                 let backend = qwen_backend_cuda::CudaBackend::new(options.cuda(ordinal))?;
-                Ok(Box::new(Open { backend, sums: nccl_group }))
+                // Cards sum among themselves.
+                let sums: Sums<_> = |backend, link| Ok(Arc::new(qwen_backend_cuda::NcclGroup::join(backend, link)?));
+                Ok(Box::new(Open { backend, sums }))
             }
             #[cfg(feature = "wgpu")]
             Device::Wgpu(adapter) => Ok(Open::boxed(qwen_backend_wgpu::WgpuBackend::new(options.wgpu(&adapter))?)),
@@ -263,19 +273,6 @@ impl<B: Backend> Open<B> {
     fn boxed(backend: B) -> Box<dyn Opened> {
         Box::new(Open { backend, sums: |_, link| Ok(Arc::new(TcpGroup::new(link.clone()))) })
     }
-}
-
-/// Cards sum among themselves. NCCL's identifier goes over the link, and a rank that is lost there is lost to it, too.
-#[cfg(feature = "cuda")]
-fn nccl_group(backend: &qwen_backend_cuda::CudaBackend, link: &Arc<Link>) -> Result<Arc<dyn Collective>> {
-    qwen_backend_cuda::nccl_present()?;
-    // A rank that has no NCCL fails here, where the others hear of it; within NCCL they would wait for it.
-    link.least(0)?;
-    let mut id = if link.rank() == 0 { qwen_backend_cuda::unique_id()? } else { Vec::new() };
-    link.broadcast(&mut id)?;
-    let group = qwen_backend_cuda::NcclGroup::new(backend, link.rank(), link.world_size(), &id)?;
-    link.on_loss(group.abort_on_loss());
-    Ok(Arc::new(group))
 }
 
 impl<B: Backend> Opened for Open<B> {

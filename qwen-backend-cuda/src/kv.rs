@@ -6,7 +6,7 @@ use qwen_core::backend::KvSpec;
 use qwen_core::{Encoding, Error, Result};
 
 use crate::driver::Array;
-use crate::gpu::{Gpu, array_bytes};
+use crate::gpu::{Gpu, taken_bytes};
 use crate::kernel::Element;
 
 /// The K/V store of a range of layers.
@@ -80,6 +80,6 @@ pub(crate) fn kv_bytes(spec: &KvSpec) -> Result<u64> {
         return Err(Error::unsupported(format!("{} blocks of {}", spec.num_blocks, spec.block_size), reason));
     }
     let values = layer_values(spec);
-    let bytes = |encoding: Encoding| Ok(array_bytes(element(encoding)?.bytes(values)) as u64);
+    let bytes = |encoding: Encoding| Ok(taken_bytes(element(encoding)?.bytes(values)));
     spec.key_encodings.iter().map(|key| Ok(bytes(*key)? + bytes(spec.value_encoding)?)).sum()
 }

@@ -39,7 +39,7 @@ mod weight;
 pub use backend::{CudaBackend, CudaBuffer, CudaIndices, CudaKv, CudaWeight};
 pub use card_info::{CardInfo, cards, free_bytes};
 pub use footprint::CudaFootprint;
-pub use nccl::{NcclGroup, nccl_present, unique_id};
+pub use nccl::NcclGroup;
 pub use options::CudaOptions;
 
 /// The kernels on the processor, for tests.

@@ -152,6 +152,9 @@ fn describe(ordinal: usize, driver: (u32, u32)) -> Result<(sys::CUdevice, CardIn
 }
 
 pub(super) fn refused(what: &(impl ToString + ?Sized), error: DriverError) -> Error {
+    if error.0 == CUresult::CUDA_ERROR_OUT_OF_MEMORY {
+        return Error::OutOfMemory { device: what.to_string(), what: "the driver's context".into(), bytes: 0 };
+    }
     Error::Device { device: what.to_string(), op: "open".into(), reason: reason_of(error) }
 }
 

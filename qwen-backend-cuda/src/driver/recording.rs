@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::{Driver, Fault, GraphId, Launch, Outcome, host};
 use crate::card_info::CardInfo;
+use crate::gpu::taken_bytes;
 use crate::kernel::Kernel;
 
 /// The first address that is handed out.
@@ -34,9 +35,9 @@ pub(crate) struct Asked {
 }
 
 impl Asked {
-    /// Bytes of live memory.
+    /// Bytes of a card's memory that live arrays take.
     pub(crate) fn live_bytes(&self) -> u64 {
-        self.live.values().map(|(_, bytes)| *bytes as u64).sum()
+        self.live.values().map(|(_, bytes)| taken_bytes(*bytes)).sum()
     }
 }
 
@@ -156,7 +157,7 @@ impl Driver for Recorder {
             return Err(Fault::Refused(format!("{bytes} bytes for {what} were taken within a step")));
         }
         if asked.live_bytes() + bytes as u64 > self.info.memory {
-            return Err(Fault::OutOfMemory { free: self.info.memory - asked.live_bytes() });
+            return Err(Fault::OutOfMemory);
         }
         let address = asked.next;
         // A gap, so that what runs over the end is in nothing.
