@@ -38,7 +38,7 @@ mod worker;
 #[cfg(any(feature = "cpu", feature = "cuda", feature = "wgpu"))]
 pub use ceilings::{CeilingMeter, Ceilings};
 pub use chat::{Chat, Reply};
-pub use device::{Device, DeviceEntry, devices};
+pub use device::{Device, DeviceEntry, absent_devices, devices};
 pub use engine::Engine;
 pub use error::{Error, Result};
 pub use generate::{GenerateOptions, Stats, TextStream, TokenStream};

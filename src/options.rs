@@ -359,7 +359,7 @@ impl EngineOptions {
     /// The card of this rank: the ranks of one machine take one each, from the one that was named on.
     #[cfg(feature = "cuda")]
     pub(crate) fn card(&self, ordinal: usize) -> usize {
-        card_of_rank(ordinal, &self.ranks, qwen_backend_cuda::cards().len())
+        card_of_rank(ordinal, &self.ranks, qwen_backend_cuda::cards().map_or(0, |cards| cards.len()))
     }
 
     #[cfg(feature = "wgpu")]

@@ -204,7 +204,7 @@ fn gpus() -> Vec<(Device, String)> {
     let gpus = std::iter::empty();
     #[cfg(feature = "cuda")]
     let gpus = {
-        let mut cards = qwen_backend_cuda::cards();
+        let mut cards = qwen_backend_cuda::cards().unwrap_or_default();
         cards.sort_by_key(|card| std::cmp::Reverse((card.memory, card.compute_capability)));
         gpus.chain(cards.into_iter().map(|card| (Device::Cuda(card.ordinal), card.name)))
     };

@@ -30,6 +30,15 @@ fn a_card_that_is_not_there_is_an_error() {
 }
 
 #[test]
+fn why_there_is_no_card_is_told() {
+    let told = qwen::absent_devices().into_iter().find(|(device, _)| *device == "cuda");
+    assert_eq!(told.is_some(), no_card());
+    if let Some((_, reason)) = told {
+        assert!(reason.contains("no NVIDIA driver was found"), "{reason}");
+    }
+}
+
+#[test]
 #[cfg(feature = "cpu")]
 fn auto_takes_what_is_there() {
     if !no_card() {

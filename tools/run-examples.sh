@@ -35,6 +35,11 @@ run ranks -- --ranks 2 --prompt "What is 3 + 4?" | tee "$out/two"
 run ranks -- --ranks 3 --by-layers --prompt "What is 3 + 4?" >"$out/three"
 [ -s "$out/one" ] && cmp "$out/one" "$out/two" && cmp "$out/one" "$out/three"
 
+# A build for NVIDIA cards runs without a driver, and says why it has no card.
+echo "-- devices (cuda)"
+cargo run --quiet --release --features cuda --example devices | tee "$out/devices"
+grep -q '^cuda' "$out/devices"
+
 # The same on a GPU backend, where software Vulkan is installed.
 run_wgpu() { echo "-- $* (wgpu)"; cargo run --quiet --release --features wgpu --example "$@"; }
 run_wgpu devices -- --model "$demo"
