@@ -64,6 +64,21 @@ fn config((hidden, heads, kv_heads, inner, vocab, tied): Shape) -> Config {
     Config::from_json("config.json", &text).unwrap()
 }
 
+/// Steps for one sequence of so many positions.
+fn limits(config: &Config, context: usize) -> Limits {
+    let limits = Limits {
+        max_model_len: context,
+        max_num_batched_tokens: MAX_TOKENS,
+        max_num_seqs: MAX_SEQS,
+        max_num_logits: MAX_SEQS,
+        block_size: BLOCK_SIZE,
+        num_blocks: 0,
+        vocab_size: config.vocab_size,
+        num_token_ids: config.vocab_size,
+    };
+    limits_for(&limits, context, 1)
+}
+
 /// A model without values on a driver that checks what it is asked.
 struct Rig {
     recorder: Recorder,
@@ -77,17 +92,7 @@ impl Rig {
         let recorder = Recorder::new(capability);
         let options = CudaOptions::new().precision(precision);
         let mut backend = CudaBackend::on(std::sync::Arc::new(recorder.clone()), &options);
-        let limits = Limits {
-            max_model_len: context,
-            max_num_batched_tokens: MAX_TOKENS,
-            max_num_seqs: MAX_SEQS,
-            max_num_logits: MAX_SEQS,
-            block_size: BLOCK_SIZE,
-            num_blocks: 0,
-            vocab_size: config.vocab_size,
-            num_token_ids: config.vocab_size,
-        };
-        let limits = limits_for(&limits, context, 1);
+        let limits = limits(&config, context);
         let spec = ModelSpec::new(&config);
         let input = PlanInput {
             spec: &spec,
@@ -295,10 +300,14 @@ fn a_faulting_kernel_ends_a_backend_and_the_next_one_opens() {
     let error = backend.synchronize().unwrap_err();
     assert!(matches!(error, Error::Device { .. }) && error.to_string().contains("load it again"), "{error}");
     drop(backend);
+    // A model loads, with its recorded steps, and computes.
+    let config = config(SHAPES[0].1);
     let mut next = CudaBackend::new(CudaOptions::new()).unwrap();
-    let (mut x, y) = (next.alloc(16).unwrap(), next.alloc(16).unwrap());
-    next.add(&mut x, &y, 16).unwrap();
-    next.synchronize().unwrap();
+    let limits = limits(&config, 1024);
+    let source = Zeros(Encoding::Bf16, vec![0; 1 << 17]);
+    let model = Model::load(&mut next, ModelSpec::new(&config), &limits, &source, &mut |_| {}).unwrap();
+    let mut runner = ModelRunner::new(next, model, Rope::new(&config), limits);
+    runner.warm_up().unwrap();
 }
 
 #[test]
