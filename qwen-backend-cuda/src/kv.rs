@@ -65,7 +65,7 @@ fn element(encoding: Encoding) -> Result<Element> {
     }
 }
 
-/// Bytes of all arrays of a store.
+/// Bytes of all arrays of a store, with the list of blocks to copy.
 ///
 /// # Errors
 /// [`Error::Unsupported`] when its slots or elements have no number in the kernels.
@@ -81,5 +81,11 @@ pub(crate) fn kv_bytes(spec: &KvSpec) -> Result<u64> {
     }
     let values = layer_values(spec);
     let bytes = |encoding: Encoding| Ok(taken_bytes(element(encoding)?.bytes(values)));
-    spec.key_encodings.iter().map(|key| Ok(bytes(*key)? + bytes(spec.value_encoding)?)).sum()
+    let layers: Result<u64> = spec.key_encodings.iter().map(|key| Ok(bytes(*key)? + bytes(spec.value_encoding)?)).sum();
+    Ok(layers? + taken_bytes(pairs_bytes(spec)))
+}
+
+/// Bytes of the list of blocks to copy, which has each block at most once as a target.
+pub(crate) fn pairs_bytes(spec: &KvSpec) -> usize {
+    8 * spec.num_blocks
 }

@@ -9,7 +9,7 @@
 
 mod library;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::ffi::c_void;
 use std::fmt;
@@ -81,20 +81,21 @@ impl NcclGroup {
             // The link says who it was.
             None => link.least(0).err().unwrap_or_else(|| failed("another rank was lost".into())),
         })?;
-        let shared = Arc::new(Communicator {
-            nccl,
-            comm,
-            driver: backend.driver().clone(),
-            lost: AtomicBool::new(false),
-            calls: Arc::default(),
-        });
-        let group = Arc::downgrade(&shared);
+        let group = Self::of(nccl, comm, backend.driver());
+        let shared = Arc::downgrade(&group.shared);
         link.on_loss(move || {
-            if let Some(group) = group.upgrade() {
-                group.lose();
+            if let Some(shared) = shared.upgrade() {
+                shared.lose();
             }
         });
-        Ok(NcclGroup { shared, host: Mutex::default() })
+        Ok(group)
+    }
+
+    /// The group of a communicator that was made on this driver's card.
+    fn of(nccl: &'static Nccl, comm: Comm, driver: &Arc<dyn Driver>) -> Self {
+        let (lost, calls) = (AtomicBool::new(false), Arc::default());
+        let shared = Communicator { nccl, comm, driver: driver.clone(), lost, calls };
+        NcclGroup { shared: Arc::new(shared), host: Mutex::default() }
     }
 
     /// Wait for all ranks within NCCL, or for the loss of one. The error is what NCCL says; none for a loss, which
