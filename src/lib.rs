@@ -22,6 +22,7 @@
 //! DX12, as `Device::Wgpu`. Features add devices; they never change what a device computes, nor which one runs when the
 //! program names it. [`devices`] lists those of the machine.
 
+mod auto;
 #[cfg(any(feature = "cpu", feature = "cuda", feature = "wgpu"))]
 mod ceilings;
 mod chat;

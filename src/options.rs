@@ -46,7 +46,7 @@ pub struct EngineOptions {
     prompt_chunk: Option<usize>,
     max_num_logits: Option<usize>,
     padding_ids: bool,
-    memory_budget: Option<u64>,
+    pub(crate) memory_budget: Option<u64>,
     pub(crate) ranks: Ranks,
     progress: Option<Arc<dyn Fn(f32) + Send + Sync>>,
     #[cfg(feature = "wgpu")]

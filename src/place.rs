@@ -1,6 +1,7 @@
 //! Where a model is planned and loaded: a [`Device`] by name, or a backend that the program brings.
 //!
-//! A device with an interconnect of its own sums over the ranks by it: see [`Open::sums`].
+//! A device with an interconnect of its own sums over the ranks by it: see [`Open::sums`]. Which devices
+//! [`Device::Auto`] means is said in `auto.rs`.
 
 // A build with fewer devices has less to ask of the options.
 #![cfg_attr(not(all(feature = "cpu", feature = "cuda", feature = "wgpu")), allow(unused_variables))]
@@ -17,6 +18,7 @@ use qwen_core::rope::Rope;
 use qwen_core::runner::{ModelRunner, Runner};
 use qwen_core::{Backend, Config, Footprint, Result, memory};
 
+use crate::auto;
 use crate::device::Device;
 use crate::options::EngineOptions;
 
@@ -140,7 +142,7 @@ impl Place for Device {
         num_token_ids: usize,
     ) -> Result<Vec<Candidate<Self>>> {
         match self {
-            Device::Auto => auto(options, checkpoint, config, num_token_ids),
+            Device::Auto => Ok(auto::candidates(options, checkpoint, config, num_token_ids)),
             device => Ok(vec![(device, "the program asked for it".into())]),
         }
     }
@@ -193,65 +195,6 @@ impl Place for Device {
             _ => Err(self.absent()),
         }
     }
-}
-
-/// A GPU that gives a conversation fewer positions than this, when no context was asked for, does not hold the model.
-const SHORTEST_CONTEXT: usize = 4096;
-
-/// The GPUs that [`Device::Auto`] may take, best first, and their names: cards by CUDA before others, since a card that
-/// both interfaces offer runs faster kernels there.
-fn gpus() -> Vec<(Device, String)> {
-    let gpus = std::iter::empty();
-    #[cfg(feature = "cuda")]
-    let gpus = {
-        let mut cards = qwen_backend_cuda::cards().unwrap_or_default();
-        cards.sort_by_key(|card| std::cmp::Reverse((card.memory, card.compute_capability)));
-        gpus.chain(cards.into_iter().map(|card| (Device::Cuda(card.ordinal), card.name)))
-    };
-    #[cfg(feature = "wgpu")]
-    let gpus = gpus.chain(
-        qwen_backend_wgpu::hardware_adapters()
-            .into_iter()
-            .map(|adapter| (Device::Wgpu(qwen_backend_wgpu::AdapterChoice::Index(adapter.index)), adapter.name)),
-    );
-    gpus.collect()
-}
-
-/// What [`Device::Auto`] means for a model: the GPUs that hold it, best first, and then the CPU.
-fn auto(
-    options: &EngineOptions,
-    checkpoint: &Checkpoint,
-    config: &Config,
-    num_token_ids: usize,
-) -> Result<Vec<Candidate<Device>>> {
-    if !cfg!(any(feature = "cuda", feature = "wgpu")) {
-        return Ok(vec![(Device::Cpu, "this build has no other device".into())]);
-    }
-    let (mut candidates, mut passed) = (Vec::new(), Vec::new());
-    for (device, name) in gpus() {
-        let refusal = match options.plan_for(&device, checkpoint, config, num_token_ids) {
-            Ok(plan) => match plan.check() {
-                Ok(()) if plan.context >= config.max_context().min(SHORTEST_CONTEXT).min(options.asked_context()) => {
-                    let rank = if candidates.is_empty() { "the best" } else { "the next best" };
-                    candidates.push((device, format!("{name} is {rank} GPU that holds the model")));
-                    continue;
-                }
-                Ok(()) => format!("only a context of {} would fit", plan.context),
-                Err(error) => error.to_string(),
-            },
-            // What is wrong with the checkpoint or the options is wrong on the CPU, too.
-            Err(error) => error.to_string(),
-        };
-        passed.push(format!("{name}: {refusal}"));
-    }
-    let reason = match (candidates.is_empty(), passed.is_empty()) {
-        (true, true) => "no hardware GPU was found".into(),
-        (true, false) => format!("no GPU holds the model ({})", passed.join("; ")),
-        (false, true) => "no GPU opens".into(),
-        (false, false) => format!("no GPU that holds the model opens ({})", passed.join("; ")),
-    };
-    candidates.push((Device::Cpu, reason));
-    Ok(candidates)
 }
 
 /// What this process may take of the host's memory: its share, where several ranks are on one machine.

@@ -5,7 +5,7 @@
 mod common;
 
 use common::{demo, options};
-use qwen::{CeilingMeter, Device, Engine, Error, GenerateOptions, Precision};
+use qwen::{CeilingMeter, Device, Engine, Error, GenerateOptions};
 
 const CARD: Device = Device::Cuda(0);
 
@@ -70,7 +70,7 @@ fn auto_takes_what_is_there() {
 fn the_card_answers_as_the_processor_does() {
     if may_use_card() {
         let [on_card, on_cpu] = [CARD, Device::Cpu]
-            .map(|device| answer(&options().device(device).precision(Precision::Exact).load(demo()).unwrap()));
+            .map(|device| answer(&options().device(device).precision(qwen::Precision::Exact).load(demo()).unwrap()));
         assert_eq!(on_card, on_cpu);
     }
 }
