@@ -92,7 +92,7 @@ fn choose(gpus: Vec<Gpu>, least_context: usize, plan: impl Fn(&Device) -> Result
     candidates
 }
 
-#[cfg(all(test, feature = "cpu"))]
+#[cfg(all(test, feature = "cpu", feature = "cuda"))]
 mod tests {
     use std::path::Path;
 

@@ -68,7 +68,7 @@ pub(crate) type Candidate<P> = (P, String);
 
 /// Where a model is planned and loaded.
 pub(crate) trait Place: Sized {
-    /// The places that are meant, best first: each next one is there for the case that those before do not open.
+    /// The places that are meant, best first: each next one is there for the case that those before do not load the model.
     fn candidates(
         self,
         options: &EngineOptions,
@@ -93,22 +93,29 @@ pub(crate) trait Opened {
     fn load(self: Box<Self>, job: Job<'_>, options: &EngineOptions) -> Result<(Part, String)>;
 }
 
-/// The first of `candidates` that opens, with why it is that one and not another. The error is that of the last.
-pub(crate) fn first_to_open<P, T>(
+/// What the first of `candidates` loads that does, with why it is that one and not another. The error is that of the
+/// last, or one that no other place would change.
+pub(crate) fn first_that_loads<P, T>(
     candidates: Vec<Candidate<P>>,
-    mut open: impl FnMut(P) -> Result<T>,
+    mut load: impl FnMut(P) -> Result<T>,
 ) -> Result<(T, String)> {
     let mut refused = Vec::new();
     let mut rest = candidates.into_iter().peekable();
     while let Some((place, reason)) = rest.next() {
-        match open(place) {
-            Ok(opened) if refused.is_empty() => return Ok((opened, reason)),
-            Ok(opened) => return Ok((opened, format!("{reason}; not opened: {}", refused.join("; ")))),
-            Err(error) if rest.peek().is_none() => return Err(error),
+        match load(place) {
+            Ok(loaded) if refused.is_empty() => return Ok((loaded, reason)),
+            Ok(loaded) => return Ok((loaded, format!("{reason}; not loaded: {}", refused.join("; ")))),
+            Err(error) if rest.peek().is_none() || !is_of_the_place(&error) => return Err(error),
             Err(error) => refused.push(error.to_string()),
         }
     }
     Err(qwen_core::Error::unsupported("this device", "no place to load on was named"))
+}
+
+/// Whether another place may do better: it is not the checkpoint or the program that is wrong.
+fn is_of_the_place(error: &qwen_core::Error) -> bool {
+    use qwen_core::Error::{Device, DoesNotFit, OutOfMemory, Unsupported};
+    matches!(error, Device { .. } | DoesNotFit { .. } | OutOfMemory { .. } | Unsupported { .. })
 }
 
 /// A backend of the program's own.
@@ -256,20 +263,33 @@ mod tests {
     }
 
     #[test]
-    fn the_next_candidate_opens_when_a_driver_refuses_and_the_reason_says_so() {
-        let open = |place| if place == "bad" { Err(refusal(place)) } else { Ok(place) };
-        let first = first_to_open(candidates(&["good", "bad"]), open).unwrap();
+    fn the_next_candidate_loads_when_a_driver_refuses_and_the_reason_says_so() {
+        let load = |place| if place == "bad" { Err(refusal(place)) } else { Ok(place) };
+        let first = first_that_loads(candidates(&["good", "bad"]), load).unwrap();
         assert_eq!(first, ("good", "good is there".into()));
-        let second = first_to_open(candidates(&["bad", "good"]), open).unwrap();
+        let second = first_that_loads(candidates(&["bad", "good"]), load).unwrap();
         assert_eq!(second.0, "good");
-        assert_eq!(second.1, "good is there; not opened: bad: open: the driver refused a device");
-        let third = first_to_open(candidates(&["bad", "bad", "good", "bad"]), open).unwrap();
+        assert_eq!(second.1, "good is there; not loaded: bad: open: the driver refused a device");
+        let third = first_that_loads(candidates(&["bad", "bad", "good", "bad"]), load).unwrap();
         assert_eq!(third.1.matches("the driver refused").count(), 2);
     }
 
     #[test]
     fn the_last_refusal_is_the_error() {
-        let refused = first_to_open(candidates(&["gpu", "cpu"]), |place| Err::<(), _>(refusal(place)));
+        let refused = first_that_loads(candidates(&["gpu", "cpu"]), |place| Err::<(), _>(refusal(place)));
         assert!(matches!(refused, Err(Error::Device { device, .. }) if device == "cpu"));
+    }
+
+    #[test]
+    fn a_gpu_that_runs_out_of_memory_gives_way_and_a_damaged_checkpoint_does_not() {
+        let exhausted = Error::OutOfMemory { device: "gpu".into(), what: "w".into(), bytes: 1 };
+        let mut failures = vec![Error::argument("context", "damaged"), exhausted];
+        let loaded = first_that_loads(candidates(&["gpu", "cpu"]), |place| match place {
+            "gpu" => Err(failures.pop().unwrap()),
+            place => Ok(place),
+        });
+        assert_eq!(loaded.unwrap().0, "cpu");
+        let failed = first_that_loads(candidates(&["gpu", "cpu"]), |_| Err::<(), _>(failures.pop().unwrap()));
+        assert!(matches!(failed, Err(Error::InvalidArgument { .. })), "{failed:?}");
     }
 }
