@@ -15,6 +15,7 @@ mod launch;
 mod leader;
 mod link;
 mod meeting;
+mod peer;
 mod tcp_group;
 #[cfg(test)]
 mod tests;

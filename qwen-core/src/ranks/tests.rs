@@ -1,7 +1,7 @@
 //! Ranks as threads that meet over the loopback device: what they agree on, what they compute, how they are lost.
 
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -216,6 +216,79 @@ fn a_rank_that_goes_is_an_error_on_the_others() {
             other => panic!("{other:?}"),
         }
     }
+}
+
+#[test]
+fn who_waits_for_a_rank_hears_of_its_loss_before_the_hook() {
+    let port = free_port();
+    let (go, goes) = mpsc::channel::<()>();
+    let gone = thread::spawn(move || {
+        let streams = rank(1, 2, port).meet(&same()).unwrap().into_silence();
+        let _ = goes.recv();
+        streams[0].shutdown(Shutdown::Both).unwrap();
+    });
+    let link = rank(0, 2, port).meet(&same()).unwrap();
+    let (let_go, held) = mpsc::channel::<()>();
+    link.on_loss(move || {
+        let _ = held.recv();
+    });
+    drop(go);
+    let (said, says) = mpsc::channel();
+    let waiting = thread::spawn(move || {
+        said.send(link.least(0).unwrap_err().to_string()).expect("the test waits");
+        link
+    });
+    let text = says.recv_timeout(Duration::from_secs(10));
+    // Before anything that may fail: the end of the link waits for the hook.
+    drop(let_go);
+    assert_eq!(text.expect("who waits is woken"), "rank 1 failed: its process has ended");
+    drop(waiting.join().unwrap());
+    gone.join().unwrap();
+}
+
+/// Rank 0 does nothing on the link while rank 2 goes.
+#[test]
+fn a_loss_is_spread_where_that_is_wanted_and_its_first_words_are_the_cause() {
+    let (ended, ends) = mpsc::channel();
+    let ends = Arc::new(std::sync::Mutex::new(ends));
+    let outcomes = on_ranks(3, move |ranks| {
+        let link = ranks.meet(&same())?;
+        match link.rank() {
+            0 => {
+                link.spread_losses();
+                link.least(0)?;
+                ends.lock().unwrap().recv_timeout(Duration::from_secs(10)).expect("rank 1 ends");
+                // Rank 1 is gone as well now, because of rank 2.
+                link.receive(1, Kind::Done).map(drop)
+            }
+            1 => {
+                link.least(0)?;
+                let outcome = link.receive(0, Kind::Step).map(drop);
+                ended.send(()).expect("rank 0 waits");
+                outcome
+            }
+            _ => link.least(0).map(drop),
+        }
+    });
+    for outcome in &outcomes[..2] {
+        assert_eq!(outcome.as_ref().unwrap_err().to_string(), "rank 2 failed: its process has ended");
+    }
+}
+
+#[test]
+fn a_loss_is_the_cause_of_what_a_device_reports() {
+    let outcomes = on_ranks(2, |ranks| {
+        let link = ranks.meet(&same())?;
+        let aborted = || Error::Device { device: "card".into(), op: "sum".into(), reason: "aborted".into() };
+        if link.rank() == 0 {
+            let own = aborted().to_string();
+            assert_eq!(link.cause(&aborted()).error().to_string(), format!("rank 0 failed: {own}"));
+            let lost = link.least(0).unwrap_err().to_string();
+            assert_eq!(link.end_with(aborted()).to_string(), lost);
+        }
+        Ok(())
+    });
+    outcomes.into_iter().for_each(|outcome| outcome.unwrap());
 }
 
 #[test]
