@@ -186,6 +186,69 @@ fn strangers_are_passed_over_and_other_programs_noticed() {
 }
 
 #[test]
+fn a_program_that_answers_with_what_it_hears_is_no_rank() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let echo = thread::spawn(move || {
+        let (stream, _) = listener.accept().unwrap();
+        std::io::copy(&mut &stream, &mut &stream)
+    });
+    let text = rank(1, 2, port).meet(&same()).unwrap_err().to_string();
+    assert!(text.contains("another program answers there"), "{text}");
+    // How it ended is the other program's concern.
+    let _ = echo.join().unwrap();
+}
+
+#[test]
+fn a_slow_stranger_does_not_stop_the_clock() {
+    let port = free_port();
+    let leader = rank(0, 2, port).meet_within(Duration::from_millis(500));
+    let stranger = thread::spawn(move || {
+        let started = Instant::now();
+        let mut stream = loop {
+            match TcpStream::connect(("127.0.0.1", port)) {
+                Ok(stream) => break stream,
+                Err(error) => assert!(started.elapsed() < Duration::from_secs(10), "{error}"),
+            }
+        };
+        // A long hello, byte by byte, until nobody listens any more.
+        stream.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
+        stream.write_all(b"qwenrank\0\x40\0\0\x01").unwrap();
+        while started.elapsed() < Duration::from_secs(10) && stream.write_all(&[0]).is_ok() {
+            if matches!(stream.read(&mut [0]), Ok(0)) {
+                break;
+            }
+        }
+    });
+    let started = Instant::now();
+    let text = leader.meet(&same()).unwrap_err().to_string();
+    assert!(text.contains("did not come within 0.5 seconds"), "{text}");
+    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+    stranger.join().unwrap();
+}
+
+#[test]
+fn rank_0_waits_for_its_name_to_appear() {
+    let nameless = rank(0, 2, 1).at("", 1).meet_within(Duration::from_millis(300));
+    let started = Instant::now();
+    let text = nameless.meet(&same()).unwrap_err().to_string();
+    assert!(started.elapsed() >= Duration::from_millis(250), "{:?}", started.elapsed());
+    assert!(text.contains("cannot listen"), "{text}");
+}
+
+#[test]
+fn ranks_of_different_patience_do_not_begin() {
+    let outcomes = on_ranks(2, |ranks| {
+        let seconds = 2 + 28 * ranks.rank() as u64;
+        ranks.lost_after(Duration::from_secs(seconds)).meet(&same())
+    });
+    for outcome in outcomes {
+        let text = outcome.unwrap_err().to_string();
+        assert_eq!(text, "`lost_after` is 30s on rank 1 and 2s on rank 0: start all ranks alike");
+    }
+}
+
+#[test]
 fn a_port_in_use_is_named() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port();
@@ -297,7 +360,8 @@ fn a_rank_that_falls_silent_is_lost() {
     let (finish, finished) = mpsc::channel::<()>();
     // A rank that meets, and then neither speaks nor closes.
     let silent = thread::spawn(move || {
-        let streams = rank(1, 2, port).meet(&same()).unwrap().into_silence();
+        let ranks = rank(1, 2, port).lost_after(Duration::from_millis(400));
+        let streams = ranks.meet(&same()).unwrap().into_silence();
         let _ = finished.recv();
         drop(streams);
     });
