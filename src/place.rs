@@ -151,7 +151,7 @@ impl Place for Device {
             }
             #[cfg(feature = "cuda")]
             Device::Cuda(ordinal) => {
-                let ordinal = options.card(*ordinal);
+                let ordinal = options.card(*ordinal)?;
                 let card = qwen_backend_cuda::CardInfo::of(ordinal)?;
                 let available_bytes = Some(qwen_backend_cuda::free_bytes(ordinal)?);
                 let footprint = qwen_backend_cuda::CudaFootprint::on(&card, options.precision);
@@ -175,7 +175,7 @@ impl Place for Device {
             Device::Cpu => Ok(Open::boxed(qwen_backend_cpu::CpuBackend::new(options.cpu())?)),
             #[cfg(feature = "cuda")]
             Device::Cuda(ordinal) => {
-                let backend = qwen_backend_cuda::CudaBackend::new(options.cuda(ordinal))?;
+                let backend = qwen_backend_cuda::CudaBackend::new(options.cuda(ordinal)?)?;
                 Ok(Box::new(Open { backend, sums: nccl_group }))
             }
             #[cfg(feature = "wgpu")]
