@@ -42,8 +42,8 @@ const FAMILIES: [Family; 5] = [
         local_world_size: "MPI_LOCALNRANKS",
         needs_size: false,
     },
-    // Slurm's srun. In the script of a job there is a SLURM_PROCID as well, and a SLURM_NTASKS; srun alone says how many
-    // it has started.
+    // Slurm's srun. In the script of a job there is a SLURM_PROCID as well, and a SLURM_NTASKS; srun alone says how
+    // many it has started.
     Family {
         rank: "SLURM_PROCID",
         world_size: "SLURM_STEP_NUM_TASKS",
@@ -51,7 +51,8 @@ const FAMILIES: [Family; 5] = [
         local_world_size: "LOCAL_WORLD_SIZE",
         needs_size: true,
     },
-    // An indexed Job of Kubernetes, whose template gives WORLD_SIZE where its pods are ranks, and not parts of some work.
+    // An indexed Job of Kubernetes, whose template gives WORLD_SIZE where its pods are ranks, and not parts of some
+    // work.
     Family {
         rank: "JOB_COMPLETION_INDEX",
         world_size: "WORLD_SIZE",
@@ -64,8 +65,8 @@ const FAMILIES: [Family; 5] = [
 impl Ranks {
     /// As [`Ranks::from_env`], with the variables that `lookup` knows. A variable that is empty counts as absent.
     ///
-    /// The first of these whose rank is there is taken; of the last two, where the number of ranks is there as well, since
-    /// programs that are alone have such a rank, too:
+    /// The first of these whose rank is there is taken; of the last two, where the number of ranks is there as well,
+    /// since programs that are alone have such a rank, too:
     ///
     /// | launcher | rank | ranks | of this machine |
     /// |---|---|---|---|
@@ -77,8 +78,9 @@ impl Ranks {
     ///
     /// `MASTER_ADDR` and `MASTER_PORT` say where rank 0 is; without them it is `127.0.0.1:29500`. torchrun's agent may
     /// listen on `MASTER_PORT` itself (`TORCHELASTIC_USE_AGENT_STORE=True`); the ranks then meet on the next port.
-    /// `QWEN_MASTER_PORT` names another one in any case. Where a launcher does not say how many ranks share this machine,
-    /// it is all of them behind a loopback address, an equal share of `SLURM_NNODES` machines, and else this one alone.
+    /// `QWEN_MASTER_PORT` names another one in any case. Where a launcher does not say how many ranks share this
+    /// machine, it is all of them behind a loopback address, an equal share of `SLURM_NNODES` machines, and else this
+    /// one alone.
     ///
     /// # Errors
     /// [`Error::Launch`] naming the variables that are missing, are no numbers, or contradict each other.

@@ -1,8 +1,8 @@
 //! The connections of one rank, after all have met: a star with rank 0 in its middle.
 //!
-//! A thread for each connection reads it (`peer.rs`). One more thread gives signs of life, and on rank 0 passes on which
-//! rank was lost. Any error on any connection ends the whole link: ranks that are out of step cannot find together again,
-//! and a launcher starts all of them anew.
+//! A thread for each connection reads it (`peer.rs`). One more thread gives signs of life, and on rank 0 passes on
+//! which rank was lost. Any error on any connection ends the whole link: ranks that are out of step cannot find
+//! together again, and a launcher starts all of them anew.
 
 use std::io;
 use std::net::TcpStream;
@@ -69,10 +69,9 @@ impl Link {
         let losses = Arc::new(Losses::default());
         let (tell, news) = mpsc::channel();
         let connect = |(peer, stream)| {
-            let tell = tell.clone();
-            // Once the thread has ended, the link does.
-            let tell = move |lost| drop(tell.send(News::Lost(lost)));
-            Peer::new(peer, stream, lost_after, &losses, tell)
+            let pulse = tell.clone();
+            // Once that thread has ended, the link does.
+            Peer::new(peer, stream, lost_after, &losses, move |lost| drop(pulse.send(News::Lost(lost))))
         };
         let peers = streams.into_iter().map(connect).collect::<io::Result<Vec<_>>>()?;
         let outlets: Vec<_> = peers.iter().map(|peer| (peer.rank, peer.outlet.clone())).collect();
@@ -130,8 +129,8 @@ impl Link {
         Ok(least)
     }
 
-    /// Call `hook` once, from another thread, as soon as a rank is lost: for collectives that wait elsewhere than on this
-    /// link and have to be woken. Not called when a link ends as it should; called here if a rank is lost already.
+    /// Call `hook` once, from another thread, as soon as a rank is lost: for collectives that wait elsewhere than on
+    /// this link and have to be woken. Not called when a link ends as it should; called here if a rank is lost already.
     pub fn on_loss(&self, hook: impl FnOnce() + Send + 'static) {
         self.losses.on_first(Box::new(hook));
     }
@@ -160,8 +159,8 @@ impl Link {
         if failure.rank == self.rank { error } else { failure.error() }
     }
 
-    /// From now on, end the other ranks as soon as one is lost, whether or not this rank sends or receives. Ranks that go
-    /// in their own time, one before the other, are not lost: so it begins where they no longer do.
+    /// From now on, end the other ranks as soon as one is lost, whether or not this rank sends or receives. Ranks that
+    /// go in their own time, one before the other, are not lost: so it begins where they no longer do.
     pub(super) fn spread_losses(&self) {
         self.tell_pulse(News::SpreadLosses);
     }
@@ -170,6 +169,13 @@ impl Link {
         if let Some((pulse, _)) = &self.pulse {
             // It hears until the link ends.
             let _ = pulse.send(news);
+        }
+    }
+
+    fn end_pulse(&mut self) {
+        self.tell_pulse(News::End);
+        if let Some((_, pulse)) = self.pulse.take() {
+            let _ = pulse.join();
         }
     }
 
@@ -259,15 +265,6 @@ impl Link {
         let streams = self.peers.iter().map(|peer| peer.outlet.stream()).collect();
         self.peers.clear();
         streams
-    }
-}
-
-impl Link {
-    fn end_pulse(&mut self) {
-        self.tell_pulse(News::End);
-        if let Some((_, pulse)) = self.pulse.take() {
-            let _ = pulse.join();
-        }
     }
 }
 

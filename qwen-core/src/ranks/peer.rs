@@ -38,8 +38,8 @@ pub(super) struct Peer {
 }
 
 impl Peer {
-    /// The other end of `stream`, which is rank `rank`. A loss is noted in `losses`, and then handed to `tell`, once the
-    /// connection's own end is known to whoever waits for it.
+    /// The other end of `stream`, which is rank `rank`. A loss is noted in `losses`, and then handed to `tell`, once
+    /// the connection's own end is known to whoever waits for it.
     pub(super) fn new(
         rank: usize,
         stream: TcpStream,
@@ -87,8 +87,8 @@ impl Peer {
         lock(&self.frames).recv().map_err(|_| self.failure("it has ended its part").error())
     }
 
-    /// Why nothing more comes from this rank. The first loss of all is the cause, what follows its consequence; `reason`
-    /// is for an end that its reader did not take for a loss.
+    /// Why nothing more comes from this rank. The first loss of all is the cause, what follows its consequence;
+    /// `reason` is for an end that its reader did not take for a loss.
     fn failure(&self, reason: &str) -> Failure {
         let own = || Failure { rank: self.rank, reason: reason.into() };
         self.losses.first().or_else(|| self.end.get().cloned()).unwrap_or_else(own)
@@ -166,8 +166,8 @@ impl Outlet {
     }
 }
 
-/// Half a message may be out, and what follows would be taken for its rest: so nothing does. What the other end has said
-/// can still be read.
+/// Half a message may be out, and what follows would be taken for its rest: so nothing does. What the other end has
+/// said can still be read.
 fn end_half_written(stream: &TcpStream) {
     let _ = stream.shutdown(Shutdown::Write);
 }
