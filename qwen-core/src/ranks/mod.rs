@@ -132,8 +132,8 @@ impl Ranks {
         self
     }
 
-    /// After how much silence a rank counts as lost; ranks that live say so four times as often. Default 30
-    /// seconds, at least a tenth of one.
+    /// After how much silence a rank counts as lost; ranks that live say so four times as often, and all have to be
+    /// given the same. Default 30 seconds, at least a tenth of one.
     pub fn lost_after(mut self, silence: Duration) -> Self {
         self.lost_after = silence.max(Duration::from_millis(100));
         self
