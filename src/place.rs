@@ -167,7 +167,7 @@ impl Place for Device {
             }
             #[cfg(feature = "cuda")]
             Device::Cuda(ordinal) => {
-                let ordinal = options.card(*ordinal);
+                let ordinal = options.card(*ordinal)?;
                 let card = qwen_backend_cuda::CardInfo::of(ordinal)?;
                 let reserve = if options.ranks.world_size() > 1 { CARD_RESERVE_OF_RANKS } else { CARD_RESERVE };
                 let available_bytes = Some(qwen_backend_cuda::free_bytes(ordinal)?.saturating_sub(reserve));
@@ -192,7 +192,7 @@ impl Place for Device {
             Device::Cpu => Ok(Open::boxed(qwen_backend_cpu::CpuBackend::new(options.cpu())?)),
             #[cfg(feature = "cuda")]
             Device::Cuda(ordinal) => {
-                let backend = qwen_backend_cuda::CudaBackend::new(options.cuda(ordinal))?;
+                let backend = qwen_backend_cuda::CudaBackend::new(options.cuda(ordinal)?)?;
                 // Cards sum among themselves.
                 let sums: Sums<_> = |backend, link| Ok(Arc::new(qwen_backend_cuda::NcclGroup::join(backend, link)?));
                 Ok(Box::new(Open { backend, sums }))
