@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 
 use qwen_core::Result;
 
-use crate::gpu::{Array, Gpu, Prepared};
+use crate::gpu::{Array, Gpu};
 use crate::options::WgpuOptions;
-use crate::record::{Dispatch, Grid, Queued};
+use crate::pipelines::Prepared;
+use crate::record::{Dispatch, Grid, Queued, Work};
 use crate::shader::Shader;
 use crate::weight::max_slab;
 
@@ -111,7 +112,7 @@ impl CeilingMeter {
     fn memory_kernel(&mut self, kernel: &'static str) -> Result<Dispatch> {
         let words = 4 * self.vectors as usize;
         let bindings = [self.source.read(0..words), self.target.write(0..words)];
-        let kernel = self.gpu.prepare("ceilings", &Shader::new(kernel), &bindings, &[], false)?;
+        let kernel = self.gpu.prepare("ceilings", &Shader::new(kernel), &bindings, 0, false)?;
         Ok(dispatch(kernel, (16 * self.vectors / PIECE) as u32))
     }
 
@@ -153,7 +154,8 @@ impl CeilingMeter {
 
     fn multiply(&mut self, shader: &Shader, rounds: u32) -> Result<Prepared> {
         let bindings = [self.source.read(0..4), self.target.write(0..THREADS as usize)];
-        self.gpu.prepare("ceilings", shader, &bindings, &[rounds], false)
+        let place = self.gpu.place_params("ceilings", &[rounds], true)?;
+        self.gpu.prepare("ceilings", shader, &bindings, place.map_or(0, |place| place.offset), false)
     }
 
     /// Seconds that `count` runs of a kernel take.
@@ -167,5 +169,5 @@ impl CeilingMeter {
 }
 
 fn dispatch(kernel: Prepared, groups: u32) -> Dispatch {
-    Dispatch { kernel, grid: Grid::Fixed([groups, 1, 1]), weight_bytes: 0 }
+    Dispatch { kernel, grid: Grid::Fixed([groups, 1, 1]), work: Work::default() }
 }

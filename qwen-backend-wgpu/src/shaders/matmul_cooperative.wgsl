@@ -1,7 +1,7 @@
 // Matrix times many rows of activations by cooperative matrices: f16 times f16, summed in f32.
 //
 // A workgroup of four subgroups makes a square tile, each subgroup a quarter of two by two cooperative matrices. DEPTH
-// columns at a time lie in workgroup memory as f16. Activations come scaled from halves.wgsl; bf16 weights are scaled
+// columns at a time lie in workgroup memory as f16. Activations come scaled from f16_rows.wgsl; bf16 weights are scaled
 // here, by one power of two for the whole matrix. The sums go through workgroup memory to the epilogue.
 
 //#include product
@@ -82,16 +82,16 @@ fn main(
         for (var i = local; i < TILE * DEPTH / 8u; i += THREADS) {
             let line = i / (DEPTH / 8u);
             let at = chunk + i % (DEPTH / 8u);
-            var halves = vec4(0u);
+            var packed = vec4(0u);
             var eight = Eight(vec4(0.0), vec4(0.0));
             if at < params.chunks {
                 let token = min(group.y * TILE + line, params.tokens - 1u);
-                halves = x[token * params.chunks + at];
+                packed = x[token * params.chunks + at];
                 let rows = local_rows(min((group.x * TILE + line) / 2u, params.pairs - 1u));
                 eight = weights(select(rows.x, rows.y, line % 2u == 1u), at);
             }
             let put = line * STRIDE + 8u * (i % (DEPTH / 8u));
-            put_activations(put, halves);
+            put_activations(put, packed);
             put_weights(put, eight, inverse);
         }
         workgroupBarrier();
