@@ -30,6 +30,7 @@ pub(crate) use attention::SPAN;
 #[cfg(test)]
 pub(crate) use attention::{merge_shader, shader as attention_shader};
 use host::each_word;
+pub(crate) use product::cooperative_shader;
 use product::{Activations, Epilogue, TILE_FROM};
 #[cfg(test)]
 pub(crate) use product::{ProductKernel, ProductShader};

@@ -57,6 +57,12 @@ impl ProductKernel {
     }
 }
 
+/// A kernel of cooperative matrices.
+pub(crate) fn cooperative_shader(kernel: &'static str, Cooperative { size, subgroup }: Cooperative) -> Shader {
+    let shader = Shader::new(kernel).flag("COOPERATIVE").flag_if(size == 16, "SIZE_16");
+    shader.constant("SUBGROUP_SIZE", subgroup)
+}
+
 /// What a kernel does with the sums of a pair of rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Emit {
@@ -95,11 +101,8 @@ impl ProductShader {
     pub(crate) fn shader(self) -> Shader {
         let ProductShader { kernel, encoding, gate_up, ragged, norm, emit } = self;
         let (shader, ragged) = match kernel {
-            ProductKernel::Cooperative(Cooperative { size, subgroup }) => {
-                let shader = Shader::new("matmul_cooperative")
-                    .flag("COOPERATIVE")
-                    .flag_if(size == 16, "SIZE_16")
-                    .constant("SUBGROUP_SIZE", subgroup)
+            ProductKernel::Cooperative(cooperative) => {
+                let shader = cooperative_shader("matmul_cooperative", cooperative)
                     .constant("SCALES_BINDING", emit.free_binding());
                 // Its activations come padded.
                 (shader, false)

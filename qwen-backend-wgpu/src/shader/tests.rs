@@ -9,7 +9,7 @@ use naga::{AddressSpace, Block, Expression, Function, Handle, Module, Statement,
 
 use super::*;
 use crate::adapter::Cooperative;
-use crate::backend::{ProductKernel, ProductShader, attention_shader, merge_shader};
+use crate::backend::{ProductKernel, ProductShader, attention_shader, cooperative_shader, merge_shader};
 use crate::kv::KvTypes;
 
 /// Every module that the backend can ask for, but those with cooperative matrices.
@@ -37,9 +37,10 @@ pub(crate) fn variants() -> Vec<Shader> {
 
 /// The modules of `Best` beside those, for subgroups of the sizes of llvmpipe, NVIDIA and AMD.
 pub(crate) fn cooperative_variants() -> Vec<Shader> {
-    let kernels = [(8, 8), (8, 32), (16, 32), (16, 64)]
-        .map(|(size, subgroup)| ProductKernel::Cooperative(Cooperative { size, subgroup }));
-    let mut all: Vec<Shader> = ProductShader::all(&kernels).into_iter().map(ProductShader::shader).collect();
+    let offered = [(8, 8), (8, 32), (16, 32), (16, 64)].map(|(size, subgroup)| Cooperative { size, subgroup });
+    let products = ProductShader::all(&offered.map(ProductKernel::Cooperative));
+    let mut all: Vec<Shader> = products.into_iter().map(ProductShader::shader).collect();
+    all.extend(offered.map(|cooperative| cooperative_shader("ceiling_cooperative", cooperative)));
     all.extend([true, false].map(|ragged| Shader::new("f16_rows").flag_if(ragged, "RAGGED")));
     all
 }

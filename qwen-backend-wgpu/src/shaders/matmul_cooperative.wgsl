@@ -6,20 +6,8 @@
 
 //#include product
 
-//#if SIZE_16
-alias Left = coop_mat16x16<f16, A>;
-alias Right = coop_mat16x16<f16, B>;
-alias Sums = coop_mat16x16<f32, C>;
-const SIZE: u32 = 16u;
-//#else
-alias Left = coop_mat8x8<f16, A>;
-alias Right = coop_mat8x8<f16, B>;
-alias Sums = coop_mat8x8<f32, C>;
-const SIZE: u32 = 8u;
-//#endif
+//#include cooperative
 
-const SUBGROUPS: u32 = 4u;
-const THREADS: u32 = SUBGROUPS * SUBGROUP_SIZE;
 const TILE: u32 = 4u * SIZE;
 const DEPTH: u32 = 32u;
 // From one line of a tile to the next: not a power of two, so that lines do not fall on the same banks.
