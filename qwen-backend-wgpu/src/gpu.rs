@@ -32,7 +32,7 @@ pub(crate) struct Array {
     pub(crate) buffer: wgpu::Buffer,
 }
 
-/// An array, or its beginning, as a kernel takes it.
+/// An array, or a stretch of one, as a kernel takes it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Binding<'a> {
     pub(crate) array: &'a Array,

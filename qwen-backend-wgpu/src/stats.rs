@@ -30,7 +30,8 @@ struct Counts {
 
 impl WgpuStats {
     /// Objects of the API that were made: buffers, shaders, pipelines, bind groups and their layouts. Command buffers
-    /// are not among them: there is one for each submission.
+    /// are not among them: there is one for each submission. Nor is what comes with the device: the buffers of parameters
+    /// and inputs, which every step uses again.
     pub fn objects(&self) -> u64 {
         self.0.objects.load(Ordering::Relaxed)
     }
