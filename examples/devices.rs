@@ -1,4 +1,4 @@
-//! The devices of this machine, and how a model fits on each.
+//! The devices of this machine, how a model fits on each, and why others are not there.
 //!
 //! ```text
 //! cargo run --release --features wgpu --example devices -- --model PATH --context 8192
@@ -101,6 +101,9 @@ fn table(devices: &[DeviceEntry], args: &Args) -> Result<String, std::fmt::Error
             }
             Err(error) => writeln!(out, "    model     {error}")?,
         }
+    }
+    for (device, reason) in qwen::absent_devices() {
+        writeln!(out, "{device}  absent: {reason}")?;
     }
     Ok(out)
 }

@@ -80,7 +80,19 @@ fn launch(ranks: usize) -> Result<ExitCode, Box<dyn Error>> {
             .env("MASTER_PORT", port.to_string())
             .spawn()
     };
-    let children: Vec<Child> = (0..ranks).map(start).collect::<Result<_, _>>()?;
+    let mut children: Vec<Child> = Vec::new();
+    for rank in 0..ranks {
+        match start(rank) {
+            Ok(child) => children.push(child),
+            Err(error) => {
+                // Those that have started would wait for this one.
+                for mut child in children {
+                    child.kill().and_then(|()| child.wait())?;
+                }
+                return Err(error.into());
+            }
+        }
+    }
     let mut failed = false;
     for mut child in children {
         failed |= !child.wait()?.success();

@@ -22,6 +22,7 @@
 //! DX12, as `Device::Wgpu`. Features add devices; they never change what a device computes, nor which one runs when the
 //! program names it. [`devices`] lists those of the machine.
 
+mod auto;
 #[cfg(any(feature = "cpu", feature = "cuda", feature = "wgpu"))]
 mod ceilings;
 mod chat;
@@ -38,7 +39,7 @@ mod worker;
 #[cfg(any(feature = "cpu", feature = "cuda", feature = "wgpu"))]
 pub use ceilings::{CeilingMeter, Ceilings};
 pub use chat::{Chat, Reply};
-pub use device::{Device, DeviceEntry, devices};
+pub use device::{Device, DeviceEntry, absent_devices, devices};
 pub use engine::Engine;
 pub use error::{Error, Result};
 pub use generate::{GenerateOptions, Stats, TextStream, TokenStream};

@@ -10,7 +10,7 @@ use qwen_core::{Config, Result};
 
 use crate::device::Device;
 use crate::options::EngineOptions;
-use crate::place::{Job, Part, Place, Room, first_to_open};
+use crate::place::{Job, Part, Place, Room, first_that_loads};
 
 /// A loaded model, or a rank's part of it.
 pub(crate) struct Loaded {
@@ -42,21 +42,23 @@ pub(crate) fn load(
         }
     };
     let load = |link: Option<Arc<Link>>| {
-        let ((opened, placed_on, room), device_reason) = first_to_open(candidates, |place| {
+        let (mut loaded, device_reason) = first_that_loads(candidates, |place| {
             let room = place.room(options)?;
             options.plan_in(&room, checkpoint, config, num_token_ids)?.check()?;
             let placed_on = place.device();
-            Ok((place.open(options)?, placed_on, room))
+            let opened = place.open(options)?;
+            let plan = plan_together(&room, checkpoint, config, num_token_ids, options, link.as_deref())?;
+            let limits = options.limits(&room, plan.context, plan.batch, config, num_token_ids);
+            let job = Job { checkpoint, config, limits: &limits, spec: spec.clone(), link: link.clone() };
+            let (part, device) = opened.load(job, options)?;
+            Ok(Loaded { part, plan, device, device_reason: String::new(), placed_on })
         })?;
-        let plan = plan_together(&room, checkpoint, config, num_token_ids, options, link.as_deref())?;
-        let limits = options.limits(&room, plan.context, plan.batch, config, num_token_ids);
-        let job = Job { checkpoint, config, limits: &limits, spec, link: link.clone() };
-        let (part, device) = opened.load(job, options)?;
+        loaded.device_reason = device_reason;
         if let Some(link) = &link {
             // Nobody begins before all have loaded.
             link.least(0)?;
         }
-        Ok(Loaded { part, plan, device, device_reason, placed_on })
+        Ok(loaded)
     };
     match link {
         None => load(None),

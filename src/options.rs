@@ -46,7 +46,7 @@ pub struct EngineOptions {
     prompt_chunk: Option<usize>,
     max_num_logits: Option<usize>,
     padding_ids: bool,
-    memory_budget: Option<u64>,
+    pub(crate) memory_budget: Option<u64>,
     pub(crate) ranks: Ranks,
     progress: Option<Arc<dyn Fn(f32) + Send + Sync>>,
     #[cfg(feature = "wgpu")]
@@ -362,14 +362,14 @@ impl EngineOptions {
     }
 
     #[cfg(feature = "cuda")]
-    pub(crate) fn cuda(&self, ordinal: usize) -> qwen_backend_cuda::CudaOptions {
-        qwen_backend_cuda::CudaOptions::new().ordinal(self.card(ordinal)).precision(self.precision)
+    pub(crate) fn cuda(&self, ordinal: usize) -> qwen_core::Result<qwen_backend_cuda::CudaOptions> {
+        Ok(qwen_backend_cuda::CudaOptions::new().ordinal(self.card(ordinal)?).precision(self.precision))
     }
 
     /// The card of this rank: the ranks of one machine take one each, from the one that was named on.
     #[cfg(feature = "cuda")]
-    pub(crate) fn card(&self, ordinal: usize) -> usize {
-        card_of_rank(ordinal, &self.ranks, qwen_backend_cuda::cards().len())
+    pub(crate) fn card(&self, ordinal: usize) -> qwen_core::Result<usize> {
+        card_of_rank(ordinal, &self.ranks, qwen_backend_cuda::cards()?.len())
     }
 
     #[cfg(feature = "wgpu")]
@@ -381,11 +381,21 @@ impl EngineOptions {
     }
 }
 
-/// Which of the `seen` cards a rank takes. Where these are not enough for the ranks of the machine, the launcher shows
-/// each rank its own.
+/// Which of the `seen` cards a rank takes. Where it sees a single one, the launcher has given it that.
 #[cfg(feature = "cuda")]
-fn card_of_rank(ordinal: usize, ranks: &Ranks, seen: usize) -> usize {
-    if ordinal + ranks.local_world_size() <= seen { ordinal + ranks.local_rank() } else { ordinal }
+fn card_of_rank(ordinal: usize, ranks: &Ranks, seen: usize) -> qwen_core::Result<usize> {
+    let needed = ranks.local_world_size();
+    if needed == 1 || seen <= 1 {
+        return Ok(ordinal);
+    }
+    if ordinal.saturating_add(needed) > seen {
+        let reason = format!(
+            "the {needed} ranks of this machine take a card each, from `cuda:{ordinal}` on, and see {seen}: name a \
+             lower one, start fewer ranks, or show each its own card (CUDA_VISIBLE_DEVICES)"
+        );
+        return Err(qwen_core::Error::argument("device", reason));
+    }
+    Ok(ordinal + ranks.local_rank())
 }
 
 /// What the model at `path` takes with `options`, from its headers and key biases alone. Of several ranks: what the one
@@ -415,11 +425,21 @@ mod tests {
     #[test]
     fn ranks_of_a_machine_take_a_card_each() {
         let ranks = Ranks::new(2, 4).unwrap();
-        assert_eq!(card_of_rank(0, &ranks, 4), 2);
-        assert_eq!(card_of_rank(4, &ranks, 8), 6);
+        let card = |ordinal: usize, ranks: &Ranks, seen: usize| card_of_rank(ordinal, ranks, seen).unwrap();
+        assert_eq!(card(0, &ranks, 4), 2);
+        assert_eq!(card(4, &ranks, 8), 6);
         // Each sees its own alone.
-        assert_eq!(card_of_rank(0, &ranks, 1), 0);
-        assert_eq!(card_of_rank(3, &Ranks::alone(), 8), 3);
-        assert_eq!(card_of_rank(9, &Ranks::alone(), 8), 9);
+        assert_eq!(card(0, &ranks, 1), 0);
+        assert_eq!(card(3, &Ranks::alone(), 8), 3);
+        assert_eq!(card(9, &Ranks::alone(), 8), 9);
+    }
+
+    #[test]
+    fn ranks_that_see_too_few_cards_are_refused() {
+        for (ordinal, seen) in [(6, 8), (0, 3), (usize::MAX, 8)] {
+            let text = card_of_rank(ordinal, &Ranks::new(0, 4).unwrap(), seen).unwrap_err().to_string();
+            let expected = format!("take a card each, from `cuda:{ordinal}` on, and see {seen}");
+            assert!(text.contains(&expected), "{text}");
+        }
     }
 }

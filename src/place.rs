@@ -1,6 +1,7 @@
 //! Where a model is planned and loaded: a [`Device`] by name, or a backend that the program brings.
 //!
-//! A device with an interconnect of its own sums over the ranks by it: see [`Open::sums`].
+//! A device with an interconnect of its own sums over the ranks by it: see [`Open::sums`]. Which devices
+//! [`Device::Auto`] means is said in `auto.rs`.
 
 // A build with fewer devices has less to ask of the options.
 #![cfg_attr(not(all(feature = "cpu", feature = "cuda", feature = "wgpu")), allow(unused_variables))]
@@ -17,6 +18,7 @@ use qwen_core::rope::Rope;
 use qwen_core::runner::{ModelRunner, Runner};
 use qwen_core::{Backend, Config, Footprint, Result, memory};
 
+use crate::auto;
 use crate::device::Device;
 use crate::options::EngineOptions;
 
@@ -54,12 +56,19 @@ const PROMPT_CHUNK: usize = 512;
 #[cfg(feature = "cuda")]
 const CARD_PROMPT_CHUNK: usize = 2048;
 
+/// What a card's driver takes of its own while a model runs: compiled kernels, recorded steps, pages that are not full.
+#[cfg(feature = "cuda")]
+const CARD_RESERVE: u64 = 256 << 20;
+/// Beside it the buffers of sums over cards.
+#[cfg(feature = "cuda")]
+const CARD_RESERVE_OF_RANKS: u64 = 768 << 20;
+
 /// A place that may be meant, and why, in a few words.
 pub(crate) type Candidate<P> = (P, String);
 
 /// Where a model is planned and loaded.
 pub(crate) trait Place: Sized {
-    /// The places that are meant, best first: each next one is there for the case that those before do not open.
+    /// The places that are meant, best first: each next one is there for the case that those before do not load the model.
     fn candidates(
         self,
         options: &EngineOptions,
@@ -84,22 +93,29 @@ pub(crate) trait Opened {
     fn load(self: Box<Self>, job: Job<'_>, options: &EngineOptions) -> Result<(Part, String)>;
 }
 
-/// The first of `candidates` that opens, with why it is that one and not another. The error is that of the last.
-pub(crate) fn first_to_open<P, T>(
+/// What the first of `candidates` loads that does, with why it is that one and not another. The error is that of the
+/// last, or one that no other place would change.
+pub(crate) fn first_that_loads<P, T>(
     candidates: Vec<Candidate<P>>,
-    mut open: impl FnMut(P) -> Result<T>,
+    mut load: impl FnMut(P) -> Result<T>,
 ) -> Result<(T, String)> {
     let mut refused = Vec::new();
     let mut rest = candidates.into_iter().peekable();
     while let Some((place, reason)) = rest.next() {
-        match open(place) {
-            Ok(opened) if refused.is_empty() => return Ok((opened, reason)),
-            Ok(opened) => return Ok((opened, format!("{reason}; not opened: {}", refused.join("; ")))),
-            Err(error) if rest.peek().is_none() => return Err(error),
+        match load(place) {
+            Ok(loaded) if refused.is_empty() => return Ok((loaded, reason)),
+            Ok(loaded) => return Ok((loaded, format!("{reason}; not loaded: {}", refused.join("; ")))),
+            Err(error) if rest.peek().is_none() || !is_of_the_place(&error) => return Err(error),
             Err(error) => refused.push(error.to_string()),
         }
     }
     Err(qwen_core::Error::unsupported("this device", "no place to load on was named"))
+}
+
+/// Whether another place may do better: it is not the checkpoint or the program that is wrong.
+fn is_of_the_place(error: &qwen_core::Error) -> bool {
+    use qwen_core::Error::{Device, DoesNotFit, OutOfMemory, Unsupported};
+    matches!(error, Device { .. } | DoesNotFit { .. } | OutOfMemory { .. } | Unsupported { .. })
 }
 
 /// A backend of the program's own.
@@ -133,7 +149,7 @@ impl Place for Device {
         num_token_ids: usize,
     ) -> Result<Vec<Candidate<Self>>> {
         match self {
-            Device::Auto => auto(options, checkpoint, config, num_token_ids),
+            Device::Auto => Ok(auto::candidates(options, checkpoint, config, num_token_ids)),
             device => Ok(vec![(device, "the program asked for it".into())]),
         }
     }
@@ -151,9 +167,10 @@ impl Place for Device {
             }
             #[cfg(feature = "cuda")]
             Device::Cuda(ordinal) => {
-                let ordinal = options.card(*ordinal);
+                let ordinal = options.card(*ordinal)?;
                 let card = qwen_backend_cuda::CardInfo::of(ordinal)?;
-                let available_bytes = Some(qwen_backend_cuda::free_bytes(ordinal)?);
+                let reserve = if options.ranks.world_size() > 1 { CARD_RESERVE_OF_RANKS } else { CARD_RESERVE };
+                let available_bytes = Some(qwen_backend_cuda::free_bytes(ordinal)?.saturating_sub(reserve));
                 let footprint = qwen_backend_cuda::CudaFootprint::on(&card, options.precision);
                 Ok(Room { footprint: Box::new(footprint), prompt_chunk: CARD_PROMPT_CHUNK, available_bytes })
             }
@@ -175,73 +192,16 @@ impl Place for Device {
             Device::Cpu => Ok(Open::boxed(qwen_backend_cpu::CpuBackend::new(options.cpu())?)),
             #[cfg(feature = "cuda")]
             Device::Cuda(ordinal) => {
-                let backend = qwen_backend_cuda::CudaBackend::new(options.cuda(ordinal))?;
-                Ok(Box::new(Open { backend, sums: nccl_group }))
+                let backend = qwen_backend_cuda::CudaBackend::new(options.cuda(ordinal)?)?;
+                // Cards sum among themselves.
+                let sums: Sums<_> = |backend, link| Ok(Arc::new(qwen_backend_cuda::NcclGroup::join(backend, link)?));
+                Ok(Box::new(Open { backend, sums }))
             }
             #[cfg(feature = "wgpu")]
             Device::Wgpu(adapter) => Ok(Open::boxed(qwen_backend_wgpu::WgpuBackend::new(options.wgpu(&adapter))?)),
             _ => Err(self.absent()),
         }
     }
-}
-
-/// A GPU that gives a conversation fewer positions than this, when no context was asked for, does not hold the model.
-const SHORTEST_CONTEXT: usize = 4096;
-
-/// The GPUs that [`Device::Auto`] may take, best first, and their names: cards by CUDA before others, since a card that
-/// both interfaces offer runs faster kernels there.
-fn gpus() -> Vec<(Device, String)> {
-    let gpus = std::iter::empty();
-    #[cfg(feature = "cuda")]
-    let gpus = {
-        let mut cards = qwen_backend_cuda::cards();
-        cards.sort_by_key(|card| std::cmp::Reverse((card.memory, card.compute_capability)));
-        gpus.chain(cards.into_iter().map(|card| (Device::Cuda(card.ordinal), card.name)))
-    };
-    #[cfg(feature = "wgpu")]
-    let gpus = gpus.chain(
-        qwen_backend_wgpu::hardware_adapters()
-            .into_iter()
-            .map(|adapter| (Device::Wgpu(qwen_backend_wgpu::AdapterChoice::Index(adapter.index)), adapter.name)),
-    );
-    gpus.collect()
-}
-
-/// What [`Device::Auto`] means for a model: the GPUs that hold it, best first, and then the CPU.
-fn auto(
-    options: &EngineOptions,
-    checkpoint: &Checkpoint,
-    config: &Config,
-    num_token_ids: usize,
-) -> Result<Vec<Candidate<Device>>> {
-    if !cfg!(any(feature = "cuda", feature = "wgpu")) {
-        return Ok(vec![(Device::Cpu, "this build has no other device".into())]);
-    }
-    let (mut candidates, mut passed) = (Vec::new(), Vec::new());
-    for (device, name) in gpus() {
-        let refusal = match options.plan_for(&device, checkpoint, config, num_token_ids) {
-            Ok(plan) => match plan.check() {
-                Ok(()) if plan.context >= config.max_context().min(SHORTEST_CONTEXT).min(options.asked_context()) => {
-                    let rank = if candidates.is_empty() { "the best" } else { "the next best" };
-                    candidates.push((device, format!("{name} is {rank} GPU that holds the model")));
-                    continue;
-                }
-                Ok(()) => format!("only a context of {} would fit", plan.context),
-                Err(error) => error.to_string(),
-            },
-            // What is wrong with the checkpoint or the options is wrong on the CPU, too.
-            Err(error) => error.to_string(),
-        };
-        passed.push(format!("{name}: {refusal}"));
-    }
-    let reason = match (candidates.is_empty(), passed.is_empty()) {
-        (true, true) => "no hardware GPU was found".into(),
-        (true, false) => format!("no GPU holds the model ({})", passed.join("; ")),
-        (false, true) => "no GPU opens".into(),
-        (false, false) => format!("no GPU that holds the model opens ({})", passed.join("; ")),
-    };
-    candidates.push((Device::Cpu, reason));
-    Ok(candidates)
 }
 
 /// What this process may take of the host's memory: its share, where several ranks are on one machine.
@@ -263,19 +223,6 @@ impl<B: Backend> Open<B> {
     fn boxed(backend: B) -> Box<dyn Opened> {
         Box::new(Open { backend, sums: |_, link| Ok(Arc::new(TcpGroup::new(link.clone()))) })
     }
-}
-
-/// Cards sum among themselves. NCCL's identifier goes over the link, and a rank that is lost there is lost to it, too.
-#[cfg(feature = "cuda")]
-fn nccl_group(backend: &qwen_backend_cuda::CudaBackend, link: &Arc<Link>) -> Result<Arc<dyn Collective>> {
-    qwen_backend_cuda::nccl_present()?;
-    // A rank that has no NCCL fails here, where the others hear of it; within NCCL they would wait for it.
-    link.least(0)?;
-    let mut id = if link.rank() == 0 { qwen_backend_cuda::unique_id()? } else { Vec::new() };
-    link.broadcast(&mut id)?;
-    let group = qwen_backend_cuda::NcclGroup::new(backend, link.rank(), link.world_size(), &id)?;
-    link.on_loss(group.abort_on_loss());
-    Ok(Arc::new(group))
 }
 
 impl<B: Backend> Opened for Open<B> {
@@ -316,20 +263,33 @@ mod tests {
     }
 
     #[test]
-    fn the_next_candidate_opens_when_a_driver_refuses_and_the_reason_says_so() {
-        let open = |place| if place == "bad" { Err(refusal(place)) } else { Ok(place) };
-        let first = first_to_open(candidates(&["good", "bad"]), open).unwrap();
+    fn the_next_candidate_loads_when_a_driver_refuses_and_the_reason_says_so() {
+        let load = |place| if place == "bad" { Err(refusal(place)) } else { Ok(place) };
+        let first = first_that_loads(candidates(&["good", "bad"]), load).unwrap();
         assert_eq!(first, ("good", "good is there".into()));
-        let second = first_to_open(candidates(&["bad", "good"]), open).unwrap();
+        let second = first_that_loads(candidates(&["bad", "good"]), load).unwrap();
         assert_eq!(second.0, "good");
-        assert_eq!(second.1, "good is there; not opened: bad: open: the driver refused a device");
-        let third = first_to_open(candidates(&["bad", "bad", "good", "bad"]), open).unwrap();
+        assert_eq!(second.1, "good is there; not loaded: bad: open: the driver refused a device");
+        let third = first_that_loads(candidates(&["bad", "bad", "good", "bad"]), load).unwrap();
         assert_eq!(third.1.matches("the driver refused").count(), 2);
     }
 
     #[test]
     fn the_last_refusal_is_the_error() {
-        let refused = first_to_open(candidates(&["gpu", "cpu"]), |place| Err::<(), _>(refusal(place)));
+        let refused = first_that_loads(candidates(&["gpu", "cpu"]), |place| Err::<(), _>(refusal(place)));
         assert!(matches!(refused, Err(Error::Device { device, .. }) if device == "cpu"));
+    }
+
+    #[test]
+    fn a_gpu_that_runs_out_of_memory_gives_way_and_a_damaged_checkpoint_does_not() {
+        let exhausted = Error::OutOfMemory { device: "gpu".into(), what: "w".into(), bytes: 1 };
+        let mut failures = vec![Error::argument("context", "damaged"), exhausted];
+        let loaded = first_that_loads(candidates(&["gpu", "cpu"]), |place| match place {
+            "gpu" => Err(failures.pop().unwrap()),
+            place => Ok(place),
+        });
+        assert_eq!(loaded.unwrap().0, "cpu");
+        let failed = first_that_loads(candidates(&["gpu", "cpu"]), |_| Err::<(), _>(failures.pop().unwrap()));
+        assert!(matches!(failed, Err(Error::InvalidArgument { .. })), "{failed:?}");
     }
 }

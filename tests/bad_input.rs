@@ -1,5 +1,6 @@
 //! Each wrong input is a typed error that names what is wrong and where. What concerns single files is tested beside
 //! their parsers in qwen-core; here is what a program meets through the facade.
+#![cfg(feature = "cpu")]
 
 mod common;
 

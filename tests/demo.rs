@@ -1,4 +1,5 @@
 //! The demo checkpoint really converses: 50 questions that its training never saw.
+#![cfg(feature = "cpu")]
 
 mod common;
 

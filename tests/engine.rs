@@ -1,4 +1,5 @@
 //! What an application relies on: streams, cancelling, concurrency, reproducibility.
+#![cfg(feature = "cpu")]
 
 mod common;
 

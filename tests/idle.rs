@@ -1,4 +1,5 @@
 //! An engine without work sleeps. Alone in its program, since it looks at the threads of the whole process.
+#![cfg(feature = "cpu")]
 
 mod common;
 

@@ -1,4 +1,5 @@
 //! What a load takes and gives back. Alone in its program, since it looks at the memory of the whole process.
+#![cfg(feature = "cpu")]
 
 mod common;
 

@@ -1,15 +1,15 @@
 //! Ranks as processes, started as launchers start them: by environment variables.
+#![cfg(feature = "cpu")]
 
 mod common;
 
 use std::fs;
-use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{Folder, demo, options};
+use common::{Folder, demo, free_port, options};
 use qwen::{Engine, EngineOptions, GenerateOptions, Precision, Ranks};
 
 const QUESTIONS: [&str; 3] = ["Hello!", "What is 3 + 4?", "Which animal says meow?"];
@@ -19,6 +19,9 @@ const OUT: &str = "QWEN_TEST_RANK_OUT";
 
 /// Set where an answer goes on until somebody ends it.
 const ENDLESS: &str = "QWEN_TEST_RANK_ENDLESS";
+
+/// Set where the engine has nothing to do until its standard input ends.
+const IDLE: &str = "QWEN_TEST_RANK_IDLE";
 
 /// Set where ranks share layers in place of heads.
 const BY_LAYERS: &str = "QWEN_TEST_RANK_BY_LAYERS";
@@ -54,6 +57,10 @@ fn rank_program() {
             return Ok("followed".into());
         }
         let engine = options.load(demo())?;
+        if std::env::var(IDLE).is_ok() {
+            write("idle".into());
+            std::io::read_to_string(std::io::stdin()).unwrap();
+        }
         if std::env::var(ENDLESS).is_err() {
             return Ok(format!("{:?}", answers(&engine)));
         }
@@ -78,13 +85,23 @@ impl Rank {
         let out = folder.join(format!("{}.txt", fs::read_dir(folder).unwrap().count()));
         fs::write(&out, "").unwrap();
         let mut command = Command::new(std::env::current_exe().unwrap());
-        command.args(["--exact", "rank_program"]).env(OUT, &out).stdout(Stdio::null());
+        command.args(["--exact", "rank_program"]).env(OUT, &out).stdin(Stdio::piped()).stdout(Stdio::null());
         command.envs(variables.iter().map(|(name, value)| (*name, value.as_str())));
         Rank { child: command.spawn().unwrap(), out }
     }
 
     fn said(&self) -> String {
         fs::read_to_string(&self.out).unwrap()
+    }
+
+    /// Wait until it has written `text`, and goes on.
+    fn says(&mut self, text: &str) {
+        let started = Instant::now();
+        while self.said() != text {
+            let goes_on = self.child.try_wait().unwrap().is_none();
+            assert!(goes_on && started.elapsed() < Duration::from_secs(100), "{:?}", self.said());
+            thread::sleep(Duration::from_millis(20));
+        }
     }
 
     /// What the process wrote, when it has ended.
@@ -104,10 +121,6 @@ impl Drop for Rank {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 /// What torchrun sets.
@@ -152,20 +165,36 @@ fn processes_answer_as_one_does() {
     }
 }
 
-/// Two ranks in the middle of an endless answer.
-fn busy(folder: &Folder, world_size: usize) -> Vec<Rank> {
+/// Ranks, each with these variables as well.
+fn started(folder: &Folder, world_size: usize, variables: &[&'static str]) -> Vec<Rank> {
     let port = free_port();
-    let start = |rank| {
-        let endless = [torchrun(rank, world_size, port), vec![(ENDLESS, "1".into())]].concat();
-        Rank::start(&folder.0, &endless)
-    };
-    let ranks: Vec<Rank> = (0..world_size).map(start).collect();
-    let started = Instant::now();
-    while ranks[0].said() != "running" {
-        assert!(started.elapsed() < Duration::from_secs(100), "{:?}", ranks[0].said());
-        thread::sleep(Duration::from_millis(20));
-    }
+    let extra: Vec<_> = variables.iter().map(|name| (*name, "1".to_owned())).collect();
+    let start = |rank| Rank::start(&folder.0, &[torchrun(rank, world_size, port), extra.clone()].concat());
+    (0..world_size).map(start).collect()
+}
+
+/// Ranks in the middle of an endless answer.
+fn busy(folder: &Folder, world_size: usize) -> Vec<Rank> {
+    let mut ranks = started(folder, world_size, &[ENDLESS]);
+    ranks[0].says("running");
     ranks
+}
+
+/// Nothing is sent for a request here: the loss itself has to reach the others.
+#[test]
+fn a_killed_follower_of_an_idle_engine_is_an_error_on_all_others() {
+    for layout in [&[ENDLESS, IDLE][..], &[ENDLESS, IDLE, BY_LAYERS]] {
+        let folder = Folder::new(&format!("rank-killed-idle-{}", layout.len()));
+        let mut ranks = started(&folder, 4, layout);
+        ranks[0].says("idle");
+        ranks[2].child.kill().unwrap();
+        for rank in [1, 3] {
+            assert_eq!(ranks[rank].ended(), "error: rank 2 failed: its process has ended");
+        }
+        // Rank 1 is gone by now as well, but it is not the cause.
+        drop(ranks[0].child.stdin.take());
+        assert_eq!(ranks[0].ended(), "error: rank 2 failed: its process has ended");
+    }
 }
 
 #[test]

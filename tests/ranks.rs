@@ -1,21 +1,17 @@
 //! One model over several ranks: the same answers, no rank out of step, and an error wherever one is lost.
 //!
 //! Ranks are threads here, which meet over the loopback device like processes; `tests/rank_processes.rs` has processes.
+#![cfg(feature = "cpu")]
 
 mod common;
 
-use std::net::TcpListener;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use common::{Folder, SMALL, Shape, demo, options, write_checkpoint};
+use common::{Folder, SMALL, Shape, demo, free_port, options, write_checkpoint};
 use qwen::core::Error as ModelError;
 use qwen::core::reference::Reference;
 use qwen::{Engine, EngineOptions, Error, FinishReason, GenerateOptions, Precision, Ranks};
-
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
 
 fn rank(rank: usize, world_size: usize, port: u16) -> Ranks {
     Ranks::new(rank, world_size).unwrap().at("127.0.0.1", port).meet_within(Duration::from_secs(60))
@@ -91,6 +87,24 @@ fn ranks_compute_what_one_process_computes() {
             assert!(expected == engine.logits(&question).unwrap(), "{world_size} ranks by layers, {precision:?}");
             end(engine, followers);
         }
+    }
+}
+
+/// As the 3B model over 8 ranks: four of them hold each of the K/V heads.
+#[test]
+fn ranks_up_to_8_compute_what_one_process_computes() {
+    let folder = Folder::new("ranks-8");
+    let shape = Shape { hidden: 256, inner: 512, layers: 2, heads: 8, kv_heads: 2, ..SMALL };
+    write_checkpoint(&folder.0, shape, |_, _| {});
+    let options = || options().threads(1).precision(Precision::Exact).context(128);
+    let whole = options().load(&folder.0).unwrap();
+    let expected = whole.logits(&prompt(40, 3)).unwrap();
+    for world_size in [2, 4, 8] {
+        let (engine, followers) = load(&folder.0, (HEADS, world_size), options);
+        let engine = engine.unwrap();
+        let difference = difference(&engine.logits(&prompt(40, 3)).unwrap(), &expected);
+        assert!(difference < 1e-5, "{world_size} ranks: {difference}");
+        end(engine, followers);
     }
 }
 

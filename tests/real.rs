@@ -1,5 +1,6 @@
 //! A real pretrained model in Qwen2 form against the answers that transformers gave: `QWEN_REAL_CHECKPOINT` names its
 //! folder and `QWEN_GOLDEN` the folder with real.json. Without either the test says so and checks nothing.
+#![cfg(feature = "cpu")]
 
 mod common;
 

@@ -5,7 +5,7 @@ cd "$(dirname "$0")/.."
 demo=examples/demo-model
 out=$(mktemp -d)
 trap 'rm -rf "$out"' EXIT
-run() { echo "-- $*"; cargo run --quiet --release --example "$@"; }
+run() { echo "-- $*" >&2; cargo run --quiet --release --example "$@"; }
 
 run chat -- --prompt "Hello!" | tee "$out/answer"
 [ -s "$out/answer" ]
@@ -33,10 +33,17 @@ run devices -- --model "$demo"
 run ranks -- --ranks 1 --prompt "What is 3 + 4?" >"$out/one"
 run ranks -- --ranks 2 --prompt "What is 3 + 4?" | tee "$out/two"
 run ranks -- --ranks 3 --by-layers --prompt "What is 3 + 4?" >"$out/three"
-[ -s "$out/one" ] && cmp "$out/one" "$out/two" && cmp "$out/one" "$out/three"
+[ -s "$out/one" ]
+cmp "$out/one" "$out/two"
+cmp "$out/one" "$out/three"
+
+# A build for NVIDIA cards runs without a driver, and says why it has no card.
+echo "-- devices (cuda)" >&2
+cargo run --quiet --release --features cuda --example devices | tee "$out/devices"
+grep -q '^cuda' "$out/devices"
 
 # The same on a GPU backend, where software Vulkan is installed.
-run_wgpu() { echo "-- $* (wgpu)"; cargo run --quiet --release --features wgpu --example "$@"; }
+run_wgpu() { echo "-- $* (wgpu)" >&2; cargo run --quiet --release --features wgpu --example "$@"; }
 run_wgpu devices -- --model "$demo"
 run_wgpu devices -- --model "$demo" --json >"$out/devices.json"
 if grep -q llvmpipe "$out/devices.json"; then

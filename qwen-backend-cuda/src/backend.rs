@@ -16,7 +16,7 @@ use crate::footprint::CudaFootprint;
 use crate::geometry::ELEMENT_THREADS;
 use crate::gpu::{Args, Gpu, Work};
 use crate::kernel::Kernel;
-use crate::kv::Store;
+use crate::kv::{self, Store};
 use crate::nccl::NcclGroup;
 use crate::options::CudaOptions;
 use crate::params;
@@ -46,7 +46,7 @@ pub struct CudaBackend {
     widest_stride: usize,
     /// Records of attention's spans.
     records: Option<Array>,
-    /// The pairs of `copy_blocks`.
+    /// The pairs of `copy_blocks`, at most one for each block.
     pairs: Option<Array>,
 }
 
@@ -302,7 +302,9 @@ impl Backend for CudaBackend {
     }
 
     fn kv(&mut self, spec: &KvSpec) -> Result<CudaKv> {
-        Ok(CudaKv(Store::new(&mut self.gpu, spec)?))
+        let store = Store::new(&mut self.gpu, spec)?;
+        self.pairs = Some(self.gpu.array("pairs of blocks", kv::pairs_bytes(spec))?);
+        Ok(CudaKv(store))
     }
 
     fn write(&mut self, dst: &mut CudaBuffer, src: &[f32]) -> Result<()> {
@@ -339,11 +341,9 @@ impl Backend for CudaBackend {
             return Ok(());
         }
         let flat: Vec<u32> = pairs.iter().flat_map(|pair| [pair.0, pair.1]).collect();
-        let list = match self.pairs.take().filter(|list| list.bytes >= 4 * flat.len()) {
-            Some(list) => list,
-            None => self.gpu.array("pairs of blocks", 4 * flat.len())?,
+        let Some(list) = self.pairs.clone().filter(|list| list.bytes >= 4 * flat.len()) else {
+            return Err(self.misfit(op, format!("{} pairs of {} blocks", pairs.len(), spec.num_blocks)));
         };
-        self.pairs = Some(list.clone());
         self.host_access()?;
         self.gpu.write_u32(op, &list, &flat)?;
         for layer in &kv.0.layers {

@@ -45,15 +45,19 @@ impl fmt::Display for CardInfo {
     }
 }
 
-/// The CUDA cards of this machine, in CUDA's order; none where there is no driver. None is opened.
+/// The CUDA cards of this machine, in CUDA's order. None is opened.
+///
+/// # Errors
+/// [`qwen_core::Error::Unsupported`] when there is no driver, an old one, or one that finds no card.
 ///
 /// ```
-/// for card in qwen_backend_cuda::cards() {
-///     println!("{card}: {} bytes", card.memory);
+/// match qwen_backend_cuda::cards() {
+///     Ok(cards) => cards.iter().for_each(|card| println!("{card}: {} bytes", card.memory)),
+///     Err(error) => println!("{error}"),
 /// }
 /// ```
-pub fn cards() -> Vec<CardInfo> {
-    crate::driver::machine::cards().unwrap_or_default()
+pub fn cards() -> qwen_core::Result<Vec<CardInfo>> {
+    crate::driver::machine::cards()
 }
 
 /// Bytes of the card's memory that are free now. Its context is opened to ask, so that what a context takes itself is

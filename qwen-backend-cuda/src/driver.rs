@@ -26,8 +26,8 @@ use crate::params::Packed;
 /// Why a driver did not do what it was asked.
 #[derive(Debug, Clone)]
 pub(crate) enum Fault {
-    /// So many bytes of the card's memory are free: too few.
-    OutOfMemory { free: u64 },
+    /// The card's memory, or that of the host which the driver pins, is used up; the next call may not fail.
+    OutOfMemory,
     /// This call failed; the next one may not.
     Refused(String),
     /// Nothing works on this context any more.
@@ -37,7 +37,7 @@ pub(crate) enum Fault {
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Fault::OutOfMemory { free } => write!(f, "out of memory: {free} bytes are free"),
+            Fault::OutOfMemory => f.write_str("out of memory"),
             Fault::Refused(reason) => f.write_str(reason),
             Fault::Lost(reason) => {
                 write!(f, "{reason}; the card's context is lost: drop this engine and load it again")
@@ -276,7 +276,7 @@ pub(crate) mod host {
     /// Memory, all zero.
     pub(crate) fn take(bytes: usize) -> Outcome<NonNull<u8>> {
         // SAFETY: the layout has at least a byte.
-        NonNull::new(unsafe { alloc_zeroed(layout(bytes)?) }).ok_or(Fault::OutOfMemory { free: 0 })
+        NonNull::new(unsafe { alloc_zeroed(layout(bytes)?) }).ok_or(Fault::OutOfMemory)
     }
 
     /// Give it back.

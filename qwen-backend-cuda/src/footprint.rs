@@ -8,13 +8,14 @@ use qwen_core::{Footprint, Precision, Result};
 use crate::backend::{records_held, span_count, token_records};
 use crate::card_info::CardInfo;
 use crate::geometry::WEIGHT_ALIGN;
+use crate::gpu::taken_bytes;
 use crate::kv;
 use crate::weight::Layout;
 
 /// The bytes of matrices, K/V and workspace on a card. No card is opened.
 ///
-/// What the context and the compiled kernels take is not among them: [`crate::free_bytes`] asks for what is free beside
-/// a context.
+/// What the context, the compiled kernels and recorded steps take is not among them: [`crate::free_bytes`] asks for what
+/// is free beside a context.
 ///
 /// ```
 /// use qwen_backend_cuda::CudaFootprint;
@@ -50,7 +51,7 @@ impl CudaFootprint {
         }
         let widest = spec.hidden_size.max(spec.heads.q_size()).max(spec.intermediate_size);
         let tokens = limits.max_num_batched_tokens.max(limits.max_num_logits);
-        (tokens * (2 * widest.next_multiple_of(WEIGHT_ALIGN) + 4)) as u64
+        taken_bytes(tokens * 2 * widest.next_multiple_of(WEIGHT_ALIGN)) + taken_bytes(tokens * 4)
     }
 
     /// Records of attention's spans in steps of a token for each sequence.
@@ -60,13 +61,13 @@ impl CudaFootprint {
             return 0;
         }
         let token = token_records(spec.heads.num_attention_heads, spans, spec.heads.head_dim);
-        (token * records_held(limits.max_num_seqs, token)) as u64
+        taken_bytes(token * records_held(limits.max_num_seqs, token))
     }
 }
 
 impl Footprint for CudaFootprint {
     fn weight_bytes(&self, shape: &WeightShape) -> Result<u64> {
-        Ok(Layout::new(shape)?.array_bytes())
+        Ok(Layout::new(shape)?.taken_bytes())
     }
 
     fn kv_bytes(&self, spec: &KvSpec) -> Result<u64> {
@@ -75,6 +76,11 @@ impl Footprint for CudaFootprint {
 
     fn workspace_bytes(&self, limits: &Limits, spec: &ModelSpec) -> Result<u64> {
         Ok(self.half_bytes(limits, spec) + self.record_bytes(limits, spec))
+    }
+
+    /// Matrices come through pinned memory of the host.
+    fn staging_bytes(&self, _stored: u64) -> u64 {
+        0
     }
 
     fn fuses_gate_up(&self) -> bool {

@@ -25,6 +25,16 @@ pub(crate) enum Work {
     Sum(Sum),
 }
 
+impl Work {
+    /// The sum over ranks that this is.
+    pub(crate) fn sum(&self) -> Option<&Sum> {
+        match self {
+            Work::Launch(..) => None,
+            Work::Sum(sum) => Some(sum),
+        }
+    }
+}
+
 /// An open card.
 #[derive(Debug)]
 pub(crate) struct Gpu {
@@ -63,6 +73,11 @@ impl Gpu {
         Error::Device { device: self.info().to_string(), op: op.into(), reason: reason.into() }
     }
 
+    /// `bytes` is 0 where the driver knows alone what it wanted to take.
+    fn out_of_memory(&self, what: &str, bytes: u64) -> Error {
+        Error::OutOfMemory { device: self.info().to_string(), what: what.into(), bytes }
+    }
+
     /// Refuse to go on after the context was lost.
     pub(crate) fn check(&self, op: &str) -> Result<()> {
         match &self.fault {
@@ -74,10 +89,11 @@ impl Gpu {
     /// What the driver said, as an error of `op`.
     fn outcome<T>(&mut self, op: &str, outcome: Outcome<T>) -> Result<T> {
         outcome.map_err(|fault| {
+            if let Fault::OutOfMemory = fault {
+                return self.out_of_memory(op, 0);
+            }
             let mut reason = fault.to_string();
-            if let Some((count, first, last)) = self.pending
-                && !matches!(fault, Fault::OutOfMemory { .. })
-            {
+            if let Some((count, first, last)) = self.pending {
                 reason += &match count {
                     1 => format!(" (queued since the last wait: {first})"),
                     _ => format!(" (queued since the last wait: {count} kernels, from {first} to {last})"),
@@ -105,13 +121,10 @@ impl Gpu {
     /// An array with any contents.
     pub(crate) fn unset_array(&mut self, what: &str, bytes: usize) -> Result<Array> {
         self.check(what)?;
-        // Whole words of 16 bytes, and never none.
         let bytes = array_bytes(bytes);
         match self.driver.alloc(what, bytes) {
             Ok(address) => Ok(Arc::new(Memory { driver: self.driver.clone(), address, bytes })),
-            Err(Fault::OutOfMemory { .. }) => {
-                Err(Error::OutOfMemory { device: self.info().to_string(), what: what.into(), bytes: bytes as u64 })
-            }
+            Err(Fault::OutOfMemory) => Err(self.out_of_memory(what, bytes as u64)),
             Err(fault) => self.outcome(what, Err(fault)),
         }
     }
@@ -259,8 +272,8 @@ impl Gpu {
         };
     }
 
-    /// `work` as a graph. Nothing of it runs.
-    pub(crate) fn capture(&mut self, work: &[Work]) -> Result<Graph> {
+    /// `work` as a graph. Nothing of it runs. None where the driver refuses to record it.
+    pub(crate) fn capture(&mut self, work: &[Work]) -> Result<Option<Graph>> {
         self.check("step")?;
         for work in work {
             if let Work::Launch(op, launch) = work {
@@ -268,8 +281,10 @@ impl Gpu {
                 self.outcome(op, prepared)?;
             }
         }
-        let begun = self.driver.begin_capture();
-        self.outcome("step", begun)?;
+        match self.driver.begin_capture() {
+            Err(Fault::Refused(_)) => return Ok(None),
+            begun => self.outcome("step", begun)?,
+        }
         let captured = work.iter().try_for_each(|work| match work {
             // SAFETY: as in `launch`; whoever keeps the graph keeps the work, and with it the arrays.
             Work::Launch(_, launch) => unsafe { self.driver.launch(launch) },
@@ -277,7 +292,10 @@ impl Gpu {
         });
         // A capture that failed has to be ended, too.
         let graph = self.driver.end_capture().map(|id| Graph { driver: self.driver.clone(), id });
-        self.outcome("step", captured.and(graph))
+        match captured.and(graph) {
+            Err(Fault::Refused(_)) => Ok(None),
+            captured => self.outcome("step", captured).map(Some),
+        }
     }
 
     /// Queue a graph.
@@ -324,9 +342,20 @@ impl Staging {
     }
 }
 
-/// Bytes of an array that has to hold so many.
+/// Bytes of an array that has to hold so many: whole words of 16 bytes, and never none.
 pub(crate) fn array_bytes(bytes: usize) -> usize {
     bytes.max(16).next_multiple_of(16)
+}
+
+/// What drivers take memory by; arrays of up to half as much share one.
+const PAGE: u64 = 2 << 20;
+
+/// Bytes of a card's memory that an array takes.
+pub(crate) fn taken_bytes(bytes: usize) -> u64 {
+    match array_bytes(bytes) as u64 {
+        small if small <= PAGE / 2 => small,
+        large => large.next_multiple_of(PAGE),
+    }
 }
 
 /// The arrays of a launch, checked as they are taken.

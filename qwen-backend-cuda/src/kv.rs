@@ -6,7 +6,7 @@ use qwen_core::backend::KvSpec;
 use qwen_core::{Encoding, Error, Result};
 
 use crate::driver::Array;
-use crate::gpu::{Gpu, array_bytes};
+use crate::gpu::{Gpu, taken_bytes};
 use crate::kernel::Element;
 
 /// The K/V store of a range of layers.
@@ -65,7 +65,7 @@ fn element(encoding: Encoding) -> Result<Element> {
     }
 }
 
-/// Bytes of all arrays of a store.
+/// Bytes of all arrays of a store, with the list of blocks to copy.
 ///
 /// # Errors
 /// [`Error::Unsupported`] when its slots or elements have no number in the kernels.
@@ -80,6 +80,12 @@ pub(crate) fn kv_bytes(spec: &KvSpec) -> Result<u64> {
         return Err(Error::unsupported(format!("{} blocks of {}", spec.num_blocks, spec.block_size), reason));
     }
     let values = layer_values(spec);
-    let bytes = |encoding: Encoding| Ok(array_bytes(element(encoding)?.bytes(values)) as u64);
-    spec.key_encodings.iter().map(|key| Ok(bytes(*key)? + bytes(spec.value_encoding)?)).sum()
+    let bytes = |encoding: Encoding| Ok(taken_bytes(element(encoding)?.bytes(values)));
+    let layers: Result<u64> = spec.key_encodings.iter().map(|key| Ok(bytes(*key)? + bytes(spec.value_encoding)?)).sum();
+    Ok(layers? + taken_bytes(pairs_bytes(spec)))
+}
+
+/// Bytes of the list of blocks to copy, which has each block at most once as a target.
+pub(crate) fn pairs_bytes(spec: &KvSpec) -> usize {
+    8 * spec.num_blocks
 }

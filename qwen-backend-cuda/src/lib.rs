@@ -17,7 +17,8 @@
 //! [`CudaOptions::wait_after_each_kernel`] names the kernel. It takes the context of the card with it, and with it all
 //! that this process has on the card. Once every backend on the card is dropped its context is released, and a new
 //! backend opens a new one. CUDA's documentation promises that for a fresh process alone: where the new context fails,
-//! too, the process has to be started again.
+//! too, the process has to be started again. NCCL keeps a card's context for itself, so that after a fault a process that
+//! has summed over cards cannot go on with them.
 
 mod backend;
 mod card_info;
@@ -39,7 +40,7 @@ mod weight;
 pub use backend::{CudaBackend, CudaBuffer, CudaIndices, CudaKv, CudaWeight};
 pub use card_info::{CardInfo, cards, free_bytes};
 pub use footprint::CudaFootprint;
-pub use nccl::{NcclGroup, nccl_present, unique_id};
+pub use nccl::NcclGroup;
 pub use options::CudaOptions;
 
 /// The kernels on the processor, for tests.

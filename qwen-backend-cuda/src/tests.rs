@@ -3,7 +3,9 @@
 
 use qwen_core::backend::{Backend, Interrupt, MatrixPart, StepKey, WeightRole, WeightView};
 use qwen_core::batch::{Batch, Limits, SequenceStep, StepOutput, WantLogits};
-use qwen_core::kv::BlockId;
+use qwen_core::collective::Shard;
+use qwen_core::conformance::published;
+use qwen_core::kv::{BlockId, CopyBlock};
 use qwen_core::model::Model;
 use qwen_core::model::source::WeightSource;
 use qwen_core::model::spec::ModelSpec;
@@ -16,23 +18,12 @@ use crate::driver::Launch;
 use crate::driver::recording::Recorder;
 use crate::kernel::Kernel;
 use crate::params::{Address, Params, Rows};
-use crate::{CudaBackend, CudaOptions, cards};
+use crate::{CudaBackend, CudaOptions, cards, nccl};
 
 const BLOCK_SIZE: usize = 32;
 const MAX_SEQS: usize = 32;
 const MAX_TOKENS: usize = 4096;
 
-/// hidden_size, num_attention_heads, num_key_value_heads, intermediate_size, vocab_size, tied.
-type Shape = (usize, usize, usize, usize, usize, bool);
-const SHAPES: [(&str, Shape); 7] = [
-    ("0.5B", (896, 14, 2, 4_864, 151_936, true)),
-    ("1.5B", (1_536, 12, 2, 8_960, 151_936, true)),
-    ("3B", (2_048, 16, 2, 11_008, 151_936, true)),
-    ("7B", (3_584, 28, 4, 18_944, 152_064, false)),
-    ("14B", (5_120, 40, 8, 13_824, 152_064, false)),
-    ("32B", (5_120, 40, 8, 27_648, 152_064, false)),
-    ("72B", (8_192, 64, 8, 29_568, 152_064, false)),
-];
 /// Layers are alike: two stand for all.
 const LAYERS: usize = 2;
 
@@ -54,14 +45,26 @@ impl WeightSource for Zeros {
     }
 }
 
-fn config((hidden, heads, kv_heads, inner, vocab, tied): Shape) -> Config {
-    let text = format!(
-        r#"{{"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_act": "silu",
-        "hidden_size": {hidden}, "intermediate_size": {inner}, "num_hidden_layers": {LAYERS},
-        "num_attention_heads": {heads}, "num_key_value_heads": {kv_heads}, "vocab_size": {vocab},
-        "max_position_embeddings": 131072, "rms_norm_eps": 1e-6, "rope_theta": 1e6, "tie_word_embeddings": {tied}}}"#
-    );
-    Config::from_json("config.json", &text).unwrap()
+/// A published shape with few layers.
+fn shape(name: &str) -> Config {
+    let (_, mut config) = published::shapes().into_iter().find(|(found, _)| *found == name).unwrap();
+    config.num_hidden_layers = LAYERS;
+    config
+}
+
+/// Steps for one sequence of so many positions.
+fn limits(config: &Config, context: usize) -> Limits {
+    let limits = Limits {
+        max_model_len: context,
+        max_num_batched_tokens: MAX_TOKENS,
+        max_num_seqs: MAX_SEQS,
+        max_num_logits: MAX_SEQS,
+        block_size: BLOCK_SIZE,
+        num_blocks: 0,
+        vocab_size: config.vocab_size,
+        num_token_ids: config.vocab_size,
+    };
+    limits_for(&limits, context, 1)
 }
 
 /// A model without values on a driver that checks what it is asked.
@@ -72,23 +75,18 @@ struct Rig {
 }
 
 impl Rig {
-    fn new(shape: Shape, context: usize, capability: (u32, u32), precision: Precision) -> Self {
-        let (config, source) = (config(shape), Zeros(Encoding::Bf16, vec![0; 1 << 17]));
+    fn new(config: &Config, context: usize, capability: (u32, u32), precision: Precision) -> Self {
+        Self::of_rank(config, context, capability, precision, Shard::WHOLE)
+    }
+
+    /// A rank's part of a model. The card's memory is neither taken nor given back from then on.
+    fn of_rank(config: &Config, context: usize, capability: (u32, u32), precision: Precision, shard: Shard) -> Self {
+        let source = Zeros(Encoding::Bf16, vec![0; 1 << 17]);
         let recorder = Recorder::new(capability);
         let options = CudaOptions::new().precision(precision);
         let mut backend = CudaBackend::on(std::sync::Arc::new(recorder.clone()), &options);
-        let limits = Limits {
-            max_model_len: context,
-            max_num_batched_tokens: MAX_TOKENS,
-            max_num_seqs: MAX_SEQS,
-            max_num_logits: MAX_SEQS,
-            block_size: BLOCK_SIZE,
-            num_blocks: 0,
-            vocab_size: config.vocab_size,
-            num_token_ids: config.vocab_size,
-        };
-        let limits = limits_for(&limits, context, 1);
-        let spec = ModelSpec::new(&config);
+        let limits = limits(config, context);
+        let spec = ModelSpec::new(config).shard(shard).unwrap();
         let input = PlanInput {
             spec: &spec,
             limits: limits.clone(),
@@ -99,16 +97,18 @@ impl Rig {
             available_bytes: None,
         };
         let plan = Plan::new(&source, &input, &*backend.footprint()).unwrap();
+        let group = (shard.ranks > 1).then(|| nccl::tests::silent_group(&backend));
         let model = Model::load(&mut backend, spec.clone(), &limits, &source, &mut |_| {}).unwrap();
-        let mut runner = ModelRunner::new(backend, model, Rope::new(&config), limits);
+        let mut runner = ModelRunner::new(backend, model, Rope::new(config), limits);
+        if let Some(group) = group {
+            runner = runner.with_group(std::sync::Arc::new(group));
+        }
         runner.warm_up().unwrap();
-        let mut rig = Rig { recorder, runner, context };
-        // The records of attention are made for as many spans as the longest context has.
-        rig.decode(1, context - 1).unwrap();
-        let taken = rig.recorder.asked().live_bytes();
+        let taken = recorder.asked().live_bytes();
         let planned = plan.weight_bytes + plan.kv_bytes + plan.activation_bytes;
         assert!(planned.abs_diff(taken) <= taken / 50, "{planned} bytes planned, {taken} taken");
-        rig
+        recorder.freeze(true);
+        Rig { recorder, runner, context }
     }
 
     /// One step of sequences, each with so many tokens after so many positions. They share one store.
@@ -131,7 +131,9 @@ impl Rig {
         self.execute(&vec![(1, computed); sequences], true)
     }
 
+    /// Everything was as it may be. The rig can be dropped.
     fn check(&self) {
+        self.recorder.freeze(false);
         assert_eq!(self.recorder.asked().violations, Vec::<String>::new());
     }
 }
@@ -146,39 +148,48 @@ fn steps(context: usize) -> Vec<Vec<(usize, usize)>> {
     steps
 }
 
-fn every_launch(shape: Shape, context: usize, capability: (u32, u32), precision: Precision) {
-    let mut rig = Rig::new(shape, context, capability, precision);
+fn every_launch(mut rig: Rig) {
     for greedy in [true, false] {
-        for step in steps(context) {
+        for step in steps(rig.context) {
             rig.execute(&step, greedy).unwrap();
-            rig.recorder.freeze(true);
             let again = rig.execute(&step, greedy).unwrap();
-            rig.recorder.freeze(false);
             let single = step.iter().all(|(tokens, _)| *tokens == 1);
             assert_eq!(again.is_empty(), single, "{step:?}");
         }
     }
+    let copies: Vec<CopyBlock> = (0..8).map(|n| CopyBlock { from: BlockId(n), to: BlockId(n + 8) }).collect();
+    rig.runner.copy_blocks(&copies).unwrap();
     rig.check();
 }
 
 #[test]
 fn every_published_shape_launches_within_its_arrays() {
-    for (name, shape) in SHAPES {
+    for (name, _) in published::shapes() {
         for (context, capability) in [(32_768, (9, 0)), (131_072, (8, 6)), (131_072, (7, 5))] {
             println!("{name}, {context} positions, compute capability {capability:?}");
-            every_launch(shape, context, capability, Precision::Fast);
+            every_launch(Rig::new(&shape(name), context, capability, Precision::Fast));
         }
     }
-    every_launch(SHAPES[0].1, 32_768, (9, 0), Precision::Exact);
+    every_launch(Rig::new(&shape("0.5B"), 32_768, (9, 0), Precision::Exact));
+}
+
+#[test]
+fn the_parts_of_ranks_launch_within_their_arrays() {
+    // Heads that divide, K/V heads that several ranks hold, and the model card's own model.
+    for (name, ranks) in [("7B", 4), ("3B", 8), ("32B", 8)] {
+        for rank in [0, ranks - 1] {
+            every_launch(Rig::of_rank(&shape(name), 32_768, (9, 0), Precision::Fast, Shard { rank, ranks }));
+        }
+    }
 }
 
 #[test]
 fn kernels_are_chosen_by_precision_capability_and_size() {
     let names = |kernels: Vec<Kernel>| kernels.iter().map(Kernel::to_string).collect::<Vec<_>>();
-    let shape = SHAPES[0].1;
-    let mut tensor = Rig::new(shape, 4096, (8, 0), Precision::Fast);
-    let mut plain = Rig::new(shape, 4096, (7, 5), Precision::Fast);
-    let mut exact = Rig::new(shape, 4096, (9, 0), Precision::Exact);
+    let shape = shape("0.5B");
+    let mut tensor = Rig::new(&shape, 4096, (8, 0), Precision::Fast);
+    let mut plain = Rig::new(&shape, 4096, (7, 5), Precision::Fast);
+    let mut exact = Rig::new(&shape, 4096, (9, 0), Precision::Exact);
     let layer = |prompt: Vec<String>| prompt[1..9].to_vec();
     assert_eq!(
         layer(names(tensor.execute(&[(512, 0)], true).unwrap())),
@@ -215,7 +226,7 @@ fn kernels_are_chosen_by_precision_capability_and_size() {
 
 #[test]
 fn a_step_with_a_read_is_not_replayed() {
-    let mut rig = Rig::new(SHAPES[0].1, 4096, (9, 0), Precision::Fast);
+    let mut rig = Rig::new(&shape("0.5B"), 4096, (9, 0), Precision::Fast);
     rig.recorder.freeze(false);
     let mut backend = CudaBackend::on(std::sync::Arc::new(rig.recorder.clone()), &CudaOptions::new());
     let (mut x, y) = (backend.alloc(64).unwrap(), backend.alloc(64).unwrap());
@@ -295,16 +306,21 @@ fn a_faulting_kernel_ends_a_backend_and_the_next_one_opens() {
     let error = backend.synchronize().unwrap_err();
     assert!(matches!(error, Error::Device { .. }) && error.to_string().contains("load it again"), "{error}");
     drop(backend);
+    // A model loads, with its recorded steps, and computes.
+    let config = shape("0.5B");
     let mut next = CudaBackend::new(CudaOptions::new()).unwrap();
-    let (mut x, y) = (next.alloc(16).unwrap(), next.alloc(16).unwrap());
-    next.add(&mut x, &y, 16).unwrap();
-    next.synchronize().unwrap();
+    let limits = limits(&config, 1024);
+    let source = Zeros(Encoding::Bf16, vec![0; 1 << 17]);
+    let model = Model::load(&mut next, ModelSpec::new(&config), &limits, &source, &mut |_| {}).unwrap();
+    let mut runner = ModelRunner::new(next, model, Rope::new(&config), limits);
+    runner.warm_up().unwrap();
 }
 
 #[test]
 fn dropping_everything_gives_everything_back() {
-    let rig = Rig::new(SHAPES[0].1, 4096, (9, 0), Precision::Fast);
+    let rig = Rig::new(&shape("0.5B"), 4096, (9, 0), Precision::Fast);
     let recorder = rig.recorder.clone();
+    recorder.freeze(false);
     drop(rig);
     let asked = recorder.asked();
     assert_eq!((asked.live_bytes(), asked.violations), (0, Vec::new()));
@@ -312,8 +328,8 @@ fn dropping_everything_gives_everything_back() {
 
 #[test]
 fn a_machine_without_a_driver_says_so() {
-    if !cards().is_empty() {
-        eprintln!("skipped: there is a card");
+    if cards().is_ok() {
+        eprintln!("skipped: there is a driver");
         return;
     }
     let error = CudaBackend::new(CudaOptions::new()).unwrap_err();

@@ -6,7 +6,7 @@ use qwen_core::{Encoding, Error, Result};
 
 use crate::driver::Array;
 use crate::geometry::WEIGHT_ALIGN;
-use crate::gpu::{Gpu, array_bytes};
+use crate::gpu::{Gpu, taken_bytes};
 use crate::kernel::Element;
 
 /// The shape of a matrix on the card.
@@ -50,9 +50,9 @@ impl Layout {
         self.rows * self.row_bytes()
     }
 
-    /// Bytes that its array takes.
-    pub(crate) fn array_bytes(&self) -> u64 {
-        array_bytes(self.bytes()) as u64
+    /// Bytes of the card's memory that it takes.
+    pub(crate) fn taken_bytes(&self) -> u64 {
+        taken_bytes(self.bytes())
     }
 }
 

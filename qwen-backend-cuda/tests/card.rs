@@ -1,39 +1,48 @@
-//! What needs an NVIDIA card: the conformance suite, whole checkpoints, memory. Skipped, with the reason, unless
+//! What needs an NVIDIA card: the conformance suite, whole checkpoints, graphs, memory. Skipped, with the reason, unless
 //! `QWEN_CUDA_CARD=1` says that the first card may be used; `tools/gpu-check` does.
 
 use qwen_backend_cuda::{CudaBackend, CudaOptions, free_bytes};
-use qwen_core::backend::{MatrixPart, WeightRole, WeightView};
 use qwen_core::conformance::Suite;
 use qwen_core::conformance::goldens::{Goldens, folder};
-use qwen_core::{Backend, Encoding, Error, Precision, Result};
+use qwen_core::{Backend, Error, Precision, Result};
+
+#[path = "common/recorded.rs"]
+mod recorded;
+
+/// Whether the first card may be used. Where it may, what fails has failed: nothing is skipped.
+fn may_use_card() -> bool {
+    let may = std::env::var("QWEN_CUDA_CARD").as_deref() == Ok("1");
+    if !may {
+        println!("skipped: QWEN_CUDA_CARD=1 is not set");
+    }
+    may
+}
 
 /// A backend on the first card.
-fn card(precision: Precision) -> Result<CudaBackend> {
-    match std::env::var("QWEN_CUDA_CARD").as_deref() {
-        Ok("1") => CudaBackend::new(CudaOptions::new().precision(precision)),
-        _ => Err(Error::unsupported("a card", "QWEN_CUDA_CARD=1 is not set")),
+fn card(precision: Precision) -> CudaBackend {
+    CudaBackend::new(CudaOptions::new().precision(precision)).expect("a card")
+}
+
+/// The same for the suite, which skips what is not supported.
+fn suite(precision: Precision) -> Result<CudaBackend> {
+    match may_use_card() {
+        true => Ok(card(precision)),
+        false => Err(Error::unsupported("a card", "QWEN_CUDA_CARD=1 is not set")),
     }
 }
 
-/// The same for tests outside of the suite.
-fn card_or_skip() -> Option<CudaBackend> {
-    card(Precision::Fast).inspect_err(|error| println!("skipped: {error}")).ok()
-}
-
 qwen_core::conformance_tests! {
-    exact => || card(Precision::Exact),
-    fast => Suite::new(|| card(Precision::Fast)).fast_depends_on_the_batch(),
+    exact => || suite(Precision::Exact),
+    fast => Suite::new(|| suite(Precision::Fast)).fast_depends_on_the_batch(),
 }
 
 fn goldens(precision: Precision) {
-    let Some(folder) = folder() else { return };
-    let goldens = Goldens::open(folder).unwrap();
+    if !may_use_card() {
+        return;
+    }
+    let goldens = Goldens::open(folder().expect("QWEN_GOLDEN names the goldens")).unwrap();
     for case in goldens.cases() {
-        let backend = match card(precision) {
-            Ok(backend) => backend,
-            Err(error) => return println!("skipped: {error}"),
-        };
-        let result = goldens.run(case, backend, usize::MAX).unwrap();
+        let result = goldens.run(case, card(precision), usize::MAX).unwrap();
         println!("{result}");
         assert!(result.holds(), "{result}");
     }
@@ -49,31 +58,21 @@ fn goldens_fast() {
     goldens(Precision::Fast);
 }
 
-/// Twenty engines' worth of arrays and graphs come and go: the card has its memory back.
 #[test]
-fn faults_memory_comes_back() {
-    let cycle = |mut backend: CudaBackend| {
-        let (rows, cols) = (1 << 15, 1 << 12);
-        let stored = vec![0; 2 * rows * cols];
-        let parts = [MatrixPart::whole(Encoding::Bf16, rows, cols, &stored)];
-        let w = backend.load(&WeightView { name: "w", role: WeightRole::Linear, parts: &parts }).unwrap();
-        let (x, mut out) = (backend.alloc(8 * cols).unwrap(), backend.alloc(8 * rows).unwrap());
-        backend.linear(&x, &w, None, &mut out, 8).unwrap();
-        backend.synchronize().unwrap();
-    };
-    let Some(first) = card_or_skip() else { return };
-    cycle(first);
-    let before = free_bytes(0).unwrap();
-    for _ in 0..20 {
-        cycle(card(Precision::Fast).unwrap());
+fn recorded_steps_have_the_bits_of_eager_ones() {
+    if may_use_card() {
+        recorded::recorded_steps_have_the_bits_of_eager_ones(|precision, eager| {
+            CudaBackend::new(CudaOptions::new().precision(precision).wait_after_each_kernel(eager))
+        });
     }
-    let after = free_bytes(0).unwrap();
-    assert!(after + (16 << 20) >= before, "{before} bytes were free before 20 cycles, {after} are now");
 }
 
 #[test]
 fn faults_out_of_memory_leaves_the_backend_usable() {
-    let Some(mut backend) = card_or_skip() else { return };
+    if !may_use_card() {
+        return;
+    }
+    let mut backend = card(Precision::Fast);
     let error = backend.alloc(free_bytes(0).unwrap() as usize / 2).unwrap_err();
     assert!(matches!(error, Error::OutOfMemory { .. }), "{error}");
     let mut x = backend.alloc(4).unwrap();

@@ -77,15 +77,16 @@ pub enum Error {
     },
     /// A device had no memory left for a part of the model, whatever was planned.
     #[error(
-        "{device}: out of memory for `{what}` ({bytes} bytes): another program may use the device; free its memory, or \
-         load with a smaller memory budget, context or model"
+        "{device}: out of memory for `{what}`{}: another program may use the device; free its memory, or load with a \
+         smaller memory budget, context or model",
+        if *bytes > 0 { format!(" ({bytes} bytes)") } else { String::new() }
     )]
     OutOfMemory {
         /// The device's name.
         device: String,
         /// The matrix or buffer that was to be made.
         what: String,
-        /// Its bytes.
+        /// Its bytes; 0 where only the device's driver knows.
         bytes: u64,
     },
     /// A prompt without a single token.

@@ -56,6 +56,12 @@ pub trait Footprint: fmt::Debug + Send + Sync {
         Ok(0)
     }
 
+    /// Bytes of the device's memory that a matrix of so many stored bytes takes while it is packed, beside its packed
+    /// form: the matrix itself, where the device's memory is the host's.
+    fn staging_bytes(&self, stored: u64) -> u64 {
+        stored
+    }
+
     /// Whether [`crate::Backend::gate_up_silu`] needs no scratch buffer, so that none is made.
     fn fuses_gate_up(&self) -> bool {
         false

@@ -22,7 +22,8 @@ pub struct Plan {
     pub kv_bytes: u64,
     /// Activations, step inputs, logits and the kernels' workspace.
     pub activation_bytes: u64,
-    /// The most that is taken while loading: the matrices packed so far and the stored one that is being packed.
+    /// The most that is taken while loading: the matrices packed so far and, where it lies in the same memory, the stored
+    /// one that is being packed.
     pub load_bytes: u64,
     /// The most that is taken at any time: weights, K/V and activations, or the loading of the weights.
     pub total_bytes: u64,
@@ -81,7 +82,7 @@ impl Plan {
                 encoding.bytes(cut.shape.0 * cut.shape.1) as u64
             };
             let stored: u64 = shape.parts.iter().zip(&weight.cuts).map(stored).sum();
-            load_bytes = load_bytes.max(weight_bytes + stored);
+            load_bytes = load_bytes.max(weight_bytes + footprint.staging_bytes(stored));
         }
         let kv_spec = spec.kv(&input.limits, precision, source)?;
         let sized = |context: usize| {

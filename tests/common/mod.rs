@@ -2,6 +2,7 @@
 #![allow(dead_code, unreachable_pub)]
 
 use std::collections::BTreeMap;
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 
 use qwen::{Device, Engine, EngineOptions};
@@ -20,6 +21,12 @@ pub fn demo_engine() -> Engine {
 /// Options for small tests.
 pub fn options() -> EngineOptions {
     EngineOptions::new().device(Device::Cpu).threads(2)
+}
+
+/// A port of this machine that nobody listens on.
+pub fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    listener.local_addr().expect("its number").port()
 }
 
 /// A folder that goes when the test ends.

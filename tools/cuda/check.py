@@ -76,10 +76,15 @@ def assemble(path, card, folder):
     needed = needed_instructions(source)
     if needed:
         code = subprocess.run([str(tool("nvdisasm")), "-c", str(cubin)], capture_output=True, text=True, check=True)
-        functions = re.split(r"^//-+ \.text\.(\w+) -+$", code.stdout, flags=re.M)[1:]
-        for name, text in zip(functions[::2], functions[1::2]):
+        # nvdisasm fills its headings up to a common length.
+        parts = re.split(r"^//-+ \.text\.(\w+) +-+$", code.stdout, flags=re.M)[1:]
+        machine_code = dict(zip(parts[::2], parts[1::2]))
+        for name in kernels:
+            if name not in machine_code:
+                problems.append(f"{where}: no machine code of {name} was found")
+                continue
             for instruction in needed:
-                if name in kernels and not re.search(rf"\b{re.escape(instruction)}\b", text):
+                if not re.search(rf"\b{re.escape(instruction)}\b", machine_code[name]):
                     problems.append(f"{where}: the machine code of {name} has no {instruction}")
     cubin.unlink()
     return problems, used

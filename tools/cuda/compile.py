@@ -11,12 +11,14 @@ import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from kernels import KERNELS, PTX, architecture, digest, source_digest, sources, tool
 
 # Fusing is left to the sources (fmaf), so that the card gives the emulator's bits.
 OPTIONS = ["--fmad=false", "--std=c++17"]
-COMPILER = "NVRTC 12.1.105 " + " ".join(OPTIONS)
+PACKAGE = re.search(r"^nvidia-cuda-nvrtc.*$", (Path(__file__).parent / "requirements.txt").read_text(), re.M)[0]
+COMPILER = " ".join([PACKAGE, *OPTIONS])
 DIGESTS = PTX / "SOURCES.sha256"
 
 

@@ -13,6 +13,7 @@ use qwen_core::{Error, Result};
 use super::CudaBackend;
 use crate::driver::Graph;
 use crate::gpu::Work;
+use crate::nccl::{LOST, Sum};
 
 /// Recorded steps that are kept.
 const KEPT: usize = 64;
@@ -37,6 +38,8 @@ pub(super) struct Steps {
 #[derive(Debug)]
 struct Recorded {
     graph: Graph,
+    /// One of its sums over ranks: where one of the ranks is gone, the graph would wait for it for ever.
+    sum: Option<Sum>,
     /// Keeps the arrays alive that the graph reads and writes.
     _work: Vec<Work>,
 }
@@ -115,6 +118,11 @@ impl CudaBackend {
         if interrupt.is_raised() {
             return Err(Error::Cancelled);
         }
+        if self.steps.recorded.values().any(|recorded| recorded.sum.as_ref().is_some_and(Sum::is_lost)) {
+            // NCCL waits for this before it gives up what it has.
+            self.steps.recorded.clear();
+            return Err(self.gpu.error("step", LOST));
+        }
         if let Some(recorded) = self.steps.recorded.get(&key) {
             return self.gpu.replay(&recorded.graph);
         }
@@ -127,10 +135,16 @@ impl CudaBackend {
         }
         let single = key.max_seqlen_q <= 1 && self.steps.recorded.len() < KEPT;
         if self.steps.replays && replayable && single && !work.is_empty() {
-            let graph = self.gpu.capture(&work)?;
-            self.gpu.replay(&graph)?;
-            self.steps.recorded.insert(key, Recorded { graph, _work: work });
-            return Ok(());
+            match self.gpu.capture(&work)? {
+                Some(graph) => {
+                    self.gpu.replay(&graph)?;
+                    let sum = work.iter().find_map(Work::sum).cloned();
+                    self.steps.recorded.insert(key, Recorded { graph, sum, _work: work });
+                    return Ok(());
+                }
+                // A driver that does not record these kernels runs them all the same.
+                None => self.steps.replays = false,
+            }
         }
         work.iter().try_for_each(|work| self.gpu.issue(work))
     }

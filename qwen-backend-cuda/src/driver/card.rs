@@ -1,7 +1,7 @@
 //! The real driver, through cudarc's bindings: one card, its primary context, one stream.
 
 use std::collections::HashMap;
-use std::ffi::{CString, c_void};
+use std::ffi::{CStr, CString, c_void};
 use std::ptr::NonNull;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -71,15 +71,20 @@ fn is_fatal(result: CUresult) -> bool {
             | CUDA_ERROR_INVALID_PC
             | CUDA_ERROR_LAUNCH_FAILED
             | CUDA_ERROR_SYSTEM_NOT_READY
+            | CUDA_ERROR_MPS_CLIENT_TERMINATED
+            | CUDA_ERROR_TENSOR_MEMORY_LEAK
+            | CUDA_ERROR_CONTAINED
+            | CUDA_ERROR_EXTERNAL_DEVICE
             | CUDA_ERROR_UNKNOWN
     )
 }
 
 impl From<DriverError> for Fault {
     fn from(error: DriverError) -> Self {
-        match is_fatal(error.0) {
-            true => Fault::Lost(reason_of(error)),
-            false => Fault::Refused(reason_of(error)),
+        match error.0 {
+            CUresult::CUDA_ERROR_OUT_OF_MEMORY => Fault::OutOfMemory,
+            fatal if is_fatal(fatal) => Fault::Lost(reason_of(error)),
+            _ => Fault::Refused(reason_of(error)),
         }
     }
 }
@@ -133,9 +138,7 @@ impl Card {
         let module = match loaded.modules.get(module_name) {
             Some(module) => *module,
             None => {
-                let text = CString::new(ptx).map_err(|_| no_text())?;
-                // SAFETY: PTX as text with a zero at its end.
-                let module = unsafe { result::module::load_data(text.as_ptr().cast()) }?;
+                let module = compile(&CString::new(ptx).map_err(|_| no_text())?)?;
                 loaded.modules.insert(module_name, module);
                 module
             }
@@ -166,13 +169,7 @@ impl Driver for Card {
     fn alloc(&self, _what: &str, bytes: usize) -> Outcome<u64> {
         let _entered = self.enter()?;
         // SAFETY: its contents are not read before they are written.
-        match unsafe { result::malloc_sync(bytes) } {
-            Ok(address) => Ok(address),
-            Err(DriverError(CUresult::CUDA_ERROR_OUT_OF_MEMORY)) => {
-                Err(Fault::OutOfMemory { free: self.free_bytes().unwrap_or(0) })
-            }
-            Err(error) => Err(error.into()),
-        }
+        Ok(unsafe { result::malloc_sync(bytes) }?)
     }
 
     unsafe fn free(&self, address: u64) {
@@ -332,6 +329,30 @@ impl Drop for Card {
         }
         // SAFETY: retained by `open`, released once.
         let _ = unsafe { result::primary_ctx::release(self.device) };
+    }
+}
+
+/// Have the driver compile a module for its card, in the context of this thread.
+fn compile(ptx: &CStr) -> Outcome<sys::CUmodule> {
+    use sys::CUjit_option_enum::{CU_JIT_ERROR_LOG_BUFFER, CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES};
+    let mut log = [0_u8; 2048];
+    let mut options = [CU_JIT_ERROR_LOG_BUFFER, CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES];
+    // The driver takes the size where it takes pointers for other options.
+    let mut values = [log.as_mut_ptr().cast::<c_void>(), std::ptr::without_provenance_mut(log.len())];
+    let mut module = std::ptr::null_mut();
+    // SAFETY: PTX as text with a zero at its end; as many values as options, and as large a log as they say.
+    let loaded = unsafe {
+        let text = ptx.as_ptr().cast();
+        sys::cuModuleLoadDataEx(&mut module, text, 2, options.as_mut_ptr(), values.as_mut_ptr())
+    };
+    match loaded.result().map_err(Fault::from) {
+        Ok(()) => Ok(module),
+        // What the compiler said of it, where it did.
+        Err(Fault::Refused(reason)) => {
+            let said = CStr::from_bytes_until_nul(&log).unwrap_or_default().to_string_lossy();
+            Err(Fault::Refused(format!("{reason} {}", said.trim()).trim_end().to_string()))
+        }
+        Err(fault) => Err(fault),
     }
 }
 

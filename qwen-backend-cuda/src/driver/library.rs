@@ -106,6 +106,21 @@ impl Kernels {
         }
     }
 
+    /// The kernels for the unit tests of this crate, which skip, with the reason, where they cannot be compiled.
+    #[cfg(test)]
+    pub(crate) fn for_tests() -> Option<Self> {
+        let tests = std::env::current_exe().unwrap();
+        let folder = tests.ancestors().nth(3).unwrap_or(Path::new(".")).join("tmp");
+        std::fs::create_dir_all(&folder).unwrap();
+        match Self::build(&folder) {
+            Err(error @ Error::Unsupported { .. }) => {
+                eprintln!("skipped: {error}");
+                None
+            }
+            built => Some(built.unwrap()),
+        }
+    }
+
     /// Where threads waited for each other or for a copy since this was asked last, as `FILE:LINE`.
     pub fn waits(&self) -> BTreeSet<String> {
         std::mem::take(&mut self.calls().waited)

@@ -1,12 +1,13 @@
 //! A driver that runs nothing: it hands out addresses and checks what it is asked, so that the launches of models too
 //! large for any machine at hand can be looked over.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::{Driver, Fault, GraphId, Launch, Outcome, host};
 use crate::card_info::CardInfo;
+use crate::gpu::taken_bytes;
 use crate::kernel::Kernel;
 
 /// The first address that is handed out.
@@ -19,8 +20,10 @@ pub(crate) struct Asked {
     live: BTreeMap<u64, (String, usize)>,
     next: u64,
     prepared: HashSet<Kernel>,
-    capturing: bool,
-    graphs: HashSet<GraphId>,
+    /// The arrays of the launches that are being captured.
+    capturing: Option<Vec<(u64, usize)>>,
+    /// Those of each graph.
+    graphs: HashMap<GraphId, Vec<(u64, usize)>>,
     next_graph: GraphId,
     /// Whether memory may neither be taken nor given back.
     frozen: bool,
@@ -34,9 +37,9 @@ pub(crate) struct Asked {
 }
 
 impl Asked {
-    /// Bytes of live memory.
+    /// Bytes of a card's memory that live arrays take.
     pub(crate) fn live_bytes(&self) -> u64 {
-        self.live.values().map(|(_, bytes)| *bytes as u64).sum()
+        self.live.values().map(|(_, bytes)| taken_bytes(*bytes)).sum()
     }
 }
 
@@ -89,7 +92,7 @@ impl Recorder {
     }
 
     fn outside_of_capture(&self, what: &str) -> Outcome<()> {
-        match self.lock().capturing {
+        match self.lock().capturing.is_some() {
             true => Err(Fault::Refused(format!("{what} during a capture"))),
             false => Ok(()),
         }
@@ -156,7 +159,7 @@ impl Driver for Recorder {
             return Err(Fault::Refused(format!("{bytes} bytes for {what} were taken within a step")));
         }
         if asked.live_bytes() + bytes as u64 > self.info.memory {
-            return Err(Fault::OutOfMemory { free: self.info.memory - asked.live_bytes() });
+            return Err(Fault::OutOfMemory);
         }
         let address = asked.next;
         // A gap, so that what runs over the end is in nothing.
@@ -168,7 +171,7 @@ impl Driver for Recorder {
     unsafe fn free(&self, address: u64) {
         let mut asked = self.lock();
         let known = asked.live.remove(&address).is_some();
-        if asked.frozen || asked.capturing || !known {
+        if asked.frozen || asked.capturing.is_some() || !known {
             asked.violations.push(format!("memory at {address:#x} was given back, known: {known}"));
         }
     }
@@ -211,24 +214,28 @@ impl Driver for Recorder {
 
     unsafe fn launch(&self, launch: &Launch) -> Outcome<()> {
         self.check(launch).map_err(|reason| Fault::Refused(format!("{}: {reason}", launch.kernel)))?;
-        self.lock().launched.push(launch.kernel);
+        let mut asked = self.lock();
+        asked.launched.push(launch.kernel);
+        if let Some(captured) = &mut asked.capturing {
+            captured.extend(launch.touched.iter().map(|touched| (touched.array.address, touched.bytes)));
+        }
         Ok(())
     }
 
     fn begin_capture(&self) -> Outcome<()> {
         self.outside_of_capture("a capture began")?;
-        self.lock().capturing = true;
+        self.lock().capturing = Some(Vec::new());
         Ok(())
     }
 
     fn end_capture(&self) -> Outcome<GraphId> {
         let mut asked = self.lock();
-        if !std::mem::take(&mut asked.capturing) {
+        let Some(captured) = asked.capturing.take() else {
             return Err(Fault::Refused("no capture had begun".into()));
-        }
+        };
         let id = asked.next_graph;
         asked.next_graph += 1;
-        asked.graphs.insert(id);
+        asked.graphs.insert(id, captured);
         Ok(id)
     }
 
@@ -236,9 +243,13 @@ impl Driver for Recorder {
         self.outside_of_capture("a graph was launched")?;
         let mut asked = self.lock();
         asked.graphs_launched += 1;
-        match asked.graphs.contains(&graph) {
+        let Some(arrays) = asked.graphs.get(&graph) else {
+            return Err(Fault::Refused(format!("there is no graph {graph}")));
+        };
+        let alive = |(start, bytes): &(u64, usize)| asked.live.get(start).is_some_and(|(_, held)| held >= bytes);
+        match arrays.iter().all(alive) {
             true => Ok(()),
-            false => Err(Fault::Refused(format!("there is no graph {graph}"))),
+            false => Err(Fault::Refused(format!("graph {graph} has arrays that were given back"))),
         }
     }
 

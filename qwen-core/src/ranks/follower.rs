@@ -14,7 +14,7 @@ use crate::runner::{ModelRunner, Runner};
 /// # Errors
 /// What the device reports, which rank 0 is told; and [`Error::RankFailed`] when another rank failed or is lost.
 pub fn follow<B: Backend>(mut runner: ModelRunner<B>, link: &Link) -> Result<()> {
-    serve(&mut runner, link).inspect_err(|error| link.fail(error))
+    serve(&mut runner, link).map_err(|error| link.end_with(error))
 }
 
 fn serve<B: Backend>(runner: &mut ModelRunner<B>, link: &Link) -> Result<()> {

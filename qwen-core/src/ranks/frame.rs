@@ -67,17 +67,50 @@ pub(super) struct Frame {
     pub(super) payload: Vec<u8>,
 }
 
-/// Write a message with one call, so that it leaves in one packet where it fits.
-pub(super) fn write(to: &mut impl Write, kind: Kind, payload: &[u8]) -> io::Result<()> {
-    if payload.len() > MAX_PAYLOAD {
-        let reason = format!("a message of {} bytes, the most are {MAX_PAYLOAD}", payload.len());
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
+/// A message as it leaves: header and payload in one buffer, so that it goes with one call, and in one packet where it
+/// fits.
+#[derive(Debug)]
+pub(super) struct Message(Vec<u8>);
+
+impl Message {
+    /// A message of bytes. One that is too long is [`io::ErrorKind::InvalidInput`].
+    pub(super) fn new(kind: Kind, payload: &[u8]) -> io::Result<Self> {
+        let mut message = Self::with_room(kind, payload.len())?;
+        message.0.extend_from_slice(payload);
+        Ok(message)
     }
-    let mut bytes = Vec::with_capacity(HEADER + payload.len());
-    bytes.extend_from_slice(&(payload.len() as u32).to_le_bytes());
-    bytes.push(kind as u8);
-    bytes.extend_from_slice(payload);
-    to.write_all(&bytes)
+
+    /// A message of f32 values, little-endian. One that is too long is [`io::ErrorKind::InvalidInput`].
+    pub(super) fn of_values(kind: Kind, values: &[f32]) -> io::Result<Self> {
+        let mut message = Self::with_room(kind, size_of_val(values))?;
+        values.iter().for_each(|value| message.0.extend_from_slice(&value.to_le_bytes()));
+        Ok(message)
+    }
+
+    /// A message that says all with its kind.
+    pub(super) fn bare(kind: Kind) -> Self {
+        Message(vec![0, 0, 0, 0, kind as u8])
+    }
+
+    pub(super) fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    fn with_room(kind: Kind, len: usize) -> io::Result<Self> {
+        if len > MAX_PAYLOAD {
+            let reason = format!("a message of {len} bytes, the most are {MAX_PAYLOAD}");
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
+        }
+        let mut bytes = Vec::with_capacity(HEADER + len);
+        bytes.extend_from_slice(&(len as u32).to_le_bytes());
+        bytes.push(kind as u8);
+        Ok(Message(bytes))
+    }
+}
+
+/// Write a message of bytes.
+pub(super) fn write(to: &mut impl Write, kind: Kind, payload: &[u8]) -> io::Result<()> {
+    to.write_all(Message::new(kind, payload)?.as_bytes())
 }
 
 /// Read a message of at most `max` bytes.
@@ -121,6 +154,17 @@ mod tests {
             assert_eq!(read(&mut from, MAX_PAYLOAD).unwrap(), Frame { kind, payload: vec![index as u8; index * 1000] });
         }
         assert_eq!(read(&mut from, MAX_PAYLOAD).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+    }
+
+    #[test]
+    fn values_leave_as_their_bytes() {
+        let values = [1.5f32, -0.0, f32::NAN];
+        let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        let [values, bytes] =
+            [Message::of_values(Kind::Reduce, &values), Message::new(Kind::Reduce, &bytes)].map(Result::unwrap);
+        assert_eq!(values.as_bytes(), bytes.as_bytes());
+        let bare = Message::bare(Kind::Reduce);
+        assert_eq!(bare.as_bytes(), Message::new(Kind::Reduce, &[]).unwrap().as_bytes());
     }
 
     #[test]

@@ -12,18 +12,27 @@ struct Family {
     world_size: &'static str,
     local_rank: &'static str,
     local_world_size: &'static str,
+    /// The rank is also there for programs that are alone: it counts where the number of ranks is there as well.
+    needs_size: bool,
 }
 
 /// In the order in which they are looked for.
 const FAMILIES: [Family; 5] = [
     // torchrun, Ray Train, and by hand.
-    Family { rank: "RANK", world_size: "WORLD_SIZE", local_rank: "LOCAL_RANK", local_world_size: "LOCAL_WORLD_SIZE" },
+    Family {
+        rank: "RANK",
+        world_size: "WORLD_SIZE",
+        local_rank: "LOCAL_RANK",
+        local_world_size: "LOCAL_WORLD_SIZE",
+        needs_size: false,
+    },
     // Open MPI.
     Family {
         rank: "OMPI_COMM_WORLD_RANK",
         world_size: "OMPI_COMM_WORLD_SIZE",
         local_rank: "OMPI_COMM_WORLD_LOCAL_RANK",
         local_world_size: "OMPI_COMM_WORLD_LOCAL_SIZE",
+        needs_size: false,
     },
     // MPICH and Intel MPI, which start processes through PMI.
     Family {
@@ -31,49 +40,58 @@ const FAMILIES: [Family; 5] = [
         world_size: "PMI_SIZE",
         local_rank: "MPI_LOCALRANKID",
         local_world_size: "MPI_LOCALNRANKS",
+        needs_size: false,
     },
-    // Slurm's srun.
+    // Slurm's srun. In the script of a job there is a SLURM_PROCID as well, and a SLURM_NTASKS; srun alone says how
+    // many it has started.
     Family {
         rank: "SLURM_PROCID",
-        world_size: "SLURM_NTASKS",
+        world_size: "SLURM_STEP_NUM_TASKS",
         local_rank: "SLURM_LOCALID",
         local_world_size: "LOCAL_WORLD_SIZE",
+        needs_size: true,
     },
-    // An indexed Job of Kubernetes, whose template gives WORLD_SIZE.
+    // An indexed Job of Kubernetes, whose template gives WORLD_SIZE where its pods are ranks, and not parts of some
+    // work.
     Family {
         rank: "JOB_COMPLETION_INDEX",
         world_size: "WORLD_SIZE",
         local_rank: "LOCAL_RANK",
         local_world_size: "LOCAL_WORLD_SIZE",
+        needs_size: true,
     },
 ];
 
 impl Ranks {
     /// As [`Ranks::from_env`], with the variables that `lookup` knows. A variable that is empty counts as absent.
     ///
-    /// The first of these whose rank is there is taken:
+    /// The first of these whose rank is there is taken; of the last two, where the number of ranks is there as well,
+    /// since programs that are alone have such a rank, too:
     ///
     /// | launcher | rank | ranks | of this machine |
     /// |---|---|---|---|
     /// | torchrun, Ray Train | `RANK` | `WORLD_SIZE` | `LOCAL_RANK`, `LOCAL_WORLD_SIZE` |
     /// | Open MPI | `OMPI_COMM_WORLD_RANK` | `OMPI_COMM_WORLD_SIZE` | `OMPI_COMM_WORLD_LOCAL_RANK`, `OMPI_COMM_WORLD_LOCAL_SIZE` |
     /// | MPICH, Intel MPI | `PMI_RANK` | `PMI_SIZE` | `MPI_LOCALRANKID`, `MPI_LOCALNRANKS` |
-    /// | Slurm | `SLURM_PROCID` | `SLURM_NTASKS` | `SLURM_LOCALID`, `LOCAL_WORLD_SIZE` |
+    /// | Slurm | `SLURM_PROCID` | `SLURM_STEP_NUM_TASKS` | `SLURM_LOCALID`, `LOCAL_WORLD_SIZE` |
     /// | Kubernetes, indexed Job | `JOB_COMPLETION_INDEX` | `WORLD_SIZE` | `LOCAL_RANK`, `LOCAL_WORLD_SIZE` |
     ///
     /// `MASTER_ADDR` and `MASTER_PORT` say where rank 0 is; without them it is `127.0.0.1:29500`. torchrun's agent may
     /// listen on `MASTER_PORT` itself (`TORCHELASTIC_USE_AGENT_STORE=True`); the ranks then meet on the next port.
-    /// `QWEN_MASTER_PORT` names another one in any case. Where a launcher does not say how many ranks share this machine,
-    /// it is all of them behind a loopback address, an equal share of `SLURM_NNODES` machines, and else this one alone.
+    /// `QWEN_MASTER_PORT` names another one in any case. Where a launcher does not say how many ranks share this
+    /// machine, it is all of them behind a loopback address, an equal share of `SLURM_NNODES` machines, and else this
+    /// one alone.
     ///
     /// # Errors
     /// [`Error::Launch`] naming the variables that are missing, are no numbers, or contradict each other.
     pub fn from_variables(lookup: impl Fn(&str) -> Option<String>) -> Result<Self> {
         let variables = Variables { lookup };
         // WORLD_SIZE belongs to two families, so the rank is what tells them apart; a size alone names no process.
-        let Some(family) = FAMILIES.iter().find(|family| variables.text(family.rank).is_some()) else {
-            return variables.no_rank();
+        let started = |family: &&Family| {
+            let is_there = |name| variables.text(name).is_some();
+            is_there(family.rank) && (!family.needs_size || is_there(family.world_size))
         };
+        let Some(family) = FAMILIES.iter().find(started) else { return variables.no_rank() };
         let rank = variables.needed(family.rank, family)?;
         let world_size = variables.needed(family.world_size, family)?;
         if rank >= world_size || world_size > MAX_RANKS {
@@ -98,11 +116,12 @@ impl Ranks {
             (false, Some(nodes)) => world_size.div_ceil(nodes),
             (false, None) => 1,
         };
-        let (local_rank, local_world_size) = (
-            variables.number(family.local_rank)?.unwrap_or(if together { rank } else { 0 }),
-            variables.number(family.local_world_size)?.unwrap_or(local),
-        );
-        if local_world_size > world_size || local_world_size == 0 || local_rank >= world_size {
+        let (said_rank, said_size) = (variables.number(family.local_rank)?, variables.number(family.local_world_size)?);
+        let local_rank = said_rank.unwrap_or(if together { rank } else { 0 });
+        let local_world_size = said_size.unwrap_or(local);
+        // Where one of them is a guess, it is not held against the other.
+        let most = said_rank.and(said_size).unwrap_or(world_size);
+        if local_world_size > world_size || local_world_size == 0 || local_rank >= most {
             let reason = "a machine has some of the ranks, counted from 0".to_owned();
             return Err(variables.wrong(&[family.local_rank, family.local_world_size, family.world_size], reason));
         }
@@ -218,7 +237,7 @@ mod tests {
         assert_eq!((ranks.rank(), ranks.world_size(), ranks.local_rank(), ranks.local_world_size()), (1, 2, 1, 2));
         let slurm = [
             ("SLURM_PROCID", "7"),
-            ("SLURM_NTASKS", "8"),
+            ("SLURM_STEP_NUM_TASKS", "8"),
             ("SLURM_LOCALID", "3"),
             ("SLURM_NNODES", "2"),
             ("MASTER_ADDR", "node-0"),
@@ -237,14 +256,26 @@ mod tests {
     }
 
     #[test]
+    fn a_rank_that_others_have_too_counts_with_the_number_of_ranks_alone() {
+        // The script of a Slurm job, of which srun starts ranks elsewhere.
+        let script = [("SLURM_PROCID", "0"), ("SLURM_NTASKS", "4"), ("SLURM_NNODES", "2"), ("SLURM_LOCALID", "0")];
+        assert_eq!(read(&script).unwrap(), Ranks::alone());
+        // A pod of a Job that divides some work.
+        assert_eq!(read(&[("JOB_COMPLETION_INDEX", "3")]).unwrap(), Ranks::alone());
+        let pod = read(&[("JOB_COMPLETION_INDEX", "3"), ("WORLD_SIZE", "4")]).unwrap();
+        assert_eq!((pod.rank(), pod.world_size()), (3, 4));
+    }
+
+    #[test]
     fn the_innermost_launcher_counts() {
-        let torchrun_in_slurm = [("RANK", "5"), ("WORLD_SIZE", "8"), ("SLURM_PROCID", "1"), ("SLURM_NTASKS", "2")];
+        let torchrun_in_slurm =
+            [("RANK", "5"), ("WORLD_SIZE", "8"), ("SLURM_PROCID", "1"), ("SLURM_STEP_NUM_TASKS", "2")];
         assert_eq!(read(&torchrun_in_slurm).unwrap().rank(), 5);
         let mpirun_in_slurm = [
             ("OMPI_COMM_WORLD_RANK", "1"),
             ("OMPI_COMM_WORLD_SIZE", "2"),
             ("SLURM_PROCID", "0"),
-            ("SLURM_NTASKS", "2"),
+            ("SLURM_STEP_NUM_TASKS", "2"),
         ];
         assert_eq!(read(&mpirun_in_slurm).unwrap().rank(), 1);
     }
@@ -268,14 +299,16 @@ mod tests {
         assert_eq!(blamed(&[("RANK", "two"), ("WORLD_SIZE", "2")]), "RANK=two");
         assert_eq!(blamed(&[("RANK", "2"), ("WORLD_SIZE", "2")]), "RANK=2, WORLD_SIZE=2");
         assert_eq!(blamed(&[("PMI_RANK", "0")]), "PMI_RANK=0, PMI_SIZE (not set)");
-        let contradictory = [("SLURM_PROCID", "0"), ("SLURM_NTASKS", "4"), ("WORLD_SIZE", "2")];
-        assert_eq!(blamed(&contradictory), "WORLD_SIZE=2, SLURM_NTASKS=4");
-        let far = [("SLURM_PROCID", "0"), ("SLURM_NTASKS", "4"), ("SLURM_NNODES", "2")];
+        let contradictory = [("SLURM_PROCID", "0"), ("SLURM_STEP_NUM_TASKS", "4"), ("WORLD_SIZE", "2")];
+        assert_eq!(blamed(&contradictory), "WORLD_SIZE=2, SLURM_STEP_NUM_TASKS=4");
+        let far = [("SLURM_PROCID", "0"), ("SLURM_STEP_NUM_TASKS", "4"), ("SLURM_NNODES", "2")];
         assert_eq!(blamed(&far), "SLURM_NNODES=2, MASTER_ADDR (not set)");
         let port = [("RANK", "0"), ("WORLD_SIZE", "2"), ("MASTER_PORT", "70000")];
         assert_eq!(blamed(&port), "MASTER_PORT=70000");
         let local = [("RANK", "0"), ("WORLD_SIZE", "2"), ("LOCAL_WORLD_SIZE", "4")];
         assert_eq!(blamed(&local), "LOCAL_RANK (not set), LOCAL_WORLD_SIZE=4, WORLD_SIZE=2");
+        let beyond = [("RANK", "3"), ("WORLD_SIZE", "4"), ("LOCAL_RANK", "3"), ("LOCAL_WORLD_SIZE", "2")];
+        assert_eq!(blamed(&beyond), "LOCAL_RANK=3, LOCAL_WORLD_SIZE=2, WORLD_SIZE=4");
         assert_eq!(blamed(&[("RANK", "0"), ("WORLD_SIZE", "4096")]), "RANK=0, WORLD_SIZE=4096");
     }
 }

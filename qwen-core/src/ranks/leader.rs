@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use super::frame::Kind;
-use super::link::{Failure, Link, damaged};
+use super::link::{Link, damaged};
+use super::peer::Failure;
 use super::values::{receive_hidden, send_hidden};
 use super::wire::{self, Reader};
 use crate::backend::{Backend, Interrupt};
@@ -16,7 +17,8 @@ use crate::runner::{ModelRunner, Runner};
 /// its own part of it, and reads the logits.
 ///
 /// An interrupt is heeded between steps: a step that has begun is computed to its end on all ranks, since one that left
-/// it would leave the others waiting for its part of a sum. Ranks that share layers heed it between their parts. When a rank fails, so does every step from then on.
+/// it would leave the others waiting for its part of a sum. Ranks that share layers heed it between their parts. When a
+/// rank fails, so does every step from then on; the other ranks end then, whether or not there is a step.
 #[derive(Debug)]
 pub struct LeaderRunner<B: Backend> {
     runner: ModelRunner<B>,
@@ -27,6 +29,7 @@ pub struct LeaderRunner<B: Backend> {
 impl<B: Backend> LeaderRunner<B> {
     /// The runner of rank 0, which holds `runner`'s part of the model.
     pub fn new(runner: ModelRunner<B>, link: Arc<Link>) -> Self {
+        link.spread_losses();
         LeaderRunner { runner, link, failure: None }
     }
 
@@ -35,12 +38,9 @@ impl<B: Backend> LeaderRunner<B> {
         if let Some(failure) = &self.failure {
             return Err(failure.error());
         }
-        act(&mut self.runner, &self.link).inspect_err(|error| {
-            self.link.fail(error);
-            self.failure = Some(match error {
-                Error::RankFailed { rank, reason } => Failure { rank: *rank, reason: reason.clone() },
-                error => Failure { rank: 0, reason: error.to_string() },
-            });
+        act(&mut self.runner, &self.link).map_err(|error| {
+            self.failure = Some(self.link.cause(&error));
+            self.link.end_with(error)
         })
     }
 }
@@ -118,9 +118,13 @@ impl<B: Backend> Runner for LeaderRunner<B> {
             return Err(Error::Cancelled);
         }
         // What leaves the ranks in step is no failure of theirs: it comes beside one.
-        let ended = self.together(|runner, link| match runner.spec().is_first() {
-            true => by_heads(runner, link, &step, batch, output),
-            false => by_layers(runner, link, &step, batch, output, interrupt),
+        let ended = self.together(|runner, link| {
+            // By layers rank 0 has the last ones, and another rank has the first.
+            let shares_heads = runner.spec().is_first();
+            match shares_heads {
+                true => by_heads(runner, link, &step, batch, output),
+                false => by_layers(runner, link, &step, batch, output, interrupt),
+            }
         })?;
         ended.map_or(Ok(()), Err)
     }

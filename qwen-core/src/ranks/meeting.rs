@@ -1,7 +1,8 @@
 //! How ranks find each other: rank 0 listens, the others come, and all prove that they were started alike.
 //!
-//! Who connects says a few fixed bytes first, and rank 0 answers with the same: so neither side takes a port scanner, a
-//! health check or another program's port for a rank.
+//! Who connects says a few fixed bytes first, and rank 0 answers with others: so neither side takes a port scanner, a
+//! health check, another program's port or its own echo for a rank. Who connects has a few seconds for its first words,
+//! however it deals them out, and no longer than the ranks wait for each other.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
@@ -13,8 +14,11 @@ use super::wire::{Damaged, Reader, Writer};
 use super::{MAX_RANKS, Ranks};
 use crate::error::{Error, Result};
 
-/// The first bytes in both directions.
+/// The first bytes to rank 0.
 const GREETING: [u8; 8] = *b"qwenrank";
+
+/// The first bytes from rank 0.
+const ANSWER: [u8; 8] = *b"qwenlead";
 
 /// The last word of a rank that has found rank 0.
 const STILL_HERE: u8 = 1;
@@ -40,10 +44,12 @@ impl Ranks {
     /// one goes again.
     pub fn meet(&self, fingerprint: &[(&str, String)]) -> Result<Link> {
         let deadline = Instant::now() + self.meet_within;
+        // A rank that is more patient than another one would give signs of life too seldom for it.
+        let fingerprint = [fingerprint, &[("`lost_after`", format!("{:?}", self.lost_after))]].concat();
         let streams = match (self.world_size, self.rank) {
             (1, _) => Vec::new(),
-            (_, 0) => self.gather(fingerprint, deadline)?,
-            _ => vec![(0, self.join(fingerprint, deadline)?)],
+            (_, 0) => self.gather(&fingerprint, deadline)?,
+            _ => vec![(0, self.join(&fingerprint, deadline)?)],
         };
         Link::new(self.rank, self.world_size, streams, self.lost_after).map_err(|error| self.failed(error.to_string()))
     }
@@ -54,13 +60,17 @@ impl Ranks {
 
     /// The addresses behind the name of rank 0's machine.
     fn resolved(&self) -> io::Result<Vec<SocketAddr>> {
-        Ok((self.host.as_str(), self.port).to_socket_addrs()?.collect())
+        let addresses: Vec<_> = (self.host.as_str(), self.port).to_socket_addrs()?.collect();
+        match addresses.is_empty() {
+            true => Err(io::Error::new(io::ErrorKind::NotFound, "the name has no address")),
+            false => Ok(addresses),
+        }
     }
 
     // ---- rank 0 ----
 
     fn gather(&self, fingerprint: &[(&str, String)], deadline: Instant) -> Result<Vec<(usize, TcpStream)>> {
-        let listener = self.listen()?;
+        let listener = self.listen(deadline)?;
         let mut came: Vec<(usize, TcpStream)> = Vec::new();
         while came.len() + 1 < self.world_size {
             if Instant::now() > deadline {
@@ -73,40 +83,53 @@ impl Ranks {
                     self.world_size
                 )));
             }
-            let mut stream = match listener.accept() {
+            let stream = match listener.accept() {
                 Ok((stream, _)) => stream,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     std::thread::sleep(PAUSE);
                     continue;
                 }
+                // Who came has gone again.
+                Err(error)
+                    if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset) =>
+                {
+                    continue;
+                }
                 Err(error) => return Err(self.failed(format!("cannot accept connections: {error}"))),
             };
             // Whoever does not speak like a rank is none.
-            let Ok(hello) = first_words(&mut stream) else { continue };
+            let Ok(hello) = first_words(&stream, deadline.min(Instant::now() + FIRST_WORDS)) else { continue };
             let checked =
                 hello.check(self.world_size, fingerprint, |rank| came.iter().any(|(there, _)| *there == rank));
             came.push((hello.rank, stream));
             if let Err(mismatch) = checked {
-                for (_, stream) in &mut came {
-                    let _ = frame::write(stream, Kind::Mismatch, &mismatch.to_bytes());
+                for (_, stream) in &came {
+                    let _ = frame::write(&mut Hurried::for_one_word(stream), Kind::Mismatch, &mismatch.to_bytes());
                 }
                 return Err(mismatch.error());
             }
         }
         came.sort_by_key(|(rank, _)| *rank);
-        for (rank, stream) in &mut came {
+        for (rank, stream) in &came {
             let gone =
                 |error: io::Error| Error::RankFailed { rank: *rank, reason: format!("it came and went: {error}") };
-            frame::write(stream, Kind::Welcome, &[]).map_err(gone)?;
+            frame::write(&mut Hurried::for_one_word(stream), Kind::Welcome, &[]).map_err(gone)?;
         }
         Ok(came)
     }
 
-    fn listen(&self) -> Result<TcpListener> {
-        let bound = match self.listen_on {
-            Some(address) => TcpListener::bind((address, self.port)),
-            None => self.resolved().and_then(|addresses| TcpListener::bind(addresses.as_slice())),
+    fn listen(&self, deadline: Instant) -> Result<TcpListener> {
+        let addresses = match self.listen_on {
+            Some(address) => Ok(vec![SocketAddr::new(address, self.port)]),
+            // Services give a name its address when its machine has started, which may be a little later.
+            None => loop {
+                match self.resolved() {
+                    Err(_) if Instant::now() + PAUSE < deadline => std::thread::sleep(PAUSE),
+                    done => break done,
+                }
+            },
         };
+        let bound = addresses.and_then(|addresses| TcpListener::bind(addresses.as_slice()));
         let listener = bound.and_then(|listener| listener.set_nonblocking(true).map(|()| listener));
         listener.map_err(|error| {
             let advice = match error.kind() {
@@ -124,27 +147,37 @@ impl Ranks {
 
     fn join(&self, fingerprint: &[(&str, String)], deadline: Instant) -> Result<TcpStream> {
         let hello = Hello::to_bytes(self.rank, self.world_size, fingerprint);
-        let mut stream = self.connect(&hello, deadline)?;
-        // Rank 0 answers when all are there.
-        let left = deadline.saturating_duration_since(Instant::now()).max(FIRST_WORDS);
-        stream.set_read_timeout(Some(left)).map_err(|error| self.failed(error.to_string()))?;
-        match frame::read(&mut stream, MAX_HELLO) {
+        let stream = self.connect(&hello, deadline)?;
+        // Rank 0 answers when all are there. It may have begun to wait a little later, and knows who is missing.
+        let until = deadline.max(Instant::now() + FIRST_WORDS);
+        let welcome = frame::read(&mut Hurried { stream: &stream, until }, MAX_HELLO);
+        match welcome {
             Ok(Frame { kind: Kind::Welcome, .. }) => Ok(stream),
             Ok(Frame { kind: Kind::Mismatch, payload }) => Err(Mismatch::from_bytes(&payload)
                 .map_or_else(|reason| self.failed(format!("rank 0 refused: {reason}")), |mismatch| mismatch.error())),
             Ok(frame) => Err(self.failed(format!("rank 0 answered with {:?}", frame.kind))),
-            Err(error) => {
-                let reason = format!("rank 0 went before all ranks had come: {error}; its own error says why");
-                Err(Error::RankFailed { rank: 0, reason })
-            }
+            Err(error) => Err(self.no_welcome(&error)),
         }
+    }
+
+    /// Rank 0 was there, and did not say that all are.
+    fn no_welcome(&self, error: &io::Error) -> Error {
+        if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) {
+            let (waited, ranks) = (self.meet_within.as_secs_f32(), self.world_size);
+            return self.failed(format!(
+                "rank 0 is there, but not all of {ranks} ranks came within {waited} seconds: were they started, and \
+                 with this address?"
+            ));
+        }
+        let reason = format!("rank 0 went before all ranks had come: {error}; its own error says why");
+        Error::RankFailed { rank: 0, reason }
     }
 
     /// A connection to rank 0, which has understood `hello`. Until the deadline rank 0 may still be on its way.
     fn connect(&self, hello: &[u8], deadline: Instant) -> Result<TcpStream> {
         loop {
-            let error = match self.resolved().and_then(|addresses| connect_to(&addresses)) {
-                Ok(mut stream) => match greet(&mut stream, hello) {
+            let error = match self.resolved().and_then(|addresses| connect_to(&addresses, deadline)) {
+                Ok(stream) => match greet(&stream, hello) {
                     Ok(true) => return Ok(stream),
                     Ok(false) => {
                         let advice = "set MASTER_PORT to a free port on all ranks";
@@ -165,10 +198,11 @@ impl Ranks {
     }
 }
 
-fn connect_to(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
+fn connect_to(addresses: &[SocketAddr], deadline: Instant) -> io::Result<TcpStream> {
     let mut failed = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
     for address in addresses {
-        match TcpStream::connect_timeout(address, FIRST_WORDS) {
+        let left = deadline.saturating_duration_since(Instant::now());
+        match TcpStream::connect_timeout(address, left.clamp(PAUSE, FIRST_WORDS)).and_then(not_itself) {
             Ok(stream) => return Ok(stream),
             Err(error) => failed = error,
         }
@@ -176,16 +210,23 @@ fn connect_to(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
     Err(failed)
 }
 
+/// Where nobody listens yet, the system may give a connection the very port that it goes to.
+fn not_itself(stream: TcpStream) -> io::Result<TcpStream> {
+    match stream.local_addr()? == stream.peer_addr()? {
+        true => Err(io::Error::new(io::ErrorKind::ConnectionRefused, "nobody listens there")),
+        false => Ok(stream),
+    }
+}
+
 /// Say who comes. False when it is not rank 0 that answers.
-fn greet(stream: &mut TcpStream, hello: &[u8]) -> io::Result<bool> {
+fn greet(stream: &TcpStream, hello: &[u8]) -> io::Result<bool> {
     // Rank 0 hears one after the other, and each may take its time.
-    stream.set_read_timeout(Some(FIRST_WORDS * 6))?;
-    stream.set_write_timeout(Some(FIRST_WORDS))?;
+    let mut stream = Hurried { stream, until: Instant::now() + FIRST_WORDS * 6 };
     stream.write_all(&GREETING)?;
-    frame::write(stream, Kind::Hello, hello)?;
-    let mut answer = [0; GREETING.len()];
+    frame::write(&mut stream, Kind::Hello, hello)?;
+    let mut answer = [0; ANSWER.len()];
     stream.read_exact(&mut answer)?;
-    if answer != GREETING {
+    if answer != ANSWER {
         return Ok(false);
     }
     stream.write_all(&[STILL_HERE])?;
@@ -193,23 +234,57 @@ fn greet(stream: &mut TcpStream, hello: &[u8]) -> io::Result<bool> {
 }
 
 /// Hear who has come, and answer.
-fn first_words(stream: &mut TcpStream) -> io::Result<Hello> {
+fn first_words(stream: &TcpStream, until: Instant) -> io::Result<Hello> {
     stream.set_nonblocking(false)?;
-    stream.set_read_timeout(Some(FIRST_WORDS))?;
-    stream.set_write_timeout(Some(FIRST_WORDS))?;
+    let mut stream = Hurried { stream, until };
     let mut greeting = [0; GREETING.len()];
     stream.read_exact(&mut greeting)?;
     let stranger = |reason: String| io::Error::new(io::ErrorKind::InvalidData, reason);
     if greeting != GREETING {
         return Err(stranger("no rank".into()));
     }
-    let frame = frame::read(stream, MAX_HELLO)?;
+    let frame = frame::read(&mut stream, MAX_HELLO)?;
     let hello = Hello::from_bytes(&frame.payload).map_err(stranger)?;
-    stream.write_all(&GREETING)?;
+    stream.write_all(&ANSWER)?;
     // One who waited too long has hung up, and comes again on another connection.
     let mut still_here = [0];
     stream.read_exact(&mut still_here)?;
     if still_here == [STILL_HERE] { Ok(hello) } else { Err(stranger("no rank".into())) }
+}
+
+/// A connection on which all has to be said by a moment: the timeouts of a socket begin anew with each byte.
+struct Hurried<'a> {
+    stream: &'a TcpStream,
+    until: Instant,
+}
+
+impl<'a> Hurried<'a> {
+    fn for_one_word(stream: &'a TcpStream) -> Self {
+        Hurried { stream, until: Instant::now() + FIRST_WORDS }
+    }
+
+    fn left(&self) -> io::Result<Option<Duration>> {
+        let left = self.until.saturating_duration_since(Instant::now());
+        if left.is_zero() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(Some(left)) }
+    }
+}
+
+impl Read for Hurried<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.stream.set_read_timeout(self.left()?)?;
+        self.stream.read(buffer)
+    }
+}
+
+impl Write for Hurried<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.stream.set_write_timeout(self.left()?)?;
+        self.stream.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.stream.flush()
+    }
 }
 
 /// Who comes, and with what.
@@ -264,7 +339,8 @@ impl Hello {
         }
         if self.rank == 0 || self.rank >= world_size || came(self.rank) {
             let others = format!("one of 1 to {}, each once", world_size.saturating_sub(1));
-            return differs("the number of a rank", others, format!("{} again", self.rank));
+            let again = if came(self.rank) { " again" } else { "" };
+            return differs("the number of a rank", others, format!("{}{again}", self.rank));
         }
         for (index, (name, expected)) in fingerprint.iter().enumerate() {
             let found = self.fingerprint.get(index).filter(|(found, _)| found == name).map(|(_, value)| value.as_str());
@@ -307,5 +383,53 @@ impl Mismatch {
         let mismatch = Mismatch { rank, what: reader.text()?, expected: reader.text()?, found: reader.text()? };
         reader.end()?;
         Ok(mismatch)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_number_that_no_rank_may_have_is_told_from_one_that_came_before() {
+        let found = |rank: usize, came: bool| {
+            let hello = Hello { version: PROTOCOL_VERSION, rank, world_size: 3, fingerprint: Vec::new() };
+            hello.check(3, &[], |_| came).map_err(|mismatch| mismatch.found)
+        };
+        assert_eq!(found(2, false), Ok(()));
+        assert_eq!(found(2, true), Err("2 again".into()));
+        assert_eq!(found(7, false), Err("7".into()));
+        assert_eq!(found(0, false), Err("0".into()));
+    }
+
+    #[test]
+    fn a_rank_that_waited_too_long_says_so_and_one_that_was_left_says_that() {
+        let ranks = Ranks::new(1, 3).unwrap().meet_within(Duration::from_millis(500));
+        for kind in [io::ErrorKind::WouldBlock, io::ErrorKind::TimedOut] {
+            let error = ranks.no_welcome(&kind.into());
+            assert!(matches!(error, Error::Rendezvous { rank: 1, .. }), "{error:?}");
+            assert!(error.to_string().contains("not all of 3 ranks came within 0.5 seconds"), "{error}");
+        }
+        let error = ranks.no_welcome(&io::ErrorKind::UnexpectedEof.into());
+        assert!(matches!(error, Error::RankFailed { rank: 0, .. }), "{error:?}");
+    }
+
+    /// The system hands out ports in turn, and comes to the one that is connected to, unless another program has it.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_connection_to_itself_is_nobody() {
+        let range = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap();
+        let first: u16 = range.split_whitespace().next().unwrap().parse().unwrap();
+        // Connections get ports of this parity.
+        let free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
+        let port = (first..first + 20_000).step_by(2).skip(std::process::id() as usize % 5000).find(free).unwrap();
+        let address = SocketAddr::from(([127, 0, 0, 1], port));
+        let deadline = Instant::now() + Duration::from_secs(60);
+        for _ in 0..30_000 {
+            let refused = connect_to(&[address], deadline).unwrap_err();
+            if refused.to_string() == "nobody listens there" {
+                break;
+            }
+        }
     }
 }

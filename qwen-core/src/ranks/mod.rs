@@ -1,11 +1,11 @@
 //! One model over several processes: who this process is, how it finds the others, and what they tell each other.
 //!
 //! Every process is a rank. [`Ranks`] says which, from what its launcher put into the environment. [`Ranks::meet`]
-//! connects the ranks over TCP: rank 0 listens, the others come to it, and each proves that it was started with the same
-//! model and options. What comes out is a [`Link`]. Rank 0 wraps its part of the model in a [`LeaderRunner`], which
-//! an engine drives like any runner; the other ranks call [`follow`], which computes what rank 0 sends until rank 0 is
-//! done. The sums of the model go over the link as well ([`TcpGroup`]) unless a device has a better way. Ranks that hold
-//! layers in place of shares of all layers ([`Ranks::by_layers`]) pass activations on instead.
+//! connects the ranks over TCP: rank 0 listens, the others come to it, and each proves that it was started with the
+//! same model and options. What comes out is a [`Link`]. Rank 0 wraps its part of the model in a [`LeaderRunner`],
+//! which an engine drives like any runner; the other ranks call [`follow`], which computes what rank 0 sends until rank
+//! 0 is done. The sums of the model go over the link as well ([`TcpGroup`]) unless a device has a better way. Ranks
+//! that hold layers in place of shares of all layers ([`Ranks::by_layers`]) pass activations on instead.
 //!
 //! There is neither authentication nor encryption: the ranks trust each other and the network between them.
 
@@ -15,6 +15,7 @@ mod launch;
 mod leader;
 mod link;
 mod meeting;
+mod peer;
 mod tcp_group;
 #[cfg(test)]
 mod tests;
@@ -102,8 +103,8 @@ impl Ranks {
         Ok(Ranks { rank, world_size, local_rank: rank, local_world_size: world_size, ..Self::alone() })
     }
 
-    /// What the launcher of this process says in its environment; [`Ranks::alone`] when no launcher shows. The names are
-    /// those of [`Ranks::from_variables`].
+    /// What the launcher of this process says in its environment; [`Ranks::alone`] when no launcher shows. The names
+    /// are those of [`Ranks::from_variables`].
     ///
     /// # Errors
     /// [`Error::Launch`] naming the variables that are missing, are no numbers, or contradict each other.
@@ -131,8 +132,8 @@ impl Ranks {
         self
     }
 
-    /// After how much silence a rank counts as lost; ranks that live say so four times as often. Default 30
-    /// seconds, at least a tenth of one.
+    /// After how much silence a rank counts as lost; ranks that live say so four times as often, and all have to be
+    /// given the same. Default 30 seconds, at least a tenth of one.
     pub fn lost_after(mut self, silence: Duration) -> Self {
         self.lost_after = silence.max(Duration::from_millis(100));
         self
@@ -176,8 +177,8 @@ impl Ranks {
         self.by_layers
     }
 
-    /// The part of the model that this rank holds. The output head is on rank 0 alone, which reads the logits: by layers
-    /// rank 0 therefore has the last ones, and rank 1 the first.
+    /// The part of the model that this rank holds. The output head is on rank 0 alone, which reads the logits: by
+    /// layers rank 0 therefore has the last ones, and rank 1 the first.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] when the model cannot be cut over so many ranks, with the numbers that it can be cut

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::frame::Kind;
 use super::link::Link;
-use super::values::{PIECE, join, to_bytes};
+use super::values::{PIECE, take_in};
 use crate::collective::Collective;
 use crate::error::Result;
 
@@ -32,14 +32,14 @@ impl Collective for TcpGroup {
 impl TcpGroup {
     fn sum(&self, piece: &mut [f32]) -> Result<()> {
         if self.link.rank() > 0 {
-            self.link.send(Kind::Reduce, &to_bytes(piece))?;
-            return join(piece, 0, &self.link.receive(0, Kind::Reduce)?, |value, sum| *value = sum);
+            self.link.send_values(Kind::Reduce, piece)?;
+            return take_in(piece, 0, &self.link.receive(0, Kind::Reduce)?, |value, sum| *value = sum);
         }
         // From zero, as the sum of threads: it makes a zero of a negative zero.
         piece.iter_mut().for_each(|value| *value += 0.0);
         for rank in 1..self.link.world_size() {
-            join(piece, rank, &self.link.receive(rank, Kind::Reduce)?, |sum, value| *sum += value)?;
+            take_in(piece, rank, &self.link.receive(rank, Kind::Reduce)?, |sum, value| *sum += value)?;
         }
-        self.link.send(Kind::Reduce, &to_bytes(piece))
+        self.link.send_values(Kind::Reduce, piece)
     }
 }

@@ -1,7 +1,7 @@
 //! Ranks as threads that meet over the loopback device: what they agree on, what they compute, how they are lost.
 
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -186,6 +186,69 @@ fn strangers_are_passed_over_and_other_programs_noticed() {
 }
 
 #[test]
+fn a_program_that_answers_with_what_it_hears_is_no_rank() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let echo = thread::spawn(move || {
+        let (stream, _) = listener.accept().unwrap();
+        std::io::copy(&mut &stream, &mut &stream)
+    });
+    let text = rank(1, 2, port).meet(&same()).unwrap_err().to_string();
+    assert!(text.contains("another program answers there"), "{text}");
+    // How it ended is the other program's concern.
+    let _ = echo.join().unwrap();
+}
+
+#[test]
+fn a_slow_stranger_does_not_stop_the_clock() {
+    let port = free_port();
+    let leader = rank(0, 2, port).meet_within(Duration::from_millis(500));
+    let stranger = thread::spawn(move || {
+        let started = Instant::now();
+        let mut stream = loop {
+            match TcpStream::connect(("127.0.0.1", port)) {
+                Ok(stream) => break stream,
+                Err(error) => assert!(started.elapsed() < Duration::from_secs(10), "{error}"),
+            }
+        };
+        // A long hello, byte by byte, until nobody listens any more.
+        stream.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
+        stream.write_all(b"qwenrank\0\x40\0\0\x01").unwrap();
+        while started.elapsed() < Duration::from_secs(10) && stream.write_all(&[0]).is_ok() {
+            if matches!(stream.read(&mut [0]), Ok(0)) {
+                break;
+            }
+        }
+    });
+    let started = Instant::now();
+    let text = leader.meet(&same()).unwrap_err().to_string();
+    assert!(text.contains("did not come within 0.5 seconds"), "{text}");
+    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+    stranger.join().unwrap();
+}
+
+#[test]
+fn rank_0_waits_for_its_name_to_appear() {
+    let nameless = rank(0, 2, 1).at("", 1).meet_within(Duration::from_millis(300));
+    let started = Instant::now();
+    let text = nameless.meet(&same()).unwrap_err().to_string();
+    assert!(started.elapsed() >= Duration::from_millis(250), "{:?}", started.elapsed());
+    assert!(text.contains("cannot listen"), "{text}");
+}
+
+#[test]
+fn ranks_of_different_patience_do_not_begin() {
+    let outcomes = on_ranks(2, |ranks| {
+        let seconds = 2 + 28 * ranks.rank() as u64;
+        ranks.lost_after(Duration::from_secs(seconds)).meet(&same())
+    });
+    for outcome in outcomes {
+        let text = outcome.unwrap_err().to_string();
+        assert_eq!(text, "`lost_after` is 30s on rank 1 and 2s on rank 0: start all ranks alike");
+    }
+}
+
+#[test]
 fn a_port_in_use_is_named() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port();
@@ -219,12 +282,90 @@ fn a_rank_that_goes_is_an_error_on_the_others() {
 }
 
 #[test]
+fn who_waits_for_a_rank_hears_of_its_loss_before_the_hook() {
+    let port = free_port();
+    let (go, goes) = mpsc::channel::<()>();
+    let gone = thread::spawn(move || {
+        let streams = rank(1, 2, port).meet(&same()).unwrap().into_silence();
+        let _ = goes.recv();
+        streams[0].shutdown(Shutdown::Both).unwrap();
+    });
+    let link = rank(0, 2, port).meet(&same()).unwrap();
+    let (let_go, held) = mpsc::channel::<()>();
+    link.on_loss(move || {
+        let _ = held.recv();
+    });
+    drop(go);
+    let (said, says) = mpsc::channel();
+    let waiting = thread::spawn(move || {
+        said.send(link.least(0).unwrap_err().to_string()).expect("the test waits");
+        link
+    });
+    let text = says.recv_timeout(Duration::from_secs(10));
+    // Before anything that may fail: the end of the link waits for the hook.
+    drop(let_go);
+    assert_eq!(text.expect("who waits is woken"), "rank 1 failed: its process has ended");
+    drop(waiting.join().unwrap());
+    gone.join().unwrap();
+}
+
+/// Rank 0 does nothing on the link while rank 2 goes.
+#[test]
+fn a_loss_is_spread_where_that_is_wanted_and_its_first_words_are_the_cause() {
+    let (ended, ends) = mpsc::channel();
+    let ends = Arc::new(std::sync::Mutex::new(ends));
+    let outcomes = on_ranks(3, move |ranks| {
+        let link = ranks.meet(&same())?;
+        match link.rank() {
+            0 => {
+                link.spread_losses();
+                link.least(0)?;
+                ends.lock().unwrap().recv_timeout(Duration::from_secs(10)).expect("rank 1 ends");
+                // Rank 1 is gone as well now, because of rank 2.
+                link.receive(1, Kind::Done).map(drop)
+            }
+            1 => {
+                link.least(0)?;
+                let outcome = link.receive(0, Kind::Step).map(drop);
+                ended.send(()).expect("rank 0 waits");
+                outcome
+            }
+            _ => link.least(0).map(drop),
+        }
+    });
+    for outcome in &outcomes[..2] {
+        assert_eq!(outcome.as_ref().unwrap_err().to_string(), "rank 2 failed: its process has ended");
+    }
+}
+
+#[test]
+fn a_loss_is_the_cause_of_what_a_device_reports() {
+    let outcomes = on_ranks(2, |ranks| {
+        let link = ranks.meet(&same())?;
+        let aborted = || Error::Device { device: "card".into(), op: "sum".into(), reason: "aborted".into() };
+        if link.rank() == 0 {
+            let own = aborted().to_string();
+            assert_eq!(link.cause(&aborted()).error().to_string(), format!("rank 0 failed: {own}"));
+        }
+        // Rank 1 is there until here, and goes then.
+        link.least(0)?;
+        if link.rank() == 0 {
+            let lost = link.least(0).unwrap_err().to_string();
+            assert_eq!(link.end_with(aborted()).to_string(), lost);
+        }
+        Ok(())
+    });
+    outcomes.into_iter().for_each(|outcome| outcome.unwrap());
+}
+
+#[test]
 fn a_rank_that_falls_silent_is_lost() {
     let port = free_port();
     let (finish, finished) = mpsc::channel::<()>();
     // A rank that meets, and then neither speaks nor closes.
     let silent = thread::spawn(move || {
-        let streams = rank(1, 2, port).meet(&same()).unwrap().into_silence();
+        let ranks = rank(1, 2, port).lost_after(Duration::from_millis(400));
+        let streams = ranks.meet(&same()).unwrap().into_silence();
         let _ = finished.recv();
         drop(streams);
     });

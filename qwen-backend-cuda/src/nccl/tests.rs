@@ -1,0 +1,209 @@
+//! Groups over a stand-in for NCCL that sums on the host, for ranks that are threads on emulated cards: what is shown is
+//! how ranks join, sum, and come away from each other.
+
+use std::collections::HashMap;
+use std::ffi::{c_char, c_int};
+use std::sync::Condvar;
+use std::sync::atomic::AtomicU8;
+use std::thread;
+
+use qwen_core::ranks::Ranks;
+
+use super::*;
+use crate::CudaOptions;
+use crate::driver::emulated::Emulated;
+use crate::emulator::{EmulatedCard, Kernels};
+
+/// A group of the stand-in.
+#[derive(Default)]
+struct Group {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    joined: usize,
+    ranks: usize,
+    /// What the ranks have brought to the sum that is being made, and how many have.
+    sum: Vec<f32>,
+    brought: usize,
+    /// Sums that are made, and the last of them.
+    made: usize,
+    last: Vec<f32>,
+    aborted: Vec<c_int>,
+}
+
+struct Member {
+    group: Arc<Group>,
+    rank: c_int,
+}
+
+static GROUPS: Mutex<Option<HashMap<[u8; ID_BYTES], Arc<Group>>>> = Mutex::new(None);
+
+unsafe extern "C" fn get_unique_id(id: *mut UniqueId) -> c_int {
+    static NEXT: AtomicU8 = AtomicU8::new(1);
+    // SAFETY: the caller gives room for an id.
+    unsafe { *id = UniqueId([NEXT.fetch_add(1, Ordering::Relaxed); ID_BYTES]) };
+    0
+}
+
+unsafe extern "C" fn comm_init_rank(comm: *mut *mut c_void, ranks: c_int, id: UniqueId, rank: c_int) -> c_int {
+    let group = lock(&GROUPS).get_or_insert_default().entry(id.0).or_default().clone();
+    let mut state = lock(&group.state);
+    state.ranks = ranks as usize;
+    state.joined += 1;
+    group.changed.notify_all();
+    // As NCCL: for ever, where a rank does not come.
+    state = group.changed.wait_while(state, |state| state.joined < state.ranks).unwrap();
+    drop(state);
+    // SAFETY: the caller gives room for a communicator.
+    unsafe { *comm = Box::into_raw(Box::new(Member { group, rank })).cast() };
+    0
+}
+
+unsafe extern "C" fn comm_abort(comm: *mut c_void) -> c_int {
+    // SAFETY: made above, and never freed: another call may be in it.
+    let Member { group, rank } = unsafe { &*comm.cast::<Member>() };
+    lock(&group.state).aborted.push(*rank);
+    group.changed.notify_all();
+    0
+}
+
+unsafe extern "C" fn all_reduce(
+    from: *const c_void,
+    to: *mut c_void,
+    len: usize,
+    _: c_int,
+    _: c_int,
+    comm: *mut c_void,
+    _: *mut c_void,
+) -> c_int {
+    // SAFETY: made above; the emulated card's memory is the host's, and has so many values.
+    let (Member { group, rank }, values, to) = unsafe {
+        let (from, to) = (from.cast::<f32>(), to.cast::<f32>());
+        (&*comm.cast::<Member>(), std::slice::from_raw_parts(from, len).to_vec(), to)
+    };
+    let mut state = lock(&group.state);
+    state.sum.resize(len, 0.0);
+    state.sum.iter_mut().zip(&values).for_each(|(sum, value)| *sum += value);
+    state.brought += 1;
+    let made = state.made;
+    if state.brought == state.ranks {
+        (state.last, state.brought) = (std::mem::take(&mut state.sum), 0);
+        state.made += 1;
+        group.changed.notify_all();
+    }
+    let waits = |state: &mut State| state.made == made && !state.aborted.contains(rank);
+    state = group.changed.wait_while(state, waits).unwrap();
+    if state.made > made {
+        // SAFETY: as above.
+        unsafe { std::slice::from_raw_parts_mut(to, len) }.copy_from_slice(&state.last);
+    }
+    0
+}
+
+unsafe extern "C" fn get_error_string(_: c_int) -> *const c_char {
+    c"an error".as_ptr()
+}
+
+const TABLE: Nccl = Nccl { get_unique_id, comm_init_rank, comm_abort, all_reduce, get_error_string, _library: None };
+
+static STAND_IN: Nccl = TABLE;
+
+/// A group whose sums are asked for and never made.
+pub(crate) fn silent_group(backend: &CudaBackend) -> NcclGroup {
+    unsafe extern "C" fn ask(
+        _: *const c_void,
+        _: *mut c_void,
+        _: usize,
+        _: c_int,
+        _: c_int,
+        _: *mut c_void,
+        _: *mut c_void,
+    ) -> c_int {
+        0
+    }
+    unsafe extern "C" fn abort(_: *mut c_void) -> c_int {
+        0
+    }
+    static SILENT: Nccl = Nccl { all_reduce: ask, comm_abort: abort, ..TABLE };
+    NcclGroup::of(&SILENT, Comm(std::ptr::null_mut()), backend.driver())
+}
+
+/// Let two ranks do as `body` says, each on a thread and a card of its own. None without kernels to emulate.
+fn two_ranks<T: Send>(body: impl Fn(CudaBackend, Link) -> T + Sync) -> Option<[T; 2]> {
+    let kernels = Kernels::for_tests()?;
+    let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).unwrap().port();
+    let run = |rank| {
+        let link = Ranks::new(rank, 2).unwrap().at("127.0.0.1", port).meet(&[("model", "none".into())]).unwrap();
+        let driver = Arc::new(Emulated::new(EmulatedCard::new(&kernels)));
+        body(CudaBackend::on(driver, &CudaOptions::new()), link)
+    };
+    thread::scope(|scope| {
+        let other = scope.spawn(|| run(1));
+        Some([run(0), other.join().unwrap()])
+    })
+}
+
+#[test]
+fn ranks_sum_on_their_cards_and_on_the_host() {
+    let sums = two_ranks(|mut backend, link| {
+        let group = NcclGroup::join_by(&STAND_IN, &backend, &link).unwrap();
+        let own = 10.0 * link.rank() as f32;
+        let mut x = backend.alloc(3).unwrap();
+        backend.write(&mut x, &[own, own + 1.0, own + 2.0]).unwrap();
+        backend.all_reduce(&mut x, 3, &group).unwrap();
+        let mut on_card = [0.0; 3];
+        backend.read(&x, &mut on_card).unwrap();
+        let mut on_host = [own; 2];
+        group.all_reduce(&mut on_host).unwrap();
+        // Nobody goes before the other has its sums.
+        link.least(0).unwrap();
+        (on_card, on_host)
+    });
+    for (on_card, on_host) in sums.into_iter().flatten() {
+        assert_eq!((on_card, on_host), ([10.0, 12.0, 14.0], [10.0, 10.0]));
+    }
+}
+
+#[test]
+fn a_rank_that_does_not_join_keeps_nobody_waiting() {
+    let Some([joining, _]) = two_ranks(|backend, link| match link.rank() {
+        0 => NcclGroup::join_by(&STAND_IN, &backend, &link).map(drop),
+        _ => {
+            // As far as one that then runs out of memory.
+            link.least(0)?;
+            link.broadcast(&mut Vec::new())
+        }
+    }) else {
+        return;
+    };
+    assert!(matches!(joining, Err(Error::RankFailed { rank: 1, .. })), "{joining:?}");
+}
+
+#[test]
+fn a_rank_that_is_lost_ends_the_sums_of_the_others() {
+    let Some([summing, _]) = two_ranks(|backend, link| {
+        let group = NcclGroup::join_by(&STAND_IN, &backend, &link)?;
+        // Both are in it.
+        link.least(0)?;
+        match link.rank() {
+            // The first sum waits for the other rank until that is gone; what it gives is worth nothing.
+            0 => group.all_reduce(&mut [1.0]).and_then(|()| group.all_reduce(&mut [1.0])),
+            _ => Ok(()),
+        }
+    }) else {
+        return;
+    };
+    let error = summing.unwrap_err().to_string();
+    assert!(error.contains(LOST), "{error}");
+}
+
+#[test]
+fn a_machine_without_nccl_says_so() {
+    match Nccl::get() {
+        Ok(nccl) => assert!(nccl.unique_id().is_ok()),
+        Err(error) => assert!(matches!(error, Error::Unsupported { .. }), "{error}"),
+    }
+}
