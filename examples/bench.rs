@@ -52,6 +52,10 @@ struct Args {
     /// exact or fast.
     #[arg(long, default_value = "fast")]
     precision: Precision,
+    /// How much of a GPU is used through wgpu: default, or best, which takes what wgpu calls experimental.
+    #[cfg(feature = "wgpu")]
+    #[arg(long, default_value_t)]
+    wgpu_capabilities: qwen::CapabilitySet,
     /// Print one JSON object.
     #[arg(long)]
     json: bool,
@@ -164,11 +168,14 @@ impl Measured {
         let new_tokens = (args.batch * args.new_tokens.saturating_sub(1)) as f64;
         let plan = engine.plan();
         let work = Work::new(args, engine.config(), args.precision.kv_encoding(), plan.read_bytes as f64);
-        // Dot products of bf16 would do for these weights; where f32 is as fast, it is the ceiling.
-        let bf16_dots = engine.weight_encoding() == Encoding::Bf16 && args.precision == Precision::Fast;
-        let arithmetic = |c: &Ceilings| match c.bf16_flops_per_second {
-            Some(bf16) if bf16_dots => bf16.max(c.f32_flops_per_second),
-            _ => c.f32_flops_per_second,
+        // Dot products of bf16, or matrices of f16, would do for these weights; where f32 is as fast, it is the ceiling.
+        let fast = args.precision == Precision::Fast;
+        let bf16_dots = fast && engine.weight_encoding() == Encoding::Bf16;
+        let f16_matrices = fast && engine.weight_encoding() != Encoding::F32;
+        let arithmetic = |c: &Ceilings| {
+            let bf16 = c.bf16_flops_per_second.filter(|_| bf16_dots);
+            let f16 = c.f16_matrix_flops_per_second.filter(|_| f16_matrices);
+            [bf16, f16].into_iter().flatten().fold(c.f32_flops_per_second, f64::max)
         };
         let of_runs = |figure: &dyn Fn(&Run) -> f64| spread(self.runs.iter().map(figure));
         let of_ceilings = |figure: fn(&Ceilings) -> Option<f64>| spread(self.ceilings.iter().filter_map(figure));
@@ -181,6 +188,7 @@ impl Measured {
             ("copy_bytes_per_second", "copying", bytes, of_ceilings(|c| c.copy_bytes_per_second)),
             ("f32_flops_per_second", "f32 multiply-add", flops, of_ceilings(|c| Some(c.f32_flops_per_second))),
             ("f16_flops_per_second", "f16 multiply-add", flops, of_ceilings(|c| c.f16_flops_per_second)),
+            ("f16_matrix_flops_per_second", "f16 matrices", flops, of_ceilings(|c| c.f16_matrix_flops_per_second)),
             ("bf16_flops_per_second", "bf16 dot", flops, of_ceilings(|c| c.bf16_flops_per_second)),
             ("int8_ops_per_second", "int8 dot", ops, of_ceilings(|c| c.int8_ops_per_second)),
             (
@@ -265,6 +273,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     if let Some(threads) = args.threads {
         options = options.threads(threads);
     }
+    #[cfg(feature = "wgpu")]
+    {
+        options = options.wgpu_capabilities(args.wgpu_capabilities);
+    }
     // Unknown for GPUs that do not say, and while `auto` has not chosen.
     let free_bytes = |device: &Device| device.free_bytes().ok().flatten();
     let free_before = free_bytes(&args.device);
@@ -279,7 +291,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     let placed_on = engine.placed_on().unwrap_or(&args.device);
     let taken_device_bytes = free_before.zip(free_bytes(placed_on)).map(|(before, after)| before.saturating_sub(after));
 
-    let mut meter = CeilingMeter::new(placed_on, args.threads)?;
+    let mut meter = match placed_on {
+        #[cfg(feature = "wgpu")]
+        Device::Wgpu(adapter) => CeilingMeter::wgpu(adapter, args.wgpu_capabilities)?,
+        device => CeilingMeter::new(device, args.threads)?,
+    };
     let slice = Duration::from_millis(600);
     let mut measured = Measured { runs: Vec::new(), ceilings: vec![meter.measure(slice)?] };
     for _ in 0..args.repeat.max(1) {

@@ -17,6 +17,8 @@ pub struct Ceilings {
     pub f32_flops_per_second: f64,
     /// Fused multiply-adds of f16.
     pub f16_flops_per_second: Option<f64>,
+    /// Products of cooperative matrices of f16, of GPUs that were opened with such.
+    pub f16_matrix_flops_per_second: Option<f64>,
     /// Dot products of bf16; of cards the products of their tensor cores.
     pub bf16_flops_per_second: Option<f64>,
     /// Dot products of int8.
@@ -68,12 +70,26 @@ impl CeilingMeter {
                 Kind::Cuda(Box::new(qwen_backend_cuda::ceilings::CeilingMeter::new(&options)?))
             }
             #[cfg(feature = "wgpu")]
-            Device::Wgpu(adapter) => {
-                let options = qwen_backend_wgpu::WgpuOptions::new().adapter(adapter.clone());
-                Kind::Wgpu(Box::new(qwen_backend_wgpu::ceilings::CeilingMeter::new(&options)?))
-            }
+            Device::Wgpu(adapter) => return Self::wgpu(adapter, Default::default()),
             _ => return Err(device.absent().into()),
         }))
+    }
+
+    /// A meter of a GPU with those of its features that `capabilities` allow: as [`CeilingMeter::new`], and of
+    /// cooperative matrices with [`crate::CapabilitySet::Best`].
+    ///
+    /// ```no_run
+    /// use qwen::{AdapterChoice, CapabilitySet, CeilingMeter};
+    /// let meter = CeilingMeter::wgpu(&AdapterChoice::Best, CapabilitySet::Best)?;
+    /// # Ok::<(), qwen::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`CeilingMeter::new`].
+    #[cfg(feature = "wgpu")]
+    pub fn wgpu(adapter: &crate::AdapterChoice, capabilities: crate::CapabilitySet) -> Result<Self> {
+        let options = qwen_backend_wgpu::WgpuOptions::new().adapter(adapter.clone()).capabilities(capabilities);
+        Ok(CeilingMeter(Kind::Wgpu(Box::new(qwen_backend_wgpu::ceilings::CeilingMeter::new(&options)?))))
     }
 
     /// Measure all ceilings within about `budget`.
@@ -90,6 +106,7 @@ impl CeilingMeter {
                     copy_bytes_per_second: None,
                     f32_flops_per_second: found.f32_flops_per_second,
                     f16_flops_per_second: None,
+                    f16_matrix_flops_per_second: None,
                     bf16_flops_per_second: found.bf16_flops_per_second,
                     int8_ops_per_second: found.int8_ops_per_second,
                 }
@@ -102,6 +119,7 @@ impl CeilingMeter {
                     copy_bytes_per_second: Some(found.copy_bytes_per_second),
                     f32_flops_per_second: found.f32_flops_per_second,
                     f16_flops_per_second: None,
+                    f16_matrix_flops_per_second: None,
                     bf16_flops_per_second: found.bf16_flops_per_second,
                     int8_ops_per_second: None,
                 }
@@ -114,6 +132,7 @@ impl CeilingMeter {
                     copy_bytes_per_second: Some(found.copy_bytes_per_second),
                     f32_flops_per_second: found.f32_flops_per_second,
                     f16_flops_per_second: found.f16_flops_per_second,
+                    f16_matrix_flops_per_second: found.f16_matrix_flops_per_second,
                     bf16_flops_per_second: None,
                     int8_ops_per_second: None,
                 }

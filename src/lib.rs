@@ -45,10 +45,7 @@ pub use error::{Error, Result};
 pub use generate::{GenerateOptions, Stats, TextStream, TokenStream};
 pub use options::{EngineOptions, plan};
 #[cfg(feature = "wgpu")]
-pub use qwen_backend_wgpu::AdapterChoice;
-#[cfg(feature = "wgpu")]
-#[doc(hidden)]
-pub use qwen_backend_wgpu::CapabilitySet;
+pub use qwen_backend_wgpu::{AdapterChoice, CapabilitySet};
 pub use qwen_core::engine::{Canceller, FinishReason};
 pub use qwen_core::memory;
 pub use qwen_core::plan::Plan;

@@ -171,9 +171,19 @@ impl EngineOptions {
         self
     }
 
-    /// How much of a GPU's limits and features is used. For tests of what smaller ones do.
+    /// How much of a GPU's limits and features is used through wgpu. Default [`crate::CapabilitySet::Default`];
+    /// [`crate::CapabilitySet::Best`] multiplies prompts by cooperative matrices (tensor cores) in [`Precision::Fast`],
+    /// where the driver offers them, by a feature that wgpu calls experimental.
+    ///
+    /// ```no_run
+    /// use qwen::{AdapterChoice, CapabilitySet, Device, EngineOptions};
+    /// let engine = EngineOptions::new()
+    ///     .device(Device::Wgpu(AdapterChoice::Best))
+    ///     .wgpu_capabilities(CapabilitySet::Best)
+    ///     .load("path/to/Qwen2.5-7B-Instruct")?;
+    /// # Ok::<(), qwen::Error>(())
+    /// ```
     #[cfg(feature = "wgpu")]
-    #[doc(hidden)]
     pub fn wgpu_capabilities(mut self, capabilities: qwen_backend_wgpu::CapabilitySet) -> Self {
         self.wgpu_capabilities = capabilities;
         self

@@ -49,6 +49,15 @@ run_wgpu devices -- --model "$demo" --json >"$out/devices.json"
 if grep -q llvmpipe "$out/devices.json"; then
     run_wgpu chat -- --device wgpu:llvmpipe --prompt "Hello!" | tee "$out/answer"
     [ -s "$out/answer" ]
+    run_wgpu quickstart -- --device wgpu:llvmpipe
+    run_wgpu plan -- --model "$demo" --device wgpu:llvmpipe
+    run_wgpu logits -- --model "$demo" --device wgpu:llvmpipe --ids 1,2,3 --new 4 --out "$out/wgpu.safetensors"
+    [ -s "$out/wgpu.safetensors" ]
+    run_wgpu bench -- --model "$demo" --device wgpu:llvmpipe --wgpu-capabilities best \
+        --prompt-tokens 16 --new-tokens 4 --repeat 1 --json >"$out/bench.json"
+    grep -q generation_share_of_memory "$out/bench.json"
+    run_wgpu ranks -- --ranks 2 --device wgpu:llvmpipe --prompt "What is 3 + 4?" | tee "$out/two"
+    [ -s "$out/two" ]
 else
     echo "!!!! NO SOFTWARE VULKAN (llvmpipe): no example runs on a GPU backend !!!!"
 fi

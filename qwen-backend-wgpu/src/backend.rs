@@ -1,11 +1,14 @@
 //! [`Backend`] on a wgpu device: each operation checks its sizes, chooses a kernel and queues it.
 
 mod attention;
-mod halves;
+mod f16_rows;
+mod host;
+mod kv;
+mod norm;
 mod product;
+mod step;
 
 use std::collections::HashMap;
-use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -16,19 +19,23 @@ use qwen_core::{Backend, Encoding, Error, Footprint, Precision, Result, composed
 
 use crate::adapter::AdapterInfo;
 use crate::footprint::WgpuFootprint;
-use crate::gpu::{Array, Binding, Gpu};
+use crate::gpu::{Array, Gpu};
 use crate::kv::Store;
 use crate::options::WgpuOptions;
-use crate::record::{Dispatch, Grid, Queued};
+use crate::record::{Dispatch, Grid, Queued, Work};
 use crate::shader::Shader;
 use crate::stats::WgpuStats;
 use crate::weight::Matrix;
 
 pub(crate) use attention::SPAN;
+#[cfg(test)]
+pub(crate) use attention::{merge_shader, shader as attention_shader};
+use host::each_word;
+pub(crate) use product::cooperative_shader;
 use product::{Activations, Epilogue, TILE_FROM};
-
-/// Steps that are kept for replay; longer prompts of many lengths are recorded anew.
-const KEPT_STEPS: usize = 64;
+#[cfg(test)]
+pub(crate) use product::{ProductKernel, ProductShader};
+use step::{MULTIPLY_ADDS, Recording, words};
 
 /// Qwen2.5 on a GPU.
 ///
@@ -44,11 +51,12 @@ pub struct WgpuBackend {
     precision: Precision,
     queued: Queued,
     steps: HashMap<StepKey, Arc<Vec<Dispatch>>>,
-    /// Within a step: whether it can be replayed.
-    recording: Option<bool>,
+    /// Within a step.
+    recording: Option<Recording>,
+    multiply_adds_per_submission: u64,
     /// Records of attention's spans, and how many numbers they hold.
     records: Option<(Array, usize)>,
-    halves: halves::Workspace,
+    f16_workspace: f16_rows::Workspace,
 }
 
 /// Activations of a [`WgpuBackend`].
@@ -70,6 +78,13 @@ pub struct WgpuWeight(Matrix);
 /// The K/V store of a [`WgpuBackend`].
 #[derive(Debug)]
 pub struct WgpuKv(Store);
+
+impl WgpuKv {
+    #[cfg(test)]
+    pub(crate) fn store(&self) -> &Store {
+        &self.0
+    }
+}
 
 #[derive(Debug)]
 struct Numbers {
@@ -94,8 +109,9 @@ impl WgpuBackend {
             queued: Queued::default(),
             steps: HashMap::new(),
             recording: None,
+            multiply_adds_per_submission: MULTIPLY_ADDS,
             records: None,
-            halves: halves::Workspace::default(),
+            f16_workspace: f16_rows::Workspace::default(),
         }
     }
 
@@ -119,6 +135,25 @@ impl WgpuBackend {
         &self.gpu
     }
 
+    #[cfg(test)]
+    pub(crate) fn gpu_mut(&mut self) -> &mut Gpu {
+        &mut self.gpu
+    }
+
+    /// The first `words` of `array`.
+    #[cfg(test)]
+    pub(crate) fn read_array(&mut self, array: &Array, words: usize) -> Vec<u32> {
+        let mut read = vec![0; words];
+        let numbers = Numbers { array: array.clone(), len: words };
+        self.read_indices(&WgpuIndices { numbers, largest: Arc::default() }, &mut read).unwrap();
+        read
+    }
+
+    #[cfg(test)]
+    pub(crate) fn submit_after(&mut self, multiply_adds: u64) {
+        self.multiply_adds_per_submission = multiply_adds;
+    }
+
     fn misfit(&self, op: &str, reason: String) -> Error {
         self.gpu.error(op, reason)
     }
@@ -133,135 +168,6 @@ impl WgpuBackend {
     fn numbers(&mut self, len: usize) -> Result<Numbers> {
         Ok(Numbers { array: self.gpu.array("activations", len)?, len })
     }
-
-    /// Queue a kernel.
-    fn queue(&mut self, op: &str, shader: &Shader, bindings: &[Binding<'_>], params: &[u32], grid: Grid) -> Result<()> {
-        let most = self.gpu.limits.max_compute_workgroups_per_dimension;
-        let largest = match &grid {
-            Grid::Fixed(grid) => grid.iter().copied().max().unwrap_or(0),
-            Grid::Spans { x, y, .. } => *x.max(y),
-        };
-        if largest > most {
-            return Err(self.misfit(op, format!("{largest} workgroups along one dimension, the device takes {most}")));
-        }
-        // Arrays of a step stay; those of single operations may go.
-        let kernel = self.gpu.prepare(op, shader, bindings, params, self.recording.is_some())?;
-        self.queued.kernels.push(Dispatch { kernel, grid, weight_bytes: 0 });
-        Ok(())
-    }
-
-    /// Queue a kernel with a thread for each of `width` items of each of `rows` rows.
-    fn queue_rows(
-        &mut self,
-        op: &str,
-        shader: &Shader,
-        bindings: &[Binding<'_>],
-        params: &[usize],
-        (width, rows): (usize, usize),
-    ) -> Result<()> {
-        if width == 0 {
-            return Ok(());
-        }
-        let params: Vec<u32> = params.iter().map(|param| *param as u32).collect();
-        self.queue(op, shader, bindings, &params, Grid::Fixed([width.div_ceil(64) as u32, rows as u32, 1]))
-    }
-
-    /// `rows` in pieces: arrays with so many words a row can be bound for each, from where a binding may begin.
-    fn pieces(&self, op: &str, rows: usize, widths: &[usize]) -> Result<Vec<Range<usize>>> {
-        let most = self.gpu.limits.max_storage_buffer_binding_size as usize / 4;
-        let widest = widths.iter().copied().max().unwrap_or(0).max(1);
-        if rows * widest <= most {
-            return Ok((rows > 0).then_some(0..rows).into_iter().collect());
-        }
-        let alignment = (self.gpu.limits.min_storage_buffer_offset_alignment as usize / 4).max(1);
-        let aligned = |step: &usize| widths.iter().all(|width| (step * width).is_multiple_of(alignment));
-        let step = (1..alignment).find(aligned).unwrap_or(alignment);
-        let size = most / widest / step * step;
-        if size == 0 {
-            return Err(self.misfit(op, format!("{step} rows of {widest} values exceed what the device binds")));
-        }
-        Ok((0..rows).step_by(size).map(|first| first..(first + size).min(rows)).collect())
-    }
-
-    /// `x += y` where there is a `y`, then `out = rms_norm(x)`.
-    #[allow(clippy::too_many_arguments, reason = "the arguments of the operation")]
-    fn norm(
-        &mut self,
-        op: &str,
-        x: &Numbers,
-        y: Option<&Numbers>,
-        weight: &Numbers,
-        eps: f32,
-        out: &Numbers,
-        hidden_size: usize,
-        rows: usize,
-    ) -> Result<()> {
-        let len = rows * hidden_size;
-        self.need(op, "x", x, len)?;
-        self.need(op, "weight", weight, hidden_size)?;
-        self.need(op, "out", out, len)?;
-        if let Some(y) = y {
-            self.need(op, "y", y, len)?;
-        }
-        let shader = Shader::new("rms_norm").flag_if(y.is_some(), "ADD");
-        let params = [hidden_size as u32, eps.to_bits()];
-        for piece in self.pieces(op, rows, &[hidden_size])? {
-            let at = words(&piece, hidden_size);
-            let x = if y.is_some() { x.array.write(at.clone()) } else { x.array.read(at.clone()) };
-            let mut bindings = vec![x, weight.array.read(0..hidden_size), out.array.write(at.clone())];
-            bindings.extend(y.map(|y| y.array.read(at)));
-            self.queue(op, &shader, &bindings, &params, Grid::Fixed([piece.len() as u32, 1, 1]))?;
-        }
-        Ok(())
-    }
-
-    /// A write or read by the host: within a step, what was recorded cannot be replayed then.
-    fn host_access(&mut self, op: &str, writes: bool) -> Result<()> {
-        if let Some(replayable) = &mut self.recording {
-            *replayable = false;
-        }
-        if writes && self.queued.has_kernels() {
-            self.queued.flush(&mut self.gpu, op)?;
-        }
-        Ok(())
-    }
-
-    fn write_words(&mut self, op: &str, numbers: &Numbers, words: impl Iterator<Item = [u8; 4]>) -> Result<()> {
-        let bytes: Vec<u8> = words.flatten().collect();
-        self.need(op, "dst", numbers, bytes.len() / 4)?;
-        self.host_access(op, true)?;
-        self.queued.write(&mut self.gpu, &numbers.array, &bytes)
-    }
-
-    fn read_words(&mut self, op: &str, numbers: &Numbers, words: usize, take: impl FnMut(&[u8])) -> Result<()> {
-        self.need(op, "src", numbers, words)?;
-        self.host_access(op, false)?;
-        if words == 0 {
-            return self.queued.flush(&mut self.gpu, op);
-        }
-        let timer = self.gpu.stats.host();
-        let encoder = self.queued.encode(&mut self.gpu)?;
-        self.gpu.read_back(op, encoder, timer, &numbers.array, words, take)
-    }
-
-    fn check_store(&self, op: &str, store: &Store, layer: usize, heads: &HeadLayout) -> Result<()> {
-        let spec = &store.spec;
-        if layer >= store.layers.len()
-            || spec.num_key_value_heads != heads.num_key_value_heads
-            || spec.head_dim != heads.head_dim
-            || !heads.head_dim.is_multiple_of(8)
-            || heads.head_dim > 256
-        {
-            return Err(self.misfit(op, format!("layer {layer} and {heads:?} do not fit a store of {spec:?}")));
-        }
-        Ok(())
-    }
-}
-
-fn kv_flags(shader: Shader, store: &Store, layer: usize) -> Shader {
-    shader
-        .flag_if(store.spec.key_encodings.get(layer) == Some(&Encoding::F16), "KEY_F16")
-        .flag_if(store.spec.value_encoding == Encoding::F16, "VALUE_F16")
 }
 
 fn encoding_flag(shader: Shader, encoding: Encoding) -> Shader {
@@ -270,15 +176,6 @@ fn encoding_flag(shader: Shader, encoding: Encoding) -> Shader {
         Encoding::F16 => "F16",
         _ => "F32",
     })
-}
-
-/// The words of the rows `piece` in an array with `width` words a row.
-fn words(piece: &Range<usize>, width: usize) -> Range<usize> {
-    piece.start * width..piece.end * width
-}
-
-fn each_word(bytes: &[u8]) -> impl Iterator<Item = [u8; 4]> {
-    bytes.as_chunks().0.iter().copied()
 }
 
 impl Backend for WgpuBackend {
@@ -335,28 +232,7 @@ impl Backend for WgpuBackend {
     }
 
     fn copy_blocks(&mut self, kv: &mut WgpuKv, pairs: &[(u32, u32)]) -> Result<()> {
-        let op = "copy_blocks";
-        let spec = &kv.0.spec;
-        if let Some(pair) = pairs.iter().find(|pair| pair.0.max(pair.1) as usize >= spec.num_blocks) {
-            return Err(self.misfit(op, format!("{pair:?} of {} blocks", spec.num_blocks)));
-        }
-        if pairs.is_empty() {
-            return Ok(());
-        }
-        let mut list = self.alloc_indices(2 * pairs.len())?;
-        self.write_indices(&mut list, &pairs.iter().flat_map(|pair| [pair.0, pair.1]).collect::<Vec<_>>())?;
-        for (slabs, key_encoding) in kv.0.layers.iter().zip(&spec.key_encodings) {
-            for slab in slabs {
-                for (array, encoding) in [(&slab.keys, *key_encoding), (&slab.values, spec.value_encoding)] {
-                    let block = encoding.bytes(spec.block_size * spec.head_dim) / 4;
-                    let params = [block, block * spec.num_blocks, block * slab.heads];
-                    let bindings = [array.write_all(), list.numbers.array.read(0..2 * pairs.len())];
-                    let size = (block * slab.heads, pairs.len());
-                    self.queue_rows(op, &Shader::new("copy_blocks"), &bindings, &params, size)?;
-                }
-            }
-        }
-        Ok(())
+        self.copy_pairs(&kv.0, pairs)
     }
 
     fn synchronize(&mut self) -> Result<()> {
@@ -368,7 +244,7 @@ impl Backend for WgpuBackend {
         let (op, layout) = ("embed", &table.0.layout);
         self.need(op, "ids", &ids.numbers, rows)?;
         self.need(op, "out", &out.0, rows * layout.cols)?;
-        if layout.halves {
+        if layout.gate_up {
             return Err(self.misfit(op, "a gate and up matrix is no table".into()));
         }
         let shader = encoding_flag(Shader::new(op), layout.encoding);
@@ -418,10 +294,10 @@ impl Backend for WgpuBackend {
         let op = "rope";
         self.need(op, "qkv", &qkv.0, rows * heads.qkv_size())?;
         self.need(op, "cos_sin", &cos_sin.0, rows * heads.head_dim)?;
-        let half = heads.head_dim / 2;
-        let pairs = (heads.num_attention_heads + heads.num_key_value_heads) * half;
+        let half_dim = heads.head_dim / 2;
+        let pairs = (heads.num_attention_heads + heads.num_key_value_heads) * half_dim;
         for piece in self.pieces(op, rows, &[heads.qkv_size()])? {
-            let params = [heads.qkv_size(), half, pairs, piece.start];
+            let params = [heads.qkv_size(), half_dim, pairs, piece.start];
             let bindings =
                 [qkv.0.array.write(words(&piece, heads.qkv_size())), cos_sin.0.array.read(0..rows * heads.head_dim)];
             self.queue_rows(op, &Shader::new(op), &bindings, &params, (pairs, piece.len()))?;
@@ -438,28 +314,7 @@ impl Backend for WgpuBackend {
         heads: HeadLayout,
         rows: usize,
     ) -> Result<()> {
-        let op = "store_kv";
-        self.check_store(op, &kv.0, layer, &heads)?;
-        self.need(op, "qkv", &qkv.0, rows * heads.qkv_size())?;
-        self.need(op, "slot_mapping", &slot_mapping.numbers, rows)?;
-        let shader = kv_flags(Shader::new(op), &kv.0, layer);
-        let half = heads.head_dim / 2;
-        for piece in self.pieces(op, rows, &[heads.qkv_size()])? {
-            for slab in &kv.0.layers[layer] {
-                let first_key = heads.q_size() + slab.first_head * heads.head_dim;
-                let pairs = slab.heads * half;
-                let first_value = first_key + heads.kv_size();
-                let params = [heads.qkv_size(), first_key, first_value, half, kv.0.num_slots(), pairs, piece.start];
-                let bindings = [
-                    qkv.0.array.read(words(&piece, heads.qkv_size())),
-                    slot_mapping.numbers.array.read(0..rows),
-                    slab.keys.write_all(),
-                    slab.values.write_all(),
-                ];
-                self.queue_rows(op, &shader, &bindings, &params, (pairs, piece.len()))?;
-            }
-        }
-        Ok(())
+        self.store_rows(&qkv.0, &slot_mapping.numbers, &kv.0, layer, heads, rows)
     }
 
     fn paged_attention(
@@ -542,7 +397,14 @@ impl Backend for WgpuBackend {
         for piece in self.pieces(op, rows, &[width])? {
             let bindings = [x.0.array.read(words(&piece, width)), out.numbers.array.write(0..rows)];
             let params = [width, valid.min(width), piece.start].map(|param| param as u32);
-            self.queue(op, &Shader::new(op), &bindings, &params, Grid::Fixed([piece.len() as u32, 1, 1]))?;
+            self.queue(
+                op,
+                &Shader::new(op),
+                &bindings,
+                &params,
+                Grid::Fixed([piece.len() as u32, 1, 1]),
+                Work::default(),
+            )?;
         }
         Ok(())
     }
@@ -577,7 +439,7 @@ impl Backend for WgpuBackend {
         rows: usize,
     ) -> Result<()> {
         let layout = &w.0.layout;
-        if !layout.halves || layout.rows != 2 * intermediate_size {
+        if !layout.gate_up || layout.rows != 2 * intermediate_size {
             return composed::gate_up_silu(self, x, w, scratch, out, intermediate_size, rows);
         }
         self.need("gate_up_silu", "out", &out.0, rows * intermediate_size)?;
@@ -602,7 +464,7 @@ impl Backend for WgpuBackend {
         rows: usize,
     ) -> Result<()> {
         let (op, layout) = ("norm_gate_up_silu", &w.0.layout);
-        if !layout.halves || layout.rows != 2 * intermediate_size || !self.fuses_norm(rows, 4) {
+        if !layout.gate_up || layout.rows != 2 * intermediate_size || !self.fuses_norm(rows, 4) {
             return composed::norm_gate_up_silu(self, norm, x, w, scratch, out, intermediate_size, rows);
         }
         self.need(op, "out", &out.0, rows * intermediate_size)?;
@@ -641,30 +503,6 @@ impl Backend for WgpuBackend {
         interrupt: &Interrupt,
         body: &mut dyn FnMut(&mut Self) -> Result<()>,
     ) -> Result<()> {
-        self.gpu.check("step")?;
-        if interrupt.is_raised() {
-            return Err(Error::Cancelled);
-        }
-        if let Some(step) = self.steps.get(&key) {
-            self.queued.push_step(step.clone());
-            return Ok(());
-        }
-        self.queued.flush(&mut self.gpu, "step")?;
-        let _timer = self.gpu.stats.host();
-        self.recording = Some(true);
-        let result = body(self);
-        let replayable = self.recording.take() == Some(true);
-        if result.is_err() || interrupt.is_raised() {
-            self.queued.drop_kernels();
-            return result.and(Err(Error::Cancelled));
-        }
-        if replayable {
-            let step = Arc::new(std::mem::take(&mut self.queued.kernels));
-            if key.max_seqlen_q <= 1 && self.steps.len() < KEPT_STEPS {
-                self.steps.insert(key, step.clone());
-            }
-            self.queued.push_step(step);
-        }
-        Ok(())
+        self.run_step(key, interrupt, body)
     }
 }

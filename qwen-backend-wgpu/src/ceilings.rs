@@ -8,9 +8,11 @@ use std::time::{Duration, Instant};
 
 use qwen_core::Result;
 
-use crate::gpu::{Array, Gpu, Prepared};
+use crate::backend::cooperative_shader;
+use crate::gpu::{Array, Gpu};
 use crate::options::WgpuOptions;
-use crate::record::{Dispatch, Grid, Queued};
+use crate::pipelines::Prepared;
+use crate::record::{Dispatch, Grid, Queued, Work};
 use crate::shader::Shader;
 use crate::weight::max_slab;
 
@@ -29,8 +31,14 @@ const PIECE: u64 = 16 * THREADS * EACH;
 /// Workgroups that multiply.
 const MULTIPLIERS: u32 = 2048;
 
-/// Operations of a thread in one round: eight vectors of four fused multiply-adds.
-const ROUND_FLOPS: u64 = 8 * 4 * 2;
+/// Operations of a workgroup in one round: each thread has eight vectors of four fused multiply-adds.
+const THREAD_FLOPS: u64 = THREADS * 8 * 4 * 2;
+
+/// The same for cooperative matrices, of size 1: each of four subgroups multiplies four.
+const MATRIX_FLOPS: u64 = 4 * 4 * 2;
+
+/// Values that kernels of arithmetic may read or write: four matrices of 16 by 16.
+const RESULTS: usize = 4 * 16 * 16;
 
 /// The best that a device reached.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -44,6 +52,9 @@ pub struct Ceilings {
     pub f32_flops_per_second: f64,
     /// Fused multiply-adds of f16, where the device has them.
     pub f16_flops_per_second: Option<f64>,
+    /// Products of cooperative matrices of f16 that are summed in f32, where the device was opened with such: with
+    /// [`crate::CapabilitySet::Best`].
+    pub f16_matrix_flops_per_second: Option<f64>,
 }
 
 /// Measures ceilings again and again.
@@ -66,11 +77,16 @@ impl CeilingMeter {
     /// [`qwen_core::Error::Unsupported`] when there is no such adapter, [`qwen_core::Error::Device`] when the driver
     /// refuses.
     pub fn new(options: &WgpuOptions) -> Result<Self> {
+        Self::with_bytes(options, MOST_BYTES)
+    }
+
+    /// A meter that reads at most `most` bytes before it reads any again.
+    fn with_bytes(options: &WgpuOptions, most: u64) -> Result<Self> {
         // Kernels do without f16 so far; the figure says what they could gain. Compiled kernels are not worth keeping.
         let mut gpu = Gpu::open_with(&options.clone().pipeline_cache(false), wgpu::Features::SHADER_F16)?;
         let has_f16 = gpu.device.features().contains(wgpu::Features::SHADER_F16);
         let memory = gpu.info.memory.unwrap_or(u64::MAX);
-        let bytes = max_slab(&gpu.limits).min(MOST_BYTES).min(memory / 8);
+        let bytes = max_slab(&gpu.limits).min(most).min(memory / 8);
         // Whole workgroups.
         let vectors = (bytes / PIECE).max(1) * PIECE / 16;
         let source = gpu.array("ceilings", 4 * vectors as usize)?;
@@ -99,19 +115,30 @@ impl CeilingMeter {
     /// # Errors
     /// [`qwen_core::Error::Device`] with what the driver reports.
     pub fn measure(&mut self, budget: Duration) -> Result<Ceilings> {
-        let slice = budget / 4;
+        let cooperative = self.gpu.cooperative;
+        let slice = budget / (3 + u32::from(self.has_f16) + u32::from(cooperative.is_some()));
         Ok(Ceilings {
             memory_bytes_per_second: self.memory_bytes("ceiling_read", 16, slice)?,
             copy_bytes_per_second: self.memory_bytes("ceiling_copy", 32, slice)?,
-            f32_flops_per_second: self.flops(false, slice)?,
-            f16_flops_per_second: if self.has_f16 { Some(self.flops(true, slice)?) } else { None },
+            f32_flops_per_second: self.flops(&multiply_shader(false), THREAD_FLOPS, slice)?,
+            f16_flops_per_second: match self.has_f16 {
+                true => Some(self.flops(&multiply_shader(true), THREAD_FLOPS, slice)?),
+                false => None,
+            },
+            f16_matrix_flops_per_second: match cooperative {
+                Some(cooperative) => {
+                    let shader = cooperative_shader("ceiling_cooperative", cooperative);
+                    Some(self.flops(&shader, MATRIX_FLOPS * u64::from(cooperative.size).pow(3), slice)?)
+                }
+                None => None,
+            },
         })
     }
 
     fn memory_kernel(&mut self, kernel: &'static str) -> Result<Dispatch> {
         let words = 4 * self.vectors as usize;
         let bindings = [self.source.read(0..words), self.target.write(0..words)];
-        let kernel = self.gpu.prepare("ceilings", &Shader::new(kernel), &bindings, &[], false)?;
+        let kernel = self.gpu.prepare("ceilings", &Shader::new(kernel), &bindings, 0, false)?;
         Ok(dispatch(kernel, (16 * self.vectors / PIECE) as u32))
     }
 
@@ -133,15 +160,14 @@ impl CeilingMeter {
         }
     }
 
-    /// Operations a second in registers.
-    fn flops(&mut self, f16: bool, budget: Duration) -> Result<f64> {
-        let shader = Shader::new("ceiling_multiply").flag_if(f16, "F16");
+    /// Operations a second in registers, of a kernel whose workgroups have `each` in a round.
+    fn flops(&mut self, shader: &Shader, each: u64, budget: Duration) -> Result<f64> {
         let (begin, mut best) = (Instant::now(), 0.0_f64);
         let mut rounds = 16;
         loop {
-            let kernel = self.multiply(&shader, rounds)?;
+            let kernel = self.multiply(shader, rounds)?;
             let seconds = self.run(&dispatch(kernel, MULTIPLIERS), 1)?;
-            best = best.max((u64::from(MULTIPLIERS) * THREADS * ROUND_FLOPS * u64::from(rounds)) as f64 / seconds);
+            best = best.max((u64::from(MULTIPLIERS) * each * u64::from(rounds)) as f64 / seconds);
             if begin.elapsed() >= budget {
                 return Ok(best);
             }
@@ -152,8 +178,9 @@ impl CeilingMeter {
     }
 
     fn multiply(&mut self, shader: &Shader, rounds: u32) -> Result<Prepared> {
-        let bindings = [self.source.read(0..4), self.target.write(0..THREADS as usize)];
-        self.gpu.prepare("ceilings", shader, &bindings, &[rounds], false)
+        let bindings = [self.source.read(0..RESULTS), self.target.write(0..RESULTS)];
+        let place = self.gpu.place_params("ceilings", &[rounds], true)?;
+        self.gpu.prepare("ceilings", shader, &bindings, place.map_or(0, |place| place.offset), false)
     }
 
     /// Seconds that `count` runs of a kernel take.
@@ -166,6 +193,34 @@ impl CeilingMeter {
     }
 }
 
+fn multiply_shader(f16: bool) -> Shader {
+    Shader::new("ceiling_multiply").flag_if(f16, "F16")
+}
+
 fn dispatch(kernel: Prepared, groups: u32) -> Dispatch {
-    Dispatch { kernel, grid: Grid::Fixed([groups, 1, 1]), weight_bytes: 0 }
+    Dispatch { kernel, grid: Grid::Fixed([groups, 1, 1]), work: Work::default() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{AdapterChoice, CapabilitySet};
+
+    #[test]
+    fn every_ceiling_that_a_device_has_is_measured() {
+        let name = std::env::var("QWEN_WGPU_ADAPTER").unwrap_or_else(|_| "llvmpipe".into());
+        let options = WgpuOptions::new().adapter(AdapterChoice::Name(name)).capabilities(CapabilitySet::Best);
+        let mut meter = match CeilingMeter::with_bytes(&options, 16 << 20) {
+            Ok(meter) => meter,
+            Err(error) => return println!("skipped: {error}"),
+        };
+        let found = meter.measure(Duration::from_millis(50)).unwrap();
+        println!("{}: {found:?}", meter.gpu.info);
+        assert_eq!(found.f16_flops_per_second.is_some(), meter.has_f16);
+        assert_eq!(found.f16_matrix_flops_per_second.is_some(), meter.gpu.cooperative.is_some());
+        let always = [found.memory_bytes_per_second, found.copy_bytes_per_second, found.f32_flops_per_second];
+        let figures = always.into_iter().chain(found.f16_flops_per_second).chain(found.f16_matrix_flops_per_second);
+        // A megabyte and a million operations a second: any processor is faster.
+        assert!(figures.into_iter().all(|figure| figure.is_finite() && figure > 1e6), "{found:?}");
+    }
 }

@@ -9,6 +9,8 @@ use crate::adapter::{self, AdapterInfo};
 use crate::backend::SPAN;
 use crate::kv;
 use crate::options::CapabilitySet;
+use crate::params;
+use crate::staging;
 use crate::weight::Layout;
 
 /// How matrices and K/V are cut into slabs on a device, and what they take. No device is opened.
@@ -35,13 +37,26 @@ pub struct WgpuFootprint {
 impl WgpuFootprint {
     /// The footprint on `adapter` with these capabilities.
     pub fn on(adapter: &AdapterInfo, capabilities: CapabilitySet) -> Self {
+        let offered = Self::with_capabilities(capabilities, adapter.max_binding_bytes, adapter.max_buffer_bytes);
+        WgpuFootprint { cooperative: offered.cooperative && adapter.cooperative.is_some(), ..offered }
+    }
+
+    /// The footprint with these capabilities on a device that offers arrays of `max_binding_bytes` to kernels, buffers of
+    /// `max_buffer_bytes`, and cooperative matrices.
+    ///
+    /// ```
+    /// use qwen_backend_wgpu::{CapabilitySet, WgpuFootprint};
+    /// let minimal = WgpuFootprint::with_capabilities(CapabilitySet::Minimal, 2 << 30, 4 << 30);
+    /// assert_eq!(minimal, WgpuFootprint::with_limits(128 << 20, 256 << 20));
+    /// ```
+    pub fn with_capabilities(capabilities: CapabilitySet, max_binding_bytes: u64, max_buffer_bytes: u64) -> Self {
         let offered = wgpu::Limits {
-            max_storage_buffer_binding_size: adapter.max_binding_bytes,
-            max_buffer_size: adapter.max_buffer_bytes,
+            max_storage_buffer_binding_size: max_binding_bytes,
+            max_buffer_size: max_buffer_bytes,
             ..wgpu::Limits::defaults()
         };
         let (limits, _) = adapter::limits_and_features(offered, wgpu::Features::empty(), capabilities);
-        Self::opened(&limits, capabilities == CapabilitySet::Best && adapter.cooperative.is_some())
+        Self::opened(&limits, capabilities == CapabilitySet::Best)
     }
 
     /// The footprint on a device whose kernels are given arrays of `max_binding_bytes`, and whose buffers have
@@ -106,7 +121,13 @@ impl Footprint for WgpuFootprint {
                 ));
             }
         }
-        Ok(self.record_bytes(limits, spec) + self.halves_bytes(limits, spec))
+        // Logits on their way to the host.
+        let read_back = 4 * (limits.max_num_logits * spec.vocab_size) as u64;
+        Ok(self.record_bytes(limits, spec)
+            + self.f16_rows_bytes(limits, spec)
+            + read_back
+            + params::SIZE
+            + staging::BYTES)
     }
 
     fn fuses_gate_up(&self) -> bool {
@@ -116,7 +137,7 @@ impl Footprint for WgpuFootprint {
 
 impl WgpuFootprint {
     /// Activations as f16 with a scale for each row, for the widest input of a product.
-    fn halves_bytes(&self, limits: &Limits, spec: &ModelSpec) -> u64 {
+    fn f16_rows_bytes(&self, limits: &Limits, spec: &ModelSpec) -> u64 {
         let widest = spec.hidden_size.max(spec.intermediate_size).max(spec.heads.q_size());
         match self.cooperative {
             true => ((2 * widest.next_multiple_of(8) + 4) * limits.max_num_batched_tokens) as u64,
@@ -139,16 +160,17 @@ impl WgpuFootprint {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use qwen_core::Encoding;
     use qwen_core::backend::WeightRole;
-    use qwen_core::{Config, Encoding};
+    use qwen_core::conformance::published;
 
+    /// That of the 0.5B shape.
     fn spec() -> ModelSpec {
-        let config = r#"{"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_act": "silu",
-            "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14,
-            "num_key_value_heads": 2, "vocab_size": 151936, "max_position_embeddings": 32768, "rms_norm_eps": 1e-6,
-            "rope_theta": 1e6, "tie_word_embeddings": true}"#;
-        ModelSpec::new(&Config::from_json("config.json", config).unwrap())
+        ModelSpec::new(&published::shapes()[0].1)
     }
+
+    /// What every device takes beside: parameters, inputs and 16 rows of logits.
+    const BESIDE: u64 = params::SIZE + staging::BYTES + 16 * 4 * 151_936;
 
     fn limits(tokens: usize, logits: usize) -> Limits {
         Limits {
@@ -167,9 +189,9 @@ mod tests {
     fn records_count_as_far_as_they_can_be_bound() {
         let sequence = 4 * 14 * 256 * 66;
         let records = |binding| WgpuFootprint::with_limits(binding, 1 << 28).workspace_bytes(&limits(512, 16), &spec());
-        assert_eq!(records(128 << 20).unwrap(), 8 * sequence);
-        assert_eq!(records(2 * sequence + 4).unwrap(), 2 * sequence);
-        assert_eq!(records(1 << 19).unwrap(), 0);
+        assert_eq!(records(128 << 20).unwrap(), BESIDE + 8 * sequence);
+        assert_eq!(records(2 * sequence + 4).unwrap(), BESIDE + 2 * sequence);
+        assert_eq!(records(1 << 19).unwrap(), BESIDE);
     }
 
     #[test]

@@ -1,9 +1,8 @@
-//! An open device: buffers, pipelines, bind groups, parameters, and the faults that the driver reports.
+//! An open device: its arrays, what goes to it and comes back, and the faults that the driver reports.
 //!
-//! Whatever a step needs is made once and kept here: a pipeline for each shader, a bind group for each set of arrays, a
-//! place in a uniform buffer for each set of parameters. A step in its steady state makes nothing.
+//! A driver reports faults when it likes, not where they were caused: the first one is kept, and every operation after
+//! it is refused with it. Only what makes or fills something is asked at once, so that it can be the error of that call.
 
-use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,15 +11,11 @@ use qwen_core::{Error, Result};
 
 use crate::adapter::{self, AdapterInfo, Cooperative};
 use crate::options::WgpuOptions;
+use crate::params::Params;
 use crate::pipeline_cache::Cache;
-use crate::shader::Shader;
+use crate::pipelines::Made;
+use crate::staging::{Mapped, Staging};
 use crate::stats::{HostTimer, WgpuStats};
-
-/// Words of a kernel's parameters.
-pub(crate) const PARAMS: usize = 12;
-
-/// Bytes of a uniform buffer that holds parameters.
-const PARAMS_BUFFER: u64 = 1 << 18;
 
 /// Bytes that are handed to the queue at a time while weights are uploaded.
 const UPLOAD: usize = 16 << 20;
@@ -31,19 +26,19 @@ type Fault = Mutex<Option<String>>;
 /// An array on the device. Clones are the same array.
 #[derive(Debug, Clone)]
 pub(crate) struct Array {
-    id: u64,
+    pub(crate) id: u64,
     /// The device that it lies on. Two instances of wgpu would take each other's handles for their own.
     owner: u64,
     pub(crate) buffer: wgpu::Buffer,
 }
 
-/// An array, or its beginning, as a kernel takes it.
+/// An array, or a stretch of one, as a kernel takes it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Binding<'a> {
-    array: &'a Array,
-    offset: u64,
-    bytes: u64,
-    writable: bool,
+    pub(crate) array: &'a Array,
+    pub(crate) offset: u64,
+    pub(crate) bytes: u64,
+    pub(crate) writable: bool,
 }
 
 impl Array {
@@ -75,25 +70,11 @@ fn bytes_of(words: usize) -> u64 {
     (words.max(1) as u64 * 4).next_multiple_of(16)
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-struct GroupKey {
-    params: usize,
-    bindings: Vec<(u64, u64, u64, bool)>,
-}
-
+/// Commands on their way to the device, with the buffer that their inputs come from.
 #[derive(Debug)]
-struct Layout {
-    group: wgpu::BindGroupLayout,
-    pipeline: wgpu::PipelineLayout,
-}
-
-/// A kernel that is ready to run: everything but the size of its grid.
-#[derive(Debug, Clone)]
-pub(crate) struct Prepared {
-    pub(crate) pipeline: wgpu::ComputePipeline,
-    pub(crate) group: wgpu::BindGroup,
-    /// Where its parameters lie.
-    pub(crate) offset: u32,
+pub(crate) struct Commands {
+    pub(crate) encoder: wgpu::CommandEncoder,
+    pub(crate) staged: Option<Mapped>,
 }
 
 /// An open device.
@@ -107,15 +88,12 @@ pub(crate) struct Gpu {
     /// The cooperative matrices that it was opened with.
     pub(crate) cooperative: Option<Cooperative>,
     fault: Arc<Fault>,
-    layouts: HashMap<Vec<bool>, Layout>,
-    pipelines: HashMap<Shader, wgpu::ComputePipeline>,
-    groups: HashMap<GroupKey, wgpu::BindGroup>,
-    params: HashMap<[u32; PARAMS], (usize, u32)>,
-    params_buffers: Vec<wgpu::Buffer>,
-    next_param: u64,
+    pub(crate) made: Made,
+    pub(crate) params: Params,
+    pub(crate) staging: Staging,
     readback: Option<wgpu::Buffer>,
     pub(crate) stats: WgpuStats,
-    cache: Option<Cache>,
+    pub(crate) cache: Option<Cache>,
 }
 
 impl Gpu {
@@ -162,20 +140,18 @@ impl Gpu {
         device.set_device_lost_callback(move |reason, message| {
             note(&seen, format!("the device was lost ({reason:?}): {message}; load the engine again"));
         });
+        let limits = device.limits();
         Gpu {
             id: next_id(),
-            limits: device.limits(),
+            params: Params::new(&device, &limits),
+            staging: Staging::new(&device),
+            limits,
             device,
             queue,
             info,
             cooperative: None,
             fault,
-            layouts: HashMap::new(),
-            pipelines: HashMap::new(),
-            groups: HashMap::new(),
-            params: HashMap::new(),
-            params_buffers: Vec::new(),
-            next_param: 0,
+            made: Made::default(),
             readback: None,
             stats: WgpuStats::default(),
             cache: None,
@@ -200,6 +176,12 @@ impl Gpu {
 
     pub(crate) fn error(&self, op: &str, reason: impl Into<String>) -> Error {
         Error::Device { device: self.info.to_string(), op: op.into(), reason: reason.into() }
+    }
+
+    /// What became of a buffer that cannot be mapped: a lost device says so before anything else.
+    pub(crate) fn unmapped(&self, op: &str, reason: impl Into<String>) -> Error {
+        let _ = self.device.poll(wgpu::PollType::wait_indefinitely());
+        self.check(op).err().unwrap_or_else(|| self.error(op, reason))
     }
 
     /// Run `make`, which makes or fills something of so many bytes. What the driver cannot or will not do is the error
@@ -266,10 +248,13 @@ impl Gpu {
         }
     }
 
-    /// Hand the commands of `encoder` to the device.
-    pub(crate) fn submit(&self, encoder: wgpu::CommandEncoder) {
+    /// Hand `commands` to the device.
+    pub(crate) fn submit(&mut self, commands: Commands) {
         self.stats.submitted();
-        self.queue.submit([encoder.finish()]);
+        let submission = self.queue.submit([commands.encoder.finish()]);
+        if let Some(staged) = commands.staged {
+            self.staging.reuse(&staged, submission);
+        }
     }
 
     /// Wait for all that was submitted.
@@ -279,171 +264,26 @@ impl Gpu {
         polled.map(|_| ()).map_err(|error| self.error(op, error.to_string()))
     }
 
-    /// Make `shader` ready to run on `bindings`, in the order of its own from 1 on. Numbers among `params` are as they
-    /// lie in memory. What is made is kept for the next time with `keep`, and the arrays with it.
-    pub(crate) fn prepare<'a>(
-        &mut self,
-        op: &str,
-        shader: &Shader,
-        bindings: &[Binding<'a>],
-        params: &[u32],
-        keep: bool,
-    ) -> Result<Prepared> {
-        self.own(op, bindings.iter().map(|binding| binding.array))?;
-        let limit = self.limits.max_storage_buffer_binding_size;
-        // The whole array where it can be bound: then steps of different lengths share their bind groups.
-        let whole = |binding: &Binding<'a>| match binding.array.buffer.size() {
-            size if binding.offset == 0 && size <= limit => Binding { bytes: size, ..*binding },
-            _ => *binding,
-        };
-        let bindings: Vec<Binding<'a>> = bindings.iter().map(whole).collect();
-        if let Some(binding) = bindings.iter().find(|binding| binding.bytes > limit) {
-            let reason = format!("an array of {} bytes exceeds the device's {limit} a binding", binding.bytes);
-            return Err(self.error(op, reason));
-        }
-        let access: Vec<bool> = bindings.iter().map(|binding| binding.writable).collect();
-        let pipeline = self.pipeline(op, shader, &access)?;
-        let (buffer, offset) = self.place_params(params)?;
-        let group = self.group(op, buffer, &access, &bindings, keep)?;
-        Ok(Prepared { pipeline, group, offset })
-    }
-
-    fn pipeline(&mut self, op: &str, shader: &Shader, access: &[bool]) -> Result<wgpu::ComputePipeline> {
-        if let Some(pipeline) = self.pipelines.get(shader) {
-            return Ok(pipeline.clone());
-        }
-        self.stats.made(2);
-        self.layout(access);
-        let make = || {
-            let module = self.device.create_shader_module(wgpu::ShaderModuleDescriptor {
-                label: Some(shader.kernel),
-                source: wgpu::ShaderSource::Wgsl(shader.compose().into()),
-            });
-            self.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
-                label: Some(shader.kernel),
-                layout: self.layouts.get(access).map(|layout| &layout.pipeline),
-                module: &module,
-                entry_point: Some("main"),
-                compilation_options: wgpu::PipelineCompilationOptions {
-                    // Workgroup memory is written before it is read.
-                    zero_initialize_workgroup_memory: false,
-                    ..Default::default()
-                },
-                cache: self.cache.as_ref().map(Cache::pipelines),
-            })
-        };
-        let pipeline = self.guarded(op, 0, make)?;
-        self.pipelines.insert(shader.clone(), pipeline.clone());
-        Ok(pipeline)
-    }
-
-    fn layout(&mut self, access: &[bool]) -> &Layout {
-        let Gpu { device, layouts, stats, .. } = self;
-        layouts.entry(access.to_vec()).or_insert_with(|| {
-            stats.made(2);
-            let entry =
-                |binding: usize, ty: wgpu::BufferBindingType, has_dynamic_offset: bool| wgpu::BindGroupLayoutEntry {
-                    binding: binding as u32,
-                    visibility: wgpu::ShaderStages::COMPUTE,
-                    ty: wgpu::BindingType::Buffer { ty, has_dynamic_offset, min_binding_size: None },
-                    count: None,
-                };
-            let mut entries = vec![entry(0, wgpu::BufferBindingType::Uniform, true)];
-            entries.extend(
-                access.iter().enumerate().map(|(i, writable)| {
-                    entry(i + 1, wgpu::BufferBindingType::Storage { read_only: !writable }, false)
-                }),
-            );
-            let group =
-                device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: None, entries: &entries });
-            let pipeline = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
-                label: None,
-                bind_group_layouts: &[Some(&group)],
-                immediate_size: 0,
-            });
-            Layout { group, pipeline }
-        })
-    }
-
-    /// The uniform buffer and offset that hold `params`. Equal parameters share a place, which is never written again.
-    fn place_params(&mut self, params: &[u32]) -> Result<(usize, u32)> {
-        let mut words = [0; PARAMS];
-        words[..params.len()].copy_from_slice(params);
-        if let Some(place) = self.params.get(&words) {
-            return Ok(*place);
-        }
-        let alignment = u64::from(self.limits.min_uniform_buffer_offset_alignment);
-        let step = (4 * PARAMS as u64).next_multiple_of(alignment.max(4));
-        if self.params_buffers.is_empty() || self.next_param + step > PARAMS_BUFFER {
-            let usage = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
-            self.params_buffers.push(self.buffer("parameters", PARAMS_BUFFER, usage)?);
-            self.next_param = 0;
-        }
-        let place = (self.params_buffers.len() - 1, self.next_param as u32);
-        let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
-        let buffer = &self.params_buffers[place.0];
-        self.guarded("parameters", bytes.len() as u64, || self.queue.write_buffer(buffer, self.next_param, &bytes))?;
-        self.next_param += step;
-        self.params.insert(words, place);
-        Ok(place)
-    }
-
-    fn group(
-        &mut self,
-        op: &str,
-        params: usize,
-        access: &[bool],
-        bindings: &[Binding<'_>],
-        keep: bool,
-    ) -> Result<wgpu::BindGroup> {
-        let key = GroupKey {
-            params,
-            bindings: bindings.iter().map(|b| (b.array.id, b.offset, b.bytes, b.writable)).collect(),
-        };
-        if let Some(group) = self.groups.get(&key) {
-            return Ok(group.clone());
-        }
-        self.stats.made(1);
-        self.layout(access);
-        let binding = |buffer, offset, size| {
-            wgpu::BindingResource::Buffer(wgpu::BufferBinding { buffer, offset, size: wgpu::BufferSize::new(size) })
-        };
-        let mut entries = vec![wgpu::BindGroupEntry {
-            binding: 0,
-            resource: binding(&self.params_buffers[params], 0, 4 * PARAMS as u64),
-        }];
-        entries.extend(bindings.iter().enumerate().map(|(i, b)| wgpu::BindGroupEntry {
-            binding: i as u32 + 1,
-            resource: binding(&b.array.buffer, b.offset, b.bytes),
-        }));
-        let layout = &self.layouts[access].group;
-        let descriptor = wgpu::BindGroupDescriptor { label: None, layout, entries: &entries };
-        let group = self.guarded(op, 0, || self.device.create_bind_group(&descriptor))?;
-        if keep {
-            self.groups.insert(key, group.clone());
-        }
-        Ok(group)
-    }
-
-    /// Copy the first `words` of `array` to the host, after the commands of `encoder`, whose recording `timer` counts.
+    /// Copy the first `words` of `array`, which is this device's, to the host, after `commands`, whose recording `timer`
+    /// counts.
     pub(crate) fn read_back(
         &mut self,
         op: &str,
-        mut encoder: wgpu::CommandEncoder,
+        mut commands: Commands,
         timer: HostTimer,
         array: &Array,
         words: usize,
         mut take: impl FnMut(&[u8]),
     ) -> Result<()> {
-        self.own(op, [array].into_iter())?;
         let bytes = words as u64 * 4;
         if self.readback.as_ref().is_none_or(|buffer| buffer.size() < bytes) {
             let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
             self.readback = Some(self.buffer("readback", bytes.next_multiple_of(256), usage)?);
         }
         let Some(readback) = self.readback.clone() else { return Ok(()) };
-        encoder.copy_buffer_to_buffer(&array.buffer, 0, &readback, 0, bytes);
-        self.submit(encoder);
+        commands.encoder.copy_buffer_to_buffer(&array.buffer, 0, &readback, 0, bytes);
+        self.stats.read_back(bytes);
+        self.submit(commands);
         drop(timer);
         self.check(op)?;
         let (sender, receiver) = std::sync::mpsc::channel();
@@ -453,12 +293,12 @@ impl Gpu {
         self.wait(op)?;
         match receiver.try_recv() {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => return Err(self.error(op, error.to_string())),
-            Err(_) => return Err(self.error(op, "the result was never mapped")),
+            Ok(Err(error)) => return Err(self.unmapped(op, error.to_string())),
+            Err(_) => return Err(self.unmapped(op, "the result was never mapped")),
         }
         match readback.slice(..bytes).get_mapped_range() {
             Ok(mapped) => take(&mapped),
-            Err(error) => return Err(self.error(op, error.to_string())),
+            Err(error) => return Err(self.unmapped(op, error.to_string())),
         }
         readback.unmap();
         self.check(op)

@@ -7,6 +7,7 @@ use qwen_core::backend::KvSpec;
 use qwen_core::{Encoding, Error, Result};
 
 use crate::gpu::{Array, Gpu};
+use crate::shader::Shader;
 use crate::weight::max_slab;
 
 /// The heads of a layer that one pair of arrays holds.
@@ -23,6 +24,28 @@ pub(crate) struct Slab {
 pub(crate) struct Store {
     pub(crate) spec: KvSpec,
     pub(crate) layers: Vec<Vec<Slab>>,
+}
+
+/// Whether keys and values of a layer are f16; else they are f32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct KvTypes {
+    pub(crate) key_f16: bool,
+    pub(crate) value_f16: bool,
+}
+
+impl KvTypes {
+    #[cfg(test)]
+    pub(crate) const ALL: [Self; 4] = [
+        KvTypes { key_f16: true, value_f16: true },
+        KvTypes { key_f16: false, value_f16: true },
+        KvTypes { key_f16: true, value_f16: false },
+        KvTypes { key_f16: false, value_f16: false },
+    ];
+
+    /// The flags of kernels that write or read such a layer.
+    pub(crate) fn flags(self, shader: Shader) -> Shader {
+        shader.flag_if(self.key_f16, "KEY_F16").flag_if(self.value_f16, "VALUE_F16")
+    }
 }
 
 impl Store {
@@ -44,6 +67,20 @@ impl Store {
             layers.push(slabs);
         }
         Ok(Store { spec: spec.clone(), layers })
+    }
+
+    /// How layer `layer` lies in memory.
+    pub(crate) fn types(&self, layer: usize) -> KvTypes {
+        KvTypes {
+            key_f16: self.spec.key_encodings.get(layer) == Some(&Encoding::F16),
+            value_f16: self.spec.value_encoding == Encoding::F16,
+        }
+    }
+
+    /// Bytes of the key and the value of one head at one position.
+    pub(crate) fn position_bytes(&self, layer: usize) -> u64 {
+        let key = self.spec.key_encodings.get(layer).copied().unwrap_or(Encoding::F32);
+        (key.bytes(self.spec.head_dim) + self.spec.value_encoding.bytes(self.spec.head_dim)) as u64
     }
 
     /// Positions of all blocks.

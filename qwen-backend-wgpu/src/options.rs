@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::fmt;
 use std::str::FromStr;
 
-use qwen_core::Precision;
+use qwen_core::{Error, Precision};
 
 /// Which adapter to run on. As text: `best`, an index, or a part of a name.
 ///
@@ -48,7 +48,16 @@ impl fmt::Display for AdapterChoice {
     }
 }
 
-/// How much of an adapter's limits and features is used. Anything but [`CapabilitySet::Default`] is for tests.
+/// How much of an adapter's limits and features is used. Programs choose between [`CapabilitySet::Default`] and
+/// [`CapabilitySet::Best`]; the smaller ones show on any adapter what happens on lesser ones. As text: their names in
+/// lower case.
+///
+/// ```
+/// use qwen_backend_wgpu::CapabilitySet;
+/// assert_eq!("best".parse::<CapabilitySet>()?, CapabilitySet::Best);
+/// assert_eq!(CapabilitySet::default().to_string(), "default");
+/// # Ok::<(), qwen_core::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum CapabilitySet {
@@ -56,12 +65,34 @@ pub enum CapabilitySet {
     Tiny,
     /// What every WebGPU device has: 128 MiB a binding, 8 storage buffers, 16 KiB of workgroup memory, no features.
     Minimal,
-    /// The adapter's limits, and its features where a kernel gains by them.
+    /// The adapter's limits, and a pipeline cache where it has one. Kernels use no feature beyond WebGPU's defaults.
     #[default]
     Default,
     /// As [`CapabilitySet::Default`], with features that wgpu calls experimental: cooperative matrices (tensor cores),
     /// in [`Precision::Fast`]. A fault in wgpu or the driver may do anything there.
     Best,
+}
+
+impl FromStr for CapabilitySet {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let all = [CapabilitySet::Tiny, CapabilitySet::Minimal, CapabilitySet::Default, CapabilitySet::Best];
+        all.into_iter().find(|set| set.to_string() == text).ok_or_else(|| {
+            Error::argument("wgpu_capabilities", format!("must be tiny, minimal, default or best, is `{text}`"))
+        })
+    }
+}
+
+impl fmt::Display for CapabilitySet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            CapabilitySet::Tiny => "tiny",
+            CapabilitySet::Minimal => "minimal",
+            CapabilitySet::Default => "default",
+            CapabilitySet::Best => "best",
+        })
+    }
 }
 
 /// How a [`crate::WgpuBackend`] is made.

@@ -23,12 +23,15 @@ struct Counts {
     submissions: AtomicU64,
     dispatches: AtomicU64,
     weight_bytes: AtomicU64,
+    kv_bytes: AtomicU64,
+    read_back_bytes: AtomicU64,
     host_nanos: AtomicU64,
 }
 
 impl WgpuStats {
     /// Objects of the API that were made: buffers, shaders, pipelines, bind groups and their layouts. Command buffers
-    /// are not among them: there is one for each submission.
+    /// are not among them: there is one for each submission. Nor is what comes with the device: the buffers of parameters
+    /// and inputs, which every step uses again.
     pub fn objects(&self) -> u64 {
         self.0.objects.load(Ordering::Relaxed)
     }
@@ -48,6 +51,17 @@ impl WgpuStats {
         self.0.weight_bytes.load(Ordering::Relaxed)
     }
 
+    /// Bytes of K/V that attention reads, once for each tile of query rows; where several sequences or tokens are
+    /// computed, as if each had the longest context.
+    pub fn kv_bytes(&self) -> u64 {
+        self.0.kv_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Bytes that were copied to the host.
+    pub fn read_back_bytes(&self) -> u64 {
+        self.0.read_back_bytes.load(Ordering::Relaxed)
+    }
+
     /// Time that the host spent recording and submitting, without waiting for the device.
     pub fn host_time(&self) -> Duration {
         Duration::from_nanos(self.0.host_nanos.load(Ordering::Relaxed))
@@ -61,9 +75,14 @@ impl WgpuStats {
         self.0.submissions.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(crate) fn dispatched(&self, weight_bytes: u64) {
+    pub(crate) fn dispatched(&self, weight_bytes: u64, kv_bytes: u64) {
         self.0.dispatches.fetch_add(1, Ordering::Relaxed);
         self.0.weight_bytes.fetch_add(weight_bytes, Ordering::Relaxed);
+        self.0.kv_bytes.fetch_add(kv_bytes, Ordering::Relaxed);
+    }
+
+    pub(crate) fn read_back(&self, bytes: u64) {
+        self.0.read_back_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
     /// Counts the host's time until it is dropped.

@@ -22,8 +22,8 @@ pub(crate) struct Layout {
     pub(crate) encoding: Encoding,
     pub(crate) rows: usize,
     pub(crate) cols: usize,
-    /// Whether row i goes with row i of the second half, instead of its neighbour.
-    pub(crate) halves: bool,
+    /// Whether it is gate and up, whose row i goes with row i of the second half instead of its neighbour.
+    pub(crate) gate_up: bool,
     /// The pairs of each slab.
     pub(crate) slabs: Vec<Range<usize>>,
 }
@@ -38,7 +38,7 @@ impl Layout {
         let uniform = shape.parts.iter().all(|(encoding, _)| *encoding == first);
         let encoding = if uniform { first } else { Encoding::F32 };
         let rows = shape.rows();
-        let halves = shape.role == WeightRole::GateUp && rows.is_multiple_of(2);
+        let gate_up = shape.role == WeightRole::GateUp && rows.is_multiple_of(2);
         let pairs = rows.div_ceil(2);
         let pair_bytes = 2 * encoding.bytes(shape.cols.next_multiple_of(8));
         let most = max_binding as usize / pair_bytes.max(1);
@@ -51,7 +51,7 @@ impl Layout {
         let count = pairs.div_ceil(most).max(1);
         let size = pairs.div_ceil(count);
         let slabs = (0..count).map(|slab| (slab * size).min(pairs)..((slab + 1) * size).min(pairs)).collect();
-        Ok(Layout { encoding, rows, cols: shape.cols, halves, slabs })
+        Ok(Layout { encoding, rows, cols: shape.cols, gate_up, slabs })
     }
 
     /// Eights of a row.
@@ -72,9 +72,9 @@ impl Layout {
     /// The rows of the matrix that slab `slab` has, in its order; those past the last one are padding.
     fn slab_rows(&self, slab: usize) -> impl Iterator<Item = usize> + use<> {
         let pairs = self.slabs[slab].clone();
-        let half = self.rows / 2;
-        let (first, second) = match self.halves {
-            true => (pairs.clone(), pairs.start + half..pairs.end + half),
+        let gate_rows = self.rows / 2;
+        let (first, second) = match self.gate_up {
+            true => (pairs.clone(), pairs.start + gate_rows..pairs.end + gate_rows),
             false => (2 * pairs.start..2 * pairs.end, 0..0),
         };
         first.chain(second)

@@ -1,5 +1,5 @@
-//! Whole checkpoints against recorded results, on the largest and the smallest set of capabilities; the prompts of 3,000
-//! tokens on the largest alone, since cut to a mebibyte a binding they take many minutes in software.
+//! Whole checkpoints against recorded results, on every set of capabilities; the prompts of 3,000 tokens on the largest
+//! alone, since cut to a mebibyte a binding they take many minutes in software.
 
 mod common;
 
@@ -9,6 +9,9 @@ use qwen_core::Precision;
 use qwen_core::conformance::goldens::{Goldens, folder};
 
 fn run(capabilities: CapabilitySet, precision: Precision, longest: usize) {
+    if let Err(error) = backend(capabilities, precision) {
+        return println!("skipped: {error}");
+    }
     let Some(folder) = folder() else { return };
     let goldens = Goldens::open(folder).unwrap();
     for case in goldens.cases() {
@@ -30,6 +33,16 @@ fn default_exact() {
 #[test]
 fn default_fast() {
     run(CapabilitySet::Default, Precision::Fast, usize::MAX);
+}
+
+#[test]
+fn minimal_exact() {
+    run(CapabilitySet::Minimal, Precision::Exact, 200);
+}
+
+#[test]
+fn minimal_fast() {
+    run(CapabilitySet::Minimal, Precision::Fast, 200);
 }
 
 #[test]

@@ -1,29 +1,29 @@
-//! What every published model takes on three devices: slabs and bytes, from shapes and limits alone.
+//! What every published model takes with each set of capabilities on a typical adapter: slabs and bytes, from shapes
+//! and limits alone.
 
-use qwen_backend_wgpu::WgpuFootprint;
+use qwen_backend_wgpu::{CapabilitySet, WgpuFootprint};
 use qwen_core::batch::Limits;
 use qwen_core::conformance::published::{self, Headers};
 use qwen_core::model::spec::ModelSpec;
 use qwen_core::plan::{Plan, PlanInput, limits_for};
 use qwen_core::{Config, Error, Footprint, Precision};
 
-const MIB: u64 = 1 << 20;
-/// The sets of capabilities: bytes of a binding, bytes of a buffer.
-const TINY: (u64, u64) = (MIB, 256 * MIB);
-const MINIMAL: (u64, u64) = (128 * MIB, 256 * MIB);
-const LARGE: (u64, u64) = (2048 * MIB - 4, 2048 * MIB - 4);
+/// Bytes of a binding, and of a buffer, that large GPUs offer.
+const OFFERED: u64 = (2 << 30) - 4;
+/// Parameters and inputs.
+const HOST_BYTES: u64 = 5 << 19;
 const CONTEXT: usize = 32_768;
 
 /// What a model takes: slabs and bytes of the weights, slabs and bytes of the K/V for 32,768 positions or what the
-/// refusal says would fit, bytes of attention's records.
+/// refusal says would fit, bytes of what is beside.
 #[derive(Debug, PartialEq)]
 struct Taken {
     weights: (usize, u64),
     kv: std::result::Result<(usize, u64), usize>,
-    records: u64,
+    workspace: u64,
 }
 
-fn taken(config: &Config, (binding, buffer): (u64, u64)) -> Taken {
+fn taken(config: &Config, set: CapabilitySet, precision: Precision) -> Taken {
     let spec = ModelSpec::new(config);
     let limits = Limits {
         max_model_len: CONTEXT,
@@ -36,18 +36,18 @@ fn taken(config: &Config, (binding, buffer): (u64, u64)) -> Taken {
         num_token_ids: config.vocab_size,
     };
     let limits = limits_for(&limits, CONTEXT, 1);
-    let footprint = WgpuFootprint::with_limits(binding, buffer);
+    let footprint = WgpuFootprint::with_capabilities(set, OFFERED, OFFERED);
     let shapes: Vec<_> = spec.weights().iter().map(|weight| weight.shape(&Headers).unwrap()).collect();
     let weights = (
         shapes.iter().map(|shape| footprint.weight_slabs(shape).unwrap()).sum(),
         shapes.iter().map(|shape| footprint.weight_bytes(shape).unwrap()).sum(),
     );
-    let kv = spec.kv(&limits, Precision::Fast, &Headers).unwrap();
+    let kv = spec.kv(&limits, precision, &Headers).unwrap();
     let plan = |context| {
         let input = PlanInput {
             spec: &spec,
             limits: limits.clone(),
-            precision: Precision::Fast,
+            precision,
             context,
             batch: 1,
             model_context: 131_072,
@@ -72,51 +72,46 @@ fn taken(config: &Config, (binding, buffer): (u64, u64)) -> Taken {
             Err(longest)
         }
     };
-    Taken { weights, kv, records: footprint.workspace_bytes(&limits, &spec).unwrap() }
+    Taken { weights, kv, workspace: footprint.workspace_bytes(&limits, &spec).unwrap() }
 }
 
 #[test]
 fn every_published_shape_on_every_device() {
+    // (slabs of weights, slabs of K/V in Fast and in Exact, bytes of attention's records)
     let expected = [
-        [
-            Taken { weights: (981, 987_922_432), kv: Err(8_192), records: 946_176 },
-            Taken { weights: (99, 987_922_432), kv: Ok((24, 402_653_184)), records: 7_569_408 },
-            Taken { weights: (97, 987_922_432), kv: Ok((24, 402_653_184)), records: 7_569_408 },
-        ],
-        [
-            Taken { weights: (3_023, 3_087_138_816), kv: Err(4_096), records: 0 },
-            Taken { weights: (116, 3_087_138_816), kv: Ok((28, 939_524_096)), records: 12_779_520 },
-            Taken { weights: (113, 3_087_138_816), kv: Ok((28, 939_524_096)), records: 12_779_520 },
-        ],
-        [
-            Taken { weights: (5_958, 6_171_394_048), kv: Err(4_096), records: 0 },
-            Taken { weights: (149, 6_171_394_048), kv: Ok((36, 1_207_959_552)), records: 17_039_360 },
-            Taken { weights: (145, 6_171_394_048), kv: Ok((36, 1_207_959_552)), records: 17_039_360 },
-        ],
-        [
-            Taken { weights: (14_824, 15_230_566_400), kv: Err(4_096), records: 0 },
-            Taken { weights: (214, 15_230_566_400), kv: Ok((28, 1_879_048_192)), records: 29_818_880 },
-            Taken { weights: (114, 15_230_566_400), kv: Ok((28, 1_879_048_192)), records: 29_818_880 },
-        ],
-        [
-            Taken { weights: (28_758, 29_538_385_920), kv: Err(4_096), records: 0 },
-            Taken { weights: (360, 29_538_385_920), kv: Ok((48, 6_442_450_944)), records: 42_598_400 },
-            Taken { weights: (194, 29_538_385_920), kv: Ok((48, 6_442_450_944)), records: 42_598_400 },
-        ],
-        [
-            Taken { weights: (63_782, 65_525_514_240), kv: Err(4_096), records: 0 },
-            Taken { weights: (664, 65_525_514_240), kv: Ok((64, 8_589_934_592)), records: 42_598_400 },
-            Taken { weights: (258, 65_525_514_240), kv: Ok((64, 8_589_934_592)), records: 42_598_400 },
-        ],
-        [
-            Taken { weights: (142_672, 145_408_131_072), kv: Err(4_096), records: 0 },
-            Taken { weights: (1_238, 145_408_131_072), kv: Ok((80, 10_737_418_240)), records: 68_157_440 },
-            Taken { weights: (324, 145_408_131_072), kv: Ok((80, 10_737_418_240)), records: 68_157_440 },
-        ],
+        [(981, Err(8_192), Err(4_096), 946_176), (99, Ok(24), Ok(24), 7_569_408), (97, Ok(24), Ok(24), 7_569_408)],
+        [(3_023, Err(4_096), Err(2_048), 0), (116, Ok(28), Ok(28), 12_779_520), (113, Ok(28), Ok(28), 12_779_520)],
+        [(5_958, Err(4_096), Err(2_048), 0), (149, Ok(36), Ok(36), 17_039_360), (145, Ok(36), Ok(36), 17_039_360)],
+        [(14_824, Err(4_096), Err(2_048), 0), (214, Ok(28), Ok(28), 29_818_880), (114, Ok(28), Ok(28), 29_818_880)],
+        [(28_758, Err(4_096), Err(2_048), 0), (360, Ok(48), Ok(48), 42_598_400), (194, Ok(48), Ok(48), 42_598_400)],
+        [(63_782, Err(4_096), Err(2_048), 0), (664, Ok(64), Ok(64), 42_598_400), (258, Ok(64), Ok(64), 42_598_400)],
+        [(142_672, Err(4_096), Err(2_048), 0), (1_238, Ok(80), Ok(80), 68_157_440), (324, Ok(80), Ok(80), 68_157_440)],
     ];
-    for ((name, config), expected) in published::shapes().into_iter().zip(expected) {
-        for (device, expected) in [TINY, MINIMAL, LARGE].into_iter().zip(expected) {
-            assert_eq!(taken(&config, device), expected, "{name} on {device:?}");
+    let weight_bytes =
+        [987_922_432, 3_087_138_816, 6_171_394_048, 15_230_566_400, 29_538_385_920, 65_525_514_240, 145_408_131_072];
+    for (((name, config), expected), weight_bytes) in published::shapes().into_iter().zip(expected).zip(weight_bytes) {
+        let [tiny, minimal, default] = expected;
+        let sets = [
+            (CapabilitySet::Tiny, tiny),
+            (CapabilitySet::Minimal, minimal),
+            (CapabilitySet::Default, default),
+            // As the default, and activations as f16 beside.
+            (CapabilitySet::Best, default),
+        ];
+        for (set, (weight_slabs, fast, exact, records)) in sets {
+            let beside = HOST_BYTES + 4 * (16 * config.vocab_size) as u64;
+            let widest = config.intermediate_size.max(config.num_attention_heads * config.head_dim);
+            let f16_rows = if set == CapabilitySet::Best { 512 * (2 * widest + 4) as u64 } else { 0 };
+            for (precision, kv) in [(Precision::Fast, fast), (Precision::Exact, exact)] {
+                let bytes = if precision == Precision::Exact { 4 } else { 2 };
+                let position = 2 * bytes * config.num_hidden_layers * config.num_key_value_heads * config.head_dim;
+                let expected = Taken {
+                    weights: (weight_slabs, weight_bytes),
+                    kv: kv.map(|slabs| (slabs, (CONTEXT * position) as u64)),
+                    workspace: records + beside + f16_rows,
+                };
+                assert_eq!(taken(&config, set, precision), expected, "{name} with {set:?} in {precision:?}");
+            }
         }
     }
 }

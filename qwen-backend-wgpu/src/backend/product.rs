@@ -3,11 +3,11 @@
 use qwen_core::backend::{HeadLayout, Norm, QkvRopeStore, StepInputs};
 use qwen_core::{Encoding, Precision, Result};
 
-use super::halves;
-use super::{Numbers, WgpuBackend, WgpuBuffer, encoding_flag, kv_flags, words};
+use super::f16_rows;
+use super::{Numbers, WgpuBackend, WgpuBuffer, encoding_flag, words};
 use crate::adapter::Cooperative;
-use crate::kv::{Slab, Store};
-use crate::record::Grid;
+use crate::kv::{KvTypes, Slab, Store};
+use crate::record::{Grid, Work};
 use crate::shader::Shader;
 use crate::weight::Matrix;
 
@@ -19,7 +19,157 @@ const GROUPS: u32 = 2;
 /// The last of the parameters: the epsilon of a norm, or the exponent of the weights' scale.
 const LAST: usize = 11;
 
-/// What becomes of the sums of a matrix product.
+/// A kernel that multiplies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ProductKernel {
+    /// Bound by reading the matrix: one token at a time, or four.
+    Matvec { tokens: u32 },
+    /// Bound by arithmetic.
+    Tiled,
+    /// As tiled, by cooperative matrices.
+    Cooperative(Cooperative),
+}
+
+impl ProductKernel {
+    /// The kernel for so many rows. Chosen by all rows, not by those of a piece: how a device splits changes no result.
+    fn choose(precision: Precision, cooperative: Option<Cooperative>, encoding: Encoding, rows: usize) -> Self {
+        match cooperative.filter(|_| encoding != Encoding::F32) {
+            _ if precision != Precision::Fast || rows < TILE_FROM => {
+                ProductKernel::Matvec { tokens: if rows == 1 { 1 } else { 4 } }
+            }
+            Some(cooperative) => ProductKernel::Cooperative(cooperative),
+            None => ProductKernel::Tiled,
+        }
+    }
+
+    /// Pairs of matrix rows, and tokens, of a workgroup.
+    fn tile(self) -> (usize, usize) {
+        match self {
+            ProductKernel::Matvec { tokens } => ((GROUPS * self.pairs_per_lane()) as usize, tokens as usize),
+            ProductKernel::Tiled => (32, 64),
+            ProductKernel::Cooperative(Cooperative { size, .. }) => (2 * size as usize, 4 * size as usize),
+        }
+    }
+
+    /// Pairs of rows that a thread of `matvec` sums: with one token it has the registers for two.
+    fn pairs_per_lane(self) -> u32 {
+        if self == (ProductKernel::Matvec { tokens: 1 }) { 2 } else { 1 }
+    }
+}
+
+/// A kernel of cooperative matrices.
+pub(crate) fn cooperative_shader(kernel: &'static str, Cooperative { size, subgroup }: Cooperative) -> Shader {
+    let shader = Shader::new(kernel).flag("COOPERATIVE").flag_if(size == 16, "SIZE_16");
+    shader.constant("SUBGROUP_SIZE", subgroup)
+}
+
+/// What a kernel does with the sums of a pair of rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Emit {
+    Write { bias: bool },
+    Add,
+    Silu,
+    Heads(KvTypes),
+}
+
+impl Emit {
+    /// The first binding that it leaves free.
+    fn free_binding(self) -> u32 {
+        match self {
+            Emit::Heads(_) => 9,
+            Emit::Write { bias: true } => 5,
+            _ => 4,
+        }
+    }
+}
+
+/// All that decides the shader of a product.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct ProductShader {
+    pub(crate) kernel: ProductKernel,
+    pub(crate) encoding: Encoding,
+    /// Whether gate and up rows are pairs.
+    pub(crate) gate_up: bool,
+    /// Whether the columns are no multiple of eight.
+    pub(crate) ragged: bool,
+    /// Whether activations are normed first.
+    pub(crate) norm: bool,
+    pub(crate) emit: Emit,
+}
+
+impl ProductShader {
+    pub(crate) fn shader(self) -> Shader {
+        let ProductShader { kernel, encoding, gate_up, ragged, norm, emit } = self;
+        let (shader, ragged) = match kernel {
+            ProductKernel::Cooperative(cooperative) => {
+                let shader = cooperative_shader("matmul_cooperative", cooperative)
+                    .constant("SCALES_BINDING", emit.free_binding());
+                // Its activations come padded.
+                (shader, false)
+            }
+            ProductKernel::Tiled => (Shader::new("matmul"), ragged),
+            ProductKernel::Matvec { tokens } => {
+                let shader = Shader::new("matvec")
+                    .constant("LANES", LANES)
+                    .constant("GROUPS", GROUPS)
+                    .constant("PAIRS", kernel.pairs_per_lane())
+                    .constant("TOKENS", tokens);
+                (shader, ragged)
+            }
+        };
+        let order = match emit {
+            Emit::Heads(_) => "ORDER_HEADS",
+            _ if gate_up => "ORDER_GATE_UP",
+            _ => "ORDER_PLAIN",
+        };
+        let shader = encoding_flag(shader, encoding).flag_if(ragged, "RAGGED").flag(order);
+        let shader = match emit {
+            Emit::Write { bias } => shader.flag("EPILOGUE_WRITE").flag_if(bias, "BIAS"),
+            Emit::Add => shader.flag("EPILOGUE_ADD"),
+            Emit::Silu => shader.flag("EPILOGUE_SILU"),
+            Emit::Heads(types) => types.flags(shader.flag("EPILOGUE_HEADS")),
+        };
+        match norm {
+            true => shader.flag("NORM").constant("NORM_BINDING", emit.free_binding()),
+            false => shader,
+        }
+    }
+
+    /// All that the backend asks for with these kernels.
+    #[cfg(test)]
+    pub(crate) fn all(kernels: &[ProductKernel]) -> Vec<Self> {
+        let emits = [Emit::Write { bias: false }, Emit::Write { bias: true }, Emit::Add, Emit::Silu];
+        let emits: Vec<Emit> = emits.into_iter().chain(KvTypes::ALL.map(Emit::Heads)).collect();
+        let mut all = Vec::new();
+        for &kernel in kernels {
+            for encoding in [Encoding::Bf16, Encoding::F16, Encoding::F32] {
+                for &emit in &emits {
+                    for bits in 0..8 {
+                        let [gate_up, ragged, norm] = [1, 2, 4].map(|bit| bits & bit != 0);
+                        all.push(ProductShader { kernel, encoding, gate_up, ragged, norm, emit });
+                    }
+                }
+            }
+        }
+        all.retain(|product| product.is_asked_for());
+        all
+    }
+
+    #[cfg(test)]
+    fn is_asked_for(&self) -> bool {
+        let few = matches!(self.kernel, ProductKernel::Matvec { .. });
+        let cooperative = matches!(self.kernel, ProductKernel::Cooperative(_));
+        let orders = match self.emit {
+            Emit::Silu => self.gate_up,
+            Emit::Heads(_) => !self.gate_up,
+            _ => true,
+        };
+        let norms = !self.norm || few && matches!(self.emit, Emit::Silu | Emit::Heads(_));
+        orders && norms && !(cooperative && (self.ragged || self.encoding == Encoding::F32))
+    }
+}
+
+/// What becomes of the sums of a matrix product, and where they go.
 pub(super) enum Epilogue<'a> {
     Write {
         out: &'a Numbers,
@@ -42,13 +192,23 @@ pub(super) enum Epilogue<'a> {
     },
 }
 
-impl Epilogue<'_> {
-    /// The first binding that it leaves free.
-    fn free_binding(&self) -> u32 {
+impl<'a> Epilogue<'a> {
+    fn emit(&self) -> Emit {
         match self {
-            Epilogue::Heads { .. } => 9,
-            Epilogue::Write { bias: Some(_), .. } => 5,
-            _ => 4,
+            Epilogue::Write { bias, .. } => Emit::Write { bias: bias.is_some() },
+            Epilogue::Add { .. } => Emit::Add,
+            Epilogue::Silu { .. } => Emit::Silu,
+            Epilogue::Heads { store, layer, .. } => Emit::Heads(store.types(*layer)),
+        }
+    }
+
+    /// Where the sums go, and values of a row there, for a matrix with so many rows.
+    fn out(&self, rows: usize) -> (&'a Numbers, usize) {
+        match self {
+            Epilogue::Write { out, .. } => (out, rows),
+            Epilogue::Add { residual } => (residual, rows),
+            Epilogue::Silu { out } => (out, rows / 2),
+            Epilogue::Heads { qkv, .. } => (qkv, rows),
         }
     }
 }
@@ -95,53 +255,26 @@ impl WgpuBackend {
         if let Some((weight, _)) = norm {
             self.need(op, "norm", weight, layout.cols)?;
         }
-        // Chosen by all rows, not by those of a piece: how a device splits changes no result.
-        let tiled = self.precision == Precision::Fast && rows >= TILE_FROM;
-        let cooperative = self.gpu.cooperative.filter(|_| tiled && layout.encoding != Encoding::F32);
-        let (pairs_per_group, tokens_per_group) = match (cooperative, tiled, rows) {
-            (Some(Cooperative { size, .. }), ..) => (2 * size as usize, 4 * size as usize),
-            (None, true, _) => (32, 64),
-            (None, false, 1) => (2 * GROUPS as usize, 1),
-            (None, false, _) => (GROUPS as usize, 4),
+        let kernel = ProductKernel::choose(self.precision, self.gpu.cooperative, layout.encoding, rows);
+        let shader = ProductShader {
+            kernel,
+            encoding: layout.encoding,
+            gate_up: layout.gate_up,
+            ragged: !layout.cols.is_multiple_of(8),
+            norm: norm.is_some(),
+            emit: epilogue.emit(),
         };
-        let shader = match (cooperative, tiled) {
-            (Some(Cooperative { size, subgroup }), _) => Shader::new("matmul_cooperative")
-                .flag("COOPERATIVE")
-                .flag_if(size == 16, "SIZE_16")
-                .constant("SUBGROUP_SIZE", subgroup)
-                .constant("SCALES_BINDING", epilogue.free_binding()),
-            (None, true) => Shader::new("matmul"),
-            (None, false) => Shader::new("matvec")
-                .constant("LANES", LANES)
-                .constant("GROUPS", GROUPS)
-                .constant("PAIRS", (pairs_per_group / GROUPS as usize) as u32)
-                .constant("TOKENS", tokens_per_group as u32),
+        let shader = shader.shader();
+        let (pairs_per_group, tokens_per_group) = kernel.tile();
+        let rounded = match kernel {
+            ProductKernel::Cooperative(_) => Some(self.f16_rows(op, x, layout, rows)?),
+            _ => None,
         };
-        let order = if layout.halves { "ORDER_HALVES" } else { "ORDER_PLAIN" };
-        let ragged = cooperative.is_none() && !layout.cols.is_multiple_of(8);
-        let shader = encoding_flag(shader, layout.encoding).flag_if(ragged, "RAGGED");
-        let (shader, out, width) = match epilogue {
-            Epilogue::Write { out, bias } => {
-                (shader.flag(order).flag("EPILOGUE_WRITE").flag_if(bias.is_some(), "BIAS"), out, layout.rows)
-            }
-            Epilogue::Add { residual } => (shader.flag(order).flag("EPILOGUE_ADD"), residual, layout.rows),
-            Epilogue::Silu { out } => (shader.flag(order).flag("EPILOGUE_SILU"), out, layout.rows / 2),
-            Epilogue::Heads { qkv, store, layer, .. } => {
-                (kv_flags(shader.flag("ORDER_HEADS").flag("EPILOGUE_HEADS"), store, *layer), qkv, layout.rows)
-            }
-        };
-        let shader = match norm {
-            Some(_) => shader.flag("NORM").constant("NORM_BINDING", epilogue.free_binding()),
-            None => shader,
-        };
-        let halves = match cooperative {
-            Some(_) => Some(self.halves(op, x, layout, rows)?),
-            None => None,
-        };
-        let (x, x_width) = match &halves {
-            Some(halves) => (&halves.values, halves.width),
+        let (x, x_width) = match &rounded {
+            Some(rounded) => (&rounded.values, rounded.width),
             None => (&x.array, layout.cols),
         };
+        let (out, width) = epilogue.out(layout.rows);
         for piece in self.pieces(op, rows, &[x_width, width])? {
             for (pairs, slab) in layout.slabs.iter().zip(&w.slabs) {
                 let mut bindings =
@@ -169,16 +302,18 @@ impl WgpuBackend {
                     params.resize(LAST, 0);
                     params.push(eps.to_bits());
                 }
-                if let Some(halves) = &halves {
-                    bindings.push(halves.scales.read(0..rows));
+                if let Some(rounded) = &rounded {
+                    bindings.push(rounded.scales.read(0..rows));
                     params.resize(LAST, 0);
-                    params.push(halves::weight_exponent(w));
+                    params.push(f16_rows::weight_exponent(w));
                 }
                 let groups = [pairs.len().div_ceil(pairs_per_group), piece.len().div_ceil(tokens_per_group), 1];
-                self.queue(op, &shader, &bindings, &params, Grid::Fixed(groups.map(|size| size as u32)))?;
-                if let Some(dispatch) = self.queued.kernels.last_mut() {
-                    dispatch.weight_bytes = (2 * pairs.len() * layout.row_bytes() * groups[1]) as u64;
-                }
+                let work = Work {
+                    multiply_adds: (2 * pairs.len() * layout.cols * piece.len()) as u64,
+                    weight_bytes: (2 * pairs.len() * layout.row_bytes() * groups[1]) as u64,
+                    ..Work::default()
+                };
+                self.queue(op, &shader, &bindings, &params, Grid::Fixed(groups.map(|size| size as u32)), work)?;
             }
         }
         Ok(())
@@ -194,7 +329,7 @@ impl WgpuBackend {
         let (layout, heads, rows) = (&op.w.0.layout, op.heads, op.rows);
         self.check_store(name, &op.kv.0, op.layer, &heads)?;
         let [slab] = op.kv.0.layers[op.layer].as_slice() else { return Ok(false) };
-        if layout.slabs.len() > 1 || layout.rows != heads.qkv_size() || layout.halves {
+        if layout.slabs.len() > 1 || layout.rows != heads.qkv_size() || layout.gate_up {
             return Ok(false);
         }
         self.need(name, "bias", &op.bias.0, layout.rows)?;

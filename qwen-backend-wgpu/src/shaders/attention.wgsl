@@ -27,11 +27,11 @@ struct Params {
 const WIDTH: u32 = SPAN;
 // Vectors of four rows.
 const QUADS: u32 = ROWS / 4u;
-const HEAD_DIM: u32 = 2u * HALF;
+const HEAD_DIM: u32 = 2u * HALF_DIM;
 // Threads that reduce a row's scores together.
 const LANES: u32 = WIDTH / ROWS;
 // Threads that share a pair of channels, each a part of the positions.
-const PARTS: u32 = WIDTH / HALF;
+const PARTS: u32 = WIDTH / HALF_DIM;
 
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> qkv: array<f32>;
@@ -53,12 +53,13 @@ const PARTS: u32 = WIDTH / HALF;
 
 // [channel][row]: queries, the channels in the order of the keys.
 var<workgroup> queries: array<vec4<f32>, QUADS * HEAD_DIM>;
-// [position][row]: scores, then weights.
-var<workgroup> scores: array<vec4<f32>, QUADS * SPAN>;
+// [position][row]: scores, then weights. Not in vectors: a thread writes one row's, and such a write may touch the whole
+// vector.
+var<workgroup> scores: array<f32, ROWS * SPAN>;
 var<workgroup> slots: array<u32, SPAN>;
 var<workgroup> reduced: array<f32, WIDTH>;
 // [part][row][pair] of all parts but the first.
-var<workgroup> parts: array<vec2<f32>, max(1u, (PARTS - 1u) * ROWS * HALF)>;
+var<workgroup> parts: array<vec2<f32>, max(1u, (PARTS - 1u) * ROWS * HALF_DIM)>;
 // Of each row: where it comes from, how many positions it sees, and the state of its sum.
 var<workgroup> row_token: array<u32, ROWS>;
 var<workgroup> row_head: array<u32, ROWS>;
@@ -79,13 +80,13 @@ struct Four {
 
 fn key_pairs(head: u32, slot: u32, four: u32) -> Four {
     //#if KEY_F16
-    let u = keys[((head * params.num_slots + slot) * HALF) / 4u + four];
+    let u = keys[((head * params.num_slots + slot) * HALF_DIM) / 4u + four];
     return Four(
         vec4(unpack2x16float(u.x), unpack2x16float(u.y)),
         vec4(unpack2x16float(u.z), unpack2x16float(u.w)),
     );
     //#else
-    let at = ((head * params.num_slots + slot) * HALF) / 2u + 2u * four;
+    let at = ((head * params.num_slots + slot) * HALF_DIM) / 2u + 2u * four;
     return Four(keys[at], keys[at + 1u]);
     //#endif
 }
@@ -100,7 +101,7 @@ fn add_products(dots: array<vec4<f32>, QUADS>, channel: u32, key: f32) -> array<
 }
 
 fn value_pair(head: u32, slot: u32, pair: u32) -> vec2<f32> {
-    let at = (head * params.num_slots + slot) * HALF + pair;
+    let at = (head * params.num_slots + slot) * HALF_DIM + pair;
     //#if VALUE_F16
     return unpack2x16float(values[at]);
     //#else
@@ -146,18 +147,24 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     }
     workgroupBarrier();
     let row_size = (params.num_attention_heads + 2u * params.num_key_value_heads) * HEAD_DIM;
-    for (var i = local; i < ROWS * HALF; i += WIDTH) {
-        let r = i / HALF;
-        let at = row_token[r] * row_size + row_head[r] * HEAD_DIM + i % HALF;
-        let channel = 2u * (i % HALF);
-        queries[channel * QUADS + r / 4u][r % 4u] = qkv[at] * params.scale;
-        queries[(channel + 1u) * QUADS + r / 4u][r % 4u] = qkv[at + HALF] * params.scale;
+    for (var i = local; i < QUADS * HALF_DIM; i += WIDTH) {
+        let q = i / HALF_DIM;
+        let channel = i % HALF_DIM;
+        var first: vec4<f32>;
+        var second: vec4<f32>;
+        for (var r = 0u; r < 4u; r++) {
+            let at = row_token[4u * q + r] * row_size + row_head[4u * q + r] * HEAD_DIM + channel;
+            first[r] = qkv[at] * params.scale;
+            second[r] = qkv[at + HALF_DIM] * params.scale;
+        }
+        queries[2u * channel * QUADS + q] = first;
+        queries[(2u * channel + 1u) * QUADS + q] = second;
     }
     workgroupBarrier();
     let row = local / LANES;
     let lane = local % LANES;
-    let pair = local % HALF;
-    let part = local / HALF;
+    let pair = local % HALF_DIM;
+    let part = local / HALF_DIM;
     var attended: array<vec2<f32>, ROWS>;
 
     // A tile may reach over the end of a sequence: then each sequence takes its turn.
@@ -179,7 +186,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
                 let block = block_tables[seq * params.max_blocks_per_seq + position / params.block_size];
                 slots[local] = min(block * params.block_size + position % params.block_size, params.num_slots - 1u);
                 var dots: array<vec4<f32>, QUADS>;
-                for (var four = 0u; four < HALF / 4u; four++) {
+                for (var four = 0u; four < HALF_DIM / 4u; four++) {
                     let k = key_pairs(head, slots[local], four);
                     for (var i = 0u; i < 4u; i++) {
                         dots = add_products(dots, 8u * four + i, k.a[i]);
@@ -188,8 +195,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
                         dots = add_products(dots, 8u * four + 4u + i, k.b[i]);
                     }
                 }
-                for (var q = 0u; q < QUADS; q++) {
-                    scores[local * QUADS + q] = dots[q];
+                for (var r = 0u; r < ROWS; r++) {
+                    scores[local * ROWS + r] = dots[r / 4u][r % 4u];
                 }
             }
             workgroupBarrier();
@@ -197,7 +204,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             var largest = LOWEST;
             for (var i = lane; i < SPAN; i += LANES) {
                 if first + i < visible {
-                    largest = max(largest, scores[i * QUADS + row / 4u][row % 4u]);
+                    largest = max(largest, scores[i * ROWS + row]);
                 }
             }
             reduced[local] = largest;
@@ -210,9 +217,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             for (var i = lane; i < SPAN; i += LANES) {
                 var weight = 0.0;
                 if first + i < visible {
-                    weight = exp_negative(scores[i * QUADS + row / 4u][row % 4u] - largest);
+                    weight = exp_negative(scores[i * ROWS + row] - largest);
                 }
-                scores[i * QUADS + row / 4u][row % 4u] = weight;
+                scores[i * ROWS + row] = weight;
                 total += weight;
             }
             reduced[local] = total;
@@ -242,7 +249,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
                     let v = value_pair(head, slots[p], pair);
                     for (var q = 0u; q < QUADS; q++) {
                         // A weight of nothing takes nothing, not even from a value that is not finite.
-                        let weights = scores[p * QUADS + q];
+                        let s = p * ROWS + 4u * q;
+                        let weights = vec4(scores[s], scores[s + 1u], scores[s + 2u], scores[s + 3u]);
                         let taken = weights > vec4(0.0);
                         let first_sum = fma(weights, vec4(v.x), first_channel[q]);
                         let second_sum = fma(weights, vec4(v.y), second_channel[q]);
@@ -255,7 +263,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
                 }
                 if part > 0u {
                     for (var r = 0u; r < ROWS; r++) {
-                        parts[((part - 1u) * ROWS + r) * HALF + pair] = sums[r];
+                        parts[((part - 1u) * ROWS + r) * HALF_DIM + pair] = sums[r];
                     }
                 }
             }
@@ -263,7 +271,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             if part == 0u {
                 for (var r = 0u; r < ROWS; r++) {
                     for (var other = 0u; other + 1u < PARTS; other++) {
-                        sums[r] += parts[(other * ROWS + r) * HALF + pair];
+                        sums[r] += parts[(other * ROWS + r) * HALF_DIM + pair];
                     }
                     //#if SPLIT
                     attended[r] = sums[r];
@@ -281,7 +289,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     if part == 0u {
         for (var r = 0u; r < ROWS; r++) {
             //#if SPLIT
-            let exists = group.x % tiles * ROWS + r < heads_per_kv && !(row_total[r] == 0.0);
+            // Of the rows of the tile those that exist and see some of the span.
+            let exists = group.x % tiles * ROWS + r < heads_per_kv && row_visible[r] > group.z * SPAN;
             let head_of_row = (params.first_token + row_token[r]) * params.num_attention_heads + row_head[r];
             let record = head_of_row * params.max_spans + group.z;
             let at = record * (HEAD_DIM + 2u);
@@ -294,9 +303,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
                 }
             }
             //#else
-            let exists = (group.x * ROWS + r) / heads_per_kv < params.num_tokens;
+            let exists = (group.x * ROWS + r) / heads_per_kv < params.num_tokens && row_visible[r] > 0u;
             let at = (row_token[r] * params.num_attention_heads + row_head[r]) * HEAD_DIM + 2u * pair;
-            if exists && !(row_total[r] == 0.0) {
+            if exists {
                 out[at] = attended[r].x / row_total[r];
                 out[at + 1u] = attended[r].y / row_total[r];
             }

@@ -8,7 +8,7 @@ struct Params {
     first_token: u32,
 }
 
-const HEAD_DIM: u32 = 2u * HALF;
+const HEAD_DIM: u32 = 2u * HALF_DIM;
 
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> cu_seqlens_q: array<u32>;
@@ -19,7 +19,7 @@ const HEAD_DIM: u32 = 2u * HALF;
 //#include math
 //#include attention_state
 
-@compute @workgroup_size(HALF)
+@compute @workgroup_size(HALF_DIM)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) pair: u32) {
     let token = params.first_token + group.y;
     let seq = sequence_of(token);

@@ -27,11 +27,12 @@ struct Share {
     total: f32,
 }
 
-// `total` 0 is a part without positions. Asked so that a NaN is not one: for it each comparison is false.
+// A part whose `total` is 0 adds nothing: it has no positions, or all of its scores are -inf. Asked of the bits: a driver
+// that expects no NaN may take one for 0. A NaN that `max` drops is still in its total.
 fn merge(largest: f32, total: f32, span_largest: f32, span_total: f32) -> Share {
     let m = max(largest, span_largest);
-    let before = select(exp_negative(largest - m), 0.0, total == 0.0);
-    let span = select(exp_negative(span_largest - m), 0.0, span_total == 0.0);
+    let before = select(exp_negative(largest - m), 0.0, bitcast<u32>(total) == 0u);
+    let span = select(exp_negative(span_largest - m), 0.0, bitcast<u32>(span_total) == 0u);
     return Share(before, span, m, fma(total, before, span_total * span));
 }
 

@@ -1,4 +1,4 @@
-// Keys and values into the paged store: [head][slot][pair]. A key's pair is a rotary one, (i, i + half): what rotates
+// Keys and values into the paged store: [head][slot][pair]. A key's pair is a rotary one, (i, i + half_dim): what rotates
 // together is stored together. A value's pair are neighbours.
 
 //#if KEY_F16
@@ -12,18 +12,13 @@ alias ValuePair = u32;
 alias ValuePair = vec2<f32>;
 //#endif
 
-// What lies beyond the largest f16 is stored as that. A NaN stays one: `clamp` may lose it.
-fn half2(pair: vec2<f32>) -> u32 {
-    let bits = bitcast<vec2<u32>>(pair) & vec2(0x7fffffffu);
-    let packed = pack2x16float(clamp(pair, vec2(-65504.0), vec2(65504.0)));
-    return select(packed, 0x7e007e00u, bits.x > 0x7f800000u || bits.y > 0x7f800000u);
-}
+//#include f16
 
 fn store_key(slot: u32, head: u32, i: u32, pair: vec2<f32>) {
     if slot < params.num_slots {
-        let at = (head * params.num_slots + slot) * params.half + i;
+        let at = (head * params.num_slots + slot) * params.half_dim + i;
         //#if KEY_F16
-        keys[at] = half2(pair);
+        keys[at] = f16_pair(pair);
         //#else
         keys[at] = pair;
         //#endif
@@ -32,9 +27,9 @@ fn store_key(slot: u32, head: u32, i: u32, pair: vec2<f32>) {
 
 fn store_value(slot: u32, head: u32, i: u32, pair: vec2<f32>) {
     if slot < params.num_slots {
-        let at = (head * params.num_slots + slot) * params.half + i;
+        let at = (head * params.num_slots + slot) * params.half_dim + i;
         //#if VALUE_F16
-        values[at] = half2(pair);
+        values[at] = f16_pair(pair);
         //#else
         values[at] = pair;
         //#endif

@@ -1,25 +1,13 @@
 // Matrix times many rows of activations by cooperative matrices: f16 times f16, summed in f32.
 //
 // A workgroup of four subgroups makes a square tile, each subgroup a quarter of two by two cooperative matrices. DEPTH
-// columns at a time lie in workgroup memory as f16. Activations come scaled from halves.wgsl; bf16 weights are scaled
+// columns at a time lie in workgroup memory as f16. Activations come scaled from f16_rows.wgsl; bf16 weights are scaled
 // here, by one power of two for the whole matrix. The sums go through workgroup memory to the epilogue.
 
 //#include product
 
-//#if SIZE_16
-alias Left = coop_mat16x16<f16, A>;
-alias Right = coop_mat16x16<f16, B>;
-alias Sums = coop_mat16x16<f32, C>;
-const SIZE: u32 = 16u;
-//#else
-alias Left = coop_mat8x8<f16, A>;
-alias Right = coop_mat8x8<f16, B>;
-alias Sums = coop_mat8x8<f32, C>;
-const SIZE: u32 = 8u;
-//#endif
+//#include cooperative
 
-const SUBGROUPS: u32 = 4u;
-const THREADS: u32 = SUBGROUPS * SUBGROUP_SIZE;
 const TILE: u32 = 4u * SIZE;
 const DEPTH: u32 = 32u;
 // From one line of a tile to the next: not a power of two, so that lines do not fall on the same banks.
@@ -82,16 +70,16 @@ fn main(
         for (var i = local; i < TILE * DEPTH / 8u; i += THREADS) {
             let line = i / (DEPTH / 8u);
             let at = chunk + i % (DEPTH / 8u);
-            var halves = vec4(0u);
+            var packed = vec4(0u);
             var eight = Eight(vec4(0.0), vec4(0.0));
             if at < params.chunks {
                 let token = min(group.y * TILE + line, params.tokens - 1u);
-                halves = x[token * params.chunks + at];
+                packed = x[token * params.chunks + at];
                 let rows = local_rows(min((group.x * TILE + line) / 2u, params.pairs - 1u));
                 eight = weights(select(rows.x, rows.y, line % 2u == 1u), at);
             }
             let put = line * STRIDE + 8u * (i % (DEPTH / 8u));
-            put_activations(put, halves);
+            put_activations(put, packed);
             put_weights(put, eight, inverse);
         }
         workgroupBarrier();

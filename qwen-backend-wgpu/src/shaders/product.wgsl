@@ -1,7 +1,7 @@
 // What the matrix products share: their parameters and arrays, and what becomes of a sum.
 //
-// The rows of a packed matrix go in pairs, the unit that an epilogue takes: gate and up of the MLP, the two halves of
-// a rotary pair, or just neighbours.
+// The rows of a packed matrix go in pairs, the unit that an epilogue takes: gate and up of the MLP, what rotates
+// together, or just neighbours.
 
 struct Params {
     // Rows of activations.
@@ -18,8 +18,8 @@ struct Params {
     first_token: u32,
     num_attention_heads: u32,
     num_key_value_heads: u32,
-    // Half of head_dim.
-    half: u32,
+    // head_dim / 2: rotary pairs of a head.
+    half_dim: u32,
     num_slots: u32,
     //#if COOPERATIVE
     // Of the power of two that the sums are to be multiplied by for the sake of the weights, biased.
@@ -60,7 +60,7 @@ fn logical_rows(pair: u32) -> vec2<u32> {
     return 2u * (params.first_pair + pair) + vec2(0u, 1u);
 }
 //#endif
-//#if ORDER_HALVES
+//#if ORDER_GATE_UP
 fn local_rows(pair: u32) -> vec2<u32> {
     return vec2(pair, params.pairs + pair);
 }
@@ -72,11 +72,11 @@ fn logical_rows(pair: u32) -> vec2<u32> {
 //#if ORDER_HEADS
 // Queries and keys: the two rows that rotate together. Values: neighbours.
 fn local_rows(pair: u32) -> vec2<u32> {
-    let head = pair / params.half;
-    let i = pair % params.half;
-    let first = head * 2u * params.half;
+    let head = pair / params.half_dim;
+    let i = pair % params.half_dim;
+    let first = head * 2u * params.half_dim;
     if head < params.num_attention_heads + params.num_key_value_heads {
-        return first + i + vec2(0u, params.half);
+        return first + i + vec2(0u, params.half_dim);
     }
     return first + 2u * i + vec2(0u, 1u);
 }
@@ -132,22 +132,23 @@ fn emit(token: u32, pair: u32, sums: vec2<f32>) {
 @group(0) @binding(7) var<storage, read_write> keys: array<KeyPair>;
 @group(0) @binding(8) var<storage, read_write> values: array<ValuePair>;
 //#include kv_write
+//#include rotary
 
 fn emit(token: u32, pair: u32, sums: vec2<f32>) {
     let rows = logical_rows(pair);
     let value = sums + vec2(bias[rows.x], bias[rows.y]);
-    let head = pair / params.half;
-    let i = pair % params.half;
+    let head = pair / params.half_dim;
+    let i = pair % params.half_dim;
     let stored = params.num_attention_heads + params.num_key_value_heads;
     let slot = slot_mapping[params.first_token + token];
     if head >= stored {
         store_value(slot, head - stored, i, value);
         return;
     }
-    let angle = 2u * (params.first_token + token) * params.half + i;
+    let angle = 2u * (params.first_token + token) * params.half_dim + i;
     let c = cos_sin[angle];
-    let s = cos_sin[angle + params.half];
-    let turned = vec2(value.x * c - value.y * s, value.y * c + value.x * s);
+    let s = cos_sin[angle + params.half_dim];
+    let turned = rotate(value, c, s);
     if head >= params.num_attention_heads {
         store_key(slot, head - params.num_attention_heads, i, turned);
         return;

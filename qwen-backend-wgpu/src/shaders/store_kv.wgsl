@@ -5,7 +5,7 @@ struct Params {
     // Where the slab's first key head and value head lie in a row.
     first_key: u32,
     first_value: u32,
-    half: u32,
+    half_dim: u32,
     num_slots: u32,
     // Pairs of the slab's heads.
     pairs: u32,
@@ -26,11 +26,11 @@ fn main(@builtin(global_invocation_id) at: vec3<u32>) {
     if at.x >= params.pairs {
         return;
     }
-    let i = at.x % params.half;
-    let head = at.x / params.half;
+    let i = at.x % params.half_dim;
+    let head = at.x / params.half_dim;
     let slot = slot_mapping[params.first_token + token];
-    let key = token * params.qkv_size + params.first_key + 2u * head * params.half + i;
-    store_key(slot, head, i, vec2(qkv[key], qkv[key + params.half]));
-    let value = token * params.qkv_size + params.first_value + 2u * head * params.half + 2u * i;
+    let key = token * params.qkv_size + params.first_key + 2u * head * params.half_dim + i;
+    store_key(slot, head, i, vec2(qkv[key], qkv[key + params.half_dim]));
+    let value = token * params.qkv_size + params.first_value + 2u * head * params.half_dim + 2u * i;
     store_value(slot, head, i, vec2(qkv[value], qkv[value + 1u]));
 }

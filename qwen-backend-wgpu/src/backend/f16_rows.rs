@@ -4,7 +4,7 @@ use qwen_core::{Encoding, Result};
 
 use super::{Numbers, WgpuBackend, words};
 use crate::gpu::Array;
-use crate::record::Grid;
+use crate::record::{Grid, Work};
 use crate::shader::Shader;
 use crate::weight::{Layout, Matrix};
 
@@ -14,7 +14,7 @@ const LARGEST: u32 = 14;
 
 /// Where the rows of a product lie as f16. Clones are the same arrays.
 #[derive(Debug, Clone)]
-pub(super) struct Halves {
+pub(super) struct F16Rows {
     pub(super) values: Array,
     /// Words of a row in `values`.
     pub(super) width: usize,
@@ -22,7 +22,7 @@ pub(super) struct Halves {
     pub(super) scales: Array,
 }
 
-/// Arrays for [`Halves`], as large as they have been needed.
+/// Arrays for [`F16Rows`], as large as they have been needed.
 #[derive(Debug, Default)]
 pub(super) struct Workspace {
     values: Option<(Array, usize)>,
@@ -40,31 +40,31 @@ pub(super) fn weight_exponent(w: &Matrix) -> u32 {
 
 impl WgpuBackend {
     /// Queue the rounding of `rows` rows of `x`, which `layout` will be multiplied with.
-    pub(super) fn halves(&mut self, op: &str, x: &Numbers, layout: &Layout, rows: usize) -> Result<Halves> {
+    pub(super) fn f16_rows(&mut self, op: &str, x: &Numbers, layout: &Layout, rows: usize) -> Result<F16Rows> {
         let width = 4 * layout.chunks();
         // Room for all that `x` can hold, so that longer steps make nothing.
         let most = (x.len / layout.cols.max(1)).max(rows);
         let values = self.room(|workspace| &mut workspace.values, most * width)?;
         let scales = self.room(|workspace| &mut workspace.scales, most)?;
-        let shader = Shader::new("halves").flag_if(!layout.cols.is_multiple_of(8), "RAGGED");
+        let shader = Shader::new("f16_rows").flag_if(!layout.cols.is_multiple_of(8), "RAGGED");
         for piece in self.pieces(op, rows, &[layout.cols, width])? {
             let bindings =
                 [x.array.read(words(&piece, layout.cols)), values.write(words(&piece, width)), scales.write(0..rows)];
             let params = [layout.cols, layout.chunks(), piece.start].map(|param| param as u32);
-            self.queue(op, &shader, &bindings, &params, Grid::Fixed([piece.len() as u32, 1, 1]))?;
+            self.queue(op, &shader, &bindings, &params, Grid::Fixed([piece.len() as u32, 1, 1]), Work::default())?;
         }
-        Ok(Halves { values, width, scales })
+        Ok(F16Rows { values, width, scales })
     }
 
     /// The array of the workspace that `of` chooses, grown to `len` words where it has fewer.
     fn room(&mut self, of: fn(&mut Workspace) -> &mut Option<(Array, usize)>, len: usize) -> Result<Array> {
-        if let Some((array, held)) = of(&mut self.halves)
+        if let Some((array, held)) = of(&mut self.f16_workspace)
             && *held >= len
         {
             return Ok(array.clone());
         }
         let array = self.gpu.array("activations as f16", len)?;
-        *of(&mut self.halves) = Some((array.clone(), len));
+        *of(&mut self.f16_workspace) = Some((array.clone(), len));
         Ok(array)
     }
 }

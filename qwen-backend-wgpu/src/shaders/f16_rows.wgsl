@@ -19,7 +19,7 @@ const WIDTH: u32 = 64u;
 //#else
 @group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
 //#endif
-@group(0) @binding(2) var<storage, read_write> halves: array<vec4<u32>>;
+@group(0) @binding(2) var<storage, read_write> packed: array<vec4<u32>>;
 // What a row has to be multiplied by again.
 @group(0) @binding(3) var<storage, read_write> scales: array<f32>;
 
@@ -29,6 +29,7 @@ struct Eight {
 }
 
 //#include activations
+//#include f16
 
 // The bits of the largest magnitude: as integers they are in the order of the values, and a NaN is above all.
 var<workgroup> largest: array<u32, WIDTH>;
@@ -57,8 +58,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         let eight = activations(row, chunk);
         let a = eight.a * inverse;
         let b = eight.b * inverse;
-        halves[row * params.chunks + chunk] =
-            vec4(pack2x16float(a.xy), pack2x16float(a.zw), pack2x16float(b.xy), pack2x16float(b.zw));
+        packed[row * params.chunks + chunk] =
+            vec4(f16_pair(a.xy), f16_pair(a.zw), f16_pair(b.xy), f16_pair(b.zw));
     }
     if local == 0u {
         // A row with an infinity or a NaN has NaNs for results.

@@ -1,0 +1,214 @@
+//! What a step makes, submits, reads and costs the host.
+
+use qwen_core::conformance::{Suite, cases, published};
+
+use super::numbers::logits;
+use super::*;
+use crate::WgpuStats;
+
+#[test]
+fn a_decode_step_makes_nothing_and_submits_once() {
+    let Some(backend) = backend(Precision::Fast) else { return };
+    let stats = backend.stats();
+    let mut runner = runner(backend).unwrap();
+    let mut id = step(&mut runner, &[1, 2, 3], 0).unwrap();
+    id = step(&mut runner, &[id], 3).unwrap();
+    let layers = checkpoint().config().num_hidden_layers as u64;
+    let weights: u64 = 2 * 3_938_560;
+    let config = checkpoint().config().clone();
+    let position = 2 * 2 * (config.num_key_value_heads * config.head_dim * config.num_hidden_layers) as u64;
+    // Across spans of attention too: the context grows from 4 to 260.
+    for computed in 4..260 {
+        let before = (stats.objects(), stats.submissions(), stats.dispatches(), stats.weight_bytes(), stats.kv_bytes());
+        let read_back = stats.read_back_bytes();
+        id = step(&mut runner, &[id], computed).unwrap();
+        assert_eq!(stats.objects(), before.0, "objects made at position {computed}");
+        assert_eq!(stats.submissions(), before.1 + 1, "command buffers at position {computed}");
+        // Embedding, rows, norm, head and the largest; six a layer.
+        let dispatches = stats.dispatches() - before.2;
+        assert!(dispatches <= 6 * layers + 5, "{dispatches} kernels for {layers} layers");
+        let kv = position * (computed as u64 + 1);
+        let read = (stats.weight_bytes() - before.3, stats.kv_bytes() - before.4);
+        assert!(100 * read.0 >= 99 * weights && read.1 >= kv, "{read:?} bytes read, there are {weights} and {kv}");
+        assert!(10 * (read.0 + read.1) <= 11 * (weights + kv), "{read:?} bytes read, there are {weights} and {kv}");
+        assert_eq!(stats.read_back_bytes(), read_back + 4);
+    }
+}
+
+#[test]
+fn prompts_of_any_length_share_what_was_made() {
+    let Some(backend) = backend(Precision::Fast) else { return };
+    let stats = backend.stats();
+    let mut runner = runner(backend).unwrap();
+    step(&mut runner, &[1; 20], 0).unwrap();
+    let objects = stats.objects();
+    for length in 21..30 {
+        step(&mut runner, &vec![1; length], 0).unwrap();
+    }
+    assert_eq!(stats.objects(), objects);
+}
+
+#[test]
+fn after_a_warm_up_the_first_answer_makes_nothing() {
+    let Some(backend) = backend(Precision::Fast) else { return };
+    let Some(cold) = self::backend(Precision::Fast) else { return };
+    let stats = backend.stats();
+    let mut runner = runner(backend).unwrap();
+    runner.warm_up().unwrap();
+    let objects = stats.objects();
+    let id = step(&mut runner, &[5; 20], 0).unwrap();
+    let next = step(&mut runner, &[id], 20).unwrap();
+    // The buffer that results are read through alone.
+    assert!(stats.objects() <= objects + 1, "{} objects", stats.objects() - objects);
+    // Nor does the first token of two conversations at once.
+    let objects = stats.objects();
+    execute(&mut runner, &[(&[5], 0), (&[5], 0)], true).unwrap();
+    assert_eq!(stats.objects(), objects);
+    // And padding has left nothing behind.
+    let mut cold = self::runner(cold).unwrap();
+    assert_eq!(step(&mut cold, &[5; 20], 0).unwrap(), id);
+    assert_eq!(step(&mut cold, &[id], 20).unwrap(), next);
+}
+
+#[test]
+fn more_sequences_take_no_more_memory() {
+    let Some(backend) = backend(Precision::Fast) else { return };
+    let stats = backend.stats();
+    let mut runner = runner(backend).unwrap();
+    let decode = |runner: &mut dyn Runner, sequences: usize| {
+        let batch: Vec<(&[u32], usize)> = (0..sequences).map(|_| (&[1][..], 0)).collect();
+        execute(runner, &batch, true).unwrap().greedy_ids
+    };
+    let id = decode(&mut runner, 1)[0];
+    decode(&mut runner, 2);
+    let objects = stats.objects();
+    for sequences in 3..=4 {
+        assert_eq!(decode(&mut runner, sequences), vec![id; sequences]);
+    }
+    assert_eq!(stats.objects(), objects);
+}
+
+/// Weights that are all zero.
+struct Zeros(Vec<u8>);
+
+impl WeightSource for Zeros {
+    fn matrix(&self, _name: &str, rows: usize, cols: usize) -> Result<MatrixPart<'_>> {
+        Ok(MatrixPart::whole(Encoding::Bf16, rows, cols, &self.0[..2 * rows * cols]))
+    }
+
+    fn vector(&self, _name: &str, len: usize) -> Result<Vec<f32>> {
+        Ok(vec![0.0; len])
+    }
+
+    fn encoding(&self, _name: &str) -> Result<Encoding> {
+        Ok(Encoding::Bf16)
+    }
+}
+
+/// The host's part of a decode step of the 0.5B shape, on a device that computes nothing. It depends on the number of
+/// layers, not on how wide they are. How long it takes is printed; that nothing is made in it, asserted.
+#[test]
+fn the_host_time_of_a_decode_step_of_24_layers() {
+    let backend = idle_backend(Precision::Fast);
+    let stats = backend.stats();
+    let (_, mut config) = published::shapes().swap_remove(0);
+    (config.hidden_size, config.intermediate_size, config.vocab_size) = (128, 256, 512);
+    (config.num_attention_heads, config.num_key_value_heads, config.head_dim) = (2, 1, 64);
+    let mut runner = runner_of(backend, &config, &Zeros(vec![0; 2 * 512 * 256])).unwrap();
+    step(&mut runner, &[1], 0).unwrap();
+    let objects = stats.objects();
+    let mut times = Vec::new();
+    for computed in 1..400 {
+        let (before, dispatches) = (stats.host_time(), stats.dispatches());
+        step(&mut runner, &[1], computed).unwrap();
+        times.push(stats.host_time() - before);
+        assert_eq!(stats.dispatches() - dispatches, 24 * 6 + 5);
+    }
+    times.sort();
+    println!("host time of a step: median {:?}, {:?} to {:?}", times[200], times[0], times[398]);
+    assert_eq!(stats.objects(), objects);
+}
+
+#[test]
+fn prompts_of_all_lengths_and_batches_of_all_sizes_make_nothing() {
+    let backend = idle_backend(Precision::Fast);
+    let stats = backend.stats();
+    let places = backend.gpu().params.passing_places();
+    let mut runner = runner(backend).unwrap();
+    for length in [1, 2, 9] {
+        execute(&mut runner, &[(&vec![1; length], 0)], false).unwrap();
+        execute(&mut runner, &[(&vec![1; length], 0), (&[1], 0)], true).unwrap();
+    }
+    let objects = stats.objects();
+    let (mut steps, lengths) = (0, 2..120);
+    for length in lengths {
+        for others in 0..4 {
+            let ids = vec![1; length];
+            let mut batch: Vec<(&[u32], usize)> = vec![(&ids, 0)];
+            batch.extend((0..others).map(|_| (&[1][..], 0)));
+            execute(&mut runner, &batch, true).unwrap();
+            assert_eq!(stats.objects(), objects, "{length} tokens beside {others}");
+            steps += 1;
+        }
+    }
+    // Products and attention of each step have parameters of their own: more than there are places.
+    assert!(2 * steps > places, "{steps} steps, {places} places");
+}
+
+#[test]
+fn parameters_that_pass_change_no_result() {
+    let Some(wide) = backend(Precision::Fast) else { return };
+    let Some(mut narrow) = backend(Precision::Fast) else { return };
+    // Fewer places than one step has parameters: it goes to the device in parts.
+    narrow.gpu_mut().params.shrink(3, 4);
+    let stats = narrow.stats();
+    let [mut wide, mut narrow] = [wide, narrow].map(|backend| runner(backend).unwrap());
+    let before = stats.submissions();
+    for length in [40, 7, 23] {
+        assert_eq!(logits(&mut narrow, &vec![3; length]), logits(&mut wide, &vec![3; length]), "{length} tokens");
+    }
+    assert!(stats.submissions() > before + 6, "{} submissions", stats.submissions() - before);
+    let answer = |runner: &mut dyn Runner| {
+        let mut ids = vec![step(runner, &[1, 2, 3], 0).unwrap()];
+        (3..9).for_each(|computed| ids.push(step(runner, &ids[computed - 3..], computed).unwrap()));
+        ids
+    };
+    assert_eq!(answer(&mut narrow), answer(&mut wide));
+}
+
+#[test]
+fn long_prompts_go_to_the_device_in_parts_and_tokens_at_once() {
+    let Some(whole) = backend(Precision::Fast) else { return };
+    let Some(mut parts) = backend(Precision::Fast) else { return };
+    // A prompt of 64 tokens multiplies 3.9 million weights with each.
+    parts.submit_after(30_000_000);
+    let stats = [whole.stats(), parts.stats()];
+    let mut runners = [whole, parts].map(|backend| runner(backend).unwrap());
+    let mut ids = runners.each_mut().map(|runner| step(runner, &[7; 64], 0).unwrap());
+    assert_eq!(ids[0], ids[1]);
+    for computed in 64..68 {
+        let before = stats.each_ref().map(WgpuStats::submissions);
+        ids = [0, 1].map(|i| step(&mut runners[i], &[ids[i]], computed).unwrap());
+        assert_eq!(ids[0], ids[1]);
+        assert_eq!(stats.each_ref().map(WgpuStats::submissions), before.map(|before| before + 1));
+    }
+    let prompts = [0, 1].map(|i| {
+        let before = stats[i].submissions();
+        step(&mut runners[i], &[7; 64], 0).unwrap();
+        stats[i].submissions() - before
+    });
+    assert_eq!(prompts[0], 1);
+    // Two products of a layer fill a part.
+    assert!((4..=24).contains(&prompts[1]), "{} submissions", prompts[1]);
+}
+
+/// What the conformance suite asks for on a device that computes nothing. The shader of each is checked as it is made.
+#[test]
+fn the_suite_asks_for_no_kernel_beyond_the_variants() {
+    for precision in [Precision::Exact, Precision::Fast] {
+        let suite = Suite::new(move || Ok(idle_backend(precision)));
+        for case in cases::<WgpuBackend>() {
+            suite.outcome(&case);
+        }
+    }
+}
