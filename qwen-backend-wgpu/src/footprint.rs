@@ -32,13 +32,16 @@ pub struct WgpuFootprint {
     max_buffer: u64,
     /// Whether prompts are multiplied by cooperative matrices.
     cooperative: bool,
+    /// Whether its memory is its own, where no matrix lies beside its packed form.
+    own_memory: bool,
 }
 
 impl WgpuFootprint {
     /// The footprint on `adapter` with these capabilities.
     pub fn on(adapter: &AdapterInfo, capabilities: CapabilitySet) -> Self {
         let offered = Self::with_capabilities(capabilities, adapter.max_binding_bytes, adapter.max_buffer_bytes);
-        WgpuFootprint { cooperative: offered.cooperative && adapter.cooperative.is_some(), ..offered }
+        let cooperative = offered.cooperative && adapter.cooperative.is_some();
+        WgpuFootprint { cooperative, own_memory: !adapter.shares_host_memory(), ..offered }
     }
 
     /// The footprint with these capabilities on a device that offers arrays of `max_binding_bytes` to kernels, buffers of
@@ -64,7 +67,7 @@ impl WgpuFootprint {
     pub fn with_limits(max_binding_bytes: u64, max_buffer_bytes: u64) -> Self {
         // A slab is a buffer that is bound as a whole.
         let max_binding = max_binding_bytes.min(max_buffer_bytes);
-        WgpuFootprint { max_binding, max_buffer: max_buffer_bytes, cooperative: false }
+        WgpuFootprint { max_binding, max_buffer: max_buffer_bytes, cooperative: false, own_memory: false }
     }
 
     /// The footprint on a device with these limits that was opened with cooperative matrices or without.
@@ -102,6 +105,11 @@ impl Footprint for WgpuFootprint {
     fn kv_bytes(&self, spec: &KvSpec) -> Result<u64> {
         self.kv_slabs(spec)?;
         Ok(spec.stored_bytes())
+    }
+
+    fn staging_bytes(&self, stored: u64) -> u64 {
+        // Pieces go through memory that is counted with the workspace.
+        if self.own_memory { 0 } else { stored }
     }
 
     fn workspace_bytes(&self, limits: &Limits, spec: &ModelSpec) -> Result<u64> {
