@@ -70,7 +70,7 @@ impl CeilingMeter {
                 Kind::Cuda(Box::new(qwen_backend_cuda::ceilings::CeilingMeter::new(&options)?))
             }
             #[cfg(feature = "wgpu")]
-            Device::Wgpu(adapter) => return Self::wgpu(adapter, Default::default()),
+            Device::Wgpu(adapter) => Self::wgpu(adapter, Default::default())?.0,
             _ => return Err(device.absent().into()),
         }))
     }
