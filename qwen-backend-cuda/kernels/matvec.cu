@@ -12,6 +12,8 @@
 template <u32 TOKENS>
 struct Depth {
     static const u32 CHUNKS = TOKENS <= 2 ? 4 : 2;
+    // Whether registers hold the activations of all of them, loaded beside the matrix.
+    static const bool AHEAD = TOKENS == 1;
 };
 
 // The rows of x for this block's tokens; those beyond the last read the last one, and are dropped.
@@ -27,47 +29,85 @@ struct Activations {
     }
 };
 
+// A chunk of a token's activations.
+template <class Format>
+struct Chunk {
+    float4 values[Format::WIDE / 4];
+
+    __device__ __forceinline__ void load(const float* from) {
+#pragma unroll
+        for (u32 i = 0; i < Format::WIDE / 4; i++) {
+            values[i] = load_float4(from + 4 * i);
+        }
+    }
+
+    __device__ __forceinline__ void add(const float* w0, const float* w1, float (&sums)[2]) const {
+#pragma unroll
+        for (u32 i = 0; i < Format::WIDE; i++) {
+            const float4 four = values[i / 4];
+            const float v[4] = {four.x, four.y, four.z, four.w};
+            sums[0] = fmaf(w0[i], v[i % 4], sums[0]);
+            sums[1] = fmaf(w1[i], v[i % 4], sums[1]);
+        }
+    }
+};
+
+// Add a lane's chunks from `start` on, as many as are under way at once. WHOLE: all of them are there, so that no
+// branch keeps loads apart.
+template <class Format, u32 TOKENS, bool WHOLE>
+DEVICE void take_chunks(const typename Format::Stored* const (&w)[2], const Activations<TOKENS>& x, u32 start,
+                        u32 chunks, float (&sums)[TOKENS][2]) {
+    const u32 DEPTH = Depth<TOKENS>::CHUNKS, WIDE = Format::WIDE;
+    const bool AHEAD = Depth<TOKENS>::AHEAD;
+    uint4 packed[DEPTH][2];
+    Chunk<Format> v[AHEAD ? DEPTH : 1];
+#pragma unroll
+    for (u32 d = 0; d < DEPTH; d++) {
+        if (WHOLE || start + 32 * d < chunks) {
+            packed[d][0] = load16_once(w[0] + (start + 32 * d) * WIDE);
+            packed[d][1] = load16_once(w[1] + (start + 32 * d) * WIDE);
+        }
+    }
+#pragma unroll
+    for (u32 d = 0; AHEAD && d < DEPTH; d++) {
+        if (WHOLE || start + 32 * d < chunks) {
+            v[d].load(x.rows[0] + (start + 32 * d) * WIDE);
+        }
+    }
+#pragma unroll
+    for (u32 d = 0; d < DEPTH; d++) {
+        if (WHOLE || start + 32 * d < chunks) {
+            float w0[WIDE], w1[WIDE];
+            Format::decode(packed[d][0], w0);
+            Format::decode(packed[d][1], w1);
+#pragma unroll
+            for (u32 t = 0; t < TOKENS; t++) {
+                if (!AHEAD) {
+                    v[0].load(x.rows[t] + (start + 32 * d) * WIDE);
+                }
+                v[AHEAD ? d : 0].add(w0, w1, sums[t]);
+            }
+        }
+    }
+}
+
 // For columns that come in whole chunks.
 template <class Format, u32 TOKENS>
 DEVICE void sum_chunks(const Product& p, PairRows row, const Activations<TOKENS>& x, float (&sums)[TOKENS][2]) {
-    const u32 DEPTH = Depth<TOKENS>::CHUNKS, WIDE = Format::WIDE;
-    const typename Format::Stored* const w = static_cast<const typename Format::Stored*>(p.w);
-    const typename Format::Stored* const first = w + size_t(row.first) * p.stride;
-    const typename Format::Stored* const second = w + size_t(row.second) * p.stride;
-    const u32 chunks = p.cols / WIDE;
+    const u32 AT_ONCE = 32 * Depth<TOKENS>::CHUNKS, chunks = p.cols / Format::WIDE;
+    const typename Format::Stored* const first = static_cast<const typename Format::Stored*>(p.w);
+    const typename Format::Stored* const w[2] = {first + size_t(row.first) * p.stride,
+                                                 first + size_t(row.second) * p.stride};
+    u32 start = lane();
+    // As long as the last lane's are there. Of several tokens the branches order the loads: all of the matrix come before
+    // those of activations.
 #pragma unroll 1
-    for (u32 start = lane(); start < chunks; start += 32 * DEPTH) {
-        uint4 packed[DEPTH][2];
-#pragma unroll
-        for (u32 d = 0; d < DEPTH; d++) {
-            if (start + 32 * d < chunks) {
-                packed[d][0] = load16_once(first + (start + 32 * d) * WIDE);
-                packed[d][1] = load16_once(second + (start + 32 * d) * WIDE);
-            }
-        }
-#pragma unroll
-        for (u32 d = 0; d < DEPTH; d++) {
-            if (start + 32 * d < chunks) {
-                float w0[WIDE], w1[WIDE];
-                Format::decode(packed[d][0], w0);
-                Format::decode(packed[d][1], w1);
-#pragma unroll
-                for (u32 t = 0; t < TOKENS; t++) {
-#pragma unroll
-                    for (u32 i = 0; i < WIDE; i += 4) {
-                        const float4 v = load_float4(x.rows[t] + (start + 32 * d) * WIDE + i);
-                        sums[t][0] = fmaf(w0[i], v.x, sums[t][0]);
-                        sums[t][1] = fmaf(w1[i], v.x, sums[t][1]);
-                        sums[t][0] = fmaf(w0[i + 1], v.y, sums[t][0]);
-                        sums[t][1] = fmaf(w1[i + 1], v.y, sums[t][1]);
-                        sums[t][0] = fmaf(w0[i + 2], v.z, sums[t][0]);
-                        sums[t][1] = fmaf(w1[i + 2], v.z, sums[t][1]);
-                        sums[t][0] = fmaf(w0[i + 3], v.w, sums[t][0]);
-                        sums[t][1] = fmaf(w1[i + 3], v.w, sums[t][1]);
-                    }
-                }
-            }
-        }
+    for (; Depth<TOKENS>::AHEAD && (start | 31) + AT_ONCE - 32 < chunks; start += AT_ONCE) {
+        take_chunks<Format, TOKENS, true>(w, x, start, chunks, sums);
+    }
+#pragma unroll 1
+    for (; start < chunks; start += AT_ONCE) {
+        take_chunks<Format, TOKENS, false>(w, x, start, chunks, sums);
     }
 }
 
@@ -121,8 +161,8 @@ DEVICE void matvec(const Product& p) {
     }
 
 #define MATVEC_TOKENS(format, Format, ending)  \
-    MATVEC(format, Format, 1, ending, 8)       \
-    MATVEC(format, Format, 2, ending, 8)       \
+    MATVEC(format, Format, 1, ending, 5)       \
+    MATVEC(format, Format, 2, ending, 7)       \
     MATVEC(format, Format, 4, ending, 6)       \
     MATVEC(format, Format, 8, ending, 5)
 
