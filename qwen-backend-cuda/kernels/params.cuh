@@ -124,24 +124,24 @@ struct Attention {
     float* records;           // [num_tokens][num_attention_heads][max_spans][head_dim + 2]: values, largest, total; or null
     u32 num_tokens, num_seqs, num_attention_heads, num_key_value_heads, head_dim;
     u32 block_size, max_blocks_per_seq, num_slots, max_spans;
-    u32 key_encoding, value_encoding;
+    u32 by_token, unused;     // attention: whether the rows of a block are all of one token
     float scale;              // 1 / sqrt(head_dim)
 };
 
-// attention_k{f32,f16}_v{f32,f16}_d{32,64,128,256}: for head_dim up to D (a multiple of 8), f32 arithmetic. A block has
-// ATTENTION_ROWS query rows (a token's query head) that share a K/V head. Spans of ATTENTION_SPAN positions are each
-// reduced alone and merged in order of position, by the block itself (records null: grid (ceil(num_tokens * heads_per_kv
-// / ATTENTION_ROWS), num_key_value_heads, 1)) or by attention_merge (records: the rows of a block are of one token, grid
-// (num_tokens * ceil(heads_per_kv / ATTENTION_ROWS), num_key_value_heads, z), block z takes the spans z, z + gridDim.z,
-// ...). The bits are the same either way.
+// attention_k{f32,f16}_vf16_d{32,64,128,256} and attention_kf32_vf32_d...: for head_dim up to D (a multiple of 8), f32
+// arithmetic. A block has ATTENTION_ROWS query rows (a token's query head) that share a K/V head: grid
+// (num_tokens * ceil(heads_per_kv / ATTENTION_ROWS), num_key_value_heads, z) with by_token, else
+// (ceil(num_tokens * heads_per_kv / ATTENTION_ROWS), num_key_value_heads, 1). Spans of ATTENTION_SPAN positions are each
+// reduced alone and merged in order of position, by the block itself (records null, z = 1) or by attention_merge
+// (records, by_token: block z takes the spans z, z + gridDim.z, ...). The bits are the same either way.
 #define ATTENTION_THREADS 128
 #define ATTENTION_ROWS 8
 #define ATTENTION_SPAN 128
 // The most blocks that share a row's spans.
-#define ATTENTION_SPLITS 64
+#define ATTENTION_SPLITS 256
 
 // attention_merge: grid (num_attention_heads, num_tokens, 1).
-#define MERGE_THREADS 128
+#define MERGE_THREADS 256
 
 // attention_tile_k{f32,f16}_d{64,128}: prompts by tensor cores (8.0 on), values in f16. Queries are split into two f16
 // parts so that scores keep f32's accuracy as far as the stored keys have it; f32 keys likewise. A block has

@@ -36,8 +36,8 @@ geometry! {
     /// Positions of a span.
     ATTENTION_SPAN = 128;
     /// The most blocks that share a row's spans.
-    ATTENTION_SPLITS = 64;
-    MERGE_THREADS = 128;
+    ATTENTION_SPLITS = 256;
+    MERGE_THREADS = 256;
     ATTENTION_TILE = 64;
     ATTENTION_TILE_THREADS = 128;
     /// Bytes of dynamic shared memory, at most.

@@ -196,9 +196,10 @@ impl Kernel {
         all.extend([Bf16, F16].map(Kernel::Halve));
         for keys in [F32, F16] {
             all.extend([64, 128].map(|width| Kernel::AttentionTile(keys, width)));
-            for values in [F32, F16] {
-                all.extend([32, 64, 128, 256].map(|width| Kernel::Attention(keys, values, width)));
-            }
+        }
+        // Keys have values' type or f32.
+        for (keys, values) in [(F32, F32), (F32, F16), (F16, F16)] {
+            all.extend([32, 64, 128, 256].map(|width| Kernel::Attention(keys, values, width)));
         }
         all
     }
