@@ -78,13 +78,17 @@ struct Halve {
 #define SKINNY_PAIRS 8
 #define SKINNY_PAIRS_WIDE 16
 
-// matmul_{bf16,f16}_{write,add,silu,heads}: prompts by tensor cores (8.0 on), asynchronous copies in a pipeline.
-// Reads w and halves. grid (ceil(tokens / MATMUL_TOKENS), ceil(pairs / MATMUL_PAIRS), 1): the tokens of one strip of the
-// matrix run side by side, so that it is read from memory once. Dynamic shared memory: MATMUL_SHARED.
+// matmul_{bf16,f16}_{write,add,silu,heads}, matmul_wide_...: prompts by tensor cores (8.0 on), asynchronous copies in a
+// pipeline. Reads w and halves. grid (ceil(tokens / MATMUL_TOKENS), ceil(pairs / MATMUL_PAIRS), 1): the tokens of one
+// strip of the matrix run side by side, so that it is read from memory once. Dynamic shared memory: MATMUL_SHARED. The
+// wide ones take MATMUL_WIDE_PAIRS and MATMUL_WIDE_SHARED in place of these.
+#define MATMUL_TOKENS 128
 #define MATMUL_THREADS 128
 #define MATMUL_PAIRS 64
-#define MATMUL_TOKENS 128
 #define MATMUL_SHARED 65536
+#define MATMUL_WIDE_THREADS 256
+#define MATMUL_WIDE_PAIRS 128
+#define MATMUL_WIDE_SHARED 98304
 
 // ---- rms_norm: x += y where y is not null; then out = x / sqrt(mean(x^2) + eps) * weight. grid (rows, 1, 1).
 #define NORM_THREADS 256

@@ -24,11 +24,14 @@ geometry! {
     SKINNY_PAIRS = 8;
     /// In place of it from 32 tokens at once on.
     SKINNY_PAIRS_WIDE = 16;
+    MATMUL_TOKENS = 128;
     MATMUL_THREADS = 128;
     MATMUL_PAIRS = 64;
-    MATMUL_TOKENS = 128;
     /// Bytes of dynamic shared memory.
     MATMUL_SHARED = 65536;
+    MATMUL_WIDE_THREADS = 256;
+    MATMUL_WIDE_PAIRS = 128;
+    MATMUL_WIDE_SHARED = 98304;
     NORM_THREADS = 256;
     ATTENTION_THREADS = 128;
     /// Query rows of a block.

@@ -83,8 +83,13 @@ impl CudaBackend {
             let pairs_at_once = if eights >= 4 { SKINNY_PAIRS_WIDE } else { SKINNY_PAIRS };
             (Kernel::Skinny(element, eights as u32, ending), [pairs.div_ceil(pairs_at_once), 1, 1])
         } else {
-            let grid = [tokens.div_ceil(MATMUL_TOKENS), pairs.div_ceil(MATMUL_PAIRS), 1];
-            (Kernel::Matmul(element, ending), grid)
+            let grid = |pairs_at_once| [tokens.div_ceil(MATMUL_TOKENS), pairs.div_ceil(pairs_at_once), 1];
+            let wide = grid(MATMUL_WIDE_PAIRS);
+            // A wide tile has a multiprocessor for itself.
+            match wide[0] * wide[1] >= self.card().multiprocessors as usize {
+                true => (Kernel::MatmulWide(element, ending), wide),
+                false => (Kernel::Matmul(element, ending), grid(MATMUL_PAIRS)),
+            }
         }
     }
 

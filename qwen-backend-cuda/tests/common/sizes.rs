@@ -40,19 +40,24 @@ fn near(b: &mut CudaBackend, op: &impl Op) -> Result<Vec<Values>, String> {
 }
 
 fn products(b: &mut CudaBackend, encoding: Encoding) -> Result<(), String> {
-    for (rows, cols, outs) in [(65, 200, 66), (130, 72, 140), (257, 96, 33)] {
+    // The last one has tiles enough for the wide ones.
+    for (rows, cols, outs) in [(65, 200, 66), (130, 72, 140), (257, 96, 33), (257, 72, 290)] {
         near(b, &Linear::new(encoding, rows, cols, outs))?;
         near(b, &Linear { residual: Some(Form::Own), bias: None, ..Linear::new(encoding, rows, cols, outs) })?;
     }
-    let (hidden_size, intermediate_size, rows, form) = (72, 80, 0..140, Form::Own);
-    near(b, &GateUpSilu { encoding, hidden_size, intermediate_size, rows, normed: false, form, cut: false })?;
+    for (intermediate_size, rows) in [(80, 0..140), (264, 0..140)] {
+        let (hidden_size, form) = (72, Form::Own);
+        near(b, &GateUpSilu { encoding, hidden_size, intermediate_size, rows, normed: false, form, cut: false })?;
+    }
     Ok(())
 }
 
 fn heads_of_a_prompt(b: &mut CudaBackend) -> Result<(), String> {
     for encoding in [Encoding::Bf16, Encoding::F16] {
-        let scenario = Scenario::new(heads(4, 2, 64), &[(0, 70), (9, 1), (20, 60)]);
-        near(b, &QkvRopeStoreOp { scenario, hidden_size: 72, encoding, normed: false, form: Form::Own })?;
+        for heads in [heads(2, 1, 32), heads(4, 2, 64)] {
+            let scenario = Scenario::new(heads, &[(0, 70), (9, 1), (20, 60)]);
+            near(b, &QkvRopeStoreOp { scenario, hidden_size: 72, encoding, normed: false, form: Form::Own })?;
+        }
     }
     Ok(())
 }
@@ -79,7 +84,7 @@ fn single_tokens(b: &mut CudaBackend) -> Result<(), String> {
 }
 
 fn prompts(b: &mut CudaBackend) -> Result<(), String> {
-    for head_dim in [64, 128] {
+    for head_dim in [64, 128, 256] {
         near(b, &Attention(Scenario::new(heads(2, 1, head_dim), &[(900, 70), (0, 130), (300, 1)])))?;
     }
     Ok(())
