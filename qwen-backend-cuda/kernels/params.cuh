@@ -72,11 +72,14 @@ struct Halve {
 
 // skinny_{bf16,f16}_n{1,2,4,8}_{write,add,silu,heads}: up to 8 N tokens by tensor cores (compute capability 8.0 on), the
 // matrix read once and straight into registers, its columns shared by the warps of a block, whose sums are added in
-// order. Reads w and halves. grid (ceil(pairs / SKINNY_PAIRS), 1, 1), with n4 and n8 SKINNY_PAIRS_WIDE in its place: more
-// tokens need more rows a block, or reading the tokens again and again would take longer than reading the matrix.
+// order. Reads w and halves. grid (ceil(pairs / P), 1, 1). More tokens need more pairs a block, or reading the tokens
+// again and again would take longer than reading the matrix. P is SKINNY_PAIRS with n1 and n2; SKINNY_PAIRS_WIDE with n4
+// and n8 for add and heads, whose matrices have few rows; SKINNY_PAIRS_MANY_ROWS_N for write and silu.
 #define SKINNY_THREADS 256
 #define SKINNY_PAIRS 8
 #define SKINNY_PAIRS_WIDE 16
+#define SKINNY_PAIRS_MANY_ROWS_4 32
+#define SKINNY_PAIRS_MANY_ROWS_8 24
 
 // matmul_{bf16,f16}_{write,add,silu,heads}, matmul_wide_...: prompts by tensor cores (8.0 on), asynchronous copies in a
 // pipeline. Reads w and halves. grid (ceil(tokens / MATMUL_TOKENS), ceil(pairs / MATMUL_PAIRS), 1): the tokens of one

@@ -22,8 +22,11 @@ geometry! {
     HALVE_THREADS = 256;
     SKINNY_THREADS = 256;
     SKINNY_PAIRS = 8;
-    /// In place of it from 32 tokens at once on.
+    /// In place of it with more than 16 tokens at once.
     SKINNY_PAIRS_WIDE = 16;
+    /// In place of that for matrices of many rows, with up to 32 tokens and up to 64.
+    SKINNY_PAIRS_MANY_ROWS_4 = 32;
+    SKINNY_PAIRS_MANY_ROWS_8 = 24;
     MATMUL_TOKENS = 128;
     MATMUL_THREADS = 128;
     MATMUL_PAIRS = 64;

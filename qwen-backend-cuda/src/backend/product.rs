@@ -80,7 +80,12 @@ impl CudaBackend {
             (Kernel::Tile(element, ending), [pairs.div_ceil(TILE_PAIRS), tokens.div_ceil(TILE_TOKENS), 1])
         } else if tokens <= SKINNY {
             let eights = at_once(tokens.div_ceil(8));
-            let pairs_at_once = if eights >= 4 { SKINNY_PAIRS_WIDE } else { SKINNY_PAIRS };
+            let pairs_at_once = match (eights, ending) {
+                (1 | 2, _) => SKINNY_PAIRS,
+                (_, Ending::Add | Ending::Heads) => SKINNY_PAIRS_WIDE,
+                (4, Ending::Write | Ending::Silu) => SKINNY_PAIRS_MANY_ROWS_4,
+                (_, Ending::Write | Ending::Silu) => SKINNY_PAIRS_MANY_ROWS_8,
+            };
             (Kernel::Skinny(element, eights as u32, ending), [pairs.div_ceil(pairs_at_once), 1, 1])
         } else {
             let grid = |pairs_at_once| [tokens.div_ceil(MATMUL_TOKENS), pairs.div_ceil(pairs_at_once), 1];
