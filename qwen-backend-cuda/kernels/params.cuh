@@ -49,9 +49,10 @@ struct Product {
 
 // matvec_{f32,bf16,f16}_t{1,2,4,8}_{write,add,silu,heads}: T tokens at once, f32 arithmetic. Each output's sum has one
 // order, whatever T is and wherever its token stands in the batch.
-// grid (ceil(pairs / MATVEC_PAIRS), ceil(tokens / T), 1).
+// grid (ceil(pairs / MATVEC_PAIRS), ceil(tokens / T), 1), with t4 and t8 MATVEC_PAIRS_WIDE in its place.
 #define MATVEC_THREADS 128
 #define MATVEC_PAIRS 4
+#define MATVEC_PAIRS_WIDE 8
 
 // tile_{f32,bf16,f16}_{write,add,silu,heads}: prompts in f32 arithmetic, in tiles of registers.
 // grid (ceil(pairs / TILE_PAIRS), ceil(tokens / TILE_TOKENS), 1).

@@ -16,6 +16,8 @@ geometry! {
     WEIGHT_ALIGN = 8;
     MATVEC_THREADS = 128;
     MATVEC_PAIRS = 4;
+    /// In place of it for 4 and 8 tokens at once.
+    MATVEC_PAIRS_WIDE = 8;
     TILE_THREADS = 256;
     TILE_PAIRS = 32;
     TILE_TOKENS = 64;

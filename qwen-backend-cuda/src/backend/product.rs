@@ -74,7 +74,8 @@ impl CudaBackend {
         let at_once = |count: usize| count.clamp(1, 8).next_power_of_two();
         if tokens <= few {
             let at_once = at_once(tokens);
-            let grid = [pairs.div_ceil(MATVEC_PAIRS), tokens.div_ceil(at_once), 1];
+            let pairs_at_once = if at_once <= 2 { MATVEC_PAIRS } else { MATVEC_PAIRS_WIDE };
+            let grid = [pairs.div_ceil(pairs_at_once), tokens.div_ceil(at_once), 1];
             (Kernel::Matvec(element, at_once as u32, ending), grid)
         } else if !tensor_cores {
             (Kernel::Tile(element, ending), [pairs.div_ceil(TILE_PAIRS), tokens.div_ceil(TILE_TOKENS), 1])
