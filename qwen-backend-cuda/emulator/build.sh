@@ -1,15 +1,16 @@
 #!/bin/sh
-# Builds the emulator with all kernels into one shared library: build.sh OUT.so [options for g++].
+# Builds the emulator with kernels into one shared library: build.sh OUT.so [sources, in place of all kernels].
 # Needs g++ alone (CXX names another). -ffp-contract=off: kernels write out where they fuse, and the card's compiler is
 # told the same, so that both give the same bits.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
-out=${1:?usage: build.sh OUT.so [options for g++]}
+out=${1:?usage: build.sh OUT.so [sources]}
 shift
+[ $# -gt 0 ] || set -- "$here"/../kernels/*.cu
 case $(uname -m) in
     aarch64) native=-mcpu=native ;;
     *) native=-march=native ;;
 esac
 exec "${CXX:-g++}" -O2 -std=c++17 -shared -fPIC -fvisibility=hidden -ffp-contract=off "$native" \
-    -Wall -Wextra -Werror -Wno-unknown-pragmas "$@" -I "$here" -I "$here/../kernels" -o "$out" \
-    "$here/emulator.cpp" "$here/fibre.cpp" -x c++ "$here"/../kernels/*.cu
+    -Wall -Wextra -Werror -Wno-unknown-pragmas -I "$here" -I "$here/../kernels" -o "$out" \
+    "$here/emulator.cpp" "$here/fibre.cpp" -x c++ "$@"

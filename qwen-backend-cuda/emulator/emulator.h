@@ -58,8 +58,8 @@ void barrier(Site site);
 // lane's next exchange.
 const Given& exchange(const void* given, unsigned bytes, Site site);
 
-// Note that threads wait at `site`, and whether it is the one that a test wants to be without. For waits that are
-// neither `barrier` nor `exchange`, which ask themselves.
+// Note that threads wait at `site`, and whether it is the one that a test wants to be without. `barrier` asks; whoever
+// waits by other means asks first. An exchange of values cannot be passed over.
 bool without(Site site);
 
 // End the launch with an error that names the kernel, the block and the thread.

@@ -44,12 +44,6 @@ struct Eight {
     }
 };
 
-// Positions that a lane has under way.
-template <class Format>
-struct Depth {
-    static const u32 POSITIONS = Format::WIDE == 8 ? 4 : 2;
-};
-
 // One step of a sum over lanes, of 2 N rows of WIDTH values that each lane has a part of: the lane gives away one half
 // of the rows and adds to the other what the lane across `step` gave. Afterwards the N rows are first in `values`.
 template <u32 N, u32 WIDTH>
@@ -85,7 +79,7 @@ DEVICE Row row_of(const Attention& p, u32 r) {
     Row row;
     u32 h;
     bool exists;
-    if (p.records) {
+    if (p.by_token) {
         const u32 tiles = div_up(heads_per_kv, ROWS);
         row.token = blockIdx.x / tiles;
         h = blockIdx.x % tiles * ROWS + r;
@@ -117,11 +111,36 @@ struct Place {
     }
 };
 
+// Keys or values that a lane has under way at once: its channels of a position of each of the next STEPs.
+template <class Format, u32 D>
+struct Round {
+    static const u32 STEPS = Format::WIDE == 8 ? 4 : 2;
+    static const u32 POSITIONS = STEPS * Place<D>::STEP;
+    Eight<Format> loaded[STEPS];
+
+    // The position of a step.
+    static __device__ __forceinline__ u32 position(u32 first, u32 step) {
+        return first + step * Place<D>::STEP + Place<D>::position();
+    }
+
+    // Those from the position `first` on; zeros from `count` on.
+    __device__ __forceinline__ void load(const Attention& p, const void* array, const u32* slots, u32 first, u32 count) {
+        const u32 channel = Place<D>::channel();
+#pragma unroll
+        for (u32 i = 0; i < STEPS; i++) {
+            loaded[i].clear();
+            if (position(first, i) < count && channel < p.head_dim) {
+                const size_t slot = size_t(blockIdx.y) * p.num_slots + slots[position(first, i)];
+                loaded[i].load(array, slot * p.head_dim + channel);
+            }
+        }
+    }
+};
+
 // Scores of `count` positions, for all rows.
 template <class Key, u32 D>
 DEVICE void score(const Attention& p, const Block<D>& block, u32 count) {
-    const u32 DEPTH = Depth<Key>::POSITIONS, STEP = Place<D>::STEP, LANES = Place<D>::LANES;
-    const u32 channel = Place<D>::channel();
+    const u32 LANES = Place<D>::LANES, channel = Place<D>::channel();
     float q[ROWS][8];
 #pragma unroll
     for (u32 r = 0; r < ROWS; r++) {
@@ -132,21 +151,13 @@ DEVICE void score(const Attention& p, const Block<D>& block, u32 count) {
         }
     }
 #pragma unroll 1
-    for (u32 first = 0; first < count; first += STEP * DEPTH) {
-        Eight<Key> loaded[DEPTH];
+    for (u32 first = 0; first < count; first += Round<Key, D>::POSITIONS) {
+        Round<Key, D> keys;
+        keys.load(p, p.keys, block.slots, first, count);
 #pragma unroll
-        for (u32 d = 0; d < DEPTH; d++) {
-            const u32 position = first + d * STEP + Place<D>::position();
-            loaded[d].clear();
-            if (position < count && channel < p.head_dim) {
-                const size_t slot = size_t(blockIdx.y) * p.num_slots + block.slots[position];
-                loaded[d].load(p.keys, slot * p.head_dim + channel);
-            }
-        }
-#pragma unroll
-        for (u32 d = 0; d < DEPTH; d++) {
+        for (u32 d = 0; d < Round<Key, D>::STEPS; d++) {
             float k[8], sums[ROWS][1];
-            loaded[d].decode(k);
+            keys.loaded[d].decode(k);
 #pragma unroll
             for (u32 r = 0; r < ROWS; r++) {
                 sums[r][0] = q[r][0] * k[0];
@@ -172,7 +183,7 @@ DEVICE void score(const Attention& p, const Block<D>& block, u32 count) {
                 rows /= 2;
                 row += lane() & step ? rows : 0;
             }
-            const u32 position = first + d * STEP + Place<D>::position();
+            const u32 position = Round<Key, D>::position(first, d);
             // Lanes that hold the same sum: the first writes.
             const bool writes = LANES <= ROWS || lane() % (LANES <= ROWS ? 1 : LANES / ROWS) == 0;
             if (position < count && writes) {
@@ -217,31 +228,23 @@ DEVICE void weigh(float* weights, u32 first, u32 visible, float& largest, float&
     }
 }
 
-// The weighted values of `count` positions, for all rows: each warp's part.
+// The weighted values of `count` positions, for all rows: each warp's part. The first round was loaded before.
 template <class Value, u32 D>
-DEVICE void weigh_values(const Attention& p, const Block<D>& block, u32 count) {
-    const u32 DEPTH = Depth<Value>::POSITIONS, STEP = Place<D>::STEP, LANES = Place<D>::LANES;
-    static_assert(SPAN % (STEP * DEPTH) == 0, "what is under way at once stays within a span");
-    const u32 channel = Place<D>::channel();
+DEVICE void weigh_values(const Attention& p, const Block<D>& block, u32 count, Round<Value, D>& values) {
+    const u32 LANES = Place<D>::LANES, channel = Place<D>::channel();
+    static_assert(SPAN % Round<Value, D>::POSITIONS == 0, "what is under way at once stays within a span");
     float sums[ROWS][8] = {};
 #pragma unroll 1
-    for (u32 first = 0; first < count; first += STEP * DEPTH) {
-        Eight<Value> loaded[DEPTH];
-#pragma unroll
-        for (u32 d = 0; d < DEPTH; d++) {
-            const u32 position = first + d * STEP + Place<D>::position();
-            loaded[d].clear();
-            if (position < count && channel < p.head_dim) {
-                const size_t slot = size_t(blockIdx.y) * p.num_slots + block.slots[position];
-                loaded[d].load(p.values, slot * p.head_dim + channel);
-            }
+    for (u32 first = 0; first < count; first += Round<Value, D>::POSITIONS) {
+        if (first > 0) {
+            values.load(p, p.values, block.slots, first, count);
         }
 #pragma unroll
-        for (u32 d = 0; d < DEPTH; d++) {
+        for (u32 d = 0; d < Round<Value, D>::STEPS; d++) {
             // Weights beyond `count` are zeros.
-            const u32 position = first + d * STEP + Place<D>::position();
+            const u32 position = Round<Value, D>::position(first, d);
             float v[8];
-            loaded[d].decode(v);
+            values.loaded[d].decode(v);
 #pragma unroll
             for (u32 r = 0; r < ROWS; r += 4) {
                 const float4 four = load_float4(block.weights + position * ROWS + r);
@@ -291,6 +294,17 @@ DEVICE void attention(const Attention& p) {
     // This thread's part in a row: its scores, and every ROW_LANES-th channel of its result.
     const Row row = row_of(p, threadIdx.x / ROW_LANES);
     const u32 row_lane = threadIdx.x % ROW_LANES;
+    const u32 heads_per_kv = p.num_attention_heads / p.num_key_value_heads;
+    u32 first_token = row.token, last_token = row.token;
+    if (!p.by_token) {
+        first_token = blockIdx.x * ROWS / heads_per_kv;
+        last_token = smaller((blockIdx.x * ROWS + ROWS - 1) / heads_per_kv, p.num_tokens - 1);
+    }
+    const u32 first_seq = sequence_of(p, first_token);
+    // A grid has blocks for the longest context: most of a short one have no span.
+    if (p.records && (first_seq >= p.num_seqs || blockIdx.z * SPAN >= positions_seen(p, first_seq, first_token))) {
+        return;
+    }
     const u32 width = (p.num_attention_heads + 2 * p.num_key_value_heads) * p.head_dim;
     const float* const query = p.qkv + size_t(row.token) * width + row.head * p.head_dim;
 #pragma unroll
@@ -302,17 +316,10 @@ DEVICE void attention(const Attention& p) {
     float attended[D / ROW_LANES] = {}, largest = LOWEST, total = 0.0f;
 
     // Rows may be of several sequences: each takes its turn, as far as its last row sees.
-    const u32 heads_per_kv = p.num_attention_heads / p.num_key_value_heads;
-    u32 first_token = row.token, last_token = row.token, first_span = blockIdx.z, span_step = gridDim.z;
-    if (!p.records) {
-        first_token = blockIdx.x * ROWS / heads_per_kv;
-        last_token = smaller((blockIdx.x * ROWS + ROWS - 1) / heads_per_kv, p.num_tokens - 1);
-        first_span = 0, span_step = 1;
-    }
-    for (u32 seq = sequence_of(p, first_token); seq < p.num_seqs && p.cu_seqlens_q[seq] <= last_token; seq++) {
+    for (u32 seq = first_seq; seq < p.num_seqs && p.cu_seqlens_q[seq] <= last_token; seq++) {
         const u32 end = positions_seen(p, seq, smaller(last_token, p.cu_seqlens_q[seq + 1] - 1));
         const u32 visible = row.seq == seq ? row.visible : 0;
-        for (u32 span = first_span; span * SPAN < end; span += span_step) {
+        for (u32 span = blockIdx.z; span * SPAN < end; span += gridDim.z) {
             const u32 first = span * SPAN, count = smaller(SPAN, end - first);
             if (threadIdx.x < count) {
                 const u32 position = first + threadIdx.x;
@@ -323,10 +330,13 @@ DEVICE void attention(const Attention& p) {
             barrier();
             score<Key, D>(p, block, count);
             barrier();
+            // On their way while the weights are made.
+            Round<Value, D> values;
+            values.load(p, p.values, slots, 0, count);
             float span_largest, span_total;
             weigh(weights, first, visible, span_largest, span_total);
             barrier();
-            weigh_values<Value, D>(p, block, count);
+            weigh_values<Value, D>(p, block, count, values);
             barrier();
             // A row that sees nothing of the span stays as it is, to the bit.
             if (visible <= first) {
@@ -388,5 +398,4 @@ DEVICE void attention(const Attention& p) {
 
 ATTENTION_HEADS(f32, F32, f32, F32)
 ATTENTION_HEADS(f32, F32, f16, F16)
-ATTENTION_HEADS(f16, F16, f32, F32)
 ATTENTION_HEADS(f16, F16, f16, F16)

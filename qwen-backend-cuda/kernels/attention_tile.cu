@@ -151,7 +151,7 @@ DEVICE void prepare_keys(F32, unsigned char* keys, float* inverses) {
             largest = fmaxf(largest, shuffle_xor(largest, distance));
         }
         const PowerOfTwo scale = split_scale(largest);
-        // All lanes have read the row.
+        // All lanes have read the row: the shuffles waited for that, this is for the order of memory.
         warp_barrier();
 #pragma unroll
         for (u32 j = 0; j < 2; j++) {

@@ -18,13 +18,17 @@ DEVICE PairRows neighbours(u32 pair) {
 
 namespace epilogue {
 
-struct write {
+// Pairs of neighbours, the last of an odd number of rows half empty.
+struct in_order {
     DEVICE u32 pairs(const Product& p) {
         return div_up(p.rows, 2);
     }
     DEVICE PairRows rows(const Product&, u32 pair) {
         return neighbours(pair);
     }
+};
+
+struct write : in_order {
     DEVICE void emit(const Product& p, u32 token, u32 pair, float first, float second) {
         const PairRows row = neighbours(pair);
         float* const out = p.out + size_t(token) * p.rows;
@@ -35,13 +39,7 @@ struct write {
     }
 };
 
-struct add {
-    DEVICE u32 pairs(const Product& p) {
-        return div_up(p.rows, 2);
-    }
-    DEVICE PairRows rows(const Product&, u32 pair) {
-        return neighbours(pair);
-    }
+struct add : in_order {
     DEVICE void emit(const Product& p, u32 token, u32 pair, float first, float second) {
         const PairRows row = neighbours(pair);
         float* const out = p.out + size_t(token) * p.rows;

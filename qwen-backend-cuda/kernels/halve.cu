@@ -15,18 +15,34 @@ DEVICE float scale_of(float largest) {
     return as_float(exponent == 0 ? 1u << 23 : exponent);
 }
 
+// Eight columns from `col` on, zeros beyond the last. Rows of whole eights begin at multiples of 32 bytes.
+DEVICE void load_eight(float (&values)[8], const float* x, u32 col, u32 cols) {
+    if (cols % 8 == 0) {
+        const float4 low = load_float4(x + col), high = load_float4(x + col + 4);
+        const float loaded[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+#pragma unroll
+        for (u32 i = 0; i < 8; i++) {
+            values[i] = loaded[i];
+        }
+        return;
+    }
+#pragma unroll
+    for (u32 i = 0; i < 8; i++) {
+        values[i] = col + i < cols ? x[col + i] : 0.0f;
+    }
+}
+
 // Eight columns a thread at a time; a row of halves is padded with zeros to `stride`, a multiple of eight.
 template <class Round>
 DEVICE void round_row(const Halve& p, const float* x, Round round) {
     u16* const halves = static_cast<u16*>(p.halves) + size_t(blockIdx.x) * p.stride;
     for (u32 col = 8 * threadIdx.x; col < p.stride; col += 8 * HALVE_THREADS) {
+        float values[8];
+        load_eight(values, x, col, p.cols);
         u32 words[4];
 #pragma unroll
         for (u32 i = 0; i < 4; i++) {
-            const u32 c = col + 2 * i;
-            const u32 low = c < p.cols ? round(x[c]) : 0;
-            const u32 high = c + 1 < p.cols ? round(x[c + 1]) : 0;
-            words[i] = low | high << 16;
+            words[i] = round(values[2 * i]) | round(values[2 * i + 1]) << 16;
         }
         store16(halves + col, uint4{words[0], words[1], words[2], words[3]});
     }
@@ -53,8 +69,13 @@ KERNEL(halve_bf16, Halve, HALVE_THREADS, 4) {
 KERNEL(halve_f16, Halve, HALVE_THREADS, 4) {
     const float* const x = p.x + size_t(blockIdx.x) * p.cols;
     float largest = 0.0f;
-    for (u32 col = threadIdx.x; col < p.cols; col += HALVE_THREADS) {
-        largest = fmaxf(largest, fabsf(x[col]));
+    for (u32 col = 8 * threadIdx.x; col < p.cols; col += 8 * HALVE_THREADS) {
+        float values[8];
+        load_eight(values, x, col, p.cols);
+#pragma unroll
+        for (u32 i = 0; i < 8; i++) {
+            largest = fmaxf(largest, fabsf(values[i]));
+        }
     }
     const float scale = scale_of(block_max<HALVE_THREADS>(largest));
     if (threadIdx.x == 0) {

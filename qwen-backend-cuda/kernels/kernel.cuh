@@ -122,7 +122,9 @@ DEVICE void warp_barrier() {
 }
 #else
 DEVICE void warp_barrier(CALLED_FROM) {
-    emulator::exchange(&line, sizeof line, SITE);
+    if (!emulator::without(SITE)) {
+        emulator::exchange(&line, sizeof line, SITE);
+    }
 }
 #endif
 

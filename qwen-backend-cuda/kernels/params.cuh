@@ -49,9 +49,10 @@ struct Product {
 
 // matvec_{f32,bf16,f16}_t{1,2,4,8}_{write,add,silu,heads}: T tokens at once, f32 arithmetic. Each output's sum has one
 // order, whatever T is and wherever its token stands in the batch.
-// grid (ceil(pairs / MATVEC_PAIRS), ceil(tokens / T), 1).
+// grid (ceil(pairs / MATVEC_PAIRS), ceil(tokens / T), 1), with t4 and t8 MATVEC_PAIRS_WIDE in its place.
 #define MATVEC_THREADS 128
 #define MATVEC_PAIRS 4
+#define MATVEC_PAIRS_WIDE 8
 
 // tile_{f32,bf16,f16}_{write,add,silu,heads}: prompts in f32 arithmetic, in tiles of registers.
 // grid (ceil(pairs / TILE_PAIRS), ceil(tokens / TILE_TOKENS), 1).
@@ -72,19 +73,26 @@ struct Halve {
 
 // skinny_{bf16,f16}_n{1,2,4,8}_{write,add,silu,heads}: up to 8 N tokens by tensor cores (compute capability 8.0 on), the
 // matrix read once and straight into registers, its columns shared by the warps of a block, whose sums are added in
-// order. Reads w and halves. grid (ceil(pairs / SKINNY_PAIRS), 1, 1), with n4 and n8 SKINNY_PAIRS_WIDE in its place: more
-// tokens need more rows a block, or reading the tokens again and again would take longer than reading the matrix.
+// order. Reads w and halves. grid (ceil(pairs / P), 1, 1). More tokens need more pairs a block, or reading the tokens
+// again and again would take longer than reading the matrix. P is SKINNY_PAIRS with n1 and n2; SKINNY_PAIRS_WIDE with n4
+// and n8 for add and heads, whose matrices have few rows; SKINNY_PAIRS_MANY_ROWS_N for write and silu.
 #define SKINNY_THREADS 256
 #define SKINNY_PAIRS 8
 #define SKINNY_PAIRS_WIDE 16
+#define SKINNY_PAIRS_MANY_ROWS_4 32
+#define SKINNY_PAIRS_MANY_ROWS_8 24
 
-// matmul_{bf16,f16}_{write,add,silu,heads}: prompts by tensor cores (8.0 on), asynchronous copies in a pipeline.
-// Reads w and halves. grid (ceil(tokens / MATMUL_TOKENS), ceil(pairs / MATMUL_PAIRS), 1): the tokens of one strip of the
-// matrix run side by side, so that it is read from memory once. Dynamic shared memory: MATMUL_SHARED.
+// matmul_{bf16,f16}_{write,add,silu,heads}, matmul_wide_...: prompts by tensor cores (8.0 on), asynchronous copies in a
+// pipeline. Reads w and halves. grid (ceil(tokens / MATMUL_TOKENS), ceil(pairs / MATMUL_PAIRS), 1): the tokens of one
+// strip of the matrix run side by side, so that it is read from memory once. Dynamic shared memory: MATMUL_SHARED. The
+// wide ones take MATMUL_WIDE_PAIRS and MATMUL_WIDE_SHARED in place of these.
+#define MATMUL_TOKENS 128
 #define MATMUL_THREADS 128
 #define MATMUL_PAIRS 64
-#define MATMUL_TOKENS 128
 #define MATMUL_SHARED 65536
+#define MATMUL_WIDE_THREADS 256
+#define MATMUL_WIDE_PAIRS 128
+#define MATMUL_WIDE_SHARED 98304
 
 // ---- rms_norm: x += y where y is not null; then out = x / sqrt(mean(x^2) + eps) * weight. grid (rows, 1, 1).
 #define NORM_THREADS 256
@@ -124,24 +132,24 @@ struct Attention {
     float* records;           // [num_tokens][num_attention_heads][max_spans][head_dim + 2]: values, largest, total; or null
     u32 num_tokens, num_seqs, num_attention_heads, num_key_value_heads, head_dim;
     u32 block_size, max_blocks_per_seq, num_slots, max_spans;
-    u32 key_encoding, value_encoding;
+    u32 by_token, unused;     // attention: whether the rows of a block are all of one token
     float scale;              // 1 / sqrt(head_dim)
 };
 
-// attention_k{f32,f16}_v{f32,f16}_d{32,64,128,256}: for head_dim up to D (a multiple of 8), f32 arithmetic. A block has
-// ATTENTION_ROWS query rows (a token's query head) that share a K/V head. Spans of ATTENTION_SPAN positions are each
-// reduced alone and merged in order of position, by the block itself (records null: grid (ceil(num_tokens * heads_per_kv
-// / ATTENTION_ROWS), num_key_value_heads, 1)) or by attention_merge (records: the rows of a block are of one token, grid
-// (num_tokens * ceil(heads_per_kv / ATTENTION_ROWS), num_key_value_heads, z), block z takes the spans z, z + gridDim.z,
-// ...). The bits are the same either way.
+// attention_k{f32,f16}_vf16_d{32,64,128,256} and attention_kf32_vf32_d...: for head_dim up to D (a multiple of 8), f32
+// arithmetic. A block has ATTENTION_ROWS query rows (a token's query head) that share a K/V head: grid
+// (num_tokens * ceil(heads_per_kv / ATTENTION_ROWS), num_key_value_heads, z) with by_token, else
+// (ceil(num_tokens * heads_per_kv / ATTENTION_ROWS), num_key_value_heads, 1). Spans of ATTENTION_SPAN positions are each
+// reduced alone and merged in order of position, by the block itself (records null, z = 1) or by attention_merge
+// (records, by_token: block z takes the spans z, z + gridDim.z, ...). The bits are the same either way.
 #define ATTENTION_THREADS 128
 #define ATTENTION_ROWS 8
 #define ATTENTION_SPAN 128
 // The most blocks that share a row's spans.
-#define ATTENTION_SPLITS 64
+#define ATTENTION_SPLITS 256
 
 // attention_merge: grid (num_attention_heads, num_tokens, 1).
-#define MERGE_THREADS 128
+#define MERGE_THREADS 256
 
 // attention_tile_k{f32,f16}_d{64,128}: prompts by tensor cores (8.0 on), values in f16. Queries are split into two f16
 // parts so that scores keep f32's accuracy as far as the stored keys have it; f32 keys likewise. A block has

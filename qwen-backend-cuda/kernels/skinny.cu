@@ -148,15 +148,21 @@ DEVICE void skinny(const Product& p) {
     KERNEL(skinny_##half##_n##n##_##op, Product, SKINNY_THREADS, blocks) { \
         skinny<Half, epilogue::op, n, m, steps>(p);                        \
     }
-#define EVERY_EPILOGUE(half, Half, n, m, steps, blocks) \
-    SKINNY(half, Half, n, m, steps, blocks, write)      \
-    SKINNY(half, Half, n, m, steps, blocks, add)        \
-    SKINNY(half, Half, n, m, steps, blocks, silu)       \
+// A large matrix has rows enough for large blocks, which read the tokens less often.
+#define FEW_ROWS(half, Half, n, m, steps, blocks)  \
+    SKINNY(half, Half, n, m, steps, blocks, add)   \
     SKINNY(half, Half, n, m, steps, blocks, heads)
-#define EVERY_WIDTH(half, Half)            \
-    EVERY_EPILOGUE(half, Half, 1, 1, 2, 3) \
-    EVERY_EPILOGUE(half, Half, 2, 1, 2, 2) \
-    EVERY_EPILOGUE(half, Half, 4, 2, 1, 2) \
-    EVERY_EPILOGUE(half, Half, 8, 2, 2, 1)
+#define MANY_ROWS(half, Half, n, m, steps, blocks) \
+    SKINNY(half, Half, n, m, steps, blocks, write) \
+    SKINNY(half, Half, n, m, steps, blocks, silu)
+#define EVERY_WIDTH(half, Half)                                 \
+    FEW_ROWS(half, Half, 1, SKINNY_PAIRS / 8, 2, 3)             \
+    MANY_ROWS(half, Half, 1, SKINNY_PAIRS / 8, 2, 3)            \
+    FEW_ROWS(half, Half, 2, SKINNY_PAIRS / 8, 2, 2)             \
+    MANY_ROWS(half, Half, 2, SKINNY_PAIRS / 8, 2, 2)            \
+    FEW_ROWS(half, Half, 4, SKINNY_PAIRS_WIDE / 8, 1, 2)        \
+    MANY_ROWS(half, Half, 4, SKINNY_PAIRS_MANY_ROWS_4 / 8, 1, 1) \
+    FEW_ROWS(half, Half, 8, SKINNY_PAIRS_WIDE / 8, 2, 1)        \
+    MANY_ROWS(half, Half, 8, SKINNY_PAIRS_MANY_ROWS_8 / 8, 1, 1)
 EVERY_WIDTH(bf16, Bf16)
 EVERY_WIDTH(f16, F16)

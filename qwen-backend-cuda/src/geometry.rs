@@ -16,19 +16,27 @@ geometry! {
     WEIGHT_ALIGN = 8;
     MATVEC_THREADS = 128;
     MATVEC_PAIRS = 4;
+    /// In place of it for 4 and 8 tokens at once.
+    MATVEC_PAIRS_WIDE = 8;
     TILE_THREADS = 256;
     TILE_PAIRS = 32;
     TILE_TOKENS = 64;
     HALVE_THREADS = 256;
     SKINNY_THREADS = 256;
     SKINNY_PAIRS = 8;
-    /// In place of it from 32 tokens at once on.
+    /// In place of it with more than 16 tokens at once.
     SKINNY_PAIRS_WIDE = 16;
+    /// In place of that for matrices of many rows, with up to 32 tokens and up to 64.
+    SKINNY_PAIRS_MANY_ROWS_4 = 32;
+    SKINNY_PAIRS_MANY_ROWS_8 = 24;
+    MATMUL_TOKENS = 128;
     MATMUL_THREADS = 128;
     MATMUL_PAIRS = 64;
-    MATMUL_TOKENS = 128;
     /// Bytes of dynamic shared memory.
     MATMUL_SHARED = 65536;
+    MATMUL_WIDE_THREADS = 256;
+    MATMUL_WIDE_PAIRS = 128;
+    MATMUL_WIDE_SHARED = 98304;
     NORM_THREADS = 256;
     ATTENTION_THREADS = 128;
     /// Query rows of a block.
@@ -36,8 +44,8 @@ geometry! {
     /// Positions of a span.
     ATTENTION_SPAN = 128;
     /// The most blocks that share a row's spans.
-    ATTENTION_SPLITS = 64;
-    MERGE_THREADS = 128;
+    ATTENTION_SPLITS = 256;
+    MERGE_THREADS = 256;
     ATTENTION_TILE = 64;
     ATTENTION_TILE_THREADS = 128;
     /// Bytes of dynamic shared memory, at most.

@@ -85,6 +85,8 @@ pub(crate) enum Kernel {
     Skinny(Element, u32, Ending),
     /// A product of a prompt by tensor cores.
     Matmul(Element, Ending),
+    /// The same in tiles of twice as many rows.
+    MatmulWide(Element, Ending),
     RmsNorm,
     Rope,
     StoreKv,
@@ -114,6 +116,7 @@ impl Kernel {
             Kernel::Halve(_) => HALVE_THREADS,
             Kernel::Skinny(..) => SKINNY_THREADS,
             Kernel::Matmul(..) => MATMUL_THREADS,
+            Kernel::MatmulWide(..) => MATMUL_WIDE_THREADS,
             Kernel::RmsNorm => NORM_THREADS,
             Kernel::Attention(..) => ATTENTION_THREADS,
             Kernel::AttentionMerge => MERGE_THREADS,
@@ -130,6 +133,7 @@ impl Kernel {
     pub(crate) fn shared_bytes(self) -> usize {
         match self {
             Kernel::Matmul(..) => MATMUL_SHARED,
+            Kernel::MatmulWide(..) => MATMUL_WIDE_SHARED,
             // Two tiles of keys and of values, which are f16.
             Kernel::AttentionTile(keys, width) => {
                 let position = keys.bytes(width as usize) + Element::F16.bytes(width as usize);
@@ -141,14 +145,22 @@ impl Kernel {
 
     /// Whether it uses what compute capability 8.0 brought: bf16 tensor cores and asynchronous copies.
     pub(crate) fn needs_tensor_cores(self) -> bool {
-        matches!(self, Kernel::Skinny(..) | Kernel::Matmul(..) | Kernel::AttentionTile(..) | Kernel::CeilingMmaBf16)
+        matches!(
+            self,
+            Kernel::Skinny(..)
+                | Kernel::Matmul(..)
+                | Kernel::MatmulWide(..)
+                | Kernel::AttentionTile(..)
+                | Kernel::CeilingMmaBf16
+        )
     }
 
     /// The fields of its parameters.
     pub(crate) fn fields(self) -> &'static [Field] {
         match self {
             Kernel::Embed => params::Embed::FIELDS,
-            Kernel::Matvec(..) | Kernel::Tile(..) | Kernel::Skinny(..) | Kernel::Matmul(..) => params::Product::FIELDS,
+            Kernel::Matvec(..) | Kernel::Tile(..) | Kernel::Skinny(..) => params::Product::FIELDS,
+            Kernel::Matmul(..) | Kernel::MatmulWide(..) => params::Product::FIELDS,
             Kernel::Halve(_) => params::Halve::FIELDS,
             Kernel::RmsNorm => params::RmsNorm::FIELDS,
             Kernel::Rope | Kernel::StoreKv => params::Heads::FIELDS,
@@ -190,15 +202,16 @@ impl Kernel {
             }
             for element in [Bf16, F16] {
                 all.extend([1, 2, 4, 8].map(|eights| Kernel::Skinny(element, eights, ending)));
-                all.push(Kernel::Matmul(element, ending));
+                all.extend([Kernel::Matmul(element, ending), Kernel::MatmulWide(element, ending)]);
             }
         }
         all.extend([Bf16, F16].map(Kernel::Halve));
         for keys in [F32, F16] {
             all.extend([64, 128].map(|width| Kernel::AttentionTile(keys, width)));
-            for values in [F32, F16] {
-                all.extend([32, 64, 128, 256].map(|width| Kernel::Attention(keys, values, width)));
-            }
+        }
+        // Keys have values' type or f32.
+        for (keys, values) in [(F32, F32), (F32, F16), (F16, F16)] {
+            all.extend([32, 64, 128, 256].map(|width| Kernel::Attention(keys, values, width)));
         }
         all
     }
@@ -213,6 +226,7 @@ impl fmt::Display for Kernel {
             Kernel::Halve(to) => write!(f, "halve_{to}"),
             Kernel::Skinny(w, eights, ending) => write!(f, "skinny_{w}_n{eights}_{ending}"),
             Kernel::Matmul(w, ending) => write!(f, "matmul_{w}_{ending}"),
+            Kernel::MatmulWide(w, ending) => write!(f, "matmul_wide_{w}_{ending}"),
             Kernel::RmsNorm => f.write_str("rms_norm"),
             Kernel::Rope => f.write_str("rope"),
             Kernel::StoreKv => f.write_str("store_kv"),

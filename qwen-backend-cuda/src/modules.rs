@@ -85,5 +85,6 @@ mod tests {
         for kernel in Kernel::all() {
             assert_eq!(kernels.params_size(kernel), Some(params_size(kernel)), "{kernel}");
         }
+        assert_eq!(kernels.names(), Kernel::all().iter().map(Kernel::to_string).collect());
     }
 }

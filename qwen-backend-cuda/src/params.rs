@@ -205,8 +205,8 @@ params! {
         max_blocks_per_seq: u32,
         num_slots: u32,
         max_spans: u32,
-        key_encoding: u32,
-        value_encoding: u32,
+        by_token: u32,
+        unused: u32,
         scale: f32,
     }
 

@@ -1,30 +1,25 @@
-//! Large sizes through the emulator, each with the threads of a block in both orders: see `common/sizes.rs`.
+//! Every kernel runs, with the threads of a block in both orders, and what it writes is looked at.
 
 mod common;
 
-use common::sizes::{CHECKS, Check};
-use common::{HOPPER, TURING, backend};
-use qwen_core::{Error, Precision};
+use common::{CARDS, Probe, kernels};
+use qwen_core::Error;
 
-fn holds(check: Check) {
-    for (capability, precision) in [(TURING, Precision::Exact), (TURING, Precision::Fast), (HOPPER, Precision::Fast)] {
-        for reverse in [false, true] {
-            let mut backend = match backend(capability, precision, reverse) {
-                Err(error @ Error::Unsupported { .. }) => return eprintln!("skipped: {error}"),
-                made => made.unwrap(),
-            };
-            let outcome = check(&mut backend);
-            assert_eq!(outcome, Ok(()), "{capability:?}, {precision:?}, reverse: {reverse}");
+#[test]
+fn every_kernel_runs_in_both_orders() {
+    let kernels = match kernels() {
+        Err(error @ Error::Unsupported { .. }) => return eprintln!("skipped: {error}"),
+        built => built.unwrap(),
+    };
+    for reverse in [false, true] {
+        kernels.launched();
+        for probe in Probe::all() {
+            for (card, named) in CARDS.iter().enumerate() {
+                assert_eq!(probe.run(card, reverse), Ok(()), "{probe:?} on {named:?}, reverse: {reverse}");
+            }
         }
+        let launched = kernels.launched();
+        let idle: Vec<String> = kernels.names().into_iter().filter(|name| !launched.contains(name)).collect();
+        assert!(idle.is_empty(), "these never ran, reverse: {reverse}: {idle:#?}");
     }
-}
-
-#[test]
-fn products_of_long_prompts() {
-    CHECKS[..3].iter().for_each(|(_, check)| holds(*check));
-}
-
-#[test]
-fn long_contexts() {
-    CHECKS[3..].iter().for_each(|(_, check)| holds(*check));
 }

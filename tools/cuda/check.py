@@ -13,7 +13,7 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from kernels import KERNELS, PTX, needed_instructions, tool
+from kernels import KERNELS, PTX, dynamic_shared, needed_instructions, tool
 
 CARDS = ["75", "80", "86", "89", "90", "90a", "100", "120"]
 TABLE = "90"
@@ -95,6 +95,7 @@ def print_table(modules, used):
     for path in modules:
         for name, (threads, _) in sorted(declared(path.read_text()).items()):
             registers, shared = used[path, TABLE][name]
+            shared += dynamic_shared(name)
             limits = [2048 // threads, REGISTERS // (-(-registers // 8) * 8 * threads), 32]
             limits.append(SHARED // (shared + SHARED_PER_BLOCK))
             print(f"{name:40} {threads:7} {registers:9} {shared:7} {min(limits):34}")
@@ -107,6 +108,9 @@ def main():
     modules = sorted(PTX.glob("*.ptx"))
     problems, used = [], {}
     for path in modules:
+        if re.search(r"^\.extern \.shared", path.read_text(), re.M):
+            sizes = {name: dynamic_shared(name) for name in declared(path.read_text())}
+            problems += [f"{path.name}: {name} has shared memory of no known size" for name in sizes if not sizes[name]]
         for extern in re.findall(r"^\.extern \.func.*$", path.read_text(), re.M):
             problems.append(f"{path.name}: calls what is not there: {extern}")
     jobs = [(path, card) for path in modules for card in cards_of(path.read_text())]

@@ -8,6 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent.parent
 KERNELS = ROOT / "qwen-backend-cuda" / "kernels"
 PTX = KERNELS / "ptx"
+PARAMS = KERNELS / "params.cuh"
 PACKAGES = Path(sysconfig.get_path("purelib")) / "nvidia"
 
 
@@ -25,6 +26,17 @@ def architecture(source):
 def needed_instructions(source):
     """What machine code of each kernel of a source has to have: a line `// machine code: HMMA LDSM`."""
     return [word for line in re.findall(r"^// machine code: (.*)$", source.read_text(), re.M) for word in line.split()]
+
+
+def dynamic_shared(kernel):
+    """Bytes of shared memory that a kernel is launched with, beside its own: as params.cuh says."""
+    sizes = {name: int(size) for name, size in re.findall(r"^#define (\w+) (\d+)$", PARAMS.read_text(), re.M)}
+    if tile := re.match(r"attention_tile_k(f32|f16)_d(\d+)$", kernel):
+        key_bytes = 4 if tile[1] == "f32" else 2
+        return 2 * sizes["ATTENTION_TILE"] * int(tile[2]) * (key_bytes + 2)
+    if kernel.startswith("matmul_wide_"):
+        return sizes["MATMUL_WIDE_SHARED"]
+    return sizes["MATMUL_SHARED"] if kernel.startswith("matmul_") else 0
 
 
 def digest(path):

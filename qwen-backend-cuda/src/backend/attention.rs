@@ -1,22 +1,23 @@
 //! Attention: spans side by side with a merge for decoding, tiles by tensor cores for prompts, and one kernel that
 //! takes all spans in order for everything else.
 
-use qwen_core::Result;
 use qwen_core::backend::{HeadLayout, StepInputs, StepKey};
+use qwen_core::{Precision, Result};
 
 use super::{CudaBackend, Numbers};
 use crate::driver::Array;
 use crate::geometry::*;
 use crate::gpu::Args;
 use crate::kernel::{Element, Kernel};
-use crate::kv::Store;
+use crate::kv::{Layer, Store};
 use crate::params::{Address, Attention};
 
-/// Bytes of records at most. What would take more is not split: so many sequences fill a card without.
-const MOST_RECORD_BYTES: usize = 256 << 20;
+/// Bytes of records at most: some 70 sequences of 131,072 positions on 7B. What would take more is not split, since so
+/// many sequences nearly fill a card without.
+const MOST_RECORD_BYTES: usize = 1 << 30;
 
-/// Blocks that a multiprocessor is given to share a row's spans.
-const BLOCKS_PER_MULTIPROCESSOR: usize = 8;
+/// Blocks that a multiprocessor has at once, as the kernel is compiled: as many share the spans of a step.
+const BLOCKS_PER_MULTIPROCESSOR: usize = 3;
 
 /// Widths of heads that have kernels.
 const WIDTHS: [usize; 4] = [32, 64, 128, 256];
@@ -37,7 +38,63 @@ pub(crate) fn records_held(max_num_seqs: usize, token_bytes: usize) -> usize {
     max_num_seqs.min(MOST_RECORD_BYTES / token_bytes.max(1))
 }
 
+/// How a step is attended.
+struct Way {
+    kernel: Kernel,
+    grid: [usize; 3],
+    /// Whether the rows of a block are of one token.
+    by_token: bool,
+    /// Whether blocks share the spans of a row, and a merge follows.
+    split: bool,
+}
+
 impl CudaBackend {
+    /// The kernel and its grid. `max_spans` is of the longest sequence, `seqs_held` have records.
+    fn way(
+        &self,
+        op: &str,
+        held: &Layer,
+        heads: &HeadLayout,
+        key: StepKey,
+        max_spans: usize,
+        seqs_held: usize,
+    ) -> Result<Way> {
+        let HeadLayout { num_attention_heads, num_key_value_heads, head_dim } = *heads;
+        let (tokens, single) = (key.num_tokens, key.max_seqlen_q <= 1);
+        let tiled = !single
+            && self.precision == Precision::Fast
+            && self.card().has_tensor_cores()
+            && held.value_element == Element::F16
+            && TILE_WIDTHS.contains(&head_dim);
+        if tiled {
+            let kernel = Kernel::AttentionTile(held.key_element, head_dim as u32);
+            let grid = [tokens.div_ceil(ATTENTION_TILE) + key.num_seqs, num_attention_heads, 1];
+            return Ok(Way { kernel, grid, by_token: false, split: false });
+        }
+        let Some(width) = WIDTHS.into_iter().find(|width| head_dim <= *width) else {
+            return Err(self.misfit(op, format!("heads of {head_dim} values")));
+        };
+        if (held.key_element, held.value_element) == (Element::F16, Element::F32) {
+            return Err(self.misfit(op, "keys in f16 with values in f32 have no kernel".into()));
+        }
+        let kernel = Kernel::Attention(held.key_element, held.value_element, width as u32);
+        let heads_per_kv = num_attention_heads / num_key_value_heads;
+        if !single {
+            let grid = [(tokens * heads_per_kv).div_ceil(ATTENTION_ROWS), num_key_value_heads, 1];
+            return Ok(Way { kernel, grid, by_token: false, split: false });
+        }
+        let tiles = tokens * heads_per_kv.div_ceil(ATTENTION_ROWS);
+        let split = max_spans > 1 && tokens <= seqs_held;
+        let splits = match split {
+            true => {
+                let wanted = BLOCKS_PER_MULTIPROCESSOR * self.card().multiprocessors as usize;
+                wanted.div_ceil((tiles * num_key_value_heads).max(1)).clamp(1, max_spans.min(ATTENTION_SPLITS))
+            }
+            false => 1,
+        };
+        Ok(Way { kernel, grid: [tiles, num_key_value_heads, splits], by_token: true, split })
+    }
+
     #[allow(clippy::too_many_arguments, reason = "the arguments of the operation")]
     pub(super) fn attention(
         &mut self,
@@ -54,12 +111,12 @@ impl CudaBackend {
         let held = &store.layers[layer];
         let max_spans = span_count(inputs.max_blocks_per_seq, store.spec.block_size);
         let token_bytes = token_records(heads.num_attention_heads, max_spans, heads.head_dim);
-        let tokens = key.num_tokens;
         // Held for the largest step, so that recorded steps share them.
         let seqs_held = records_held(inputs.context_lens.0.len, token_bytes);
-        let split = key.max_seqlen_q <= 1 && max_spans > 1 && tokens <= seqs_held;
-        let records = if split { Some(self.records(seqs_held * token_bytes)?) } else { None };
+        let way = self.way(op, held, &heads, key, max_spans, seqs_held)?;
+        let records = if way.split { Some(self.records(seqs_held * token_bytes)?) } else { None };
 
+        let tokens = key.num_tokens;
         let mut args = Args::new(&self.gpu, op);
         let params = Attention {
             qkv: args.take("qkv", &qkv.array, 4 * tokens * heads.qkv_size())?,
@@ -85,57 +142,27 @@ impl CudaBackend {
             max_blocks_per_seq: self.number(op, inputs.max_blocks_per_seq)?,
             num_slots: self.number(op, store.num_slots())?,
             max_spans: self.number(op, max_spans)?,
-            key_encoding: held.key_element.code(),
-            value_encoding: held.value_element.code(),
+            by_token: u32::from(way.by_token),
+            unused: 0,
             scale: 1.0 / (heads.head_dim as f32).sqrt(),
         };
-        let heads_per_kv = heads.num_attention_heads / heads.num_key_value_heads;
-        let width = |widths: &[usize]| widths.iter().find(|width| heads.head_dim <= **width).map(|width| *width as u32);
-        let tiled = key.max_seqlen_q > 1
-            && self.precision == qwen_core::Precision::Fast
-            && self.card().has_tensor_cores()
-            && held.value_element == Element::F16
-            && TILE_WIDTHS.contains(&heads.head_dim);
-        let (kernel, grid) = if tiled {
-            let tiles = tokens.div_ceil(ATTENTION_TILE) + key.num_seqs;
-            (Kernel::AttentionTile(held.key_element, heads.head_dim as u32), [tiles, heads.num_attention_heads, 1])
-        } else {
-            let Some(width) = width(&WIDTHS) else {
-                return Err(self.misfit(op, format!("heads of {} values", heads.head_dim)));
-            };
-            let kernel = Kernel::Attention(held.key_element, held.value_element, width);
-            let grid = match split {
-                true => {
-                    let tiles = tokens * heads_per_kv.div_ceil(ATTENTION_ROWS);
-                    let blocks = tiles * heads.num_key_value_heads;
-                    let wanted = BLOCKS_PER_MULTIPROCESSOR * self.card().multiprocessors as usize;
-                    let splits = wanted.div_ceil(blocks.max(1)).clamp(1, max_spans.min(ATTENTION_SPLITS));
-                    [tiles, heads.num_key_value_heads, splits]
-                }
-                false => [(tokens * heads_per_kv).div_ceil(ATTENTION_ROWS), heads.num_key_value_heads, 1],
-            };
-            (kernel, grid)
-        };
-        let work = args.launch(kernel, grid, &params)?;
-        let merge = match &records {
-            Some(records) => {
-                let mut args = Args::new(&self.gpu, op);
-                let params = Attention {
-                    qkv: Address::NULL,
-                    keys: Address::NULL,
-                    values: Address::NULL,
-                    block_tables: Address::NULL,
-                    cu_seqlens_q: args.take("cu_seqlens_q", &inputs.cu_seqlens_q.0.array, 4 * (key.num_seqs + 1))?,
-                    context_lens: args.take("context_lens", &inputs.context_lens.0.array, 4 * key.num_seqs)?,
-                    records: args.take("records", records, tokens * token_bytes)?,
-                    out: args.take("out", &out.array, 4 * tokens * heads.q_size())?,
-                    ..params
-                };
-                args.launch(Kernel::AttentionMerge, [heads.num_attention_heads, tokens, 1], &params)?
-            }
-            None => None,
-        };
+        let work = args.launch(way.kernel, way.grid, &params)?;
         self.queue(work)?;
+        let Some(records) = records else { return Ok(()) };
+
+        let mut args = Args::new(&self.gpu, op);
+        let params = Attention {
+            qkv: Address::NULL,
+            keys: Address::NULL,
+            values: Address::NULL,
+            block_tables: Address::NULL,
+            cu_seqlens_q: args.take("cu_seqlens_q", &inputs.cu_seqlens_q.0.array, 4 * (key.num_seqs + 1))?,
+            context_lens: args.take("context_lens", &inputs.context_lens.0.array, 4 * key.num_seqs)?,
+            records: args.take("records", &records, tokens * token_bytes)?,
+            out: args.take("out", &out.array, 4 * tokens * heads.q_size())?,
+            ..params
+        };
+        let merge = args.launch(Kernel::AttentionMerge, [heads.num_attention_heads, tokens, 1], &params)?;
         self.queue(merge)
     }
 

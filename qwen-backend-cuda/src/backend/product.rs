@@ -74,17 +74,28 @@ impl CudaBackend {
         let at_once = |count: usize| count.clamp(1, 8).next_power_of_two();
         if tokens <= few {
             let at_once = at_once(tokens);
-            let grid = [pairs.div_ceil(MATVEC_PAIRS), tokens.div_ceil(at_once), 1];
+            let pairs_at_once = if at_once <= 2 { MATVEC_PAIRS } else { MATVEC_PAIRS_WIDE };
+            let grid = [pairs.div_ceil(pairs_at_once), tokens.div_ceil(at_once), 1];
             (Kernel::Matvec(element, at_once as u32, ending), grid)
         } else if !tensor_cores {
             (Kernel::Tile(element, ending), [pairs.div_ceil(TILE_PAIRS), tokens.div_ceil(TILE_TOKENS), 1])
         } else if tokens <= SKINNY {
             let eights = at_once(tokens.div_ceil(8));
-            let pairs_at_once = if eights >= 4 { SKINNY_PAIRS_WIDE } else { SKINNY_PAIRS };
+            let pairs_at_once = match (eights, ending) {
+                (1 | 2, _) => SKINNY_PAIRS,
+                (_, Ending::Add | Ending::Heads) => SKINNY_PAIRS_WIDE,
+                (4, Ending::Write | Ending::Silu) => SKINNY_PAIRS_MANY_ROWS_4,
+                (_, Ending::Write | Ending::Silu) => SKINNY_PAIRS_MANY_ROWS_8,
+            };
             (Kernel::Skinny(element, eights as u32, ending), [pairs.div_ceil(pairs_at_once), 1, 1])
         } else {
-            let grid = [tokens.div_ceil(MATMUL_TOKENS), pairs.div_ceil(MATMUL_PAIRS), 1];
-            (Kernel::Matmul(element, ending), grid)
+            let grid = |pairs_at_once| [tokens.div_ceil(MATMUL_TOKENS), pairs.div_ceil(pairs_at_once), 1];
+            let wide = grid(MATMUL_WIDE_PAIRS);
+            // A wide tile has a multiprocessor for itself.
+            match wide[0] * wide[1] >= self.card().multiprocessors as usize {
+                true => (Kernel::MatmulWide(element, ending), wide),
+                false => (Kernel::Matmul(element, ending), grid(MATMUL_PAIRS)),
+            }
         }
     }
 

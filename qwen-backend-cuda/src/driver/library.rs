@@ -42,10 +42,13 @@ pub struct Kernels(Arc<Mutex<Calls>>);
 struct Calls {
     emulate: Emulate,
     params_size: unsafe extern "C" fn(*const c_char) -> c_int,
+    names: unsafe extern "C" fn(*mut c_char, c_ulong) -> c_int,
     waits: unsafe extern "C" fn(*mut c_char, c_ulong) -> c_int,
     without: unsafe extern "C" fn(*const c_char),
     /// Where threads waited since somebody asked.
     waited: BTreeSet<String>,
+    /// Kernels that ran since somebody asked.
+    launched: BTreeSet<String>,
     /// Keeps the functions there.
     _library: Library,
 }
@@ -53,15 +56,20 @@ struct Calls {
 impl Calls {
     /// Where threads of the last kernel waited.
     fn last_waits(&self) -> Vec<String> {
-        // SAFETY: without room it only says how many bytes it needs; then it is given as many.
-        let text = unsafe {
-            let needed = (self.waits)(std::ptr::null_mut(), 0);
-            let mut text = vec![0_u8; needed.max(1) as usize];
-            (self.waits)(text.as_mut_ptr().cast(), text.len() as c_ulong);
-            text
-        };
-        lines(&text)
+        listed(self.waits)
     }
+}
+
+/// The lines that a function of the library lists.
+fn listed(function: unsafe extern "C" fn(*mut c_char, c_ulong) -> c_int) -> Vec<String> {
+    // SAFETY: without room it only says how many bytes it needs; then it is given as many.
+    let text = unsafe {
+        let needed = function(std::ptr::null_mut(), 0);
+        let mut text = vec![0_u8; needed.max(1) as usize];
+        function(text.as_mut_ptr().cast(), text.len() as c_ulong);
+        text
+    };
+    lines(&text)
 }
 
 type Emulate = unsafe extern "C" fn(
@@ -98,9 +106,11 @@ impl Kernels {
             Ok(Kernels(Arc::new(Mutex::new(Calls {
                 emulate: *library.get(b"emulate").map_err(invalid)?,
                 params_size: *library.get(b"emulated_params_size").map_err(invalid)?,
+                names: *library.get(b"emulated_kernels").map_err(invalid)?,
                 waits: *library.get(b"emulated_waits").map_err(invalid)?,
                 without: *library.get(b"emulate_without").map_err(invalid)?,
                 waited: BTreeSet::new(),
+                launched: BTreeSet::new(),
                 _library: library,
             }))))
         }
@@ -124,6 +134,16 @@ impl Kernels {
     /// Where threads waited for each other or for a copy since this was asked last, as `FILE:LINE`.
     pub fn waits(&self) -> BTreeSet<String> {
         std::mem::take(&mut self.calls().waited)
+    }
+
+    /// The names of all kernels.
+    pub fn names(&self) -> BTreeSet<String> {
+        listed(self.calls().names).into_iter().collect()
+    }
+
+    /// The names of the kernels that ran since this was asked last.
+    pub fn launched(&self) -> BTreeSet<String> {
+        std::mem::take(&mut self.calls().launched)
     }
 
     /// Pass over the wait `FILE:LINE` from now on, or over none: to show that it is needed and its absence found.
@@ -168,6 +188,7 @@ impl Kernels {
         };
         let waits = calls.last_waits();
         calls.waited.extend(waits);
+        calls.launched.insert(launch.kernel.to_string());
         match failed {
             0 => Ok(()),
             // As on a card, whose context a fault takes with it.

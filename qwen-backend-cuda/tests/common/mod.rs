@@ -6,10 +6,15 @@ pub(crate) mod sizes;
 
 use std::path::Path;
 use std::sync::OnceLock;
+use std::time::Duration;
 
+use qwen_backend_cuda::ceilings::CeilingMeter;
 use qwen_backend_cuda::emulator::{EmulatedCard, Kernels};
 use qwen_backend_cuda::{CudaBackend, CudaOptions};
+use qwen_core::conformance::{Outcome, Suite, cases};
 use qwen_core::{Error, Precision, Result};
+
+use sizes::CHECKS;
 
 /// A card without tensor cores for bf16, and one with them.
 pub(crate) const TURING: (u32, u32) = (7, 5);
@@ -25,8 +30,71 @@ pub(crate) fn kernels() -> Result<&'static Kernels> {
     })
 }
 
+/// An emulated card.
+fn card(capability: (u32, u32), reverse: bool) -> Result<EmulatedCard> {
+    Ok(EmulatedCard::new(kernels()?).compute_capability(capability.0, capability.1).reverse(reverse))
+}
+
 /// A backend on an emulated card.
 pub(crate) fn backend(capability: (u32, u32), precision: Precision, reverse: bool) -> Result<CudaBackend> {
-    let card = EmulatedCard::new(kernels()?).compute_capability(capability.0, capability.1).reverse(reverse);
-    CudaBackend::new(CudaOptions::new().emulated(card).precision(precision))
+    CudaBackend::new(CudaOptions::new().emulated(card(capability, reverse)?).precision(precision))
+}
+
+/// Cards and precisions that take different kernels.
+pub(crate) const CARDS: [((u32, u32), Precision); 3] =
+    [(TURING, Precision::Exact), (TURING, Precision::Fast), (HOPPER, Precision::Fast)];
+
+/// Cases of the suite that, beside the checks of sizes, reach every kernel in little time.
+const CASES: [&str; 11] = [
+    "embed/rows",
+    "rms_norm/plain",
+    "rope/every_geometry",
+    "attention/ragged_batches",
+    "attention/contexts",
+    "gate_up_silu/silu_and_mul",
+    "add/lengths",
+    "gather_rows/rows",
+    "argmax/valid_columns",
+    "argmax/ties",
+    "kv/copy_blocks",
+];
+
+/// Something that runs kernels and looks at what they wrote.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Probe {
+    Case(&'static str),
+    Check(usize),
+    Ceilings,
+}
+
+impl Probe {
+    /// All of them, which together reach every kernel: the quick ones first.
+    pub(crate) fn all() -> impl Iterator<Item = Probe> {
+        let checks = (0..CHECKS.len()).map(Probe::Check);
+        CASES.into_iter().map(Probe::Case).chain([Probe::Ceilings]).chain(checks)
+    }
+
+    /// What it finds wrong on one of [`CARDS`].
+    pub(crate) fn run(self, card: usize, reverse: bool) -> Result<(), String> {
+        let (capability, precision) = CARDS[card];
+        let make = move || backend(capability, precision, reverse);
+        match self {
+            Probe::Case(name) => {
+                let case = cases().into_iter().find(|case| case.name == name).ok_or(format!("there is no {name}"))?;
+                match Suite::new(make).fast_depends_on_the_batch().outcome(&case) {
+                    Outcome::Passed { .. } => Ok(()),
+                    Outcome::Skipped(reason) => Err(format!("skipped: {reason}")),
+                    Outcome::Failed(failures) => Err(failures.to_string()),
+                }
+            }
+            Probe::Check(index) => CHECKS[index].1(&mut make().map_err(|error| error.to_string())?),
+            Probe::Ceilings => ceilings(capability, reverse).map_err(|error| error.to_string()),
+        }
+    }
+}
+
+/// The figures mean nothing here: the kernels run.
+fn ceilings(capability: (u32, u32), reverse: bool) -> Result<()> {
+    let options = CudaOptions::new().emulated(card(capability, reverse)?);
+    CeilingMeter::new(&options)?.measure(Duration::from_micros(1)).map(drop)
 }

@@ -1,28 +1,31 @@
-//! Operations in sizes that the conformance suite does not reach: products of more tokens than one pass of the tensor
-//! cores takes, and contexts of more spans than a warp, and then a block, merges at once.
+//! Operations in sizes that the conformance suite does not reach: products of every number of tokens that has a kernel,
+//! contexts of more spans than a warp, and then a block, merges at once, wide heads, and stores of mixed types.
 
 use qwen_backend_cuda::CudaBackend;
-use qwen_core::conformance::op::{Allowed, Op, Values, run};
+use qwen_core::backend::{KvSpec, StepInputs};
+use qwen_core::conformance::op::{Allowed, Cost, Guarded, GuardedIndices, Op, Output, Values, run};
 use qwen_core::conformance::ops::Form;
 use qwen_core::conformance::ops::attention::Attention;
 use qwen_core::conformance::ops::gate_up_silu::GateUpSilu;
 use qwen_core::conformance::ops::linear::Linear;
 use qwen_core::conformance::ops::qkv_rope_store::QkvRopeStoreOp;
 use qwen_core::conformance::ops::rope::heads;
-use qwen_core::conformance::{Scenario, rms_error};
+use qwen_core::conformance::{Blocks, Scenario, Sequence, rms_error};
 use qwen_core::reference::Reference;
-use qwen_core::{Backend, Encoding};
+use qwen_core::{Backend, Encoding, Precision};
 
 /// An operation and what has to hold of it: what is wrong, if something is.
 pub(crate) type Check = fn(&mut CudaBackend) -> Result<(), String>;
 
 /// All of them by name.
-pub(crate) const CHECKS: [(&str, Check); 5] = [
+pub(crate) const CHECKS: [(&str, Check); 7] = [
+    ("products of few tokens", products_of_few),
     ("products of long prompts in bf16", |b| products(b, Encoding::Bf16)),
     ("products of long prompts in f16", |b| products(b, Encoding::F16)),
     ("keys and values of a long prompt", heads_of_a_prompt),
     ("single tokens after long contexts", single_tokens),
     ("prompts after long contexts", prompts),
+    ("keys in f32 beside values in f16", mixed_stores),
 ];
 
 fn near(b: &mut CudaBackend, op: &impl Op) -> Result<Vec<Values>, String> {
@@ -39,26 +42,47 @@ fn near(b: &mut CudaBackend, op: &impl Op) -> Result<Vec<Values>, String> {
     Ok(got)
 }
 
+/// For each kernel of few tokens, all that becomes of the sums.
+fn products_of_few(b: &mut CudaBackend) -> Result<(), String> {
+    let form = Form::Own;
+    for encoding in [Encoding::F32, Encoding::Bf16, Encoding::F16] {
+        for rows in [1, 2, 3, 7, 12, 27, 40] {
+            near(b, &Linear::new(encoding, rows, 136, 70))?;
+            near(b, &Linear { residual: Some(form), bias: None, ..Linear::new(encoding, rows, 136, 70) })?;
+            let (hidden_size, intermediate_size, rows) = (136, 70, 0..rows);
+            let scenario = Scenario::new(heads(3, 1, 32), &[(5, rows.len())]);
+            near(b, &GateUpSilu { encoding, hidden_size, intermediate_size, rows, normed: false, form, cut: false })?;
+            near(b, &QkvRopeStoreOp { scenario, hidden_size, encoding, normed: false, form })?;
+        }
+    }
+    Ok(())
+}
+
 fn products(b: &mut CudaBackend, encoding: Encoding) -> Result<(), String> {
-    for (rows, cols, outs) in [(65, 200, 66), (130, 72, 140), (257, 96, 33)] {
+    // The last one has tiles enough for the wide ones.
+    for (rows, cols, outs) in [(65, 200, 66), (130, 72, 140), (257, 96, 33), (257, 72, 290)] {
         near(b, &Linear::new(encoding, rows, cols, outs))?;
         near(b, &Linear { residual: Some(Form::Own), bias: None, ..Linear::new(encoding, rows, cols, outs) })?;
     }
-    let (hidden_size, intermediate_size, rows, form) = (72, 80, 0..140, Form::Own);
-    near(b, &GateUpSilu { encoding, hidden_size, intermediate_size, rows, normed: false, form, cut: false })?;
+    for (intermediate_size, rows) in [(80, 0..140), (264, 0..140)] {
+        let (hidden_size, form) = (72, Form::Own);
+        near(b, &GateUpSilu { encoding, hidden_size, intermediate_size, rows, normed: false, form, cut: false })?;
+    }
     Ok(())
 }
 
 fn heads_of_a_prompt(b: &mut CudaBackend) -> Result<(), String> {
     for encoding in [Encoding::Bf16, Encoding::F16] {
-        let scenario = Scenario::new(heads(4, 2, 64), &[(0, 70), (9, 1), (20, 60)]);
-        near(b, &QkvRopeStoreOp { scenario, hidden_size: 72, encoding, normed: false, form: Form::Own })?;
+        for heads in [heads(2, 1, 32), heads(4, 2, 64)] {
+            let scenario = Scenario::new(heads, &[(0, 70), (9, 1), (20, 60)]);
+            near(b, &QkvRopeStoreOp { scenario, hidden_size: 72, encoding, normed: false, form: Form::Own })?;
+        }
     }
     Ok(())
 }
 
-/// 40 spans are more than a warp merges at once, 133 more than a block does.
-const CONTEXTS: [usize; 2] = [5_000, 16_950];
+/// 40 spans are more than a warp merges at once, 260 more than a block does.
+const CONTEXTS: [usize; 2] = [5_000, 33_200];
 
 fn single_tokens(b: &mut CudaBackend) -> Result<(), String> {
     for context in CONTEXTS {
@@ -67,7 +91,7 @@ fn single_tokens(b: &mut CudaBackend) -> Result<(), String> {
         // Beside a prompt nothing is split: the bits are the same.
         let whole = run(b, &Attention(Scenario::new(heads, &[(context - 1, 1), (0, 2)]))).map_err(|e| e.to_string())?;
         let bits = |values: &Values| values.rows(0..1).values.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
-        if b.info().precision == qwen_core::Precision::Exact && bits(&split[0]) != bits(&whole[0]) {
+        if b.info().precision == Precision::Exact && bits(&split[0]) != bits(&whole[0]) {
             return Err(format!(
                 "{context} positions: side by side {:?}, in order {:?}",
                 split[0],
@@ -79,8 +103,85 @@ fn single_tokens(b: &mut CudaBackend) -> Result<(), String> {
 }
 
 fn prompts(b: &mut CudaBackend) -> Result<(), String> {
-    for head_dim in [64, 128] {
+    for head_dim in [64, 128, 256] {
         near(b, &Attention(Scenario::new(heads(2, 1, head_dim), &[(900, 70), (0, 130), (300, 1)])))?;
     }
     Ok(())
+}
+
+/// As a model with large key biases has its layers.
+fn mixed_stores(b: &mut CudaBackend) -> Result<(), String> {
+    for head_dim in [32, 64, 128, 256] {
+        for sequences in [&[(0, 70), (130, 5)][..], &[(300, 1), (5, 1)]] {
+            near(
+                b,
+                &MixedStore(Scenario { blocks: Blocks::InOrder, ..Scenario::new(heads(2, 1, head_dim), sequences) }),
+            )?;
+        }
+    }
+    Ok(())
+}
+
+/// Attention over keys in f32 and values in f16.
+#[derive(Debug)]
+struct MixedStore(Scenario);
+
+struct OnDevice<B: Backend> {
+    kv: B::Kv,
+    inputs: StepInputs<B>,
+    qkv: Guarded<B>,
+    out: Guarded<B>,
+}
+
+impl Op for MixedStore {
+    type On<B: Backend> = OnDevice<B>;
+
+    fn cost(&self) -> Cost {
+        Attention(self.0.clone()).cost()
+    }
+
+    fn allowed(&self, _precision: Precision, output: &str) -> Allowed {
+        // Values are rounded in either precision.
+        Attention(self.0.clone()).allowed(Precision::Fast, output)
+    }
+
+    fn place<B: Backend>(&self, b: &mut B) -> qwen_core::Result<OnDevice<B>> {
+        let scenario = &self.0;
+        let blocks = |sequence: &Sequence| sequence.context().div_ceil(scenario.block_size);
+        let num_blocks = scenario.sequences.iter().map(blocks).sum::<usize>() + 1;
+        let mut kv = b.kv(&KvSpec {
+            key_encodings: vec![Encoding::F32],
+            value_encoding: Encoding::F16,
+            num_blocks,
+            block_size: scenario.block_size,
+            num_key_value_heads: scenario.heads.num_key_value_heads,
+            head_dim: scenario.heads.head_dim,
+        })?;
+        let (mut values, mut slots, mut first_block) = (Vec::new(), Vec::new(), 0);
+        for sequence in &scenario.sequences {
+            for position in 0..sequence.context() {
+                values.extend(scenario.qkv_row(sequence.id, position));
+                slots.push((first_block * scenario.block_size + position) as u32);
+            }
+            first_block += blocks(sequence);
+        }
+        let (x, at) = (Guarded::new(b, &values)?, GuardedIndices::new(b, &slots)?);
+        b.store_kv(&x.buffer, &at.buffer, &mut kv, 0, scenario.heads, slots.len())?;
+        let qkv: Vec<f32> = scenario.positions().flat_map(|(s, p)| scenario.qkv_row(s.id, p)).collect();
+        Ok(OnDevice {
+            kv,
+            inputs: scenario.place(b, |_| 0)?.inputs,
+            qkv: Guarded::new(b, &qkv)?,
+            out: Guarded::output(b, scenario.tokens() * scenario.heads.q_size())?,
+        })
+    }
+
+    fn issue<B: Backend>(&self, b: &mut B, on: &mut OnDevice<B>) -> qwen_core::Result<()> {
+        let OnDevice { kv, inputs, qkv, out } = on;
+        b.paged_attention(&qkv.buffer, kv, 0, self.0.heads, inputs, &mut out.buffer, self.0.key())
+    }
+
+    fn outputs<'a, B: Backend>(&self, on: &'a OnDevice<B>) -> Vec<Output<'a, B>> {
+        vec![Output::rows("out", &on.out, self.0.tokens(), self.0.heads.q_size())]
+    }
 }
