@@ -2,8 +2,9 @@
 //
 // A warp takes a pair of rows, or two where several tokens would be read too often for one. Lane l has the chunks of 16
 // bytes l, l + 32, ...: a warp reads 512 bytes at a time, and a lane asks for several chunks of all rows before it uses
-// the first. The activations, read by every warp, stay in the first cache. A sum has one order, whatever TOKENS is and wherever the token stands: a lane's columns in sequence,
-// then the tree of warp_sum. There is no barrier: a warp without a pair leaves.
+// the first. The activations, read by every warp, stay in the first cache. A sum has one order, whatever TOKENS is and
+// wherever the token stands: a lane's columns in sequence, then the tree of warp_sum. There is no barrier: a warp without
+// a pair leaves.
 #include "epilogue.cuh"
 #include "numbers.cuh"
 #include "reduce.cuh"

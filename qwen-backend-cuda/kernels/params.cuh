@@ -181,7 +181,8 @@ struct Argmax {
 };
 
 // ---- copy_blocks: within an array [heads][blocks][block_bytes], block pairs[2i] over pairs[2i + 1], all heads.
-// block_bytes is a multiple of 16. No block is in two pairs as a target; a source is no target. grid (pairs, heads, 1), block 128.
+// block_bytes is a multiple of 16. No block is in two pairs as a target; a source is no target. grid (pairs, heads, 1),
+// block 128.
 struct CopyBlocks {
     void* array;
     const u32* pairs;

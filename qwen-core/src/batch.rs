@@ -68,7 +68,8 @@ pub struct SequenceStep<'a> {
 /// let mut batch = Batch::new(16);
 /// let block_table = [BlockId(3), BlockId(0)];
 /// let ids = [7, 8, 9];
-/// batch.push(SequenceStep { input_ids: &ids, num_computed_tokens: 14, block_table: &block_table, logits: WantLogits::Last })?;
+/// let logits = WantLogits::Last;
+/// batch.push(SequenceStep { input_ids: &ids, num_computed_tokens: 14, block_table: &block_table, logits })?;
 /// assert_eq!(batch.slot_mapping, [3 * 16 + 14, 3 * 16 + 15, 0]);
 /// assert_eq!(batch.logits_indices, [2]);
 /// # Ok::<(), qwen_core::Error>(())

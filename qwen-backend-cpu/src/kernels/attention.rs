@@ -145,9 +145,11 @@ impl Attention {
                 if most == 0 {
                     continue;
                 }
+                let q = &rows.q[first * dim..];
                 // SAFETY: passed on to the caller.
                 unsafe {
-                    by_tokens!(end - first, S::TOKENS, T => self.scores::<S, K, T>(s, task, span, most, &rows.q[first * dim..], rows.scores));
+                    by_tokens!(end - first, S::TOKENS,
+                        T => self.scores::<S, K, T>(s, task, span, most, q, rows.scores));
                 }
                 let mut reduced = [(0.0, 0.0); 12];
                 for r in first..end {
@@ -156,7 +158,8 @@ impl Attention {
                 }
                 // SAFETY: passed on to the caller.
                 unsafe {
-                    by_tokens!(end - first, S::TOKENS, T => self.weigh::<S, V, T>(s, task, span, most, rows.scores, rows.part));
+                    by_tokens!(end - first, S::TOKENS,
+                        T => self.weigh::<S, V, T>(s, task, span, most, rows.scores, rows.part));
                 }
                 for r in first..end {
                     let (m, l) = reduced[r - first];

@@ -37,8 +37,8 @@
 //!
 //! Fused operations are compared in the backend's own form and in the composed form on the same backend.
 //!
-//! [`published`] has the shapes of the published models, to plan with; [`workloads`] gives benches the same operations in the shapes of real models, with the bytes and the floating-point
-//! operations that each needs.
+//! [`published`] has the shapes of the published models, to plan with; [`workloads`] gives benches the same operations
+//! in the shapes of real models, with the bytes and the floating-point operations that each needs.
 
 mod compare;
 pub mod goldens;

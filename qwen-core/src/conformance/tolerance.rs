@@ -11,8 +11,8 @@
 //! **Fast.** Rounding a normally distributed input to bf16 (8 bits) costs 1.66e-3 of its RMS: `ulp / sqrt(12)` with
 //! the mean square of ulp over the binades. Independent errors of two inputs add as squares; a weight that is stored
 //! as bf16 has none. [`linear`] allows a tenth more and three deviations of the mean of so many squares, which a kernel
-//! fails that rounds its sums or results to bf16 as well, or its inputs to 8 bits per block. Where a few inputs dominate there is no averaging: the bound is
-//! then the largest error of a rounding, 2^-8 ([`linear_outliers`]).
+//! fails that rounds its sums or results to bf16 as well, or its inputs to 8 bits per block. Where a few inputs dominate
+//! there is no averaging: the bound is then the largest error of a rounding, 2^-8 ([`linear_outliers`]).
 
 use crate::dtype::{Encoding, Precision};
 
