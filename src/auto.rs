@@ -85,8 +85,8 @@ fn choose(gpus: Vec<Gpu>, least_context: usize, plan: impl Fn(&Device) -> Result
     let reason = match (candidates.is_empty(), passed.is_empty()) {
         (true, true) => "no hardware GPU was found".into(),
         (true, false) => format!("no GPU holds the model ({})", passed.join("; ")),
-        (false, true) => "no GPU opens".into(),
-        (false, false) => format!("no GPU that holds the model opens ({})", passed.join("; ")),
+        (false, true) => "no GPU took the model".into(),
+        (false, false) => format!("no GPU took the model ({})", passed.join("; ")),
     };
     candidates.push((Device::Cpu, reason));
     candidates

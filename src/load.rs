@@ -42,7 +42,7 @@ pub(crate) fn load(
         }
     };
     let load = |link: Option<Arc<Link>>| {
-        let (mut loaded, device_reason) = first_that_loads(candidates, |place| {
+        let ((part, plan, device, placed_on), device_reason) = first_that_loads(candidates, |place| {
             let room = place.room(options)?;
             options.plan_in(&room, checkpoint, config, num_token_ids)?.check()?;
             let placed_on = place.device();
@@ -51,14 +51,13 @@ pub(crate) fn load(
             let limits = options.limits(&room, plan.context, plan.batch, config, num_token_ids);
             let job = Job { checkpoint, config, limits: &limits, spec: spec.clone(), link: link.clone() };
             let (part, device) = opened.load(job, options)?;
-            Ok(Loaded { part, plan, device, device_reason: String::new(), placed_on })
+            Ok((part, plan, device, placed_on))
         })?;
-        loaded.device_reason = device_reason;
         if let Some(link) = &link {
             // Nobody begins before all have loaded.
             link.least(0)?;
         }
-        Ok(loaded)
+        Ok(Loaded { part, plan, device, device_reason, placed_on })
     };
     match link {
         None => load(None),
