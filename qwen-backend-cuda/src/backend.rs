@@ -22,7 +22,6 @@ use crate::options::CudaOptions;
 use crate::params;
 use crate::weight::Matrix;
 
-pub(crate) use attention::{records_held, span_count, token_records};
 use product::Epilogue;
 use steps::Steps;
 

@@ -5,11 +5,11 @@ use qwen_core::batch::Limits;
 use qwen_core::model::spec::ModelSpec;
 use qwen_core::{Footprint, Precision, Result};
 
-use crate::backend::{records_held, span_count, token_records};
 use crate::card_info::CardInfo;
 use crate::geometry::WEIGHT_ALIGN;
 use crate::gpu::taken_bytes;
 use crate::kv;
+use crate::records::{records_held, span_count, token_records};
 use crate::weight::Layout;
 
 /// The bytes of matrices, K/V and workspace on a card. No card is opened.

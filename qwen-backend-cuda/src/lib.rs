@@ -8,7 +8,8 @@
 //! - `driver.rs` is what is asked of a driver: the card's own (`driver/card.rs`), or the processor in tests;
 //! - `kernel.rs`, `params.rs` and `geometry.rs` say what the kernels are called, take and how large their blocks are;
 //!   their sources lie in `kernels/`, one file an operation, with kernels/params.cuh as the contract;
-//! - `weight.rs` and `kv.rs` say how matrices and K/V lie in memory, `footprint.rs` what that takes, without a device;
+//! - `weight.rs`, `kv.rs` and `records.rs` say how matrices, K/V and the records of attention lie in memory,
+//!   `footprint.rs` what that takes, without a device;
 //! - [`ceilings`] measures what a card could do at best, and [`NcclGroup`] sums over cards.
 //!
 //! # When a card faults
@@ -33,6 +34,7 @@ mod modules;
 mod nccl;
 mod options;
 mod params;
+mod records;
 #[cfg(test)]
 mod tests;
 mod weight;

@@ -11,10 +11,7 @@ use crate::gpu::Args;
 use crate::kernel::{Element, Kernel};
 use crate::kv::{Layer, Store};
 use crate::params::{Address, Attention};
-
-/// Bytes of records at most: some 70 sequences of 131,072 positions on 7B. What would take more is not split, since so
-/// many sequences nearly fill a card without.
-const MOST_RECORD_BYTES: usize = 1 << 30;
+use crate::records::{records_held, span_count, token_records};
 
 /// Blocks that a multiprocessor has at once, as the kernel is compiled: as many share the spans of a step.
 const BLOCKS_PER_MULTIPROCESSOR: usize = 3;
@@ -22,21 +19,6 @@ const BLOCKS_PER_MULTIPROCESSOR: usize = 3;
 /// Widths of heads that have kernels.
 const WIDTHS: [usize; 4] = [32, 64, 128, 256];
 const TILE_WIDTHS: [usize; 2] = [64, 128];
-
-/// Spans of the longest sequence.
-pub(crate) fn span_count(max_blocks_per_seq: usize, block_size: usize) -> usize {
-    (max_blocks_per_seq * block_size).div_ceil(ATTENTION_SPAN)
-}
-
-/// Bytes of a token's records: for each head and span the sums, the largest score and the total weight.
-pub(crate) fn token_records(num_attention_heads: usize, max_spans: usize, head_dim: usize) -> usize {
-    4 * num_attention_heads * max_spans * (head_dim + 2)
-}
-
-/// Sequences whose records are held, of so many that a step may have.
-pub(crate) fn records_held(max_num_seqs: usize, token_bytes: usize) -> usize {
-    max_num_seqs.min(MOST_RECORD_BYTES / token_bytes.max(1))
-}
 
 /// How a step is attended.
 struct Way {
