@@ -1,6 +1,6 @@
 //! Where a model is planned and loaded: a [`Device`] by name, or a backend that the program brings.
 //!
-//! A device with an interconnect of its own sums over the ranks by it: see [`Open::sums`]. Which devices
+//! A device with an interconnect of its own works with other ranks by it: see [`Open::group`]. Which devices
 //! [`Device::Auto`] means is said in `auto.rs`.
 
 // A build with fewer devices has less to ask of the options.
@@ -193,9 +193,7 @@ impl Place for Device {
             #[cfg(feature = "cuda")]
             Device::Cuda(ordinal) => {
                 let backend = qwen_backend_cuda::CudaBackend::new(options.cuda(ordinal)?)?;
-                // Cards sum among themselves.
-                let sums: Sums<_> = |backend, link| Ok(Arc::new(qwen_backend_cuda::NcclGroup::join(backend, link)?));
-                Ok(Box::new(Open { backend, sums }))
+                Ok(Box::new(Open { backend, group: group_of_cards }))
             }
             #[cfg(feature = "wgpu")]
             Device::Wgpu(adapter) => Ok(Open::boxed(qwen_backend_wgpu::WgpuBackend::new(options.wgpu(&adapter))?)),
@@ -209,34 +207,48 @@ fn host_bytes(options: &EngineOptions) -> Option<u64> {
     memory::available_memory().map(|memory| memory.available / options.ranks.local_world_size() as u64)
 }
 
-/// How the ranks of a model sum on a backend.
-type Sums<B> = fn(&B, &Arc<Link>) -> Result<Arc<dyn Collective>>;
+/// The ranks of a model as a group of a backend: to sum, where they share heads, or to hand activations on.
+type Group<B> = fn(&B, &Arc<Link>, by_heads: bool) -> Result<Arc<dyn Collective>>;
 
-/// A backend and how it sums over ranks.
+/// A backend and how it works with other ranks.
 struct Open<B> {
     backend: B,
-    sums: Sums<B>,
+    group: Group<B>,
 }
 
 impl<B: Backend> Open<B> {
-    /// A backend without an interconnect of its own: sums go over the link of the ranks.
+    /// A backend without an interconnect of its own: everything goes over the link of the ranks.
     fn boxed(backend: B) -> Box<dyn Opened> {
-        Box::new(Open { backend, sums: |_, link| Ok(Arc::new(TcpGroup::new(link.clone()))) })
+        Box::new(Open { backend, group: |_, link, _| Ok(Arc::new(TcpGroup::new(link.clone()))) })
     }
+}
+
+/// Cards work with each other by NCCL. Without it, they cannot sum; activations go over the link then, on all ranks.
+#[cfg(feature = "cuda")]
+fn group_of_cards(
+    backend: &qwen_backend_cuda::CudaBackend,
+    link: &Arc<Link>,
+    by_heads: bool,
+) -> Result<Arc<dyn Collective>> {
+    let present = qwen_backend_cuda::nccl_present();
+    if !by_heads && link.least(u64::from(present.is_ok()))? == 0 {
+        return Ok(Arc::new(TcpGroup::new(link.clone())));
+    }
+    present?;
+    Ok(Arc::new(qwen_backend_cuda::NcclGroup::join(backend, link)?))
 }
 
 impl<B: Backend> Opened for Open<B> {
     fn load(self: Box<Self>, job: Job<'_>, options: &EngineOptions) -> Result<(Part, String)> {
-        let Open { mut backend, sums } = *self;
+        let Open { mut backend, group } = *self;
         let device = backend.info().name;
         let Job { checkpoint, config, limits, spec, link } = job;
-        // Ranks that share layers have nothing to sum.
-        let summing = link.as_ref().filter(|_| spec.shard.ranks > 1);
-        let group = summing.map(|link| sums(&backend, link)).transpose()?;
+        let by_heads = spec.shard.ranks > 1;
+        let group = link.as_ref().map(|link| group(&backend, link, by_heads)).transpose()?;
         let model = Model::load(&mut backend, spec, limits, checkpoint, &mut |share| options.report(share))?;
         let mut runner = ModelRunner::new(backend, model, Rope::new(config), limits.clone());
         if let Some(group) = group {
-            runner = runner.with_group(group);
+            runner = if by_heads { runner.with_group(group) } else { runner.with_neighbours(group) };
         }
         runner.warm_up()?;
         let part = match link {

@@ -17,7 +17,7 @@ use crate::geometry::ELEMENT_THREADS;
 use crate::gpu::{Args, Gpu, Work};
 use crate::kernel::Kernel;
 use crate::kv::{self, Store};
-use crate::nccl::NcclGroup;
+use crate::nccl::{Deed, NcclGroup};
 use crate::options::CudaOptions;
 use crate::params;
 use crate::weight::Matrix;
@@ -564,11 +564,22 @@ impl Backend for CudaBackend {
 
     fn all_reduce(&mut self, x: &mut CudaBuffer, len: usize, group: &dyn Collective) -> Result<()> {
         self.check_len("all_reduce", "x", &x.0, len)?;
-        let group_of_cards: Option<&NcclGroup> = (group as &dyn std::any::Any).downcast_ref();
-        match group_of_cards.and_then(|group| group.sum(self.driver(), &x.0.array, len)) {
-            Some(sum) => self.queue(Some(Work::Sum(sum))),
+        match self.exchange(Deed::Sum, &x.0, len, group) {
+            Some(sum) => self.queue(Some(sum)),
             None => composed::all_reduce(self, x, len, group),
         }
+    }
+
+    fn hands_over(&self, group: &dyn Collective) -> bool {
+        of_cards(group).is_some_and(|group| group.is_of(self.driver()))
+    }
+
+    fn send(&mut self, x: &CudaBuffer, len: usize, to: usize, group: &dyn Collective) -> Result<()> {
+        self.hand_over("send", Deed::Send(to), &x.0, len, group)
+    }
+
+    fn receive(&mut self, x: &mut CudaBuffer, len: usize, from: usize, group: &dyn Collective) -> Result<()> {
+        self.hand_over("receive", Deed::Receive(from), &x.0, len, group)
     }
 
     fn first_steps(&self) -> Vec<StepKey> {
@@ -589,7 +600,25 @@ impl Backend for CudaBackend {
     }
 }
 
+/// The group, if it is one of cards.
+fn of_cards(group: &dyn Collective) -> Option<&NcclGroup> {
+    (group as &dyn std::any::Any).downcast_ref()
+}
+
 impl CudaBackend {
+    /// What the ranks of `group` do with the first `len` values of `x`; none where it is not a group of this card.
+    fn exchange(&self, deed: Deed, x: &Numbers, len: usize, group: &dyn Collective) -> Option<Work> {
+        Some(Work::Exchange(of_cards(group)?.exchange(deed, self.driver(), &x.array, len)?))
+    }
+
+    fn hand_over(&mut self, op: &str, deed: Deed, x: &Numbers, len: usize, group: &dyn Collective) -> Result<()> {
+        self.check_len(op, "x", x, len)?;
+        let Some(work) = self.exchange(deed, x, len, group) else {
+            return Err(self.misfit(op, "the group is another device's".into()));
+        };
+        self.queue(Some(work))
+    }
+
     fn check_len(&self, op: &str, name: &str, numbers: &Numbers, needed: usize) -> Result<()> {
         match numbers.len < needed {
             true => Err(self.misfit(op, format!("`{name}` holds {} values, {needed} are needed", numbers.len))),

@@ -7,7 +7,7 @@ use qwen_core::{Error, Result};
 use crate::card_info::CardInfo;
 use crate::driver::{Array, Driver, Fault, Graph, Launch, Memory, Outcome, Pinned, Touched};
 use crate::kernel::Kernel;
-use crate::nccl::Sum;
+use crate::nccl::Exchange;
 use crate::params::{Address, Params};
 
 /// Bytes of each of the two pieces of pinned memory that copies go through: one is filled while the other is copied.
@@ -21,16 +21,16 @@ const MOST_BLOCKS: [usize; 3] = [(1 << 31) - 1, 65_535, 65_535];
 pub(crate) enum Work {
     /// A kernel of an operation.
     Launch(&'static str, Launch),
-    /// A sum over ranks.
-    Sum(Sum),
+    /// Something that ranks do together.
+    Exchange(Exchange),
 }
 
 impl Work {
-    /// The sum over ranks that this is.
-    pub(crate) fn sum(&self) -> Option<&Sum> {
+    /// What ranks do together, if it is that.
+    pub(crate) fn exchange(&self) -> Option<&Exchange> {
         match self {
             Work::Launch(..) => None,
-            Work::Sum(sum) => Some(sum),
+            Work::Exchange(exchange) => Some(exchange),
         }
     }
 }
@@ -244,11 +244,12 @@ impl Gpu {
                 self.outcome(op, prepared)?;
                 self.launch(op, launch)
             }
-            Work::Sum(sum) => {
-                self.check("all_reduce")?;
-                self.note("all_reduce");
-                let queued = sum.issue(&*self.driver);
-                self.outcome("all_reduce", queued)
+            Work::Exchange(exchange) => {
+                let op = exchange.op();
+                self.check(op)?;
+                self.note(op);
+                let queued = exchange.issue(&*self.driver);
+                self.outcome(op, queued)
             }
         }
     }
@@ -288,7 +289,7 @@ impl Gpu {
         let captured = work.iter().try_for_each(|work| match work {
             // SAFETY: as in `launch`; whoever keeps the graph keeps the work, and with it the arrays.
             Work::Launch(_, launch) => unsafe { self.driver.launch(launch) },
-            Work::Sum(sum) => sum.issue(&*self.driver),
+            Work::Exchange(exchange) => exchange.issue(&*self.driver),
         });
         // A capture that failed has to be ended, too.
         let graph = self.driver.end_capture().map(|id| Graph { driver: self.driver.clone(), id });

@@ -42,7 +42,7 @@ mod weight;
 pub use backend::{CudaBackend, CudaBuffer, CudaIndices, CudaKv, CudaWeight};
 pub use card_info::{CardInfo, cards, free_bytes};
 pub use footprint::CudaFootprint;
-pub use nccl::NcclGroup;
+pub use nccl::{NcclGroup, nccl_present};
 pub use options::CudaOptions;
 
 /// The kernels on the processor, for tests.

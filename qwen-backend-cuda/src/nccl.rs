@@ -1,7 +1,7 @@
-//! Sums over cards by NCCL, straight on their memory.
+//! Sums over cards, and activations from card to card, by NCCL, straight on their memory.
 //!
 //! NCCL is not part of the driver: `library` looks for it under the name that its packages install (`libnccl.so.2`),
-//! and calls five of its functions.
+//! and calls seven of its functions.
 //!
 //! NCCL waits for all ranks, in its calls and on the card, and knows nothing of one that is gone. The [`Link`] of the
 //! ranks does: where it loses one, NCCL is told to abort, on a thread of its own, since that waits in turn until every
@@ -26,12 +26,22 @@ use qwen_core::{Error, Result};
 use crate::backend::CudaBackend;
 use crate::driver::{Array, Driver, Fault, Outcome};
 use crate::gpu::{Gpu, Work};
+pub(crate) use library::Deed;
 use library::{Comm, ID_BYTES, Nccl, UniqueId};
 
 /// How long an abort waits for a call of NCCL that has begun: it may be stuck itself.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// The cards that one model is cut over: a [`Collective`] whose sums [`CudaBackend`] makes on the card.
+/// Whether there is an NCCL on this machine.
+///
+/// # Errors
+/// [`Error::Unsupported`] when there is none.
+pub fn nccl_present() -> Result<()> {
+    Nccl::get().map(|_| ())
+}
+
+/// The cards that one model is cut over: a [`Collective`] whose sums [`CudaBackend`] makes on the card, and by which
+/// stages hand activations on.
 ///
 /// All ranks get the same bits. In which order NCCL adds them is its own choice: that of one machine and one number of
 /// ranks does not change, but another number gives other roundings.
@@ -127,10 +137,15 @@ impl NcclGroup {
         outcome.recv().unwrap_or_else(|_| Err(Some("its thread ended".into())))
     }
 
-    /// The sum of the first `len` values of `array` in place; none when the group is another card's.
-    pub(crate) fn sum(&self, driver: &Arc<dyn Driver>, array: &Array, len: usize) -> Option<Sum> {
-        let own = Arc::ptr_eq(driver, &self.shared.driver) && 4 * len <= array.bytes;
-        own.then(|| Sum { communicator: self.shared.clone(), array: array.clone(), len })
+    /// Whether it is a group of this card.
+    pub(crate) fn is_of(&self, driver: &Arc<dyn Driver>) -> bool {
+        Arc::ptr_eq(driver, &self.shared.driver)
+    }
+
+    /// What the ranks do with the first `len` values of `array`, in place; none when the group is another card's.
+    pub(crate) fn exchange(&self, deed: Deed, driver: &Arc<dyn Driver>, array: &Array, len: usize) -> Option<Exchange> {
+        let own = self.is_of(driver) && 4 * len <= array.bytes;
+        own.then(|| Exchange { communicator: self.shared.clone(), deed, array: array.clone(), len })
     }
 }
 
@@ -144,8 +159,8 @@ impl Collective for NcclGroup {
             None => gpu.array("sums of the host", 4 * values.len())?,
         };
         gpu.write_f32("all_reduce", &array, values)?;
-        if let Some(sum) = self.sum(&self.shared.driver, &array, values.len()) {
-            gpu.issue(&Work::Sum(sum))?;
+        if let Some(sum) = self.exchange(Deed::Sum, &self.shared.driver, &array, values.len()) {
+            gpu.issue(&Work::Exchange(sum))?;
         }
         gpu.read_f32("all_reduce", &array, values)?;
         *held = Some(array);
@@ -160,7 +175,7 @@ struct Communicator {
     driver: Arc<dyn Driver>,
     /// Whether another rank is gone. NCCL is then told to abort, and `comm` no longer ours.
     lost: AtomicBool,
-    /// Held while sums are queued: a communicator takes one call at a time.
+    /// Held while something is queued: a communicator takes one call at a time.
     calls: Arc<Mutex<()>>,
 }
 
@@ -209,15 +224,25 @@ fn abort(nccl: &Nccl, driver: &dyn Driver, comm: Comm) {
     }
 }
 
-/// A sum over ranks that waits to be queued.
+/// Something that ranks do together, which waits to be queued.
 #[derive(Debug, Clone)]
-pub(crate) struct Sum {
+pub(crate) struct Exchange {
     communicator: Arc<Communicator>,
+    deed: Deed,
     array: Array,
     len: usize,
 }
 
-impl Sum {
+impl Exchange {
+    /// The operation that it is part of.
+    pub(crate) fn op(&self) -> &'static str {
+        match self.deed {
+            Deed::Sum => "all_reduce",
+            Deed::Send(_) => "send",
+            Deed::Receive(_) => "receive",
+        }
+    }
+
     /// Whether a rank of it is gone, so that it would never end.
     pub(crate) fn is_lost(&self) -> bool {
         self.communicator.lost.load(Ordering::SeqCst)
@@ -235,7 +260,7 @@ impl Sum {
         let values = self.array.address as *mut c_void;
         // SAFETY: the array holds so many values and is kept alive by this; communicator and stream are those of its
         // card, whose context is current.
-        unsafe { nccl.sum(values, self.len, *comm, stream) }.map_err(Fault::Refused)
+        unsafe { nccl.exchange(self.deed, values, self.len, *comm, stream) }.map_err(Fault::Refused)
     }
 }
 

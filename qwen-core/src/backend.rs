@@ -480,6 +480,31 @@ pub trait Backend: Send + Sized + 'static {
         composed::all_reduce(self, x, len, group)
     }
 
+    /// Whether `group` hands activations from device to device ([`Backend::send`], [`Backend::receive`]), so that stages
+    /// need no host between them.
+    fn hands_over(&self, group: &dyn Collective) -> bool {
+        let _ = group;
+        false
+    }
+
+    /// Give the first `len` values of `x` to rank `to` of `group`, which calls [`Backend::receive`].
+    ///
+    /// # Errors
+    /// [`crate::Error::Unsupported`] unless [`Backend::hands_over`] says so.
+    fn send(&mut self, x: &Self::Buffer, len: usize, to: usize, group: &dyn Collective) -> Result<()> {
+        let _ = (x, len, to, group);
+        Err(no_handover())
+    }
+
+    /// Take the first `len` values of `x` from rank `from` of `group`, which calls [`Backend::send`].
+    ///
+    /// # Errors
+    /// [`crate::Error::Unsupported`] unless [`Backend::hands_over`] says so.
+    fn receive(&mut self, x: &mut Self::Buffer, len: usize, from: usize, group: &dyn Collective) -> Result<()> {
+        let _ = (x, len, from, group);
+        Err(no_handover())
+    }
+
     // ---- steps ----
 
     /// Shapes of steps to run once at load, on padding alone: so that what their first run makes (kernels compiled,
@@ -540,4 +565,8 @@ pub struct QkvRopeStore<'a, B: Backend> {
     pub layer: usize,
     /// Tokens.
     pub rows: usize,
+}
+
+fn no_handover() -> Error {
+    Error::unsupported("handing activations from device to device", "the device has no way of its own to others")
 }

@@ -41,6 +41,8 @@ pub struct ModelRunner<B: Backend> {
     rope: Rope,
     limits: Limits,
     group: Option<Arc<dyn Collective>>,
+    /// Hands activations to the next stage, where devices do.
+    neighbours: Option<Arc<dyn Collective>>,
     host: HostInputs,
 }
 
@@ -59,12 +61,18 @@ struct HostInputs {
 impl<B: Backend> ModelRunner<B> {
     /// A runner of `model`, which was loaded on `backend` for `limits`.
     pub fn new(backend: B, model: Model<B>, rope: Rope, limits: Limits) -> Self {
-        ModelRunner { backend, model, rope, limits, group: None, host: HostInputs::default() }
+        ModelRunner { backend, model, rope, limits, group: None, neighbours: None, host: HostInputs::default() }
     }
 
     /// Sum with the other ranks over `group`.
     pub fn with_group(mut self, group: Arc<dyn Collective>) -> Self {
         self.group = Some(group);
+        self
+    }
+
+    /// Hand activations over between stages by `group`, where it does so from device to device.
+    pub fn with_neighbours(mut self, group: Arc<dyn Collective>) -> Self {
+        self.neighbours = Some(group).filter(|group| self.backend.hands_over(&**group));
         self
     }
 
@@ -119,6 +127,54 @@ impl<B: Backend> ModelRunner<B> {
         let mut hidden = vec![0.0; num_tokens * self.model.spec.hidden_size];
         self.backend.read(&self.model.buffers.residual, &mut hidden)?;
         Ok(hidden)
+    }
+
+    /// Whether activations go to the next stage from device to device.
+    pub(crate) fn hands_over(&self) -> bool {
+        self.neighbours.is_some()
+    }
+
+    /// Give the residual stream to the stage of rank `to`.
+    pub(crate) fn pass_on(&mut self, num_tokens: usize, to: usize) -> Result<()> {
+        let len = num_tokens * self.model.spec.hidden_size;
+        match &self.neighbours {
+            Some(group) => self.backend.send(&self.model.buffers.residual, len, to, &**group),
+            None => Ok(()),
+        }
+    }
+
+    /// Take the residual stream from the stage of rank `from`.
+    pub(crate) fn take_over(&mut self, num_tokens: usize, from: usize) -> Result<()> {
+        let len = num_tokens * self.model.spec.hidden_size;
+        match &self.neighbours {
+            Some(group) => self.backend.receive(&mut self.model.buffers.residual, len, from, &**group),
+            None => Ok(()),
+        }
+    }
+
+    /// The stages' part in finding where a value first was not finite, one after the other by rank: the place, when it is
+    /// in this one. They run the step again, and pass on what comes of it.
+    pub(crate) fn locate_in_turn(
+        &mut self,
+        batch: &Batch,
+        key: StepKey,
+        from: Option<usize>,
+        to: Option<usize>,
+    ) -> Result<Option<String>> {
+        let num_tokens = batch.num_tokens();
+        let hidden = match from {
+            Some(from) => {
+                self.take_over(num_tokens, from)?;
+                Some(self.read_hidden(num_tokens)?)
+            }
+            None => None,
+        };
+        let sound = hidden.iter().flatten().all(|value| value.is_finite());
+        let place = if sound { self.first_damage(batch, hidden.as_deref(), key)? } else { None };
+        if let Some(to) = to {
+            self.pass_on(num_tokens, to)?;
+        }
+        Ok(place)
     }
 
     /// The part of the model that this runs.
@@ -189,11 +245,17 @@ impl<B: Backend> ModelRunner<B> {
         b.write(&mut inputs.cos_sin, &host.cos_sin)
     }
 
-    /// Run the step again layer by layer and name the first place where a value is not finite.
+    /// Run the step again layer by layer: the error that names the first place where a value is not finite.
+    pub(crate) fn non_finite(&mut self, batch: &Batch, hidden: Option<&[f32]>, key: StepKey) -> Result<Error> {
+        let place = self.first_damage(batch, hidden, key)?;
+        Ok(Error::NonFinite { place: place.unwrap_or_else(|| "the output head".into()) })
+    }
+
+    /// The first place before the output head where a value is not finite, when the step runs again layer by layer.
     ///
     /// Outside of [`Backend::step`]: with the key of a step it would be replayed as that step. All ranks of a group call
     /// it together, and agree after each layer: one that stopped alone would leave the others waiting for its sums.
-    pub(crate) fn non_finite(&mut self, batch: &Batch, hidden: Option<&[f32]>, key: StepKey) -> Result<Error> {
+    fn first_damage(&mut self, batch: &Batch, hidden: Option<&[f32]>, key: StepKey) -> Result<Option<String>> {
         let width = batch.num_tokens() * self.model.spec.hidden_size;
         let mut values = vec![0.0; width];
         if let Some(hidden) = hidden {
@@ -212,15 +274,15 @@ impl<B: Backend> ModelRunner<B> {
             Ok::<_, Error>(objections == [0.0])
         };
         if !finite(backend, model)? {
-            return Ok(Error::NonFinite { place: "the embedding".into() });
+            return Ok(Some("the embedding".into()));
         }
         for layer in 0..model.num_layers() {
             model.layer(backend, layer, key, group)?;
             if !finite(backend, model)? {
-                return Ok(Error::NonFinite { place: format!("layer {}", model.spec.layers.start + layer) });
+                return Ok(Some(format!("layer {}", model.spec.layers.start + layer)));
             }
         }
-        Ok(Error::NonFinite { place: "the output head".into() })
+        Ok(None)
     }
 }
 

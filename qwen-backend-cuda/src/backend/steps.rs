@@ -13,7 +13,7 @@ use qwen_core::{Error, Result};
 use super::CudaBackend;
 use crate::driver::Graph;
 use crate::gpu::Work;
-use crate::nccl::{LOST, Sum};
+use crate::nccl::{Exchange, LOST};
 
 /// Recorded steps that are kept.
 const KEPT: usize = 64;
@@ -38,8 +38,8 @@ pub(super) struct Steps {
 #[derive(Debug)]
 struct Recorded {
     graph: Graph,
-    /// One of its sums over ranks: where one of the ranks is gone, the graph would wait for it for ever.
-    sum: Option<Sum>,
+    /// A sum over ranks that it has: where one of the ranks is gone, the graph would wait for it for ever.
+    sum: Option<Exchange>,
     /// Keeps the arrays alive that the graph reads and writes.
     _work: Vec<Work>,
 }
@@ -118,7 +118,7 @@ impl CudaBackend {
         if interrupt.is_raised() {
             return Err(Error::Cancelled);
         }
-        if self.steps.recorded.values().any(|recorded| recorded.sum.as_ref().is_some_and(Sum::is_lost)) {
+        if self.steps.recorded.values().any(|recorded| recorded.sum.as_ref().is_some_and(Exchange::is_lost)) {
             // NCCL waits for this before it gives up what it has.
             self.steps.recorded.clear();
             return Err(self.gpu.error("step", LOST));
@@ -138,7 +138,7 @@ impl CudaBackend {
             match self.gpu.capture(&work)? {
                 Some(graph) => {
                     self.gpu.replay(&graph)?;
-                    let sum = work.iter().find_map(Work::sum).cloned();
+                    let sum = work.iter().find_map(Work::exchange).cloned();
                     self.steps.recorded.insert(key, Recorded { graph, sum, _work: work });
                     return Ok(());
                 }

@@ -1,7 +1,7 @@
 //! The kernels as a library that g++ makes of their sources (emulator/): compiling, loading and calling it.
 
-use std::collections::BTreeSet;
 use std::collections::hash_map::DefaultHasher;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{CString, c_char, c_int, c_uint, c_ulong, c_void};
 use std::hash::{Hash, Hasher};
 use std::path::{Path, PathBuf};
@@ -92,11 +92,22 @@ impl Kernels {
         Self::load(&compile(folder)?)
     }
 
-    /// Load a library that emulator/build.sh made.
+    /// Load a library that emulator/build.sh made, once in a process: its state is one, however often it is asked for.
     ///
     /// # Errors
     /// [`Error::InvalidFile`] when it is no such library.
     pub fn load(path: &Path) -> Result<Self> {
+        static LOADED: Mutex<BTreeMap<PathBuf, Kernels>> = Mutex::new(BTreeMap::new());
+        let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(kernels) = loaded.get(path) {
+            return Ok(kernels.clone());
+        }
+        let kernels = Self::open(path)?;
+        loaded.insert(path.to_path_buf(), kernels.clone());
+        Ok(kernels)
+    }
+
+    fn open(path: &Path) -> Result<Self> {
         let invalid =
             |error: libloading::Error| Error::InvalidFile { path: path.to_path_buf(), reason: error.to_string() };
         // SAFETY: the library is the one that build.sh makes; it does nothing when it is loaded, and its functions have

@@ -1,4 +1,4 @@
-//! The functions of NCCL that sums need, from its library, which is looked for when a group is made.
+//! The functions of NCCL that sums and hand-overs need, from its library, which is looked for when a group is made.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::sync::OnceLock;
@@ -26,8 +26,21 @@ unsafe impl Send for Comm {}
 // SAFETY: as above.
 unsafe impl Sync for Comm {}
 
+type SendTo = unsafe extern "C" fn(*const c_void, usize, c_int, c_int, *mut c_void, *mut c_void) -> c_int;
+type ReceiveFrom = unsafe extern "C" fn(*mut c_void, usize, c_int, c_int, *mut c_void, *mut c_void) -> c_int;
 type AllReduce =
     unsafe extern "C" fn(*const c_void, *mut c_void, usize, c_int, c_int, *mut c_void, *mut c_void) -> c_int;
+
+/// What ranks do with values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Deed {
+    /// Sum them, on all ranks.
+    Sum,
+    /// Give them to a rank.
+    Send(usize),
+    /// Take them from a rank.
+    Receive(usize),
+}
 
 /// The functions of the library.
 pub(super) struct Nccl {
@@ -35,6 +48,8 @@ pub(super) struct Nccl {
     pub(super) comm_init_rank: unsafe extern "C" fn(*mut *mut c_void, c_int, UniqueId, c_int) -> c_int,
     pub(super) comm_abort: unsafe extern "C" fn(*mut c_void) -> c_int,
     pub(super) all_reduce: AllReduce,
+    pub(super) send: SendTo,
+    pub(super) recv: ReceiveFrom,
     pub(super) get_error_string: unsafe extern "C" fn(c_int) -> *const c_char,
     /// Keeps the functions there.
     pub(super) _library: Option<Library>,
@@ -57,6 +72,8 @@ impl Nccl {
                 comm_init_rank: *library.get(b"ncclCommInitRank")?,
                 comm_abort: *library.get(b"ncclCommAbort")?,
                 all_reduce: *library.get(b"ncclAllReduce")?,
+                send: *library.get(b"ncclSend")?,
+                recv: *library.get(b"ncclRecv")?,
                 get_error_string: *library.get(b"ncclGetErrorString")?,
                 _library: Some(library),
             })
@@ -82,21 +99,33 @@ impl Nccl {
         self.check("ncclCommInitRank", code).map(|()| Comm(comm))
     }
 
-    /// Queue the sum of `len` values over the ranks, in place.
+    /// Queue what the ranks do with `len` values, in place.
     ///
     /// # Safety
     /// The card's context is that of this thread; `values` lie on the card and stay, `stream` is one of it, and `comm` a
     /// communicator that was not aborted.
-    pub(super) unsafe fn sum(
+    pub(super) unsafe fn exchange(
         &self,
+        deed: Deed,
         values: *mut c_void,
         len: usize,
         comm: Comm,
         stream: *mut c_void,
     ) -> std::result::Result<(), String> {
         // SAFETY: as the caller says.
-        let code = unsafe { (self.all_reduce)(values, values, len, FLOAT32, SUM, comm.0, stream) };
-        self.check("ncclAllReduce", code)
+        unsafe {
+            match deed {
+                Deed::Sum => {
+                    self.check("ncclAllReduce", (self.all_reduce)(values, values, len, FLOAT32, SUM, comm.0, stream))
+                }
+                Deed::Send(to) => {
+                    self.check("ncclSend", (self.send)(values, len, FLOAT32, to as c_int, comm.0, stream))
+                }
+                Deed::Receive(from) => {
+                    self.check("ncclRecv", (self.recv)(values, len, FLOAT32, from as c_int, comm.0, stream))
+                }
+            }
+        }
     }
 
     /// What NCCL says of a result other than success.

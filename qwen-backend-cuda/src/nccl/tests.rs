@@ -7,7 +7,16 @@ use std::sync::Condvar;
 use std::sync::atomic::AtomicU8;
 use std::thread;
 
-use qwen_core::ranks::Ranks;
+use qwen_core::Precision;
+use qwen_core::backend::Interrupt;
+use qwen_core::batch::{Batch, Limits, SequenceStep, StepOutput, WantLogits};
+use qwen_core::conformance::model::{GEOMETRIES, Geometry, RandomModel};
+use qwen_core::kv::BlockId;
+use qwen_core::model::Model;
+use qwen_core::model::spec::ModelSpec;
+use qwen_core::ranks::{LeaderRunner, Ranks, follow};
+use qwen_core::rope::Rope;
+use qwen_core::runner::{ModelRunner, Runner};
 
 use super::*;
 use crate::CudaOptions;
@@ -31,6 +40,8 @@ struct State {
     /// Sums that are made, and the last of them.
     made: usize,
     last: Vec<f32>,
+    /// What is on its way, by sender and receiver.
+    sent: HashMap<(c_int, c_int), Vec<Vec<f32>>>,
     aborted: Vec<c_int>,
 }
 
@@ -103,11 +114,48 @@ unsafe extern "C" fn all_reduce(
     0
 }
 
+unsafe extern "C" fn send(
+    from: *const c_void,
+    len: usize,
+    _: c_int,
+    to: c_int,
+    comm: *mut c_void,
+    _: *mut c_void,
+) -> c_int {
+    // SAFETY: made above; the emulated card's memory is the host's, and has so many values.
+    let (Member { group, rank }, values) =
+        unsafe { (&*comm.cast::<Member>(), std::slice::from_raw_parts(from.cast::<f32>(), len).to_vec()) };
+    lock(&group.state).sent.entry((*rank, to)).or_default().push(values);
+    group.changed.notify_all();
+    0
+}
+
+unsafe extern "C" fn recv(
+    to: *mut c_void,
+    len: usize,
+    _: c_int,
+    from: c_int,
+    comm: *mut c_void,
+    _: *mut c_void,
+) -> c_int {
+    // SAFETY: as above.
+    let (Member { group, rank }, to) =
+        unsafe { (&*comm.cast::<Member>(), std::slice::from_raw_parts_mut(to.cast::<f32>(), len)) };
+    let way = (from, *rank);
+    let waits = |state: &mut State| state.sent.get(&way).is_none_or(Vec::is_empty) && !state.aborted.contains(rank);
+    let mut state = group.changed.wait_while(lock(&group.state), waits).unwrap();
+    if let Some(sent) = state.sent.get_mut(&way).filter(|sent| !sent.is_empty()) {
+        to.copy_from_slice(&sent.remove(0));
+    }
+    0
+}
+
 unsafe extern "C" fn get_error_string(_: c_int) -> *const c_char {
     c"an error".as_ptr()
 }
 
-const TABLE: Nccl = Nccl { get_unique_id, comm_init_rank, comm_abort, all_reduce, get_error_string, _library: None };
+const TABLE: Nccl =
+    Nccl { get_unique_id, comm_init_rank, comm_abort, all_reduce, send, recv, get_error_string, _library: None };
 
 static STAND_IN: Nccl = TABLE;
 
@@ -131,19 +179,106 @@ pub(crate) fn silent_group(backend: &CudaBackend) -> NcclGroup {
     NcclGroup::of(&SILENT, Comm(std::ptr::null_mut()), backend.driver())
 }
 
-/// Let two ranks do as `body` says, each on a thread and a card of its own. None without kernels to emulate.
-fn two_ranks<T: Send>(body: impl Fn(CudaBackend, Link) -> T + Sync) -> Option<[T; 2]> {
+/// Let so many ranks do as `body` says, each on a thread and a card of its own. None without kernels to emulate.
+fn over_ranks<T: Send>(count: usize, body: impl Fn(CudaBackend, Ranks) -> T + Sync) -> Option<Vec<T>> {
     let kernels = Kernels::for_tests()?;
     let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).unwrap().port();
     let run = |rank| {
-        let link = Ranks::new(rank, 2).unwrap().at("127.0.0.1", port).meet(&[("model", "none".into())]).unwrap();
         let driver = Arc::new(Emulated::new(EmulatedCard::new(&kernels)));
-        body(CudaBackend::on(driver, &CudaOptions::new()), link)
+        let ranks = Ranks::new(rank, count).unwrap().at("127.0.0.1", port);
+        body(CudaBackend::on(driver, &CudaOptions::new().precision(Precision::Exact)), ranks)
     };
     thread::scope(|scope| {
-        let other = scope.spawn(|| run(1));
-        Some([run(0), other.join().unwrap()])
+        let others: Vec<_> = (1..count).map(|rank| scope.spawn(move || run(rank))).collect();
+        Some(std::iter::once(run(0)).chain(others.into_iter().map(|other| other.join().unwrap())).collect())
     })
+}
+
+/// The same of two ranks that have met.
+fn two_ranks<T: Send>(body: impl Fn(CudaBackend, Link) -> T + Sync) -> Option<[T; 2]> {
+    let meet = |ranks: Ranks| ranks.meet(&[("model", "none".into())]).unwrap();
+    over_ranks(2, |backend, ranks| body(backend, meet(ranks)))?.try_into().ok()
+}
+
+const LIMITS: Limits = Limits {
+    max_model_len: 64,
+    max_num_batched_tokens: 32,
+    max_num_seqs: 2,
+    max_num_logits: 32,
+    block_size: 16,
+    num_blocks: 4,
+    vocab_size: 288,
+    num_token_ids: 288,
+};
+
+/// A random model of three layers.
+fn model() -> RandomModel {
+    RandomModel::new(Geometry { layers: 3, ..GEOMETRIES[0] }).unwrap()
+}
+
+fn load(mut backend: CudaBackend, spec: ModelSpec, model: &RandomModel) -> ModelRunner<CudaBackend> {
+    let loaded = Model::load(&mut backend, spec, &LIMITS, model, &mut |_| {}).unwrap();
+    ModelRunner::new(backend, loaded, Rope::new(&model.config), LIMITS)
+}
+
+/// The bits of the logits of a prompt and two tokens after it.
+fn answer(runner: &mut dyn Runner) -> Result<Vec<u32>> {
+    let blocks: Vec<BlockId> = (0..4).map(BlockId).collect();
+    let mut bits = Vec::new();
+    for (input_ids, num_computed_tokens) in [(&[3, 1, 4, 1, 5][..], 0), (&[9], 5), (&[2], 6)] {
+        let mut batch = Batch::new(LIMITS.block_size);
+        let logits = WantLogits::Last;
+        batch.push(SequenceStep { input_ids, num_computed_tokens, block_table: &blocks, logits })?;
+        let mut output = StepOutput::default();
+        runner.execute(&batch, &mut output, &Interrupt::default())?;
+        bits.extend(output.logits.iter().map(|logit| logit.to_bits()));
+    }
+    Ok(bits)
+}
+
+/// What rank 0 of three that share the layers of `model` answers.
+fn by_layers(model: &RandomModel) -> Option<Result<Vec<u32>>> {
+    let answers = over_ranks(3, |backend, ranks| {
+        let ranks = ranks.by_layers();
+        let spec = ranks.part(&model.config)?;
+        let link = Arc::new(ranks.meet(&[("model", "random".into())])?);
+        let group = NcclGroup::join_by(&STAND_IN, &backend, &link)?;
+        let runner = load(backend, spec, model).with_neighbours(Arc::new(group));
+        match link.rank() {
+            0 => answer(&mut LeaderRunner::new(runner, link)),
+            _ => follow(runner, &link).map(|()| Vec::new()),
+        }
+    })?;
+    answers.into_iter().next()
+}
+
+#[test]
+fn stages_hand_activations_from_card_to_card() {
+    let model = model();
+    let Some(staged) = by_layers(&model) else { return };
+    let kernels = Kernels::for_tests().unwrap();
+    let whole = Emulated::new(EmulatedCard::new(&kernels));
+    let whole = CudaBackend::on(Arc::new(whole), &CudaOptions::new().precision(Precision::Exact));
+    assert_eq!(staged.unwrap(), answer(&mut load(whole, ModelSpec::new(&model.config), &model)).unwrap());
+}
+
+#[test]
+fn stages_find_where_a_value_first_was_not_finite() {
+    for (tensor, row, place) in [
+        ("model.embed_tokens.weight", 3, "the embedding"),
+        ("model.layers.0.self_attn.k_proj.bias", 3, "layer 0"),
+        ("model.layers.1.mlp.down_proj.weight", 5, "layer 1"),
+        ("model.layers.2.input_layernorm.weight", 5, "layer 2"),
+        ("model.norm.weight", 0, "the output head"),
+    ] {
+        let mut model = model();
+        model.damage(tensor, row);
+        match by_layers(&model) {
+            None => return,
+            Some(Err(Error::NonFinite { place: found })) => assert_eq!(found, place, "{tensor}"),
+            Some(other) => panic!("{other:?} of {tensor}"),
+        }
+    }
 }
 
 #[test]

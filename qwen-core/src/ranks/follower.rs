@@ -21,6 +21,8 @@ fn serve<B: Backend>(runner: &mut ModelRunner<B>, link: &Link) -> Result<()> {
     let no_sense = |reason: String| damaged(0, &reason);
     let (hidden_size, begins, goes_on) =
         (runner.spec().hidden_size, runner.spec().is_first(), !runner.spec().is_last());
+    let neighbours = (link.rank().saturating_sub(1), (link.rank() + 1) % link.world_size());
+    let on_device = runner.hands_over();
     let mut last = None;
     loop {
         let message = link.receive_any(0)?;
@@ -29,20 +31,27 @@ fn serve<B: Backend>(runner: &mut ModelRunner<B>, link: &Link) -> Result<()> {
             Kind::Step => {
                 let batch = wire::step_from_bytes(&message.payload, runner.limits()).map_err(no_sense)?;
                 let mut hidden = None;
-                if !begins {
+                if !begins && on_device {
+                    runner.take_over(batch.num_tokens(), neighbours.0)?;
+                } else if !begins {
                     let values = hidden.insert(vec![0.0; batch.num_tokens() * hidden_size]);
                     receive_hidden(link, 0, values)?;
                 }
                 let key = runner.run(&batch, hidden.as_deref(), &Interrupt::default())?;
-                if goes_on {
+                if goes_on && on_device {
+                    runner.pass_on(batch.num_tokens(), neighbours.1)?;
+                } else if goes_on {
                     send_hidden(link, 0, &runner.read_hidden(batch.num_tokens())?)?;
                 }
                 last = Some((batch, hidden, key));
             }
             Kind::Locate => {
                 let (batch, hidden, key) = last.as_ref().ok_or_else(|| no_sense("no step came before".into()))?;
+                if on_device {
+                    let (from, to) = ((!begins).then_some(neighbours.0), goes_on.then_some(neighbours.1));
+                    answer.text(&runner.locate_in_turn(batch, *key, from, to)?.unwrap_or_default());
                 // Where ranks share heads, rank 0 finds the same place; where they share layers, it asks for it.
-                if let Error::NonFinite { place } = runner.non_finite(batch, hidden.as_deref(), *key)? {
+                } else if let Error::NonFinite { place } = runner.non_finite(batch, hidden.as_deref(), *key)? {
                     answer.text(&place);
                 }
             }

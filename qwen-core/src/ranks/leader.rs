@@ -17,8 +17,9 @@ use crate::runner::{ModelRunner, Runner};
 /// its own part of it, and reads the logits.
 ///
 /// An interrupt is heeded between steps: a step that has begun is computed to its end on all ranks, since one that left
-/// it would leave the others waiting for its part of a sum. Ranks that share layers heed it between their parts. When a
-/// rank fails, so does every step from then on; the other ranks end then, whether or not there is a step.
+/// it would leave the others waiting for its part of a sum. Ranks that share layers heed it between their parts, unless
+/// devices hand activations on. When a rank fails, so does every step from then on; the other ranks end then, whether or
+/// not there is a step.
 #[derive(Debug)]
 pub struct LeaderRunner<B: Backend> {
     runner: ModelRunner<B>,
@@ -101,6 +102,34 @@ fn by_layers<B: Backend>(
     }
 }
 
+/// The same where devices hand activations on: all ranks have the step at once, and each waits for the one before it.
+fn by_layers_of_devices<B: Backend>(
+    runner: &mut ModelRunner<B>,
+    link: &Link,
+    step: &[u8],
+    batch: &Batch,
+    output: &mut StepOutput,
+) -> Result<Option<Error>> {
+    let before = link.world_size() - 1;
+    link.send(Kind::Step, step)?;
+    runner.take_over(batch.num_tokens(), before)?;
+    let key = runner.run(batch, None, &Interrupt::default())?;
+    let finite = runner.read_output(batch, output)?;
+    all_done(link)?;
+    if finite {
+        return Ok(None);
+    }
+    link.send(Kind::Locate, &[])?;
+    let here = runner.locate_in_turn(batch, key, Some(before), None)?;
+    let mut places = Vec::new();
+    for rank in 1..link.world_size() {
+        let place = link.receive(rank, Kind::Done)?;
+        places.push(Reader(&place).text().map_err(|reason| damaged(rank, &reason))?);
+    }
+    let place = places.into_iter().find(|place| !place.is_empty()).or(here);
+    Ok(Some(Error::NonFinite { place: place.unwrap_or_else(|| "the output head".into()) }))
+}
+
 /// Wait until all ranks have done what they were told.
 fn all_done(link: &Link) -> Result<()> {
     (1..link.world_size()).try_for_each(|rank| link.receive(rank, Kind::Done).map(drop))
@@ -121,9 +150,10 @@ impl<B: Backend> Runner for LeaderRunner<B> {
         let ended = self.together(|runner, link| {
             // By layers rank 0 has the last ones, and another rank has the first.
             let shares_heads = runner.spec().is_first();
-            match shares_heads {
-                true => by_heads(runner, link, &step, batch, output),
-                false => by_layers(runner, link, &step, batch, output, interrupt),
+            match (shares_heads, runner.hands_over()) {
+                (true, _) => by_heads(runner, link, &step, batch, output),
+                (false, true) => by_layers_of_devices(runner, link, &step, batch, output),
+                (false, false) => by_layers(runner, link, &step, batch, output, interrupt),
             }
         })?;
         ended.map_or(Ok(()), Err)
