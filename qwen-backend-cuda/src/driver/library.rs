@@ -89,6 +89,9 @@ impl Kernels {
     /// # Errors
     /// [`Error::Unsupported`] when there is no compiler; [`Error::InvalidFile`] with what it says of the sources.
     pub fn build(folder: &Path) -> Result<Self> {
+        // Tests of one process that come at once wait for the first to compile.
+        static COMPILING: Mutex<()> = Mutex::new(());
+        let _compiling = COMPILING.lock().unwrap_or_else(PoisonError::into_inner);
         Self::load(&compile(folder)?)
     }
 
