@@ -247,8 +247,7 @@ impl<B: Backend> ModelRunner<B> {
 
     /// Run the step again layer by layer: the error that names the first place where a value is not finite.
     pub(crate) fn non_finite(&mut self, batch: &Batch, hidden: Option<&[f32]>, key: StepKey) -> Result<Error> {
-        let place = self.first_damage(batch, hidden, key)?;
-        Ok(Error::NonFinite { place: place.unwrap_or_else(|| "the output head".into()) })
+        self.first_damage(batch, hidden, key).map(non_finite_in)
     }
 
     /// The first place before the output head where a value is not finite, when the step runs again layer by layer.
@@ -284,6 +283,11 @@ impl<B: Backend> ModelRunner<B> {
         }
         Ok(None)
     }
+}
+
+/// The error of a step whose values first are not finite in `place`, or in the output head where no layer is damaged.
+pub(crate) fn non_finite_in(place: Option<String>) -> Error {
+    Error::NonFinite { place: place.unwrap_or_else(|| "the output head".into()) }
 }
 
 fn padded(out: &mut Vec<u32>, values: &[u32], len: usize, pad: u32) {

@@ -11,7 +11,7 @@ use crate::backend::{Backend, Interrupt};
 use crate::batch::{Batch, Limits, StepOutput};
 use crate::error::{Error, Result};
 use crate::kv::CopyBlock;
-use crate::runner::{ModelRunner, Runner};
+use crate::runner::{self, ModelRunner, Runner};
 
 /// A [`Runner`] over several processes: it sends each step to the other ranks, which are in [`super::follow`], computes
 /// its own part of it, and reads the logits.
@@ -46,15 +46,20 @@ impl<B: Backend> LeaderRunner<B> {
     }
 }
 
-/// A step that all ranks compute together, each its share of every layer. What is returned is why it has no output.
-fn by_heads<B: Backend>(
+/// A step that all ranks have at once: each computes its share of every layer, or its layers on the activations that
+/// the device of the rank before hands over. What is returned is why it has no output.
+fn at_once<B: Backend>(
     runner: &mut ModelRunner<B>,
     link: &Link,
     step: &[u8],
     batch: &Batch,
     output: &mut StepOutput,
 ) -> Result<Option<Error>> {
+    let before = runner.hands_over().then(|| link.world_size() - 1);
     link.send(Kind::Step, step)?;
+    if let Some(before) = before {
+        runner.take_over(batch.num_tokens(), before)?;
+    }
     let key = runner.run(batch, None, &Interrupt::default())?;
     let finite = runner.read_output(batch, output)?;
     all_done(link)?;
@@ -62,13 +67,17 @@ fn by_heads<B: Backend>(
         return Ok(None);
     }
     link.send(Kind::Locate, &[])?;
-    let place = runner.non_finite(batch, None, key)?;
-    all_done(link)?;
-    Ok(Some(place))
+    let mut place = runner.locate_in_turn(batch, key, before, None)?;
+    for rank in 1..link.world_size() {
+        let found = link.receive(rank, Kind::Done)?;
+        let found = Reader(&found).text().map_err(|reason| damaged(rank, &reason))?;
+        place = place.or(Some(found).filter(|found| !found.is_empty()));
+    }
+    Ok(Some(runner::non_finite_in(place)))
 }
 
-/// A step that the ranks compute one after the other, each its layers; rank 0 the last ones. What is returned is why it
-/// has no output.
+/// A step that the ranks compute one after the other, each its layers, by way of the host; rank 0 the last ones. What is
+/// returned is why it has no output.
 fn by_layers<B: Backend>(
     runner: &mut ModelRunner<B>,
     link: &Link,
@@ -102,34 +111,6 @@ fn by_layers<B: Backend>(
     }
 }
 
-/// The same where devices hand activations on: all ranks have the step at once, and each waits for the one before it.
-fn by_layers_of_devices<B: Backend>(
-    runner: &mut ModelRunner<B>,
-    link: &Link,
-    step: &[u8],
-    batch: &Batch,
-    output: &mut StepOutput,
-) -> Result<Option<Error>> {
-    let before = link.world_size() - 1;
-    link.send(Kind::Step, step)?;
-    runner.take_over(batch.num_tokens(), before)?;
-    let key = runner.run(batch, None, &Interrupt::default())?;
-    let finite = runner.read_output(batch, output)?;
-    all_done(link)?;
-    if finite {
-        return Ok(None);
-    }
-    link.send(Kind::Locate, &[])?;
-    let here = runner.locate_in_turn(batch, key, Some(before), None)?;
-    let mut places = Vec::new();
-    for rank in 1..link.world_size() {
-        let place = link.receive(rank, Kind::Done)?;
-        places.push(Reader(&place).text().map_err(|reason| damaged(rank, &reason))?);
-    }
-    let place = places.into_iter().find(|place| !place.is_empty()).or(here);
-    Ok(Some(Error::NonFinite { place: place.unwrap_or_else(|| "the output head".into()) }))
-}
-
 /// Wait until all ranks have done what they were told.
 fn all_done(link: &Link) -> Result<()> {
     (1..link.world_size()).try_for_each(|rank| link.receive(rank, Kind::Done).map(drop))
@@ -150,10 +131,9 @@ impl<B: Backend> Runner for LeaderRunner<B> {
         let ended = self.together(|runner, link| {
             // By layers rank 0 has the last ones, and another rank has the first.
             let shares_heads = runner.spec().is_first();
-            match (shares_heads, runner.hands_over()) {
-                (true, _) => by_heads(runner, link, &step, batch, output),
-                (false, true) => by_layers_of_devices(runner, link, &step, batch, output),
-                (false, false) => by_layers(runner, link, &step, batch, output, interrupt),
+            match shares_heads || runner.hands_over() {
+                true => at_once(runner, link, &step, batch, output),
+                false => by_layers(runner, link, &step, batch, output, interrupt),
             }
         })?;
         ended.map_or(Ok(()), Err)
