@@ -9,7 +9,7 @@ mod custom_backend;
 use custom_backend::RowMajor;
 use qwen::{Engine, GenerateOptions, Precision};
 
-qwen::core::conformance_tests! { row_major => || Ok(RowMajor::with_all_cores()) }
+qwen_conformance::conformance_tests! { row_major => || Ok(RowMajor::with_all_cores()) }
 
 #[test]
 fn an_engine_on_it_answers_as_on_the_cpu() {

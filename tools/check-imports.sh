@@ -13,7 +13,8 @@ forbid() { # folder, pattern, rule
 }
 
 forbid qwen-tokenizer 'qwen[-_](core|rs|backend)' 'qwen-tokenizer imports nothing of ours'
-forbid qwen-core 'qwen[-_](tokenizer|rs|backend)' 'qwen-core imports nothing of ours'
+forbid qwen-core 'qwen[-_](tokenizer|rs|backend|conformance)' 'qwen-core imports nothing of ours'
+forbid qwen-conformance 'qwen[-_](tokenizer|rs|backend)' 'qwen-conformance imports qwen-core only'
 for backend in qwen-backend-*; do
     forbid "$backend" '(qwen[-_]tokenizer|^qwen-rs|use qwen::)' "$backend imports qwen-core alone"
     for other in qwen-backend-*; do

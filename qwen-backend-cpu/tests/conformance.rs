@@ -7,7 +7,7 @@ fn backend(isa: Isa, precision: Precision) -> Result<CpuBackend> {
     CpuBackend::new(CpuOptions::new().isa(isa).precision(precision).threads(2))
 }
 
-qwen_core::conformance_tests! {
+qwen_conformance::conformance_tests! {
     scalar_exact => || backend(Isa::Scalar, Precision::Exact),
     scalar_fast => || backend(Isa::Scalar, Precision::Fast),
     avx2_exact => || backend(Isa::Avx2, Precision::Exact),

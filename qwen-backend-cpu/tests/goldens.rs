@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use qwen_backend_cpu::{CpuBackend, CpuOptions, Isa};
-use qwen_core::conformance::goldens::{Goldens, folder};
+use qwen_conformance::goldens::{Goldens, folder};
 use qwen_core::{Error, Precision};
 
 fn run(folder: &Path, precision: Precision) {

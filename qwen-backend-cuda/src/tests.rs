@@ -1,10 +1,10 @@
 //! What only the inside shows: the launches of every published shape, on a driver that checks them and runs nothing;
 //! and what becomes of faults.
 
+use qwen_conformance::published;
 use qwen_core::backend::{Backend, Interrupt, MatrixPart, StepKey, WeightRole, WeightView};
 use qwen_core::batch::{Batch, Limits, SequenceStep, StepOutput, WantLogits};
 use qwen_core::collective::Shard;
-use qwen_core::conformance::published;
 use qwen_core::kv::{BlockId, CopyBlock};
 use qwen_core::model::Model;
 use qwen_core::model::source::WeightSource;

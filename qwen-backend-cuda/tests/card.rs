@@ -2,8 +2,8 @@
 //! `QWEN_CUDA_CARD=1` says that the first card may be used; `tools/gpu-check` does.
 
 use qwen_backend_cuda::{CudaBackend, CudaOptions, free_bytes};
-use qwen_core::conformance::Suite;
-use qwen_core::conformance::goldens::{Goldens, folder};
+use qwen_conformance::Suite;
+use qwen_conformance::goldens::{Goldens, folder};
 use qwen_core::{Backend, Error, Precision, Result};
 
 #[path = "common/recorded.rs"]
@@ -31,7 +31,7 @@ fn suite(precision: Precision) -> Result<CudaBackend> {
     }
 }
 
-qwen_core::conformance_tests! {
+qwen_conformance::conformance_tests! {
     exact => || suite(Precision::Exact),
     fast => Suite::new(|| suite(Precision::Fast)).fast_depends_on_the_batch(),
 }

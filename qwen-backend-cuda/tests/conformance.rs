@@ -5,10 +5,10 @@ mod common;
 
 use common::{HOPPER, TURING, backend};
 use qwen_backend_cuda::CudaBackend;
+use qwen_conformance::{Outcome, Suite, cases};
 use qwen_core::Precision;
-use qwen_core::conformance::{Outcome, Suite, cases};
 
-qwen_core::conformance_tests! {
+qwen_conformance::conformance_tests! {
     exact => || backend(TURING, Precision::Exact, false),
     fast_plain => Suite::new(|| backend(TURING, Precision::Fast, false)).fast_depends_on_the_batch(),
     fast_tensor => Suite::new(|| backend(HOPPER, Precision::Fast, false)).fast_depends_on_the_batch(),

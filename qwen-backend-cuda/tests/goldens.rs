@@ -3,7 +3,7 @@
 mod common;
 
 use common::{HOPPER, TURING, backend};
-use qwen_core::conformance::goldens::{Goldens, folder};
+use qwen_conformance::goldens::{Goldens, folder};
 use qwen_core::{Error, Precision};
 
 /// Run the prompts up to `longest` tokens: the emulator takes its time.

@@ -1,8 +1,8 @@
 //! What every published model takes on a card: the table of docs/cuda.md, from shapes alone.
 
 use qwen_backend_cuda::CudaFootprint;
+use qwen_conformance::published::{self, Headers};
 use qwen_core::batch::Limits;
-use qwen_core::conformance::published::{self, Headers};
 use qwen_core::model::spec::ModelSpec;
 use qwen_core::plan::{Plan, PlanInput, limits_for};
 use qwen_core::{Config, Precision};

@@ -168,9 +168,9 @@ impl WgpuFootprint {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use qwen_conformance::published;
     use qwen_core::Encoding;
     use qwen_core::backend::WeightRole;
-    use qwen_core::conformance::published;
 
     /// That of the 0.5B shape.
     fn spec() -> ModelSpec {

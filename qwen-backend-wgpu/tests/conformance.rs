@@ -6,10 +6,10 @@ mod common;
 
 use common::{backend, best};
 use qwen_backend_wgpu::CapabilitySet;
+use qwen_conformance::Suite;
 use qwen_core::Precision;
-use qwen_core::conformance::Suite;
 
-qwen_core::conformance_tests! {
+qwen_conformance::conformance_tests! {
     tiny_exact => || backend(CapabilitySet::Tiny, Precision::Exact),
     tiny_fast => Suite::new(|| backend(CapabilitySet::Tiny, Precision::Fast)).fast_depends_on_the_batch(),
     minimal_exact => || backend(CapabilitySet::Minimal, Precision::Exact),

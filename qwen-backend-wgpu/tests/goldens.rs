@@ -5,8 +5,8 @@ mod common;
 
 use common::{backend, best};
 use qwen_backend_wgpu::CapabilitySet;
+use qwen_conformance::goldens::{Goldens, folder};
 use qwen_core::Precision;
-use qwen_core::conformance::goldens::{Goldens, folder};
 
 fn run(capabilities: CapabilitySet, precision: Precision, longest: usize) {
     if let Err(error) = backend(capabilities, precision) {

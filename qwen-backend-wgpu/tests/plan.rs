@@ -2,8 +2,8 @@
 //! and limits alone.
 
 use qwen_backend_wgpu::{CapabilitySet, WgpuFootprint};
+use qwen_conformance::published::{self, Headers};
 use qwen_core::batch::Limits;
-use qwen_core::conformance::published::{self, Headers};
 use qwen_core::model::spec::ModelSpec;
 use qwen_core::plan::{Plan, PlanInput, limits_for};
 use qwen_core::{Config, Error, Footprint, Precision};

@@ -10,8 +10,6 @@ pub mod checkpoint;
 pub mod collective;
 pub mod composed;
 pub mod config;
-#[cfg(feature = "conformance")]
-pub mod conformance;
 pub mod dtype;
 pub mod engine;
 pub mod error;

@@ -7,10 +7,10 @@ use std::sync::Condvar;
 use std::sync::atomic::AtomicU8;
 use std::thread;
 
+use qwen_conformance::model::{GEOMETRIES, Geometry, RandomModel};
 use qwen_core::Precision;
 use qwen_core::backend::Interrupt;
 use qwen_core::batch::{Batch, Limits, SequenceStep, StepOutput, WantLogits};
-use qwen_core::conformance::model::{GEOMETRIES, Geometry, RandomModel};
 use qwen_core::kv::BlockId;
 use qwen_core::model::Model;
 use qwen_core::model::spec::ModelSpec;

@@ -11,7 +11,7 @@ use std::time::Duration;
 use qwen_backend_cuda::ceilings::CeilingMeter;
 use qwen_backend_cuda::emulator::{EmulatedCard, Kernels};
 use qwen_backend_cuda::{CudaBackend, CudaOptions};
-use qwen_core::conformance::{Outcome, Suite, cases};
+use qwen_conformance::{Outcome, Suite, cases};
 use qwen_core::{Error, Precision, Result};
 
 use sizes::CHECKS;

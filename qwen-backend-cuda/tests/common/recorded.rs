@@ -1,9 +1,9 @@
 //! Steps that are replayed against the same ones queued kernel by kernel.
 
 use qwen_backend_cuda::CudaBackend;
+use qwen_conformance::model::{GEOMETRIES, RandomModel};
 use qwen_core::backend::Interrupt;
 use qwen_core::batch::{Batch, Limits, SequenceStep, StepOutput, WantLogits};
-use qwen_core::conformance::model::{GEOMETRIES, RandomModel};
 use qwen_core::kv::BlockId;
 use qwen_core::model::Model;
 use qwen_core::model::spec::ModelSpec;

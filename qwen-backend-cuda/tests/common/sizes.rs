@@ -2,15 +2,15 @@
 //! contexts of more spans than a warp, and then a block, merges at once, wide heads, and stores of mixed types.
 
 use qwen_backend_cuda::CudaBackend;
+use qwen_conformance::op::{Allowed, Cost, Guarded, GuardedIndices, Op, Output, Values, run};
+use qwen_conformance::ops::Form;
+use qwen_conformance::ops::attention::Attention;
+use qwen_conformance::ops::gate_up_silu::GateUpSilu;
+use qwen_conformance::ops::linear::Linear;
+use qwen_conformance::ops::qkv_rope_store::QkvRopeStoreOp;
+use qwen_conformance::ops::rope::heads;
+use qwen_conformance::{Blocks, Scenario, Sequence, rms_error};
 use qwen_core::backend::{KvSpec, StepInputs};
-use qwen_core::conformance::op::{Allowed, Cost, Guarded, GuardedIndices, Op, Output, Values, run};
-use qwen_core::conformance::ops::Form;
-use qwen_core::conformance::ops::attention::Attention;
-use qwen_core::conformance::ops::gate_up_silu::GateUpSilu;
-use qwen_core::conformance::ops::linear::Linear;
-use qwen_core::conformance::ops::qkv_rope_store::QkvRopeStoreOp;
-use qwen_core::conformance::ops::rope::heads;
-use qwen_core::conformance::{Blocks, Scenario, Sequence, rms_error};
 use qwen_core::reference::Reference;
 use qwen_core::{Backend, Encoding, Precision};
 

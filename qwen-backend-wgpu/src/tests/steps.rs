@@ -1,6 +1,6 @@
 //! What a step makes, submits, reads and costs the host.
 
-use qwen_core::conformance::{Suite, cases, published};
+use qwen_conformance::{Suite, cases, published};
 
 use super::numbers::logits;
 use super::*;

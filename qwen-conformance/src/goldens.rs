@@ -1,0 +1,298 @@
+//! Whole checkpoints against recorded results of an independent implementation.
+//!
+//! A golden suite is a folder with a `manifest.json` that lists cases. Each has a checkpoint, prompts, and for each
+//! prompt the logits that transformers computes in float64 from the same stored weights, with the greedy continuation
+//! and its margins. The manifest also holds what several arithmetics measure on the case, from which the limits follow
+//! (docs/numerics.md).
+//!
+//! The cases of safetensors checkpoints in 16 or 32 bits are run here: the families `dense`, `yarn` and `outliers`.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use super::compare::rms_error;
+use qwen_core::backend::{Backend, Interrupt};
+use qwen_core::batch::{Batch, Limits, SequenceStep, StepOutput, WantLogits};
+use qwen_core::checkpoint::{Checkpoint, Header};
+use qwen_core::composed::argmax_row;
+use qwen_core::dtype::Precision;
+use qwen_core::error::{Error, Result};
+use qwen_core::kv::BlockId;
+use qwen_core::model::Model;
+use qwen_core::model::spec::ModelSpec;
+use qwen_core::rope::Rope;
+use qwen_core::runner::{ModelRunner, Runner};
+
+/// Tokens of a prompt that are computed at a time: long prompts run in chunks.
+const CHUNK: usize = 128;
+
+const BLOCK_SIZE: usize = 16;
+
+/// A golden suite on disk.
+#[derive(Debug)]
+pub struct Goldens {
+    folder: PathBuf,
+    cases: Vec<GoldenCase>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Manifest {
+    cases: Vec<GoldenCase>,
+}
+
+/// A case as the manifest describes it.
+#[derive(Debug, Clone, Deserialize)]
+pub struct GoldenCase {
+    /// Its folder.
+    pub name: String,
+    /// `dense`, `yarn` or `outliers`.
+    pub family: String,
+    /// How its checkpoint is stored, e.g. `bf16`.
+    pub format: String,
+    /// The folder of its checkpoint.
+    pub weights: String,
+    /// The file of its results.
+    pub reference: String,
+    /// Tokens of each prompt.
+    pub prompt_lengths: Vec<usize>,
+    /// Tokens of the greedy continuation.
+    pub new_tokens: usize,
+    /// Errors of several arithmetics.
+    pub measured: Measured,
+}
+
+/// The relative RMS errors that several arithmetics show on a case.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Measured {
+    /// f64 with exact rotary angles.
+    pub plain_f64: f64,
+    /// f32.
+    pub plain_f32: f64,
+    /// Inputs of matrix products and K/V rounded to bf16.
+    pub bf16: f64,
+    /// K/V alone rounded to f16.
+    pub kv_f16: f64,
+}
+
+impl GoldenCase {
+    /// The largest error that the contract allows.
+    pub fn limit(&self, precision: Precision) -> f64 {
+        let Measured { plain_f64, plain_f32, bf16, kv_f16 } = self.measured;
+        match (precision, self.family.as_str()) {
+            (Precision::Exact, _) => f64::max(1e-5, 3.0 * plain_f32.max(plain_f64)),
+            (Precision::Fast, "outliers") => 1.2 * kv_f16,
+            (Precision::Fast, _) => 1.2 * bf16,
+        }
+    }
+}
+
+/// How a backend did on a case.
+#[derive(Debug, Clone)]
+pub struct GoldenResult {
+    /// The case.
+    pub case: String,
+    /// What the backend may round.
+    pub precision: Precision,
+    /// The relative RMS error of its worst prompt.
+    pub error: f64,
+    /// The largest error that the contract allows.
+    pub limit: f64,
+    /// Greedy tokens that had to be right, and those that were.
+    pub greedy: (usize, usize),
+    /// Prompts that were run.
+    pub prompts: usize,
+}
+
+impl GoldenResult {
+    /// Whether the contract is met.
+    pub fn holds(&self) -> bool {
+        self.error <= self.limit && self.greedy.0 == self.greedy.1 && self.prompts > 0
+    }
+}
+
+impl fmt::Display for GoldenResult {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let GoldenResult { case, precision, error, limit, greedy: (bound, right), prompts } = self;
+        let verdict = if self.holds() { "" } else { "  FAILED" };
+        write!(
+            f,
+            "{case:<28} {precision:?}  error {error:.2e}  limit {limit:.2e}  greedy {right}/{bound}  \
+             {prompts} prompts{verdict}"
+        )
+    }
+}
+
+/// The golden suite of this machine: `$QWEN_GOLDEN`, else `shared/golden` beside the workspace or above it. Says so on
+/// stderr where there is none.
+pub fn folder() -> Option<PathBuf> {
+    let has_manifest = |folder: &PathBuf| folder.join("manifest.json").exists();
+    if let Some(folder) = std::env::var_os("QWEN_GOLDEN").map(PathBuf::from) {
+        if has_manifest(&folder) {
+            return Some(folder);
+        }
+        eprintln!("NO GOLDEN SUITE: $QWEN_GOLDEN is {}, which has no manifest.json", folder.display());
+        return None;
+    }
+    let above = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().map(|folder| folder.join("shared/golden"));
+    let found = above.into_iter().find(has_manifest);
+    if found.is_none() {
+        eprintln!("NO GOLDEN SUITE: $QWEN_GOLDEN is not set, and there is no shared/golden beside the workspace");
+    }
+    found
+}
+
+impl Goldens {
+    /// The suite in `folder`.
+    ///
+    /// # Errors
+    /// [`Error::Io`] and [`Error::InvalidFile`] for its manifest.
+    pub fn open(folder: impl Into<PathBuf>) -> Result<Self> {
+        let folder = folder.into();
+        let path = folder.join("manifest.json");
+        let text = read(&path)?;
+        let manifest: Manifest = serde_json::from_slice(&text)
+            .map_err(|error| Error::InvalidFile { path: path.clone(), reason: error.to_string() })?;
+        let runs = |case: &GoldenCase| {
+            matches!(case.family.as_str(), "dense" | "yarn" | "outliers")
+                && matches!(case.format.as_str(), "bf16" | "f16" | "f32")
+        };
+        Ok(Goldens { folder, cases: manifest.cases.into_iter().filter(runs).collect() })
+    }
+
+    /// The cases that can be run.
+    pub fn cases(&self) -> &[GoldenCase] {
+        &self.cases
+    }
+
+    /// Run a case on what `b` is, without the prompts that are longer than `longest`.
+    ///
+    /// # Errors
+    /// What the files and the backend report.
+    pub fn run<B: Backend>(&self, case: &GoldenCase, mut b: B, longest: usize) -> Result<GoldenResult> {
+        let checkpoint = Checkpoint::open(self.folder.join(&case.weights))?;
+        let recorded = Recorded::open(self.folder.join(&case.reference))?;
+        let config = checkpoint.config();
+        let prompts = |len: &&usize| **len <= longest;
+        let context = case.prompt_lengths.iter().filter(prompts).max().copied().unwrap_or(0) + case.new_tokens;
+        let limits = Limits {
+            max_model_len: context,
+            max_num_batched_tokens: CHUNK,
+            max_num_seqs: 1,
+            max_num_logits: CHUNK,
+            block_size: BLOCK_SIZE,
+            num_blocks: context.div_ceil(BLOCK_SIZE),
+            vocab_size: config.vocab_size,
+            num_token_ids: config.vocab_size,
+        };
+        let precision = b.info().precision;
+        let model = Model::load(&mut b, ModelSpec::new(config), &limits, &checkpoint, &mut |_| {})?;
+        let mut runner = ModelRunner::new(b, model, Rope::new(config), limits);
+        let mut result = GoldenResult {
+            case: case.name.clone(),
+            precision,
+            error: 0.0,
+            limit: case.limit(precision),
+            greedy: (0, 0),
+            prompts: 0,
+        };
+        for (index, _) in case.prompt_lengths.iter().enumerate().filter(|(_, len)| prompts(len)) {
+            run_prompt(&mut runner, &recorded, index, &mut result)?;
+        }
+        Ok(result)
+    }
+}
+
+/// Compare the logits of a prompt, then its greedy continuation, each step after the recorded tokens before it.
+fn run_prompt(runner: &mut dyn Runner, recorded: &Recorded, index: usize, result: &mut GoldenResult) -> Result<()> {
+    let prompt = recorded.integers(&format!("prompt.{index}"))?;
+    let rows = recorded.integers(&format!("rows.{index}"))?;
+    let expected = recorded.values(&format!("logits.{index}"))?;
+    let greedy = recorded.integers(&format!("greedy.{index}"))?;
+    let margins = recorded.values(&format!("greedy_margin.{index}"))?;
+    let vocab = runner.limits().vocab_size;
+
+    let mut ids: Vec<u32> = prompt.iter().map(|id| *id as u32).collect();
+    let (mut got, mut last) = (Vec::new(), Vec::new());
+    for first in (0..ids.len()).step_by(CHUNK) {
+        let chunk = first..(first + CHUNK).min(ids.len());
+        let logits = step(runner, &ids[chunk.clone()], first)?;
+        let of_chunk = rows.iter().map(|row| *row as usize).filter(|row| chunk.contains(row));
+        got.extend(of_chunk.flat_map(|row| &logits[(row - first) * vocab..][..vocab]));
+        last = logits[logits.len() - vocab..].to_vec();
+    }
+    if got.len() != expected.len() {
+        return Err(recorded.invalid(format!("prompt {index}: {} logits, computed {}", expected.len(), got.len())));
+    }
+    let error = rms_error(&got, &expected);
+    result.error = if error.is_nan() { f64::INFINITY } else { result.error.max(error) };
+    result.prompts += 1;
+
+    let norm = expected.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>() / expected.len().max(1) as f64;
+    let bound = 2.0 * result.limit * norm.sqrt();
+    for (token, margin) in greedy.iter().zip(&margins) {
+        let token = *token as u32;
+        if f64::from(*margin) > bound {
+            result.greedy.0 += 1;
+            result.greedy.1 += usize::from(argmax_row(&last) == token);
+        }
+        ids.push(token);
+        if ids.len() < prompt.len() + greedy.len() {
+            last = step(runner, &[token], ids.len() - 1)?;
+        }
+    }
+    Ok(())
+}
+
+/// The logits of `ids`, which follow on `computed` positions.
+fn step(runner: &mut dyn Runner, ids: &[u32], computed: usize) -> Result<Vec<f32>> {
+    let blocks: Vec<BlockId> = (0..runner.limits().num_blocks as u32).map(BlockId).collect();
+    let mut batch = Batch::new(BLOCK_SIZE);
+    batch.push(SequenceStep {
+        input_ids: ids,
+        num_computed_tokens: computed,
+        block_table: &blocks,
+        logits: WantLogits::All,
+    })?;
+    let mut output = StepOutput::default();
+    runner.execute(&batch, &mut output, &Interrupt::default())?;
+    Ok(output.logits)
+}
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    std::fs::read(path).map_err(|source| Error::Io { path: path.into(), source })
+}
+
+/// A file of recorded results.
+struct Recorded {
+    path: PathBuf,
+    bytes: Vec<u8>,
+    header: Header,
+}
+
+impl Recorded {
+    fn open(path: PathBuf) -> Result<Self> {
+        let bytes = read(&path)?;
+        let header = Header::parse(&path, &bytes)?;
+        Ok(Recorded { path, bytes, header })
+    }
+
+    fn invalid(&self, reason: String) -> Error {
+        Error::InvalidFile { path: self.path.clone(), reason }
+    }
+
+    fn data(&self, name: &str, dtype: &str) -> Result<&[u8]> {
+        let tensor = self.header.tensors.iter().find(|tensor| tensor.name == name && tensor.dtype == dtype);
+        let tensor = tensor.ok_or_else(|| self.invalid(format!("has no {dtype} tensor `{name}`")))?;
+        Ok(&self.bytes[tensor.range.clone()])
+    }
+
+    fn integers(&self, name: &str) -> Result<Vec<i64>> {
+        Ok(self.data(name, "I64")?.as_chunks().0.iter().map(|bytes| i64::from_le_bytes(*bytes)).collect())
+    }
+
+    fn values(&self, name: &str) -> Result<Vec<f32>> {
+        Ok(self.data(name, "F32")?.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect())
+    }
+}

@@ -1,0 +1,89 @@
+//! Models cut over ranks and stages.
+
+use std::sync::Arc;
+
+use super::drive::{load, load_whole, run_steps};
+use super::weights::{GEOMETRIES, Geometry, RandomModel};
+use super::{allowed, expected, mixed_steps, prompts};
+use crate::op::Allowed;
+use crate::rig::Rig;
+use qwen_core::backend::{Backend, Interrupt};
+use qwen_core::batch::{Batch, SequenceStep, StepOutput, WantLogits};
+use qwen_core::collective::{Shard, ThreadGroup};
+use qwen_core::error::{Error, Result};
+use qwen_core::kv::BlockId;
+use qwen_core::model::spec::ModelSpec;
+use qwen_core::runner::{Pipeline, Runner};
+
+/// One, two and four ranks in threads, more than there are K/V heads among them: near the reference on each rank, with
+/// the same bits on all of them.
+pub fn ranks<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
+    for (geometry, ranks) in [(GEOMETRIES[0], 1), (GEOMETRIES[0], 2), (GEOMETRIES[0], 4), (GEOMETRIES[1], 2)] {
+        let results = run_ranks(rig, geometry, ranks)?;
+        for (rank, logits) in results.iter().enumerate() {
+            let what = format!("rank {rank} of {ranks}, {geometry:?}");
+            rig.compare_logits(&what, logits, &expected(geometry)?, allowed(rig.precision));
+            rig.compare_logits(&format!("{what}, against rank 0"), logits, &results[0], Allowed::Bits);
+        }
+    }
+    Ok(())
+}
+
+fn run_ranks<B: Backend>(rig: &Rig<'_, B>, geometry: Geometry, ranks: usize) -> Result<Vec<Vec<Vec<f32>>>> {
+    let model = &RandomModel::new(geometry)?;
+    let backends = (0..ranks).map(|_| rig.another()).collect::<Result<Vec<_>>>()?;
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = ThreadGroup::new(ranks)
+            .into_iter()
+            .zip(backends)
+            .enumerate()
+            .map(|(rank, (group, b))| {
+                scope.spawn(move || {
+                    let spec = ModelSpec::new(&model.config).shard(Shard { rank, ranks })?;
+                    let mut runner = load(b, spec, model)?.with_group(Arc::new(group));
+                    run_steps(&mut runner, &prompts(), &mixed_steps(), None)
+                })
+            })
+            .collect();
+        let panicked = || Error::EngineStopped { reason: "a rank of the case panicked".into() };
+        threads.into_iter().map(|thread| thread.join().map_err(|_| panicked())?).collect()
+    })
+}
+
+/// Stages one after the other have the bits of the whole.
+pub fn stages<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
+    for geometry in &GEOMETRIES[..2] {
+        let model = RandomModel::new(*geometry)?;
+        let mut runner = load_whole(rig.another()?, &model)?;
+        let whole = run_steps(&mut runner, &prompts(), &mixed_steps(), None)?;
+        for ends in [vec![0, 1, geometry.layers], (0..=geometry.layers).collect()] {
+            let got = run_steps(&mut pipeline(rig, &model, &ends)?, &prompts(), &mixed_steps(), None)?;
+            rig.compare_logits(&format!("stages {ends:?}, {geometry:?}"), &got, &whole, Allowed::Bits);
+        }
+    }
+    Ok(())
+}
+
+fn pipeline<B: Backend>(rig: &Rig<'_, B>, model: &RandomModel, ends: &[usize]) -> Result<Pipeline<B>> {
+    let stage = |pair: &[usize]| load(rig.another()?, ModelSpec::new(&model.config).stage(pair[0]..pair[1])?, model);
+    Pipeline::new(ends.windows(2).map(stage).collect::<Result<_>>()?)
+}
+
+/// A NaN in an early stage is named by its layer.
+pub fn non_finite_stage<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
+    for (layer, ends) in [(0, [0, 1, 3]), (1, [0, 2, 3]), (1, [0, 1, 3]), (2, [0, 1, 3])] {
+        let mut model = RandomModel::new(GEOMETRIES[0])?;
+        model.damage(&format!("model.layers.{layer}.mlp.up_proj.weight"), 3);
+        let mut stages = pipeline(rig, &model, &ends)?;
+        let mut batch = Batch::new(16);
+        let (input_ids, block_table, logits) = (&[1, 2, 3][..], &[BlockId(0)][..], WantLogits::Last);
+        batch.push(SequenceStep { input_ids, num_computed_tokens: 0, block_table, logits })?;
+        let outcome = stages.execute(&batch, &mut StepOutput::default(), &Interrupt::default());
+        let named = match outcome {
+            Err(Error::NonFinite { place }) if place == format!("layer {layer}") => Ok(()),
+            other => Err(format!("{other:?} instead of `NonFinite` in layer {layer}")),
+        };
+        rig.note(|| format!("a NaN in layer {layer}, stages {ends:?}"), named);
+    }
+    Ok(())
+}

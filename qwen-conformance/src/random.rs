@@ -1,0 +1,94 @@
+//! Deterministic values for the cases: the same on every machine, so that a failure is reproduced by its name.
+
+use half::{bf16, f16};
+
+use qwen_core::dtype::Encoding;
+
+/// A SplitMix64 generator (Steele, Lea and Flood 2014).
+#[derive(Debug, Clone)]
+pub struct Rng(u64);
+
+impl Rng {
+    /// The generator of `seed`.
+    pub fn new(seed: u64) -> Self {
+        Rng(seed)
+    }
+
+    /// A generator for the thing that `parts` number, whatever is drawn for other things.
+    pub fn of(parts: &[u64]) -> Self {
+        let mut rng = Rng(0x5157_454E);
+        for &part in parts {
+            rng.0 = rng.next_u64() ^ part.wrapping_mul(0xD6E8_FEB8_6659_FD93);
+        }
+        rng
+    }
+
+    /// 64 random bits.
+    pub fn next_u64(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 31)
+    }
+
+    /// An integer below `bound`, which is small beside 2^64.
+    pub fn below(&mut self, bound: usize) -> usize {
+        (self.next_u64() % bound.max(1) as u64) as usize
+    }
+
+    /// A value of mean 0 and variance 1, nearly normal: the sum of four uniform ones.
+    pub fn normal(&mut self) -> f32 {
+        // Four integers of 16 bits have a variance of 4 * (2^32 - 1) / 12 about their mean 4 * (2^16 - 1) / 2.
+        const DEVIATION: f32 = 37_837.22;
+        let bits = self.next_u64();
+        let sum = (bits & 0xFFFF) + (bits >> 16 & 0xFFFF) + (bits >> 32 & 0xFFFF) + (bits >> 48);
+        (sum as f32 - 131_070.0) / DEVIATION
+    }
+
+    /// `len` values of mean 0 and deviation `scale`.
+    pub fn normals(&mut self, len: usize, scale: f32) -> Vec<f32> {
+        (0..len).map(|_| scale * self.normal()).collect()
+    }
+
+    /// The numbers `0..len` in random order.
+    pub fn permutation(&mut self, len: usize) -> Vec<u32> {
+        let mut order: Vec<u32> = (0..len as u32).collect();
+        for i in (1..len).rev() {
+            order.swap(i, self.below(i + 1));
+        }
+        order
+    }
+}
+
+/// `values` as they lie in a checkpoint, rounded to `encoding`.
+pub(crate) fn encode(encoding: Encoding, values: &[f32]) -> Vec<u8> {
+    match encoding {
+        Encoding::F32 => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
+        Encoding::F16 => values.iter().flat_map(|value| f16::from_f32(*value).to_le_bytes()).collect(),
+        Encoding::Bf16 => values.iter().flat_map(|value| bf16::from_f32(*value).to_le_bytes()).collect(),
+        other => panic!("the suite has no encoder for {other}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn normal_has_mean_0_and_variance_1() {
+        let values = Rng::new(7).normals(100_000, 1.0);
+        let mean = values.iter().sum::<f32>() / values.len() as f32;
+        let variance = values.iter().map(|value| value * value).sum::<f32>() / values.len() as f32;
+        assert!(mean.abs() < 0.01, "mean {mean}");
+        assert!((variance - 1.0).abs() < 0.01, "variance {variance}");
+    }
+
+    #[test]
+    fn a_permutation_holds_each_number_once() {
+        let mut order = Rng::new(1).permutation(50);
+        assert_ne!(order, (0..50).collect::<Vec<u32>>());
+        order.sort_unstable();
+        assert_eq!(order, (0..50).collect::<Vec<u32>>());
+    }
+}

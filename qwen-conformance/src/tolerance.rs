@@ -1,0 +1,79 @@
+//! How far from the reference an operation may be, and where the figures come from.
+//!
+//! The measure is the relative RMS error, `sqrt(sum (x - ref)^2 / sum ref^2)`. Beside it each value has to lie within
+//! [`OUTLIER`] times the tolerance of the reference, relative to the larger of its own size and the RMS of its row, so
+//! that one wrong value does not hide among a million right ones.
+//!
+//! **Exact.** A sum of `n` products of mean 0 in one order: its partial sums grow with `sqrt(k)` and each is rounded by
+//! at most `U = 2^-24` of itself, `U / sqrt(3)` in RMS; that adds up to `U sqrt(n / 6)` of the result. [`sum`]
+//! allows `U (2 + sqrt(n))`: two and a half times as much, for kernels that round products too. The reference sums in f64.
+//!
+//! **Fast.** Rounding a normally distributed input to bf16 (8 bits) costs 1.66e-3 of its RMS: `ulp / sqrt(12)` with
+//! the mean square of ulp over the binades. Independent errors of two inputs add as squares; a weight that is stored
+//! as bf16 has none. [`linear`] allows a tenth more and three deviations of the mean of so many squares, which a kernel
+//! fails that rounds its sums or results to bf16 as well, or its inputs to 8 bits per block. Where a few inputs dominate
+//! there is no averaging: the bound is then the largest error of a rounding, 2^-8 ([`linear_outliers`]).
+
+use qwen_core::dtype::{Encoding, Precision};
+
+/// The most that rounding to f32 changes a value by, relative to it.
+pub const U: f64 = 1.0 / 16_777_216.0;
+
+/// RMS error of rounding a normally distributed value to bf16, relative to its RMS.
+pub const BF16: f64 = 1.66e-3;
+
+/// RMS error of rounding a normally distributed value to f16, relative to its RMS: 3 bits more than bf16.
+pub const F16: f64 = BF16 / 8.0;
+
+/// A single value may be this many times the tolerance off.
+///
+/// Errors are near normal: of a million values none is expected beyond five deviations, and the tolerance is at least
+/// one deviation.
+pub const OUTLIER: f64 = 8.0;
+
+/// For a sum of `n` f32 products, or another reduction over `n` values.
+pub fn sum(n: usize) -> f64 {
+    U * (2.0 + (n as f64).sqrt())
+}
+
+/// For an elementwise operation with a handful of roundings, `exp` among them.
+pub const ELEMENTWISE: f64 = 8.0 * U;
+
+/// For a matrix product of `cols` terms with weights stored as `encoding` and `outputs` results in all.
+pub fn linear(precision: Precision, encoding: Encoding, cols: usize, outputs: usize) -> f64 {
+    // The mean of n squares of normal values has a deviation of sqrt(2 / n), its root one of 1 / sqrt(2 n).
+    let chance = 1.0 + 3.0 / (2.0 * outputs.max(1) as f64).sqrt();
+    sum(cols)
+        + match precision {
+            Precision::Exact => 0.0,
+            Precision::Fast => 1.1 * chance * BF16 * f64::sqrt(rounded_inputs(encoding)),
+        }
+}
+
+/// As [`linear`] where a few of the inputs are far larger than the others.
+pub fn linear_outliers(precision: Precision, encoding: Encoding, cols: usize) -> f64 {
+    sum(cols)
+        + match precision {
+            Precision::Exact => 0.0,
+            Precision::Fast => f64::sqrt(rounded_inputs(encoding)) / 256.0,
+        }
+}
+
+fn rounded_inputs(encoding: Encoding) -> f64 {
+    if encoding == Encoding::Bf16 { 1.0 } else { 2.0 }
+}
+
+/// For attention over at most `context` positions with heads of `head_dim` values.
+///
+/// `score` is the RMS of `sqrt(sum_j q_j^2 k_j^2) / sqrt(head_dim)`: how far a score moves when each product in it is
+/// off by its own size, at random. A score that is off by `e` changes a weight by the factor `1 + e`. In f32 the dot
+/// costs at most `U sqrt(head_dim) score`, the softmax and the weighted sum what [`sum`] says. In Fast, keys and
+/// values are f16, and a kernel may round queries and weights to f16 as well: two roundings in the scores, two in the
+/// weighted sum, twice over for safety, because few positions may dominate.
+pub fn attention(precision: Precision, head_dim: usize, context: usize, score: f64) -> f64 {
+    let exact = sum(context) + U * (4.0 + (head_dim as f64).sqrt() * score);
+    match precision {
+        Precision::Exact => exact,
+        Precision::Fast => exact + 2.0 * F16 * f64::sqrt(2.0 + 2.0 * score * score),
+    }
+}
