@@ -15,9 +15,8 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use qwen::{
-    CeilingMeter, Ceilings, Config, Device, Encoding, Engine, EngineOptions, GenerateOptions, Precision, memory,
-};
+use qwen::bench_support::{Ceilings, ceiling_meter};
+use qwen::{Config, Device, Encoding, Engine, EngineOptions, GenerateOptions, Precision, memory};
 use serde_json::{Value, json};
 
 mod output;
@@ -226,8 +225,8 @@ impl Report<'_> {
         let Report { args, engine, .. } = self;
         let mut object = json!({
             "model": args.model,
-            "device": engine.device(),
-            "device_reason": engine.device_reason(),
+            "device": engine.device_name(),
+            "selection_reason": engine.selection_reason(),
             "precision": format!("{:?}", args.precision).to_lowercase(),
             "prompt_tokens": args.prompt_tokens,
             "new_tokens": args.new_tokens,
@@ -250,7 +249,7 @@ impl Report<'_> {
     fn table(&self) -> Result<String, fmt::Error> {
         let mut out = String::new();
         let Report { args, engine, load_seconds, first_token_seconds, .. } = self;
-        writeln!(out, "{} on {}, {:?}", args.model.display(), engine.device(), args.precision)?;
+        writeln!(out, "{} on {}, {:?}", args.model.display(), engine.device_name(), args.precision)?;
         write!(out, "load {load_seconds:.2} s, first token {first_token_seconds:.2} s after the start")?;
         if let Some(peak) = self.peak_resident_bytes {
             write!(out, "\npeak resident {:.1} MiB", peak as f64 / f64::from(1 << 20))?;
@@ -264,7 +263,8 @@ impl Report<'_> {
 
 fn main() -> Result<(), Box<dyn Error>> {
     let args = Args::parse();
-    let context = args.depth + args.prompt_tokens + args.new_tokens + 1;
+    let tokens = [args.depth, args.prompt_tokens, args.new_tokens];
+    let context = tokens.into_iter().fold(1, usize::saturating_add);
     let mut options = EngineOptions::new()
         .device(args.device.clone())
         .precision(args.precision)
@@ -281,21 +281,17 @@ fn main() -> Result<(), Box<dyn Error>> {
     let free_bytes = |device: &Device| device.free_bytes().ok().flatten();
     let free_before = free_bytes(&args.device);
     let started = Instant::now();
-    let engine = options.load(&args.model)?;
+    let engine = options.clone().load(&args.model)?;
     let load_seconds = started.elapsed().as_secs_f64();
     converse(&engine, 1, 8, 1)?;
     let first_token_seconds = started.elapsed().as_secs_f64();
     // Once unmeasured: buffers are touched for the first time. The meter's own memory comes after the peak is read.
     run(&engine, &args)?;
     let peak_resident_bytes = memory::peak_resident_bytes();
-    let placed_on = engine.placed_on().unwrap_or(&args.device);
-    let taken_device_bytes = free_before.zip(free_bytes(placed_on)).map(|(before, after)| before.saturating_sub(after));
+    let device = engine.device().unwrap_or(&args.device);
+    let taken_device_bytes = free_before.zip(free_bytes(device)).map(|(before, after)| before.saturating_sub(after));
 
-    let mut meter = match placed_on {
-        #[cfg(feature = "wgpu")]
-        Device::Wgpu(adapter) => CeilingMeter::wgpu(adapter, args.wgpu_capabilities)?,
-        device => CeilingMeter::new(device, args.threads)?,
-    };
+    let mut meter = ceiling_meter(device, &options)?;
     let slice = Duration::from_millis(600);
     let mut measured = Measured { runs: Vec::new(), ceilings: vec![meter.measure(slice)?] };
     for _ in 0..args.repeat.max(1) {

@@ -123,7 +123,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     if let Some(prompt) = &args.prompt {
         return print(chat.send(prompt)?, &current);
     }
-    let (device, reason) = (engine.device(), engine.device_reason());
+    let (device, reason) = (engine.device_name(), engine.selection_reason());
     eprintln!("{} on {device} ({reason}), context {}", args.model.display(), engine.context());
     converse(&mut chat, &current)
 }

@@ -47,7 +47,8 @@ struct Args {
 
 fn main() -> Result<(), Box<dyn Error>> {
     let args = Args::parse();
-    let mut options = EngineOptions::new().device(args.device.clone()).precision(args.precision).padding_ids(true);
+    let mut options =
+        EngineOptions::new().device(args.device.clone()).precision(args.precision).allow_padding_tokens(true);
     if let Some(context) = args.context {
         options = options.context(context);
     }

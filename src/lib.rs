@@ -22,34 +22,33 @@
 //! DX12, as `Device::Wgpu`. Features add devices; they never change what a device computes, nor which one runs when the
 //! program names it. [`devices`] lists those of the machine.
 
-mod auto;
-#[cfg(any(feature = "cpu", feature = "cuda", feature = "wgpu"))]
-mod ceilings;
+#[doc(hidden)]
+pub mod bench_support;
 mod chat;
 mod device;
+mod distributed;
 mod engine;
 mod error;
 mod generate;
 mod load;
 mod options;
-mod place;
+mod plan;
 mod stop;
 mod worker;
 
-#[cfg(any(feature = "cpu", feature = "cuda", feature = "wgpu"))]
-pub use ceilings::{CeilingMeter, Ceilings};
 pub use chat::{Chat, Reply};
 pub use device::{Device, DeviceEntry, absent_devices, devices};
+pub use distributed::Ranks;
 pub use engine::Engine;
 pub use error::{Error, Result};
 pub use generate::{GenerateOptions, Stats, TextStream, TokenStream};
-pub use options::{EngineOptions, plan};
+pub use options::EngineOptions;
+pub use plan::plan;
 #[cfg(feature = "wgpu")]
 pub use qwen_backend_wgpu::{AdapterChoice, CapabilitySet};
 pub use qwen_core::engine::{Canceller, FinishReason};
 pub use qwen_core::memory;
 pub use qwen_core::plan::Plan;
-pub use qwen_core::ranks::Ranks;
 pub use qwen_core::{Config, Encoding, GenerationConfig, Precision};
 pub use qwen_tokenizer::{ChatInput, ChatTemplate, Content, FunctionCall, Message, Role, Tokenizer, Tool, ToolCall};
 

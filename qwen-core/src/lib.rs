@@ -6,6 +6,8 @@
 
 pub mod backend;
 pub mod batch;
+#[doc(hidden)]
+pub mod ceilings;
 pub mod checkpoint;
 pub mod collective;
 pub mod composed;
