@@ -34,7 +34,7 @@ struct Args {
     /// Where to run: auto, cpu, cuda, cuda:ORDINAL, wgpu, wgpu:INDEX, wgpu:NAME.
     #[arg(long, default_value = "cpu")]
     device: Device,
-    /// Positions to make room for.
+    /// Positions of the context.
     #[arg(long)]
     context: Option<usize>,
     /// Threads; one for each physical core when absent.
