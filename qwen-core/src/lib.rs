@@ -23,6 +23,7 @@ pub mod reference;
 pub mod rope;
 pub mod runner;
 pub mod sampling;
+pub mod size;
 
 pub use backend::{Backend, Footprint, StoredSizes};
 pub use checkpoint::Checkpoint;

@@ -31,7 +31,7 @@
 pub mod composed;
 mod footprint;
 mod interrupt;
-mod layout;
+pub(crate) mod layout;
 mod ops;
 
 pub use footprint::{Footprint, StoredSizes};
