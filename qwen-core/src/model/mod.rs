@@ -177,10 +177,7 @@ impl<B: Backend> Model<B> {
         b.gather_rows(residual, &inputs.logits_indices, gathered, hidden_size, rows)?;
         b.rms_norm(gathered, norm, spec.rms_norm_eps, normed, hidden_size, rows)?;
         b.linear(normed, head, None, logits, rows)?;
-        if key.greedy {
-            b.argmax(logits, greedy_ids, spec.vocab_size, *num_token_ids, rows)?;
-        }
-        Ok(())
+        b.argmax(logits, greedy_ids, spec.vocab_size, *num_token_ids, rows)
     }
 
     /// How many layers this part has.
