@@ -46,6 +46,7 @@ pub struct EngineOptions {
     prompt_chunk: Option<usize>,
     max_num_logits: Option<usize>,
     padding_ids: bool,
+    pub(crate) max_waiting: Option<usize>,
     pub(crate) memory_budget: Option<u64>,
     pub(crate) ranks: Ranks,
     progress: Option<Arc<dyn Fn(f32) + Send + Sync>>,
@@ -136,6 +137,13 @@ impl EngineOptions {
     /// programs that do not mask them, on weights that were never trained. Default false.
     pub fn padding_ids(mut self, choose: bool) -> Self {
         self.padding_ids = choose;
+        self
+    }
+
+    /// Requests that may wait until the engine has room for them; one more is refused with
+    /// [`qwen_core::Error::QueueFull`]. Default 1024.
+    pub fn max_waiting(mut self, requests: usize) -> Self {
+        self.max_waiting = Some(requests);
         self
     }
 

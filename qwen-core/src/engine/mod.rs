@@ -92,6 +92,11 @@ impl EngineCore {
             Ok(verdicts) => scheduler.update(verdicts, &mut report),
             // A request of the step was cancelled: the others run the step again.
             Err(Error::Cancelled) if interrupted => scheduler.remove_cancelled(&mut report),
+            // To run it again might never end.
+            Err(Error::Cancelled) => {
+                let reason = "the runner cancelled a step that nobody cancelled".into();
+                scheduler.fail_scheduled(Error::StepFailed { reason }, &mut report);
+            }
             // Any other failure is the device's: the sequences of the step cannot go on.
             Err(error) => scheduler.fail_scheduled(error, &mut report),
         }

@@ -87,7 +87,8 @@ fn a_cancelled_step_that_nobody_cancelled_is_a_failure() {
     // Run again it would be cancelled for ever.
     let mut rig = Rig::new(limits(), |runner| runner.during = Box::new(|_| Err(Error::Cancelled)));
     let id = rig.add(request(&[1], 3));
-    assert_eq!(rig.run()[&id].end.as_deref(), Some("cancelled"));
+    let end = rig.run().remove(&id).unwrap().end.unwrap();
+    assert_eq!(end, "a step failed: the runner cancelled a step that nobody cancelled");
 }
 
 #[test]
