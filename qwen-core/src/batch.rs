@@ -3,7 +3,7 @@
 //! Prompts, chunks of prompts and single tokens stand side by side, without a prefill or decode flag: each sequence
 //! contributes the tokens that it has beyond those computed before, and names the blocks that hold its K/V.
 
-use crate::backend::{HeadLayout, PAD_SLOT};
+use crate::backend::{ModelShape, PAD_SLOT};
 use crate::error::{Error, Result};
 use crate::kv::BlockId;
 
@@ -279,13 +279,8 @@ impl StepOutput {
 }
 
 /// Bytes of the f32 and u32 buffers that [`crate::model::Model`] makes for these limits.
-pub fn activation_bytes(
-    limits: &Limits,
-    hidden_size: usize,
-    intermediate_size: usize,
-    heads: HeadLayout,
-    gate_up_scratch: bool,
-) -> u64 {
+pub fn activation_bytes(limits: &Limits, shape: &ModelShape, gate_up_scratch: bool) -> u64 {
+    let ModelShape { hidden_size, intermediate_size, heads, .. } = *shape;
     let per_token = 3 * hidden_size
         + heads.qkv_size()
         + heads.q_size()

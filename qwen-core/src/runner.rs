@@ -74,7 +74,7 @@ impl<B: Backend> ModelRunner<B> {
 
     /// Hand activations over between stages by `group`, where it does so from device to device.
     pub fn with_neighbours(mut self, group: Arc<dyn Collective>) -> Self {
-        self.neighbours = Some(group).filter(|group| self.backend.hands_over(&**group));
+        self.neighbours = Some(group).filter(|group| self.backend.supports_p2p(&**group));
         self
     }
 
@@ -89,7 +89,7 @@ impl<B: Backend> ModelRunner<B> {
         let fits = |key: &StepKey| {
             key.num_tokens <= max_num_batched_tokens && key.num_seqs <= max_num_seqs && key.num_logits <= max_num_logits
         };
-        for key in self.backend.first_steps().into_iter().filter(fits) {
+        for key in self.backend.warmup_shapes().into_iter().filter(fits) {
             self.write_inputs(&padding, key)?;
             let ModelRunner { backend, model, group, .. } = self;
             let interrupt = Interrupt::default();
@@ -110,7 +110,6 @@ impl<B: Backend> ModelRunner<B> {
             num_seqs: batch.num_seqs(),
             num_logits: batch.logits_indices.len(),
             max_seqlen_q: batch.max_seqlen_q(),
-            greedy: true,
         });
         self.write_inputs(batch, key)?;
         if let Some(hidden) = hidden {
