@@ -15,6 +15,7 @@ use qwen_tokenizer::Tokenizer;
 
 use crate::chat::Chat;
 use crate::device::Device;
+use crate::distributed;
 use crate::error::{Error, Result};
 use crate::generate::{GenerateOptions, TextStream, TokenStream};
 use crate::load;
@@ -87,7 +88,7 @@ impl Engine {
 
     pub(crate) fn load_with(path: &Path, mut options: EngineOptions, place: impl Place) -> Result<Self> {
         if !options.ranks.is_leader() {
-            return Err(load::no_engine(&options).into());
+            return Err(distributed::no_engine(&options.ranks).into());
         }
         let checkpoint = Checkpoint::open(path)?;
         let config = options.config(&checkpoint)?;
@@ -99,7 +100,7 @@ impl Engine {
         };
         let num_token_ids = options.num_token_ids(tokenizer.as_ref().ok(), &config);
         let loaded = load::load(place, &checkpoint, &config, num_token_ids, &mut options)?;
-        let Part::Engine(runner) = loaded.part else { return Err(load::no_engine(&options).into()) };
+        let Part::Engine(runner) = loaded.part else { return Err(distributed::no_engine(&options.ranks).into()) };
         let interrupt = Interrupt::default();
         let core = EngineCore::new(runner, interrupt.clone());
         let (commands, received) = mpsc::channel();

@@ -7,11 +7,11 @@ use std::sync::Arc;
 use qwen_core::batch::Limits;
 use qwen_core::checkpoint::Checkpoint;
 use qwen_core::plan::{Plan, PlanInput, limits_for};
-use qwen_core::ranks::Ranks;
 use qwen_core::{Backend, Config, Precision};
 use qwen_tokenizer::Tokenizer;
 
 use crate::device::Device;
+use crate::distributed::Ranks;
 use crate::engine::Engine;
 use crate::error::Result;
 use crate::load;
@@ -146,15 +146,15 @@ impl EngineOptions {
         self
     }
 
-    /// Run one model with other processes, of which this is one. Rank 0 has the engine ([`EngineOptions::load`]), the
-    /// others help it ([`EngineOptions::follow`]). Default: alone.
+    /// Run one model over several processes, of which this is one. Rank 0 has the engine ([`EngineOptions::load`]), the
+    /// others compute their part of its steps ([`EngineOptions::run_worker`]). Default: one process.
     ///
     /// ```no_run
     /// use qwen::{EngineOptions, Ranks};
     /// let ranks = Ranks::from_env()?;
     /// let options = EngineOptions::new().ranks(ranks.clone());
     /// if !ranks.is_leader() {
-    ///     return options.follow("path/to/Qwen2.5-72B-Instruct");
+    ///     return options.run_worker("path/to/Qwen2.5-72B-Instruct");
     /// }
     /// let engine = options.load("path/to/Qwen2.5-72B-Instruct")?;
     /// println!("{}", engine.chat().send("Hello!")?.text()?);
@@ -203,36 +203,36 @@ impl EngineOptions {
     ///
     /// ```no_run
     /// use qwen::core::reference::Reference;
-    /// let engine = qwen::EngineOptions::new().context(512).load_on(Reference::new(), "path/to/Qwen2.5-0.5B")?;
+    /// let engine = qwen::EngineOptions::new().context(512).load_with_backend(Reference::new(), "path/to/Qwen2.5-0.5B")?;
     /// assert_eq!(engine.device(), "reference");
     /// # Ok::<(), qwen::Error>(())
     /// ```
     ///
     /// # Errors
     /// As [`EngineOptions::load`].
-    pub fn load_on<B: Backend>(mut self, backend: B, path: impl AsRef<Path>) -> Result<Engine> {
+    pub fn load_with_backend<B: Backend>(mut self, backend: B, path: impl AsRef<Path>) -> Result<Engine> {
         self.precision = backend.info().precision;
         Engine::load_with(path.as_ref(), self, Own(backend))
     }
 
-    /// As a rank other than 0, hold this rank's part of the model at `path` and compute with rank 0, until its engine is
+    /// As a rank other than 0, load this rank's part of the model at `path` and compute rank 0's steps until its engine is
     /// dropped. Each rank reads the checkpoint from a folder of its own machine; no tokenizer is needed.
     ///
     /// # Errors
-    /// As [`EngineOptions::load`], and [`qwen_core::Error::RankFailed`] when another rank fails or is lost: end the
+    /// As [`EngineOptions::load`], and [`qwen_core::Error::RankFailed`] when another rank fails or disconnects: end the
     /// process then, and let its launcher start all of them again.
-    pub fn follow(self, path: impl AsRef<Path>) -> Result<()> {
+    pub fn run_worker(self, path: impl AsRef<Path>) -> Result<()> {
         let device = self.device.clone();
-        load::follow(path.as_ref(), self, device)
+        load::run_worker(path.as_ref(), self, device)
     }
 
-    /// As [`EngineOptions::follow`], on a backend of the program's own.
+    /// As [`EngineOptions::run_worker`], on a backend of the program's own.
     ///
     /// # Errors
-    /// As [`EngineOptions::follow`].
-    pub fn follow_on<B: Backend>(mut self, backend: B, path: impl AsRef<Path>) -> Result<()> {
+    /// As [`EngineOptions::run_worker`].
+    pub fn run_worker_with_backend<B: Backend>(mut self, backend: B, path: impl AsRef<Path>) -> Result<()> {
         self.precision = backend.info().precision;
-        load::follow(path.as_ref(), self, Own(backend))
+        load::run_worker(path.as_ref(), self, Own(backend))
     }
 
     pub(crate) fn set_context(&mut self, positions: usize) {
@@ -243,7 +243,7 @@ impl EngineOptions {
     pub(crate) fn fingerprint(&self) -> [(&'static str, String); 6] {
         let text = |value: Option<usize>| value.map_or("the default".into(), |value: usize| value.to_string());
         [
-            ("what ranks share", if self.ranks.is_by_layers() { "layers" } else { "heads" }.to_owned()),
+            ("what ranks share", if self.ranks.is_pipeline_parallel() { "layers" } else { "heads" }.to_owned()),
             ("`precision`", format!("{:?}", self.precision)),
             ("`context`", text(self.context)),
             ("`batch`", text(self.batch)),
@@ -369,7 +369,7 @@ impl EngineOptions {
     /// The card of this rank: the ranks of one machine take one each, from the one that was named on.
     #[cfg(feature = "cuda")]
     pub(crate) fn card(&self, ordinal: usize) -> qwen_core::Result<usize> {
-        card_of_rank(ordinal, &self.ranks, qwen_backend_cuda::cards()?.len())
+        crate::distributed::card_of_rank(ordinal, &self.ranks, qwen_backend_cuda::cards()?.len())
     }
 
     #[cfg(feature = "wgpu")]
@@ -381,25 +381,8 @@ impl EngineOptions {
     }
 }
 
-/// Which of the `seen` cards a rank takes. Where it sees a single one, the launcher has given it that.
-#[cfg(feature = "cuda")]
-fn card_of_rank(ordinal: usize, ranks: &Ranks, seen: usize) -> qwen_core::Result<usize> {
-    let needed = ranks.local_world_size();
-    if needed == 1 || seen <= 1 {
-        return Ok(ordinal);
-    }
-    if ordinal.saturating_add(needed) > seen {
-        let reason = format!(
-            "the {needed} ranks of this machine take a card each, from `cuda:{ordinal}` on, and see {seen}: name a \
-             lower one, start fewer ranks, or show each its own card (CUDA_VISIBLE_DEVICES)"
-        );
-        return Err(qwen_core::Error::argument("device", reason));
-    }
-    Ok(ordinal + ranks.local_rank())
-}
-
-/// What the model at `path` takes with `options`, from its headers and key biases alone. Of several ranks: what the one
-/// that the options name takes.
+/// What the model at `path` takes with `options`, from its headers and key biases only. If there are several ranks, what
+/// the one of the options takes.
 ///
 /// ```no_run
 /// let options = qwen::EngineOptions::new().context(8192);
@@ -409,37 +392,11 @@ fn card_of_rank(ordinal: usize, ranks: &Ranks, seen: usize) -> qwen_core::Result
 /// ```
 ///
 /// # Errors
-/// What is wrong with the checkpoint or the options. That it does not fit is not an error but said in the plan.
+/// What is wrong with the checkpoint or the options. A model that does not fit is not an error: see `Plan::fits`.
 pub fn plan(path: impl AsRef<Path>, options: &EngineOptions) -> Result<Plan> {
     let checkpoint = Checkpoint::open(path)?;
     let config = options.config(&checkpoint)?;
     let candidates = options.device.clone().candidates(options, &checkpoint, &config, config.vocab_size)?;
     let device = candidates.first().map_or(&options.device, |(device, _)| device);
     Ok(options.plan_for(device, &checkpoint, &config, config.vocab_size)?)
-}
-
-#[cfg(all(test, feature = "cuda"))]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ranks_of_a_machine_take_a_card_each() {
-        let ranks = Ranks::new(2, 4).unwrap();
-        let card = |ordinal: usize, ranks: &Ranks, seen: usize| card_of_rank(ordinal, ranks, seen).unwrap();
-        assert_eq!(card(0, &ranks, 4), 2);
-        assert_eq!(card(4, &ranks, 8), 6);
-        // Each sees its own alone.
-        assert_eq!(card(0, &ranks, 1), 0);
-        assert_eq!(card(3, &Ranks::alone(), 8), 3);
-        assert_eq!(card(9, &Ranks::alone(), 8), 9);
-    }
-
-    #[test]
-    fn ranks_that_see_too_few_cards_are_refused() {
-        for (ordinal, seen) in [(6, 8), (0, 3), (usize::MAX, 8)] {
-            let text = card_of_rank(ordinal, &Ranks::new(0, 4).unwrap(), seen).unwrap_err().to_string();
-            let expected = format!("take a card each, from `cuda:{ordinal}` on, and see {seen}");
-            assert!(text.contains(&expected), "{text}");
-        }
-    }
 }

@@ -1,6 +1,6 @@
 //! Where a model is planned and loaded: a [`Device`] by name, or a backend that the program brings.
 //!
-//! A device with an interconnect of its own works with other ranks by it: see [`Open::group`]. Which devices
+//! How the ranks of a device exchange values is chosen in `distributed.rs`: see [`Open::group`]. Which devices
 //! [`Device::Auto`] means is said in `auto.rs`.
 
 // A build with fewer devices has less to ask of the options.
@@ -10,16 +10,15 @@ use std::sync::Arc;
 
 use qwen_core::batch::Limits;
 use qwen_core::checkpoint::Checkpoint;
-use qwen_core::collective::Collective;
 use qwen_core::model::Model;
 use qwen_core::model::spec::ModelSpec;
-use qwen_core::ranks::{LeaderRunner, Link, TcpGroup, follow};
 use qwen_core::rope::Rope;
 use qwen_core::runner::{ModelRunner, Runner};
 use qwen_core::{Backend, Config, Footprint, Result, memory};
 
 use crate::auto;
 use crate::device::Device;
+use crate::distributed::{self, GroupOf, Transport};
 use crate::options::EngineOptions;
 
 /// What is to be loaded.
@@ -29,16 +28,16 @@ pub(crate) struct Job<'a> {
     pub(crate) limits: &'a Limits,
     /// The model, or this rank's part of it.
     pub(crate) spec: ModelSpec,
-    /// The other ranks, where there are any.
-    pub(crate) link: Option<Arc<Link>>,
+    /// The connections to the other ranks, if there are any.
+    pub(crate) transport: Option<Arc<Transport>>,
 }
 
 /// What this process does with what it has loaded.
 pub(crate) enum Part {
-    /// It has the engine: alone, or as rank 0.
+    /// It has the engine: as the only process, or as rank 0.
     Engine(Box<dyn Runner>),
-    /// It computes with rank 0, until that is done.
-    Follower(Box<dyn FnOnce() -> Result<()>>),
+    /// It computes rank 0's steps until rank 0's engine is dropped.
+    Worker(Box<dyn FnOnce() -> Result<()>>),
 }
 
 /// What a place has for a model.
@@ -193,7 +192,7 @@ impl Place for Device {
             #[cfg(feature = "cuda")]
             Device::Cuda(ordinal) => {
                 let backend = qwen_backend_cuda::CudaBackend::new(options.cuda(ordinal)?)?;
-                Ok(Box::new(Open { backend, group: group_of_cards }))
+                Ok(Box::new(Open { backend, group: distributed::group_of_cards }))
             }
             #[cfg(feature = "wgpu")]
             Device::Wgpu(adapter) => Ok(Open::boxed(qwen_backend_wgpu::WgpuBackend::new(options.wgpu(&adapter))?)),
@@ -207,54 +206,36 @@ fn host_bytes(options: &EngineOptions) -> Option<u64> {
     memory::available_memory().map(|memory| memory.available / options.ranks.local_world_size() as u64)
 }
 
-/// The ranks of a model as a group of a backend: to sum, where they share heads, or to hand activations on.
-type Group<B> = fn(&B, &Arc<Link>, by_heads: bool) -> Result<Arc<dyn Collective>>;
-
-/// A backend and how it works with other ranks.
+/// A backend, and how its ranks exchange values.
 struct Open<B> {
     backend: B,
-    group: Group<B>,
+    group: GroupOf<B>,
 }
 
 impl<B: Backend> Open<B> {
-    /// A backend without an interconnect of its own: everything goes over the link of the ranks.
+    /// A backend without an interconnect of its own.
     fn boxed(backend: B) -> Box<dyn Opened> {
-        Box::new(Open { backend, group: |_, link, _| Ok(Arc::new(TcpGroup::new(link.clone()))) })
+        Box::new(Open { backend, group: distributed::group_over_tcp })
     }
-}
-
-/// Cards work with each other by NCCL. Without it, they cannot sum; activations go over the link then, on all ranks.
-#[cfg(feature = "cuda")]
-fn group_of_cards(
-    backend: &qwen_backend_cuda::CudaBackend,
-    link: &Arc<Link>,
-    by_heads: bool,
-) -> Result<Arc<dyn Collective>> {
-    let present = qwen_backend_cuda::nccl_present();
-    if !by_heads && link.least(u64::from(present.is_ok()))? == 0 {
-        return Ok(Arc::new(TcpGroup::new(link.clone())));
-    }
-    present?;
-    Ok(Arc::new(qwen_backend_cuda::NcclGroup::join(backend, link)?))
 }
 
 impl<B: Backend> Opened for Open<B> {
     fn load(self: Box<Self>, job: Job<'_>, options: &EngineOptions) -> Result<(Part, String)> {
         let Open { mut backend, group } = *self;
         let device = backend.info().name;
-        let Job { checkpoint, config, limits, spec, link } = job;
-        let by_heads = spec.shard.ranks > 1;
-        let group = link.as_ref().map(|link| group(&backend, link, by_heads)).transpose()?;
+        let Job { checkpoint, config, limits, spec, transport } = job;
+        let shares_heads = spec.shard.ranks > 1;
+        let group = transport.as_ref().map(|transport| group(&backend, transport, shares_heads)).transpose()?;
         let model = Model::load(&mut backend, spec, limits, checkpoint, &mut |share| options.report(share))?;
         let mut runner = ModelRunner::new(backend, model, Rope::new(config), limits.clone());
         if let Some(group) = group {
-            runner = if by_heads { runner.with_group(group) } else { runner.with_neighbours(group) };
+            runner = if shares_heads { runner.with_group(group) } else { runner.with_neighbours(group) };
         }
         runner.warm_up()?;
-        let part = match link {
+        let part = match transport {
             None => Part::Engine(Box::new(runner)),
-            Some(link) if link.rank() == 0 => Part::Engine(Box::new(LeaderRunner::new(runner, link))),
-            Some(link) => Part::Follower(Box::new(move || follow(runner, &link))),
+            Some(transport) if transport.rank() == 0 => Part::Engine(distributed::leader(runner, transport)),
+            Some(transport) => Part::Worker(distributed::worker(runner, transport)),
         };
         Ok((part, device))
     }
