@@ -359,7 +359,7 @@ mod tests {
     fn the_secret_is_read_from_a_variable_or_a_file_and_never_shown() {
         let secret = "0123456789abcdef";
         let expected = Ranks::new(0, 2).unwrap().secret(secret).unwrap();
-        let path = std::env::temp_dir().join(format!("qwen-rs-test-secret-{}", std::process::id()));
+        let path = std::env::temp_dir().join(format!("qwen-test-secret-{}", std::process::id()));
         std::fs::write(&path, format!("{secret}\n")).unwrap();
         let by_file = with_secret(&[(SECRET_FILE, path.to_str().unwrap())]);
         std::fs::write(&path, [b'x'; 3 * MAX_BYTES]).unwrap();

@@ -67,8 +67,8 @@ impl Secret {
         let mut mac = HMAC::new(&self.0);
         // All parts but the last have a fixed length, so that no two inputs give the same bytes.
         mac.update(match prover {
-            Prover::Leader => b"qwen-rs ranks: leader",
-            Prover::Worker => b"qwen-rs ranks: worker",
+            Prover::Leader => b"qwen ranks v2: leader",
+            Prover::Worker => b"qwen ranks v2: worker",
         });
         mac.update(leader);
         mac.update(hello);
