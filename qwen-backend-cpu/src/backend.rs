@@ -9,8 +9,11 @@ mod record;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use qwen_core::backend::{DeviceInfo, HeadLayout, Interrupt, KvSpec, QkvRopeStore, StepInputs, StepKey, WeightView};
-use qwen_core::{Backend, Error, Footprint, Precision, Result, composed, memory};
+use qwen_core::backend::{
+    Add, Argmax, DeviceInfo, Embed, GateUpSilu, GatherRows, Interrupt, KvSpec, Linear, LinearAdd, PagedAttention,
+    QkvRopeStore, RmsNorm, Rope, SiluAndMul, StepKey, StoreKv, WeightView, composed,
+};
+use qwen_core::{Backend, Error, Footprint, Precision, Result, memory};
 
 use crate::exec::Executor;
 use crate::footprint::CpuFootprint;
@@ -189,36 +192,24 @@ impl Backend for CpuBackend {
         self.flush()
     }
 
-    fn embed(&mut self, ids: &CpuIndices, table: &CpuWeight, out: &mut CpuBuffer, rows: usize) -> Result<()> {
+    fn embed(&mut self, op: Embed<'_, Self>) -> Result<()> {
+        let Embed { ids, table, out, rows } = op;
         let ids = self.cells("embed", "ids", &ids.0, Some(rows))?;
         let out = self.cells("embed", "out", &out.0, rows.checked_mul(table.0.layout.cols))?;
         self.ops.push(Op::Embed(rows::Embed { ids, table: table.0.clone(), out, rows }));
         self.recorded()
     }
 
-    fn linear(
-        &mut self,
-        x: &CpuBuffer,
-        w: &CpuWeight,
-        bias: Option<&CpuBuffer>,
-        out: &mut CpuBuffer,
-        rows: usize,
-    ) -> Result<()> {
+    fn linear(&mut self, op: Linear<'_, Self>) -> Result<()> {
+        let Linear { x, w, bias, out, rows } = op;
         let width = w.0.layout.rows;
         let bias = bias.map(|bias| self.cells("linear", "bias", &bias.0, Some(width))).transpose()?;
         let out = self.cells("linear", "out", &out.0, rows.checked_mul(width))?;
         self.product("linear", x, w, rows, 1, Epilogue::Write { bias, out })
     }
 
-    fn rms_norm(
-        &mut self,
-        x: &CpuBuffer,
-        weight: &CpuBuffer,
-        eps: f32,
-        out: &mut CpuBuffer,
-        hidden_size: usize,
-        rows: usize,
-    ) -> Result<()> {
+    fn rms_norm(&mut self, op: RmsNorm<'_, Self>) -> Result<()> {
+        let RmsNorm { x, weight, eps, out, hidden_size, rows } = op;
         let (op, len) = ("rms_norm", rows.checked_mul(hidden_size));
         let x = self.cells(op, "x", &x.0, len)?;
         let weight = self.cells(op, "weight", &weight.0, Some(hidden_size))?;
@@ -227,22 +218,16 @@ impl Backend for CpuBackend {
         self.recorded()
     }
 
-    fn rope(&mut self, qkv: &mut CpuBuffer, cos_sin: &CpuBuffer, heads: HeadLayout, rows: usize) -> Result<()> {
+    fn rope(&mut self, op: Rope<'_, Self>) -> Result<()> {
+        let Rope { qkv, cos_sin, heads, rows } = op;
         let qkv = self.cells("rope", "qkv", &qkv.0, rows.checked_mul(heads.qkv_size()))?;
         let cos_sin = self.cells("rope", "cos_sin", &cos_sin.0, rows.checked_mul(heads.head_dim))?;
         self.ops.push(Op::Rope(rope::Rope { qkv, cos_sin, heads, rows }));
         self.recorded()
     }
 
-    fn store_kv(
-        &mut self,
-        qkv: &CpuBuffer,
-        slot_mapping: &CpuIndices,
-        kv: &mut CpuKv,
-        layer: usize,
-        heads: HeadLayout,
-        rows: usize,
-    ) -> Result<()> {
+    fn store_kv(&mut self, op: StoreKv<'_, Self>) -> Result<()> {
+        let StoreKv { qkv, slot_mapping, kv, layer, heads, rows } = op;
         let kv = self.store("store_kv", kv, layer, &heads)?;
         let qkv = self.cells("store_kv", "qkv", &qkv.0, rows.checked_mul(heads.qkv_size()))?;
         let slots = self.slots("store_kv", slot_mapping, &kv, rows)?;
@@ -250,16 +235,8 @@ impl Backend for CpuBackend {
         self.recorded()
     }
 
-    fn paged_attention(
-        &mut self,
-        qkv: &CpuBuffer,
-        kv: &CpuKv,
-        layer: usize,
-        heads: HeadLayout,
-        inputs: &StepInputs<Self>,
-        out: &mut CpuBuffer,
-        key: StepKey,
-    ) -> Result<()> {
+    fn paged_attention(&mut self, op: PagedAttention<'_, Self>) -> Result<()> {
+        let PagedAttention { qkv, kv, layer, heads, inputs, out, key } = op;
         let op = "paged_attention";
         let kv = self.store(op, kv, layer, &heads)?;
         let qkv = self.cells(op, "qkv", &qkv.0, key.num_tokens.checked_mul(heads.qkv_size()))?;
@@ -280,13 +257,8 @@ impl Backend for CpuBackend {
         self.recorded()
     }
 
-    fn silu_and_mul(
-        &mut self,
-        gate_up: &CpuBuffer,
-        out: &mut CpuBuffer,
-        intermediate_size: usize,
-        rows: usize,
-    ) -> Result<()> {
+    fn silu_and_mul(&mut self, op: SiluAndMul<'_, Self>) -> Result<()> {
+        let SiluAndMul { gate_up, out, intermediate_size, rows } = op;
         let (op, len) = ("silu_and_mul", rows.checked_mul(intermediate_size));
         let gate_up = self.cells(op, "gate_up", &gate_up.0, len.and_then(|len| len.checked_mul(2)))?;
         let out = self.cells(op, "out", &out.0, len)?;
@@ -294,21 +266,16 @@ impl Backend for CpuBackend {
         self.recorded()
     }
 
-    fn add(&mut self, x: &mut CpuBuffer, y: &CpuBuffer, len: usize) -> Result<()> {
+    fn add(&mut self, op: Add<'_, Self>) -> Result<()> {
+        let Add { x, y, len } = op;
         let x = self.cells("add", "x", &x.0, Some(len))?;
         let y = self.cells("add", "y", &y.0, Some(len))?;
         self.ops.push(Op::Add(rows::Add { x, y, len }));
         self.recorded()
     }
 
-    fn gather_rows(
-        &mut self,
-        x: &CpuBuffer,
-        indices: &CpuIndices,
-        out: &mut CpuBuffer,
-        width: usize,
-        rows: usize,
-    ) -> Result<()> {
+    fn gather_rows(&mut self, op: GatherRows<'_, Self>) -> Result<()> {
+        let GatherRows { x, indices, out, width, rows } = op;
         let x = self.cells("gather_rows", "x", &x.0, Some(0))?;
         let indices = self.cells("gather_rows", "indices", &indices.0, Some(rows))?;
         let out = self.cells("gather_rows", "out", &out.0, rows.checked_mul(width))?;
@@ -316,7 +283,8 @@ impl Backend for CpuBackend {
         self.recorded()
     }
 
-    fn argmax(&mut self, x: &CpuBuffer, out: &mut CpuIndices, width: usize, valid: usize, rows: usize) -> Result<()> {
+    fn argmax(&mut self, op: Argmax<'_, Self>) -> Result<()> {
+        let Argmax { x, out, width, valid, rows } = op;
         let x = self.cells("argmax", "x", &x.0, rows.checked_mul(width))?;
         let out = self.cells("argmax", "out", &out.0, Some(rows))?;
         let valid = valid.min(width);
@@ -328,31 +296,13 @@ impl Backend for CpuBackend {
         self.recorded()
     }
 
-    fn add_rms_norm(
-        &mut self,
-        residual: &mut CpuBuffer,
-        y: &CpuBuffer,
-        weight: &CpuBuffer,
-        eps: f32,
-        out: &mut CpuBuffer,
-        hidden_size: usize,
-        rows: usize,
-    ) -> Result<()> {
-        let (op, len) = ("add_rms_norm", rows.checked_mul(hidden_size));
-        let x = self.cells(op, "residual", &residual.0, len)?;
-        let add = Some(self.cells(op, "y", &y.0, len)?);
-        let weight = self.cells(op, "weight", &weight.0, Some(hidden_size))?;
-        let out = self.cells(op, "out", &out.0, len)?;
-        self.ops.push(Op::RmsNorm(rms_norm::RmsNorm { x, add, weight, eps, out, width: hidden_size, rows }));
-        self.recorded()
-    }
-
     fn qkv_rope_store(&mut self, op: QkvRopeStore<'_, Self>) -> Result<()> {
-        let QkvRopeStore { x, w, bias, inputs, heads, qkv, kv, layer, rows } = op;
-        let layout = w.0.layout;
-        if !Heads::suits(&heads) || layout.order != Order::Stacked || layout.rows != heads.qkv_size() {
-            return composed::qkv_rope_store(self, QkvRopeStore { x, w, bias, inputs, heads, qkv, kv, layer, rows });
+        let layout = op.w.0.layout;
+        if !Heads::suits(&op.heads) || layout.order != Order::Stacked || layout.rows != op.heads.qkv_size() {
+            return composed::qkv_rope_store(self, op);
         }
+        let QkvRopeStore { norm, x, w, bias, inputs, heads, qkv, kv, layer, rows } = op;
+        let x = composed::normed(self, norm, x, rows)?;
         let name = "qkv_rope_store";
         let kv = self.store(name, kv, layer, &heads)?;
         let slots = self.slots(name, &inputs.slot_mapping, &kv, rows)?;
@@ -363,32 +313,22 @@ impl Backend for CpuBackend {
         self.product(name, x, w, rows, heads.head_dim / UNIT, epilogue)
     }
 
-    fn gate_up_silu(
-        &mut self,
-        x: &CpuBuffer,
-        w: &CpuWeight,
-        scratch: &mut CpuBuffer,
-        out: &mut CpuBuffer,
-        intermediate_size: usize,
-        rows: usize,
-    ) -> Result<()> {
-        let layout = w.0.layout;
-        if layout.order != Order::GateUp || layout.rows != 2 * intermediate_size {
-            return composed::gate_up_silu(self, x, w, scratch, out, intermediate_size, rows);
+    fn gate_up_silu(&mut self, op: GateUpSilu<'_, Self>) -> Result<()> {
+        let layout = op.w.0.layout;
+        if layout.order != Order::GateUp || layout.rows != 2 * op.intermediate_size {
+            return composed::gate_up_silu(self, op);
         }
+        let GateUpSilu { norm, x, w, out, intermediate_size, rows, .. } = op;
+        let x = composed::normed(self, norm, x, rows)?;
         let out = self.cells("gate_up_silu", "out", &out.0, rows.checked_mul(intermediate_size))?;
         self.product("gate_up_silu", x, w, rows, 1, Epilogue::SiluMul { out })
     }
 
-    fn linear_add(
-        &mut self,
-        x: &CpuBuffer,
-        w: &CpuWeight,
-        _scratch: &mut CpuBuffer,
-        residual: &mut CpuBuffer,
-        hidden_size: usize,
-        rows: usize,
-    ) -> Result<()> {
+    fn linear_add(&mut self, op: LinearAdd<'_, Self>) -> Result<()> {
+        if op.group.is_some() {
+            return composed::linear_add(self, op);
+        }
+        let LinearAdd { x, w, residual, hidden_size, rows, .. } = op;
         let width = w.0.layout.rows;
         if width != hidden_size {
             return Err(misfit("linear_add", format!("{width} rows of weights for a residual of {hidden_size}")));

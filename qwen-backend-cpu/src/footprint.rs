@@ -1,8 +1,8 @@
 //! What a model takes on the CPU.
 
+use qwen_core::backend::ModelShape;
 use qwen_core::backend::{KvSpec, WeightShape};
 use qwen_core::batch::Limits;
-use qwen_core::model::spec::ModelSpec;
 use qwen_core::{Footprint, Result};
 
 use crate::kernels::Scratch;
@@ -34,9 +34,9 @@ impl Footprint for CpuFootprint {
         Ok(kv::bytes(spec) as u64)
     }
 
-    fn workspace_bytes(&self, limits: &Limits, spec: &ModelSpec) -> Result<u64> {
+    fn workspace_bytes(&self, limits: &Limits, shape: &ModelShape) -> Result<u64> {
         let tokens = limits.max_num_batched_tokens;
-        let widest = spec.widest_row();
+        let widest = shape.widest_row();
         let panel = 4 * tokens * (widest + 1);
         let best = 8 * tokens * ArgmaxRuns::runs(widest);
         Ok((panel + best + 4 * Plan::MOST_RECORDED + host::physical_cores() * Scratch::BYTES) as u64)

@@ -6,14 +6,14 @@
 
 pub mod backend;
 pub mod batch;
+#[doc(hidden)]
+pub mod ceilings;
 pub mod checkpoint;
 pub mod collective;
-pub mod composed;
 pub mod config;
 pub mod dtype;
 pub mod engine;
 pub mod error;
-pub mod footprint;
 pub mod generation_config;
 mod json;
 pub mod kv;
@@ -25,12 +25,12 @@ pub mod reference;
 pub mod rope;
 pub mod runner;
 pub mod sampling;
+pub mod size;
 
-pub use backend::Backend;
+pub use backend::{Backend, Footprint, StoredSizes};
 pub use checkpoint::Checkpoint;
 pub use config::{Config, RopeScaling};
 pub use dtype::{Encoding, Precision};
 pub use error::{Error, Result};
-pub use footprint::{Footprint, StoredSizes};
 pub use generation_config::GenerationConfig;
 pub use rope::Rope;

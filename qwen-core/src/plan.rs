@@ -2,11 +2,10 @@
 
 use serde::Serialize;
 
-use crate::backend::{KvSpec, WeightRole};
+use crate::backend::{Footprint, KvSpec, WeightRole};
 use crate::batch::{Limits, activation_bytes};
 use crate::dtype::Precision;
 use crate::error::{Error, Result};
-use crate::footprint::Footprint;
 use crate::model::source::WeightSource;
 use crate::model::spec::ModelSpec;
 
@@ -89,15 +88,16 @@ impl Plan {
             let limits = limits_for(&input.limits, context, batch);
             let kv_spec = KvSpec { num_blocks: limits.num_blocks, ..kv_spec.clone() };
             let scratch = !footprint.fuses_gate_up();
-            let activations = activation_bytes(&limits, spec.hidden_size, spec.intermediate_size, spec.heads, scratch);
-            let (kv, workspace) = (footprint.kv_bytes(&kv_spec), footprint.workspace_bytes(&limits, spec));
+            let activations = activation_bytes(&limits, &spec.shape(), scratch);
+            let (kv, workspace) = (footprint.kv_bytes(&kv_spec), footprint.workspace_bytes(&limits, &spec.shape()));
             Variable {
                 kv: *kv.as_ref().unwrap_or(&kv_spec.stored_bytes()),
-                activations: activations + workspace.as_ref().unwrap_or(&0),
-                refused: kv.and(workspace).err().map(|error| error.to_string()),
+                activations: activations.saturating_add(*workspace.as_ref().unwrap_or(&0)),
+                refused: limits.check().and(kv).and(workspace).err().map(|error| error.to_string()),
             }
         };
-        let total = |sized: &Variable| load_bytes.max(weight_bytes + sized.kv + sized.activations);
+        let total =
+            |sized: &Variable| load_bytes.max(weight_bytes.saturating_add(sized.kv).saturating_add(sized.activations));
         let holds = |sized: &Variable| {
             sized.refused.is_none() && input.available_bytes.is_none_or(|available| total(sized) <= available)
         };
@@ -159,7 +159,7 @@ struct Variable {
 pub fn limits_for(limits: &Limits, context: usize, batch: usize) -> Limits {
     Limits {
         max_model_len: context,
-        num_blocks: context.div_ceil(limits.block_size.max(1)) * batch,
+        num_blocks: context.div_ceil(limits.block_size.max(1)).saturating_mul(batch),
         max_num_batched_tokens: limits.max_num_batched_tokens.min(context.saturating_mul(batch)),
         ..limits.clone()
     }

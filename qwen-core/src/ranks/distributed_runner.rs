@@ -6,12 +6,12 @@ use super::failure::Failure;
 use super::frame::Kind;
 use super::transport::{Transport, damaged};
 use super::values::{receive_hidden, send_hidden};
-use super::wire::{self, Reader};
+use super::wire;
 use crate::backend::{Backend, Interrupt};
-use crate::batch::{Batch, Limits, StepOutput};
+use crate::batch::{Batch, Damage, Limits, StepOutput};
 use crate::error::{Error, Result};
 use crate::kv::CopyBlock;
-use crate::runner::{self, ModelRunner, Runner};
+use crate::runner::{ModelRunner, Runner};
 
 /// A [`Runner`] over several processes. It sends each step to the other ranks, which run [`super::worker_loop`],
 /// computes its own part, and reads the logits.
@@ -47,37 +47,34 @@ impl<B: Backend> DistributedRunner<B> {
 }
 
 /// A step that all ranks begin at once: each computes its share of every layer, or its layers on the activations that
-/// the previous rank's device sends. Returns why there is no output, if there is none.
+/// the previous rank's device sends.
 fn step_at_once<B: Backend>(
     runner: &mut ModelRunner<B>,
     transport: &Transport,
     step: &[u8],
     batch: &Batch,
     output: &mut StepOutput,
-) -> Result<Option<Error>> {
+) -> Result<()> {
     let previous = runner.hands_over().then(|| transport.world_size() - 1);
     transport.send(Kind::Step, step)?;
     if let Some(previous) = previous {
         runner.take_over(batch.num_tokens(), previous)?;
     }
-    let key = runner.run(batch, None, &Interrupt::default())?;
-    let finite = runner.read_output(batch, output)?;
+    let key = runner.compute(batch, None, output, &Interrupt::default())?;
     wait_for_all(transport)?;
-    if finite {
-        return Ok(None);
+    if !output.is_sound() {
+        transport.send(Kind::Locate, &[])?;
+        let mut found = runner.locate_in_turn(batch, key, previous, None)?;
+        for rank in 1..transport.world_size() {
+            found.extend(receive_damage(transport, rank, batch)?);
+        }
+        output.set_damage(batch, &found);
     }
-    transport.send(Kind::Locate, &[])?;
-    let mut place = runner.locate_in_turn(batch, key, previous, None)?;
-    for rank in 1..transport.world_size() {
-        let found = transport.receive(rank, Kind::Done)?;
-        let found = Reader(&found).text().map_err(|reason| damaged(rank, &reason))?;
-        place = place.or(Some(found).filter(|found| !found.is_empty()));
-    }
-    Ok(Some(runner::non_finite_in(place)))
+    Ok(())
 }
 
 /// A step that the ranks compute one after the other, each its layers, with activations through the hosts; rank 0 has
-/// the last layers. Returns why there is no output, if there is none.
+/// the last layers. Returns false when it was cancelled.
 fn step_in_turn<B: Backend>(
     runner: &mut ModelRunner<B>,
     transport: &Transport,
@@ -85,11 +82,11 @@ fn step_in_turn<B: Backend>(
     batch: &Batch,
     output: &mut StepOutput,
     interrupt: &Interrupt,
-) -> Result<Option<Error>> {
+) -> Result<bool> {
     let mut hidden = vec![0.0; batch.num_tokens() * runner.spec().hidden_size];
     for rank in 1..transport.world_size() {
         if interrupt.is_raised() {
-            return Ok(Some(Error::Cancelled));
+            return Ok(false);
         }
         transport.send_to(rank, Kind::Step, step)?;
         if rank > 1 {
@@ -97,18 +94,27 @@ fn step_in_turn<B: Backend>(
         }
         receive_hidden(transport, rank, &mut hidden)?;
         transport.receive(rank, Kind::Done)?;
-        if !hidden.iter().all(|value| value.is_finite()) {
+    }
+    let key = match runner.compute(batch, Some(&hidden), output, interrupt) {
+        Ok(key) => key,
+        Err(Error::Cancelled) => return Ok(false),
+        Err(error) => return Err(error),
+    };
+    if !output.is_sound() {
+        let mut found = runner.locate(batch, Some(&hidden), key)?;
+        for rank in 1..transport.world_size() {
             transport.send_to(rank, Kind::Locate, &[])?;
-            let place = transport.receive(rank, Kind::Done)?;
-            let place = Reader(&place).text().map_err(|reason| damaged(rank, &reason))?;
-            return Ok(Some(Error::NonFinite { place }));
+            found.extend(receive_damage(transport, rank, batch)?);
         }
+        output.set_damage(batch, &found);
     }
-    match runner.execute_with(batch, Some(&hidden), output, interrupt) {
-        Ok(()) => Ok(None),
-        Err(error @ (Error::Cancelled | Error::NonFinite { .. })) => Ok(Some(error)),
-        Err(error) => Err(error),
-    }
+    Ok(true)
+}
+
+/// The damage that a rank found in its part of the step.
+fn receive_damage(transport: &Transport, rank: usize, batch: &Batch) -> Result<Vec<Damage>> {
+    let found = transport.receive(rank, Kind::Done)?;
+    wire::damage_from_bytes(&found, batch.num_seqs()).map_err(|reason| damaged(rank, &reason))
 }
 
 /// Wait until all ranks have done what they were sent.
@@ -127,16 +133,16 @@ impl<B: Backend> Runner for DistributedRunner<B> {
         if interrupt.is_raised() {
             return Err(Error::Cancelled);
         }
-        // An error that leaves the ranks in step is returned as a value: it is no failure of a rank.
-        let ended = self.together(|runner, transport| {
+        // A cancelled step leaves the ranks in step: it is no failure of a rank.
+        let completed = self.together(|runner, transport| {
             // Only ranks that share heads have the first layer on rank 0.
             let shares_heads = runner.spec().is_first();
             match shares_heads || runner.hands_over() {
-                true => step_at_once(runner, transport, &step, batch, output),
+                true => step_at_once(runner, transport, &step, batch, output).map(|()| true),
                 false => step_in_turn(runner, transport, &step, batch, output, interrupt),
             }
         })?;
-        ended.map_or(Ok(()), Err)
+        if completed { Ok(()) } else { Err(Error::Cancelled) }
     }
 
     fn copy_blocks(&mut self, copies: &[CopyBlock]) -> Result<()> {

@@ -4,9 +4,12 @@
 //! version, or no rank at all.
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
-use crate::batch::{Batch, Limits, SequenceStep, WantLogits};
+use crate::batch::{Batch, Damage, Limits, SequenceStep, WantLogits};
 use crate::error::{Error, Result};
 use crate::kv::{BlockId, CopyBlock};
+
+/// The most characters of the name of a damaged place.
+const MAX_PLACE: usize = 200;
 
 /// Writes a payload.
 #[derive(Debug, Default)]
@@ -29,6 +32,14 @@ impl Writer {
     pub(super) fn text(&mut self, text: &str) {
         self.number(text.len() as u64);
         self.0.extend_from_slice(text.as_bytes());
+    }
+
+    pub(super) fn damage(&mut self, found: &[Damage]) {
+        self.number(found.len() as u64);
+        for Damage { seq, place } in found {
+            self.number(*seq as u64);
+            self.text(place);
+        }
     }
 }
 
@@ -97,6 +108,19 @@ impl Reader<'_> {
             rest => Err(format!("{rest} bytes too many")),
         }
     }
+}
+
+/// The damage that [`Writer::damage`] wrote, in a step of `num_seqs` sequences.
+pub(super) fn damage_from_bytes(bytes: &[u8], num_seqs: usize) -> Result<Vec<Damage>, Damaged> {
+    let mut reader = Reader(bytes);
+    let len = reader.at_most(num_seqs, "the number of damaged sequences")?;
+    let found = (0..len).map(|_| {
+        let seq = reader.at_most(num_seqs.saturating_sub(1), "a damaged sequence")?;
+        Ok(Damage { seq, place: printable(&reader.text()?, MAX_PLACE) })
+    });
+    let found = found.collect::<Result<_, Damaged>>()?;
+    reader.end()?;
+    Ok(found)
 }
 
 /// A text of another process, to be shown in an error: at most `max` characters, none of which control a terminal.
@@ -266,6 +290,7 @@ mod tests {
             let _ = step_from_bytes(&bytes, &limits());
             let _ = copies_from_bytes(&bytes, &limits());
             let _ = Reader(&bytes).text();
+            let _ = damage_from_bytes(&bytes, 9);
         }
 
         #[test]

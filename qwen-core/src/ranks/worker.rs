@@ -5,7 +5,7 @@ use super::transport::{Transport, damaged};
 use super::values::{receive_hidden, send_hidden};
 use super::wire::{self, Writer};
 use crate::backend::{Backend, Interrupt};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::runner::{ModelRunner, Runner};
 
 /// Compute the steps of rank 0's [`super::DistributedRunner`] until that is dropped. `runner` holds this rank's part of
@@ -47,13 +47,13 @@ fn serve<B: Backend>(runner: &mut ModelRunner<B>, transport: &Transport) -> Resu
             }
             Kind::Locate => {
                 let (batch, hidden, key) = last.as_ref().ok_or_else(|| no_sense("no step was sent before".into()))?;
-                if on_device {
+                let found = if on_device {
                     let (from, to) = ((!is_first).then_some(neighbours.0), (!is_last).then_some(neighbours.1));
-                    answer.text(&runner.locate_in_turn(batch, *key, from, to)?.unwrap_or_default());
-                // Ranks that share heads all find the same place, and rank 0 needs no answer to know it.
-                } else if let Error::NonFinite { place } = runner.non_finite(batch, hidden.as_deref(), *key)? {
-                    answer.text(&place);
-                }
+                    runner.locate_in_turn(batch, *key, from, to)?
+                } else {
+                    runner.locate(batch, hidden.as_deref(), *key)?
+                };
+                answer.damage(&found);
             }
             Kind::CopyBlocks => {
                 let copies = wire::copies_from_bytes(&message.payload, runner.limits()).map_err(no_sense)?;
