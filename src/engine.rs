@@ -108,7 +108,7 @@ impl Engine {
             .spawn(move || worker::run(core, &received))
             .map_err(|source| qwen_core::Error::Io { path: "the engine's thread".into(), source })?;
         let stop_token_ids = stop_token_ids(&config, &generation_config, tokenizer.as_ref().ok());
-        let weight_encoding = checkpoint.tensor("model.layers.0.mlp.down_proj.weight")?.encoding;
+        let weight_encoding = checkpoint.encoding("model.layers.0.mlp.down_proj.weight")?;
         Ok(Engine {
             inner: Arc::new(Inner {
                 commands: Some(commands),

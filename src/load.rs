@@ -126,7 +126,7 @@ fn fingerprint(
         ("`rope_theta`", config.rope_theta.to_string()),
         ("`rope_scaling`", format!("{:?}", config.rope_scaling)),
         ("`tie_word_embeddings`", config.tie_word_embeddings.to_string()),
-        ("the digest of the weights", format!("{:016x}", fnv(norm.data))),
+        ("the digest of the weights", format!("{:016x}", fnv(&norm.data))),
         ("the size of the weights", checkpoint.total_bytes().to_string()),
         // Which of several devices of a kind it is may differ.
         ("the device", kind.split(':').next().unwrap_or_default().to_owned()),

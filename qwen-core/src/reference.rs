@@ -5,10 +5,10 @@
 
 use crate::backend::{
     Add, Backend, DeviceInfo, Embed, GatherRows, Interrupt, KvSpec, Linear, PAD_SLOT, PagedAttention, RmsNorm, Rope,
-    SiluAndMul, StepKey, StoreKv, WeightView,
+    RowReader, SiluAndMul, StepKey, StoreKv, WeightView,
 };
-use crate::dtype::Precision;
 use crate::error::{Error, Result};
+use crate::precision::Precision;
 
 /// The reference device. Always [`Precision::Exact`].
 ///
@@ -95,11 +95,15 @@ impl Backend for Reference {
 
     fn load(&mut self, view: &WeightView<'_>) -> Result<Matrix> {
         let (rows, cols) = (view.rows(), view.cols());
-        let mut values = vec![0.0; rows * cols];
-        let stored = view.parts.iter().flat_map(|part| (0..part.rows).map(move |row| (part.encoding, part.row(row))));
-        for (out, (encoding, bytes)) in values.chunks_exact_mut(cols.max(1)).zip(stored) {
-            need("load", view.name, bytes.len(), encoding.bytes(cols))?;
-            encoding.decode(bytes, out);
+        view.check()?;
+        let refused = || Error::unsupported(format!("`{}` of {rows} x {cols} values", view.name), "too many to count");
+        let mut values = vec![0.0; rows.checked_mul(cols).ok_or_else(refused)?];
+        let mut out = values.chunks_exact_mut(cols.max(1));
+        for part in view.parts {
+            let mut stored = RowReader::new(part);
+            for (row, out) in (0..part.rows).zip(&mut out) {
+                part.encoding.decode_row(stored.row(row)?, out);
+            }
         }
         Ok(Matrix { rows, cols, values })
     }
