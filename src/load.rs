@@ -117,7 +117,7 @@ fn load_engine(
     let generation_config = checkpoint.generation_config().clone();
     let parts = EngineParts {
         stop_token_ids: stop_token_ids(&config, &generation_config, tokenizer.as_ref().ok()),
-        weight_encoding: checkpoint.tensor("model.layers.0.mlp.down_proj.weight")?.encoding,
+        weight_encoding: checkpoint.encoding("model.layers.0.mlp.down_proj.weight")?,
         tokenizer,
         generation_config,
         plan,
@@ -231,7 +231,7 @@ fn fingerprint(
         ("`rope_theta`", config.rope_theta.to_string()),
         ("`rope_scaling`", format!("{:?}", config.rope_scaling)),
         ("`tie_word_embeddings`", config.tie_word_embeddings.to_string()),
-        ("the digest of the weights", format!("{:016x}", fnv1a(norm.data))),
+        ("the digest of the weights", format!("{:016x}", fnv1a(&norm.data))),
         ("the size of the weights", checkpoint.total_bytes().to_string()),
         // The processes may use different devices of one kind.
         ("the device", kind.split(':').next().unwrap_or_default().to_owned()),

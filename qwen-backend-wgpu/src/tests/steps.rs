@@ -93,7 +93,7 @@ struct Zeros(Vec<u8>);
 
 impl WeightSource for Zeros {
     fn matrix(&self, _name: &str, rows: usize, cols: usize) -> Result<MatrixPart<'_>> {
-        Ok(MatrixPart::whole(Encoding::Bf16, rows, cols, &self.0[..2 * rows * cols]))
+        MatrixPart::whole(Encoding::Bf16, rows, cols, &self.0[..2 * rows * cols])
     }
 
     fn vector(&self, _name: &str, len: usize) -> Result<Vec<f32>> {
