@@ -117,10 +117,9 @@ impl Rig {
         let mut batch = Batch::new(BLOCK_SIZE);
         for (tokens, num_computed_tokens) in sequences {
             let (input_ids, num_computed_tokens) = (&vec![1; *tokens][..], *num_computed_tokens);
-            let logits = WantLogits::Last;
+            let logits = if greedy { WantLogits::Argmax } else { WantLogits::Last };
             batch.push(SequenceStep { input_ids, num_computed_tokens, block_table: &blocks, logits })?;
         }
-        batch.read_logits = !greedy;
         let before = self.recorder.asked().launched.len();
         self.runner.execute(&batch, &mut StepOutput::default(), &Interrupt::default())?;
         Ok(self.recorder.asked().launched.split_off(before))

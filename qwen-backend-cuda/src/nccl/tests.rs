@@ -10,7 +10,7 @@ use std::thread;
 use qwen_conformance::model::{GEOMETRIES, Geometry, RandomModel};
 use qwen_core::Precision;
 use qwen_core::backend::{AllReduce, Interrupt};
-use qwen_core::batch::{Batch, Limits, SequenceStep, StepOutput, WantLogits};
+use qwen_core::batch::{Batch, Damage, Limits, SequenceStep, StepOutput, WantLogits};
 use qwen_core::kv::BlockId;
 use qwen_core::model::Model;
 use qwen_core::model::spec::ModelSpec;
@@ -221,7 +221,7 @@ fn load(mut backend: CudaBackend, spec: ModelSpec, model: &RandomModel) -> Model
     ModelRunner::new(backend, loaded, Rope::new(&model.config), LIMITS)
 }
 
-/// The bits of the logits of a prompt and two tokens after it.
+/// The bits of the logits of a prompt and two tokens after it, or where they were damaged.
 fn answer(runner: &mut dyn Runner) -> Result<Vec<u32>> {
     let blocks: Vec<BlockId> = (0..4).map(BlockId).collect();
     let mut bits = Vec::new();
@@ -231,6 +231,9 @@ fn answer(runner: &mut dyn Runner) -> Result<Vec<u32>> {
         batch.push(SequenceStep { input_ids, num_computed_tokens, block_table: &blocks, logits })?;
         let mut output = StepOutput::default();
         runner.execute(&batch, &mut output, &Interrupt::default())?;
+        if let Some(Damage { place, .. }) = output.damage.pop() {
+            return Err(Error::NonFinite { sequence: 0, place });
+        }
         bits.extend(output.logits.iter().map(|logit| logit.to_bits()));
     }
     Ok(bits)
@@ -275,7 +278,7 @@ fn stages_find_where_a_value_first_was_not_finite() {
         model.damage(tensor, row);
         match by_layers(&model) {
             None => return,
-            Some(Err(Error::NonFinite { place: found })) => assert_eq!(found, place, "{tensor}"),
+            Some(Err(Error::NonFinite { place: found, .. })) => assert_eq!(found, place, "{tensor}"),
             Some(other) => panic!("{other:?} of {tensor}"),
         }
     }

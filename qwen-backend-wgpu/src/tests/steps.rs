@@ -77,7 +77,7 @@ fn more_sequences_take_no_more_memory() {
     let mut runner = runner(backend).unwrap();
     let decode = |runner: &mut dyn Runner, sequences: usize| {
         let batch: Vec<(&[u32], usize)> = (0..sequences).map(|_| (&[1][..], 0)).collect();
-        execute(runner, &batch, true).unwrap().greedy_ids
+        execute(runner, &batch, true).unwrap().argmax
     };
     let id = decode(&mut runner, 1)[0];
     decode(&mut runner, 2);
