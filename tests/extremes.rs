@@ -115,7 +115,7 @@ fn a_backend_of_the_program_is_asked_for_no_size_that_wraps() {
         for value in EXTREMES {
             // What the reference would take is not limited but by the machine.
             let options = set(EngineOptions::new().context(64), value);
-            match options.load_on(Reference::new(), demo()) {
+            match options.load_with_backend(Reference::new(), demo()) {
                 Ok(engine) => drop(engine),
                 Err(Error::Model(
                     ModelError::InvalidArgument { .. } | ModelError::DoesNotFit { .. } | ModelError::Unsupported { .. },
