@@ -287,7 +287,7 @@ impl Scenario {
 }
 
 /// The cosines and sines of `position` as [`qwen_core::backend::StepInputs::cos_sin`] holds them, for a theta of 1e6.
-pub fn cos_sin(position: usize, head_dim: usize) -> Vec<f32> {
+pub(crate) fn cos_sin(position: usize, head_dim: usize) -> Vec<f32> {
     let angle = |i: usize| position as f64 * 1e6f64.powf(-2.0 * i as f64 / head_dim as f64);
     let half = 0..head_dim / 2;
     half.clone().map(|i| angle(i).cos() as f32).chain(half.map(|i| angle(i).sin() as f32)).collect()
