@@ -3,9 +3,9 @@
 //! NCCL is not part of the driver: `library` looks for it under the name that its packages install (`libnccl.so.2`),
 //! and calls seven of its functions.
 //!
-//! NCCL waits for all ranks, in its calls and on the card, and knows nothing of one that is gone. The [`Link`] of the
-//! ranks does: where it loses one, NCCL is told to abort, on a thread of its own, since that waits in turn until every
-//! recorded step with a sum is forgotten.
+//! NCCL waits for all ranks, in its calls and on the card, and does not notice when one fails. The [`ProcessGroup`] does:
+//! NCCL is then told to abort, on a thread of its own, since the abort waits until every recorded step with a sum is
+//! forgotten.
 
 mod library;
 #[cfg(test)]
@@ -19,8 +19,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use qwen_core::backend::Backend;
-use qwen_core::collective::Collective;
-use qwen_core::ranks::Link;
+use qwen_core::collective::{Collective, ProcessGroup};
 use qwen_core::{Error, Result};
 
 use crate::backend::CudaBackend;
@@ -51,7 +50,7 @@ pub fn nccl_present() -> Result<()> {
 /// use qwen_core::ranks::Ranks;
 /// let ranks = Ranks::from_env()?;
 /// let backend = CudaBackend::new(CudaOptions::new().ordinal(ranks.local_rank()))?;
-/// let group = NcclGroup::join(&backend, &ranks.meet(&[("model", "one for all".into())])?)?;
+/// let group = NcclGroup::join(&backend, &ranks.rendezvous(&[("model", "one for all".into())])?)?;
 /// # let _ = group;
 /// # Ok::<(), qwen_core::Error>(())
 /// ```
@@ -63,41 +62,41 @@ pub struct NcclGroup {
 }
 
 impl NcclGroup {
-    /// Join the ranks of `link` as a group of cards, in the stream of `backend`. All ranks call it; it waits until all
-    /// have.
+    /// Join the ranks of `processes` as a group of cards, in the stream of `backend`. All ranks call it; it returns once
+    /// all have.
     ///
     /// # Errors
     /// [`Error::Unsupported`] when there is no NCCL on this machine, or no card behind the backend;
     /// [`Error::RankFailed`] when another rank is lost or cannot join; [`Error::Device`] with what NCCL reports.
-    pub fn join(backend: &CudaBackend, link: &Link) -> Result<Self> {
+    pub fn join(backend: &CudaBackend, processes: &dyn ProcessGroup) -> Result<Self> {
         if backend.driver().stream().is_none() {
             return Err(Error::unsupported("NCCL on this backend", "there is no card behind it"));
         }
-        Self::join_by(Nccl::get()?, backend, link)
+        Self::join_by(Nccl::get()?, backend, processes)
     }
 
-    fn join_by(nccl: &'static Nccl, backend: &CudaBackend, link: &Link) -> Result<Self> {
+    fn join_by(nccl: &'static Nccl, backend: &CudaBackend, processes: &dyn ProcessGroup) -> Result<Self> {
         let failed = |reason| Error::Device { device: backend.info().name, op: "join a group".into(), reason };
         // A rank that has no NCCL has failed by now, where the others hear of it; within NCCL they would wait for it.
-        link.least(0)?;
-        let mut id = match link.rank() {
+        processes.all_reduce_min(0)?;
+        let mut id = match processes.rank() {
             0 => nccl.unique_id().map_err(failed)?.0.to_vec(),
             _ => Vec::new(),
         };
-        link.broadcast(&mut id)?;
+        processes.broadcast(&mut id)?;
         let id = <[u8; ID_BYTES]>::try_from(id).map_err(|id| failed(format!("an id of {} bytes", id.len())))?;
-        let comm = Self::meet(nccl, backend.driver(), link, UniqueId(id)).map_err(|reason| match reason {
+        let comm = Self::meet(nccl, backend.driver(), processes, UniqueId(id)).map_err(|reason| match reason {
             Some(reason) => failed(reason),
-            // The link says who it was.
-            None => link.least(0).err().unwrap_or_else(|| failed("another rank was lost".into())),
+            // The next call says which rank it was.
+            None => processes.all_reduce_min(0).err().unwrap_or_else(|| failed("another rank was lost".into())),
         })?;
         let group = Self::of(nccl, comm, backend.driver());
         let shared = Arc::downgrade(&group.shared);
-        link.on_loss(move || {
+        processes.on_peer_failure(Box::new(move || {
             if let Some(shared) = shared.upgrade() {
                 shared.lose();
             }
-        });
+        }));
         Ok(group)
     }
 
@@ -113,13 +112,13 @@ impl NcclGroup {
     fn meet(
         nccl: &'static Nccl,
         driver: &Arc<dyn Driver>,
-        link: &Link,
+        processes: &dyn ProcessGroup,
         id: UniqueId,
     ) -> std::result::Result<Comm, Option<String>> {
         let (joined, outcome) = mpsc::channel();
         let lost = joined.clone();
-        link.on_loss(move || drop(lost.send(Err(None))));
-        let (driver, rank, ranks) = (driver.clone(), link.rank(), link.world_size());
+        processes.on_peer_failure(Box::new(move || drop(lost.send(Err(None)))));
+        let (driver, rank, ranks) = (driver.clone(), processes.rank(), processes.world_size());
         let waits = move || {
             let comm = driver.enter().map_err(|fault| fault.to_string()).and_then(|_entered| {
                 // SAFETY: the card's context is current.

@@ -32,7 +32,7 @@ struct Zeros(Encoding, Vec<u8>);
 
 impl WeightSource for Zeros {
     fn matrix(&self, _: &str, rows: usize, cols: usize) -> Result<MatrixPart<'_>> {
-        Ok(MatrixPart { encoding: self.0, rows, cols, stride: 0, data: &self.1 })
+        MatrixPart::strided(self.0, rows, cols, 0, &self.1)
     }
 
     fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>> {
@@ -117,10 +117,9 @@ impl Rig {
         let mut batch = Batch::new(BLOCK_SIZE);
         for (tokens, num_computed_tokens) in sequences {
             let (input_ids, num_computed_tokens) = (&vec![1; *tokens][..], *num_computed_tokens);
-            let logits = WantLogits::Last;
+            let logits = if greedy { WantLogits::Argmax } else { WantLogits::Last };
             batch.push(SequenceStep { input_ids, num_computed_tokens, block_table: &blocks, logits })?;
         }
-        batch.read_logits = !greedy;
         let before = self.recorder.asked().launched.len();
         self.runner.execute(&batch, &mut StepOutput::default(), &Interrupt::default())?;
         Ok(self.recorder.asked().launched.split_off(before))
@@ -256,9 +255,10 @@ fn what_does_not_fit_is_named() {
     let other = CudaBackend::on(std::sync::Arc::new(Recorder::new((9, 0))), &CudaOptions::new()).alloc(16).unwrap();
     let error = backend.add(Add { x: &mut x, y: &other, len: 16 }).unwrap_err().to_string();
     assert!(error.contains("belongs to another backend"), "{error}");
-    let short = [MatrixPart::whole(Encoding::F32, 4, 4, &[0; 60])];
-    let error = backend.load(&WeightView { name: "w", role: WeightRole::Linear, parts: &short }).unwrap_err();
-    assert!(error.to_string().contains("shorter than its shape says"), "{error}");
+    let [narrow, wide] = [4, 8].map(|cols| MatrixPart::whole(Encoding::F32, 4, cols, &[0; 128]).unwrap());
+    let uneven = [narrow, wide];
+    let error = backend.load(&WeightView { name: "w", role: WeightRole::Linear, parts: &uneven }).unwrap_err();
+    assert!(error.to_string().contains("part 1 of `w` has 8 columns, the first 4"), "{error}");
 }
 
 #[test]

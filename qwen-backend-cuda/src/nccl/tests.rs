@@ -10,11 +10,11 @@ use std::thread;
 use qwen_conformance::model::{GEOMETRIES, Geometry, RandomModel};
 use qwen_core::Precision;
 use qwen_core::backend::{AllReduce, Interrupt};
-use qwen_core::batch::{Batch, Limits, SequenceStep, StepOutput, WantLogits};
+use qwen_core::batch::{Batch, Damage, Limits, SequenceStep, StepOutput, WantLogits};
 use qwen_core::kv::BlockId;
 use qwen_core::model::Model;
 use qwen_core::model::spec::ModelSpec;
-use qwen_core::ranks::{LeaderRunner, Ranks, follow};
+use qwen_core::ranks::{DistributedRunner, Ranks, Transport, worker_loop};
 use qwen_core::rope::Rope;
 use qwen_core::runner::{ModelRunner, Runner};
 
@@ -194,10 +194,10 @@ fn over_ranks<T: Send>(count: usize, body: impl Fn(CudaBackend, Ranks) -> T + Sy
     })
 }
 
-/// The same of two ranks that have met.
-fn two_ranks<T: Send>(body: impl Fn(CudaBackend, Link) -> T + Sync) -> Option<[T; 2]> {
-    let meet = |ranks: Ranks| ranks.meet(&[("model", "none".into())]).unwrap();
-    over_ranks(2, |backend, ranks| body(backend, meet(ranks)))?.try_into().ok()
+/// The same with two ranks that are connected.
+fn two_ranks<T: Send>(body: impl Fn(CudaBackend, Transport) -> T + Sync) -> Option<[T; 2]> {
+    let connect = |ranks: Ranks| ranks.rendezvous(&[("model", "none".into())]).unwrap();
+    over_ranks(2, |backend, ranks| body(backend, connect(ranks)))?.try_into().ok()
 }
 
 const LIMITS: Limits = Limits {
@@ -221,7 +221,7 @@ fn load(mut backend: CudaBackend, spec: ModelSpec, model: &RandomModel) -> Model
     ModelRunner::new(backend, loaded, Rope::new(&model.config), LIMITS)
 }
 
-/// The bits of the logits of a prompt and two tokens after it.
+/// The bits of the logits of a prompt and two tokens after it, or where they were damaged.
 fn answer(runner: &mut dyn Runner) -> Result<Vec<u32>> {
     let blocks: Vec<BlockId> = (0..4).map(BlockId).collect();
     let mut bits = Vec::new();
@@ -231,6 +231,9 @@ fn answer(runner: &mut dyn Runner) -> Result<Vec<u32>> {
         batch.push(SequenceStep { input_ids, num_computed_tokens, block_table: &blocks, logits })?;
         let mut output = StepOutput::default();
         runner.execute(&batch, &mut output, &Interrupt::default())?;
+        if let Some(Damage { place, .. }) = output.damage.pop() {
+            return Err(Error::NonFinite { sequence: 0, place });
+        }
         bits.extend(output.logits.iter().map(|logit| logit.to_bits()));
     }
     Ok(bits)
@@ -239,14 +242,14 @@ fn answer(runner: &mut dyn Runner) -> Result<Vec<u32>> {
 /// What rank 0 of three that share the layers of `model` answers.
 fn by_layers(model: &RandomModel) -> Option<Result<Vec<u32>>> {
     let answers = over_ranks(3, |backend, ranks| {
-        let ranks = ranks.by_layers();
+        let ranks = ranks.pipeline_parallel();
         let spec = ranks.part(&model.config)?;
-        let link = Arc::new(ranks.meet(&[("model", "random".into())])?);
-        let group = NcclGroup::join_by(&STAND_IN, &backend, &link)?;
+        let transport = Arc::new(ranks.rendezvous(&[("model", "random".into())])?);
+        let group = NcclGroup::join_by(&STAND_IN, &backend, &*transport)?;
         let runner = load(backend, spec, model).with_neighbours(Arc::new(group));
-        match link.rank() {
-            0 => answer(&mut LeaderRunner::new(runner, link)),
-            _ => follow(runner, &link).map(|()| Vec::new()),
+        match transport.rank() {
+            0 => answer(&mut DistributedRunner::new(runner, transport)),
+            _ => worker_loop(runner, &transport).map(|()| Vec::new()),
         }
     })?;
     answers.into_iter().next()
@@ -275,7 +278,7 @@ fn stages_find_where_a_value_first_was_not_finite() {
         model.damage(tensor, row);
         match by_layers(&model) {
             None => return,
-            Some(Err(Error::NonFinite { place: found })) => assert_eq!(found, place, "{tensor}"),
+            Some(Err(Error::NonFinite { place: found, .. })) => assert_eq!(found, place, "{tensor}"),
             Some(other) => panic!("{other:?} of {tensor}"),
         }
     }
@@ -283,9 +286,9 @@ fn stages_find_where_a_value_first_was_not_finite() {
 
 #[test]
 fn ranks_sum_on_their_cards_and_on_the_host() {
-    let sums = two_ranks(|mut backend, link| {
-        let group = NcclGroup::join_by(&STAND_IN, &backend, &link).unwrap();
-        let own = 10.0 * link.rank() as f32;
+    let sums = two_ranks(|mut backend, transport| {
+        let group = NcclGroup::join_by(&STAND_IN, &backend, &transport).unwrap();
+        let own = 10.0 * transport.rank() as f32;
         let mut x = backend.alloc(3).unwrap();
         backend.write(&mut x, &[own, own + 1.0, own + 2.0]).unwrap();
         backend.all_reduce(AllReduce { x: &mut x, len: 3, group: &group }).unwrap();
@@ -294,7 +297,7 @@ fn ranks_sum_on_their_cards_and_on_the_host() {
         let mut on_host = [own; 2];
         group.all_reduce(&mut on_host).unwrap();
         // Nobody goes before the other has its sums.
-        link.least(0).unwrap();
+        transport.all_reduce_min(0).unwrap();
         (on_card, on_host)
     });
     for (on_card, on_host) in sums.into_iter().flatten() {
@@ -304,12 +307,12 @@ fn ranks_sum_on_their_cards_and_on_the_host() {
 
 #[test]
 fn a_rank_that_does_not_join_keeps_nobody_waiting() {
-    let Some([joining, _]) = two_ranks(|backend, link| match link.rank() {
-        0 => NcclGroup::join_by(&STAND_IN, &backend, &link).map(drop),
+    let Some([joining, _]) = two_ranks(|backend, transport| match transport.rank() {
+        0 => NcclGroup::join_by(&STAND_IN, &backend, &transport).map(drop),
         _ => {
             // As far as one that then runs out of memory.
-            link.least(0)?;
-            link.broadcast(&mut Vec::new())
+            transport.all_reduce_min(0)?;
+            transport.broadcast(&mut Vec::new())
         }
     }) else {
         return;
@@ -319,11 +322,11 @@ fn a_rank_that_does_not_join_keeps_nobody_waiting() {
 
 #[test]
 fn a_rank_that_is_lost_ends_the_sums_of_the_others() {
-    let Some([summing, _]) = two_ranks(|backend, link| {
-        let group = NcclGroup::join_by(&STAND_IN, &backend, &link)?;
+    let Some([summing, _]) = two_ranks(|backend, transport| {
+        let group = NcclGroup::join_by(&STAND_IN, &backend, &transport)?;
         // Both are in it.
-        link.least(0)?;
-        match link.rank() {
+        transport.all_reduce_min(0)?;
+        match transport.rank() {
             // The first sum waits for the other rank until that is gone; what it gives is worth nothing.
             0 => group.all_reduce(&mut [1.0]).and_then(|()| group.all_reduce(&mut [1.0])),
             _ => Ok(()),

@@ -6,8 +6,8 @@ use super::{Inputs, RAGGED_ROWS};
 use crate::op::{Allowed, Cost, Data, Guarded, Op, Output};
 use crate::rig::Rig;
 use crate::tolerance;
+use qwen_core::Precision;
 use qwen_core::backend::{self, Backend, HeadLayout};
-use qwen_core::dtype::Precision;
 use qwen_core::error::Result;
 
 const SEED: u64 = 3;
