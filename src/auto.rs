@@ -44,7 +44,7 @@ fn gpus() -> Vec<Gpu> {
     let gpus = std::iter::empty();
     #[cfg(feature = "cuda")]
     let gpus = {
-        let mut cards = qwen_backend_cuda::cards().unwrap_or_default();
+        let mut cards = qwen_backend_cuda::devices().unwrap_or_default();
         cards.sort_by_key(|card| std::cmp::Reverse((card.memory, card.compute_capability)));
         gpus.chain(cards.into_iter().map(|card| Gpu {
             device: Device::Cuda(card.ordinal),

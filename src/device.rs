@@ -171,7 +171,7 @@ pub fn devices() -> Vec<DeviceEntry> {
         features: qwen_backend_cpu::Isa::available().iter().map(ToString::to_string).collect(),
     }]);
     #[cfg(feature = "cuda")]
-    let devices = devices.chain(qwen_backend_cuda::cards().unwrap_or_default().into_iter().map(|card| DeviceEntry {
+    let devices = devices.chain(qwen_backend_cuda::devices().unwrap_or_default().into_iter().map(|card| DeviceEntry {
         device: Device::Cuda(card.ordinal),
         name: card.name,
         kind: "discrete",
@@ -208,7 +208,7 @@ pub fn devices() -> Vec<DeviceEntry> {
 pub fn absent_devices() -> Vec<(&'static str, String)> {
     let absent = std::iter::empty();
     #[cfg(feature = "cuda")]
-    let absent = absent.chain(qwen_backend_cuda::cards().err().map(|error| ("cuda", error.to_string())));
+    let absent = absent.chain(qwen_backend_cuda::devices().err().map(|error| ("cuda", error.to_string())));
     #[cfg(feature = "wgpu")]
     let absent = absent
         .chain(qwen_backend_wgpu::adapters().is_empty().then(|| ("wgpu", "no driver offers an adapter".to_string())));

@@ -369,7 +369,7 @@ impl EngineOptions {
     /// The card of this rank: the ranks of one machine take one each, from the one that was named on.
     #[cfg(feature = "cuda")]
     pub(crate) fn card(&self, ordinal: usize) -> qwen_core::Result<usize> {
-        card_of_rank(ordinal, &self.ranks, qwen_backend_cuda::cards()?.len())
+        card_of_rank(ordinal, &self.ranks, qwen_backend_cuda::devices()?.len())
     }
 
     #[cfg(feature = "wgpu")]

@@ -168,7 +168,7 @@ impl Place for Device {
             #[cfg(feature = "cuda")]
             Device::Cuda(ordinal) => {
                 let ordinal = options.card(*ordinal)?;
-                let card = qwen_backend_cuda::CardInfo::of(ordinal)?;
+                let card = qwen_backend_cuda::device(ordinal)?;
                 let reserve = if options.ranks.world_size() > 1 { CARD_RESERVE_OF_RANKS } else { CARD_RESERVE };
                 let available_bytes = Some(qwen_backend_cuda::free_bytes(ordinal)?.saturating_sub(reserve));
                 let footprint = qwen_backend_cuda::CudaFootprint::on(&card, options.precision);
