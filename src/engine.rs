@@ -1,27 +1,21 @@
 //! A loaded model: a handle to a thread that computes.
 
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::mpsc::{self, Sender};
-use std::thread::JoinHandle;
 use std::time::Instant;
 
-use qwen_core::backend::Interrupt;
-use qwen_core::checkpoint::Checkpoint;
-use qwen_core::engine::EngineCore;
+use qwen_core::engine::{Intake, Work};
 use qwen_core::plan::Plan;
+use qwen_core::runner::Runner;
 use qwen_core::{Config, Encoding, GenerationConfig};
 use qwen_tokenizer::Tokenizer;
 
 use crate::chat::Chat;
 use crate::device::Device;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::generate::{GenerateOptions, TextStream, TokenStream};
-use crate::load;
-use crate::options::EngineOptions;
-use crate::place::{Part, Place};
-use crate::stop::stop_token_ids;
-use crate::worker::{self, Command};
+use crate::logits::LogitsRows;
+use crate::worker::Worker;
 
 /// A loaded model. Cheap to clone; all clones are one model, and may be used from any thread.
 ///
@@ -40,91 +34,33 @@ pub struct Engine {
 
 #[derive(Debug)]
 struct Inner {
-    // Both are taken when the last handle goes.
-    commands: Option<Sender<Command>>,
-    thread: Option<JoinHandle<()>>,
-    interrupt: Interrupt,
-    tokenizer: std::result::Result<Tokenizer, Missing>,
-    config: Config,
-    generation_config: GenerationConfig,
-    stop_token_ids: Vec<u32>,
-    plan: Plan,
-    device: String,
-    device_reason: String,
-    placed_on: Option<Device>,
-    weight_encoding: Encoding,
-}
-
-impl Drop for Inner {
-    fn drop(&mut self) {
-        // Streams hold a handle, so nobody waits for an answer: end the step, and wait until the memory is given back.
-        self.commands = None;
-        self.interrupt.raise();
-        if let Some(thread) = self.thread.take() {
-            // A panic of the thread was already told to whoever waited for its answers.
-            let _ = thread.join();
-        }
-    }
+    worker: Worker,
+    parts: EngineParts,
 }
 
 /// The folder that holds no tokenizer files.
 #[derive(Debug)]
-struct Missing(std::path::PathBuf);
+pub(crate) struct MissingTokenizer(pub(crate) PathBuf);
+
+/// What a handle knows about its model.
+#[derive(Debug)]
+pub(crate) struct EngineParts {
+    pub(crate) tokenizer: std::result::Result<Tokenizer, MissingTokenizer>,
+    pub(crate) config: Config,
+    pub(crate) generation_config: GenerationConfig,
+    pub(crate) stop_token_ids: Vec<u32>,
+    pub(crate) plan: Plan,
+    pub(crate) device: Option<Device>,
+    pub(crate) device_name: String,
+    pub(crate) selection_reason: String,
+    pub(crate) weight_encoding: Encoding,
+}
 
 impl Engine {
-    /// Load the model in the folder `path` with the default options.
-    ///
-    /// # Errors
-    /// What is wrong with the checkpoint or the memory, with what to do about it.
-    pub fn load(path: impl AsRef<Path>) -> Result<Self> {
-        EngineOptions::new().load(path)
-    }
-
-    /// [`EngineOptions::new`], to be changed and ended by [`EngineOptions::load`].
-    pub fn options() -> EngineOptions {
-        EngineOptions::new()
-    }
-
-    pub(crate) fn load_with(path: &Path, mut options: EngineOptions, place: impl Place) -> Result<Self> {
-        if !options.ranks.is_leader() {
-            return Err(load::no_engine(&options).into());
-        }
-        let checkpoint = Checkpoint::open(path)?;
-        let config = options.config(&checkpoint)?;
-        let generation_config = checkpoint.generation_config().clone();
-        let folder = if path.is_dir() { path } else { path.parent().unwrap_or(path) };
-        let tokenizer = match folder.join("tokenizer.json").exists() {
-            true => Ok(Tokenizer::from_dir(folder)?),
-            false => Err(Missing(folder.to_owned())),
-        };
-        let num_token_ids = options.num_token_ids(tokenizer.as_ref().ok(), &config);
-        let loaded = load::load(place, &checkpoint, &config, num_token_ids, &mut options)?;
-        let Part::Engine(runner) = loaded.part else { return Err(load::no_engine(&options).into()) };
-        let interrupt = Interrupt::default();
-        let core = EngineCore::new(runner, interrupt.clone());
-        let (commands, received) = mpsc::channel();
-        let thread = std::thread::Builder::new()
-            .name("qwen-engine".into())
-            .spawn(move || worker::run(core, &received))
-            .map_err(|source| qwen_core::Error::Io { path: "the engine's thread".into(), source })?;
-        let stop_token_ids = stop_token_ids(&config, &generation_config, tokenizer.as_ref().ok());
-        let weight_encoding = checkpoint.tensor("model.layers.0.mlp.down_proj.weight")?.encoding;
-        Ok(Engine {
-            inner: Arc::new(Inner {
-                commands: Some(commands),
-                thread: Some(thread),
-                interrupt,
-                tokenizer,
-                config,
-                generation_config,
-                stop_token_ids,
-                plan: loaded.plan,
-                device: loaded.device,
-                device_reason: loaded.device_reason,
-                placed_on: loaded.placed_on,
-                weight_encoding,
-            }),
-        })
+    /// Start the thread that computes with `runner`; `max_waiting` requests may wait for it.
+    pub(crate) fn start(runner: Box<dyn Runner>, parts: EngineParts, max_waiting: Option<usize>) -> Result<Self> {
+        let worker = Worker::start(runner, Intake::new(max_waiting.unwrap_or(Intake::MAX_WAITING)))?;
+        Ok(Engine { inner: Arc::new(Inner { worker, parts }) })
     }
 
     /// A new conversation.
@@ -143,24 +79,16 @@ impl Engine {
     /// Continue a prompt of token ids.
     ///
     /// # Errors
-    /// For parameters that are out of their bounds. What is wrong with the prompt is the first thing that the stream
-    /// gives.
+    /// For parameters that are out of their bounds; for an empty prompt, ids that are out of the vocabulary, and a prompt
+    /// beyond the context; and [`qwen_core::Error::QueueFull`] when too many requests wait
+    /// ([`EngineOptions::max_waiting`]).
     pub fn generate_ids(&self, prompt: impl Into<Vec<u32>>, options: &GenerateOptions) -> Result<TokenStream> {
         let started = Instant::now();
         let prompt = prompt.into();
         let prompt_tokens = prompt.len();
-        let request = options.request(prompt, &self.inner.generation_config, &self.inner.stop_token_ids);
-        request.sampling.check()?;
-        if prompt_tokens == 0 {
-            return Err(qwen_core::Error::EmptyPrompt.into());
-        }
-        if prompt_tokens >= self.context() {
-            return Err(qwen_core::Error::ContextLength { prompt: prompt_tokens, context: self.context() }.into());
-        }
-        let canceller = EngineCore::canceller(&self.inner.interrupt);
-        let (events, receiver) = mpsc::channel();
-        self.send(Command::Generate { request, canceller: canceller.clone(), events })?;
-        Ok(TokenStream::new(self.clone(), receiver, canceller, prompt_tokens, started))
+        let request = options.request(prompt, &self.inner.parts.generation_config, &self.inner.parts.stop_token_ids)?;
+        let (events, canceller) = self.inner.worker.submit(request)?;
+        Ok(TokenStream::new(self.clone(), events, canceller, prompt_tokens, started))
     }
 
     pub(crate) fn stream_text(&self, ids: Vec<u32>, options: &GenerateOptions) -> Result<TextStream> {
@@ -168,19 +96,53 @@ impl Engine {
         Ok(TextStream::new(self.generate_ids(ids, options)?, decoder))
     }
 
-    /// The logits after each token of `ids`: `[ids.len(), vocab_size]`.
+    /// The logits after each token of `ids`, row by row, while other requests run. Takes the memory of a few rows,
+    /// however long the prompt is. The whole context may be filled.
+    ///
+    /// ```no_run
+    /// let engine = qwen::Engine::load("path/to/Qwen2.5-0.5B")?;
+    /// let ids = engine.tokenizer()?.encode("The sky is blue.", true)?;
+    /// for (row, next) in engine.logits_rows(ids.as_slice())?.zip(&ids[1..]) {
+    ///     println!("{}", row?[*next as usize]);
+    /// }
+    /// # Ok::<(), qwen::Error>(())
+    /// ```
     ///
     /// # Errors
-    /// For ids that are out of the vocabulary, too many of them, or none.
-    pub fn logits(&self, ids: &[u32]) -> Result<Vec<f32>> {
-        let (reply, received) = mpsc::channel();
-        self.send(Command::Logits { ids: ids.to_vec(), reply })?;
-        Ok(received.recv().map_err(|_| Error::stopped("its thread has ended"))??)
+    /// As [`Engine::generate_ids`].
+    pub fn logits_rows(&self, ids: impl Into<Vec<u32>>) -> Result<LogitsRows> {
+        LogitsRows::new(self.clone(), ids.into())
     }
 
-    fn send(&self, command: Command) -> Result<()> {
-        let sent = self.inner.commands.as_ref().and_then(|commands| commands.send(command).ok());
-        sent.ok_or_else(|| Error::stopped("its thread has ended"))
+    /// The logits after each token of `ids` at once: `[ids.len(), vocab_size]`. For short prompts: a row of Qwen2.5 has
+    /// 600 KB.
+    ///
+    /// # Errors
+    /// As [`Engine::logits_rows`], and [`qwen_core::Error::DoesNotFit`] with the figures when the rows together are
+    /// larger than the memory that is free.
+    pub fn logits(&self, ids: &[u32]) -> Result<Vec<f32>> {
+        let len = ids.len().saturating_mul(self.config().vocab_size);
+        let needed = (len as u64).saturating_mul(4);
+        let rows = self.logits_rows(ids)?;
+        let free = qwen_core::memory::available_memory().map_or(u64::MAX, |memory| memory.available);
+        let mut logits: Vec<f32> = Vec::new();
+        if needed > free || logits.try_reserve_exact(len).is_err() {
+            let advice = format!(": {} rows at once; read them one by one with logits_rows", ids.len());
+            return Err(qwen_core::Error::DoesNotFit { needed, available: free, advice }.into());
+        }
+        for row in rows {
+            logits.extend_from_slice(&row?);
+        }
+        Ok(logits)
+    }
+
+    /// What the engine has computed, and what of it was discarded because requests were cancelled: at most a tenth.
+    pub fn work(&self) -> Work {
+        self.inner.worker.intake().work()
+    }
+
+    pub(crate) fn worker(&self) -> &Worker {
+        &self.inner.worker
     }
 
     /// The tokenizer of the checkpoint.
@@ -188,7 +150,7 @@ impl Engine {
     /// # Errors
     /// When the checkpoint came without one: such an engine works by token ids.
     pub fn tokenizer(&self) -> Result<&Tokenizer> {
-        self.inner.tokenizer.as_ref().map_err(|Missing(path)| {
+        self.inner.parts.tokenizer.as_ref().map_err(|MissingTokenizer(path)| {
             let reason = "there is no tokenizer.json: put it beside the weights, or work by token ids";
             qwen_core::Error::unsupported(format!("text with {}", path.display()), reason).into()
         })
@@ -196,47 +158,47 @@ impl Engine {
 
     /// What config.json says, with the options' YaRN.
     pub fn config(&self) -> &Config {
-        &self.inner.config
+        &self.inner.parts.config
     }
 
     /// What generation_config.json says.
     pub fn generation_config(&self) -> &GenerationConfig {
-        &self.inner.generation_config
+        &self.inner.parts.generation_config
     }
 
     /// Tokens that end an answer: of config.json, generation_config.json and the tokenizer together.
     pub fn stop_token_ids(&self) -> &[u32] {
-        &self.inner.stop_token_ids
+        &self.inner.parts.stop_token_ids
     }
 
     /// Positions of a conversation.
     pub fn context(&self) -> usize {
-        self.inner.plan.context
+        self.inner.parts.plan.context
     }
 
     /// What the model takes.
     pub fn plan(&self) -> &Plan {
-        &self.inner.plan
+        &self.inner.parts.plan
     }
 
     /// How the checkpoint's matrices are encoded.
     pub fn weight_encoding(&self) -> Encoding {
-        self.inner.weight_encoding
+        self.inner.parts.weight_encoding
     }
 
-    /// The device that runs it.
-    pub fn device(&self) -> &str {
-        &self.inner.device
+    /// The device that the model runs on, which is never [`Device::Auto`]; `None` for a backend of the program's own.
+    pub fn device(&self) -> Option<&Device> {
+        self.inner.parts.device.as_ref()
     }
 
-    /// Why it runs on this device, in a few words: that the program asked for it, or what [`Device::Auto`] found.
-    pub fn device_reason(&self) -> &str {
-        &self.inner.device_reason
+    /// The name of the device that the model runs on.
+    pub fn device_name(&self) -> &str {
+        &self.inner.parts.device_name
     }
 
-    /// The device that runs it as a value: what [`Device::Auto`] became. `None` on a backend of the program's own.
-    pub fn placed_on(&self) -> Option<&Device> {
-        self.inner.placed_on.as_ref()
+    /// Why the model runs on this device, in a few words: the program asked for it, or what [`Device::Auto`] found.
+    pub fn selection_reason(&self) -> &str {
+        &self.inner.parts.selection_reason
     }
 }
 
@@ -249,4 +211,5 @@ const _: () = {
     moved::<crate::Reply>();
     moved::<TextStream>();
     moved::<TokenStream>();
+    moved::<LogitsRows>();
 };

@@ -36,7 +36,7 @@ use crate::weight::Matrix;
 use crate::workspace::Workspace;
 
 use operands::Words;
-use steps::{Graphs, Step};
+use steps::Step;
 
 /// Qwen2.5 on a CUDA GPU.
 ///
@@ -281,6 +281,6 @@ impl Backend for CudaBackend {
         body: &mut dyn FnMut(&mut Self) -> Result<()>,
     ) -> Result<()> {
         self.check_steps()?;
-        recorder::run::<Graphs>(self, key, interrupt, body)
+        recorder::run(self, key, interrupt, body)
     }
 }

@@ -1,7 +1,7 @@
-//! Sizes in checked arithmetic: every product of sizes in this crate is made here, so that one that has no number is an
-//! error, on machines of 32 bits too, and never a small array. And the memory that an array of a size takes.
+//! Sizes in the checked arithmetic of [`qwen_core::size`]: every product of sizes in this crate is made here, so that one
+//! without a number is an error, on machines of 32 bits too, and never a small array. And the memory that an array takes.
 
-use qwen_core::{Error, Result};
+use qwen_core::{Error, Result, size};
 
 /// Arrays consist of whole words of this many bytes, the widest access of a kernel.
 const ARRAY_ALIGN: usize = 16;
@@ -17,7 +17,7 @@ pub(crate) fn product(what: &str, factors: &[usize]) -> Result<usize> {
     if factors.contains(&0) {
         return Ok(0);
     }
-    let product = factors.iter().try_fold(1_usize, |product, factor| product.checked_mul(*factor));
+    let product = size::checked("size", 1, factors).ok();
     product.filter(|product| *product <= isize::MAX as usize - ARRAY_ALIGN).ok_or_else(|| {
         let factors: Vec<String> = factors.iter().map(ToString::to_string).collect();
         Error::unsupported(what, format!("its size, {}, exceeds what a machine can address", factors.join(" x ")))

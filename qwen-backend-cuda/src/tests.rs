@@ -121,10 +121,9 @@ impl Harness {
         let mut batch = Batch::new(BLOCK_SIZE);
         for (tokens, num_computed_tokens) in sequences {
             let (input_ids, num_computed_tokens) = (&vec![1; *tokens][..], *num_computed_tokens);
-            let logits = WantLogits::Last;
+            let logits = if greedy { WantLogits::Argmax } else { WantLogits::Last };
             batch.push(SequenceStep { input_ids, num_computed_tokens, block_table: &blocks, logits })?;
         }
-        batch.read_logits = !greedy;
         let before = self.driver.calls().launched.len();
         self.runner.execute(&batch, &mut StepOutput::default(), &Interrupt::default())?;
         Ok(self.driver.calls().launched.split_off(before))

@@ -3,9 +3,10 @@
 //! Prompts, chunks of prompts and single tokens stand side by side, without a prefill or decode flag: each sequence
 //! contributes the tokens that it has beyond those computed before, and names the blocks that hold its K/V.
 
-use crate::backend::ModelShape;
+use crate::backend::layout::{ModelShape, PAD_SLOT};
 use crate::error::{Error, Result};
 use crate::kv::BlockId;
+use crate::size;
 
 /// The sizes that a runner is built for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,6 +30,31 @@ pub struct Limits {
 }
 
 impl Limits {
+    /// Check that a runner can be built for these sizes, whatever its device.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] with the field, its bound and its value.
+    pub fn check(&self) -> Result<()> {
+        // Positions, slots and rows are u32 on devices; the largest u32 marks padding.
+        let most = PAD_SLOT as usize - 1;
+        let bounds = [
+            ("max_model_len", self.max_model_len, most),
+            ("max_num_batched_tokens", self.max_num_batched_tokens, most),
+            ("max_num_seqs", self.max_num_seqs, most - 1),
+            ("max_num_logits", self.max_num_logits, most),
+            ("block_size", self.block_size, most),
+            ("num_blocks", self.num_blocks, most / self.block_size.max(1)),
+            ("vocab_size", self.vocab_size, most),
+            ("num_token_ids", self.num_token_ids, self.vocab_size),
+        ];
+        for (name, value, most) in bounds {
+            if value == 0 || value > most {
+                return Err(Error::argument(name, format!("must be in 1..={most}, is {value}")));
+            }
+        }
+        Ok(())
+    }
+
     /// Blocks of the longest sequence.
     pub fn max_blocks_per_seq(&self) -> usize {
         self.max_model_len.div_ceil(self.block_size.max(1))
@@ -40,10 +66,12 @@ impl Limits {
 pub enum WantLogits {
     /// None: a chunk of a prompt that is not its last.
     None,
-    /// Of its last token.
+    /// Of the row of its last token, only which logit is the largest.
+    Argmax,
+    /// The row of its last token.
     #[default]
     Last,
-    /// Of each token.
+    /// The row of each token.
     All,
 }
 
@@ -91,10 +119,11 @@ pub struct Batch {
     pub block_tables: Vec<u32>,
     /// `[num_seqs + 1]` prefix sums of the lengths of the block tables.
     pub cu_blocks: Vec<u32>,
-    /// `[num_logits]` rows whose logits are wanted.
+    /// `[num_logits]` tokens whose rows of logits are computed.
     pub logits_indices: Vec<u32>,
-    /// Whether the logits are read back, beside the index of each row's largest one.
-    pub read_logits: bool,
+    /// How many of these rows, from the first on, the host reads; of the others it reads the index of the largest logit.
+    /// Sequences that want values of logits come first, lest others are read with them.
+    pub num_logits_read: usize,
 }
 
 impl Batch {
@@ -121,7 +150,7 @@ impl Batch {
         }
         self.cu_seqlens_q.push(0);
         self.cu_blocks.push(0);
-        self.read_logits = true;
+        self.num_logits_read = 0;
     }
 
     /// Tokens of all sequences.
@@ -139,21 +168,35 @@ impl Batch {
         self.cu_seqlens_q.windows(2).map(|pair| (pair[1] - pair[0]) as usize).max().unwrap_or(0)
     }
 
+    /// The index of the sequence that the token at `index` belongs to.
+    pub fn seq_of_token(&self, index: u32) -> usize {
+        // The first sum is 0: it is at most any index.
+        self.cu_seqlens_q.partition_point(|sum| *sum <= index).saturating_sub(1)
+    }
+
     /// Add a sequence.
     ///
     /// # Errors
-    /// [`Error::EmptyPrompt`] without tokens, [`Error::InvalidArgument`] when the block table is too short.
+    /// [`Error::EmptyPrompt`] without tokens, [`Error::InvalidArgument`] when the block table is too short or a slot has
+    /// no number. The batch is then as before.
     pub fn push(&mut self, sequence: SequenceStep<'_>) -> Result<()> {
         let SequenceStep { input_ids, num_computed_tokens, block_table, logits } = sequence;
         if input_ids.is_empty() {
             return Err(Error::EmptyPrompt);
         }
-        let end = num_computed_tokens + input_ids.len();
-        if block_table.len() * self.block_size < end {
+        let end = num_computed_tokens.saturating_add(input_ids.len());
+        if block_table.len().saturating_mul(self.block_size) < end {
             return Err(Error::argument(
                 "block_table",
                 format!("{} blocks of {} positions do not hold {end} positions", block_table.len(), self.block_size),
             ));
+        }
+        // The largest slot of these blocks, and every position, are numbers of 32 bits below the one that means padding.
+        let slots =
+            block_table.iter().map(|block| (u64::from(block.0) + 1).saturating_mul(self.block_size as u64)).max();
+        if slots.unwrap_or(0).max(end as u64) > u64::from(PAD_SLOT) {
+            let reason = format!("{slots:?} slots and {end} positions; both are at most {PAD_SLOT}");
+            return Err(Error::argument("block_table", reason));
         }
         let first = self.num_tokens() as u32;
         self.input_ids.extend_from_slice(input_ids);
@@ -169,8 +212,11 @@ impl Batch {
         self.cu_blocks.push(self.block_tables.len() as u32);
         match logits {
             WantLogits::None => {}
-            WantLogits::Last => self.logits_indices.push(last - 1),
+            WantLogits::Argmax | WantLogits::Last => self.logits_indices.push(last - 1),
             WantLogits::All => self.logits_indices.extend(first..last),
+        }
+        if matches!(logits, WantLogits::Last | WantLogits::All) {
+            self.num_logits_read = self.logits_indices.len();
         }
         Ok(())
     }
@@ -208,16 +254,58 @@ impl Batch {
     }
 }
 
-/// What a step computed.
+/// What a step computed. Reused from step to step.
 #[derive(Debug, Clone, Default)]
 pub struct StepOutput {
-    /// `[num_logits, vocab_size]`, empty unless [`Batch::read_logits`].
+    /// `[num_logits]` the id of each row's largest logit among those that may be chosen, the lowest id among equals;
+    /// `None` where one of them is a NaN or an infinity.
+    pub argmax: Vec<Option<u32>>,
+    /// `[num_logits_read, vocab_size]`, the leading rows.
     pub logits: Vec<f32>,
-    /// `[num_logits]` the index of the largest logit of an id that may be chosen.
-    pub greedy_ids: Vec<u32>,
+    /// The sequences of rows that have no `argmax`, each once, with the place where damage first appears in them.
+    pub damage: Vec<Damage>,
 }
 
-/// Bytes of the f32 and u32 buffers that [`crate::model::Model`] makes for these limits.
+/// Where a sequence of a step first has a value that is a NaN or an infinity.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Damage {
+    /// The sequence's index in the batch.
+    pub seq: usize,
+    /// The embedding, the layer by number, or the output head.
+    pub place: String,
+}
+
+impl StepOutput {
+    /// Forget everything.
+    pub fn clear(&mut self) {
+        self.argmax.clear();
+        self.logits.clear();
+        self.damage.clear();
+    }
+
+    /// Whether every row has its largest logit.
+    pub fn is_sound(&self) -> bool {
+        self.argmax.iter().all(Option::is_some)
+    }
+
+    /// Note where the sequences of damaged rows were damaged, as far as it is `found`. Otherwise it was in the output
+    /// head.
+    pub(crate) fn set_damage(&mut self, batch: &Batch, found: &[Damage]) {
+        self.damage.clear();
+        let rows = self.argmax.iter().zip(&batch.logits_indices);
+        for (_, &token) in rows.filter(|(id, _)| id.is_none()) {
+            let seq = batch.seq_of_token(token);
+            // The rows of a sequence follow each other.
+            if self.damage.last().is_none_or(|last| last.seq != seq) {
+                let head = || Damage { seq, place: "the output head".into() };
+                self.damage.push(found.iter().find(|damage| damage.seq == seq).cloned().unwrap_or_else(head));
+            }
+        }
+    }
+}
+
+/// Bytes of the f32 and u32 buffers that [`crate::model::Model`] makes for these limits; `u64::MAX` where a u64 does not
+/// hold them.
 pub fn activation_bytes(limits: &Limits, shape: &ModelShape, gate_up_scratch: bool) -> u64 {
     let ModelShape { hidden_size, intermediate_size, heads, .. } = *shape;
     let per_token = 3 * hidden_size
@@ -226,8 +314,13 @@ pub fn activation_bytes(limits: &Limits, shape: &ModelShape, gate_up_scratch: bo
         + intermediate_size * if gate_up_scratch { 3 } else { 1 }
         + heads.head_dim
         + 2;
-    let per_seq = limits.max_blocks_per_seq() + 2;
-    let per_row = limits.vocab_size + hidden_size + 2;
-    4 * (limits.max_num_batched_tokens * per_token + limits.max_num_seqs * per_seq + limits.max_num_logits * per_row)
-        as u64
+    let per_seq = limits.max_blocks_per_seq().saturating_add(2);
+    let per_row = limits.vocab_size.saturating_add(hidden_size).saturating_add(2);
+    [
+        size::bytes(4, &[limits.max_num_batched_tokens, per_token]),
+        size::bytes(4, &[limits.max_num_seqs, per_seq]),
+        size::bytes(4, &[limits.max_num_logits, per_row]),
+    ]
+    .into_iter()
+    .fold(0, u64::saturating_add)
 }

@@ -22,8 +22,9 @@ const PROMPT_LENGTHS: [usize; 3] = [8, 64, 256];
 const SEQUENCE_COUNTS: [usize; 4] = [1, 2, 4, 8];
 
 /// A recorded step that can run again.
+// Public as `Record::Step` of a public type; nothing outside of this crate can name it.
 #[derive(Debug)]
-pub(super) struct Step {
+pub struct Step {
     graph: Graph,
     /// A collective operation of the step: if a peer of it is lost, the graph would wait for ever.
     call: Option<Arc<dyn Enqueue>>,
@@ -68,30 +69,26 @@ impl CudaBackend {
     }
 }
 
-/// Steps recorded as CUDA graphs.
-pub(super) struct Graphs;
-
-impl Record for Graphs {
-    type Device = CudaBackend;
+impl Record for CudaBackend {
     type Step = Step;
 
-    fn recorder(device: &mut CudaBackend) -> &mut Recorder<Step> {
-        &mut device.recorder
+    fn recorder(&mut self) -> &mut Recorder<Step> {
+        &mut self.recorder
     }
 
-    fn replay(device: &mut CudaBackend, step: &Arc<Step>) -> Result<()> {
-        device.gpu.replay(&step.graph)
+    fn replay(&mut self, step: &Arc<Step>) -> Result<()> {
+        self.gpu.replay(&step.graph)
     }
 
-    fn discard(device: &mut CudaBackend) {
-        device.recorded.clear();
+    fn discard(&mut self) {
+        self.recorded.clear();
     }
 
-    fn submit(device: &mut CudaBackend, recording: Recording) -> Result<Option<Arc<Step>>> {
-        let commands = std::mem::take(&mut device.recorded);
+    fn submit(&mut self, recording: Recording) -> Result<Option<Arc<Step>>> {
+        let commands = std::mem::take(&mut self.recorded);
         if recording.keep && !commands.is_empty() {
-            if let Some(graph) = device.gpu.capture(&commands)? {
-                device.gpu.replay(&graph)?;
+            if let Some(graph) = self.gpu.capture(&commands)? {
+                self.gpu.replay(&graph)?;
                 let call = commands.iter().find_map(|command| match command {
                     Command::Call(call) => Some(call.clone()),
                     Command::Launch(..) => None,
@@ -99,9 +96,9 @@ impl Record for Graphs {
                 return Ok(Some(Arc::new(Step { graph, call, _commands: commands })));
             }
             // A driver that does not record these kernels still runs them.
-            device.recorder.stop_keeping();
+            self.recorder.stop_keeping();
         }
-        commands.iter().try_for_each(|command| device.gpu.issue(command))?;
+        commands.iter().try_for_each(|command| self.gpu.issue(command))?;
         Ok(None)
     }
 }

@@ -237,6 +237,9 @@ fn answer(runner: &mut dyn Runner) -> Result<Vec<u32>> {
         batch.push(SequenceStep { input_ids, num_computed_tokens, block_table: &blocks, logits })?;
         let mut output = StepOutput::default();
         runner.execute(&batch, &mut output, &Interrupt::default())?;
+        if let Some(damage) = output.damage.first() {
+            return Err(Error::NonFinite { place: damage.place.clone(), sequence: damage.seq as u64 });
+        }
         bits.extend(output.logits.iter().map(|logit| logit.to_bits()));
     }
     Ok(bits)
@@ -281,7 +284,7 @@ fn stages_find_where_a_value_first_was_not_finite() {
         model.damage(tensor, row);
         match by_layers(&model) {
             None => return,
-            Some(Err(Error::NonFinite { place: found })) => assert_eq!(found, place, "{tensor}"),
+            Some(Err(Error::NonFinite { place: found, .. })) => assert_eq!(found, place, "{tensor}"),
             Some(other) => panic!("{other:?} of {tensor}"),
         }
     }

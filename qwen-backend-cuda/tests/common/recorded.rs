@@ -44,15 +44,14 @@ fn results(mut backend: CudaBackend) -> Result<Vec<u32>> {
                 input_ids: &ids,
                 num_computed_tokens: computed[sequence],
                 block_table: &blocks,
-                logits: WantLogits::Last,
+                logits: if greedy { WantLogits::Argmax } else { WantLogits::Last },
             })?;
             computed[sequence] += tokens;
         }
-        batch.read_logits = !greedy;
         let mut output = StepOutput::default();
         runner.execute(&batch, &mut output, &Interrupt::default())?;
         results.extend(output.logits.iter().map(|logit| logit.to_bits()));
-        results.extend(&output.greedy_ids);
+        results.extend(output.argmax.iter().map(|id| id.unwrap_or(u32::MAX)));
         Ok(())
     };
     step(&[9, 1, 10], false)?;

@@ -33,7 +33,7 @@
 pub mod composed;
 mod footprint;
 mod interrupt;
-mod layout;
+pub(crate) mod layout;
 mod ops;
 pub mod partials;
 pub mod recorder;

@@ -5,8 +5,7 @@
 //! differs. The first step of a shape is recorded and kept, and the next ones of the same [`StepKey`] run it again
 //! without calling the model. Prompts have many lengths, and are recorded to be submitted as a whole, but not kept.
 //!
-//! A backend holds a [`Recorder`], has a private type that implements [`Record`], and calls [`run`] in
-//! [`super::Backend::step`]. [`padded`] and
+//! A backend holds a [`Recorder`], implements [`Record`] and calls [`run`] in [`super::Backend::step`]. [`padded`] and
 //! [`warmup_shapes`] keep the shapes few.
 
 use std::collections::HashMap;
@@ -89,42 +88,37 @@ impl<S> Default for Recorder<S> {
     }
 }
 
-/// How a device records steps. [`run`] calls these functions in the order in which they stand here.
-///
-/// A type beside the device implements it, so that the functions are no part of the device's public face.
-pub trait Record {
-    /// The device.
-    type Device;
+/// A device that records steps. [`run`] calls these methods in the order in which they stand here.
+pub trait Record: Sized {
     /// A recorded step that can run again.
     type Step;
 
-    /// The recorder of the device.
-    fn recorder(device: &mut Self::Device) -> &mut Recorder<Self::Step>;
+    /// The recorder of this device.
+    fn recorder(&mut self) -> &mut Recorder<Self::Step>;
 
     /// Queue a step that is kept.
     ///
     /// # Errors
     /// When the device refuses it.
-    fn replay(device: &mut Self::Device, step: &Arc<Self::Step>) -> Result<()>;
+    fn replay(&mut self, step: &Arc<Self::Step>) -> Result<()>;
 
     /// Called before a step is recorded, so that what was queued before it stays apart. Default: nothing.
     ///
     /// # Errors
     /// When the device refuses what was queued.
-    fn begin(device: &mut Self::Device) -> Result<()> {
-        let _ = device;
+    fn begin(&mut self) -> Result<()> {
         Ok(())
     }
 
     /// Drop what was recorded and not submitted: the step failed or was interrupted.
-    fn discard(device: &mut Self::Device);
+    fn discard(&mut self);
 
     /// Queue what was recorded. If `recording.keep`, return it to be kept, or `None` where the device cannot run it
     /// again.
     ///
     /// # Errors
     /// When the device refuses it. The step is not kept then.
-    fn submit(device: &mut Self::Device, recording: Recording) -> Result<Option<Arc<Self::Step>>>;
+    fn submit(&mut self, recording: Recording) -> Result<Option<Arc<Self::Step>>>;
 }
 
 /// Run a step of `device`: replay the one that is kept for `key`, or record what `body` issues and submit it.
@@ -132,31 +126,31 @@ pub trait Record {
 /// # Errors
 /// [`Error::Cancelled`] when `interrupt` was raised before the step was submitted; the errors of `body` and of the
 /// device.
-pub fn run<R: Record>(
-    device: &mut R::Device,
+pub fn run<D: Record>(
+    device: &mut D,
     key: StepKey,
     interrupt: &Interrupt,
-    body: &mut dyn FnMut(&mut R::Device) -> Result<()>,
+    body: &mut dyn FnMut(&mut D) -> Result<()>,
 ) -> Result<()> {
     if interrupt.is_raised() {
         return Err(Error::Cancelled);
     }
-    if let Some(step) = R::recorder(device).kept.get(&key).cloned() {
-        return R::replay(device, &step);
+    if let Some(step) = device.recorder().kept.get(&key).cloned() {
+        return device.replay(&step);
     }
-    R::begin(device)?;
-    let recorder = R::recorder(device);
+    device.begin()?;
+    let recorder = device.recorder();
     let keep = recorder.keeps && key.max_seqlen_q <= 1 && recorder.kept.len() < MAX_KEPT;
     recorder.recording = Some(Recording { keep, whole: true });
     let issued = body(device);
-    let recording = R::recorder(device).recording.take();
+    let recording = device.recorder().recording.take();
     if issued.is_err() || interrupt.is_raised() {
-        R::discard(device);
+        device.discard();
         return issued.and(Err(Error::Cancelled));
     }
     let Some(recording) = recording else { return Ok(()) };
-    if let Some(step) = R::submit(device, recording)? {
-        R::recorder(device).kept.insert(key, step);
+    if let Some(step) = device.submit(recording)? {
+        device.recorder().kept.insert(key, step);
     }
     Ok(())
 }
@@ -256,7 +250,7 @@ mod tests {
             body: impl Fn(&mut Self) -> Result<()>,
         ) -> Result<bool> {
             let mut called = false;
-            let result = run::<Records>(self, key, interrupt, &mut |device| {
+            let result = run(self, key, interrupt, &mut |device| {
                 called = true;
                 body(device)
             });
@@ -265,30 +259,27 @@ mod tests {
         }
     }
 
-    struct Records;
-
-    impl Record for Records {
-        type Device = Letters;
+    impl Record for Letters {
         type Step = String;
 
-        fn recorder(device: &mut Letters) -> &mut Recorder<String> {
-            &mut device.recorder
+        fn recorder(&mut self) -> &mut Recorder<String> {
+            &mut self.recorder
         }
 
-        fn replay(device: &mut Letters, step: &Arc<String>) -> Result<()> {
-            device.submitted += step;
+        fn replay(&mut self, step: &Arc<String>) -> Result<()> {
+            self.submitted += step;
             Ok(())
         }
 
-        fn discard(device: &mut Letters) {
-            device.recorded.clear();
+        fn discard(&mut self) {
+            self.recorded.clear();
         }
 
-        fn submit(device: &mut Letters, recording: Recording) -> Result<Option<Arc<String>>> {
-            let step = std::mem::take(&mut device.recorded);
-            device.submitted += &step;
-            if recording.keep && device.refuses_to_keep {
-                device.recorder.stop_keeping();
+        fn submit(&mut self, recording: Recording) -> Result<Option<Arc<String>>> {
+            let step = std::mem::take(&mut self.recorded);
+            self.submitted += &step;
+            if recording.keep && self.refuses_to_keep {
+                self.recorder.stop_keeping();
                 return Ok(None);
             }
             Ok(recording.keep.then(|| Arc::new(step)))
