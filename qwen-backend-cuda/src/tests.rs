@@ -178,7 +178,7 @@ fn every_published_shape_launches_within_its_arrays() {
 
 #[test]
 fn the_parts_of_ranks_launch_within_their_arrays() {
-    // Heads that divide, K/V heads that several ranks hold, and the model card's own model.
+    // Heads that divide, K/V heads that several ranks hold, and the largest model that 8 ranks share here.
     for (name, ranks) in [("7B", 4), ("3B", 8), ("32B", 8)] {
         for rank in [0, ranks - 1] {
             every_launch(Harness::of_rank(&shape(name), 32_768, (9, 0), Precision::Fast, Shard { rank, ranks }));

@@ -19,14 +19,14 @@ fn may_use_card() -> bool {
 }
 
 /// A backend on the first GPU.
-fn card(precision: Precision) -> CudaBackend {
+fn gpu(precision: Precision) -> CudaBackend {
     CudaBackend::new(CudaOptions::new().precision(precision)).expect("a GPU")
 }
 
 /// The same for the suite, which skips a backend that is not supported.
 fn suite(precision: Precision) -> Result<CudaBackend> {
     match may_use_card() {
-        true => Ok(card(precision)),
+        true => Ok(gpu(precision)),
         false => Err(Error::unsupported("a GPU", "QWEN_CUDA_CARD=1 is not set")),
     }
 }
@@ -42,7 +42,7 @@ fn goldens(precision: Precision) {
     }
     let goldens = Goldens::open(folder().expect("QWEN_GOLDEN names the goldens")).unwrap();
     for case in goldens.cases() {
-        let result = goldens.run(case, card(precision), usize::MAX).unwrap();
+        let result = goldens.run(case, gpu(precision), usize::MAX).unwrap();
         println!("{result}");
         assert!(result.holds(), "{result}");
     }
@@ -72,7 +72,7 @@ fn faults_out_of_memory_leaves_the_backend_usable() {
     if !may_use_card() {
         return;
     }
-    let mut backend = card(Precision::Fast);
+    let mut backend = gpu(Precision::Fast);
     let error = backend.alloc(free_bytes(0).unwrap() as usize / 2).unwrap_err();
     assert!(matches!(error, Error::OutOfMemory { .. }), "{error}");
     let mut x = backend.alloc(4).unwrap();

@@ -41,8 +41,8 @@ struct Graphs {
     graphs: HashMap<GraphId, sys::CUgraphExec>,
 }
 
-// SAFETY: the handles are those of a driver whose functions any thread may call; what this type changes of its own lies
-// behind mutexes.
+// SAFETY: the handles are those of a driver whose functions any thread may call; the state of this type is behind
+// mutexes.
 unsafe impl Send for CudaDriver {}
 // SAFETY: as above.
 unsafe impl Sync for CudaDriver {}
@@ -349,8 +349,8 @@ fn compile(ptx: &CStr) -> Outcome<sys::CUmodule> {
         Ok(()) => Ok(module),
         // With the compiler's log, if there is one.
         Err(Fault::Refused(reason)) => {
-            let said = CStr::from_bytes_until_nul(&log).unwrap_or_default().to_string_lossy();
-            Err(Fault::Refused(format!("{reason} {}", said.trim()).trim_end().to_string()))
+            let log = CStr::from_bytes_until_nul(&log).unwrap_or_default().to_string_lossy();
+            Err(Fault::Refused(format!("{reason} {}", log.trim()).trim_end().to_string()))
         }
         Err(fault) => Err(fault),
     }
