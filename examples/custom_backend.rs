@@ -13,16 +13,15 @@
 
 use qwen::core::backend::{
     Add, DeviceInfo, Embed, GatherRows, HeadLayout, Interrupt, KvSpec, Linear, PAD_SLOT, PagedAttention, RmsNorm, Rope,
-    SiluAndMul, StepKey, StoreKv,
+    RowReader, SiluAndMul, StepKey, StoreKv, WeightShape, WeightView,
 };
-use qwen::core::backend::{WeightShape, WeightView};
 use qwen::core::{Backend, Error, Footprint, Precision, Result};
 
 fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
     let mut args = std::env::args().skip(1);
     let prompt = args.next().unwrap_or_else(|| "Hello!".into());
     let path = args.next().unwrap_or_else(|| concat!(env!("CARGO_MANIFEST_DIR"), "/examples/demo-model").into());
-    let engine = qwen::EngineOptions::new().load_on(RowMajor::with_all_cores(), path)?;
+    let engine = qwen::EngineOptions::new().load_with_backend(RowMajor::with_all_cores(), path)?;
     eprintln!("on {}", engine.device_name());
     println!("{}", engine.chat().send(prompt)?.text()?);
     Ok(())
@@ -128,9 +127,12 @@ impl Backend for RowMajor {
     fn load(&mut self, view: &WeightView<'_>) -> Result<Matrix> {
         let (rows, cols) = (view.rows(), view.cols());
         let mut values = vec![0.0; rows * cols];
-        let stored = view.parts.iter().flat_map(|part| (0..part.rows).map(move |row| (part.encoding, part.row(row))));
-        for (row, (encoding, bytes)) in values.chunks_exact_mut(cols).zip(stored) {
-            encoding.decode(bytes, row);
+        let mut out = values.chunks_exact_mut(cols);
+        for part in view.parts {
+            let mut stored = RowReader::new(part);
+            for (row, out) in (0..part.rows).zip(&mut out) {
+                part.encoding.decode_row(stored.row(row)?, out);
+            }
         }
         Ok(Matrix { rows, cols, values })
     }

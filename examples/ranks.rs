@@ -18,7 +18,7 @@ use std::process::{Child, Command, ExitCode};
 use clap::Parser;
 use qwen::{Device, EngineOptions, GenerateOptions, Ranks};
 
-/// Answer a question with a model that several processes share.
+/// Answer a question with a model that runs over several processes.
 #[derive(Parser)]
 struct Args {
     /// The folder of the checkpoint, on each machine; the demo checkpoint when absent.
@@ -27,16 +27,16 @@ struct Args {
     /// The question.
     #[arg(long, default_value = "Hello!")]
     prompt: String,
-    /// How many processes to start on this machine when no launcher has started this one.
+    /// How many processes to start on this machine, if no launcher has started this one.
     #[arg(long, default_value_t = 2)]
     ranks: usize,
-    /// Let each process hold some of the layers in place of some of each layer.
+    /// Let each process hold some of the layers instead of a share of each.
     #[arg(long)]
-    by_layers: bool,
+    pipeline_parallel: bool,
     /// Where each process runs.
     #[arg(long, default_value = "cpu")]
     device: Device,
-    /// Tokens of the answer at most.
+    /// The most tokens of the answer.
     #[arg(long, default_value_t = 256)]
     max_new_tokens: usize,
 }
@@ -47,10 +47,10 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
     if ranks.world_size() == 1 && args.ranks > 1 {
         return launch(args.ranks);
     }
-    let ranks = if args.by_layers { ranks.by_layers() } else { ranks };
+    let ranks = if args.pipeline_parallel { ranks.pipeline_parallel() } else { ranks };
     let options = EngineOptions::new().device(args.device).ranks(ranks.clone());
     if !ranks.is_leader() {
-        options.follow(&args.model)?;
+        options.run_worker(&args.model)?;
         return Ok(ExitCode::SUCCESS);
     }
     let engine = options.load(&args.model)?;
@@ -85,7 +85,7 @@ fn launch(ranks: usize) -> Result<ExitCode, Box<dyn Error>> {
         match start(rank) {
             Ok(child) => children.push(child),
             Err(error) => {
-                // Those that have started would wait for this one.
+                // The others would wait for this one.
                 for mut child in children {
                     child.kill().and_then(|()| child.wait())?;
                 }

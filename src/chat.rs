@@ -9,6 +9,13 @@ use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::generate::{GenerateOptions, Stats, TextStream};
 
+impl Engine {
+    /// A new conversation.
+    pub fn chat(&self) -> Chat {
+        Chat::new(self.clone())
+    }
+}
+
 /// A conversation with a model. Made by [`Engine::chat`].
 ///
 /// ```no_run

@@ -1,13 +1,13 @@
 //! One model over several processes: the only file of the facade that knows how they work together.
 //!
-//! The others see a [`Position`] (numbers), [`Peers`] (the other processes, once they have met) and what this process
-//! does with its part of the model ([`Loaded`]).
+//! The other files see a [`Position`] (numbers), [`Peers`] (the other processes, once they are connected) and what this
+//! process does with its part of the model ([`Loaded`]).
 
 use std::sync::Arc;
 
 use qwen_core::collective::Collective;
 use qwen_core::model::spec::ModelSpec;
-use qwen_core::ranks::{LeaderRunner, Link, TcpGroup, follow};
+use qwen_core::ranks::{DistributedRunner, TcpGroup, Transport, worker_loop};
 use qwen_core::runner::{ModelRunner, Runner};
 use qwen_core::{Backend, Config, Error, Result};
 
@@ -15,6 +15,8 @@ pub use qwen_core::ranks::Ranks;
 
 /// Where this process stands among those that share the model.
 #[derive(Debug, Clone, Copy)]
+// Only the choice of an NVIDIA GPU reads all of it.
+#[cfg_attr(not(feature = "cuda"), allow(dead_code))]
 pub(crate) struct Position {
     /// Its number among the processes of this machine.
     pub(crate) local_rank: usize,
@@ -51,43 +53,45 @@ pub(crate) fn check_leads(ranks: &Ranks) -> Result<()> {
         return Ok(());
     }
     let (rank, size) = (ranks.rank(), ranks.world_size());
-    let reason = format!("rank {rank} of {size} has no engine, only rank 0 has: call `EngineOptions::follow` here");
+    let reason = format!("rank {rank} of {size} has no engine, only rank 0 has: call `EngineOptions::run_worker` here");
     Err(Error::argument("ranks", reason))
 }
 
-/// Refuse to follow in the process that has the engine.
-pub(crate) fn check_follows(ranks: &Ranks) -> Result<()> {
+/// Refuse to run as a worker in the process that has the engine.
+pub(crate) fn check_is_worker(ranks: &Ranks) -> Result<()> {
     if !ranks.is_leader() {
         return Ok(());
     }
-    Err(Error::argument("ranks", "rank 0 leads and has the engine: call `EngineOptions::load` here"))
+    Err(Error::argument("ranks", "rank 0 has the engine and is no worker: call `EngineOptions::load` here"))
 }
 
 /// The other processes that hold parts of the model.
 #[derive(Debug, Clone)]
 pub(crate) struct Peers {
-    link: Arc<Link>,
+    transport: Arc<Transport>,
 }
 
 impl Peers {
-    /// Meet them; `None` for a process that has the whole model. `fingerprint` is what must be the same in all, by name.
-    pub(crate) fn meet(ranks: &Ranks, fingerprint: impl FnOnce() -> Result<Fingerprint>) -> Result<Option<Self>> {
+    /// Connect with them; `None` for a process that has the whole model. `fingerprint` lists by name what must be the same
+    /// in all of them.
+    pub(crate) fn connect(ranks: &Ranks, fingerprint: impl FnOnce() -> Result<Fingerprint>) -> Result<Option<Self>> {
         if ranks.world_size() == 1 {
             return Ok(None);
         }
-        let mut all = vec![("what ranks share", if ranks.is_by_layers() { "layers" } else { "heads" }.to_owned())];
+        let mut all =
+            vec![("what ranks share", if ranks.is_pipeline_parallel() { "layers" } else { "heads" }.to_owned())];
         all.extend(fingerprint()?);
-        Ok(Some(Peers { link: Arc::new(ranks.meet(&all)?) }))
+        Ok(Some(Peers { transport: Arc::new(ranks.rendezvous(&all)?) }))
     }
 
-    /// The least of the values that the processes name. It returns once all have named theirs.
-    pub(crate) fn least(&self, value: u64) -> Result<u64> {
-        self.link.least(value)
+    /// The smallest of the processes' values. It returns once all have called it.
+    pub(crate) fn all_reduce_min(&self, value: u64) -> Result<u64> {
+        self.transport.all_reduce_min(value)
     }
 
     /// Tell the others that this process failed.
     pub(crate) fn fail(&self, error: &Error) {
-        self.link.fail(error);
+        self.transport.fail(error);
     }
 }
 
@@ -98,8 +102,8 @@ pub(crate) type Fingerprint = Vec<(&'static str, String)>;
 pub(crate) type JoinGroup<B> = fn(&B, &Peers, by_heads: bool) -> Result<Arc<dyn Collective>>;
 
 /// The group of backends without an interconnect of their own: everything goes over the connections of the processes.
-pub(crate) fn join_by_link<B>(_: &B, peers: &Peers, _: bool) -> Result<Arc<dyn Collective>> {
-    Ok(Arc::new(TcpGroup::new(peers.link.clone())))
+pub(crate) fn join_by_tcp<B>(_: &B, peers: &Peers, _: bool) -> Result<Arc<dyn Collective>> {
+    Ok(Arc::new(TcpGroup::new(peers.transport.clone())))
 }
 
 /// The group of NVIDIA GPUs: NCCL. Without it they cannot sum; activations then go over the connections, in all processes.
@@ -110,27 +114,29 @@ pub(crate) fn join_by_nccl(
     by_heads: bool,
 ) -> Result<Arc<dyn Collective>> {
     let present = qwen_backend_cuda::nccl_present();
-    if !by_heads && peers.least(u64::from(present.is_ok()))? == 0 {
-        return join_by_link(backend, peers, by_heads);
+    if !by_heads && peers.all_reduce_min(u64::from(present.is_ok()))? == 0 {
+        return join_by_tcp(backend, peers, by_heads);
     }
     present?;
-    Ok(Arc::new(qwen_backend_cuda::NcclGroup::join(backend, &peers.link)?))
+    Ok(Arc::new(qwen_backend_cuda::NcclGroup::join(backend, &*peers.transport)?))
 }
 
 /// What this process does with its part of the model.
 pub(crate) enum Loaded {
-    /// It has the engine: it holds the whole model, or leads.
+    /// It has the engine: it holds the whole model, or is rank 0.
     Engine(Box<dyn Runner>),
-    /// It computes with the process that leads, until that ends.
-    Follower(Box<dyn FnOnce() -> Result<()>>),
+    /// It computes rank 0's steps, until rank 0's engine is dropped.
+    Worker(Box<dyn FnOnce() -> Result<()>>),
 }
 
 impl Loaded {
     pub(crate) fn new<B: Backend>(runner: ModelRunner<B>, peers: Option<&Peers>) -> Self {
-        match peers.map(|peers| peers.link.clone()) {
+        match peers.map(|peers| peers.transport.clone()) {
             None => Loaded::Engine(Box::new(runner)),
-            Some(link) if link.rank() == 0 => Loaded::Engine(Box::new(LeaderRunner::new(runner, link))),
-            Some(link) => Loaded::Follower(Box::new(move || follow(runner, &link))),
+            Some(transport) if transport.rank() == 0 => {
+                Loaded::Engine(Box::new(DistributedRunner::new(runner, transport)))
+            }
+            Some(transport) => Loaded::Worker(Box::new(move || worker_loop(runner, &transport))),
         }
     }
 
@@ -138,15 +144,15 @@ impl Loaded {
     pub(crate) fn engine(self) -> Result<Box<dyn Runner>> {
         match self {
             Loaded::Engine(runner) => Ok(runner),
-            Loaded::Follower(_) => Err(Error::argument("ranks", "this process follows rank 0 and has no engine")),
+            Loaded::Worker(_) => Err(Error::argument("ranks", "this process is a worker of rank 0 and has no engine")),
         }
     }
 
-    /// Compute with the process that leads, until that ends.
-    pub(crate) fn follow(self) -> Result<()> {
+    /// Compute rank 0's steps, until rank 0's engine is dropped.
+    pub(crate) fn run_worker(self) -> Result<()> {
         match self {
-            Loaded::Follower(follow) => follow(),
-            Loaded::Engine(_) => Err(Error::argument("ranks", "this process has the engine and follows no other")),
+            Loaded::Worker(run) => run(),
+            Loaded::Engine(_) => Err(Error::argument("ranks", "this process has the engine and is no worker")),
         }
     }
 }

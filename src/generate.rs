@@ -12,6 +12,36 @@ use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::worker::Stamped;
 
+impl Engine {
+    /// Continue `prompt`, without a chat template. Control tokens in it take effect, as in transformers.
+    ///
+    /// # Errors
+    /// Without a tokenizer; for an empty prompt; for one beyond the context, with both lengths.
+    pub fn generate(&self, prompt: &str, options: &GenerateOptions) -> Result<TextStream> {
+        self.stream_text(self.tokenizer()?.encode(prompt, true)?, options)
+    }
+
+    /// Continue a prompt of token ids.
+    ///
+    /// # Errors
+    /// For parameters that are out of their bounds; for an empty prompt, ids that are out of the vocabulary, and a prompt
+    /// beyond the context; and [`qwen_core::Error::QueueFull`] when too many requests wait
+    /// ([`crate::EngineOptions::max_waiting`]).
+    pub fn generate_ids(&self, prompt: impl Into<Vec<u32>>, options: &GenerateOptions) -> Result<TokenStream> {
+        let started = Instant::now();
+        let prompt = prompt.into();
+        let prompt_tokens = prompt.len();
+        let request = options.request(prompt, self.generation_config(), self.stop_token_ids())?;
+        let (events, canceller) = self.worker().submit(request)?;
+        Ok(TokenStream::new(self.clone(), events, canceller, prompt_tokens, started))
+    }
+
+    pub(crate) fn stream_text(&self, ids: Vec<u32>, options: &GenerateOptions) -> Result<TextStream> {
+        let decoder = self.tokenizer()?.decode_stream(true);
+        Ok(TextStream::new(self.generate_ids(ids, options)?, decoder))
+    }
+}
+
 /// How an answer is generated. What is not set follows the checkpoint's `generation_config.json`.
 ///
 /// ```

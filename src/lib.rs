@@ -69,6 +69,18 @@ pub use qwen_tokenizer::{ChatInput, ChatTemplate, Content, FunctionCall, Message
 /// The layers below the facade: for backends, and for programs that work by token ids.
 pub use qwen_core as core;
 
+// Clones of one engine are used from many threads, and its streams move between them.
+const _: () = {
+    const fn shared<T: Clone + Send + Sync + 'static>() {}
+    const fn moved<T: Send + 'static>() {}
+    shared::<Engine>();
+    moved::<Chat>();
+    moved::<Reply>();
+    moved::<TextStream>();
+    moved::<TokenStream>();
+    moved::<LogitsRows>();
+};
+
 // The programs in the documents are compiled with the tests.
 #[cfg(doctest)]
 mod documents {

@@ -47,36 +47,36 @@ impl EngineOptions {
     ///
     /// ```no_run
     /// use qwen::core::reference::Reference;
-    /// let engine = qwen::EngineOptions::new().context(512).load_on(Reference::new(), "path/to/Qwen2.5-0.5B")?;
+    /// let engine = qwen::EngineOptions::new().context(512).load_with_backend(Reference::new(), "path/to/Qwen2.5-0.5B")?;
     /// assert_eq!(engine.device_name(), "reference");
     /// # Ok::<(), qwen::Error>(())
     /// ```
     ///
     /// # Errors
     /// As [`EngineOptions::load`].
-    pub fn load_on<B: Backend>(mut self, backend: B, path: impl AsRef<Path>) -> Result<Engine> {
+    pub fn load_with_backend<B: Backend>(mut self, backend: B, path: impl AsRef<Path>) -> Result<Engine> {
         self.settings.precision = backend.info().precision;
         load_engine(path.as_ref(), &self, |_| own_backend(backend))
     }
 
-    /// As a rank other than 0, hold this rank's part of the model at `path` and compute with rank 0, until its engine is
+    /// As a rank other than 0, load this rank's part of the model at `path` and compute rank 0's steps until its engine is
     /// dropped. Each rank reads the checkpoint from a folder of its own machine; no tokenizer is needed.
     ///
     /// # Errors
-    /// As [`EngineOptions::load`], and [`qwen_core::Error::RankFailed`] when another rank fails or is lost: end the
+    /// As [`EngineOptions::load`], and [`qwen_core::Error::RankFailed`] when another rank fails or disconnects: end the
     /// process then, and let its launcher start all of them again.
-    pub fn follow(self, path: impl AsRef<Path>) -> Result<()> {
+    pub fn run_worker(self, path: impl AsRef<Path>) -> Result<()> {
         let candidates = |planner: &Planner<'_>| named_devices(planner, &self.device);
-        load_follower(path.as_ref(), &self, candidates)
+        load_worker(path.as_ref(), &self, candidates)
     }
 
-    /// As [`EngineOptions::follow`], on a backend of the program's own.
+    /// As [`EngineOptions::run_worker`], on a backend of the program's own.
     ///
     /// # Errors
-    /// As [`EngineOptions::follow`].
-    pub fn follow_on<B: Backend>(mut self, backend: B, path: impl AsRef<Path>) -> Result<()> {
+    /// As [`EngineOptions::run_worker`].
+    pub fn run_worker_with_backend<B: Backend>(mut self, backend: B, path: impl AsRef<Path>) -> Result<()> {
         self.settings.precision = backend.info().precision;
-        load_follower(path.as_ref(), &self, |_| own_backend(backend))
+        load_worker(path.as_ref(), &self, |_| own_backend(backend))
     }
 }
 
@@ -117,7 +117,7 @@ fn load_engine(
     let generation_config = checkpoint.generation_config().clone();
     let parts = EngineParts {
         stop_token_ids: stop_token_ids(&config, &generation_config, tokenizer.as_ref().ok()),
-        weight_encoding: checkpoint.tensor("model.layers.0.mlp.down_proj.weight")?.encoding,
+        weight_encoding: checkpoint.encoding("model.layers.0.mlp.down_proj.weight")?,
         tokenizer,
         generation_config,
         plan,
@@ -129,13 +129,13 @@ fn load_engine(
     Engine::start(loaded.engine()?, parts, options.max_waiting)
 }
 
-/// Load this process's part of the model at `path`, and compute with rank 0 until that ends.
-fn load_follower(
+/// Load this process's part of the model at `path`, and compute rank 0's steps until its engine is dropped.
+fn load_worker(
     path: &Path,
     options: &EngineOptions,
     candidates: impl FnOnce(&Planner<'_>) -> Candidates,
 ) -> Result<()> {
-    distributed::check_follows(&options.ranks)?;
+    distributed::check_is_worker(&options.ranks)?;
     let checkpoint = Checkpoint::open(path)?;
     let config = config_of(&checkpoint, options)?;
     // Rank 0 chooses among the ids, so no tokenizer is read.
@@ -143,7 +143,7 @@ fn load_follower(
     let candidates = candidates(&planner);
     let LoadedModel { loaded, .. } = load_model(&planner, options, &checkpoint, &config, candidates)?;
     drop(checkpoint);
-    Ok(loaded.follow()?)
+    Ok(loaded.run_worker()?)
 }
 
 /// A model on its device, or this process's part of one.
@@ -165,7 +165,7 @@ fn load_model(
 ) -> qwen_core::Result<LoadedModel> {
     let first = candidates.first().and_then(|candidate| candidate.device.as_ref().ok());
     let device = first.and_then(|factory| factory.device());
-    let peers = Peers::meet(&options.ranks, || fingerprint(device.as_ref(), checkpoint, config, options))?;
+    let peers = Peers::connect(&options.ranks, || fingerprint(device.as_ref(), checkpoint, config, options))?;
     if peers.is_some() {
         // All processes load on devices of one kind: none falls back to a device that it did not announce.
         candidates.truncate(1);
@@ -179,8 +179,8 @@ fn load_model(
             let device = factory.device();
             let opened = factory.open(&options.settings)?;
             if let Some(peers) = peers {
-                // Where no context was asked for, it is the longest that fits in every process.
-                let context = peers.least(plan.context as u64)? as usize;
+                // If no context was asked for, it is the longest that fits in every process.
+                let context = peers.all_reduce_min(plan.context as u64)? as usize;
                 if context != plan.context {
                     plan = planner.plan_within(&capacity, Some(context))?;
                     plan.check()?;
@@ -197,7 +197,7 @@ fn load_model(
         let ((loaded, plan, device, device_name), selection_reason) = first_that_loads(candidates, load_on)?;
         if let Some(peers) = peers {
             // No process begins before all have loaded.
-            peers.least(0)?;
+            peers.all_reduce_min(0)?;
         }
         Ok(LoadedModel { loaded, plan, device, device_name, selection_reason })
     };
@@ -231,7 +231,7 @@ fn fingerprint(
         ("`rope_theta`", config.rope_theta.to_string()),
         ("`rope_scaling`", format!("{:?}", config.rope_scaling)),
         ("`tie_word_embeddings`", config.tie_word_embeddings.to_string()),
-        ("the digest of the weights", format!("{:016x}", fnv1a(norm.data))),
+        ("the digest of the weights", format!("{:016x}", fnv1a(&norm.data))),
         ("the size of the weights", checkpoint.total_bytes().to_string()),
         // The processes may use different devices of one kind.
         ("the device", kind.split(':').next().unwrap_or_default().to_owned()),

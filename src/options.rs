@@ -145,14 +145,14 @@ impl EngineOptions {
     }
 
     /// Share one model with other processes. Rank 0 has the engine ([`EngineOptions::load`]), the others compute for it
-    /// ([`EngineOptions::follow`]). Default: this process runs the whole model.
+    /// ([`EngineOptions::run_worker`]). Default: this process runs the whole model.
     ///
     /// ```no_run
     /// use qwen::{EngineOptions, Ranks};
     /// let ranks = Ranks::from_env()?;
     /// let options = EngineOptions::new().ranks(ranks.clone());
     /// if !ranks.is_leader() {
-    ///     return options.follow("path/to/Qwen2.5-72B-Instruct");
+    ///     return options.run_worker("path/to/Qwen2.5-72B-Instruct");
     /// }
     /// let engine = options.load("path/to/Qwen2.5-72B-Instruct")?;
     /// println!("{}", engine.chat().send("Hello!")?.text()?);

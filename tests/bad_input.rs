@@ -4,6 +4,9 @@
 
 mod common;
 
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Command, Stdio};
+
 use common::{Folder, SMALL, Shape, demo, demo_engine, options, write_checkpoint};
 use qwen::core::Error as ModelError;
 use qwen::{Engine, Error, GenerateOptions, Message};
@@ -61,6 +64,102 @@ fn checkpoints_name_the_file_and_the_key() {
     expect("shard", index, &["model-00001-of-00001.safetensors"]);
     let gone = load_error(options(), std::path::Path::new("no/such/folder")).to_string();
     assert!(gone.contains("no/such/folder"), "{gone}");
+}
+
+/// Where the child of a test finds its folder.
+const FOLDER: &str = "QWEN_TEST_FOLDER";
+
+/// Not a test of its own: the program of the children. It stops at each report of the progress of a load, says so, and
+/// goes on when it is told to; its last line is what came of the load.
+#[test]
+fn loading_program() {
+    let Some(folder) = std::env::var_os(FOLDER) else { return };
+    let step = std::sync::atomic::AtomicUsize::new(0);
+    let stop = move |_: f32| {
+        let step = step.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        println!("\nstep {step}");
+        std::io::stdin().read_line(&mut String::new()).unwrap();
+    };
+    match options().context(64).progress(stop).load(std::path::Path::new(&folder)) {
+        Ok(_) => println!("\nloaded"),
+        Err(Error::Model(ModelError::Io { path, source })) => println!("\nio {}: {source}", path.display()),
+        Err(error) => println!("\nother {error:?}"),
+    }
+}
+
+/// What came of loading `folder` in another process, after `change` was made when `at` parts were loaded.
+fn load_in_a_child(folder: &std::path::Path, at: usize, change: impl FnOnce()) -> String {
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["loading_program", "--exact", "--nocapture"])
+        .env(FOLDER, folder)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut input = child.stdin.take().unwrap();
+    let mut change = Some(change);
+    let mut outcome = String::new();
+    for line in BufReader::new(child.stdout.take().unwrap()).lines() {
+        let line = line.unwrap();
+        if let Some(step) = line.strip_prefix("step ") {
+            if step.parse() == Ok(at) {
+                change.take().unwrap()();
+            }
+            writeln!(input).unwrap();
+        } else if ["loaded", "io ", "other "].iter().any(|outcome| line.starts_with(outcome)) {
+            outcome = line;
+        }
+    }
+    let status = child.wait().unwrap();
+    assert!(status.success(), "the child ended by {status}: {outcome}");
+    assert!(change.is_none(), "there is no step {at}");
+    outcome
+}
+
+#[test]
+fn a_checkpoint_that_changes_while_it_is_loaded_never_ends_the_process() {
+    let folder = Folder::new("changing");
+    write_checkpoint(&folder.0, SMALL, |_, _| {});
+    let path = folder.0.join("model.safetensors");
+    let whole = std::fs::read(&path).unwrap();
+    let header = 8 + u64::from_le_bytes(*whole.first_chunk().unwrap()) as usize;
+    let cut = |len: usize| std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(len as u64).unwrap();
+    let lengths = [0, 5, header / 2, header, header + 1, whole.len() / 3, whole.len() / 2, whole.len() - 1];
+    let mut short = 0;
+    // The table and four matrices in each of two layers.
+    for at in [0, 1, 3, 6, 8] {
+        for len in lengths {
+            std::fs::write(&path, &whole).unwrap();
+            let outcome = load_in_a_child(&folder.0, at, || cut(len));
+            match outcome.strip_prefix("io ") {
+                Some(reason) => {
+                    short += 1;
+                    for word in ["model.safetensors", "tensor `", "expected", "at offset", "found"] {
+                        assert!(reason.contains(word), "cut to {len} at step {at}: {reason}");
+                    }
+                }
+                None => assert_eq!(outcome, "loaded", "cut to {len} at step {at}"),
+            }
+        }
+    }
+    assert!(short >= 20, "{short} of the cuts were noticed");
+
+    for at in [0, 4] {
+        let other = folder.0.join("other");
+        std::fs::write(&path, &whole).unwrap();
+        std::fs::write(&other, &whole[..header]).unwrap();
+        #[cfg(unix)]
+        assert_eq!(load_in_a_child(&folder.0, at, || std::fs::rename(&other, &path).unwrap()), "loaded");
+        std::fs::write(&path, &whole).unwrap();
+        #[cfg(unix)]
+        assert_eq!(load_in_a_child(&folder.0, at, || std::fs::remove_file(&path).unwrap()), "loaded");
+        std::fs::write(&path, &whole).unwrap();
+        assert_eq!(load_in_a_child(&folder.0, at, || cut(whole.len() + (1 << 20))), "loaded");
+        std::fs::write(&path, &whole).unwrap();
+        // Written over in place by a shorter file.
+        let outcome = load_in_a_child(&folder.0, at, || std::fs::write(&path, &whole[..whole.len() / 4]).unwrap());
+        assert!(outcome.starts_with("io "), "{outcome}");
+    }
 }
 
 #[test]

@@ -14,17 +14,17 @@ use qwen::{Engine, EngineOptions, GenerateOptions, Precision, Ranks};
 
 const QUESTIONS: [&str; 3] = ["Hello!", "What is 3 + 4?", "Which animal says meow?"];
 
-/// Set in the processes of the ranks: where they write what came out.
+/// Set in the processes of the ranks: the file for their results.
 const OUT: &str = "QWEN_TEST_RANK_OUT";
 
-/// Set where an answer goes on until somebody ends it.
+/// Set if an answer goes on until the process is killed.
 const ENDLESS: &str = "QWEN_TEST_RANK_ENDLESS";
 
-/// Set where the engine has nothing to do until its standard input ends.
+/// Set if the engine has nothing to do until standard input ends.
 const IDLE: &str = "QWEN_TEST_RANK_IDLE";
 
-/// Set where ranks share layers in place of heads.
-const BY_LAYERS: &str = "QWEN_TEST_RANK_BY_LAYERS";
+/// Set if each rank holds some of the layers.
+const PIPELINE: &str = "QWEN_TEST_RANK_PIPELINE";
 
 fn rank_options() -> EngineOptions {
     options().threads(1).precision(Precision::Exact).context(512)
@@ -44,17 +44,18 @@ fn answers(engine: &Engine) -> Vec<Vec<u32>> {
 fn rank_program() {
     let Ok(out) = std::env::var(OUT) else { return };
     let write = |text: String| {
-        // Renamed into place, so that nobody reads the half of it.
+        // Renamed into place, so that it is never read half-written.
         fs::write(format!("{out}.part"), text).unwrap();
         fs::rename(format!("{out}.part"), &out).unwrap();
     };
     let run = || -> qwen::Result<String> {
-        let ranks = Ranks::from_env()?.meet_within(Duration::from_secs(60)).lost_after(Duration::from_secs(5));
-        let shared = if std::env::var(BY_LAYERS).is_ok() { ranks.clone().by_layers() } else { ranks.clone() };
+        let ranks =
+            Ranks::from_env()?.rendezvous_timeout(Duration::from_secs(60)).heartbeat_timeout(Duration::from_secs(5));
+        let shared = if std::env::var(PIPELINE).is_ok() { ranks.clone().pipeline_parallel() } else { ranks.clone() };
         let options = rank_options().ranks(shared);
         if !ranks.is_leader() {
-            options.follow(demo())?;
-            return Ok("followed".into());
+            options.run_worker(demo())?;
+            return Ok("worked".into());
         }
         let engine = options.load(demo())?;
         if std::env::var(IDLE).is_ok() {
@@ -65,7 +66,7 @@ fn rank_program() {
             return Ok(format!("{:?}", answers(&engine)));
         }
         loop {
-            // Full contexts one after the other.
+            // One full context after another.
             for token in engine.generate_ids([1, 2, 3], &GenerateOptions::new().greedy().ignore_eos(true))? {
                 token?;
                 write("running".into());
@@ -94,12 +95,12 @@ impl Rank {
         fs::read_to_string(&self.out).unwrap()
     }
 
-    /// Wait until it has written `text`, and goes on.
+    /// Wait until it has written `text`. It must still run.
     fn says(&mut self, text: &str) {
         let started = Instant::now();
         while self.said() != text {
-            let goes_on = self.child.try_wait().unwrap().is_none();
-            assert!(goes_on && started.elapsed() < Duration::from_secs(100), "{:?}", self.said());
+            let runs = self.child.try_wait().unwrap().is_none();
+            assert!(runs && started.elapsed() < Duration::from_secs(100), "{:?}", self.said());
             thread::sleep(Duration::from_millis(20));
         }
     }
@@ -150,9 +151,9 @@ fn processes_answer_as_one_does() {
     let folder = Folder::new("rank-processes");
     let expected = format!("{:?}", answers(&rank_options().load(demo()).unwrap()));
     type Launcher = fn(usize, usize, u16) -> Vec<(&'static str, String)>;
-    let by_layers: Launcher =
-        |rank, world_size, port| [torchrun(rank, world_size, port), vec![(BY_LAYERS, "1".into())]].concat();
-    for (world_size, launcher) in [(2, torchrun as Launcher), (4, open_mpi), (3, by_layers)] {
+    let pipeline: Launcher =
+        |rank, world_size, port| [torchrun(rank, world_size, port), vec![(PIPELINE, "1".into())]].concat();
+    for (world_size, launcher) in [(2, torchrun as Launcher), (4, open_mpi), (3, pipeline)] {
         let port = free_port();
         // Rank 0 last: the others wait for it.
         let start = |rank| Rank::start(&folder.0, &launcher(rank, world_size, port));
@@ -160,12 +161,12 @@ fn processes_answer_as_one_does() {
         let mut leader = ranks.pop().unwrap();
         assert_eq!(leader.ended(), expected, "{world_size} ranks");
         for rank in &mut ranks {
-            assert_eq!(rank.ended(), "followed");
+            assert_eq!(rank.ended(), "worked");
         }
     }
 }
 
-/// Ranks, each with these variables as well.
+/// Ranks that have these variables as well.
 fn started(folder: &Folder, world_size: usize, variables: &[&'static str]) -> Vec<Rank> {
     let port = free_port();
     let extra: Vec<_> = variables.iter().map(|name| (*name, "1".to_owned())).collect();
@@ -180,10 +181,10 @@ fn busy(folder: &Folder, world_size: usize) -> Vec<Rank> {
     ranks
 }
 
-/// Nothing is sent for a request here: the loss itself has to reach the others.
+/// No request is running: the other ranks have to learn of the failure nevertheless.
 #[test]
-fn a_killed_follower_of_an_idle_engine_is_an_error_on_all_others() {
-    for layout in [&[ENDLESS, IDLE][..], &[ENDLESS, IDLE, BY_LAYERS]] {
+fn a_killed_worker_of_an_idle_engine_is_an_error_on_all_others() {
+    for layout in [&[ENDLESS, IDLE][..], &[ENDLESS, IDLE, PIPELINE]] {
         let folder = Folder::new(&format!("rank-killed-idle-{}", layout.len()));
         let mut ranks = started(&folder, 4, layout);
         ranks[0].says("idle");
@@ -191,15 +192,15 @@ fn a_killed_follower_of_an_idle_engine_is_an_error_on_all_others() {
         for rank in [1, 3] {
             assert_eq!(ranks[rank].ended(), "error: rank 2 failed: its process has ended");
         }
-        // Rank 1 is gone by now as well, but it is not the cause.
+        // Rank 1 has ended too by now, but it is not the cause.
         drop(ranks[0].child.stdin.take());
         assert_eq!(ranks[0].ended(), "error: rank 2 failed: its process has ended");
     }
 }
 
 #[test]
-fn a_killed_follower_is_an_error_on_all_others() {
-    let folder = Folder::new("rank-killed-follower");
+fn a_killed_worker_is_an_error_on_all_others() {
+    let folder = Folder::new("rank-killed-worker");
     let mut ranks = busy(&folder, 4);
     ranks[2].child.kill().unwrap();
     for rank in [0, 1, 3] {
@@ -208,33 +209,58 @@ fn a_killed_follower_is_an_error_on_all_others() {
 }
 
 #[test]
-fn a_killed_leader_is_an_error_on_the_followers() {
+fn a_killed_leader_is_an_error_on_the_workers() {
     let folder = Folder::new("rank-killed-leader");
     let mut ranks = busy(&folder, 2);
     ranks[0].child.kill().unwrap();
     assert_eq!(ranks[1].ended(), "error: rank 0 failed: its process has ended");
 }
 
-/// A process that is stopped keeps its connections: only its silence tells.
+/// A stopped process keeps its connections: only the missing heartbeats show it.
 #[cfg(target_os = "linux")]
 #[test]
-fn a_stopped_follower_is_an_error_on_the_leader() {
+fn a_stopped_worker_is_an_error_on_the_leader() {
     let folder = Folder::new("rank-stopped");
     let mut ranks = busy(&folder, 2);
     let stopped = Command::new("kill").args(["-STOP", &ranks[1].child.id().to_string()]).status().unwrap();
     assert!(stopped.success());
-    assert_eq!(ranks[0].ended(), "error: rank 1 failed: it has given no sign of life for 5 seconds");
+    assert_eq!(ranks[0].ended(), "error: rank 1 failed: it has sent no heartbeat or complete message for 5 seconds");
+}
+
+/// The variable of the shared secret.
+fn secret(value: &str) -> Vec<(&'static str, String)> {
+    vec![("QWEN_RANKS_SECRET", value.into())]
 }
 
 #[test]
-fn a_wrong_number_of_ranks_is_an_error_on_both_sides() {
+fn with_a_secret_a_wrong_number_of_ranks_is_an_error_on_both_sides() {
     let folder = Folder::new("rank-wrong-size");
     let port = free_port();
-    let mut ranks = [(0, 2), (1, 4)].map(|(rank, size)| Rank::start(&folder.0, &torchrun(rank, size, port)));
+    let start =
+        |(rank, size)| Rank::start(&folder.0, &[torchrun(rank, size, port), secret("0123456789abcdef")].concat());
+    let mut ranks = [(0, 2), (1, 4)].map(start);
     for rank in &mut ranks {
         let said = rank.ended();
         assert_eq!(said, "error: the number of ranks is 4 on rank 1 and 2 on rank 0: start all ranks alike");
     }
+}
+
+#[test]
+fn processes_that_do_not_belong_are_turned_away_and_the_others_answer() {
+    let folder = Folder::new("rank-strangers");
+    let port = free_port();
+    let right = secret("0123456789abcdef");
+    let mut leader = Rank::start(&folder.0, &[torchrun(0, 2, port), right.clone()].concat());
+    for (other, reason) in [
+        (secret("0123456789abcdeF"), "one value on rank 1 and another on rank 0"),
+        (vec![], "not set on rank 1 and set on rank 0"),
+    ] {
+        let said = Rank::start(&folder.0, &[torchrun(1, 2, port), other].concat()).ended();
+        assert_eq!(said, format!("error: the shared secret is {reason}: start all ranks alike"));
+    }
+    let mut worker = Rank::start(&folder.0, &[torchrun(1, 2, port), right].concat());
+    assert_eq!(leader.ended(), format!("{:?}", answers(&rank_options().load(demo()).unwrap())));
+    assert_eq!(worker.ended(), "worked");
 }
 
 #[test]

@@ -1,6 +1,7 @@
-//! One model over several ranks: the same answers, no rank out of step, and an error wherever one is lost.
+//! One model over several ranks: the same answers, no rank out of step, and an error on every rank when one fails.
 //!
-//! Ranks are threads here, which meet over the loopback device like processes; `tests/rank_processes.rs` has processes.
+//! Ranks are threads here, which connect over the loopback interface as processes do; `tests/rank_processes.rs` has
+//! processes.
 #![cfg(feature = "cpu")]
 
 mod common;
@@ -14,36 +15,36 @@ use qwen::core::reference::Reference;
 use qwen::{Engine, EngineOptions, Error, FinishReason, GenerateOptions, Precision, Ranks};
 
 fn rank(rank: usize, world_size: usize, port: u16) -> Ranks {
-    Ranks::new(rank, world_size).unwrap().at("127.0.0.1", port).meet_within(Duration::from_secs(60))
+    Ranks::new(rank, world_size).unwrap().at("127.0.0.1", port).rendezvous_timeout(Duration::from_secs(60))
 }
 
-type Followers = Vec<JoinHandle<qwen::Result<()>>>;
+type Workers = Vec<JoinHandle<qwen::Result<()>>>;
 
 /// What the ranks share.
 type Share = fn(Ranks) -> Ranks;
 const HEADS: Share = |ranks| ranks;
-const LAYERS: Share = Ranks::by_layers;
+const LAYERS: Share = Ranks::pipeline_parallel;
 
 /// Load on ranks that are threads of this process.
 fn load(
     path: &std::path::Path,
     (share, world_size): (Share, usize),
     options: impl Fn() -> EngineOptions,
-) -> (qwen::Result<Engine>, Followers) {
+) -> (qwen::Result<Engine>, Workers) {
     let port = free_port();
-    let follow = |number| {
+    let start = |number| {
         let (options, path) = (options().ranks(share(rank(number, world_size, port))), path.to_owned());
-        thread::spawn(move || options.follow(path))
+        thread::spawn(move || options.run_worker(path))
     };
-    let followers = (1..world_size).map(follow).collect();
-    (options().ranks(share(rank(0, world_size, port))).load(path), followers)
+    let workers = (1..world_size).map(start).collect();
+    (options().ranks(share(rank(0, world_size, port))).load(path), workers)
 }
 
-/// The engine's end is the followers' end.
-fn end(engine: Engine, followers: Followers) {
+/// Drop the engine, which ends the workers.
+fn end(engine: Engine, workers: Workers) {
     drop(engine);
-    for follower in followers {
-        follower.join().unwrap().unwrap();
+    for worker in workers {
+        worker.join().unwrap().unwrap();
     }
 }
 
@@ -69,28 +70,28 @@ fn ranks_compute_what_one_process_computes() {
         let whole = options().load(demo()).unwrap();
         let question = whole.tokenizer().unwrap().encode("What is 3 + 4? Hello, who are you?", true).unwrap();
         let expected = whole.logits(&question).unwrap();
-        // More ranks than K/V heads among them: each of the two heads is held by two ranks.
+        // The last number is more ranks than K/V heads: each of the two heads is on two ranks.
         for world_size in [2, 4] {
-            let (engine, followers) = load(&demo(), (HEADS, world_size), options);
+            let (engine, workers) = load(&demo(), (HEADS, world_size), options);
             let engine = engine.unwrap();
             let found = engine.logits(&question).unwrap();
             let limit = if precision == Precision::Exact { 1e-5 } else { 0.02 };
             let difference = difference(&found, &expected);
             assert!(difference < limit, "{world_size} ranks, {precision:?}: {difference}");
             assert_eq!(found, engine.logits(&question).unwrap());
-            end(engine, followers);
+            end(engine, workers);
         }
-        // Layers are whole wherever they are: the bits are the same.
+        // Each layer is whole on one rank: the bits are those of one process.
         for world_size in [2, 3, 6] {
-            let (engine, followers) = load(&demo(), (LAYERS, world_size), options);
+            let (engine, workers) = load(&demo(), (LAYERS, world_size), options);
             let engine = engine.unwrap();
-            assert!(expected == engine.logits(&question).unwrap(), "{world_size} ranks by layers, {precision:?}");
-            end(engine, followers);
+            assert!(expected == engine.logits(&question).unwrap(), "{world_size} ranks in a pipeline, {precision:?}");
+            end(engine, workers);
         }
     }
 }
 
-/// As the 3B model over 8 ranks: four of them hold each of the K/V heads.
+/// Like the 3B model over 8 ranks: each of the K/V heads is on four of them.
 #[test]
 fn ranks_up_to_8_compute_what_one_process_computes() {
     let folder = Folder::new("ranks-8");
@@ -100,11 +101,11 @@ fn ranks_up_to_8_compute_what_one_process_computes() {
     let whole = options().load(&folder.0).unwrap();
     let expected = whole.logits(&prompt(40, 3)).unwrap();
     for world_size in [2, 4, 8] {
-        let (engine, followers) = load(&folder.0, (HEADS, world_size), options);
+        let (engine, workers) = load(&folder.0, (HEADS, world_size), options);
         let engine = engine.unwrap();
         let difference = difference(&engine.logits(&prompt(40, 3)).unwrap(), &expected);
         assert!(difference < 1e-5, "{world_size} ranks: {difference}");
-        end(engine, followers);
+        end(engine, workers);
     }
 }
 
@@ -112,7 +113,7 @@ fn ranks_up_to_8_compute_what_one_process_computes() {
 fn answers_do_not_depend_on_the_crowd_over_ranks_either() {
     let folder = Folder::new("ranks-crowd");
     write_checkpoint(&folder.0, SMALL, |_, _| {});
-    let (engine, followers) = load(&folder.0, (HEADS, 2), || options().threads(1).batch(4).context(512));
+    let (engine, workers) = load(&folder.0, (HEADS, 2), || options().threads(1).batch(4).context(512));
     let engine = engine.unwrap();
     let ask = |n: usize| {
         let sampled = GenerateOptions::new().temperature(1.5).seed(n as u64).max_new_tokens(12).ignore_eos(true);
@@ -131,7 +132,7 @@ fn answers_do_not_depend_on_the_crowd_over_ranks_either() {
     for (alone, crowd) in alone.into_iter().zip(crowd) {
         assert_eq!(alone, crowd.join().unwrap());
     }
-    end(engine, followers);
+    end(engine, workers);
 }
 
 #[test]
@@ -140,7 +141,7 @@ fn a_cancelled_request_leaves_no_rank_out_of_step() {
     let shape = Shape { hidden: 128, inner: 512, layers: 4, heads: 4, kv_heads: 2, ..SMALL };
     write_checkpoint(&folder.0, shape, |_, _| {});
     for share in [HEADS, LAYERS] {
-        let (engine, followers) =
+        let (engine, workers) =
             load(&folder.0, (share, 2), || options().threads(1).context(4096).max_num_batched_tokens(64));
         let engine = engine.unwrap();
         let options = GenerateOptions::new().greedy().max_new_tokens(4).ignore_eos(true);
@@ -157,13 +158,13 @@ fn a_cancelled_request_leaves_no_rank_out_of_step() {
             cancel.join().unwrap();
             assert_eq!(ids(&engine, &prompt(300, 1), &options).unwrap(), expected);
         }
-        end(engine, followers);
+        end(engine, workers);
     }
 }
 
 #[test]
 fn damage_is_found_on_all_ranks_and_the_engine_goes_on() {
-    // The first values of a matrix are on rank 0, the last ones on rank 1; by layers rank 0 has the last layer.
+    // The first values of a matrix are on rank 0, the last ones on rank 1; in a pipeline rank 0 has the last layer.
     for (share, world_size, layer, at_end) in
         [(HEADS, 2, 1, false), (HEADS, 2, 1, true), (LAYERS, 2, 0, false), (LAYERS, 2, 2, false), (LAYERS, 3, 1, true)]
     {
@@ -174,7 +175,7 @@ fn damage_is_found_on_all_ranks_and_the_engine_goes_on() {
                 bytes[at..at + 2].copy_from_slice(&0x7fc0u16.to_le_bytes());
             }
         });
-        let (engine, followers) = load(&folder.0, (share, world_size), || options().threads(1).context(128));
+        let (engine, workers) = load(&folder.0, (share, world_size), || options().threads(1).context(128));
         let engine = engine.unwrap();
         for options in [GenerateOptions::new().greedy(), GenerateOptions::new().temperature(1.0)] {
             match ids(&engine, &prompt(9, 1), &options) {
@@ -182,12 +183,12 @@ fn damage_is_found_on_all_ranks_and_the_engine_goes_on() {
                 other => panic!("{other:?}"),
             }
         }
-        end(engine, followers);
+        end(engine, workers);
     }
 }
 
 #[test]
-fn a_rank_that_cannot_load_ends_the_others_with_its_words() {
+fn a_rank_that_cannot_load_ends_the_others_with_its_reason() {
     let (folder, other) = (Folder::new("ranks-load"), Folder::new("ranks-load-other"));
     let shape = Shape { tied: false, ..SMALL };
     write_checkpoint(&folder.0, shape, |_, _| {});
@@ -196,21 +197,23 @@ fn a_rank_that_cannot_load_ends_the_others_with_its_words() {
             bytes[0] ^= 1;
         }
     });
-    let start = |other: &std::path::Path, follower: EngineOptions| {
+    let start = |other: &std::path::Path, worker: EngineOptions| {
         let (port, other) = (free_port(), other.to_owned());
-        let follower = thread::spawn(move || follower.ranks(rank(1, 2, port)).follow(other).unwrap_err());
-        let leader = options().threads(1).ranks(rank(0, 2, port)).load(&folder.0).unwrap_err();
-        (leader.to_string(), follower.join().unwrap().to_string())
+        // With a secret a mismatch ends all ranks at once.
+        let rank = move |number| rank(number, 2, port).secret("the secret of this test").unwrap();
+        let worker = thread::spawn(move || worker.ranks(rank(1)).run_worker(other).unwrap_err());
+        let leader = options().threads(1).ranks(rank(0)).load(&folder.0).unwrap_err();
+        (leader.to_string(), worker.join().unwrap().to_string())
     };
-    let (leader, follower) = start(&folder.0, options().threads(1).memory_budget(1000));
+    let (leader, worker) = start(&folder.0, options().threads(1).memory_budget(1000));
     assert!(leader.starts_with("rank 1 failed: needs ") && leader.contains("1000 are available"), "{leader}");
-    assert!(follower.starts_with("needs "), "{follower}");
-    let (leader, follower) = start(&other.0, options().threads(1));
+    assert!(worker.starts_with("needs "), "{worker}");
+    let (leader, worker) = start(&other.0, options().threads(1));
     assert!(leader.starts_with("the digest of the weights is "), "{leader}");
-    assert_eq!(leader, follower);
-    let (leader, follower) = start(&folder.0, options().threads(1).precision(Precision::Exact));
+    assert_eq!(leader, worker);
+    let (leader, worker) = start(&folder.0, options().threads(1).precision(Precision::Exact));
     assert_eq!(leader, "`precision` is Exact on rank 1 and Fast on rank 0: start all ranks alike");
-    assert_eq!(leader, follower);
+    assert_eq!(leader, worker);
 }
 
 #[test]
@@ -221,14 +224,14 @@ fn a_context_that_nobody_asked_for_is_agreed_on() {
     let whole = qwen::plan(&folder.0, &options().threads(1).ranks(rank(1, 2, port))).unwrap();
     let budget = whole.weight_bytes + whole.activation_bytes + whole.kv_bytes / 3;
     let (path, tight) = (folder.0.clone(), options().threads(1).memory_budget(budget).ranks(rank(1, 2, port)));
-    let follower = thread::spawn(move || tight.follow(path));
+    let worker = thread::spawn(move || tight.run_worker(path));
     let engine = options().threads(1).ranks(rank(0, 2, port)).load(&folder.0).unwrap();
     assert!(engine.context() < whole.context, "{} of {}", engine.context(), whole.context);
     assert_eq!(
         ids(&engine, &prompt(20, 1), &GenerateOptions::new().max_new_tokens(3).ignore_eos(true)).unwrap().len(),
         3
     );
-    end(engine, vec![follower]);
+    end(engine, vec![worker]);
 }
 
 #[test]
@@ -244,22 +247,22 @@ fn a_plan_is_that_of_one_rank() {
     let error = qwen::plan(demo(), &options().ranks(Ranks::new(0, 3).unwrap())).unwrap_err().to_string();
     assert!(error.ends_with("can be cut over this many ranks: 1, 2, 4"), "{error}");
     let layers = |rank: usize, ranks: usize| {
-        qwen::plan(demo(), &options().context(512).ranks(Ranks::new(rank, ranks).unwrap().by_layers()))
+        qwen::plan(demo(), &options().context(512).ranks(Ranks::new(rank, ranks).unwrap().pipeline_parallel()))
     };
     let thirds = [0, 1, 2].map(|rank| layers(rank, 3).unwrap());
     assert_eq!(thirds.iter().map(|plan| plan.kv_bytes).sum::<u64>(), whole.kv_bytes);
-    // Rank 1 embeds, rank 0 has the output head: both have the table that is one and the other here.
+    // Rank 1 embeds, rank 0 has the output head: both hold the table, which serves as both here.
     assert!(thirds[2].weight_bytes < thirds[1].weight_bytes && thirds[1].weight_bytes <= thirds[0].weight_bytes);
     let error = layers(0, 7).unwrap_err().to_string();
     assert!(error.ends_with("7 ranks cannot share 6 layers"), "{error}");
 }
 
 #[test]
-fn each_rank_is_sent_where_it_belongs() {
+fn each_rank_is_told_what_to_call() {
     let error = options().ranks(rank(1, 2, 1)).load(demo()).unwrap_err().to_string();
     assert!(error.contains("rank 1 of 2 has no engine"), "{error}");
-    let error = options().ranks(rank(0, 2, 1)).follow(demo()).unwrap_err().to_string();
-    assert!(error.contains("rank 0 leads"), "{error}");
+    let error = options().ranks(rank(0, 2, 1)).run_worker(demo()).unwrap_err().to_string();
+    assert!(error.contains("rank 0 has the engine"), "{error}");
 }
 
 #[test]
@@ -268,13 +271,13 @@ fn backends_of_the_program_run_over_ranks() {
     write_checkpoint(&folder.0, SMALL, |_, _| {});
     let port = free_port();
     let path = folder.0.clone();
-    let follower = thread::spawn(move || {
-        EngineOptions::new().context(64).ranks(rank(1, 2, port)).follow_on(Reference::new(), path)
+    let worker = thread::spawn(move || {
+        EngineOptions::new().context(64).ranks(rank(1, 2, port)).run_worker_with_backend(Reference::new(), path)
     });
     let options = || EngineOptions::new().context(64);
-    let engine = options().ranks(rank(0, 2, port)).load_on(Reference::new(), &folder.0).unwrap();
-    let whole = options().load_on(Reference::new(), &folder.0).unwrap();
+    let engine = options().ranks(rank(0, 2, port)).load_with_backend(Reference::new(), &folder.0).unwrap();
+    let whole = options().load_with_backend(Reference::new(), &folder.0).unwrap();
     let difference = difference(&engine.logits(&prompt(30, 4)).unwrap(), &whole.logits(&prompt(30, 4)).unwrap());
     assert!(difference < 1e-5, "{difference}");
-    end(engine, vec![follower]);
+    end(engine, vec![worker]);
 }

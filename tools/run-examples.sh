@@ -32,7 +32,7 @@ run devices -- --model "$demo"
 # A model over several processes answers as it does in one process.
 run ranks -- --ranks 1 --prompt "What is 3 + 4?" >"$out/one"
 run ranks -- --ranks 2 --prompt "What is 3 + 4?" | tee "$out/two"
-run ranks -- --ranks 3 --by-layers --prompt "What is 3 + 4?" >"$out/three"
+run ranks -- --ranks 3 --pipeline-parallel --prompt "What is 3 + 4?" >"$out/three"
 [ -s "$out/one" ]
 cmp "$out/one" "$out/two"
 cmp "$out/one" "$out/three"

@@ -116,7 +116,7 @@ impl Bench {
     /// Copies of a matrix, enough to be larger than caches.
     fn load(&mut self, role: WeightRole, rows: usize, cols: usize) -> Result<Vec<CpuWeight>> {
         let data = weights(rows * cols);
-        let parts = [MatrixPart::whole(Encoding::Bf16, rows, cols, &data)];
+        let parts = [MatrixPart::whole(Encoding::Bf16, rows, cols, &data)?];
         let view = WeightView { name: "bench", role, parts: &parts };
         let copies = if self.once { 1 } else { (WEIGHT_BYTES / data.len()).clamp(2, 200) };
         (0..copies).map(|_| self.b.load(&view)).collect()
@@ -304,7 +304,7 @@ impl Bench {
         let load = |bench: &mut Self, role, rows, cols| -> Result<Vec<CpuWeight>> {
             let mut w = bench.load(role, rows, cols)?;
             let data = weights(rows * cols);
-            let parts = [MatrixPart::whole(Encoding::Bf16, rows, cols, &data)];
+            let parts = [MatrixPart::whole(Encoding::Bf16, rows, cols, &data)?];
             while w.len() < layers {
                 w.push(bench.b.load(&WeightView { name: "bench", role, parts: &parts })?);
             }

@@ -27,7 +27,7 @@ pub struct CpuFootprint;
 
 impl Footprint for CpuFootprint {
     fn weight_bytes(&self, shape: &WeightShape) -> Result<u64> {
-        Ok(Layout::of_shape(shape).bytes() as u64)
+        Ok(Layout::of_shape(shape)?.bytes() as u64)
     }
 
     fn kv_bytes(&self, spec: &KvSpec) -> Result<u64> {
@@ -40,6 +40,11 @@ impl Footprint for CpuFootprint {
         let panel = 4 * tokens * (widest + 1);
         let best = 8 * tokens * ArgmaxRuns::runs(widest);
         Ok((panel + best + 4 * Plan::MOST_RECORDED + host::physical_cores() * Scratch::BYTES) as u64)
+    }
+
+    fn staging_bytes(&self, stored: u64) -> u64 {
+        // Each thread reads the rows of one group at a time: two megabytes of f32 for the widest published model.
+        stored.min((host::physical_cores() as u64).saturating_mul(4 << 20))
     }
 
     fn fuses_gate_up(&self) -> bool {

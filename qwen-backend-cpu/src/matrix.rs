@@ -13,6 +13,8 @@
 //! In a matrix for gate and up, the groups of the two alternate (and each is padded to whole groups), so that a unit has
 //! a gate and its up side by side. Parts of several encodings are all stored as f32, which loses nothing.
 
+use std::sync::OnceLock;
+
 use qwen_core::backend::{WeightRole, WeightShape, WeightView};
 use qwen_core::{Encoding, Error, Result};
 
@@ -21,6 +23,9 @@ use crate::simd::LANES;
 
 /// Rows of a unit.
 pub(crate) const UNIT: usize = 2 * LANES;
+
+/// Groups that one task packs, so that its buffers serve more than one.
+const GROUPS_AT_ONCE: usize = 8;
 
 /// Where the rows of a matrix lie.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,18 +55,31 @@ pub(crate) struct Group {
 }
 
 impl Layout {
-    fn new(role: WeightRole, parts: impl Iterator<Item = (Encoding, usize)> + Clone, cols: usize) -> Layout {
-        let rows = parts.clone().map(|(_, rows)| rows).sum();
-        let mut encodings = parts.map(|(encoding, _)| encoding);
+    /// The layout of a matrix of this shape.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for an encoding that kernels do not have, and for sizes that memory cannot have.
+    pub(crate) fn of_shape(shape: &WeightShape) -> Result<Layout> {
+        let mut encodings = shape.parts.iter().map(|(encoding, _)| *encoding);
+        let kernels = |encoding: &Encoding| matches!(encoding, Encoding::F32 | Encoding::F16 | Encoding::Bf16);
+        if let Some(encoding) = encodings.clone().find(|encoding| !kernels(encoding)) {
+            let reason = "CPU kernels take F32, F16 and BF16";
+            return Err(Error::unsupported(format!("a matrix in {encoding}"), reason));
+        }
         let first = encodings.next().unwrap_or(Encoding::F32);
         let encoding = if encodings.all(|encoding| encoding == first) { first } else { Encoding::F32 };
-        let order = if role == WeightRole::GateUp && rows % 2 == 0 { Order::GateUp } else { Order::Stacked };
-        Layout { encoding, order, rows, cols }
-    }
-
-    /// The layout of a matrix of this shape.
-    pub(crate) fn of_shape(shape: &WeightShape) -> Layout {
-        Layout::new(shape.role, shape.parts.iter().copied(), shape.cols)
+        let (rows, cols) = (shape.rows(), shape.cols);
+        let order = if shape.role == WeightRole::GateUp && rows % 2 == 0 { Order::GateUp } else { Order::Stacked };
+        // With the padding of both; everything that is computed from a layout stays below this.
+        let most = |rows: usize| {
+            let cols = cols.checked_next_multiple_of(2)?;
+            let rows = rows.checked_add(2 * UNIT)?;
+            encoding.row_bytes(cols)?.checked_mul(rows).filter(|bytes| *bytes <= isize::MAX as usize)
+        };
+        match most(rows) {
+            Some(_) => Ok(Layout { encoding, order, rows, cols }),
+            None => Err(Error::unsupported(format!("a matrix of {rows} x {cols} values"), "no memory is that large")),
+        }
     }
 
     /// Columns with their padding.
@@ -124,39 +142,32 @@ impl Matrix {
     /// Check `view`, take the memory and let `parallel` pack the groups: it calls its argument for each number below
     /// its first, from as many threads as it likes.
     pub(crate) fn pack(view: &WeightView<'_>, parallel: impl FnOnce(usize, &(dyn Fn(usize) + Sync))) -> Result<Matrix> {
-        let cols = view.cols();
-        for (i, part) in view.parts.iter().enumerate() {
-            let needed = match part.rows {
-                0 => 0,
-                rows => part.encoding.bytes((rows - 1) * part.stride + part.cols),
-            };
-            if part.cols != cols || part.stride < part.cols || part.data.len() < needed {
-                return Err(Error::argument(
-                    "load",
-                    format!(
-                        "`{}`: part {i} has {} x {} elements, stride {}, {} bytes; {cols} columns and {needed} bytes \
-                         are needed",
-                        view.name,
-                        part.rows,
-                        part.cols,
-                        part.stride,
-                        part.data.len(),
-                    ),
-                ));
-            }
-        }
-        let parts = view.parts.iter().map(|part| (part.encoding, part.rows));
-        let layout = Layout::new(view.role, parts, cols);
+        view.check()?;
+        let layout = Layout::of_shape(&view.shape())?;
         let memory = Memory::zeroed(layout.bytes())?;
         let base = SendPtr(memory.ptr());
-        parallel(2 * layout.units(), &|group| {
-            // SAFETY: groups are disjoint, within the memory, and each number is given once.
-            let out = unsafe {
-                std::slice::from_raw_parts_mut(base.get().add(group * layout.group_bytes()), layout.group_bytes())
-            };
-            pack_group(view, &layout, group, out);
+        let groups = 2 * layout.units();
+        let failed = OnceLock::new();
+        parallel(groups.div_ceil(GROUPS_AT_ONCE), &|run| {
+            let mut buffers = vec![Vec::new(); view.parts.len()];
+            for group in run * GROUPS_AT_ONCE..((run + 1) * GROUPS_AT_ONCE).min(groups) {
+                if failed.get().is_some() {
+                    return;
+                }
+                // SAFETY: groups are disjoint, within the memory, and each number is given once.
+                let out = unsafe {
+                    std::slice::from_raw_parts_mut(base.get().add(group * layout.group_bytes()), layout.group_bytes())
+                };
+                if let Err(error) = pack_group(view, &layout, group, &mut buffers, out) {
+                    // The first error is told; those after it have the same cause.
+                    let _ = failed.set(error);
+                }
+            }
         });
-        Ok(Matrix { layout, memory })
+        match failed.into_inner() {
+            None => Ok(Matrix { layout, memory }),
+            Some(error) => Err(error),
+        }
     }
 
     /// The first byte of group `group`.
@@ -178,13 +189,13 @@ impl Matrix {
         match encoding {
             Encoding::Bf16 => {
                 for (out, line) in out.chunks_mut(2).zip(bytes.chunks_exact(4 * LANES)) {
-                    encoding.decode(&line[4 * lane..4 * lane + 4], out);
+                    encoding.decode_row(&line[4 * lane..4 * lane + 4], out);
                 }
             }
             _ => {
                 let size = encoding.bytes(1);
                 for (out, line) in out.chunks_mut(1).zip(bytes.chunks_exact(size * LANES)) {
-                    encoding.decode(&line[size * lane..size * (lane + 1)], out);
+                    encoding.decode_row(&line[size * lane..size * (lane + 1)], out);
                 }
             }
         }
@@ -203,36 +214,48 @@ impl SendPtr {
     }
 }
 
-fn pack_group(view: &WeightView<'_>, layout: &Layout, group: usize, out: &mut [u8]) {
-    let Group { row, lanes } = layout.group(group);
+/// Read and pack group `group`. `buffers` has one for each part, for rows that are read from a file: they stay in the
+/// cache from the read to the packing.
+fn pack_group(
+    view: &WeightView<'_>,
+    layout: &Layout,
+    group: usize,
+    buffers: &mut [Vec<u8>],
+    out: &mut [u8],
+) -> Result<()> {
+    let Group { row: first, lanes } = layout.group(group);
     let mut rows: [&[u8]; LANES] = [&[]; LANES];
     let mut encodings = [layout.encoding; LANES];
-    for lane in 0..lanes {
-        let mut row = row + lane;
-        for part in view.parts {
-            if row < part.rows {
-                (rows[lane], encodings[lane]) = (part.row(row), part.encoding);
-                break;
-            }
-            row -= part.rows;
+    let (mut lane, mut part_start) = (0, 0);
+    for (part, buffer) in view.parts.iter().zip(buffers) {
+        // The rows of the group that this part has.
+        let start = (first + lane).max(part_start).min(part_start + part.rows);
+        let end = (first + lanes).clamp(start, part_start + part.rows);
+        let bytes = part.read(start - part_start..end - part_start, buffer)?;
+        let row_bytes = bytes.len() / (end - start).max(1);
+        for row in bytes.chunks_exact(row_bytes.max(1)) {
+            (rows[lane], encodings[lane]) = (row, part.encoding);
+            lane += 1;
         }
+        part_start += part.rows;
     }
     let rows = &rows[..lanes];
     if encodings.iter().any(|&encoding| encoding != layout.encoding) {
         let mut decoded = vec![0.0f32; layout.cols];
         for (lane, (row, encoding)) in rows.iter().zip(encodings).enumerate() {
-            encoding.decode(row, &mut decoded);
+            encoding.decode_row(row, &mut decoded);
             for (value, line) in decoded.iter().zip(out.chunks_exact_mut(4 * LANES)) {
                 line[4 * lane..4 * lane + 4].copy_from_slice(&value.to_le_bytes());
             }
         }
-        return;
+        return Ok(());
     }
     match layout.encoding {
         // Two columns of bf16 are one element of the layout.
         Encoding::Bf16 | Encoding::F32 => interleave::<4>(rows, out),
         _ => interleave::<2>(rows, out),
     }
+    Ok(())
 }
 
 /// `out[i][lane] = rows[lane][i]` for elements of `N` bytes, sixteen lanes wide.

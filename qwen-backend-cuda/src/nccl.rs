@@ -3,9 +3,9 @@
 //! NCCL is not part of the driver: `library` opens it under the name that its packages install (`libnccl.so.2`), and calls
 //! seven of its functions.
 //!
-//! NCCL waits for all ranks, in its calls and on the GPU, and does not notice that one is lost. The [`Link`] of the ranks
-//! does: it then tells NCCL to abort, on a separate thread, because the abort waits in turn until every recorded step with
-//! a collective operation is dropped.
+//! NCCL waits for all ranks, in its calls and on the GPU, and does not notice when one fails. The [`ProcessGroup`] does:
+//! NCCL is then told to abort, on a separate thread, because the abort waits in turn until every recorded step with a
+//! collective operation is dropped.
 //!
 //! A [`CollectiveCall`] is an [`Enqueue`], the form in which a queue takes it: nothing below this file knows of ranks.
 
@@ -20,8 +20,7 @@ use std::sync::mpsc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use qwen_core::collective::Collective;
-use qwen_core::ranks::Link;
+use qwen_core::collective::{Collective, ProcessGroup};
 use qwen_core::{Error, Result};
 
 use crate::driver::{Array, Command, Driver, Enqueue, Fault, Outcome};
@@ -51,16 +50,6 @@ pub fn nccl_present() -> Result<()> {
 ///
 /// All ranks get the same bits. NCCL chooses the order of its additions: it is fixed for a machine and a number of ranks,
 /// and other numbers round differently.
-///
-/// ```no_run
-/// use qwen_backend_cuda::{CudaBackend, CudaOptions, NcclGroup};
-/// use qwen_core::ranks::Ranks;
-/// let ranks = Ranks::from_env()?;
-/// let backend = CudaBackend::new(CudaOptions::new().ordinal(ranks.local_rank()))?;
-/// let group = NcclGroup::join(&backend, &ranks.meet(&[("model", "one for all".into())])?)?;
-/// # let _ = group;
-/// # Ok::<(), qwen_core::Error>(())
-/// ```
 #[derive(Debug)]
 pub struct NcclGroup {
     shared: Arc<Communicator>,
@@ -69,36 +58,41 @@ pub struct NcclGroup {
 }
 
 impl NcclGroup {
-    /// Join the ranks of `link` as a group, on the stream of `driver`. `device` names the GPU in errors.
-    pub(crate) fn join_on(driver: &Arc<dyn Driver>, device: &str, link: &Link) -> Result<Self> {
+    /// Join the ranks of `processes` as a group, on the stream of `driver`. `device` names the GPU in errors.
+    pub(crate) fn join_on(driver: &Arc<dyn Driver>, device: &str, processes: &dyn ProcessGroup) -> Result<Self> {
         if driver.stream().is_none() {
             return Err(Error::unsupported("NCCL on this backend", "it has no GPU"));
         }
-        Self::join_by(Nccl::get()?, driver, device, link)
+        Self::join_by(Nccl::get()?, driver, device, processes)
     }
 
-    fn join_by(nccl: &'static Nccl, driver: &Arc<dyn Driver>, device: &str, link: &Link) -> Result<Self> {
+    fn join_by(
+        nccl: &'static Nccl,
+        driver: &Arc<dyn Driver>,
+        device: &str,
+        processes: &dyn ProcessGroup,
+    ) -> Result<Self> {
         let failed = |reason| Error::Device { device: device.into(), op: "join a group".into(), reason };
-        // A rank without NCCL has failed by now, and the link reports it; NCCL would wait for that rank.
-        link.least(0)?;
-        let mut id = match link.rank() {
+        // A rank without NCCL has failed by now, and this call reports it; NCCL would wait for that rank.
+        processes.all_reduce_min(0)?;
+        let mut id = match processes.rank() {
             0 => nccl.unique_id().map_err(failed)?.0.to_vec(),
             _ => Vec::new(),
         };
-        link.broadcast(&mut id)?;
+        processes.broadcast(&mut id)?;
         let id = <[u8; ID_BYTES]>::try_from(id).map_err(|id| failed(format!("an identifier of {} bytes", id.len())))?;
-        let comm = Self::meet(nccl, driver, link, UniqueId(id)).map_err(|reason| match reason {
+        let comm = Self::meet(nccl, driver, processes, UniqueId(id)).map_err(|reason| match reason {
             Some(reason) => failed(reason),
-            // The link names the rank.
-            None => link.least(0).err().unwrap_or_else(|| failed("another rank was lost".into())),
+            // The next call names the rank.
+            None => processes.all_reduce_min(0).err().unwrap_or_else(|| failed("another rank was lost".into())),
         })?;
         let group = Self::of(nccl, comm, driver);
         let shared = Arc::downgrade(&group.shared);
-        link.on_loss(move || {
+        processes.on_peer_failure(Box::new(move || {
             if let Some(shared) = shared.upgrade() {
                 shared.lose();
             }
-        });
+        }));
         Ok(group)
     }
 
@@ -114,13 +108,13 @@ impl NcclGroup {
     fn meet(
         nccl: &'static Nccl,
         driver: &Arc<dyn Driver>,
-        link: &Link,
+        processes: &dyn ProcessGroup,
         id: UniqueId,
     ) -> std::result::Result<Comm, Option<String>> {
         let (joined, outcome) = mpsc::channel();
         let lost = joined.clone();
-        link.on_loss(move || drop(lost.send(Err(None))));
-        let (driver, rank, ranks) = (driver.clone(), link.rank(), link.world_size());
+        processes.on_peer_failure(Box::new(move || drop(lost.send(Err(None)))));
+        let (driver, rank, ranks) = (driver.clone(), processes.rank(), processes.world_size());
         let waits = move || {
             let comm = driver.enter().map_err(|fault| fault.to_string()).and_then(|_entered| {
                 // SAFETY: the GPU's context is current.

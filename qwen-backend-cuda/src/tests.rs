@@ -36,7 +36,7 @@ struct Zeros(Encoding, Vec<u8>);
 
 impl WeightSource for Zeros {
     fn matrix(&self, _: &str, rows: usize, cols: usize) -> Result<MatrixPart<'_>> {
-        Ok(MatrixPart { encoding: self.0, rows, cols, stride: 0, data: &self.1 })
+        MatrixPart::strided(self.0, rows, cols, 0, &self.1)
     }
 
     fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>> {
@@ -260,9 +260,10 @@ fn arguments_that_do_not_fit_are_named() {
         CudaBackend::on(std::sync::Arc::new(RecordingDriver::new((9, 0))), &CudaOptions::new()).alloc(16).unwrap();
     let error = backend.add(Add { x: &mut x, y: &other, len: 16 }).unwrap_err().to_string();
     assert!(error.contains("belongs to another backend"), "{error}");
-    let short = [MatrixPart::whole(Encoding::F32, 4, 4, &[0; 60])];
-    let error = backend.load(&WeightView { name: "w", role: WeightRole::Linear, parts: &short }).unwrap_err();
-    assert!(error.to_string().contains("shorter than its shape says"), "{error}");
+    let [narrow, wide] = [4, 8].map(|cols| MatrixPart::whole(Encoding::F32, 4, cols, &[0; 128]).unwrap());
+    let uneven = [narrow, wide];
+    let error = backend.load(&WeightView { name: "w", role: WeightRole::Linear, parts: &uneven }).unwrap_err();
+    assert!(error.to_string().contains("part 1 of `w` has 8 columns, the first 4"), "{error}");
 }
 
 #[test]

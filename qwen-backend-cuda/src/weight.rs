@@ -1,7 +1,7 @@
 //! The layout of a matrix on the GPU: rows in the order of the file, in its encoding, each padded with zeros to whole
 //! words of 16 bytes. Parts that differ in their encoding are decoded to f32, which represents all of them.
 
-use qwen_core::backend::{WeightShape, WeightView};
+use qwen_core::backend::{RowReader, WeightShape, WeightView};
 use qwen_core::{Encoding, Error, Result};
 
 use crate::driver::Array;
@@ -68,33 +68,34 @@ pub(crate) struct Matrix {
 impl Matrix {
     /// Copy a matrix to the GPU: rows are packed into one piece of pinned memory while another is copied.
     pub(crate) fn load(gpu: &mut Gpu, view: &WeightView<'_>) -> Result<Self> {
-        let parts = view.parts.iter().map(|part| (part.encoding, part.rows)).collect();
-        let layout = Layout::new(&WeightShape { role: view.role, parts, cols: view.cols() })?;
-        if view.parts.iter().any(|part| part.cols != layout.cols) {
-            return Err(gpu.error(view.name, "its parts differ in their columns"));
-        }
-        let array = gpu.unset_array(view.name, layout.bytes)?;
-        let mut decoded = vec![0.0; layout.cols];
+        view.check()?;
+        let layout = Layout::new(&view.shape())?;
         let row_bytes = layout.row_bytes();
         if row_bytes > Gpu::piece() {
             let reason = format!("a row of {} columns has {row_bytes} bytes", layout.cols);
             return Err(Error::unsupported(view.name, format!("{reason}, at most {} are copied", Gpu::piece())));
         }
+        let array = gpu.unset_array(view.name, layout.bytes)?;
+        let mut decoded = vec![0.0; layout.cols];
         let rows_at_once = Gpu::piece() / row_bytes.max(1);
         let mut first = 0;
         for part in view.parts {
+            let mut stored = RowReader::new(part);
             for begin in (0..part.rows).step_by(rows_at_once) {
                 let rows = rows_at_once.min(part.rows - begin);
-                let mut missing = false;
+                let mut failed = None;
                 gpu.write(view.name, &array, (first + begin) * row_bytes, rows * row_bytes, |piece| {
                     for (row, out) in piece.chunks_exact_mut(row_bytes.max(1)).enumerate() {
-                        let bytes = part.row(begin + row);
-                        missing |= bytes.len() < part.encoding.bytes(layout.cols);
-                        pack_row(part.encoding, bytes, &layout, &mut decoded, out);
+                        match stored.row(begin + row) {
+                            Ok(bytes) => pack_row(part.encoding, bytes, &layout, &mut decoded, out),
+                            Err(error) => {
+                                failed.get_or_insert(error);
+                            }
+                        }
                     }
                 })?;
-                if missing {
-                    return Err(gpu.error(view.name, "its data is shorter than its shape says"));
+                if let Some(error) = failed {
+                    return Err(error);
                 }
             }
             first += part.rows;
@@ -111,7 +112,7 @@ fn pack_row(encoding: Encoding, bytes: &[u8], layout: &Layout, decoded: &mut [f3
         len
     } else {
         decoded.fill(0.0);
-        encoding.decode(bytes, decoded);
+        encoding.decode_row(bytes, decoded);
         for (out, value) in out.chunks_exact_mut(4).zip(&*decoded) {
             out.copy_from_slice(&value.to_le_bytes());
         }

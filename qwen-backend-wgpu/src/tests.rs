@@ -88,9 +88,9 @@ fn execute(runner: &mut dyn Runner, sequences: &[(&[u32], usize)], greedy: bool)
     let shares = blocks.chunks(blocks.len() / sequences.len());
     for ((input_ids, num_computed_tokens), block_table) in sequences.iter().zip(shares) {
         let num_computed_tokens = *num_computed_tokens;
-        batch.push(SequenceStep { input_ids, num_computed_tokens, block_table, logits: WantLogits::Last })?;
+        let logits = if greedy { WantLogits::Argmax } else { WantLogits::Last };
+        batch.push(SequenceStep { input_ids, num_computed_tokens, block_table, logits })?;
     }
-    batch.read_logits = !greedy;
     let mut output = StepOutput::default();
     runner.execute(&batch, &mut output, &Interrupt::default())?;
     Ok(output)
@@ -98,5 +98,5 @@ fn execute(runner: &mut dyn Runner, sequences: &[(&[u32], usize)], greedy: bool)
 
 /// One greedy step of a sequence that has `computed` positions: the next id.
 fn step(runner: &mut dyn Runner, ids: &[u32], computed: usize) -> Result<u32> {
-    Ok(execute(runner, &[(ids, computed)], true)?.greedy_ids[0])
+    Ok(execute(runner, &[(ids, computed)], true)?.argmax[0].expect("finite logits"))
 }

@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use qwen_core::backend::{WeightRole, WeightShape, WeightView};
+use qwen_core::backend::{RowReader, WeightRole, WeightShape, WeightView};
 use qwen_core::{Encoding, Error, Result};
 
 use crate::gpu::{Array, Gpu};
@@ -32,16 +32,22 @@ impl Layout {
     /// The layout of a matrix on a device that holds slabs of at most `max_binding` bytes.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] when not even a pair of rows can be bound.
+    /// [`Error::Unsupported`] for an encoding that shaders do not have, and when not even a pair of rows can be bound.
     pub(crate) fn new(shape: &WeightShape, max_binding: u64) -> Result<Self> {
+        let shaders = |encoding: Encoding| matches!(encoding, Encoding::F32 | Encoding::F16 | Encoding::Bf16);
+        if let Some((encoding, _)) = shape.parts.iter().find(|(encoding, _)| !shaders(*encoding)) {
+            let reason = "the shaders take F32, F16 and BF16";
+            return Err(Error::unsupported(format!("a matrix in {encoding}"), reason));
+        }
         let first = shape.parts.first().map_or(Encoding::F32, |(encoding, _)| *encoding);
         let uniform = shape.parts.iter().all(|(encoding, _)| *encoding == first);
         let encoding = if uniform { first } else { Encoding::F32 };
         let rows = shape.rows();
         let gate_up = shape.role == WeightRole::GateUp && rows.is_multiple_of(2);
         let pairs = rows.div_ceil(2);
-        let pair_bytes = 2 * encoding.bytes(shape.cols.next_multiple_of(8));
-        let most = max_binding as usize / pair_bytes.max(1);
+        let padded = shape.cols.checked_next_multiple_of(8).unwrap_or(usize::MAX);
+        let pair_bytes = encoding.bytes(padded).saturating_mul(2);
+        let most = usize::try_from(max_binding).unwrap_or(usize::MAX) / pair_bytes.max(1);
         if most == 0 {
             let reason =
                 format!("two rows of {} columns take {pair_bytes} bytes, the device binds {max_binding}", shape.cols);
@@ -93,9 +99,9 @@ pub(crate) struct Matrix {
 impl Matrix {
     /// Bring a matrix to the device.
     pub(crate) fn load(gpu: &mut Gpu, view: &WeightView<'_>) -> Result<Self> {
-        let parts = view.parts.iter().map(|part| (part.encoding, part.rows)).collect();
-        let shape = WeightShape { role: view.role, parts, cols: view.cols() };
-        let layout = Layout::new(&shape, max_slab(&gpu.limits))?;
+        view.check()?;
+        let layout = Layout::new(&view.shape(), max_slab(&gpu.limits))?;
+        let mut parts: Vec<RowReader<'_>> = view.parts.iter().map(RowReader::new).collect();
         let mut decoded = vec![0.0; layout.cols];
         let measured = gpu.cooperative.is_some() && layout.encoding == Encoding::Bf16;
         let mut largest_exponent = 0;
@@ -103,18 +109,19 @@ impl Matrix {
         for slab in 0..layout.slabs.len() {
             let array = gpu.array(view.name, 2 * layout.slabs[slab].len() * layout.row_bytes() / 4)?;
             let mut rows = layout.slab_rows(slab);
-            let mut missing = false;
+            let mut failed = None;
             gpu.upload(view.name, &array, |piece| {
                 let Some(row) = rows.next() else { return false };
                 let start = piece.len();
-                missing |= !append_row(view, &layout, row, &mut decoded, piece);
+                let appended = append_row(&mut parts, &layout, row, &mut decoded, piece);
+                failed = failed.take().or(appended.err());
                 if measured {
                     largest_exponent = largest_exponent.max(largest_bf16_exponent(&piece[start..]));
                 }
                 true
             })?;
-            if missing {
-                return Err(gpu.error(view.name, "its data is shorter than its shape says"));
+            if let Some(error) = failed {
+                return Err(error);
             }
             slabs.push(array);
         }
@@ -128,28 +135,44 @@ fn largest_bf16_exponent(bytes: &[u8]) -> u32 {
     exponents.filter(|exponent| *exponent < 0xff).max().unwrap_or(0)
 }
 
-/// Append row `row` as the device holds it; false when its data is too short.
-fn append_row(view: &WeightView<'_>, layout: &Layout, row: usize, decoded: &mut [f32], piece: &mut Vec<u8>) -> bool {
+/// Append row `row` as the device holds it, zeros where it cannot be read.
+fn append_row(
+    parts: &mut [RowReader<'_>],
+    layout: &Layout,
+    row: usize,
+    decoded: &mut [f32],
+    piece: &mut Vec<u8>,
+) -> Result<()> {
     let end = piece.len() + layout.row_bytes();
+    let result = append_stored(parts, layout, row, decoded, piece);
+    piece.resize(end, 0);
+    result
+}
+
+/// Append the values of row `row`, without its padding.
+fn append_stored(
+    parts: &mut [RowReader<'_>],
+    layout: &Layout,
+    row: usize,
+    decoded: &mut [f32],
+    piece: &mut Vec<u8>,
+) -> Result<()> {
     let mut first = 0;
-    for part in view.parts {
+    for stored in parts {
+        let part = stored.part();
         if row < first + part.rows {
-            let bytes = part.row(row - first);
-            if bytes.len() < part.encoding.bytes(layout.cols) {
-                return false;
-            }
+            let bytes = stored.row(row - first)?;
             if part.encoding == layout.encoding {
                 piece.extend_from_slice(bytes);
             } else {
-                part.encoding.decode(bytes, decoded);
+                part.encoding.decode_row(bytes, decoded);
                 piece.extend(decoded.iter().flat_map(|value| value.to_le_bytes()));
             }
             break;
         }
         first += part.rows;
     }
-    piece.resize(end, 0);
-    true
+    Ok(())
 }
 
 #[cfg(test)]

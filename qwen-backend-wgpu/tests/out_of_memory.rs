@@ -40,7 +40,7 @@ fn load(
     (rows, cols): (usize, usize),
     ones: &[u8],
 ) -> Result<<WgpuBackend as Backend>::Weight> {
-    let parts = [MatrixPart::whole(Encoding::Bf16, rows, cols, ones)];
+    let parts = [MatrixPart::whole(Encoding::Bf16, rows, cols, ones)?];
     backend.load(&WeightView { name, role: WeightRole::Linear, parts: &parts })
 }
 

@@ -13,11 +13,11 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use super::compare::rms_error;
+use qwen_core::Precision;
 use qwen_core::backend::composed::argmax_row;
 use qwen_core::backend::{Backend, Interrupt};
 use qwen_core::batch::{Batch, Limits, SequenceStep, StepOutput, WantLogits};
 use qwen_core::checkpoint::{Checkpoint, Header};
-use qwen_core::dtype::Precision;
 use qwen_core::error::{Error, Result};
 use qwen_core::kv::BlockId;
 use qwen_core::model::Model;
@@ -285,7 +285,7 @@ impl Recorded {
     fn data(&self, name: &str, dtype: &str) -> Result<&[u8]> {
         let tensor = self.header.tensors.iter().find(|tensor| tensor.name == name && tensor.dtype == dtype);
         let tensor = tensor.ok_or_else(|| self.invalid(format!("has no {dtype} tensor `{name}`")))?;
-        Ok(&self.bytes[tensor.range.clone()])
+        Ok(&self.bytes[tensor.range.start as usize..tensor.range.end as usize])
     }
 
     fn integers(&self, name: &str) -> Result<Vec<i64>> {

@@ -44,7 +44,6 @@ pub mod ops;
 pub mod published;
 mod random;
 mod recording;
-mod recording_ops;
 mod rig;
 mod scenario;
 mod suite;

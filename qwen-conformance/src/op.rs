@@ -3,8 +3,8 @@
 use std::fmt::Debug;
 use std::ops::Range;
 
+use qwen_core::Precision;
 use qwen_core::backend::Backend;
-use qwen_core::dtype::Precision;
 use qwen_core::error::Result;
 
 /// Words behind each buffer that no operation may change.

@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 
-use qwen_core::dtype::Encoding;
+use qwen_core::Encoding;
 
 /// A SplitMix64 generator (Steele, Lea and Flood 2014).
 #[derive(Debug, Clone)]

@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::compare;
 use super::op::{self, Allowed, Op, Values};
+use qwen_core::Precision;
 use qwen_core::backend::Backend;
-use qwen_core::dtype::Precision;
 use qwen_core::error::Result;
 use qwen_core::reference::Reference;
 

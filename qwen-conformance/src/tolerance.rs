@@ -14,7 +14,7 @@
 //! fails that rounds its sums or results to bf16 as well, or its inputs to 8 bits per block. Where a few inputs dominate
 //! there is no averaging: the bound is then the largest error of a rounding, 2^-8 ([`linear_outliers`]).
 
-use qwen_core::dtype::{Encoding, Precision};
+use qwen_core::{Encoding, Precision};
 
 /// The most that rounding to f32 changes a value by, relative to it.
 pub const U: f64 = 1.0 / 16_777_216.0;

@@ -8,8 +8,8 @@ use super::ops::rms_norm::RmsNorm;
 use super::ops::rope::{Rope, heads};
 use super::ops::{Form, Inputs};
 use super::scenario::Scenario;
+use qwen_core::Encoding;
 use qwen_core::backend::{Backend, HeadLayout, WeightRole};
-use qwen_core::dtype::Encoding;
 use qwen_core::error::Result;
 
 /// Queues an operation that was placed before.

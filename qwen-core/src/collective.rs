@@ -1,9 +1,10 @@
-//! Ranks: how a model is cut over several backends, and the sum that joins them again.
+//! Tensor parallelism: a model cut over several ranks, and the sums that combine their results.
 //!
-//! A [`Shard`] names one of several ranks; each holds some of the heads and some of the MLP's inner width (Shoeybi et
-//! al. 2019). A [`Collective`] adds up what the ranks computed. [`ThreadGroup`] is one over threads of a process, for
-//! tests and for several devices in one process; backends with their own interconnect override
-//! [`crate::Backend::all_reduce`].
+//! A [`Shard`] is one of several ranks, which holds some of the attention heads and some of the MLP's inner width
+//! (Shoeybi et al. 2019). A [`Collective`] adds up what the ranks computed. [`ThreadGroup`] is one over the threads of a
+//! process, for tests and for several devices in one process; a backend with its own interconnect overrides
+//! [`crate::Backend::all_reduce`], and sets its collective library up over a [`ProcessGroup`]. Which processes there are
+//! and how they are connected is not decided here.
 
 use std::any::Any;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -26,14 +27,42 @@ impl Shard {
 
 /// Sums values over all ranks.
 ///
-/// It is [`Any`], so that a backend can tell a group of its own kind, whose sums it makes on the device.
+/// It is [`Any`], so that a backend can recognise its own kind of group, whose sums it computes on the device.
 pub trait Collective: Any + Send + Sync + std::fmt::Debug {
     /// Replace `values` by their sum over the ranks, added in the order of the ranks. Every rank calls it with the same
     /// length, and gets the same bits.
     ///
     /// # Errors
-    /// When another rank has gone or called with another length.
+    /// When another rank has left, or called with another length.
     fn all_reduce(&self, values: &mut [f32]) -> Result<()>;
+}
+
+/// Processes that are connected: what a device's collective library needs to set itself up, and to stop waiting when a
+/// process fails.
+///
+/// All ranks make the same calls in the same order.
+pub trait ProcessGroup {
+    /// This rank, from 0.
+    fn rank(&self) -> usize;
+
+    /// How many ranks there are.
+    fn world_size(&self) -> usize;
+
+    /// Replace `bytes` on every rank by those of rank 0.
+    ///
+    /// # Errors
+    /// [`Error::RankFailed`] when a rank fails or makes another call.
+    fn broadcast(&self, bytes: &mut Vec<u8>) -> Result<()>;
+
+    /// The smallest of the ranks' numbers. It is also a barrier: no rank returns before all have called it.
+    ///
+    /// # Errors
+    /// [`Error::RankFailed`] when a rank fails or makes another call.
+    fn all_reduce_min(&self, number: u64) -> Result<u64>;
+
+    /// Call `hook` once, from another thread, as soon as a rank fails; here if one has failed already. It replaces an
+    /// earlier hook.
+    fn on_peer_failure(&self, hook: Box<dyn FnOnce() + Send>);
 }
 
 /// A [`Collective`] over the threads of one process.
@@ -52,10 +81,10 @@ struct Shared {
 #[derive(Debug)]
 struct State {
     inputs: Vec<Option<Vec<f32>>>,
-    // How many ranks still have to fetch the sum of the current round.
+    // How many ranks have not fetched the sum of the current round yet.
     to_fetch: usize,
     sum: Vec<f32>,
-    gone: bool,
+    is_broken: bool,
 }
 
 impl ThreadGroup {
@@ -75,7 +104,7 @@ impl ThreadGroup {
     /// });
     /// ```
     pub fn new(ranks: usize) -> Vec<ThreadGroup> {
-        let state = State { inputs: vec![None; ranks], to_fetch: 0, sum: Vec::new(), gone: false };
+        let state = State { inputs: vec![None; ranks], to_fetch: 0, sum: Vec::new(), is_broken: false };
         let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new() });
         (0..ranks).map(|rank| ThreadGroup { rank, shared: shared.clone() }).collect()
     }
@@ -83,7 +112,7 @@ impl ThreadGroup {
 
 impl Drop for ThreadGroup {
     fn drop(&mut self) {
-        self.shared.state.lock().unwrap_or_else(PoisonError::into_inner).gone = true;
+        self.shared.state.lock().unwrap_or_else(PoisonError::into_inner).is_broken = true;
         self.shared.changed.notify_all();
     }
 }
@@ -95,15 +124,15 @@ impl Collective for ThreadGroup {
             Err(Error::Device { device: format!("rank {}", self.rank), op, reason: reason.into() })
         };
         let mut state = self.shared.state.lock().unwrap_or_else(PoisonError::into_inner);
-        // The round before must have been fetched by all before this rank may begin the next.
-        while state.to_fetch > 0 && !state.gone {
+        // All ranks must have fetched the previous sum before this one begins the next round.
+        while state.to_fetch > 0 && !state.is_broken {
             state = self.shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         state.inputs[self.rank] = Some(values.to_vec());
         if state.inputs.iter().all(Option::is_some) {
             let inputs: Vec<Vec<f32>> = state.inputs.iter_mut().filter_map(Option::take).collect();
             if inputs.iter().any(|input| input.len() != values.len()) {
-                state.gone = true;
+                state.is_broken = true;
                 self.shared.changed.notify_all();
                 return failed("the ranks disagree on the length");
             }
@@ -117,11 +146,11 @@ impl Collective for ThreadGroup {
             state.sum = sum;
             self.shared.changed.notify_all();
         } else {
-            while state.to_fetch == 0 && !state.gone {
+            while state.to_fetch == 0 && !state.is_broken {
                 state = self.shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
             }
             if state.to_fetch == 0 {
-                return failed("another rank has gone");
+                return failed("another rank has left");
             }
         }
         values.copy_from_slice(&state.sum);

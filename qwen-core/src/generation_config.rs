@@ -109,6 +109,6 @@ impl GenerationConfig {
     /// As [`GenerationConfig::from_json`], and [`Io`](crate::Error::Io) if the file cannot be read.
     pub fn from_file(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        GenerationConfig::from_json(path, &json::read(path)?)
+        GenerationConfig::from_json(path, &json::read_config(path)?)
     }
 }

@@ -7,8 +7,6 @@
 
 use std::collections::HashSet;
 use std::fmt;
-use std::fs::File;
-use std::io::Read;
 use std::marker::PhantomData;
 use std::path::Path;
 
@@ -16,9 +14,11 @@ use serde::de::{Deserialize, Deserializer, Error as _, IgnoredAny, MapAccess, Vi
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
+use crate::files::{self, invalid};
 
-/// No configuration file of a checkpoint comes near this; an index of a thousand shards stays below it.
-const MAX_FILE_BYTES: u64 = 64 << 20;
+/// The most bytes that are read of a configuration file. Published ones have a few kilobytes; a parsed value takes up to
+/// ten times its text.
+const MAX_CONFIG_BYTES: u64 = 1 << 20;
 
 /// One JSON object, the file it came from and the dotted name of its parents.
 pub(crate) struct Fields<'a> {
@@ -124,29 +124,14 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// The text of a configuration file. Anything but a regular file of reasonable size is refused before it is read.
-pub(crate) fn read(path: &Path) -> Result<String> {
-    let io = |source| Error::Io { path: path.to_path_buf(), source };
-    let metadata = path.metadata().map_err(io)?;
-    if !metadata.is_file() {
-        return Err(invalid(path, "expected a regular file"));
-    }
-    if metadata.len() > MAX_FILE_BYTES {
-        return Err(invalid(path, format!("has {} bytes, at most {MAX_FILE_BYTES} are read", metadata.len())));
-    }
-    let mut bytes = Vec::new();
-    File::open(path).map_err(io)?.take(MAX_FILE_BYTES).read_to_end(&mut bytes).map_err(io)?;
-    String::from_utf8(bytes).map_err(|error| invalid(path, format!("not UTF-8: {error}")))
+/// The text of a configuration file. Anything but a regular file of a sensible size is refused before it is read.
+pub(crate) fn read_config(path: &Path) -> Result<String> {
+    files::read_text(path, MAX_CONFIG_BYTES)
 }
 
 /// The JSON value of a file's text.
 pub(crate) fn parse(path: &Path, text: &str) -> Result<Value> {
     serde_json::from_str(text).map_err(|error| invalid(path, format!("not JSON: {error}")))
-}
-
-/// An [`Error::InvalidFile`].
-pub(crate) fn invalid(path: &Path, reason: impl Into<String>) -> Error {
-    Error::InvalidFile { path: path.to_path_buf(), reason: reason.into() }
 }
 
 /// The non-negative whole number that `value` is, whether written as `4` or as `4.0`.

@@ -4,10 +4,10 @@ use serde::Serialize;
 
 use crate::backend::{Footprint, KvSpec, WeightRole};
 use crate::batch::{Limits, activation_bytes};
-use crate::dtype::Precision;
 use crate::error::{Error, Result};
 use crate::model::source::WeightSource;
 use crate::model::spec::ModelSpec;
+use crate::precision::Precision;
 
 /// The bytes that a model takes on a device, and whether they are there. As data: print it, serialise it, decide by it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -77,11 +77,7 @@ impl Plan {
             if shape.role == WeightRole::Embedding && !spec.tie_word_embeddings {
                 table_bytes = packed;
             }
-            let stored = |((encoding, _), cut): (&(crate::Encoding, usize), &crate::model::spec::Cut)| {
-                encoding.bytes(cut.shape.0 * cut.shape.1) as u64
-            };
-            let stored: u64 = shape.parts.iter().zip(&weight.cuts).map(stored).sum();
-            load_bytes = load_bytes.max(weight_bytes + footprint.staging_bytes(stored));
+            load_bytes = load_bytes.max(weight_bytes + footprint.staging_bytes(shape.stored_bytes()?));
         }
         let kv_spec = spec.kv(&input.limits, precision, source)?;
         let sized = |context: usize| {

@@ -5,10 +5,10 @@
 
 use crate::backend::{
     Add, Backend, DeviceInfo, Embed, GatherRows, HeadLayout, Interrupt, KvSpec, Linear, PAD_SLOT, PagedAttention,
-    RmsNorm, Rope, SiluAndMul, StepKey, StoreKv, WeightView,
+    RmsNorm, Rope, RowReader, SiluAndMul, StepKey, StoreKv, WeightView,
 };
-use crate::dtype::Precision;
 use crate::error::{Error, Result};
+use crate::precision::Precision;
 use crate::size;
 
 /// The reference device. Always [`Precision::Exact`].
@@ -117,11 +117,14 @@ impl Backend for Reference {
         if rows == 0 || cols == 0 {
             return Err(Error::argument("weight", format!("`{}` is a matrix of {rows} x {cols}", view.name)));
         }
+        view.check()?;
         let mut values = vec![0.0; size::values("rows", &[rows, cols])?];
-        let stored = view.parts.iter().flat_map(|part| (0..part.rows).map(move |row| (part.encoding, part.row(row))));
-        for (out, (encoding, bytes)) in values.chunks_exact_mut(cols.max(1)).zip(stored) {
-            need("load", view.name, bytes.len(), &[encoding.bytes(cols)])?;
-            encoding.decode(bytes, out);
+        let mut out = values.chunks_exact_mut(cols);
+        for part in view.parts {
+            let mut stored = RowReader::new(part);
+            for (row, out) in (0..part.rows).zip(&mut out) {
+                part.encoding.decode_row(stored.row(row)?, out);
+            }
         }
         Ok(Matrix { rows, cols, values })
     }

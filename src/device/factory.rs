@@ -126,7 +126,7 @@ pub(super) struct OpenedBackend<B> {
 impl<B: Backend> OpenedBackend<B> {
     /// A backend without an interconnect of its own.
     pub(super) fn boxed(backend: B) -> Box<dyn OpenedDevice> {
-        Box::new(OpenedBackend { backend, join: distributed::join_by_link })
+        Box::new(OpenedBackend { backend, join: distributed::join_by_tcp })
     }
 }
 

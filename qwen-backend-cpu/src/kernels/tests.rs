@@ -52,7 +52,7 @@ fn encode(encoding: Encoding, values: &[f32]) -> Vec<u8> {
 }
 
 fn pack(encoding: Encoding, rows: usize, cols: usize, data: &[u8]) -> Arc<Matrix> {
-    let parts = [MatrixPart::whole(encoding, rows, cols, data)];
+    let parts = [MatrixPart::whole(encoding, rows, cols, data).unwrap()];
     let view = WeightView { name: "test", role: WeightRole::Linear, parts: &parts };
     Arc::new(Matrix::pack(&view, |count, f| (0..count).for_each(f)).unwrap())
 }
@@ -113,7 +113,7 @@ fn products_are_right_on_every_instruction_set() {
             let weights = random.values(rows * cols);
             let data = encode(encoding, &weights);
             let mut decoded = vec![0.0; rows * cols];
-            encoding.decode(&data, &mut decoded);
+            encoding.decode_row(&data, &mut decoded);
             let w = pack(encoding, rows, cols, &data);
             let tokens = 1 + random.next() as usize % 27;
             let x = random.values(tokens * cols);
@@ -266,9 +266,9 @@ fn rows_decode_to_what_was_packed() {
             let (rows, cols) = (42, 19);
             let data = encode(encoding, &random.values(rows * cols));
             let mut want = vec![0.0; rows * cols];
-            encoding.decode(&data, &mut want);
-            let whole = MatrixPart::whole(encoding, rows, cols, &data);
-            let parts = [whole.cut(0, 11, 0, cols).unwrap(), whole.cut(11, rows - 11, 0, cols).unwrap()];
+            encoding.decode_row(&data, &mut want);
+            let whole = MatrixPart::whole(encoding, rows, cols, &data).unwrap();
+            let parts = [whole.cut(0..11, 0..cols).unwrap(), whole.cut(11..rows, 0..cols).unwrap()];
             let view = WeightView { name: "test", role, parts: &parts };
             let w = Matrix::pack(&view, |count, f| (0..count).for_each(f)).unwrap();
             let mut row = vec![0.0; cols];

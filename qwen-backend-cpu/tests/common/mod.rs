@@ -57,7 +57,7 @@ impl Small {
         let mut load = |role, rows: usize, cols: usize, seed| {
             let data: Vec<u8> =
                 values(seed, rows * cols).into_iter().flat_map(|v| half_bits(v * 0.2).to_le_bytes()).collect();
-            let parts = [MatrixPart::whole(Encoding::Bf16, rows, cols, &data)];
+            let parts = [MatrixPart::whole(Encoding::Bf16, rows, cols, &data).unwrap()];
             b.load(&WeightView { name: "test", role, parts: &parts }).unwrap()
         };
         let qkv_w = load(WeightRole::Qkv, HEADS.qkv_size(), HIDDEN, 1);

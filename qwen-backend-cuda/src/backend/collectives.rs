@@ -2,8 +2,7 @@
 
 use qwen_core::Result;
 use qwen_core::backend::Backend;
-use qwen_core::collective::Collective;
-use qwen_core::ranks::Link;
+use qwen_core::collective::{Collective, ProcessGroup};
 
 use super::CudaBackend;
 use super::operands::Words;
@@ -11,7 +10,7 @@ use crate::driver::Command;
 use crate::nccl::{CollectiveOp, NcclGroup};
 
 impl NcclGroup {
-    /// Join the ranks of `link` as a group of GPUs, on the stream of `backend`. Every rank calls it; it waits for all of
+    /// Join the ranks of `processes` as a group of GPUs, on the stream of `backend`. Every rank calls it; it waits for all of
     /// them.
     ///
     /// ```no_run
@@ -19,7 +18,7 @@ impl NcclGroup {
     /// use qwen_core::ranks::Ranks;
     /// let ranks = Ranks::from_env()?;
     /// let backend = CudaBackend::new(CudaOptions::new().ordinal(ranks.local_rank()))?;
-    /// let group = NcclGroup::join(&backend, &ranks.meet(&[("model", "the same for all".into())])?)?;
+    /// let group = NcclGroup::join(&backend, &ranks.rendezvous(&[("model", "the same for all".into())])?)?;
     /// # let _ = group;
     /// # Ok::<(), qwen_core::Error>(())
     /// ```
@@ -28,8 +27,8 @@ impl NcclGroup {
     /// [`qwen_core::Error::Unsupported`] when NCCL is not installed, or the backend has no GPU;
     /// [`qwen_core::Error::RankFailed`] when another rank is lost or cannot join; [`qwen_core::Error::Device`] with NCCL's
     /// errors.
-    pub fn join(backend: &CudaBackend, link: &Link) -> Result<Self> {
-        Self::join_on(backend.driver(), &backend.info().name, link)
+    pub fn join(backend: &CudaBackend, processes: &dyn ProcessGroup) -> Result<Self> {
+        Self::join_on(backend.driver(), &backend.info().name, processes)
     }
 }
 

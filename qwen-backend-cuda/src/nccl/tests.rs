@@ -14,7 +14,7 @@ use qwen_core::batch::{Batch, Limits, SequenceStep, StepOutput, WantLogits};
 use qwen_core::kv::BlockId;
 use qwen_core::model::Model;
 use qwen_core::model::spec::ModelSpec;
-use qwen_core::ranks::{LeaderRunner, Ranks, follow};
+use qwen_core::ranks::{DistributedRunner, Ranks, Transport, worker_loop};
 use qwen_core::rope::Rope;
 use qwen_core::runner::{ModelRunner, Runner};
 
@@ -195,15 +195,15 @@ fn over_ranks<T: Send>(count: usize, body: impl Fn(CudaBackend, Ranks) -> T + Sy
     })
 }
 
-/// Join the ranks of `link` by the stand-in.
-fn join(backend: &CudaBackend, link: &Link) -> Result<NcclGroup> {
-    NcclGroup::join_by(&STAND_IN, backend.driver(), "a GPU", link)
+/// Join the ranks of `transport` by the stand-in.
+fn join(backend: &CudaBackend, transport: &Transport) -> Result<NcclGroup> {
+    NcclGroup::join_by(&STAND_IN, backend.driver(), "a GPU", transport)
 }
 
-/// Run `body` for two ranks that have met.
-fn two_ranks<T: Send>(body: impl Fn(CudaBackend, Link) -> T + Sync) -> Option<[T; 2]> {
-    let meet = |ranks: Ranks| ranks.meet(&[("model", "none".into())]).unwrap();
-    over_ranks(2, |backend, ranks| body(backend, meet(ranks)))?.try_into().ok()
+/// Run `body` for two ranks that are connected.
+fn two_ranks<T: Send>(body: impl Fn(CudaBackend, Transport) -> T + Sync) -> Option<[T; 2]> {
+    let connect = |ranks: Ranks| ranks.rendezvous(&[("model", "none".into())]).unwrap();
+    over_ranks(2, |backend, ranks| body(backend, connect(ranks)))?.try_into().ok()
 }
 
 const LIMITS: Limits = Limits {
@@ -227,7 +227,7 @@ fn load(mut backend: CudaBackend, spec: ModelSpec, model: &RandomModel) -> Model
     ModelRunner::new(backend, loaded, Rope::new(&model.config), LIMITS)
 }
 
-/// The bits of the logits of a prompt and two tokens after it.
+/// The bits of the logits of a prompt and two tokens after it, or where they were damaged.
 fn answer(runner: &mut dyn Runner) -> Result<Vec<u32>> {
     let blocks: Vec<BlockId> = (0..4).map(BlockId).collect();
     let mut bits = Vec::new();
@@ -248,14 +248,14 @@ fn answer(runner: &mut dyn Runner) -> Result<Vec<u32>> {
 /// What rank 0 of three that share the layers of `model` answers.
 fn by_layers(model: &RandomModel) -> Option<Result<Vec<u32>>> {
     let answers = over_ranks(3, |backend, ranks| {
-        let ranks = ranks.by_layers();
+        let ranks = ranks.pipeline_parallel();
         let spec = ranks.part(&model.config)?;
-        let link = Arc::new(ranks.meet(&[("model", "random".into())])?);
-        let group = join(&backend, &link)?;
+        let transport = Arc::new(ranks.rendezvous(&[("model", "random".into())])?);
+        let group = join(&backend, &transport)?;
         let runner = load(backend, spec, model).with_neighbours(Arc::new(group));
-        match link.rank() {
-            0 => answer(&mut LeaderRunner::new(runner, link)),
-            _ => follow(runner, &link).map(|()| Vec::new()),
+        match transport.rank() {
+            0 => answer(&mut DistributedRunner::new(runner, transport)),
+            _ => worker_loop(runner, &transport).map(|()| Vec::new()),
         }
     })?;
     answers.into_iter().next()
@@ -292,9 +292,9 @@ fn stages_find_where_a_value_first_was_not_finite() {
 
 #[test]
 fn ranks_sum_on_their_gpus_and_on_the_host() {
-    let sums = two_ranks(|mut backend, link| {
-        let group = join(&backend, &link).unwrap();
-        let own = 10.0 * link.rank() as f32;
+    let sums = two_ranks(|mut backend, transport| {
+        let group = join(&backend, &transport).unwrap();
+        let own = 10.0 * transport.rank() as f32;
         let mut x = backend.alloc(3).unwrap();
         backend.write(&mut x, &[own, own + 1.0, own + 2.0]).unwrap();
         backend.all_reduce(AllReduce { x: &mut x, len: 3, group: &group }).unwrap();
@@ -303,7 +303,7 @@ fn ranks_sum_on_their_gpus_and_on_the_host() {
         let mut on_host = [own; 2];
         group.all_reduce(&mut on_host).unwrap();
         // No rank leaves before the other has its sums.
-        link.least(0).unwrap();
+        transport.all_reduce_min(0).unwrap();
         (on_gpu, on_host)
     });
     for (on_gpu, on_host) in sums.into_iter().flatten() {
@@ -313,12 +313,12 @@ fn ranks_sum_on_their_gpus_and_on_the_host() {
 
 #[test]
 fn a_rank_that_does_not_join_leaves_no_rank_waiting() {
-    let Some([joining, _]) = two_ranks(|backend, link| match link.rank() {
-        0 => join(&backend, &link).map(drop),
+    let Some([joining, _]) = two_ranks(|backend, transport| match transport.rank() {
+        0 => join(&backend, &transport).map(drop),
         _ => {
             // As a rank that runs out of memory here.
-            link.least(0)?;
-            link.broadcast(&mut Vec::new())
+            transport.all_reduce_min(0)?;
+            transport.broadcast(&mut Vec::new())
         }
     }) else {
         return;
@@ -328,11 +328,11 @@ fn a_rank_that_does_not_join_leaves_no_rank_waiting() {
 
 #[test]
 fn a_rank_that_is_lost_ends_the_sums_of_the_others() {
-    let Some([summing, _]) = two_ranks(|backend, link| {
-        let group = join(&backend, &link)?;
+    let Some([summing, _]) = two_ranks(|backend, transport| {
+        let group = join(&backend, &transport)?;
         // Both have joined.
-        link.least(0)?;
-        match link.rank() {
+        transport.all_reduce_min(0)?;
+        match transport.rank() {
             // The first sum waits for the other rank until it is lost; its values are undefined.
             0 => group.all_reduce(&mut [1.0]).and_then(|()| group.all_reduce(&mut [1.0])),
             _ => Ok(()),

@@ -64,7 +64,7 @@ fn rows_and_ids_beyond_their_tables_are_zeros() {
         let (width, rows) = (10, 3);
         let table = values(rows * width);
         let bytes: Vec<u8> = table.iter().flat_map(|value| value.to_le_bytes()).collect();
-        let parts = [MatrixPart::whole(Encoding::F32, rows, width, &bytes)];
+        let parts = [MatrixPart::whole(Encoding::F32, rows, width, &bytes).unwrap()];
         let matrix = b.load(&WeightView { name: "table", role: WeightRole::Embedding, parts: &parts }).unwrap();
         let x = buffer(&mut b, &table);
         for hostile in [[3, 4, 5].as_slice(), &HOSTILE].concat() {
@@ -236,7 +236,7 @@ fn slots_beyond_the_store_are_not_stored() {
         let (heads, rows, layer, hidden_size) = (HEADS, 3, 0, 16);
         let matrix: Vec<u8> =
             values(HEADS.qkv_size() * hidden_size).iter().flat_map(|value| value.to_le_bytes()).collect();
-        let parts = [MatrixPart::whole(Encoding::F32, HEADS.qkv_size(), hidden_size, &matrix)];
+        let parts = [MatrixPart::whole(Encoding::F32, HEADS.qkv_size(), hidden_size, &matrix).unwrap()];
         let w = b.load(&WeightView { name: "qkv", role: WeightRole::Qkv, parts: &parts }).unwrap();
         let (x, bias) = (buffer(&mut b, &values(rows * hidden_size)), buffer(&mut b, &values(HEADS.qkv_size())));
         for hostile in HOSTILE {

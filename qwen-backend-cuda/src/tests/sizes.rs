@@ -73,7 +73,8 @@ fn memory_of_extreme_sizes_is_refused() {
             assert!(b.footprint().kv_bytes(&spec).is_err(), "{spec:?}");
         }
         for (rows, cols) in [(size, 64), (64, size), (size, size)] {
-            let part = MatrixPart { encoding: Encoding::Bf16, rows, cols, stride: 0, data: &[0; 64] };
+            let mut part = MatrixPart::strided(Encoding::Bf16, 1, 8, 0, &[0; 64]).unwrap();
+            (part.rows, part.cols) = (rows, cols);
             let view = WeightView { name: "w", role: WeightRole::Linear, parts: &[part] };
             refused(&driver, &format!("a matrix of {rows} x {cols}"), || b.load(&view));
         }
@@ -95,7 +96,7 @@ fn operations_of_extreme_sizes_are_refused() {
     let (x, mut out) = (b.alloc(4096).unwrap(), b.alloc(4096).unwrap());
     let (ids, mut found) = (b.alloc_indices(64).unwrap(), b.alloc_indices(64).unwrap());
     let bytes = vec![0; 2 * 512 * 8];
-    let part = |rows| [MatrixPart::whole(Encoding::Bf16, rows, 8, &bytes)];
+    let part = |rows| [MatrixPart::whole(Encoding::Bf16, rows, 8, &bytes).unwrap()];
     let mut load = |rows| b.load(&WeightView { name: "w", role: WeightRole::Linear, parts: &part(rows) }).unwrap();
     let (w, w_qkv) = (load(16), load(HEADS.qkv_size()));
     let mut kv = b.kv(&kv_spec()).unwrap();

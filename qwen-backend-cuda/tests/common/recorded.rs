@@ -51,7 +51,7 @@ fn results(mut backend: CudaBackend) -> Result<Vec<u32>> {
         let mut output = StepOutput::default();
         runner.execute(&batch, &mut output, &Interrupt::default())?;
         results.extend(output.logits.iter().map(|logit| logit.to_bits()));
-        results.extend(output.argmax.iter().map(|id| id.unwrap_or(u32::MAX)));
+        results.extend(output.argmax.iter().flatten());
         Ok(())
     };
     step(&[9, 1, 10], false)?;

@@ -5,8 +5,7 @@ use std::sync::mpsc::channel;
 use std::time::Duration;
 
 use qwen_core::backend::Add;
-use qwen_core::engine::{EngineCore, Event, Request, SeqId};
-use qwen_core::sampling::SamplingParams;
+use qwen_core::engine::{EngineCore, Event, GenerateParams, Goal, Intake, Request, SeqId};
 
 use super::*;
 
@@ -32,22 +31,22 @@ fn step_engine(engine: &mut EngineCore, tokens: &mut HashMap<SeqId, Vec<u32>>, e
     engine.step(|id, event| match event {
         Event::Token(token) => tokens.entry(id).or_default().push(token),
         Event::Failed(error) => drop(ended.insert(id, error)),
-        Event::Prompt(_) | Event::Finished(_) => {}
+        Event::Prompt(_) | Event::Logits(_) | Event::Finished(_) => {}
     });
 }
 
 fn request(prompt: [u32; 3]) -> Request {
-    let sampling = SamplingParams::default();
-    Request { prompt: prompt.to_vec(), max_new_tokens: Some(50), stop_token_ids: Vec::new(), sampling }
+    let params = GenerateParams { max_new_tokens: Some(50), ..GenerateParams::default() };
+    Request { prompt: prompt.to_vec(), goal: Goal::Generate(params) }
 }
 
 /// Two requests lose their device between two tokens; a third comes when it is gone. The ids of the first tokens.
-fn lose_a_device(backend: WgpuBackend) -> Vec<u32> {
+fn lose_a_device(backend: WgpuBackend) -> Vec<Option<u32>> {
     let device = backend.gpu().device.clone();
-    let interrupt = Interrupt::default();
-    let canceller = EngineCore::canceller(&interrupt);
-    let mut engine = EngineCore::new(Box::new(runner(backend).unwrap()), interrupt);
-    let running = [[1, 2, 3], [4, 5, 6]].map(|prompt| engine.add(request(prompt), &canceller).unwrap());
+    let intake = Intake::default();
+    let mut engine = EngineCore::new(Box::new(runner(backend).unwrap()), intake.clone());
+    let mut add = |prompt| engine.add(request(prompt), intake.ticket().unwrap()).unwrap();
+    let running = [[1, 2, 3], [4, 5, 6]].map(&mut add);
     let (mut tokens, mut ended) = (HashMap::new(), HashMap::new());
     while running.iter().any(|id| tokens.get(id).is_none_or(|tokens: &Vec<u32>| tokens.len() < 2)) {
         step_engine(&mut engine, &mut tokens, &mut ended);
@@ -61,7 +60,7 @@ fn lose_a_device(backend: WgpuBackend) -> Vec<u32> {
         for id in ids {
             match ended.get(id) {
                 // One of them has the error itself, the others its text.
-                Some(Error::Device { reason, .. } | Error::EngineStopped { reason }) => {
+                Some(Error::Device { reason, .. } | Error::StepFailed { reason }) => {
                     assert!(reason.contains("lost"), "{reason}");
                 }
                 other => panic!("{other:?} instead of a lost device"),
@@ -69,9 +68,9 @@ fn lose_a_device(backend: WgpuBackend) -> Vec<u32> {
         }
     };
     end(&mut engine, &running);
-    let late = engine.add(request([7, 8, 9]), &canceller).unwrap();
+    let late = engine.add(request([7, 8, 9]), intake.ticket().unwrap()).unwrap();
     end(&mut engine, &[late]);
-    running.iter().map(|id| tokens[id][0]).collect()
+    running.iter().map(|id| Some(tokens[id][0])).collect()
 }
 
 #[test]
@@ -83,7 +82,7 @@ fn requests_end_when_their_device_is_lost_and_an_engine_loads_again() {
     let first = receiver.recv_timeout(Duration::from_secs(120)).expect("requests of a lost device end");
     let mut again = runner(self::backend(Precision::Fast).unwrap()).unwrap();
     let prompts: [(&[u32], usize); 2] = [(&[1, 2, 3], 0), (&[4, 5, 6], 0)];
-    assert_eq!(execute(&mut again, &prompts, true).unwrap().greedy_ids, first);
+    assert_eq!(execute(&mut again, &prompts, true).unwrap().argmax, first);
 }
 
 #[test]

@@ -31,7 +31,7 @@ fn values(count: usize, salt: usize) -> Vec<f32> {
 fn product(backend: &mut WgpuBackend, x: &[f32], values: &[f32], rows: usize, cols: usize) -> Vec<f32> {
     let outputs = values.len() / cols;
     let stored: Vec<u8> = values.iter().flat_map(|value| half::bf16::from_f32(*value).to_le_bytes()).collect();
-    let parts = [MatrixPart::whole(Encoding::Bf16, outputs, cols, &stored)];
+    let parts = [MatrixPart::whole(Encoding::Bf16, outputs, cols, &stored).unwrap()];
     let w = backend.load(&WeightView { name: "w", role: WeightRole::Linear, parts: &parts }).unwrap();
     let mut x_buffer = backend.alloc(rows * cols).unwrap();
     backend.write(&mut x_buffer, &x[..rows * cols]).unwrap();
@@ -245,7 +245,7 @@ fn a_rotation_has_the_same_bits_in_each_kernel() {
     let (rows, cols, outputs) = (5, 24, HEADS.qkv_size());
     let stored: Vec<u8> =
         values(outputs * cols, 8).into_iter().flat_map(|value| half::bf16::from_f32(value).to_le_bytes()).collect();
-    let parts = [MatrixPart::whole(Encoding::Bf16, outputs, cols, &stored)];
+    let parts = [MatrixPart::whole(Encoding::Bf16, outputs, cols, &stored).unwrap()];
     let w = backend.load(&WeightView { name: "qkv_proj", role: WeightRole::Linear, parts: &parts }).unwrap();
     let (x, bias) = (buffer(&mut backend, &values(rows * cols, 9)), buffer(&mut backend, &values(outputs, 10)));
     let inputs = inputs(&mut backend, &values(rows * HEADS.head_dim, 11), rows, rows);

@@ -4,9 +4,9 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 
 use crate::random::{Rng, encode};
+use qwen_core::Encoding;
 use qwen_core::backend::MatrixPart;
 use qwen_core::config::Config;
-use qwen_core::dtype::Encoding;
 use qwen_core::error::{Error, Result};
 use qwen_core::model::source::WeightSource;
 
@@ -168,13 +168,13 @@ impl RandomModel {
 impl WeightSource for RandomModel {
     fn matrix(&self, name: &str, rows: usize, cols: usize) -> Result<MatrixPart<'_>> {
         let tensor = self.tensor(name, rows, cols)?;
-        Ok(MatrixPart::whole(tensor.encoding, rows, cols, &tensor.bytes))
+        MatrixPart::whole(tensor.encoding, rows, cols, &tensor.bytes)
     }
 
     fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>> {
         let tensor = self.tensor(name, len, 1)?;
         let mut values = vec![0.0; len];
-        tensor.encoding.decode(&tensor.bytes, &mut values);
+        tensor.encoding.decode_row(&tensor.bytes, &mut values);
         Ok(values)
     }
 

@@ -4,9 +4,9 @@ use super::{Form, Inputs};
 use crate::op::{Allowed, Cost, Data, Guarded, GuardedIndices, Op, Output};
 use crate::random::Rng;
 use crate::rig::Rig;
+use qwen_core::Precision;
 use qwen_core::backend::composed;
 use qwen_core::backend::{self, Backend};
-use qwen_core::dtype::Precision;
 use qwen_core::error::Result;
 
 /// What the rows of an [`Argmax`] hold.

@@ -6,8 +6,8 @@ use crate::op::{Allowed, Cost, Guarded, Op, Output};
 use crate::rig::Rig;
 use crate::scenario::{Blocks, Keys, LAYER, Placed, Scenario, Sequence};
 use crate::tolerance;
+use qwen_core::Precision;
 use qwen_core::backend::{self, Backend};
-use qwen_core::dtype::Precision;
 use qwen_core::error::Result;
 
 /// `paged_attention` over a scenario.

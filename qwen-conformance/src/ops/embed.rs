@@ -5,8 +5,8 @@ use crate::op::{Allowed, Cost, Guarded, GuardedIndices, Op, Output};
 use crate::random::Rng;
 use crate::rig::Rig;
 use qwen_core::backend::{self, Backend, WeightRole};
-use qwen_core::dtype::{Encoding, Precision};
 use qwen_core::error::Result;
+use qwen_core::{Encoding, Precision};
 
 /// `embed`: rows of a table.
 #[derive(Debug, Clone)]

@@ -10,8 +10,8 @@ use crate::rig::Rig;
 use crate::tolerance;
 use qwen_core::backend::composed;
 use qwen_core::backend::{self, Backend, Norm, WeightRole};
-use qwen_core::dtype::{Encoding, Precision};
 use qwen_core::error::Result;
+use qwen_core::{Encoding, Precision};
 
 const SEED: u64 = 4;
 

@@ -4,8 +4,8 @@ use super::Inputs;
 use crate::op::{Allowed, Cost, Guarded, GuardedIndices, Op, Output};
 use crate::random::Rng;
 use crate::rig::Rig;
+use qwen_core::Precision;
 use qwen_core::backend::{self, Backend};
-use qwen_core::dtype::Precision;
 use qwen_core::error::Result;
 
 /// `gather_rows`: some rows of a buffer, in any order and more than once.

@@ -6,8 +6,8 @@ use crate::compare;
 use crate::op::{Guarded, GuardedIndices};
 use crate::rig::Rig;
 use crate::scenario::{Blocks, Scenario};
+use qwen_core::Encoding;
 use qwen_core::backend::{self, Backend, KvSpec, PAD_SLOT, StepInputs, StepKey};
-use qwen_core::dtype::Encoding;
 use qwen_core::error::Result;
 
 const HEADS: qwen_core::backend::HeadLayout = heads(5, 1, 64);

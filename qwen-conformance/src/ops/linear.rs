@@ -9,8 +9,8 @@ use crate::rig::Rig;
 use crate::tolerance;
 use qwen_core::backend::composed;
 use qwen_core::backend::{self, Backend, MatrixPart, WeightRole, WeightView};
-use qwen_core::dtype::{Encoding, Precision};
 use qwen_core::error::Result;
+use qwen_core::{Encoding, Precision};
 
 const SEED: u64 = 1;
 
@@ -68,9 +68,10 @@ impl Matrix {
         let mut parts = Vec::new();
         for (encoding, rows, bytes) in &stored {
             parts.push(match self.cut {
-                false => MatrixPart::whole(*encoding, *rows, self.cols, bytes),
+                false => MatrixPart::whole(*encoding, *rows, self.cols, bytes)?,
                 true => {
-                    MatrixPart::whole(*encoding, rows + 3, self.cols + 5, &bytes[1..]).cut(2, *rows, 3, self.cols)?
+                    let whole = MatrixPart::whole(*encoding, rows + 3, self.cols + 5, &bytes[1..])?;
+                    whole.cut(2..2 + rows, 3..3 + self.cols)?
                 }
             });
         }

@@ -10,8 +10,8 @@ use crate::scenario::{Keys, LAYER, Placed, Scenario};
 use crate::tolerance;
 use qwen_core::backend::composed;
 use qwen_core::backend::{self, Backend, Norm, QkvRopeStore, WeightRole};
-use qwen_core::dtype::{Encoding, Precision};
 use qwen_core::error::Result;
+use qwen_core::{Encoding, Precision};
 
 /// `qkv_rope_store` in one of its forms, then `paged_attention`.
 #[derive(Debug, Clone)]

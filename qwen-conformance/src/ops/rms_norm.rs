@@ -7,8 +7,8 @@ use crate::op::{Allowed, Cost, Guarded, Op, Output};
 use crate::random::Rng;
 use crate::rig::Rig;
 use crate::tolerance;
+use qwen_core::Precision;
 use qwen_core::backend::{self, Backend};
-use qwen_core::dtype::Precision;
 use qwen_core::error::Result;
 
 const SEED: u64 = 2;

@@ -5,8 +5,8 @@ use super::{Form, Inputs};
 use crate::compare;
 use crate::op::Guarded;
 use crate::rig::Rig;
+use qwen_core::Encoding;
 use qwen_core::backend::{self, Backend, Interrupt, StepKey, WeightRole};
-use qwen_core::dtype::Encoding;
 use qwen_core::error::{Error, Result};
 
 const HIDDEN: usize = 64;

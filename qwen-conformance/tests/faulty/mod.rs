@@ -4,7 +4,8 @@ use std::collections::HashSet;
 
 use half::{bf16, f16};
 use qwen_core::backend::{
-    self, DeviceInfo, HeadLayout, Interrupt, KvSpec, MatrixPart, PAD_SLOT, StepInputs, StepKey, WeightView, composed,
+    self, DeviceInfo, HeadLayout, Interrupt, KvSpec, MatrixPart, PAD_SLOT, RowReader, StepInputs, StepKey, WeightView,
+    composed,
 };
 use qwen_core::reference::{KvStore, Matrix, Reference};
 use qwen_core::{Backend, Encoding, Precision, Result};
@@ -150,19 +151,20 @@ impl Backend for Faulty {
     fn load(&mut self, view: &WeightView<'_>) -> Result<Self::Weight> {
         let mut parts = view.parts.to_vec();
         if self.is(Fault::IgnoresStride) {
-            parts.iter_mut().for_each(|part| part.stride = part.cols);
+            parts.iter_mut().for_each(|part| part.row_bytes = part.encoding.bytes(part.cols));
         }
         let mut values = Vec::new();
         for part in &parts {
+            let mut rows = RowReader::new(part);
             for row in 0..part.rows {
                 let mut decoded = vec![0.0; part.cols];
-                part.encoding.decode(part.row(row), &mut decoded);
+                part.encoding.decode_row(rows.row(row)?, &mut decoded);
                 values.extend(if self.fast() { to_bf16(&decoded) } else { decoded });
             }
         }
         let (rows, cols) = (view.rows(), view.cols());
         let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-        let parts = [MatrixPart::whole(Encoding::F32, rows, cols, &bytes)];
+        let parts = [MatrixPart::whole(Encoding::F32, rows, cols, &bytes)?];
         let matrix = self.inner.load(&WeightView { parts: &parts, ..*view })?;
         Ok(Weight { matrix, rows, cols, values })
     }

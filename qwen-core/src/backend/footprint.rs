@@ -2,7 +2,8 @@
 
 use std::fmt;
 
-use super::layout::{KvSpec, ModelShape, WeightShape};
+use super::layout::{KvSpec, ModelShape};
+use super::matrix::WeightShape;
 use crate::batch::Limits;
 use crate::error::Result;
 
@@ -26,7 +27,7 @@ use crate::error::Result;
 /// }
 ///
 /// let shape = WeightShape { role: qwen_core::backend::WeightRole::Linear, parts: vec![(Encoding::Bf16, 8)], cols: 4 };
-/// assert_eq!(Decoded.weight_bytes(&shape)?, 2 * shape.stored_bytes());
+/// assert_eq!(Decoded.weight_bytes(&shape)?, 2 * shape.stored_bytes()?);
 /// # Ok::<(), qwen_core::Error>(())
 /// ```
 pub trait Footprint: fmt::Debug + Send + Sync {
@@ -35,7 +36,7 @@ pub trait Footprint: fmt::Debug + Send + Sync {
     /// # Errors
     /// When the device cannot hold such a matrix.
     fn weight_bytes(&self, shape: &WeightShape) -> Result<u64> {
-        Ok(shape.stored_bytes())
+        shape.stored_bytes()
     }
 
     /// Bytes that [`crate::Backend::kv`] takes on the device.

@@ -1,9 +1,11 @@
-//! The plain data of the seam: shapes, matrices as stored, the K/V store's sizes, the shape of a step.
+//! The plain data of the seam: the K/V store's sizes, head layouts, the shape of a step. Stored matrices are in
+//! `matrix.rs`.
 //!
 //! Nothing here knows the trait or a device. Every other part of the crate may import it.
 
-use crate::dtype::{Encoding, Precision};
+use crate::encoding::Encoding;
 use crate::error::{Error, Result};
+use crate::precision::Precision;
 use crate::size;
 
 /// The slot of a padding token: it is not stored.
@@ -21,111 +23,6 @@ pub struct DeviceInfo {
     pub precision: Precision,
     /// Bytes that may still be taken on the device, where that is known.
     pub memory_available: Option<u64>,
-}
-
-/// One stored matrix of a checkpoint, row-major, or a rectangle cut out of it.
-#[derive(Debug, Clone, Copy)]
-pub struct MatrixPart<'a> {
-    /// How its elements lie in `data`.
-    pub encoding: Encoding,
-    /// Rows of the rectangle (output features).
-    pub rows: usize,
-    /// Columns of the rectangle (input features).
-    pub cols: usize,
-    /// Elements from one row of `data` to the next.
-    pub stride: usize,
-    /// The bytes, beginning at the rectangle's first element.
-    pub data: &'a [u8],
-}
-
-impl<'a> MatrixPart<'a> {
-    /// A whole matrix of `rows` x `cols`.
-    pub fn whole(encoding: Encoding, rows: usize, cols: usize, data: &'a [u8]) -> Self {
-        MatrixPart { encoding, rows, cols, stride: cols, data }
-    }
-
-    /// The bytes of row `row`.
-    ///
-    /// An empty slice when `data` is shorter than its shape says.
-    pub fn row(&self, row: usize) -> &'a [u8] {
-        let start = self.encoding.bytes(row * self.stride);
-        self.data.get(start..start + self.encoding.bytes(self.cols)).unwrap_or_default()
-    }
-
-    /// `rows` rows from `first` on, of `cols` columns from `first_col` on.
-    ///
-    /// # Errors
-    /// [`Error::InvalidArgument`] when the rectangle does not lie within this one.
-    pub fn cut(&self, first: usize, rows: usize, first_col: usize, cols: usize) -> Result<Self> {
-        if first + rows > self.rows || first_col + cols > self.cols {
-            return Err(Error::argument(
-                "cut",
-                format!("rows {first}+{rows}, columns {first_col}+{cols} of a {} x {} matrix", self.rows, self.cols),
-            ));
-        }
-        let start = self.encoding.bytes(first * self.stride + first_col);
-        Ok(MatrixPart { rows, cols, data: self.data.get(start..).unwrap_or_default(), ..*self })
-    }
-}
-
-/// What a matrix is for, so that a backend may choose a layout that suits its fused operations.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum WeightRole {
-    /// The token embedding, which a tied model also uses as its output head.
-    Embedding,
-    /// The query, key and value projections, stacked in this order.
-    Qkv,
-    /// The gate and up projections of the MLP, stacked in this order.
-    GateUp,
-    /// Any other projection.
-    Linear,
-}
-
-/// A matrix to load: one or more stored matrices with the same number of columns, stacked by rows.
-#[derive(Debug, Clone, Copy)]
-pub struct WeightView<'a> {
-    /// The name for errors, e.g. `model.layers.3.self_attn.qkv_proj`.
-    pub name: &'a str,
-    /// What it is for.
-    pub role: WeightRole,
-    /// The stored matrices, top to bottom.
-    pub parts: &'a [MatrixPart<'a>],
-}
-
-impl WeightView<'_> {
-    /// Rows of all parts together (output features).
-    pub fn rows(&self) -> usize {
-        self.parts.iter().map(|part| part.rows).sum()
-    }
-
-    /// Columns (input features).
-    pub fn cols(&self) -> usize {
-        self.parts.first().map_or(0, |part| part.cols)
-    }
-}
-
-/// The shape of a matrix to load, known from headers alone.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct WeightShape {
-    /// What it is for.
-    pub role: WeightRole,
-    /// Encoding and rows of each part.
-    pub parts: Vec<(Encoding, usize)>,
-    /// Columns of all parts.
-    pub cols: usize,
-}
-
-impl WeightShape {
-    /// Rows of all parts together.
-    pub fn rows(&self) -> usize {
-        self.parts.iter().map(|(_, rows)| rows).sum()
-    }
-
-    /// Bytes of the parts as the files have them.
-    pub fn stored_bytes(&self) -> u64 {
-        self.parts.iter().map(|(encoding, rows)| encoding.bytes(rows * self.cols) as u64).sum()
-    }
 }
 
 /// The K/V store of a range of layers.

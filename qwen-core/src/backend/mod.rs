@@ -6,7 +6,7 @@
 //! overridden one at a time where the device gains by it. The conformance suite compares each override with its
 //! composed form and both with [`crate::reference`]. docs/writing-a-backend.md walks through it.
 //!
-//! - `layout.rs`: shapes and stored matrices, plain data that the whole crate imports;
+//! - `layout.rs`, `matrix.rs`: shapes and stored matrices, plain data that the whole crate imports;
 //! - `ops.rs`: one struct of arguments for each operation;
 //! - `composed.rs`: the fused operations in terms of the base ones;
 //! - `footprint.rs`: what a model takes on a device, asked before anything is loaded;
@@ -34,16 +34,15 @@ pub mod composed;
 mod footprint;
 mod interrupt;
 pub(crate) mod layout;
+mod matrix;
 mod ops;
 pub mod partials;
 pub mod recorder;
 
 pub use footprint::{Footprint, StoredSizes};
 pub use interrupt::Interrupt;
-pub use layout::{
-    DeviceInfo, HeadLayout, KvSpec, MatrixPart, ModelShape, NON_FINITE, PAD_SLOT, StepKey, WeightRole, WeightShape,
-    WeightView,
-};
+pub use layout::{DeviceInfo, HeadLayout, KvSpec, ModelShape, NON_FINITE, PAD_SLOT, StepKey};
+pub use matrix::{MatrixPart, ReadBytes, RowReader, WeightRole, WeightShape, WeightView};
 pub use ops::{
     Add, AllReduce, Argmax, Embed, GateUpSilu, GatherRows, Linear, LinearAdd, Norm, PagedAttention, QkvRopeStore,
     RmsNorm, Rope, SiluAndMul, StepInputs, StoreKv,

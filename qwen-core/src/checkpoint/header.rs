@@ -1,20 +1,28 @@
 //! The header of a safetensors file: eight bytes of length, then JSON that says where each tensor lies.
 //!
-//! The parser is our own because an error must name the tensor and the figures; the `safetensors` crate, against which
-//! the tests compare it, reports neither, keeps one of two tensors with the same name, and refuses a whole file for an
-//! element type that it does not know.
+//! The `safetensors` crate defines what an entry is and which element types there are. The checks of the layout are
+//! here, against the length of the file and before a byte of data is read, since an error must name the tensor and the
+//! figures; the crate's own checks report neither, keep one of two tensors with the same name, and add offsets unchecked.
 
 use std::ops::Range;
 use std::path::Path;
 
-use serde::Deserialize;
+use safetensors::tensor::TensorInfo as Entry;
 
-use crate::dtype::Encoding;
+use super::shard::Shard;
+use crate::encoding::Encoding;
 use crate::error::{Error, Result};
-use crate::json::{Entries, invalid};
+use crate::files::invalid;
+use crate::json::Entries;
 
-/// The limit of the format's own implementation. Published headers stay below a megabyte.
-const MAX_HEADER_BYTES: u64 = 100_000_000;
+/// Bytes of the length that a file begins with.
+const LENGTH_BYTES: usize = 8;
+
+/// The most dimensions of a tensor. Those of a model have two.
+const MAX_DIMENSIONS: usize = 8;
+
+/// The longest header that is parsed. Published headers stay below a megabyte; a parsed one takes several times its text.
+const MAX_HEADER_BYTES: u64 = 16 << 20;
 
 /// A tensor as a header describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,7 +35,7 @@ pub struct TensorInfo {
     /// Its dimensions, outermost first.
     pub shape: Vec<usize>,
     /// Where its bytes lie within the file.
-    pub range: Range<usize>,
+    pub range: Range<u64>,
 }
 
 impl TensorInfo {
@@ -42,8 +50,8 @@ impl TensorInfo {
     }
 
     /// Bytes that it takes in the file.
-    pub fn bytes(&self) -> usize {
-        self.range.len()
+    pub fn bytes(&self) -> u64 {
+        self.range.end - self.range.start
     }
 }
 
@@ -74,53 +82,70 @@ pub struct Header {
 }
 
 impl Header {
-    /// Parse the header of `file`, the bytes of the whole file. `path` is only for errors. The tensors' bytes are not
-    /// touched.
+    /// Parse the header of `file`, the bytes of a whole file. `path` is only for errors. The tensors' bytes are not
+    /// looked at.
     ///
     /// # Errors
     /// [`Error::InvalidFile`] with the name of the tensor at fault.
     pub fn parse(path: &Path, file: &[u8]) -> Result<Self> {
-        let Some((length, rest)) = file.split_first_chunk::<8>() else {
-            let reason = format!("has {} bytes: a safetensors file begins with 8 bytes of header length", file.len());
-            return Err(invalid(path, reason));
-        };
-        let length = u64::from_le_bytes(*length);
-        if length > MAX_HEADER_BYTES {
-            return Err(invalid(path, format!("states a header of {length} bytes: not a safetensors file")));
+        let len = file.len() as u64;
+        let Some((length, rest)) = file.split_first_chunk() else { return Err(too_short(path, len)) };
+        let length = header_length(path, *length, len)?;
+        Header::parse_json(path, rest.get(..length).unwrap_or_default(), len)
+    }
+
+    /// Read and parse the header of `shard`.
+    pub(super) fn read(shard: &Shard) -> Result<Self> {
+        if shard.len() < LENGTH_BYTES as u64 {
+            return Err(too_short(shard.path(), shard.len()));
         }
-        let Some((header, data)) = usize::try_from(length).ok().and_then(|length| rest.split_at_checked(length)) else {
-            let reason = format!("states a header of {length} bytes but has {} in all: it is truncated", file.len());
-            return Err(invalid(path, reason));
-        };
-        let Entries(entries) = serde_json::from_slice::<Entries<Entry>>(header)
+        let mut length = [0; LENGTH_BYTES];
+        shard.read_exact_at("the length of the header", 0, &mut length)?;
+        let mut json = vec![0; header_length(shard.path(), length, shard.len())?];
+        shard.read_exact_at("the header", LENGTH_BYTES as u64, &mut json)?;
+        Header::parse_json(shard.path(), &json, shard.len())
+    }
+
+    /// Parse the JSON of a header, at the beginning of a file of `file_len` bytes.
+    fn parse_json(path: &Path, json: &[u8], file_len: u64) -> Result<Self> {
+        let Entries(entries) = serde_json::from_slice::<Entries<Entry>>(json)
             .map_err(|error| invalid(path, format!("the header is malformed: {error}")))?;
-        let tensors = place(path, entries, file.len() - data.len(), data.len())?;
+        let data_start = (LENGTH_BYTES + json.len()) as u64;
+        let tensors = lay_out(path, entries, data_start, file_len.saturating_sub(data_start))?;
         Ok(Header { tensors })
     }
 }
 
-/// What the JSON holds for each tensor.
-#[derive(Deserialize)]
-struct Entry {
-    dtype: String,
-    shape: Vec<usize>,
-    /// Counted from the end of the header.
-    data_offsets: (usize, usize),
+fn too_short(path: &Path, len: u64) -> Error {
+    invalid(path, format!("has {len} bytes: a safetensors file begins with {LENGTH_BYTES} bytes of header length"))
 }
 
-/// Check that the entries fill the `available` bytes behind `data_start` exactly, in the order of their offsets.
-fn place(
-    path: &Path,
-    mut entries: Vec<(String, Entry)>,
-    data_start: usize,
-    available: usize,
-) -> Result<Vec<TensorInfo>> {
+/// The length that the first bytes of a file of `file_len` bytes state for its header.
+fn header_length(path: &Path, length: [u8; LENGTH_BYTES], file_len: u64) -> Result<usize> {
+    let length = u64::from_le_bytes(length);
+    if length > MAX_HEADER_BYTES {
+        let reason = format!(
+            "states a header of {length} bytes, at most {MAX_HEADER_BYTES} are read: not a safetensors file of a model"
+        );
+        return Err(invalid(path, reason));
+    }
+    if length > file_len.saturating_sub(LENGTH_BYTES as u64) {
+        let reason = format!("states a header of {length} bytes but has {file_len} in all: it is truncated");
+        return Err(invalid(path, reason));
+    }
+    // Below the limit, so it fits any machine's pointers.
+    Ok(length as usize)
+}
+
+/// Check that the entries fill the `available` bytes from `data_start` on exactly, in the order of their offsets.
+fn lay_out(path: &Path, mut entries: Vec<(String, Entry)>, data_start: u64, available: u64) -> Result<Vec<TensorInfo>> {
     entries.sort_by_key(|(_, entry)| entry.data_offsets);
     let mut tensors: Vec<TensorInfo> = Vec::with_capacity(entries.len());
     let mut filled = 0;
     for (name, Entry { dtype, shape, data_offsets: (start, end) }) in entries {
+        let (start, end) = (start as u64, end as u64);
         let fault =
-            |what: String| Err(tensor_fault(path, &name, &format!("bytes {start} to {end} of the data {what}")));
+            |what: String| Err(invalid(path, format!("tensor `{name}`: bytes {start} to {end} of the data {what}")));
         if end < start {
             return fault("end before they begin".into());
         }
@@ -134,15 +159,22 @@ fn place(
         if start > filled {
             return fault(format!("leave a hole of {} bytes before them", start - filled));
         }
-        match bytes_of(&dtype, &shape) {
-            Some(Ok(bytes)) if bytes == end - start => {}
-            // Of a type that we do not know the bytes cannot be checked; nor can they be used.
-            None => {}
-            Some(Ok(bytes)) => return fault(format!("are not the {bytes} of a {dtype} of shape {shape:?}")),
-            Some(Err(())) => return fault(format!("cannot hold a {dtype} of shape {shape:?}: its size overflows")),
+        if shape.len() > MAX_DIMENSIONS {
+            return fault(format!("have {} dimensions, at most {MAX_DIMENSIONS} are read", shape.len()));
+        }
+        match bits_of(dtype.bitsize(), &shape) {
+            None => return fault(format!("cannot hold a {dtype} of shape {shape:?}: its size overflows")),
+            Some(bits) if !bits.is_multiple_of(8) => {
+                return fault(format!("cannot hold a {dtype} of shape {shape:?}: {bits} bits are no whole bytes"));
+            }
+            Some(bits) if bits / 8 != end - start => {
+                return fault(format!("are not the {} of a {dtype} of shape {shape:?}", bits / 8));
+            }
+            Some(_) => {}
         }
         filled = end;
-        tensors.push(TensorInfo { name, dtype, shape, range: data_start + start..data_start + end });
+        // Both ends are at most the length of the file.
+        tensors.push(TensorInfo { name, dtype: dtype.to_string(), shape, range: data_start + start..data_start + end });
     }
     if filled < available {
         return Err(invalid(path, format!("has {} bytes that belong to no tensor at its end", available - filled)));
@@ -150,22 +182,9 @@ fn place(
     Ok(tensors)
 }
 
-/// Bytes of a tensor; `None` for an unknown element type, an error where the product overflows or is no whole number.
-fn bytes_of(dtype: &str, shape: &[usize]) -> Option<std::result::Result<usize, ()>> {
-    let bits = match dtype {
-        "F4" => 4,
-        "F6_E2M3" | "F6_E3M2" => 6,
-        "BOOL" | "U8" | "I8" | "F8_E5M2" | "F8_E4M3" | "F8_E8M0" | "F8_E4M3FNUZ" | "F8_E5M2FNUZ" => 8,
-        "U16" | "I16" | "F16" | "BF16" => 16,
-        "U32" | "I32" | "F32" => 32,
-        "U64" | "I64" | "F64" | "C64" => 64,
-        _ => return None,
-    };
-    let bits =
-        shape.iter().try_fold(1usize, |product, &size| product.checked_mul(size)).and_then(|n| n.checked_mul(bits));
-    Some(bits.filter(|bits| bits.is_multiple_of(8)).map(|bits| bits / 8).ok_or(()))
-}
-
-fn tensor_fault(path: &Path, name: &str, reason: &str) -> Error {
-    invalid(path, format!("tensor `{name}`: {reason}"))
+/// Bits of a tensor, unless they overflow.
+fn bits_of(element: usize, shape: &[usize]) -> Option<u64> {
+    // In pointers, not in 64 bits: what is accepted can be counted and addressed on this machine.
+    let elements = shape.iter().try_fold(1usize, |product, &size| product.checked_mul(size))?;
+    (elements as u64).checked_mul(element as u64)
 }

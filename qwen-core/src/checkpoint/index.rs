@@ -6,7 +6,8 @@ use std::path::{Component, Path};
 use serde::Deserialize;
 
 use crate::error::{Error, Result};
-use crate::json::{Entries, invalid};
+use crate::files::invalid;
+use crate::json::Entries;
 
 /// A parsed index. Its shards are plain names of files in the folder of the index itself.
 ///

@@ -1,33 +1,38 @@
 //! A checkpoint on disk: its configuration, and its tensors by name.
 //!
-//! What lives here: finding the files of a folder, mapping them into memory, and handing out each tensor as bytes with a
-//! type and a shape. Opening reads headers alone, whatever the size of the model. Not here: which tensors a model needs
-//! (the model asks for each by shape) and what a backend packs them into.
+//! What lives here: finding the files of a folder, reading headers, and handing out each tensor as bytes with a type and
+//! a shape. Opening reads headers only, whatever the size of the model. Not here: which tensors a model needs (the model
+//! asks for each by shape) and what a backend packs them into.
 //!
 //! # Files that change
-//! The weights are memory maps. Should another process write to a mapped file, the tensors change underneath; should it
-//! cut the file short, the operating system ends this process at the next touch of the lost pages (`SIGBUS`). No library
-//! that maps files can prevent it. Replace a checkpoint by renaming a new file over the old one, which leaves the map
-//! intact, as the tools that download checkpoints do.
+//! Weights are read from the open files while a model is loaded, and never afterwards. A file that another process
+//! replaces by renaming, or deletes, stays readable until the checkpoint is dropped. One that is cut short gives
+//! [`Error::Io`] with the tensor, the offset and the missing bytes. One that is overwritten in place gives a mixture of
+//! both contents, which nothing can detect: replace checkpoints by renaming, as the tools that download them do.
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 mod header;
 mod index;
-mod mapped;
+mod shard;
 
 use std::collections::HashMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 pub use header::{Header, TensorInfo};
 pub use index::Index;
 
+use crate::backend::{MatrixPart, ReadBytes};
 use crate::config::Config;
-use crate::dtype::Encoding;
+use crate::encoding::Encoding;
 use crate::error::{Error, Result};
+use crate::files::{self, invalid};
 use crate::generation_config::GenerationConfig;
-use crate::json::{self, invalid};
-use mapped::MappedFile;
+use shard::Shard;
+
+/// The most bytes of an index that are read: names of ten times the tensors of the largest model.
+const MAX_INDEX_BYTES: u64 = 16 << 20;
 
 /// An open checkpoint.
 ///
@@ -44,21 +49,74 @@ pub struct Checkpoint {
     path: PathBuf,
     config: Config,
     generation_config: GenerationConfig,
-    files: Vec<MappedFile>,
     /// File by file, in the order in which they lie there: the order to read them in.
     tensors: Vec<Stored>,
     by_name: HashMap<String, usize>,
 }
 
+/// A tensor where it lies.
 struct Stored {
-    file: usize,
+    shard: Arc<Shard>,
     info: TensorInfo,
 }
 
-/// A tensor of a [`Checkpoint`].
-#[derive(Clone, Copy)]
+impl Stored {
+    /// The element type, or the error that models are not run from this one.
+    fn encoding(&self) -> Result<Encoding> {
+        self.info.encoding().ok_or_else(|| self.mismatch("element type F32, F16 or BF16".into()))
+    }
+
+    /// The element type of a tensor that must have this shape.
+    fn encoding_of_shape(&self, shape: &[usize]) -> Result<Encoding> {
+        match self.info.encoding() {
+            Some(encoding) if self.info.shape == shape => Ok(encoding),
+            _ => Err(self.mismatch(format!("F32, F16 or BF16 {shape:?}"))),
+        }
+    }
+
+    fn mismatch(&self, expected: String) -> Error {
+        let found = format!("{} {:?}", self.info.dtype, self.info.shape);
+        Error::InvalidTensor { name: self.info.name.clone(), path: self.shard.path().to_path_buf(), expected, found }
+    }
+
+    fn read(&self, encoding: Encoding) -> Result<Tensor<'_>> {
+        let TensorInfo { name, shape, .. } = &self.info;
+        let bytes = self.info.bytes();
+        let refused = || Error::OutOfMemory { device: "host memory".into(), what: name.clone(), bytes };
+        let len = usize::try_from(bytes).map_err(|_| refused())?;
+        let mut data = Vec::new();
+        data.try_reserve_exact(len).map_err(|_| refused())?;
+        data.resize(len, 0);
+        self.read_at(0, &mut data)?;
+        Ok(Tensor { name, file: self.shard.path(), encoding, shape, data })
+    }
+}
+
+impl ReadBytes for Stored {
+    fn read_at(&self, offset: u64, out: &mut [u8]) -> Result<()> {
+        let TensorInfo { name, range, .. } = &self.info;
+        let within = range
+            .start
+            .checked_add(offset)
+            .filter(|start| start.checked_add(out.len() as u64).is_some_and(|end| end <= range.end));
+        let Some(start) = within else {
+            let reason = format!("{} bytes at {offset} of the {} of tensor `{name}`", out.len(), self.info.bytes());
+            return Err(Error::argument("offset", reason));
+        };
+        self.shard.read_exact_at(&format!("tensor `{name}`"), start, out)
+    }
+}
+
+impl fmt::Debug for Stored {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {:?} `{}` in {}", self.info.dtype, self.info.shape, self.info.name, self.shard.path().display())
+    }
+}
+
+/// A tensor of a [`Checkpoint`], read into memory.
+#[derive(Clone)]
 #[non_exhaustive]
-pub struct TensorView<'a> {
+pub struct Tensor<'a> {
     /// Its name.
     pub name: &'a str,
     /// The file that holds it.
@@ -67,20 +125,20 @@ pub struct TensorView<'a> {
     pub encoding: Encoding,
     /// Its dimensions, outermost first.
     pub shape: &'a [usize],
-    /// Its elements in row-major order, little-endian, at any alignment.
-    pub data: &'a [u8],
+    /// Its elements in row-major order, little-endian.
+    pub data: Vec<u8>,
 }
 
-impl TensorView<'_> {
-    /// Its elements, decoded exactly. For the small ones: norms and biases.
+impl Tensor<'_> {
+    /// Its elements, decoded exactly.
     pub fn to_f32(&self) -> Vec<f32> {
-        let mut out = vec![0.0; self.shape.iter().product()];
-        self.encoding.decode(self.data, &mut out);
+        let mut out = vec![0.0; self.data.len() / self.encoding.block().bytes * self.encoding.block().values];
+        self.encoding.decode_row(&self.data, &mut out);
         out
     }
 }
 
-impl fmt::Debug for TensorView<'_> {
+impl fmt::Debug for Tensor<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {:?} `{}` in {}", self.encoding, self.shape, self.name, self.file.display())
     }
@@ -105,7 +163,6 @@ impl Checkpoint {
             path: path.to_path_buf(),
             config,
             generation_config,
-            files: Vec::new(),
             tensors: Vec::new(),
             by_name: HashMap::new(),
         };
@@ -117,22 +174,20 @@ impl Checkpoint {
     }
 
     fn add_file(&mut self, path: PathBuf) -> Result<()> {
-        let file = MappedFile::open(path)?;
-        let header = Header::parse(file.path(), file.bytes())?;
-        for info in header.tensors {
-            // Within a file the header has seen to it, so the other one is in another shard.
+        let shard = Arc::new(Shard::open(path)?);
+        for info in Header::read(&shard)?.tensors {
+            // No header names a tensor twice, so the other one is in another shard.
             if self.by_name.insert(info.name.clone(), self.tensors.len()).is_some() {
                 let reason = format!("tensor `{}` is in another shard as well", info.name);
-                return Err(invalid(file.path(), reason));
+                return Err(invalid(shard.path(), reason));
             }
-            self.tensors.push(Stored { file: self.files.len(), info });
+            self.tensors.push(Stored { shard: shard.clone(), info });
         }
-        self.files.push(file);
         Ok(())
     }
 
     fn add_shards(&mut self, folder: &Folder<'_>, index_path: &Path) -> Result<()> {
-        let index = Index::parse(index_path, &json::read(index_path)?)?;
+        let index = Index::parse(index_path, &files::read_text(index_path, MAX_INDEX_BYTES)?)?;
         for shard in index.shards() {
             let Some(file) = folder.file(shard) else {
                 return Err(invalid(index_path, format!("names the shard `{shard}`, which is not in the folder")));
@@ -142,7 +197,7 @@ impl Checkpoint {
         for (tensor, shard) in index.weight_map {
             let shard = self.path.join(shard);
             match self.stored(&tensor) {
-                Some((file, _)) if file.path() == shard => {}
+                Some(stored) if stored.shard.path() == shard => {}
                 _ => return Err(Error::MissingTensor { name: tensor, path: shard }),
             }
         }
@@ -177,55 +232,51 @@ impl Checkpoint {
 
     /// Bytes of all tensors.
     pub fn total_bytes(&self) -> u64 {
-        self.tensors().map(|info| info.bytes() as u64).sum()
+        self.tensors().map(TensorInfo::bytes).fold(0, u64::saturating_add)
     }
 
-    /// The tensor `name`.
+    /// How the elements of the tensor `name` are encoded. Reads nothing.
     ///
     /// # Errors
     /// [`Error::MissingTensor`], or [`Error::InvalidTensor`] if its elements are of a type that models are not run from.
-    pub fn tensor(&self, name: &str) -> Result<TensorView<'_>> {
-        let (file, info) = self.required(name)?;
-        let Some(encoding) = info.encoding() else {
-            return Err(mismatch(file, info, "element type F32, F16 or BF16".into()));
-        };
-        self.view(file, info, encoding)
+    pub fn encoding(&self, name: &str) -> Result<Encoding> {
+        self.required(name)?.encoding()
     }
 
-    /// The tensor `name`, which must have this shape.
+    /// Read the tensor `name`.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::encoding`]; [`Error::Io`] when the file cannot be read or has become shorter;
+    /// [`Error::OutOfMemory`] when the tensor is larger than the memory.
+    pub fn tensor(&self, name: &str) -> Result<Tensor<'_>> {
+        let stored = self.required(name)?;
+        stored.read(stored.encoding()?)
+    }
+
+    /// Read the tensor `name`, which must have this shape.
     ///
     /// # Errors
     /// As [`Checkpoint::tensor`], and [`Error::InvalidTensor`] with both shapes if they differ.
-    pub fn tensor_of_shape(&self, name: &str, shape: &[usize]) -> Result<TensorView<'_>> {
-        let (file, info) = self.required(name)?;
-        match info.encoding() {
-            Some(encoding) if info.shape == shape => self.view(file, info, encoding),
-            _ => Err(mismatch(file, info, format!("F32, F16 or BF16 {shape:?}"))),
-        }
+    pub fn tensor_of_shape(&self, name: &str, shape: &[usize]) -> Result<Tensor<'_>> {
+        let stored = self.required(name)?;
+        stored.read(stored.encoding_of_shape(shape)?)
     }
 
-    /// Give the memory behind the tensor `name` back to the operating system, once it has been packed or uploaded. The
-    /// tensor stays readable: touched again it is read from the file again. Where maps cannot be told (other than on
-    /// Unix), and for a name that there is not, nothing happens.
-    pub fn release(&self, name: &str) {
-        if let Some((file, info)) = self.stored(name) {
-            file.release(info.range.clone());
-        }
+    /// The matrix `name` of `rows` x `cols`, whose bytes are read when somebody asks for its rows.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::encoding`], and [`Error::InvalidTensor`] with both shapes if they differ.
+    pub fn matrix(&self, name: &str, rows: usize, cols: usize) -> Result<MatrixPart<'_>> {
+        let stored = self.required(name)?;
+        MatrixPart::stored(stored.encoding_of_shape(&[rows, cols])?, rows, cols, stored)
     }
 
-    fn stored(&self, name: &str) -> Option<(&MappedFile, &TensorInfo)> {
-        let stored = self.tensors.get(*self.by_name.get(name)?)?;
-        Some((self.files.get(stored.file)?, &stored.info))
+    fn stored(&self, name: &str) -> Option<&Stored> {
+        self.tensors.get(*self.by_name.get(name)?)
     }
 
-    fn required(&self, name: &str) -> Result<(&MappedFile, &TensorInfo)> {
+    fn required(&self, name: &str) -> Result<&Stored> {
         self.stored(name).ok_or_else(|| Error::MissingTensor { name: name.into(), path: self.path.clone() })
-    }
-
-    fn view<'a>(&self, file: &'a MappedFile, info: &'a TensorInfo, encoding: Encoding) -> Result<TensorView<'a>> {
-        // The header was checked against the file's length, so the range is there.
-        let data = file.bytes().get(info.range.clone()).ok_or_else(|| invalid(file.path(), "has become shorter"))?;
-        Ok(TensorView { name: &info.name, file: file.path(), encoding, shape: &info.shape, data })
     }
 }
 
@@ -234,11 +285,6 @@ impl fmt::Debug for Checkpoint {
         let (tensors, bytes) = (self.tensors.len(), self.total_bytes());
         write!(f, "Checkpoint at {}: {tensors} tensors of {bytes} bytes", self.path.display())
     }
-}
-
-fn mismatch(file: &MappedFile, info: &TensorInfo, expected: String) -> Error {
-    let found = format!("{} {:?}", info.dtype, info.shape);
-    Error::InvalidTensor { name: info.name.clone(), path: file.path().to_path_buf(), expected, found }
 }
 
 /// The names in a checkpoint's folder.

@@ -9,9 +9,10 @@ mod rope_scaling;
 
 use std::path::Path;
 
+use rope_scaling::MAX_POSITIONS;
 pub use rope_scaling::{RopeScaling, Yarn};
 
-use crate::dtype::Encoding;
+use crate::encoding::Encoding;
 use crate::error::{Error, Result};
 use crate::json::{self, Fields};
 
@@ -20,7 +21,6 @@ use crate::json::{self, Fields};
 const MAX_WIDTH: usize = 1 << 20;
 const MAX_LAYERS: usize = 1 << 12;
 const MAX_VOCABULARY: usize = 1 << 24;
-const MAX_POSITIONS: usize = 1 << 27;
 
 /// The parameters of a Qwen2.5 model under the names that `config.json` has for them.
 ///
@@ -136,7 +136,7 @@ impl Config {
     /// As [`Config::from_json`], and [`Error::Io`] if the file cannot be read.
     pub fn from_file(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        Config::from_json(path, &json::read(path)?)
+        Config::from_json(path, &json::read_config(path)?)
     }
 
     /// Turn static YaRN on, as the model cards say for long texts: `max_position_embeddings` stretched by `factor`. Where
@@ -177,17 +177,6 @@ impl Config {
             RopeScaling::None => self.max_position_embeddings,
             RopeScaling::Yarn(yarn) => yarn.max_context(),
         }
-    }
-
-    /// The YaRN factor that `max_position_embeddings` implies, if it is another than the written one.
-    ///
-    /// The written factor holds. Some versions of transformers put the implied one in its place without a word, so a
-    /// difference is worth a warning: one of the two figures is not what its author meant. A `max_position_embeddings`
-    /// equal to the original context (the model cards' way) implies nothing.
-    pub fn implied_yarn_factor(&self) -> Option<f64> {
-        let RopeScaling::Yarn(yarn) = &self.rope_scaling else { return None };
-        let implied = self.max_position_embeddings as f64 / yarn.original_max_position_embeddings as f64;
-        (implied != 1.0 && implied != yarn.factor).then_some(implied)
     }
 
     /// Elements of all weights.

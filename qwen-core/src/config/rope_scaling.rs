@@ -3,9 +3,11 @@
 //! Old files (transformers 4) write `rope_theta` and `rope_scaling` side by side at top level; new ones (5) nest both in
 //! `rope_parameters`. What is done with the result lives in [`crate::rope`].
 
-use super::MAX_POSITIONS;
 use crate::error::Result;
 use crate::json::Fields;
+
+/// Far above any published context.
+pub(super) const MAX_POSITIONS: usize = 1 << 27;
 
 /// How rotary frequencies are stretched beyond the context that the model was trained on.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]

@@ -5,8 +5,9 @@ use super::spec::{ModelSpec, WeightSpec};
 use super::{Buffers, Layer, Model};
 use crate::backend::{Backend, KvSpec, StepInputs, WeightView};
 use crate::batch::Limits;
-use crate::dtype::{Encoding, Precision};
+use crate::encoding::Encoding;
 use crate::error::Result;
+use crate::precision::Precision;
 use crate::size;
 
 impl<B: Backend> Model<B> {
@@ -107,12 +108,10 @@ fn load_matrix<B: Backend>(b: &mut B, weight: &WeightSpec, source: &dyn WeightSo
         .iter()
         .map(|cut| {
             let whole = source.matrix(&cut.tensor, cut.shape.0, cut.shape.1)?;
-            whole.cut(cut.rows.start, cut.rows.len(), cut.cols.start, cut.cols.len())
+            whole.cut(cut.rows.clone(), cut.cols.clone())
         })
         .collect::<Result<Vec<_>>>()?;
-    let loaded = b.load(&WeightView { name: &weight.name, role: weight.role, parts: &parts })?;
-    weight.cuts.iter().for_each(|cut| source.release(&cut.tensor));
-    Ok(loaded)
+    b.load(&WeightView { name: &weight.name, role: weight.role, parts: &parts })
 }
 
 fn vector<B: Backend>(b: &mut B, values: &[f32]) -> Result<B::Buffer> {

@@ -1,40 +1,35 @@
-//! Where the transformer's weights come from: a checkpoint on disk, or values made in a test.
+//! Where the transformer's weights come from: a checkpoint on disk, or values made in a test. Not here: how files are
+//! found and read ([`crate::checkpoint`]), and which tensors a model asks for (`model/spec.rs`).
 
 use crate::backend::MatrixPart;
 use crate::checkpoint::Checkpoint;
-use crate::dtype::Encoding;
+use crate::encoding::Encoding;
 use crate::error::Result;
 
 /// Gives tensors by the names of published safetensors checkpoints.
 pub trait WeightSource {
-    /// A stored matrix of `rows` x `cols`.
+    /// A stored matrix of `rows` x `cols`. A source on disk reads it row by row, when it is packed.
     ///
     /// # Errors
-    /// [`crate::Error::MissingTensor`] and [`crate::Error::InvalidTensor`].
+    /// [`crate::Error::MissingTensor`], and [`crate::Error::InvalidTensor`] when its shape is another one.
     fn matrix(&self, name: &str, rows: usize, cols: usize) -> Result<MatrixPart<'_>>;
 
     /// A stored vector of `len` values, decoded.
     ///
     /// # Errors
-    /// As [`WeightSource::matrix`].
+    /// As [`WeightSource::matrix`], and [`crate::Error::Io`] when it cannot be read.
     fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>>;
 
-    /// How the elements of a tensor are encoded, from headers alone.
+    /// How the elements of a tensor are encoded, from headers only.
     ///
     /// # Errors
     /// [`crate::Error::MissingTensor`].
     fn encoding(&self, name: &str) -> Result<Encoding>;
-
-    /// The caller will not read this tensor again: its pages may go.
-    fn release(&self, name: &str) {
-        let _ = name;
-    }
 }
 
 impl WeightSource for Checkpoint {
     fn matrix(&self, name: &str, rows: usize, cols: usize) -> Result<MatrixPart<'_>> {
-        let view = self.tensor_of_shape(name, &[rows, cols])?;
-        Ok(MatrixPart::whole(view.encoding, rows, cols, view.data))
+        Checkpoint::matrix(self, name, rows, cols)
     }
 
     fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>> {
@@ -42,10 +37,6 @@ impl WeightSource for Checkpoint {
     }
 
     fn encoding(&self, name: &str) -> Result<Encoding> {
-        Ok(self.tensor(name)?.encoding)
-    }
-
-    fn release(&self, name: &str) {
-        Checkpoint::release(self, name);
+        Checkpoint::encoding(self, name)
     }
 }

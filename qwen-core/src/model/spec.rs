@@ -70,9 +70,20 @@ impl WeightSpec {
     /// What a backend needs to know to say how many bytes it takes.
     ///
     /// # Errors
-    /// [`Error::MissingTensor`] when the source lacks a part.
+    /// [`Error::MissingTensor`] when the source lacks a part; [`Error::Unsupported`] when a part ends within a block of
+    /// its encoding.
     pub fn shape(&self, source: &dyn WeightSource) -> Result<WeightShape> {
-        let part = |cut: &Cut| Ok((source.encoding(&cut.tensor)?, cut.rows.len()));
+        let part = |cut: &Cut| {
+            let encoding = source.encoding(&cut.tensor)?;
+            let block = encoding.block();
+            if block.byte_range(cut.cols.clone()).is_none() {
+                let what = format!("columns {:?} of `{}` in {encoding}", cut.cols, cut.tensor);
+                let reason =
+                    format!("ranks share whole blocks of {} columns: use another number of ranks", block.values);
+                return Err(Error::unsupported(what, reason));
+            }
+            Ok((encoding, cut.rows.len()))
+        };
         let parts = self.cuts.iter().map(part).collect::<Result<_>>()?;
         Ok(WeightShape { role: self.role, parts, cols: self.cuts.first().map_or(0, |cut| cut.cols.len()) })
     }

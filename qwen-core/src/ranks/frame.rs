@@ -1,49 +1,55 @@
 //! Messages on a connection: a length, a kind, a payload.
 //!
-//! A length is never trusted with memory: the payload grows as its bytes arrive, up to a bound.
+//! The length reserves no memory: the payload grows as its bytes arrive, up to a bound.
 
 use std::io::{self, Read, Write};
 
-/// The most bytes of a payload. Sums go in pieces far below it; a step of a million tokens fits.
+/// The most bytes of a payload. A step of a million tokens fits; sums are sent in much smaller pieces.
 pub(super) const MAX_PAYLOAD: usize = 64 << 20;
 
 /// What a message is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub(super) enum Kind {
-    /// To rank 0, the first: who comes, and with what.
+    /// To rank 0, the first message: which rank this is, and how it was started.
     Hello = 1,
-    /// From rank 0: all are here and alike.
+    /// From rank 0: random bytes for the proof of the shared secret.
+    Challenge,
+    /// The proof of the shared secret, first to rank 0, then from it.
+    Proof,
+    /// From rank 0: all ranks are connected and alike.
     Welcome,
     /// From rank 0: what differs.
     Mismatch,
-    /// Nothing but a sign of life.
+    /// The sender is alive.
     Heartbeat,
-    /// Bytes of rank 0 for all.
+    /// Bytes of rank 0 for all ranks.
     Broadcast,
-    /// A number of each rank, for the least of them.
+    /// A rank's number, or from rank 0 the smallest of all.
     Number,
-    /// To rank 0 the values of a rank, from rank 0 their sum.
+    /// A rank's values, or from rank 0 their sum.
     Reduce,
     /// From rank 0: compute this step.
     Step,
-    /// Activations between layers: to the rank that goes on with them, and back.
+    /// Activations between layers: to the rank of the next layers, and back.
     Hidden,
     /// From rank 0: run the last step again layer by layer.
     Locate,
     /// From rank 0: copy these blocks.
     CopyBlocks,
-    /// To rank 0: done as told.
+    /// To rank 0: the last request is done.
     Done,
-    /// A rank failed: which, and its words.
+    /// A rank failed: which one, and why.
     Failed,
-    /// From rank 0: the end.
+    /// From rank 0: end.
     Shutdown,
 }
 
 impl Kind {
-    const ALL: [Kind; 14] = [
+    const ALL: [Kind; 16] = [
         Kind::Hello,
+        Kind::Challenge,
+        Kind::Proof,
         Kind::Welcome,
         Kind::Mismatch,
         Kind::Heartbeat,
@@ -67,8 +73,7 @@ pub(super) struct Frame {
     pub(super) payload: Vec<u8>,
 }
 
-/// A message as it leaves: header and payload in one buffer, so that it goes with one call, and in one packet where it
-/// fits.
+/// A message to send: header and payload in one buffer, so that one call sends it, in one packet where it fits.
 #[derive(Debug)]
 pub(super) struct Message(Vec<u8>);
 
@@ -87,7 +92,7 @@ impl Message {
         Ok(message)
     }
 
-    /// A message that says all with its kind.
+    /// A message without a payload.
     pub(super) fn bare(kind: Kind) -> Self {
         Message(vec![0, 0, 0, 0, kind as u8])
     }
@@ -134,7 +139,7 @@ pub(super) fn read(from: &mut impl Read, max: usize) -> io::Result<Frame> {
 
 const HEADER: usize = 5;
 
-/// Room that is made before the first byte of a payload has come.
+/// Memory that is reserved before the first byte of a payload arrives.
 const FIRST_BYTES: usize = 64 << 10;
 
 #[cfg(test)]
@@ -157,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn values_leave_as_their_bytes() {
+    fn values_are_sent_as_their_bytes() {
         let values = [1.5f32, -0.0, f32::NAN];
         let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
         let [values, bytes] =
@@ -168,9 +173,9 @@ mod tests {
     }
 
     #[test]
-    fn a_length_that_lies_is_refused() {
-        let lying = [255, 255, 255, 255, Kind::Step as u8, 1, 2];
-        assert_eq!(read(&mut lying.as_slice(), MAX_PAYLOAD).unwrap_err().kind(), io::ErrorKind::InvalidData);
+    fn a_wrong_length_is_refused() {
+        let too_long = [255, 255, 255, 255, Kind::Step as u8, 1, 2];
+        assert_eq!(read(&mut too_long.as_slice(), MAX_PAYLOAD).unwrap_err().kind(), io::ErrorKind::InvalidData);
         let short = [0, 0, 0, 3, Kind::Step as u8, 1, 2];
         assert_eq!(read(&mut short.as_slice(), MAX_PAYLOAD).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
         assert!(write(&mut Vec::new(), Kind::Step, &vec![0; MAX_PAYLOAD + 1]).is_err());

@@ -1,45 +1,45 @@
-//! The sum over ranks on the connections of a [`Link`]: for processors, and where a device has no interconnect.
+//! Sums over the connections of a [`Transport`]: for processors, and for devices without an interconnect.
 
 use std::sync::Arc;
 
 use super::frame::Kind;
-use super::link::Link;
-use super::values::{PIECE, take_in};
+use super::transport::Transport;
+use super::values::{PIECE, combine};
 use crate::collective::Collective;
 use crate::error::Result;
 
-/// A [`Collective`] over the ranks of a [`Link`]: they send their values to rank 0, which adds them in the order of the
-/// ranks and sends the sum to all. The bits are those of [`crate::collective::ThreadGroup`].
+/// A [`Collective`] over the ranks of a [`Transport`]. They send their values to rank 0, which adds them in the order of
+/// the ranks and sends the sum to all. The bits are those of [`crate::collective::ThreadGroup`].
 #[derive(Debug)]
 pub struct TcpGroup {
-    link: Arc<Link>,
+    transport: Arc<Transport>,
 }
 
 impl TcpGroup {
-    /// The group of all ranks of `link`.
-    pub fn new(link: Arc<Link>) -> Self {
-        TcpGroup { link }
+    /// The group of all ranks of `transport`.
+    pub fn new(transport: Arc<Transport>) -> Self {
+        TcpGroup { transport }
     }
 }
 
 impl Collective for TcpGroup {
     fn all_reduce(&self, values: &mut [f32]) -> Result<()> {
-        // One piece at a time to its sum: two ranks never both wait for the other one to read.
+        // A piece is summed before the next one is sent, so that two ranks never wait for each other to read.
         values.chunks_mut(PIECE).try_for_each(|piece| self.sum(piece))
     }
 }
 
 impl TcpGroup {
     fn sum(&self, piece: &mut [f32]) -> Result<()> {
-        if self.link.rank() > 0 {
-            self.link.send_values(Kind::Reduce, piece)?;
-            return take_in(piece, 0, &self.link.receive(0, Kind::Reduce)?, |value, sum| *value = sum);
+        if self.transport.rank() > 0 {
+            self.transport.send_values(Kind::Reduce, piece)?;
+            return combine(piece, 0, &self.transport.receive(0, Kind::Reduce)?, |value, sum| *value = sum);
         }
-        // From zero, as the sum of threads: it makes a zero of a negative zero.
+        // Begin at zero as `ThreadGroup` does, which turns a negative zero into zero.
         piece.iter_mut().for_each(|value| *value += 0.0);
-        for rank in 1..self.link.world_size() {
-            take_in(piece, rank, &self.link.receive(rank, Kind::Reduce)?, |sum, value| *sum += value)?;
+        for rank in 1..self.transport.world_size() {
+            combine(piece, rank, &self.transport.receive(rank, Kind::Reduce)?, |sum, value| *sum += value)?;
         }
-        self.link.send_values(Kind::Reduce, piece)
+        self.transport.send_values(Kind::Reduce, piece)
     }
 }

@@ -1,12 +1,15 @@
-//! What the payloads of messages say, as bytes: numbers in groups of seven bits, lists after their lengths.
+//! Payloads of messages as bytes: numbers in groups of seven bits, lists and texts after their lengths.
 //!
-//! Everything that is read is checked against what this rank was built for before it is believed: the sender may be of
-//! another version, or no rank at all.
+//! Everything that is read is checked against this rank's own limits before it is used: the sender may be another
+//! version, or no rank at all.
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
 use crate::batch::{Batch, Damage, Limits, SequenceStep, WantLogits};
 use crate::error::{Error, Result};
 use crate::kv::{BlockId, CopyBlock};
+
+/// The most characters of the name of a damaged place.
+const MAX_PLACE: usize = 200;
 
 /// Writes a payload.
 #[derive(Debug, Default)]
@@ -40,7 +43,7 @@ impl Writer {
     }
 }
 
-/// Reads a payload. Its errors are what is wrong, in words.
+/// Reads a payload. Its errors say what is wrong.
 #[derive(Debug)]
 pub(super) struct Reader<'a>(pub(super) &'a [u8]);
 
@@ -78,11 +81,18 @@ impl Reader<'_> {
     /// A list of at most `max_len` numbers up to `max`.
     fn list(&mut self, max_len: usize, max: usize, what: &str) -> Result<Vec<u32>, Damaged> {
         let len = self.at_most(max_len, &format!("the length of {what}"))?;
-        // Each takes a byte at least.
+        // Each number takes at least one byte.
         if len > self.0.len() {
             return Err(format!("{what} ends after fewer than {len}"));
         }
         (0..len).map(|_| self.at_most(max.min(u32::MAX as usize), what).map(|value| value as u32)).collect()
+    }
+
+    /// A fixed number of bytes.
+    pub(super) fn array<const LEN: usize>(&mut self) -> Result<[u8; LEN], Damaged> {
+        let Some((bytes, rest)) = self.0.split_first_chunk() else { return Err(format!("it ends within {LEN} bytes")) };
+        self.0 = rest;
+        Ok(*bytes)
     }
 
     pub(super) fn text(&mut self) -> Result<String, Damaged> {
@@ -100,20 +110,32 @@ impl Reader<'_> {
     }
 }
 
-/// What [`Writer::damage`] wrote about a step of `num_seqs` sequences.
+/// The damage that [`Writer::damage`] wrote, in a step of `num_seqs` sequences.
 pub(super) fn damage_from_bytes(bytes: &[u8], num_seqs: usize) -> Result<Vec<Damage>, Damaged> {
     let mut reader = Reader(bytes);
     let len = reader.at_most(num_seqs, "the number of damaged sequences")?;
     let found = (0..len).map(|_| {
         let seq = reader.at_most(num_seqs.saturating_sub(1), "a damaged sequence")?;
-        Ok(Damage { seq, place: reader.text()? })
+        Ok(Damage { seq, place: printable(&reader.text()?, MAX_PLACE) })
     });
     let found = found.collect::<Result<_, Damaged>>()?;
     reader.end()?;
     Ok(found)
 }
 
-/// A step for ranks without an output head: the rows whose logits are wanted are left out.
+/// A text of another process, to be shown in an error: at most `max` characters, none of which control a terminal.
+pub(super) fn printable(text: &str, max: usize) -> String {
+    let shown = |c: char| match c {
+        // Characters that change the direction of writing can make a message read as another one.
+        '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => char::REPLACEMENT_CHARACTER,
+        c if c.is_control() => char::REPLACEMENT_CHARACTER,
+        c => c,
+    };
+    let cut = text.chars().nth(max).map(|_| '\u{2026}');
+    text.chars().take(max).map(shown).chain(cut).collect()
+}
+
+/// A step for ranks without an output head, so without the rows whose logits are asked for.
 pub(super) fn step_to_bytes(batch: &Batch, limits: &Limits) -> Result<Vec<u8>> {
     let mut writer = Writer(Vec::with_capacity(16 + 4 * (batch.num_tokens() + batch.block_tables.len())));
     writer.number(batch.num_seqs() as u64);
@@ -136,7 +158,7 @@ pub(super) fn step_to_bytes(batch: &Batch, limits: &Limits) -> Result<Vec<u8>> {
         return Err(inconsistent());
     }
     writer.list(&computed);
-    // What the other ranks would refuse, or take otherwise, is refused here, before any of them has begun.
+    // Refuse here what the other ranks would refuse or read differently, before any of them has begun.
     let read = step_from_bytes(&writer.0, limits).map_err(|reason| Error::argument("batch", reason))?;
     match (read.positions == batch.positions) && (read.slot_mapping == batch.slot_mapping) {
         true => Ok(writer.0),
@@ -182,7 +204,7 @@ pub(super) fn copies_to_bytes(copies: &[CopyBlock]) -> Vec<u8> {
     writer.0
 }
 
-/// What [`copies_to_bytes`] wrote, between blocks that there are.
+/// The copies that [`copies_to_bytes`] wrote, all between blocks that exist.
 pub(super) fn copies_from_bytes(bytes: &[u8], limits: &Limits) -> Result<Vec<CopyBlock>, Damaged> {
     let mut reader = Reader(bytes);
     let blocks = reader.list(bytes.len(), limits.num_blocks.saturating_sub(1), "a block")?;
@@ -268,6 +290,7 @@ mod tests {
             let _ = step_from_bytes(&bytes, &limits());
             let _ = copies_from_bytes(&bytes, &limits());
             let _ = Reader(&bytes).text();
+            let _ = damage_from_bytes(&bytes, 9);
         }
 
         #[test]

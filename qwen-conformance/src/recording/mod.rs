@@ -5,9 +5,11 @@
 //! a key is recorded, and for each later one the body is never called. If a plan kept anything of the step on the host,
 //! the replay computes something else, and the conformance suite finds it.
 
+mod ops;
+
 use std::collections::HashMap;
 
-use super::recording_ops::Recorded;
+use ops::Recorded;
 use qwen_core::backend::{self, Backend, DeviceInfo, Interrupt, KvSpec, StepKey, WeightView};
 use qwen_core::error::{Error, Result};
 use qwen_core::reference::{KvStore, Matrix, Reference};
@@ -15,7 +17,7 @@ use qwen_core::reference::{KvStore, Matrix, Reference};
 /// The reference behind handles, with a list of operations for each [`StepKey`].
 #[derive(Debug, Default)]
 pub struct Recording {
-    pub(super) device: Device,
+    device: Device,
     plans: HashMap<StepKey, Vec<Recorded>>,
     /// The plan that is being recorded, and whether it can be replayed.
     current: Option<(Vec<Recorded>, bool)>,
@@ -24,29 +26,29 @@ pub struct Recording {
 
 /// What the handles name.
 #[derive(Debug, Default)]
-pub(super) struct Device {
-    pub(super) reference: Reference,
-    pub(super) buffers: Vec<Vec<f32>>,
-    pub(super) indices: Vec<Vec<u32>>,
-    pub(super) weights: Vec<Matrix>,
-    pub(super) stores: Vec<KvStore>,
+struct Device {
+    reference: Reference,
+    buffers: Vec<Vec<f32>>,
+    indices: Vec<Vec<u32>>,
+    weights: Vec<Matrix>,
+    stores: Vec<KvStore>,
 }
 
 /// A buffer of a [`Recording`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct BufferId(pub(super) usize);
+pub struct BufferId(usize);
 
 /// A buffer of indices of a [`Recording`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct IndicesId(pub(super) usize);
+pub struct IndicesId(usize);
 
 /// A matrix of a [`Recording`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct WeightId(pub(super) usize);
+pub struct WeightId(usize);
 
 /// A K/V store of a [`Recording`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct KvId(pub(super) usize);
+pub struct KvId(usize);
 
 impl Recording {
     /// Nothing recorded yet.

@@ -1,6 +1,6 @@
 //! The operations that a [`super::Recording`] notes, and running them on what their handles name.
 
-use super::recording::{BufferId, Device, IndicesId, KvId, WeightId};
+use super::{BufferId, Device, IndicesId, KvId, WeightId};
 use qwen_core::backend::{self, Backend, HeadLayout, StepInputs, StepKey};
 use qwen_core::error::Result;
 

@@ -1,54 +1,54 @@
-//! The other ranks: they compute what rank 0 sends.
+//! The loop of the ranks other than 0: receive a step, compute this rank's part, answer.
 
 use super::frame::Kind;
-use super::link::{Link, damaged};
+use super::transport::{Transport, damaged};
 use super::values::{receive_hidden, send_hidden};
 use super::wire::{self, Writer};
 use crate::backend::{Backend, Interrupt};
 use crate::error::Result;
 use crate::runner::{ModelRunner, Runner};
 
-/// Compute with rank 0, a [`super::LeaderRunner`], until it is done. `runner` holds this rank's part of the model, for
-/// the same limits as rank 0's.
+/// Compute the steps of rank 0's [`super::DistributedRunner`] until that is dropped. `runner` holds this rank's part of
+/// the model, for the same limits as rank 0's.
 ///
 /// # Errors
-/// What the device reports, which rank 0 is told; and [`Error::RankFailed`] when another rank failed or is lost.
-pub fn follow<B: Backend>(mut runner: ModelRunner<B>, link: &Link) -> Result<()> {
-    serve(&mut runner, link).map_err(|error| link.end_with(error))
+/// What the device reports, which rank 0 is told; and [`Error::RankFailed`] when another rank fails or disconnects.
+pub fn worker_loop<B: Backend>(mut runner: ModelRunner<B>, transport: &Transport) -> Result<()> {
+    serve(&mut runner, transport).map_err(|error| transport.end_with(error))
 }
 
-fn serve<B: Backend>(runner: &mut ModelRunner<B>, link: &Link) -> Result<()> {
+fn serve<B: Backend>(runner: &mut ModelRunner<B>, transport: &Transport) -> Result<()> {
     let no_sense = |reason: String| damaged(0, &reason);
-    let (hidden_size, begins, goes_on) =
-        (runner.spec().hidden_size, runner.spec().is_first(), !runner.spec().is_last());
-    let neighbours = (link.rank().saturating_sub(1), (link.rank() + 1) % link.world_size());
+    let hidden_size = runner.spec().hidden_size;
+    let (is_first, is_last) = (runner.spec().is_first(), runner.spec().is_last());
+    let neighbours = (transport.rank().saturating_sub(1), (transport.rank() + 1) % transport.world_size());
     let on_device = runner.hands_over();
     let mut last = None;
     loop {
-        let message = link.receive_any(0)?;
+        let message = transport.receive_any(0)?;
         let mut answer = Writer::default();
         match message.kind {
             Kind::Step => {
                 let batch = wire::step_from_bytes(&message.payload, runner.limits()).map_err(no_sense)?;
                 let mut hidden = None;
-                if !begins && on_device {
+                if !is_first && on_device {
                     runner.take_over(batch.num_tokens(), neighbours.0)?;
-                } else if !begins {
+                } else if !is_first {
                     let values = hidden.insert(vec![0.0; batch.num_tokens() * hidden_size]);
-                    receive_hidden(link, 0, values)?;
+                    receive_hidden(transport, 0, values)?;
                 }
                 let key = runner.run(&batch, hidden.as_deref(), &Interrupt::default())?;
-                if goes_on && on_device {
+                if !is_last && on_device {
                     runner.pass_on(batch.num_tokens(), neighbours.1)?;
-                } else if goes_on {
-                    send_hidden(link, 0, &runner.read_hidden(batch.num_tokens())?)?;
+                } else if !is_last {
+                    send_hidden(transport, 0, &runner.read_hidden(batch.num_tokens())?)?;
                 }
                 last = Some((batch, hidden, key));
             }
             Kind::Locate => {
-                let (batch, hidden, key) = last.as_ref().ok_or_else(|| no_sense("no step came before".into()))?;
+                let (batch, hidden, key) = last.as_ref().ok_or_else(|| no_sense("no step was sent before".into()))?;
                 let found = if on_device {
-                    let (from, to) = ((!begins).then_some(neighbours.0), goes_on.then_some(neighbours.1));
+                    let (from, to) = ((!is_first).then_some(neighbours.0), (!is_last).then_some(neighbours.1));
                     runner.locate_in_turn(batch, *key, from, to)?
                 } else {
                     runner.locate(batch, hidden.as_deref(), *key)?
@@ -62,8 +62,8 @@ fn serve<B: Backend>(runner: &mut ModelRunner<B>, link: &Link) -> Result<()> {
             Kind::Shutdown => return Ok(()),
             other => return Err(no_sense(format!("{other:?} between steps"))),
         }
-        // What a device reports late belongs to what it was told last.
+        // A device may report an error late: get it before the answer.
         runner.synchronize()?;
-        link.send(Kind::Done, &answer.0)?;
+        transport.send(Kind::Done, &answer.0)?;
     }
 }

@@ -1,24 +1,34 @@
-//! What launchers put into the environment of the processes that they start.
+//! The variables that launchers set in the environment of the processes that they start, and the shared secret.
 //!
-//! A family of variables belongs to one launcher. The innermost launcher counts: where torchrun was itself started by
-//! Slurm, the variables of both are there, and torchrun's are the ones that number these processes.
+//! Each launcher has its own names for the same numbers. The innermost launcher counts: if Slurm started torchrun, the
+//! variables of both are set, and torchrun's are the ones that number these processes.
 
-use super::{DEFAULT_HOST, DEFAULT_PORT, MAX_RANKS, Ranks};
+use std::fs::File;
+use std::io::Read;
+
+use super::config::{DEFAULT_HOST, DEFAULT_PORT, MAX_RANKS, Ranks};
+use super::secret::{MAX_BYTES, Secret};
 use crate::error::{Error, Result};
 
-/// The names that one launcher has for the four numbers.
+/// The shared secret itself.
+const SECRET: &str = "QWEN_RANKS_SECRET";
+
+/// A file that holds it.
+const SECRET_FILE: &str = "QWEN_RANKS_SECRET_FILE";
+
+/// One launcher's names for the four numbers.
 struct Family {
     rank: &'static str,
     world_size: &'static str,
     local_rank: &'static str,
     local_world_size: &'static str,
-    /// The rank is also there for programs that are alone: it counts where the number of ranks is there as well.
+    /// The launcher also numbers programs that run alone: the rank counts only if the number of ranks is set too.
     needs_size: bool,
 }
 
-/// In the order in which they are looked for.
+/// In the order of preference.
 const FAMILIES: [Family; 5] = [
-    // torchrun, Ray Train, and by hand.
+    // torchrun, Ray Train, and variables set by hand.
     Family {
         rank: "RANK",
         world_size: "WORLD_SIZE",
@@ -42,8 +52,8 @@ const FAMILIES: [Family; 5] = [
         local_world_size: "MPI_LOCALNRANKS",
         needs_size: false,
     },
-    // Slurm's srun. In the script of a job there is a SLURM_PROCID as well, and a SLURM_NTASKS; srun alone says how
-    // many it has started.
+    // Slurm's srun. A job's script also has SLURM_PROCID and SLURM_NTASKS; only srun sets the number of processes that it
+    // has started.
     Family {
         rank: "SLURM_PROCID",
         world_size: "SLURM_STEP_NUM_TASKS",
@@ -51,8 +61,7 @@ const FAMILIES: [Family; 5] = [
         local_world_size: "LOCAL_WORLD_SIZE",
         needs_size: true,
     },
-    // An indexed Job of Kubernetes, whose template gives WORLD_SIZE where its pods are ranks, and not parts of some
-    // work.
+    // An indexed Job of Kubernetes. Its template sets WORLD_SIZE if the pods are ranks rather than parts of some work.
     Family {
         rank: "JOB_COMPLETION_INDEX",
         world_size: "WORLD_SIZE",
@@ -63,10 +72,10 @@ const FAMILIES: [Family; 5] = [
 ];
 
 impl Ranks {
-    /// As [`Ranks::from_env`], with the variables that `lookup` knows. A variable that is empty counts as absent.
+    /// As [`Ranks::from_env`], with the variables that `lookup` returns. An empty variable counts as not set.
     ///
-    /// The first of these whose rank is there is taken; of the last two, where the number of ranks is there as well,
-    /// since programs that are alone have such a rank, too:
+    /// The first of these launchers whose rank is set counts; the last two also number programs that run alone, so they
+    /// count only if the number of ranks is set too:
     ///
     /// | launcher | rank | ranks | of this machine |
     /// |---|---|---|---|
@@ -76,20 +85,22 @@ impl Ranks {
     /// | Slurm | `SLURM_PROCID` | `SLURM_STEP_NUM_TASKS` | `SLURM_LOCALID`, `LOCAL_WORLD_SIZE` |
     /// | Kubernetes, indexed Job | `JOB_COMPLETION_INDEX` | `WORLD_SIZE` | `LOCAL_RANK`, `LOCAL_WORLD_SIZE` |
     ///
-    /// `MASTER_ADDR` and `MASTER_PORT` say where rank 0 is; without them it is `127.0.0.1:29500`. torchrun's agent may
-    /// listen on `MASTER_PORT` itself (`TORCHELASTIC_USE_AGENT_STORE=True`); the ranks then meet on the next port.
-    /// `QWEN_MASTER_PORT` names another one in any case. Where a launcher does not say how many ranks share this
-    /// machine, it is all of them behind a loopback address, an equal share of `SLURM_NNODES` machines, and else this
-    /// one alone.
+    /// `MASTER_ADDR` and `MASTER_PORT` give the address of rank 0, by default `127.0.0.1:29500`. torchrun's agent may
+    /// listen on `MASTER_PORT` itself (`TORCHELASTIC_USE_AGENT_STORE=True`); the ranks then use the next port.
+    /// `QWEN_MASTER_PORT` sets the port in any case. If the launcher does not give the number of ranks on this machine,
+    /// it is all of them behind a loopback address, an equal share of `SLURM_NNODES` machines, and otherwise one.
+    ///
+    /// `QWEN_RANKS_SECRET`, or the content of the file that `QWEN_RANKS_SECRET_FILE` names, is the secret of
+    /// [`Ranks::secret`]. An empty one is an error, so that a missing value does not go unnoticed.
     ///
     /// # Errors
-    /// [`Error::Launch`] naming the variables that are missing, are no numbers, or contradict each other.
+    /// [`Error::Launch`] naming the variables that are missing, malformed, or contradict each other.
     pub fn from_variables(lookup: impl Fn(&str) -> Option<String>) -> Result<Self> {
         let variables = Variables { lookup };
-        // WORLD_SIZE belongs to two families, so the rank is what tells them apart; a size alone names no process.
+        // Two families use WORLD_SIZE, so only the rank tells them apart.
         let started = |family: &&Family| {
-            let is_there = |name| variables.text(name).is_some();
-            is_there(family.rank) && (!family.needs_size || is_there(family.world_size))
+            let is_set = |name| variables.text(name).is_some();
+            is_set(family.rank) && (!family.needs_size || is_set(family.world_size))
         };
         let Some(family) = FAMILIES.iter().find(started) else { return variables.no_rank() };
         let rank = variables.needed(family.rank, family)?;
@@ -109,7 +120,7 @@ impl Ranks {
             return Err(variables.wrong(&["SLURM_NNODES", "MASTER_ADDR"], reason));
         }
         let host = host.unwrap_or_else(|| DEFAULT_HOST.into());
-        // Where rank 0 is reached over loopback, all are on one machine.
+        // If rank 0 is reached over loopback, all ranks are on one machine.
         let together = matches!(host.as_str(), "127.0.0.1" | "::1" | "localhost");
         let local = match (together, nodes) {
             (true, _) => world_size,
@@ -119,13 +130,14 @@ impl Ranks {
         let (said_rank, said_size) = (variables.number(family.local_rank)?, variables.number(family.local_world_size)?);
         let local_rank = said_rank.unwrap_or(if together { rank } else { 0 });
         let local_world_size = said_size.unwrap_or(local);
-        // Where one of them is a guess, it is not held against the other.
+        // Compare them only if both were given.
         let most = said_rank.and(said_size).unwrap_or(world_size);
         if local_world_size > world_size || local_world_size == 0 || local_rank >= most {
             let reason = "a machine has some of the ranks, counted from 0".to_owned();
             return Err(variables.wrong(&[family.local_rank, family.local_world_size, family.world_size], reason));
         }
-        Ok(Ranks { rank, world_size, local_rank, local_world_size, host, port, ..Ranks::alone() })
+        let secret = variables.secret()?;
+        Ok(Ranks { rank, world_size, local_rank, local_world_size, host, port, secret, ..Ranks::alone() })
     }
 }
 
@@ -153,13 +165,14 @@ impl<L: Fn(&str) -> Option<String>> Variables<L> {
         })
     }
 
-    /// No rank is named: this process is alone, unless a number of ranks says that it should not be.
+    /// No rank is set: this process runs alone, unless there should be several.
     fn no_rank(&self) -> Result<Ranks> {
         match self.number("WORLD_SIZE")? {
             None | Some(1) => Ok(Ranks::alone()),
             Some(_) => {
                 let known: Vec<&str> = FAMILIES.iter().map(|family| family.rank).collect();
-                let reason = format!("there are several ranks, and none of {} says which this is", known.join(", "));
+                let reason =
+                    format!("there are several ranks, and none of {} gives the number of this one", known.join(", "));
                 Err(self.wrong(&["WORLD_SIZE"], reason))
             }
         }
@@ -184,8 +197,34 @@ impl<L: Fn(&str) -> Option<String>> Variables<L> {
         }
     }
 
+    /// The shared secret. Variables that are set but useless are errors: without them nothing would be authenticated.
+    fn secret(&self) -> Result<Option<Secret>> {
+        let (text, file) = ((self.lookup)(SECRET), (self.lookup)(SECRET_FILE));
+        let wrong = |name: &str, reason: String| self.wrong(&[name], reason);
+        let (name, bytes) = match (text, file) {
+            (None, None) => return Ok(None),
+            (Some(_), Some(_)) => {
+                return Err(self.wrong(&[SECRET, SECRET_FILE], "both are set: unset one of them".into()));
+            }
+            // What stands for bytes that are not UTF-8 would be the same for different secrets.
+            (Some(text), _) if text.contains(char::REPLACEMENT_CHARACTER) => {
+                return Err(wrong(SECRET, "must be UTF-8: put other bytes into a file".into()));
+            }
+            (Some(text), _) => (SECRET, text.into_bytes()),
+            (_, Some(path)) => {
+                let mut bytes = Vec::new();
+                // More than a secret may have, so that a longer file is refused rather than cut.
+                let read = File::open(&path).and_then(|file| file.take(2 * MAX_BYTES as u64).read_to_end(&mut bytes));
+                read.map_err(|error| wrong(SECRET_FILE, format!("cannot be read: {error}")))?;
+                (SECRET_FILE, bytes)
+            }
+        };
+        Secret::new(&bytes).map(Some).map_err(|reason| wrong(name, reason))
+    }
+
     fn wrong(&self, names: &[&str], reason: String) -> Error {
         let shown = |name: &&str| match self.text(name) {
+            Some(_) if *name == SECRET => format!("{name} (set)"),
             Some(value) => format!("{name}={value}"),
             None => format!("{name} (not set)"),
         };
@@ -250,17 +289,17 @@ mod tests {
     }
 
     #[test]
-    fn without_a_launcher_a_process_is_alone() {
+    fn without_a_launcher_a_process_runs_alone() {
         assert_eq!(read(&[]).unwrap(), Ranks::alone());
         assert_eq!(read(&[("WORLD_SIZE", "1"), ("MASTER_PORT", "")]).unwrap(), Ranks::alone());
     }
 
     #[test]
-    fn a_rank_that_others_have_too_counts_with_the_number_of_ranks_alone() {
-        // The script of a Slurm job, of which srun starts ranks elsewhere.
+    fn a_rank_that_programs_alone_have_too_needs_the_number_of_ranks() {
+        // The script of a Slurm job; only what srun starts is a rank.
         let script = [("SLURM_PROCID", "0"), ("SLURM_NTASKS", "4"), ("SLURM_NNODES", "2"), ("SLURM_LOCALID", "0")];
         assert_eq!(read(&script).unwrap(), Ranks::alone());
-        // A pod of a Job that divides some work.
+        // A pod of a Job whose pods share some work.
         assert_eq!(read(&[("JOB_COMPLETION_INDEX", "3")]).unwrap(), Ranks::alone());
         let pod = read(&[("JOB_COMPLETION_INDEX", "3"), ("WORLD_SIZE", "4")]).unwrap();
         assert_eq!((pod.rank(), pod.world_size()), (3, 4));
@@ -293,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_or_contradictory_is_named() {
+    fn missing_and_contradictory_variables_are_named() {
         assert_eq!(blamed(&[("RANK", "0")]), "RANK=0, WORLD_SIZE (not set)");
         assert_eq!(blamed(&[("WORLD_SIZE", "2")]), "WORLD_SIZE=2");
         assert_eq!(blamed(&[("RANK", "two"), ("WORLD_SIZE", "2")]), "RANK=two");
@@ -310,5 +349,43 @@ mod tests {
         let beyond = [("RANK", "3"), ("WORLD_SIZE", "4"), ("LOCAL_RANK", "3"), ("LOCAL_WORLD_SIZE", "2")];
         assert_eq!(blamed(&beyond), "LOCAL_RANK=3, LOCAL_WORLD_SIZE=2, WORLD_SIZE=4");
         assert_eq!(blamed(&[("RANK", "0"), ("WORLD_SIZE", "4096")]), "RANK=0, WORLD_SIZE=4096");
+    }
+
+    fn with_secret(extra: &[(&str, &str)]) -> Result<Ranks> {
+        read(&[&[("RANK", "0"), ("WORLD_SIZE", "2")], extra].concat())
+    }
+
+    #[test]
+    fn the_secret_is_read_from_a_variable_or_a_file_and_never_shown() {
+        let secret = "0123456789abcdef";
+        let expected = Ranks::new(0, 2).unwrap().secret(secret).unwrap();
+        let path = std::env::temp_dir().join(format!("qwen-test-secret-{}", std::process::id()));
+        std::fs::write(&path, format!("{secret}\n")).unwrap();
+        let by_file = with_secret(&[(SECRET_FILE, path.to_str().unwrap())]);
+        std::fs::write(&path, [b'x'; 3 * MAX_BYTES]).unwrap();
+        let too_long = with_secret(&[(SECRET_FILE, path.to_str().unwrap())]);
+        std::fs::remove_file(&path).unwrap();
+        let by_variable = with_secret(&[(SECRET, secret)]).unwrap();
+        assert_eq!(by_variable.secret, expected.secret);
+        assert_eq!(by_file.unwrap().secret, expected.secret);
+        assert!(too_long.unwrap_err().to_string().contains("16 to 4096 bytes"));
+        assert_eq!(with_secret(&[]).unwrap().secret, None);
+        assert!(!format!("{by_variable:?}").contains(secret));
+    }
+
+    #[test]
+    fn a_secret_that_is_set_and_useless_is_an_error() {
+        let text = |extra: &[(&str, &str)]| with_secret(extra).unwrap_err().to_string();
+        assert!(
+            text(&[(SECRET, "short secret")]).starts_with("QWEN_RANKS_SECRET (set): a secret has 16 to 4096 bytes")
+        );
+        assert!(text(&[(SECRET, "")]).contains("this one has 0"));
+        assert!(text(&[(SECRET, "0123456789abcde\u{fffd}")]).contains("must be UTF-8"));
+        assert!(
+            text(&[(SECRET_FILE, "/does/not/exist")])
+                .contains("QWEN_RANKS_SECRET_FILE=/does/not/exist: cannot be read")
+        );
+        assert!(text(&[(SECRET_FILE, "")]).contains("cannot be read"));
+        assert!(text(&[(SECRET, "0123456789abcdef"), (SECRET_FILE, "x")]).contains("both are set"));
     }
 }
