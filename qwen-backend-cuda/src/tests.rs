@@ -101,7 +101,7 @@ impl Harness {
             available_bytes: None,
         };
         let plan = Plan::new(&source, &input, &*backend.footprint()).unwrap();
-        let group = (shard.ranks > 1).then(|| nccl::tests::silent_group(&backend));
+        let group = (shard.world_size > 1).then(|| nccl::tests::silent_group(&backend));
         let model = Model::load(&mut backend, spec.clone(), &limits, &source, &mut |_| {}).unwrap();
         let mut runner = ModelRunner::new(backend, model, Rope::new(config), limits);
         if let Some(group) = group {
@@ -181,7 +181,7 @@ fn the_parts_of_ranks_launch_within_their_arrays() {
     // Heads that divide, K/V heads that several ranks hold, and the largest model that 8 ranks share here.
     for (name, ranks) in [("7B", 4), ("3B", 8), ("32B", 8)] {
         for rank in [0, ranks - 1] {
-            every_launch(Harness::of_rank(&shape(name), 32_768, (9, 0), Precision::Fast, Shard { rank, ranks }));
+            every_launch(Harness::of_rank(&shape(name), 32_768, (9, 0), Precision::Fast, Shard { rank, world_size: ranks }));
         }
     }
 }
