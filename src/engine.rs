@@ -10,7 +10,6 @@ use qwen_core::runner::Runner;
 use qwen_core::{Config, Encoding, GenerationConfig};
 use qwen_tokenizer::Tokenizer;
 
-use crate::chat::Chat;
 use crate::device::Device;
 use crate::error::Result;
 use crate::generate::{GenerateOptions, TextStream, TokenStream};
@@ -34,7 +33,7 @@ pub struct Engine {
 
 #[derive(Debug)]
 struct Inner {
-    worker: Worker,
+    worker: Arc<Worker>,
     parts: EngineParts,
 }
 
@@ -60,12 +59,7 @@ impl Engine {
     /// Start the thread that computes with `runner`; `max_waiting` requests may wait for it.
     pub(crate) fn start(runner: Box<dyn Runner>, parts: EngineParts, max_waiting: Option<usize>) -> Result<Self> {
         let worker = Worker::start(runner, Intake::new(max_waiting.unwrap_or(Intake::MAX_WAITING)))?;
-        Ok(Engine { inner: Arc::new(Inner { worker, parts }) })
-    }
-
-    /// A new conversation.
-    pub fn chat(&self) -> Chat {
-        Chat::new(self.clone())
+        Ok(Engine { inner: Arc::new(Inner { worker: Arc::new(worker), parts }) })
     }
 
     /// Continue `prompt`, without a chat template. Control tokens in it take effect, as in transformers.
@@ -81,14 +75,14 @@ impl Engine {
     /// # Errors
     /// For parameters that are out of their bounds; for an empty prompt, ids that are out of the vocabulary, and a prompt
     /// beyond the context; and [`qwen_core::Error::QueueFull`] when too many requests wait
-    /// ([`EngineOptions::max_waiting`]).
+    /// ([`crate::EngineOptions::max_waiting`]).
     pub fn generate_ids(&self, prompt: impl Into<Vec<u32>>, options: &GenerateOptions) -> Result<TokenStream> {
         let started = Instant::now();
         let prompt = prompt.into();
         let prompt_tokens = prompt.len();
         let request = options.request(prompt, &self.inner.parts.generation_config, &self.inner.parts.stop_token_ids)?;
         let (events, canceller) = self.inner.worker.submit(request)?;
-        Ok(TokenStream::new(self.clone(), events, canceller, prompt_tokens, started))
+        Ok(TokenStream::new(self.inner.worker.clone(), events, canceller, prompt_tokens, started))
     }
 
     pub(crate) fn stream_text(&self, ids: Vec<u32>, options: &GenerateOptions) -> Result<TextStream> {
@@ -111,7 +105,7 @@ impl Engine {
     /// # Errors
     /// As [`Engine::generate_ids`].
     pub fn logits_rows(&self, ids: impl Into<Vec<u32>>) -> Result<LogitsRows> {
-        LogitsRows::new(self.clone(), ids.into())
+        LogitsRows::new(self.inner.worker.clone(), ids.into())
     }
 
     /// The logits after each token of `ids` at once: `[ids.len(), vocab_size]`. For short prompts: a row of Qwen2.5 has
@@ -121,28 +115,13 @@ impl Engine {
     /// As [`Engine::logits_rows`], and [`qwen_core::Error::DoesNotFit`] with the figures when the rows together are
     /// larger than the memory that is free.
     pub fn logits(&self, ids: &[u32]) -> Result<Vec<f32>> {
-        let len = ids.len().saturating_mul(self.config().vocab_size);
-        let needed = (len as u64).saturating_mul(4);
-        let rows = self.logits_rows(ids)?;
         let free = qwen_core::memory::available_memory().map_or(u64::MAX, |memory| memory.available);
-        let mut logits: Vec<f32> = Vec::new();
-        if needed > free || logits.try_reserve_exact(len).is_err() {
-            let advice = format!(": {} rows at once; read them one by one with logits_rows", ids.len());
-            return Err(qwen_core::Error::DoesNotFit { needed, available: free, advice }.into());
-        }
-        for row in rows {
-            logits.extend_from_slice(&row?);
-        }
-        Ok(logits)
+        self.logits_rows(ids)?.together(self.config().vocab_size, free)
     }
 
     /// What the engine has computed, and what of it was discarded because requests were cancelled: at most a tenth.
     pub fn work(&self) -> Work {
         self.inner.worker.intake().work()
-    }
-
-    pub(crate) fn worker(&self) -> &Worker {
-        &self.inner.worker
     }
 
     /// The tokenizer of the checkpoint.
@@ -207,8 +186,6 @@ const _: () = {
     const fn shared<T: Clone + Send + Sync + 'static>() {}
     const fn moved<T: Send + 'static>() {}
     shared::<Engine>();
-    moved::<Chat>();
-    moved::<crate::Reply>();
     moved::<TextStream>();
     moved::<TokenStream>();
     moved::<LogitsRows>();

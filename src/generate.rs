@@ -1,5 +1,6 @@
 //! How to generate, and the streams that answers arrive in.
 
+use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
@@ -8,9 +9,8 @@ use qwen_core::engine::{Canceller, Event, FinishReason, GenerateParams, Goal, Re
 use qwen_core::sampling::SamplingParams;
 use qwen_tokenizer::DecodeStream;
 
-use crate::engine::Engine;
 use crate::error::{Error, Result};
-use crate::worker::Stamped;
+use crate::worker::{Stamped, Worker};
 
 /// How an answer is generated. What is not set follows the checkpoint's `generation_config.json`.
 ///
@@ -170,7 +170,7 @@ impl Stats {
 #[derive(Debug)]
 pub struct TokenStream {
     // Keeps the engine's thread alive until the answer is complete.
-    engine: Engine,
+    worker: Arc<Worker>,
     events: Receiver<Stamped>,
     canceller: Canceller,
     started: Instant,
@@ -181,14 +181,14 @@ pub struct TokenStream {
 
 impl TokenStream {
     pub(crate) fn new(
-        engine: Engine,
+        worker: Arc<Worker>,
         events: Receiver<Stamped>,
         canceller: Canceller,
         prompt_tokens: usize,
         started: Instant,
     ) -> Self {
         let stats = Stats { prompt_tokens, ..Stats::default() };
-        TokenStream { engine, events, canceller, started, stats, finish_reason: None, done: false }
+        TokenStream { worker, events, canceller, started, stats, finish_reason: None, done: false }
     }
 
     /// A handle that stops the answer from any thread, also while the prompt is being computed.
@@ -212,7 +212,7 @@ impl Iterator for TokenStream {
 
     fn next(&mut self) -> Option<Result<u32>> {
         while !self.done {
-            if let Err(error) = self.engine.worker().check_alive() {
+            if let Err(error) = self.worker.check_alive() {
                 self.done = true;
                 return Some(Err(error));
             }
@@ -245,7 +245,7 @@ impl Iterator for TokenStream {
 
 impl Drop for TokenStream {
     fn drop(&mut self) {
-        if !self.done && self.engine.worker().is_here() {
+        if !self.done && self.worker.is_here() {
             self.canceller.cancel();
         }
     }

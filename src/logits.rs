@@ -1,20 +1,21 @@
 //! The logits of a whole prompt, row by row.
 
+use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 
 use qwen_core::engine::{Canceller, Event, Goal, Request, RowWindow};
 
-use crate::engine::Engine;
 use crate::error::{Error, Result};
-use crate::worker::Stamped;
+use crate::worker::{Stamped, Worker};
 
-/// The logits after each token of a prompt, in order: rows of `vocab_size` values. Made by [`Engine::logits_rows`].
+/// The logits after each token of a prompt, in order: rows of `vocab_size` values. Made by [`crate::Engine::logits_rows`].
 ///
 /// Owned: it may move into a thread. The engine computes a few rows ahead of the reader and no more; dropping the
 /// iterator cancels the rest.
 #[derive(Debug)]
 pub struct LogitsRows {
-    engine: Engine,
+    // Keeps the engine's thread alive.
+    worker: Arc<Worker>,
     events: Receiver<Stamped>,
     canceller: Canceller,
     window: RowWindow,
@@ -22,14 +23,31 @@ pub struct LogitsRows {
 }
 
 impl LogitsRows {
-    pub(crate) fn new(engine: Engine, prompt: Vec<u32>) -> Result<Self> {
-        let worker = engine.worker();
+    pub(crate) fn new(worker: Arc<Worker>, prompt: Vec<u32>) -> Result<Self> {
         // One step's rows to be read while the next step computes.
         let window = worker.intake().window(worker.limits().max_num_logits.saturating_mul(2));
         let left = prompt.len();
         let request = Request { prompt, goal: Goal::Score(window.clone()) };
         let (events, canceller) = worker.submit(request)?;
-        Ok(LogitsRows { engine, events, canceller, window, left })
+        Ok(LogitsRows { worker, events, canceller, window, left })
+    }
+
+    /// All rows at once, of `width` values each, if they are no larger than the `free` bytes.
+    ///
+    /// # Errors
+    /// [`qwen_core::Error::DoesNotFit`] with the figures, and what ends the rows early.
+    pub(crate) fn together(self, width: usize, free: u64) -> Result<Vec<f32>> {
+        let len = self.left.saturating_mul(width);
+        let needed = (len as u64).saturating_mul(4);
+        let mut logits: Vec<f32> = Vec::new();
+        if needed > free || logits.try_reserve_exact(len).is_err() {
+            let advice = format!(": {} rows of logits at once; read them one by one with logits_rows", self.left);
+            return Err(qwen_core::Error::DoesNotFit { needed, available: free, advice }.into());
+        }
+        for row in self {
+            logits.extend_from_slice(&row?);
+        }
+        Ok(logits)
     }
 
     /// A handle that stops the computation from any thread. The iterator then gives [`qwen_core::Error::Cancelled`].
@@ -46,7 +64,7 @@ impl Iterator for LogitsRows {
             if self.left == 0 {
                 return None;
             }
-            if let Err(error) = self.engine.worker().check_alive() {
+            if let Err(error) = self.worker.check_alive() {
                 break error;
             }
             match self.events.recv() {
@@ -72,8 +90,27 @@ impl Iterator for LogitsRows {
 
 impl Drop for LogitsRows {
     fn drop(&mut self) {
-        if self.left > 0 && self.engine.worker().is_here() {
+        if self.left > 0 && self.worker.is_here() {
             self.canceller.cancel();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::worker::tests::worker;
+
+    #[test]
+    fn rows_that_do_not_fit_together_are_refused_with_the_figure() {
+        let worker = Arc::new(worker());
+        let rows = |len: usize| LogitsRows::new(worker.clone(), vec![1; len]).unwrap();
+        assert_eq!(rows(64).together(1000, 256_000).unwrap(), vec![0.5; 64_000]);
+        let error = rows(64).together(1000, 255_999).unwrap_err().to_string();
+        let expected = "needs 256000 bytes of memory, 255999 are available: 64 rows of logits at once; read them one";
+        assert!(error.starts_with(expected), "{error}");
+        // Whatever overflows is too large.
+        assert!(rows(64).together(usize::MAX, u64::MAX - 1).is_err());
+        assert_eq!(rows(64).map(Result::unwrap).filter(|row| row.len() == 1000).count(), 64);
     }
 }
