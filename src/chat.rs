@@ -43,7 +43,7 @@ struct History {
 }
 
 impl Chat {
-    pub(crate) fn new(engine: Engine) -> Self {
+    fn new(engine: Engine) -> Self {
         Chat {
             engine,
             history: Arc::default(),
@@ -208,3 +208,10 @@ impl Drop for Reply {
         self.close();
     }
 }
+
+// Conversations and answers move between threads.
+const _: () = {
+    const fn moved<T: Send + 'static>() {}
+    moved::<Chat>();
+    moved::<Reply>();
+};

@@ -181,7 +181,13 @@ fn the_parts_of_ranks_launch_within_their_arrays() {
     // Heads that divide, K/V heads that several ranks hold, and the largest model that 8 ranks share here.
     for (name, ranks) in [("7B", 4), ("3B", 8), ("32B", 8)] {
         for rank in [0, ranks - 1] {
-            every_launch(Harness::of_rank(&shape(name), 32_768, (9, 0), Precision::Fast, Shard { rank, world_size: ranks }));
+            every_launch(Harness::of_rank(
+                &shape(name),
+                32_768,
+                (9, 0),
+                Precision::Fast,
+                Shard { rank, world_size: ranks },
+            ));
         }
     }
 }

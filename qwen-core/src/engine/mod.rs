@@ -6,9 +6,9 @@
 
 mod intake;
 mod interruption;
-mod sampling;
 mod scheduler;
 mod sequence;
+mod verdicts;
 
 use crate::batch::{Batch, Limits, StepOutput};
 use crate::error::{Error, Result};
@@ -88,7 +88,7 @@ impl EngineCore {
             scheduler.fill(batch)?;
             runner.execute(batch, output, interrupt)
         });
-        match outcome.and_then(|()| sampling::verdicts(scheduler, output, runner.limits())) {
+        match outcome.and_then(|()| verdicts::verdicts(scheduler, output, runner.limits())) {
             Ok(verdicts) => scheduler.update(verdicts, &mut report),
             // A request of the step was cancelled: the others run the step again.
             Err(Error::Cancelled) if interrupted => scheduler.remove_cancelled(&mut report),
