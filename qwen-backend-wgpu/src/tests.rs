@@ -3,6 +3,7 @@
 mod faults;
 mod numbers;
 pub(crate) mod shaders;
+mod sizes;
 mod steps;
 
 use std::path::Path;
