@@ -1,4 +1,4 @@
-//! Every module that the backend can ask for: valid within the smallest limits, translated to each driver's language, and
+//! Every module that the backend can request: valid within the smallest limits, translated to each driver's language, and
 //! free of what those languages do not promise.
 
 use std::collections::HashSet;
@@ -7,18 +7,18 @@ use std::sync::OnceLock;
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
 use naga::{AddressSpace, Block, Expression, Function, Handle, Module, Statement, TypeInner};
 
-use super::*;
 use crate::adapter::Cooperative;
-use crate::backend::{ProductKernel, ProductShader, attention_shader, cooperative_shader, merge_shader};
 use crate::kv::KvTypes;
+use crate::ops::attention::{merge_shader, shader as attention_shader};
+use crate::ops::product::{ProductKernel, ProductShader, cooperative_shader};
+use crate::shader::Shader;
 
-/// Every module that the backend can ask for, but those with cooperative matrices.
+/// Every module that the backend can request, except those with cooperative matrices.
 pub(crate) fn variants() -> Vec<Shader> {
     let mut all: Vec<Shader> = ["add", "argmax", "copy_blocks", "gather_rows", "rms_norm", "rope", "silu_and_mul"]
         .into_iter()
         .map(Shader::new)
         .collect();
-    all.push(Shader::new("rms_norm").flag("ADD"));
     all.extend(["ceiling_copy", "ceiling_multiply", "ceiling_read"].map(Shader::new));
     all.extend(["BF16", "F16", "F32"].map(|encoding| Shader::new("embed").flag(encoding)));
     // Heads are multiples of eight channels up to 256.
@@ -35,7 +35,7 @@ pub(crate) fn variants() -> Vec<Shader> {
     all
 }
 
-/// The modules of `Best` beside those, for subgroups of the sizes of llvmpipe, NVIDIA and AMD.
+/// The other modules of `Best`, for subgroups of the sizes of llvmpipe, NVIDIA and AMD.
 pub(crate) fn cooperative_variants() -> Vec<Shader> {
     let offered = [(8, 8), (8, 32), (16, 32), (16, 64)].map(|(size, subgroup)| Cooperative { size, subgroup });
     let products = ProductShader::all(&offered.map(ProductKernel::Cooperative));
@@ -45,7 +45,7 @@ pub(crate) fn cooperative_variants() -> Vec<Shader> {
     all
 }
 
-/// Called for each shader that a test of this crate asks for.
+/// Called for each shader that a test of this crate requests.
 pub(crate) fn assert_is_a_variant(shader: &Shader) {
     static ALL: OnceLock<HashSet<Shader>> = OnceLock::new();
     let all = ALL.get_or_init(|| {
@@ -75,7 +75,7 @@ fn validated(shader: &Shader, capabilities: Capabilities) -> (Module, ModuleInfo
         module.global_variables.iter().filter(move |(_, variable)| space(&variable.space))
     };
     let bound = of_space(|space| matches!(space, AddressSpace::Storage { .. })).count();
-    // The ones with more are used where a device has room for them.
+    // Kernels with more are used only where a device can bind them.
     let wide = ["NORM", "COOPERATIVE"].iter().any(|flag| shader.flags.contains(flag));
     let most = if wide && shader.flags.contains(&"EPILOGUE_HEADS") { 9 } else { 8 };
     assert!(bound <= most, "{shader:?} binds {bound} arrays");
@@ -95,8 +95,8 @@ fn translate_to_spirv_and_msl(module: &Module, info: &ModuleInfo, spirv: (u8, u8
     naga::back::msl::write_string(module, info, &msl, &Default::default()).unwrap();
 }
 
-/// How often a component alone of a vector that threads share is written. WGSL lets such a write touch the whole vector,
-/// so that two threads which write its components race; Metal and HLSL do so.
+/// How often a single component of a vector that threads share is written. WGSL lets such a write touch the whole vector, as
+/// Metal and HLSL do, so that two threads which write its components race.
 fn component_stores(module: &Module, info: &ModuleInfo) -> usize {
     let functions = module.functions.iter().map(|(handle, function)| (function, &info[handle]));
     let entries = module.entry_points.iter().enumerate().map(|(i, entry)| (&entry.function, info.get_entry_point(i)));
@@ -198,7 +198,8 @@ fn the_one_kernel_with_f16_is_valid_where_that_is_offered() {
 
 #[test]
 fn directives_keep_and_drop_lines() {
-    let kept = Shader::new("rms_norm").flag("ADD").compose();
-    assert!(kept.contains("binding(4)") && !kept.contains("//#"));
-    assert!(!Shader::new("rms_norm").compose().contains("binding(4)"));
+    let kept = Shader::new("kv_write").flag("KEY_F16").compose();
+    assert!(kept.contains("alias KeyPair = u32") && kept.contains("alias ValuePair = vec2<f32>"));
+    assert!(!kept.contains("//#") && !kept.contains("alias KeyPair = vec2<f32>"));
+    assert!(Shader::new("kv_write").compose().contains("alias KeyPair = vec2<f32>"));
 }

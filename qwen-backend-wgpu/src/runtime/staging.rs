@@ -1,4 +1,4 @@
-//! Buffers through which the host's writes reach the device. They are made with the device and mapped again once it has
+//! Buffers through which the host's writes reach the device. They are made with the device, and mapped again once it has
 //! read them, so that no step makes one.
 
 use std::collections::VecDeque;
@@ -6,25 +6,25 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use qwen_core::Result;
 
-use crate::gpu::Gpu;
-use crate::params;
+use crate::runtime::device::Device;
+use crate::runtime::params;
 
-/// Bytes of a step's inputs that travel together.
-pub(crate) const INPUTS: usize = 512 << 10;
+/// Bytes of host writes that one buffer holds.
+pub(crate) const WRITES: usize = 512 << 10;
 /// One is filled while the device reads the other.
 const COUNT: usize = 2;
-/// Inputs, and all parameters of kernels if it comes to that.
-const SIZE: u64 = INPUTS as u64 + params::SIZE;
+/// Host writes, and all parameters of kernels, which may all be new.
+const SIZE: u64 = WRITES as u64 + params::SIZE;
 /// Bytes of all buffers.
 pub(crate) const BYTES: u64 = COUNT as u64 * SIZE;
 
-/// The buffers of a device.
+/// The staging buffers of a device.
 #[derive(Debug)]
 pub(crate) struct Staging {
     buffers: Vec<wgpu::Buffer>,
-    /// Those that the host may fill.
+    /// The buffers that the host may fill.
     mapped: Arc<Mutex<Vec<usize>>>,
-    /// The submissions that read the last ones, in order.
+    /// The submissions that read the buffers filled last, in order.
     reading: VecDeque<wgpu::SubmissionIndex>,
 }
 
@@ -36,7 +36,7 @@ pub(crate) struct Mapped {
 }
 
 impl Staging {
-    pub(crate) fn new(device: &wgpu::Device) -> Self {
+    pub(crate) fn new(device: &Device) -> Self {
         let descriptor = wgpu::BufferDescriptor {
             label: Some("step inputs"),
             size: SIZE,
@@ -44,9 +44,28 @@ impl Staging {
             mapped_at_creation: true,
         };
         Staging {
-            buffers: (0..COUNT).map(|_| device.create_buffer(&descriptor)).collect(),
+            buffers: (0..COUNT).map(|_| device.handle.create_buffer(&descriptor)).collect(),
             mapped: Arc::new(Mutex::new((0..COUNT).collect())),
             reading: VecDeque::new(),
+        }
+    }
+
+    /// A buffer to fill. Where the device still has to read all of them, this waits for the oldest.
+    ///
+    /// # Errors
+    /// When the driver does not return a buffer.
+    pub(crate) fn take(&mut self, device: &Device, op: &str) -> Result<Mapped> {
+        // Takes back what the device has read already, without waiting.
+        let _ = device.handle.poll(wgpu::PollType::Poll);
+        loop {
+            if let Some(mapped) = self.next() {
+                return Ok(mapped);
+            }
+            let Some(submission) = self.reading.pop_front() else {
+                return Err(device.mapping_error(op, "the driver returned no buffer for inputs"));
+            };
+            let wait = wgpu::PollType::Wait { submission_index: Some(submission), timeout: None };
+            device.handle.poll(wait).map_err(|error| device.mapping_error(op, error.to_string()))?;
         }
     }
 
@@ -71,7 +90,7 @@ impl Staging {
 }
 
 impl Mapped {
-    /// Put `parts` one behind the other.
+    /// Copy `parts` into the buffer, one behind the other.
     pub(crate) fn fill(&self, parts: &[&[u8]]) -> std::result::Result<(), wgpu::MapRangeError> {
         let bytes: u64 = parts.iter().map(|part| part.len() as u64).sum();
         let mut view = self.buffer.slice(..bytes).get_mapped_range_mut()?;
@@ -83,23 +102,5 @@ impl Mapped {
         drop(view);
         self.buffer.unmap();
         Ok(())
-    }
-}
-
-impl Gpu {
-    /// A buffer to fill. Where the device has still to read all of them this waits for the oldest one.
-    pub(crate) fn staging_buffer(&mut self, op: &str) -> Result<Mapped> {
-        // What is done already is handed back without waiting.
-        let _ = self.device.poll(wgpu::PollType::Poll);
-        loop {
-            if let Some(mapped) = self.staging.next() {
-                return Ok(mapped);
-            }
-            let Some(submission) = self.staging.reading.pop_front() else {
-                return Err(self.unmapped(op, "the driver gave no buffer for inputs back"));
-            };
-            let wait = wgpu::PollType::Wait { submission_index: Some(submission), timeout: None };
-            self.device.poll(wait).map_err(|error| self.unmapped(op, error.to_string()))?;
-        }
     }
 }
