@@ -13,7 +13,7 @@
 //! In a matrix for gate and up, the groups of the two alternate (and each is padded to whole groups), so that a unit has
 //! a gate and its up side by side. Parts of several encodings are all stored as f32, which loses nothing.
 
-use qwen_core::backend::{WeightRole, WeightShape, WeightView};
+use qwen_core::backend::{MatrixPart, WeightRole, WeightShape, WeightView};
 use qwen_core::{Encoding, Error, Result};
 
 use crate::memory::Memory;
@@ -50,17 +50,31 @@ pub(crate) struct Group {
 }
 
 impl Layout {
-    fn new(role: WeightRole, parts: impl Iterator<Item = (Encoding, usize)> + Clone, cols: usize) -> Layout {
-        let rows = parts.clone().map(|(_, rows)| rows).sum();
+    /// The layout of a matrix of `parts`.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] when it has rows without columns, or more bytes than the address space.
+    fn new(role: WeightRole, parts: impl Iterator<Item = (Encoding, usize)> + Clone, cols: usize) -> Result<Layout> {
+        let rows = parts.clone().try_fold(0usize, |rows, (_, more)| rows.checked_add(more));
+        let Some(rows) = rows.filter(|rows| *rows == 0 || cols > 0) else {
+            return Err(Error::argument("load", format!("a matrix of {cols} columns with too many rows for them")));
+        };
         let mut encodings = parts.map(|(encoding, _)| encoding);
         let first = encodings.next().unwrap_or(Encoding::F32);
         let encoding = if encodings.all(|encoding| encoding == first) { first } else { Encoding::F32 };
         let order = if role == WeightRole::GateUp && rows % 2 == 0 { Order::GateUp } else { Order::Stacked };
-        Layout { encoding, order, rows, cols }
+        let layout = Layout { encoding, order, rows, cols };
+        match layout.checked_bytes() {
+            Some(_) => Ok(layout),
+            None => Err(Error::argument("load", format!("a matrix of {rows} x {cols} exceeds the address space"))),
+        }
     }
 
     /// The layout of a matrix of this shape.
-    pub(crate) fn of_shape(shape: &WeightShape) -> Layout {
+    ///
+    /// # Errors
+    /// As `new`.
+    pub(crate) fn of_shape(shape: &WeightShape) -> Result<Layout> {
         Layout::new(shape.role, shape.parts.iter().copied(), shape.cols)
     }
 
@@ -85,6 +99,14 @@ impl Layout {
     /// Bytes of the whole.
     pub(crate) fn bytes(&self) -> usize {
         2 * self.units() * self.group_bytes()
+    }
+
+    /// The same where it may be too much, and no more than a slice may have. All other sizes of the layout are smaller.
+    fn checked_bytes(&self) -> Option<usize> {
+        let padded_cols = self.cols.checked_next_multiple_of(2)?;
+        let group = padded_cols.checked_mul(LANES)?.checked_mul(self.encoding.bytes(1))?;
+        let bytes = group.checked_mul(self.units().checked_mul(2)?)?;
+        (bytes <= isize::MAX as usize).then_some(bytes)
     }
 
     /// Which rows group `group` holds.
@@ -123,14 +145,18 @@ pub(crate) struct Matrix {
 impl Matrix {
     /// Check `view`, take the memory and let `parallel` pack the groups: it calls its argument for each number below
     /// its first, from as many threads as it likes.
-    pub(crate) fn pack(view: &WeightView<'_>, parallel: impl FnOnce(usize, &(dyn Fn(usize) + Sync))) -> Result<Matrix> {
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for a part whose shape and data do not fit; what the memory and `parallel` report.
+    pub(crate) fn pack(
+        view: &WeightView<'_>,
+        parallel: impl FnOnce(usize, &(dyn Fn(usize) + Sync)) -> Result<()>,
+    ) -> Result<Matrix> {
         let cols = view.cols();
         for (i, part) in view.parts.iter().enumerate() {
-            let needed = match part.rows {
-                0 => 0,
-                rows => part.encoding.bytes((rows - 1) * part.stride + part.cols),
-            };
-            if part.cols != cols || part.stride < part.cols || part.data.len() < needed {
+            let needed = stored_bytes(part);
+            if part.cols != cols || part.stride < part.cols || needed.is_none_or(|needed| part.data.len() < needed) {
+                let needed = needed.map_or_else(|| "more than all".into(), |needed| needed.to_string());
                 return Err(Error::argument(
                     "load",
                     format!(
@@ -146,7 +172,7 @@ impl Matrix {
             }
         }
         let parts = view.parts.iter().map(|part| (part.encoding, part.rows));
-        let layout = Layout::new(view.role, parts, cols);
+        let layout = Layout::new(view.role, parts, cols)?;
         let memory = Memory::zeroed(layout.bytes())?;
         let base = SendPtr(memory.ptr());
         parallel(2 * layout.units(), &|group| {
@@ -155,7 +181,7 @@ impl Matrix {
                 std::slice::from_raw_parts_mut(base.get().add(group * layout.group_bytes()), layout.group_bytes())
             };
             pack_group(view, &layout, group, out);
-        });
+        })?;
         Ok(Matrix { layout, memory })
     }
 
@@ -188,6 +214,14 @@ impl Matrix {
                 }
             }
         }
+    }
+}
+
+/// Bytes from a part's first element to its last, both included.
+fn stored_bytes(part: &MatrixPart<'_>) -> Option<usize> {
+    match part.rows {
+        0 => Some(0),
+        rows => (rows - 1).checked_mul(part.stride)?.checked_add(part.cols)?.checked_mul(part.encoding.bytes(1)),
     }
 }
 

@@ -13,6 +13,7 @@ pub mod config;
 pub mod dtype;
 pub mod engine;
 pub mod error;
+pub mod float_env;
 pub mod footprint;
 pub mod generation_config;
 mod json;

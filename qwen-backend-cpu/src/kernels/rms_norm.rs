@@ -6,8 +6,8 @@
 //!
 //! Squares are summed in 64 lanes that are folded in a fixed order, so that no sum has more than a 64th of the row.
 
-use super::Scratch;
 use super::math::{load_first, store_first};
+use super::scratch::Scratch;
 use crate::memory::Cells;
 use crate::simd::{Kernel, LANES, Simd};
 
@@ -24,6 +24,13 @@ pub(crate) struct RmsNorm {
     pub(crate) rows: usize,
 }
 
+impl RmsNorm {
+    pub(crate) fn pieces(&self) -> usize {
+        // Rows of nothing have no end that buffers set.
+        if self.width == 0 { 0 } else { self.rows }
+    }
+}
+
 impl Kernel for RmsNorm {
     type Scratch = Scratch;
 
@@ -34,16 +41,19 @@ impl Kernel for RmsNorm {
         let whole = width - tail;
         // SAFETY: a row is one piece's alone; operations that write the inputs are over.
         unsafe {
-            let x = self.x.slice_mut(row * width, width).as_mut_ptr();
             let out = self.out.slice_mut(row * width, width).as_mut_ptr();
             let weight = self.weight.slice(0, width).as_ptr();
+            // Without a sum to keep, `x` is only read, and may be the weight, too.
+            let mut x = self.x.slice(row * width, width).as_ptr();
             if let Some(y) = &self.add {
                 let y = y.slice(row * width, width).as_ptr();
+                let sum = self.x.slice_mut(row * width, width).as_mut_ptr();
+                x = sum.cast_const();
                 for i in (0..whole).step_by(LANES) {
-                    s.store(s.add(s.load(x.add(i)), s.load(y.add(i))), x.add(i));
+                    s.store(s.add(s.load(sum.add(i)), s.load(y.add(i))), sum.add(i));
                 }
                 for i in whole..width {
-                    *x.add(i) += *y.add(i);
+                    *sum.add(i) += *y.add(i);
                 }
             }
             let mut sums = [s.splat(0.0); 4];
