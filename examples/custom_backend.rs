@@ -11,7 +11,10 @@
 //! ones are composed of them. `tests/custom_backend.rs` runs the conformance suite on it; `docs/writing-a-backend.md`
 //! goes through the steps and says what to do next for speed.
 
-use qwen::core::backend::{DeviceInfo, HeadLayout, Interrupt, KvSpec, PAD_SLOT, StepInputs, StepKey};
+use qwen::core::backend::{
+    Add, DeviceInfo, Embed, GatherRows, HeadLayout, Interrupt, KvSpec, Linear, PAD_SLOT, PagedAttention, RmsNorm, Rope,
+    SiluAndMul, StepKey, StoreKv,
+};
 use qwen::core::backend::{WeightShape, WeightView};
 use qwen::core::{Backend, Error, Footprint, Precision, Result};
 
@@ -177,7 +180,8 @@ impl Backend for RowMajor {
         if stop.is_raised() { Err(Error::Cancelled) } else { body(self) }
     }
 
-    fn embed(&mut self, ids: &Ids, table: &Matrix, out: &mut Floats, rows: usize) -> Result<()> {
+    fn embed(&mut self, op: Embed<'_, Self>) -> Result<()> {
+        let Embed { ids, table, out, rows } = op;
         for (out, &id) in out.chunks_exact_mut(table.cols).zip(&ids[..rows]) {
             match table.values.chunks_exact(table.cols).nth(id as usize) {
                 Some(row) => out.copy_from_slice(row),
@@ -187,7 +191,8 @@ impl Backend for RowMajor {
         Ok(())
     }
 
-    fn linear(&mut self, x: &Floats, w: &Matrix, bias: Option<&Floats>, out: &mut Floats, rows: usize) -> Result<()> {
+    fn linear(&mut self, op: Linear<'_, Self>) -> Result<()> {
+        let Linear { x, w, bias, out, rows } = op;
         self.for_each_row(rows * w.values.len(), &mut out[..rows * w.rows], 1, |at, out| {
             let (token, row) = (at / w.rows, at % w.rows);
             let product = dot(&x[token * w.cols..][..w.cols], &w.values[row * w.cols..][..w.cols]);
@@ -196,7 +201,8 @@ impl Backend for RowMajor {
         Ok(())
     }
 
-    fn rms_norm(&mut self, x: &Floats, w: &Floats, eps: f32, out: &mut Floats, n: usize, rows: usize) -> Result<()> {
+    fn rms_norm(&mut self, op: RmsNorm<'_, Self>) -> Result<()> {
+        let RmsNorm { x, weight: w, eps, out, hidden_size: n, rows } = op;
         for (x, out) in x.chunks_exact(n).zip(out.chunks_exact_mut(n)).take(rows) {
             let scale = 1.0 / (dot(x, x) / n as f32 + eps).sqrt();
             out.iter_mut().zip(x).zip(w).for_each(|((out, x), w)| *out = x * scale * w);
@@ -204,7 +210,8 @@ impl Backend for RowMajor {
         Ok(())
     }
 
-    fn rope(&mut self, qkv: &mut Floats, cos_sin: &Floats, heads: HeadLayout, rows: usize) -> Result<()> {
+    fn rope(&mut self, op: Rope<'_, Self>) -> Result<()> {
+        let Rope { qkv, cos_sin, heads, rows } = op;
         let angles = cos_sin.chunks_exact(heads.head_dim);
         for (token, angles) in qkv.chunks_exact_mut(heads.qkv_size()).zip(angles).take(rows) {
             let (cos, sin) = angles.split_at(heads.head_dim / 2);
@@ -218,15 +225,8 @@ impl Backend for RowMajor {
         Ok(())
     }
 
-    fn store_kv(
-        &mut self,
-        qkv: &Floats,
-        slots: &Ids,
-        kv: &mut Kv,
-        layer: usize,
-        heads: HeadLayout,
-        rows: usize,
-    ) -> Result<()> {
+    fn store_kv(&mut self, op: StoreKv<'_, Self>) -> Result<()> {
+        let StoreKv { qkv, slot_mapping: slots, kv, layer, heads, rows } = op;
         for (token, &slot) in qkv.chunks_exact(heads.qkv_size()).zip(&slots[..rows]) {
             if slot != PAD_SLOT {
                 let at = kv.at(layer, slot as usize);
@@ -236,16 +236,8 @@ impl Backend for RowMajor {
         Ok(())
     }
 
-    fn paged_attention(
-        &mut self,
-        qkv: &Floats,
-        kv: &Kv,
-        layer: usize,
-        heads: HeadLayout,
-        inputs: &StepInputs<Self>,
-        out: &mut Floats,
-        key: StepKey,
-    ) -> Result<()> {
+    fn paged_attention(&mut self, op: PagedAttention<'_, Self>) -> Result<()> {
+        let PagedAttention { qkv, kv, layer, heads, inputs, out, key } = op;
         let HeadLayout { num_attention_heads, num_key_value_heads, head_dim } = heads;
         let (sums, contexts) = (&inputs.cu_seqlens_q[..=key.num_seqs], &inputs.context_lens[..key.num_seqs]);
         let work = key.num_tokens * heads.q_size() * contexts.iter().max().map_or(0, |len| *len as usize);
@@ -277,7 +269,8 @@ impl Backend for RowMajor {
         Ok(())
     }
 
-    fn silu_and_mul(&mut self, gate_up: &Floats, out: &mut Floats, width: usize, rows: usize) -> Result<()> {
+    fn silu_and_mul(&mut self, op: SiluAndMul<'_, Self>) -> Result<()> {
+        let SiluAndMul { gate_up, out, intermediate_size: width, rows } = op;
         for (gate_up, out) in gate_up.chunks_exact(2 * width).zip(out.chunks_exact_mut(width)).take(rows) {
             let (gate, up) = gate_up.split_at(width);
             out.iter_mut().zip(gate).zip(up).for_each(|((out, gate), up)| *out = gate / (1.0 + (-gate).exp()) * up);
@@ -285,12 +278,14 @@ impl Backend for RowMajor {
         Ok(())
     }
 
-    fn add(&mut self, x: &mut Floats, y: &Floats, len: usize) -> Result<()> {
+    fn add(&mut self, op: Add<'_, Self>) -> Result<()> {
+        let Add { x, y, len } = op;
         x.iter_mut().zip(&y[..len]).for_each(|(x, y)| *x += y);
         Ok(())
     }
 
-    fn gather_rows(&mut self, x: &Floats, ids: &Ids, out: &mut Floats, width: usize, rows: usize) -> Result<()> {
+    fn gather_rows(&mut self, op: GatherRows<'_, Self>) -> Result<()> {
+        let GatherRows { x, indices: ids, out, width, rows } = op;
         for (out, &row) in out.chunks_exact_mut(width).zip(&ids[..rows]) {
             out.copy_from_slice(&x[row as usize * width..][..width]);
         }

@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 use qwen_backend_cpu::ceilings::CeilingMeter;
 use qwen_backend_cpu::{CpuBackend, CpuBuffer, CpuOptions, CpuWeight};
 use qwen_core::backend::{
-    HeadLayout, Interrupt, KvSpec, MatrixPart, QkvRopeStore, StepInputs, StepKey, WeightRole, WeightView,
+    GateUpSilu, HeadLayout, Interrupt, KvSpec, Linear, LinearAdd, MatrixPart, PagedAttention, QkvRopeStore, RmsNorm,
+    StepInputs, StepKey, StoreKv, WeightRole, WeightView,
 };
 use qwen_core::{Backend, Encoding, Precision, Result};
 
@@ -192,7 +193,9 @@ impl Bench {
         }
         let w = self.load(WeightRole::Linear, rows, cols)?;
         let (x, mut out) = (self.buffer(tokens * cols)?, self.b.alloc(tokens * rows)?);
-        self.case(&name, Self::bound(rows, cols, tokens), |b, i| b.linear(&x, &w[i % w.len()], None, &mut out, tokens))
+        self.case(&name, Self::bound(rows, cols, tokens), |b, i| {
+            b.linear(Linear { x: &x, w: &w[i % w.len()], bias: None, out: &mut out, rows: tokens })
+        })
     }
 
     fn gate_up(&mut self, name: &str, rows: usize, cols: usize, tokens: usize) -> Result<()> {
@@ -203,7 +206,15 @@ impl Bench {
         let w = self.load(WeightRole::GateUp, rows, cols)?;
         let (x, mut out, mut scratch) = (self.buffer(tokens * cols)?, self.b.alloc(tokens * rows)?, self.b.alloc(0)?);
         self.case(&name, Self::bound(rows, cols, tokens), |b, i| {
-            b.gate_up_silu(&x, &w[i % w.len()], &mut scratch, &mut out, rows / 2, tokens)
+            b.gate_up_silu(GateUpSilu {
+                norm: None,
+                x: &x,
+                w: &w[i % w.len()],
+                scratch: &mut scratch,
+                out: &mut out,
+                intermediate_size: rows / 2,
+                rows: tokens,
+            })
         })
     }
 
@@ -250,18 +261,35 @@ impl Bench {
         let inputs = self.inputs(heads.head_dim, context, context)?;
         let qkv = self.buffer(context * heads.qkv_size())?;
         for layer in 0..layers {
-            self.b.store_kv(&qkv, &inputs.slot_mapping, &mut kv, layer, heads, context)?;
+            self.b.store_kv(StoreKv {
+                qkv: &qkv,
+                slot_mapping: &inputs.slot_mapping,
+                kv: &mut kv,
+                layer,
+                heads,
+                rows: context,
+            })?;
         }
         let inputs = self.inputs(heads.head_dim, tokens, context)?;
         let mut out = self.b.alloc(tokens * heads.q_size())?;
-        let key = StepKey { num_tokens: tokens, num_seqs: 1, num_logits: 1, max_seqlen_q: tokens, greedy: false };
+        let key = StepKey { num_tokens: tokens, num_seqs: 1, num_logits: 1, max_seqlen_q: tokens };
         let bound = if tokens == 1 {
             Bound::Memory(spec.stored_bytes() as f64 / layers as f64)
         } else {
             let pairs = tokens * (context - tokens) + tokens * (tokens + 1) / 2;
             Bound::Arithmetic((4 * pairs * heads.q_size()) as f64)
         };
-        self.case(&name, bound, |b, i| b.paged_attention(&qkv, &kv, i % layers, heads, &inputs, &mut out, key))
+        self.case(&name, bound, |b, i| {
+            b.paged_attention(PagedAttention {
+                qkv: &qkv,
+                kv: &kv,
+                layer: i % layers,
+                heads,
+                inputs: &inputs,
+                out: &mut out,
+                key,
+            })
+        })
     }
 
     /// A whole layer as the model issues it, in one step.
@@ -294,7 +322,7 @@ impl Bench {
         let mut attended = self.b.alloc(tokens * heads.q_size())?;
         let mut act = self.b.alloc(tokens * inner)?;
         let mut scratch = self.b.alloc(tokens * hidden)?;
-        let key = StepKey { num_tokens: tokens, num_seqs: 1, num_logits: 1, max_seqlen_q: tokens, greedy: false };
+        let key = StepKey { num_tokens: tokens, num_seqs: 1, num_logits: 1, max_seqlen_q: tokens };
         let rows = heads.qkv_size() + heads.q_size() + 3 * inner;
         let bound = if tokens == 1 {
             let kv = spec.stored_bytes() as f64 / 64.0;
@@ -308,8 +336,16 @@ impl Bench {
             b.write(&mut residual, &zeros)?;
             b.step(key, &Interrupt::default(), &mut |b| {
                 for layer in 0..layers {
-                    b.rms_norm(&residual, &norm, 1e-6, &mut x, hidden, tokens)?;
+                    b.rms_norm(RmsNorm {
+                        x: &residual,
+                        weight: &norm,
+                        eps: 1e-6,
+                        out: &mut x,
+                        hidden_size: hidden,
+                        rows: tokens,
+                    })?;
                     b.qkv_rope_store(QkvRopeStore {
+                        norm: None,
                         x: &x,
                         w: &qkv_w[layer],
                         bias: &bias,
@@ -320,11 +356,50 @@ impl Bench {
                         layer,
                         rows: tokens,
                     })?;
-                    b.paged_attention(&qkv, &kv, layer, heads, &inputs, &mut attended, key)?;
-                    b.linear_add(&attended, &o_w[layer], &mut scratch, &mut residual, hidden, tokens)?;
-                    b.rms_norm(&residual, &norm, 1e-6, &mut x, hidden, tokens)?;
-                    b.gate_up_silu(&x, &gate_up[layer], &mut scratch, &mut act, inner, tokens)?;
-                    b.linear_add(&act, &down[layer], &mut scratch, &mut residual, hidden, tokens)?;
+                    b.paged_attention(PagedAttention {
+                        qkv: &qkv,
+                        kv: &kv,
+                        layer,
+                        heads,
+                        inputs: &inputs,
+                        out: &mut attended,
+                        key,
+                    })?;
+                    b.linear_add(LinearAdd {
+                        group: None,
+                        x: &attended,
+                        w: &o_w[layer],
+                        scratch: &mut scratch,
+                        residual: &mut residual,
+                        hidden_size: hidden,
+                        rows: tokens,
+                    })?;
+                    b.rms_norm(RmsNorm {
+                        x: &residual,
+                        weight: &norm,
+                        eps: 1e-6,
+                        out: &mut x,
+                        hidden_size: hidden,
+                        rows: tokens,
+                    })?;
+                    b.gate_up_silu(GateUpSilu {
+                        norm: None,
+                        x: &x,
+                        w: &gate_up[layer],
+                        scratch: &mut scratch,
+                        out: &mut act,
+                        intermediate_size: inner,
+                        rows: tokens,
+                    })?;
+                    b.linear_add(LinearAdd {
+                        group: None,
+                        x: &act,
+                        w: &down[layer],
+                        scratch: &mut scratch,
+                        residual: &mut residual,
+                        hidden_size: hidden,
+                        rows: tokens,
+                    })?;
                 }
                 Ok(())
             })

@@ -4,8 +4,12 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use qwen_core::backend::{DeviceInfo, HeadLayout, Interrupt, KvSpec, QkvRopeStore, StepInputs, StepKey, WeightView};
-use qwen_core::{Backend, Error, Footprint, Result, composed, memory};
+use qwen_core::backend::{
+    Add, Argmax, DeviceInfo, Embed, GateUpSilu, GatherRows, Interrupt, KvSpec, Linear, LinearAdd, ModelShape,
+    PagedAttention, QkvRopeStore, RmsNorm, Rope, SiluAndMul, StepKey, StoreKv, WeightView, composed,
+};
+use qwen_core::batch::Limits;
+use qwen_core::{Backend, Error, Footprint, Result, memory};
 
 use crate::error::device_error;
 use crate::exec::Executor;
@@ -91,6 +95,10 @@ impl Backend for CpuBackend {
         Box::new(CpuFootprint)
     }
 
+    fn prepare(&mut self, limits: &Limits, shape: &ModelShape) -> Result<()> {
+        self.recorder.reserve(limits, shape)
+    }
+
     fn alloc(&mut self, len: usize) -> Result<CpuBuffer> {
         Ok(CpuBuffer(Cells::zeroed(len, self.recorder.id)?))
     }
@@ -157,66 +165,40 @@ impl Backend for CpuBackend {
         self.recorder.flush()
     }
 
-    fn embed(&mut self, ids: &CpuIndices, table: &CpuWeight, out: &mut CpuBuffer, rows: usize) -> Result<()> {
+    fn embed(&mut self, op: Embed<'_, Self>) -> Result<()> {
+        let Embed { ids, table, out, rows } = op;
         let ids = self.recorder.operand("embed", ("ids", &ids.0, Some(rows)))?;
         let out = self.recorder.operand("embed", ("out", &out.0, rows.checked_mul(table.0.layout.cols)))?;
         self.recorder.record(Op::Embed(embed::Embed { ids, table: table.0.clone(), out, rows }))
     }
 
-    fn linear(
-        &mut self,
-        x: &CpuBuffer,
-        w: &CpuWeight,
-        bias: Option<&CpuBuffer>,
-        out: &mut CpuBuffer,
-        rows: usize,
-    ) -> Result<()> {
+    fn linear(&mut self, op: Linear<'_, Self>) -> Result<()> {
+        let Linear { x, w, bias, out, rows } = op;
         let (op, width) = ("linear", w.0.layout.rows);
         let bias = bias.map(|bias| self.recorder.operand(op, ("bias", &bias.0, Some(width)))).transpose()?;
         let out = self.recorder.operand(op, ("out", &out.0, rows.checked_mul(width)))?;
         self.recorder.product(op, &x.0, &w.0, rows, 1, Epilogue::Write { bias, out })
     }
 
-    fn rms_norm(
-        &mut self,
-        x: &CpuBuffer,
-        weight: &CpuBuffer,
-        eps: f32,
-        out: &mut CpuBuffer,
-        hidden_size: usize,
-        rows: usize,
-    ) -> Result<()> {
+    fn rms_norm(&mut self, op: RmsNorm<'_, Self>) -> Result<()> {
+        let RmsNorm { x, weight, eps, out, hidden_size, rows } = op;
         let (op, len) = ("rms_norm", rows.checked_mul(hidden_size));
         let x = self.recorder.operand(op, ("x", &x.0, len))?;
         let weight = self.recorder.operand(op, ("weight", &weight.0, Some(hidden_size)))?;
         let out = self.recorder.operand(op, ("out", &out.0, len))?;
-        self.recorder.record(Op::RmsNorm(rms_norm::RmsNorm {
-            x,
-            add: None,
-            weight,
-            eps,
-            out,
-            width: hidden_size,
-            rows,
-        }))
+        self.recorder.record(Op::RmsNorm(rms_norm::RmsNorm { x, weight, eps, out, width: hidden_size, rows }))
     }
 
-    fn rope(&mut self, qkv: &mut CpuBuffer, cos_sin: &CpuBuffer, heads: HeadLayout, rows: usize) -> Result<()> {
+    fn rope(&mut self, op: Rope<'_, Self>) -> Result<()> {
+        let Rope { qkv, cos_sin, heads, rows } = op;
         let row = head_sizes(&heads).1;
         let qkv = self.recorder.operand("rope", ("qkv", &qkv.0, row.and_then(|row| rows.checked_mul(row))))?;
         let cos_sin = self.recorder.operand("rope", ("cos_sin", &cos_sin.0, rows.checked_mul(heads.head_dim)))?;
         self.recorder.record(Op::Rope(rope::Rope { qkv, cos_sin, heads, rows }))
     }
 
-    fn store_kv(
-        &mut self,
-        qkv: &CpuBuffer,
-        slot_mapping: &CpuIndices,
-        kv: &mut CpuKv,
-        layer: usize,
-        heads: HeadLayout,
-        rows: usize,
-    ) -> Result<()> {
+    fn store_kv(&mut self, op: StoreKv<'_, Self>) -> Result<()> {
+        let StoreKv { qkv, slot_mapping, kv, layer, heads, rows } = op;
         let op = "store_kv";
         let kv = self.recorder.store(op, &kv.0, layer, &heads)?;
         let row = head_sizes(&heads).1;
@@ -225,16 +207,8 @@ impl Backend for CpuBackend {
         self.recorder.record(Op::StoreKv(store_kv::StoreKv { qkv, slots, kv, layer, heads, rows }))
     }
 
-    fn paged_attention(
-        &mut self,
-        qkv: &CpuBuffer,
-        kv: &CpuKv,
-        layer: usize,
-        heads: HeadLayout,
-        inputs: &StepInputs<Self>,
-        out: &mut CpuBuffer,
-        key: StepKey,
-    ) -> Result<()> {
+    fn paged_attention(&mut self, op: PagedAttention<'_, Self>) -> Result<()> {
+        let PagedAttention { qkv, kv, layer, heads, inputs, out, key } = op;
         let op = "paged_attention";
         let kv = self.recorder.store(op, &kv.0, layer, &heads)?;
         let (q_size, qkv_size) = head_sizes(&heads);
@@ -273,13 +247,8 @@ impl Backend for CpuBackend {
         }
     }
 
-    fn silu_and_mul(
-        &mut self,
-        gate_up: &CpuBuffer,
-        out: &mut CpuBuffer,
-        intermediate_size: usize,
-        rows: usize,
-    ) -> Result<()> {
+    fn silu_and_mul(&mut self, op: SiluAndMul<'_, Self>) -> Result<()> {
+        let SiluAndMul { gate_up, out, intermediate_size, rows } = op;
         let (op, len) = ("silu_and_mul", rows.checked_mul(intermediate_size));
         let gate_up = self.recorder.operand(op, ("gate_up", &gate_up.0, len.and_then(|len| len.checked_mul(2))))?;
         let out = self.recorder.operand(op, ("out", &out.0, len))?;
@@ -287,20 +256,15 @@ impl Backend for CpuBackend {
         self.recorder.record(Op::SiluAndMul(silu_and_mul::SiluAndMul { gate_up, out, width, rows }))
     }
 
-    fn add(&mut self, x: &mut CpuBuffer, y: &CpuBuffer, len: usize) -> Result<()> {
+    fn add(&mut self, op: Add<'_, Self>) -> Result<()> {
+        let Add { x, y, len } = op;
         let x = self.recorder.operand("add", ("x", &x.0, Some(len)))?;
         let y = self.recorder.operand("add", ("y", &y.0, Some(len)))?;
         self.recorder.record(Op::Add(add::Add { x, y, len }))
     }
 
-    fn gather_rows(
-        &mut self,
-        x: &CpuBuffer,
-        indices: &CpuIndices,
-        out: &mut CpuBuffer,
-        width: usize,
-        rows: usize,
-    ) -> Result<()> {
+    fn gather_rows(&mut self, op: GatherRows<'_, Self>) -> Result<()> {
+        let GatherRows { x, indices, out, width, rows } = op;
         let op = "gather_rows";
         let x = self.recorder.operand(op, ("x", &x.0, Some(0)))?;
         let indices = self.recorder.operand(op, ("indices", &indices.0, Some(rows)))?;
@@ -308,7 +272,8 @@ impl Backend for CpuBackend {
         self.recorder.record(Op::GatherRows(gather_rows::GatherRows { x, indices, out, width, rows }))
     }
 
-    fn argmax(&mut self, x: &CpuBuffer, out: &mut CpuIndices, width: usize, valid: usize, rows: usize) -> Result<()> {
+    fn argmax(&mut self, op: Argmax<'_, Self>) -> Result<()> {
+        let Argmax { x, out, width, valid, rows } = op;
         let x = self.recorder.operand("argmax", ("x", &x.0, rows.checked_mul(width)))?;
         let out = self.recorder.operand("argmax", ("out", &out.0, Some(rows)))?;
         let valid = valid.min(width);
@@ -319,30 +284,13 @@ impl Backend for CpuBackend {
         self.recorder.record_both(in_runs, Op::ArgmaxRows(ArgmaxRows { best, out, runs, rows }))
     }
 
-    fn add_rms_norm(
-        &mut self,
-        residual: &mut CpuBuffer,
-        y: &CpuBuffer,
-        weight: &CpuBuffer,
-        eps: f32,
-        out: &mut CpuBuffer,
-        hidden_size: usize,
-        rows: usize,
-    ) -> Result<()> {
-        let (op, len) = ("add_rms_norm", rows.checked_mul(hidden_size));
-        let x = self.recorder.operand(op, ("residual", &residual.0, len))?;
-        let add = Some(self.recorder.operand(op, ("y", &y.0, len))?);
-        let weight = self.recorder.operand(op, ("weight", &weight.0, Some(hidden_size)))?;
-        let out = self.recorder.operand(op, ("out", &out.0, len))?;
-        self.recorder.record(Op::RmsNorm(rms_norm::RmsNorm { x, add, weight, eps, out, width: hidden_size, rows }))
-    }
-
     fn qkv_rope_store(&mut self, op: QkvRopeStore<'_, Self>) -> Result<()> {
-        let QkvRopeStore { x, w, bias, inputs, heads, qkv, kv, layer, rows } = op;
-        let layout = w.0.layout;
-        if !Heads::suits(&heads) || layout.order != Order::Stacked || Some(layout.rows) != head_sizes(&heads).1 {
-            return composed::qkv_rope_store(self, QkvRopeStore { x, w, bias, inputs, heads, qkv, kv, layer, rows });
+        let layout = op.w.0.layout;
+        if !Heads::suits(&op.heads) || layout.order != Order::Stacked || Some(layout.rows) != head_sizes(&op.heads).1 {
+            return composed::qkv_rope_store(self, op);
         }
+        let QkvRopeStore { norm, x, w, bias, inputs, heads, qkv, kv, layer, rows } = op;
+        let x = composed::normed(self, norm, x, rows)?;
         let op = "qkv_rope_store";
         let kv = self.recorder.store(op, &kv.0, layer, &heads)?;
         let bias = self.recorder.operand(op, ("bias", &bias.0, Some(layout.rows)))?;
@@ -353,33 +301,23 @@ impl Backend for CpuBackend {
         self.recorder.product(op, &x.0, &w.0, rows, heads.head_dim / UNIT, epilogue)
     }
 
-    fn gate_up_silu(
-        &mut self,
-        x: &CpuBuffer,
-        w: &CpuWeight,
-        scratch: &mut CpuBuffer,
-        out: &mut CpuBuffer,
-        intermediate_size: usize,
-        rows: usize,
-    ) -> Result<()> {
-        let layout = w.0.layout;
-        if layout.order != Order::GateUp || Some(layout.rows) != intermediate_size.checked_mul(2) {
-            return composed::gate_up_silu(self, x, w, scratch, out, intermediate_size, rows);
+    fn gate_up_silu(&mut self, op: GateUpSilu<'_, Self>) -> Result<()> {
+        let layout = op.w.0.layout;
+        if layout.order != Order::GateUp || Some(layout.rows) != op.intermediate_size.checked_mul(2) {
+            return composed::gate_up_silu(self, op);
         }
+        let GateUpSilu { norm, x, w, out, intermediate_size, rows, .. } = op;
+        let x = composed::normed(self, norm, x, rows)?;
         let op = "gate_up_silu";
         let out = self.recorder.operand(op, ("out", &out.0, rows.checked_mul(intermediate_size)))?;
         self.recorder.product(op, &x.0, &w.0, rows, 1, Epilogue::SiluMul { out })
     }
 
-    fn linear_add(
-        &mut self,
-        x: &CpuBuffer,
-        w: &CpuWeight,
-        _scratch: &mut CpuBuffer,
-        residual: &mut CpuBuffer,
-        hidden_size: usize,
-        rows: usize,
-    ) -> Result<()> {
+    fn linear_add(&mut self, op: LinearAdd<'_, Self>) -> Result<()> {
+        if op.group.is_some() {
+            return composed::linear_add(self, op);
+        }
+        let LinearAdd { x, w, residual, hidden_size, rows, .. } = op;
         let (op, width) = ("linear_add", w.0.layout.rows);
         if width != hidden_size {
             return Err(device_error(op, format!("{width} rows of weights for a residual of {hidden_size}")));

@@ -1,8 +1,7 @@
 //! What a model takes on the CPU.
 
-use qwen_core::backend::{KvSpec, WeightShape};
+use qwen_core::backend::{KvSpec, ModelShape, WeightShape};
 use qwen_core::batch::Limits;
-use qwen_core::model::spec::ModelSpec;
 use qwen_core::{Error, Footprint, Result};
 
 use crate::kernels::Scratch;
@@ -34,19 +33,44 @@ impl Footprint for CpuFootprint {
         Ok(kv::bytes(spec)? as u64)
     }
 
-    fn workspace_bytes(&self, limits: &Limits, spec: &ModelSpec) -> Result<u64> {
-        let (tokens, widest) = (limits.max_num_batched_tokens as u64, spec.widest_row() as u64);
-        let fixed = 4 * Schedule::MOST_PARTIAL as u64 + (host::physical_cores() * Scratch::BYTES) as u64;
-        // The panel of a product, and the best of each run of a row of logits.
-        let token =
-            || widest.checked_add(1)?.checked_mul(4)?.checked_add(8 * ArgmaxRuns::runs(spec.widest_row()) as u64);
-        token().and_then(|token| tokens.checked_mul(token)?.checked_add(fixed)).ok_or_else(|| {
-            let size = format!("{tokens} tokens in rows of {widest} values");
-            Error::argument("max_num_batched_tokens", format!("{size} exceed the address space"))
-        })
+    fn workspace_bytes(&self, limits: &Limits, shape: &ModelShape) -> Result<u64> {
+        let workspace = Workspace::of(limits, shape)?;
+        let words = workspace.panel as u64 + workspace.best as u64 + Schedule::MOST_PARTIAL as u64;
+        Ok(4 * words + (host::physical_cores() * Scratch::BYTES) as u64)
     }
 
     fn fuses_gate_up(&self) -> bool {
         true
+    }
+}
+
+/// Elements of the workspaces that grow with a step.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Workspace {
+    /// Packed activations of the widest product.
+    pub(crate) panel: usize,
+    /// The best of each run of each row of logits.
+    pub(crate) best: usize,
+}
+
+impl Workspace {
+    /// What the largest step takes.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] when that exceeds the address space.
+    pub(crate) fn of(limits: &Limits, shape: &ModelShape) -> Result<Workspace> {
+        let rows = limits.max_num_batched_tokens.max(limits.max_num_logits);
+        let widest = shape.widest_input();
+        let sizes = || {
+            let panel = rows.checked_mul(widest.checked_next_multiple_of(2)?)?;
+            let best = limits.max_num_logits.checked_mul(2 * ArgmaxRuns::runs(limits.vocab_size))?;
+            // In bytes, and all of it together.
+            panel.checked_add(best)?.checked_add(Schedule::MOST_PARTIAL)?.checked_mul(4)?;
+            Some(Workspace { panel, best })
+        };
+        sizes().ok_or_else(|| {
+            let reason = format!("{rows} rows of {widest} values exceed the address space");
+            Error::argument("max_num_batched_tokens", reason)
+        })
     }
 }

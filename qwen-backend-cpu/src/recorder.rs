@@ -4,11 +4,13 @@
 //! read. Outside of a step each runs at once. The list, the packed activations and the schedule of the attention keep their
 //! memory from step to step.
 
-use qwen_core::backend::{HeadLayout, Interrupt};
+use qwen_core::backend::{HeadLayout, Interrupt, ModelShape};
+use qwen_core::batch::Limits;
 use qwen_core::{Encoding, Error, Precision, Result};
 
 use crate::error::device_error;
 use crate::exec::Executor;
+use crate::footprint::Workspace;
 use crate::inputs::InputReader;
 use crate::kernels::Op;
 use crate::kernels::epilogue::Epilogue;
@@ -59,11 +61,21 @@ impl Recorder {
         })
     }
 
-    /// Record what `body` issues, then run it.
+    /// Take the memory that kernels need beside their operands in the largest step.
     ///
     /// # Errors
-    /// Those of `body`; [`Error::Cancelled`] when `interrupt` is raised before the end; [`Error::Device`] within another
-    /// step.
+    /// When it is refused.
+    pub(crate) fn reserve(&mut self, limits: &Limits, shape: &ModelShape) -> Result<()> {
+        let workspace = Workspace::of(limits, shape)?;
+        grow(&mut self.panel, workspace.panel)?;
+        grow(&mut self.best, workspace.best)?;
+        Ok(())
+    }
+
+    /// Begin a step: operations are recorded from now on.
+    ///
+    /// # Errors
+    /// [`Error::Device`] within another step.
     pub(crate) fn begin(&mut self, interrupt: &Interrupt) -> Result<()> {
         if self.step.is_some() {
             return Err(device_error("step", "a step within a step".into()));
@@ -72,7 +84,10 @@ impl Recorder {
         Ok(())
     }
 
-    /// Run what the step recorded, unless its body failed or the interrupt is raised; then forget it.
+    /// End the step: run what it recorded, unless its body failed or the interrupt is raised, and forget it.
+    ///
+    /// # Errors
+    /// Those of the body; [`Error::Cancelled`] when the interrupt is raised before the end; what running reports.
     pub(crate) fn end(&mut self, body: Result<()>) -> Result<()> {
         let interrupted = self.step.as_ref().is_some_and(Interrupt::is_raised);
         let result = match body {

@@ -5,6 +5,7 @@ use std::sync::mpsc::channel;
 use std::time::Duration;
 
 use qwen_backend_cpu::{CpuBackend, Isa};
+use qwen_core::backend::{Add, RmsNorm};
 use qwen_core::{Backend, Error, Precision};
 
 mod common;
@@ -111,11 +112,13 @@ fn operands_that_do_not_fit_are_refused() {
     let mut small = Small::new(options().threads(1));
     let mut b = CpuBackend::new(options().threads(1)).unwrap();
     let (mut x, y) = (b.alloc(8).unwrap(), b.alloc(7).unwrap());
-    let error = b.add(&mut x, &y, 8).unwrap_err().to_string();
+    let error = b.add(Add { x: &mut x, y: &y, len: 8 }).unwrap_err().to_string();
     assert!(error.contains("add") && error.contains('7') && error.contains('8'), "{error}");
-    assert!(b.rms_norm(&y, &y, 1e-6, &mut x, usize::MAX, 2).is_err());
+    assert!(
+        b.rms_norm(RmsNorm { x: &y, weight: &y, eps: 1e-6, out: &mut x, hidden_size: usize::MAX, rows: 2 }).is_err()
+    );
     // An array of another backend.
-    assert!(small.b.add(&mut x, &y, 1).is_err());
+    assert!(small.b.add(Add { x: &mut x, y: &y, len: 1 }).is_err());
     // More tokens than the buffers have.
     small.inputs(0, 4);
     assert!(small.try_run(CONTEXT + 1).is_err());

@@ -6,9 +6,12 @@ mod steps;
 
 use std::sync::Arc;
 
-use qwen_core::backend::{DeviceInfo, HeadLayout, Interrupt, KvSpec, QkvRopeStore, StepInputs, StepKey, WeightView};
+use qwen_core::backend::{
+    Add, AllReduce, Argmax, DeviceInfo, Embed, GateUpSilu, GatherRows, HeadLayout, Interrupt, KvSpec, Linear,
+    LinearAdd, PagedAttention, QkvRopeStore, RmsNorm, Rope, SiluAndMul, StepKey, StoreKv, WeightView, composed,
+};
 use qwen_core::collective::Collective;
-use qwen_core::{Backend, Error, Footprint, Precision, Result, composed};
+use qwen_core::{Backend, Error, Footprint, Precision, Result};
 
 use crate::card_info::CardInfo;
 use crate::driver::{Array, Driver, card::Card};
@@ -368,7 +371,8 @@ impl Backend for CudaBackend {
         self.gpu.wait("synchronize")
     }
 
-    fn embed(&mut self, ids: &CudaIndices, table: &CudaWeight, out: &mut CudaBuffer, rows: usize) -> Result<()> {
+    fn embed(&mut self, op: Embed<'_, Self>) -> Result<()> {
+        let Embed { ids, table, out, rows } = op;
         let (op, layout) = ("embed", &table.0.layout);
         let mut args = Args::new(&self.gpu, op);
         let params = params::Embed {
@@ -386,71 +390,39 @@ impl Backend for CudaBackend {
         self.queue(work)
     }
 
-    fn linear(
-        &mut self,
-        x: &CudaBuffer,
-        w: &CudaWeight,
-        bias: Option<&CudaBuffer>,
-        out: &mut CudaBuffer,
-        rows: usize,
-    ) -> Result<()> {
+    fn linear(&mut self, op: Linear<'_, Self>) -> Result<()> {
+        let Linear { x, w, bias, out, rows } = op;
         let epilogue = Epilogue::Write { out: &out.0, bias: bias.map(|bias| &bias.0) };
         self.product("linear", &x.0, &w.0, rows, &epilogue)
     }
 
-    fn rms_norm(
-        &mut self,
-        x: &CudaBuffer,
-        weight: &CudaBuffer,
-        eps: f32,
-        out: &mut CudaBuffer,
-        hidden_size: usize,
-        rows: usize,
-    ) -> Result<()> {
+    fn rms_norm(&mut self, op: RmsNorm<'_, Self>) -> Result<()> {
+        let RmsNorm { x, weight, eps, out, hidden_size, rows } = op;
         self.norm("rms_norm", &x.0, None, &weight.0, eps, &out.0, hidden_size, rows)
     }
 
-    fn rope(&mut self, qkv: &mut CudaBuffer, cos_sin: &CudaBuffer, heads: HeadLayout, rows: usize) -> Result<()> {
+    fn rope(&mut self, op: Rope<'_, Self>) -> Result<()> {
+        let Rope { qkv, cos_sin, heads, rows } = op;
         self.check_heads("rope", &heads)?;
         let args = HeadArgs { qkv: &qkv.0, cos_sin: Some(&cos_sin.0), slots: None, heads, rows };
         self.heads("rope", Kernel::Rope, args)
     }
 
-    fn store_kv(
-        &mut self,
-        qkv: &CudaBuffer,
-        slot_mapping: &CudaIndices,
-        kv: &mut CudaKv,
-        layer: usize,
-        heads: HeadLayout,
-        rows: usize,
-    ) -> Result<()> {
+    fn store_kv(&mut self, op: StoreKv<'_, Self>) -> Result<()> {
+        let StoreKv { qkv, slot_mapping, kv, layer, heads, rows } = op;
         self.check_store("store_kv", &kv.0, layer, &heads)?;
         let slots = Some((&slot_mapping.0, &kv.0, layer));
         self.heads("store_kv", Kernel::StoreKv, HeadArgs { qkv: &qkv.0, cos_sin: None, slots, heads, rows })
     }
 
-    fn paged_attention(
-        &mut self,
-        qkv: &CudaBuffer,
-        kv: &CudaKv,
-        layer: usize,
-        heads: HeadLayout,
-        inputs: &StepInputs<Self>,
-        out: &mut CudaBuffer,
-        key: StepKey,
-    ) -> Result<()> {
+    fn paged_attention(&mut self, op: PagedAttention<'_, Self>) -> Result<()> {
+        let PagedAttention { qkv, kv, layer, heads, inputs, out, key } = op;
         self.steps.learn(inputs);
         self.attention(&qkv.0, &kv.0, layer, heads, inputs, &out.0, key)
     }
 
-    fn silu_and_mul(
-        &mut self,
-        gate_up: &CudaBuffer,
-        out: &mut CudaBuffer,
-        intermediate_size: usize,
-        rows: usize,
-    ) -> Result<()> {
+    fn silu_and_mul(&mut self, op: SiluAndMul<'_, Self>) -> Result<()> {
+        let SiluAndMul { gate_up, out, intermediate_size, rows } = op;
         let args = RowArgs {
             op: "silu_and_mul",
             x: &gate_up.0,
@@ -464,20 +436,15 @@ impl Backend for CudaBackend {
         self.queue_rows(Kernel::SiluAndMul, args, [intermediate_size.div_ceil(ELEMENT_THREADS), rows, 1])
     }
 
-    fn add(&mut self, x: &mut CudaBuffer, y: &CudaBuffer, len: usize) -> Result<()> {
+    fn add(&mut self, op: Add<'_, Self>) -> Result<()> {
+        let Add { x, y, len } = op;
         let args =
             RowArgs { op: "add", x: &y.0, x_len: len, indices: None, out: &x.0, out_len: len, rows: len, width: 1 };
         self.queue_rows(Kernel::Add, args, [len.div_ceil(ELEMENT_THREADS), 1, 1])
     }
 
-    fn gather_rows(
-        &mut self,
-        x: &CudaBuffer,
-        indices: &CudaIndices,
-        out: &mut CudaBuffer,
-        width: usize,
-        rows: usize,
-    ) -> Result<()> {
+    fn gather_rows(&mut self, op: GatherRows<'_, Self>) -> Result<()> {
+        let GatherRows { x, indices, out, width, rows } = op;
         let args = RowArgs {
             op: "gather_rows",
             x: &x.0,
@@ -491,7 +458,8 @@ impl Backend for CudaBackend {
         self.queue_rows(Kernel::GatherRows, args, [rows, 1, 1])
     }
 
-    fn argmax(&mut self, x: &CudaBuffer, out: &mut CudaIndices, width: usize, valid: usize, rows: usize) -> Result<()> {
+    fn argmax(&mut self, op: Argmax<'_, Self>) -> Result<()> {
+        let Argmax { x, out, width, valid, rows } = op;
         let op = "argmax";
         let mut args = Args::new(&self.gpu, op);
         let params = params::Argmax {
@@ -506,22 +474,10 @@ impl Backend for CudaBackend {
         self.queue(work)
     }
 
-    fn add_rms_norm(
-        &mut self,
-        residual: &mut CudaBuffer,
-        y: &CudaBuffer,
-        weight: &CudaBuffer,
-        eps: f32,
-        out: &mut CudaBuffer,
-        hidden_size: usize,
-        rows: usize,
-    ) -> Result<()> {
-        self.norm("add_rms_norm", &residual.0, Some(&y.0), &weight.0, eps, &out.0, hidden_size, rows)
-    }
-
     fn qkv_rope_store(&mut self, op: QkvRopeStore<'_, Self>) -> Result<()> {
         let name = "qkv_rope_store";
-        let QkvRopeStore { x, w, bias, inputs, heads, qkv, kv, layer, rows } = op;
+        let QkvRopeStore { norm, x, w, bias, inputs, heads, qkv, kv, layer, rows } = op;
+        let x = composed::normed(self, norm, x, rows)?;
         self.check_store(name, &kv.0, layer, &heads)?;
         if w.0.layout.rows != heads.qkv_size() {
             return Err(self.misfit(name, format!("{} rows of weights for {heads:?}", w.0.layout.rows)));
@@ -530,15 +486,9 @@ impl Backend for CudaBackend {
         self.product(name, &x.0, &w.0, rows, &epilogue)
     }
 
-    fn gate_up_silu(
-        &mut self,
-        x: &CudaBuffer,
-        w: &CudaWeight,
-        _scratch: &mut CudaBuffer,
-        out: &mut CudaBuffer,
-        intermediate_size: usize,
-        rows: usize,
-    ) -> Result<()> {
+    fn gate_up_silu(&mut self, op: GateUpSilu<'_, Self>) -> Result<()> {
+        let GateUpSilu { norm, x, w, out, intermediate_size, rows, .. } = op;
+        let x = composed::normed(self, norm, x, rows)?;
         let (name, held) = ("gate_up_silu", w.0.layout.rows);
         if held != 2 * intermediate_size {
             return Err(self.misfit(name, format!("{held} rows of weights for a width of {intermediate_size}")));
@@ -546,15 +496,11 @@ impl Backend for CudaBackend {
         self.product(name, &x.0, &w.0, rows, &Epilogue::Silu { out: &out.0 })
     }
 
-    fn linear_add(
-        &mut self,
-        x: &CudaBuffer,
-        w: &CudaWeight,
-        _scratch: &mut CudaBuffer,
-        residual: &mut CudaBuffer,
-        hidden_size: usize,
-        rows: usize,
-    ) -> Result<()> {
+    fn linear_add(&mut self, op: LinearAdd<'_, Self>) -> Result<()> {
+        if op.group.is_some() {
+            return composed::linear_add(self, op);
+        }
+        let LinearAdd { x, w, residual, hidden_size, rows, .. } = op;
         let (name, width) = ("linear_add", w.0.layout.rows);
         if width != hidden_size {
             return Err(self.misfit(name, format!("{width} rows of weights for a residual of {hidden_size}")));
@@ -562,15 +508,16 @@ impl Backend for CudaBackend {
         self.product(name, &x.0, &w.0, rows, &Epilogue::Add { residual: &residual.0 })
     }
 
-    fn all_reduce(&mut self, x: &mut CudaBuffer, len: usize, group: &dyn Collective) -> Result<()> {
+    fn all_reduce(&mut self, op: AllReduce<'_, Self>) -> Result<()> {
+        let AllReduce { x, len, group } = op;
         self.check_len("all_reduce", "x", &x.0, len)?;
         match self.exchange(Deed::Sum, &x.0, len, group) {
             Some(sum) => self.queue(Some(sum)),
-            None => composed::all_reduce(self, x, len, group),
+            None => composed::all_reduce(self, AllReduce { x, len, group }),
         }
     }
 
-    fn hands_over(&self, group: &dyn Collective) -> bool {
+    fn supports_p2p(&self, group: &dyn Collective) -> bool {
         of_cards(group).is_some_and(|group| group.is_of(self.driver()))
     }
 
@@ -582,7 +529,7 @@ impl Backend for CudaBackend {
         self.hand_over("receive", Deed::Receive(from), &x.0, len, group)
     }
 
-    fn first_steps(&self) -> Vec<StepKey> {
+    fn warmup_shapes(&self) -> Vec<StepKey> {
         self.steps_to_warm()
     }
 

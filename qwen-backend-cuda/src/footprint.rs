@@ -1,8 +1,8 @@
 //! What a model takes on a card, from shapes alone.
 
+use qwen_core::backend::ModelShape;
 use qwen_core::backend::{KvSpec, WeightShape};
 use qwen_core::batch::Limits;
-use qwen_core::model::spec::ModelSpec;
 use qwen_core::{Footprint, Precision, Result};
 
 use crate::card_info::CardInfo;
@@ -45,22 +45,22 @@ impl CudaFootprint {
     }
 
     /// Activations rounded for tensor cores, and the factors of their rows.
-    fn half_bytes(&self, limits: &Limits, spec: &ModelSpec) -> u64 {
+    fn half_bytes(&self, limits: &Limits, shape: &ModelShape) -> u64 {
         if !self.tensor_cores || self.precision == Precision::Exact {
             return 0;
         }
-        let widest = spec.hidden_size.max(spec.heads.q_size()).max(spec.intermediate_size);
+        let widest = shape.hidden_size.max(shape.heads.q_size()).max(shape.intermediate_size);
         let tokens = limits.max_num_batched_tokens.max(limits.max_num_logits);
         taken_bytes(tokens * 2 * widest.next_multiple_of(WEIGHT_ALIGN)) + taken_bytes(tokens * 4)
     }
 
     /// Records of attention's spans in steps of a token for each sequence.
-    fn record_bytes(&self, limits: &Limits, spec: &ModelSpec) -> u64 {
+    fn record_bytes(&self, limits: &Limits, shape: &ModelShape) -> u64 {
         let spans = span_count(limits.max_blocks_per_seq(), limits.block_size);
         if spans <= 1 {
             return 0;
         }
-        let token = token_records(spec.heads.num_attention_heads, spans, spec.heads.head_dim);
+        let token = token_records(shape.heads.num_attention_heads, spans, shape.heads.head_dim);
         taken_bytes(token * records_held(limits.max_num_seqs, token))
     }
 }
@@ -74,8 +74,8 @@ impl Footprint for CudaFootprint {
         kv::kv_bytes(spec)
     }
 
-    fn workspace_bytes(&self, limits: &Limits, spec: &ModelSpec) -> Result<u64> {
-        Ok(self.half_bytes(limits, spec) + self.record_bytes(limits, spec))
+    fn workspace_bytes(&self, limits: &Limits, shape: &ModelShape) -> Result<u64> {
+        Ok(self.half_bytes(limits, shape) + self.record_bytes(limits, shape))
     }
 
     /// Matrices come through pinned memory of the host.

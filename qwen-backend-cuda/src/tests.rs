@@ -2,7 +2,7 @@
 //! and what becomes of faults.
 
 use qwen_conformance::published;
-use qwen_core::backend::{Backend, Interrupt, MatrixPart, StepKey, WeightRole, WeightView};
+use qwen_core::backend::{Add, Backend, Interrupt, MatrixPart, RmsNorm, StepKey, WeightRole, WeightView};
 use qwen_core::batch::{Batch, Limits, SequenceStep, StepOutput, WantLogits};
 use qwen_core::collective::Shard;
 use qwen_core::kv::{BlockId, CopyBlock};
@@ -120,7 +120,7 @@ impl Rig {
             let logits = WantLogits::Last;
             batch.push(SequenceStep { input_ids, num_computed_tokens, block_table: &blocks, logits })?;
         }
-        batch.greedy = greedy;
+        batch.read_logits = !greedy;
         let before = self.recorder.asked().launched.len();
         self.runner.execute(&batch, &mut StepOutput::default(), &Interrupt::default())?;
         Ok(self.recorder.asked().launched.split_off(before))
@@ -230,14 +230,14 @@ fn a_step_with_a_read_is_not_replayed() {
     rig.recorder.freeze(false);
     let mut backend = CudaBackend::on(std::sync::Arc::new(rig.recorder.clone()), &CudaOptions::new());
     let (mut x, y) = (backend.alloc(64).unwrap(), backend.alloc(64).unwrap());
-    let key = StepKey { num_tokens: 1, num_seqs: 1, num_logits: 1, max_seqlen_q: 1, greedy: false };
+    let key = StepKey { num_tokens: 1, num_seqs: 1, num_logits: 1, max_seqlen_q: 1 };
     for _ in 0..3 {
         let before = rig.recorder.asked().launched.len();
         backend
             .step(key, &Interrupt::default(), &mut |b| {
-                b.add(&mut x, &y, 64)?;
+                b.add(Add { x: &mut x, y: &y, len: 64 })?;
                 b.read(&x, &mut [0.0; 64])?;
-                b.add(&mut x, &y, 64)
+                b.add(Add { x: &mut x, y: &y, len: 64 })
             })
             .unwrap();
         assert_eq!(rig.recorder.asked().launched[before..], [Kernel::Add; 2]);
@@ -251,10 +251,10 @@ fn a_step_with_a_read_is_not_replayed() {
 fn what_does_not_fit_is_named() {
     let mut backend = CudaBackend::on(std::sync::Arc::new(Recorder::new((9, 0))), &CudaOptions::new());
     let (mut x, y) = (backend.alloc(16).unwrap(), backend.alloc(8).unwrap());
-    let error = backend.add(&mut x, &y, 16).unwrap_err().to_string();
+    let error = backend.add(Add { x: &mut x, y: &y, len: 16 }).unwrap_err().to_string();
     assert!(error.contains("add") && error.contains("`x` holds 32 bytes, 64 are needed"), "{error}");
     let other = CudaBackend::on(std::sync::Arc::new(Recorder::new((9, 0))), &CudaOptions::new()).alloc(16).unwrap();
-    let error = backend.add(&mut x, &other, 16).unwrap_err().to_string();
+    let error = backend.add(Add { x: &mut x, y: &other, len: 16 }).unwrap_err().to_string();
     assert!(error.contains("belongs to another backend"), "{error}");
     let short = [MatrixPart::whole(Encoding::F32, 4, 4, &[0; 60])];
     let error = backend.load(&WeightView { name: "w", role: WeightRole::Linear, parts: &short }).unwrap_err();
@@ -266,9 +266,9 @@ fn a_fault_names_what_was_queued_and_ends_the_backend() {
     let recorder = Recorder::new((9, 0));
     let mut backend = CudaBackend::on(std::sync::Arc::new(recorder.clone()), &CudaOptions::new());
     let (mut x, y) = (backend.alloc(16).unwrap(), backend.alloc(16).unwrap());
-    backend.add(&mut x, &y, 16).unwrap();
+    backend.add(Add { x: &mut x, y: &y, len: 16 }).unwrap();
     let mut normed = backend.alloc(16).unwrap();
-    backend.rms_norm(&x, &y, 1e-6, &mut normed, 16, 1).unwrap();
+    backend.rms_norm(RmsNorm { x: &x, weight: &y, eps: 1e-6, out: &mut normed, hidden_size: 16, rows: 1 }).unwrap();
     recorder.lose();
     let error = backend.synchronize().unwrap_err().to_string();
     for part in ["illegal memory access", "load it again", "2 kernels, from add to rms_norm"] {
@@ -276,7 +276,7 @@ fn a_fault_names_what_was_queued_and_ends_the_backend() {
     }
     // From now on nothing is asked of the driver.
     let launched = recorder.asked().launched.len();
-    let again = backend.add(&mut x, &y, 16).unwrap_err().to_string();
+    let again = backend.add(Add { x: &mut x, y: &y, len: 16 }).unwrap_err().to_string();
     assert!(again.contains("illegal memory access") && recorder.asked().launched.len() == launched, "{again}");
     assert!(backend.alloc(16).is_err());
 }

@@ -13,9 +13,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use qwen_core::backend::{
-    DeviceInfo, HeadLayout, Interrupt, KvSpec, Norm, QkvRopeStore, StepInputs, StepKey, WeightView,
+    Add, Argmax, DeviceInfo, Embed, GateUpSilu, GatherRows, Interrupt, KvSpec, Linear, LinearAdd, PagedAttention,
+    QkvRopeStore, RmsNorm, Rope, SiluAndMul, StepKey, StoreKv, WeightView, composed,
 };
-use qwen_core::{Backend, Encoding, Error, Footprint, Precision, Result, composed};
+use qwen_core::{Backend, Encoding, Error, Footprint, Precision, Result};
 
 use crate::adapter::AdapterInfo;
 use crate::footprint::WgpuFootprint;
@@ -240,7 +241,8 @@ impl Backend for WgpuBackend {
         self.gpu.wait("synchronize")
     }
 
-    fn embed(&mut self, ids: &WgpuIndices, table: &WgpuWeight, out: &mut WgpuBuffer, rows: usize) -> Result<()> {
+    fn embed(&mut self, op: Embed<'_, Self>) -> Result<()> {
+        let Embed { ids, table, out, rows } = op;
         let (op, layout) = ("embed", &table.0.layout);
         self.need(op, "ids", &ids.numbers, rows)?;
         self.need(op, "out", &out.0, rows * layout.cols)?;
@@ -261,14 +263,8 @@ impl Backend for WgpuBackend {
         Ok(())
     }
 
-    fn linear(
-        &mut self,
-        x: &WgpuBuffer,
-        w: &WgpuWeight,
-        bias: Option<&WgpuBuffer>,
-        out: &mut WgpuBuffer,
-        rows: usize,
-    ) -> Result<()> {
+    fn linear(&mut self, op: Linear<'_, Self>) -> Result<()> {
+        let Linear { x, w, bias, out, rows } = op;
         let width = w.0.layout.rows;
         self.need("linear", "out", &out.0, rows * width)?;
         if let Some(bias) = bias {
@@ -278,19 +274,13 @@ impl Backend for WgpuBackend {
         self.product("linear", Activations::plain(x), &w.0, rows, &epilogue)
     }
 
-    fn rms_norm(
-        &mut self,
-        x: &WgpuBuffer,
-        weight: &WgpuBuffer,
-        eps: f32,
-        out: &mut WgpuBuffer,
-        hidden_size: usize,
-        rows: usize,
-    ) -> Result<()> {
+    fn rms_norm(&mut self, op: RmsNorm<'_, Self>) -> Result<()> {
+        let RmsNorm { x, weight, eps, out, hidden_size, rows } = op;
         self.norm("rms_norm", &x.0, None, &weight.0, eps, &out.0, hidden_size, rows)
     }
 
-    fn rope(&mut self, qkv: &mut WgpuBuffer, cos_sin: &WgpuBuffer, heads: HeadLayout, rows: usize) -> Result<()> {
+    fn rope(&mut self, op: Rope<'_, Self>) -> Result<()> {
+        let Rope { qkv, cos_sin, heads, rows } = op;
         let op = "rope";
         self.need(op, "qkv", &qkv.0, rows * heads.qkv_size())?;
         self.need(op, "cos_sin", &cos_sin.0, rows * heads.head_dim)?;
@@ -305,38 +295,18 @@ impl Backend for WgpuBackend {
         Ok(())
     }
 
-    fn store_kv(
-        &mut self,
-        qkv: &WgpuBuffer,
-        slot_mapping: &WgpuIndices,
-        kv: &mut WgpuKv,
-        layer: usize,
-        heads: HeadLayout,
-        rows: usize,
-    ) -> Result<()> {
+    fn store_kv(&mut self, op: StoreKv<'_, Self>) -> Result<()> {
+        let StoreKv { qkv, slot_mapping, kv, layer, heads, rows } = op;
         self.store_rows(&qkv.0, &slot_mapping.numbers, &kv.0, layer, heads, rows)
     }
 
-    fn paged_attention(
-        &mut self,
-        qkv: &WgpuBuffer,
-        kv: &WgpuKv,
-        layer: usize,
-        heads: HeadLayout,
-        inputs: &StepInputs<Self>,
-        out: &mut WgpuBuffer,
-        key: StepKey,
-    ) -> Result<()> {
+    fn paged_attention(&mut self, op: PagedAttention<'_, Self>) -> Result<()> {
+        let PagedAttention { qkv, kv, layer, heads, inputs, out, key } = op;
         self.attention(&qkv.0, &kv.0, layer, heads, inputs, &out.0, key)
     }
 
-    fn silu_and_mul(
-        &mut self,
-        gate_up: &WgpuBuffer,
-        out: &mut WgpuBuffer,
-        intermediate_size: usize,
-        rows: usize,
-    ) -> Result<()> {
+    fn silu_and_mul(&mut self, op: SiluAndMul<'_, Self>) -> Result<()> {
+        let SiluAndMul { gate_up, out, intermediate_size, rows } = op;
         let (op, len) = ("silu_and_mul", rows * intermediate_size);
         self.need(op, "gate_up", &gate_up.0, 2 * len)?;
         self.need(op, "out", &out.0, len)?;
@@ -351,7 +321,8 @@ impl Backend for WgpuBackend {
         Ok(())
     }
 
-    fn add(&mut self, x: &mut WgpuBuffer, y: &WgpuBuffer, len: usize) -> Result<()> {
+    fn add(&mut self, op: Add<'_, Self>) -> Result<()> {
+        let Add { x, y, len } = op;
         self.need("add", "x", &x.0, len)?;
         self.need("add", "y", &y.0, len)?;
         let width = len.min(1 << 16);
@@ -363,14 +334,8 @@ impl Backend for WgpuBackend {
         Ok(())
     }
 
-    fn gather_rows(
-        &mut self,
-        x: &WgpuBuffer,
-        indices: &WgpuIndices,
-        out: &mut WgpuBuffer,
-        width: usize,
-        rows: usize,
-    ) -> Result<()> {
+    fn gather_rows(&mut self, op: GatherRows<'_, Self>) -> Result<()> {
+        let GatherRows { x, indices, out, width, rows } = op;
         let op = "gather_rows";
         self.need(op, "indices", &indices.numbers, rows)?;
         self.need(op, "out", &out.0, rows * width)?;
@@ -390,7 +355,8 @@ impl Backend for WgpuBackend {
         Ok(())
     }
 
-    fn argmax(&mut self, x: &WgpuBuffer, out: &mut WgpuIndices, width: usize, valid: usize, rows: usize) -> Result<()> {
+    fn argmax(&mut self, op: Argmax<'_, Self>) -> Result<()> {
+        let Argmax { x, out, width, valid, rows } = op;
         let op = "argmax";
         self.need(op, "x", &x.0, rows * width)?;
         self.need(op, "out", &out.numbers, rows)?;
@@ -409,77 +375,39 @@ impl Backend for WgpuBackend {
         Ok(())
     }
 
-    fn add_rms_norm(
-        &mut self,
-        residual: &mut WgpuBuffer,
-        y: &WgpuBuffer,
-        weight: &WgpuBuffer,
-        eps: f32,
-        out: &mut WgpuBuffer,
-        hidden_size: usize,
-        rows: usize,
-    ) -> Result<()> {
-        self.norm("add_rms_norm", &residual.0, Some(&y.0), &weight.0, eps, &out.0, hidden_size, rows)
-    }
-
-    fn qkv_rope_store(&mut self, op: QkvRopeStore<'_, Self>) -> Result<()> {
-        match self.fused_heads("qkv_rope_store", None, &op)? {
+    fn qkv_rope_store(&mut self, mut op: QkvRopeStore<'_, Self>) -> Result<()> {
+        if !self.fuses_norm(op.rows, 9) {
+            op.x = composed::normed(self, op.norm.take(), op.x, op.rows)?;
+        }
+        match self.fused_heads("qkv_rope_store", op.norm.as_ref(), &op)? {
             true => Ok(()),
             false => composed::qkv_rope_store(self, op),
         }
     }
 
-    fn gate_up_silu(
-        &mut self,
-        x: &WgpuBuffer,
-        w: &WgpuWeight,
-        scratch: &mut WgpuBuffer,
-        out: &mut WgpuBuffer,
-        intermediate_size: usize,
-        rows: usize,
-    ) -> Result<()> {
-        let layout = &w.0.layout;
-        if !layout.gate_up || layout.rows != 2 * intermediate_size {
-            return composed::gate_up_silu(self, x, w, scratch, out, intermediate_size, rows);
+    fn gate_up_silu(&mut self, mut op: GateUpSilu<'_, Self>) -> Result<()> {
+        let layout = &op.w.0.layout;
+        if !layout.gate_up || layout.rows != 2 * op.intermediate_size {
+            return composed::gate_up_silu(self, op);
         }
-        self.need("gate_up_silu", "out", &out.0, rows * intermediate_size)?;
-        self.product("gate_up_silu", Activations::plain(x), &w.0, rows, &Epilogue::Silu { out: &out.0 })
+        if !self.fuses_norm(op.rows, 4) {
+            op.x = composed::normed(self, op.norm.take(), op.x, op.rows)?;
+        }
+        let GateUpSilu { norm, x, w, out, intermediate_size, rows, .. } = op;
+        let name = "gate_up_silu";
+        self.need(name, "out", &out.0, rows * intermediate_size)?;
+        let activations = match &norm {
+            Some(norm) => Activations::normed(x, norm),
+            None => Activations::plain(x),
+        };
+        self.product(name, activations, &w.0, rows, &Epilogue::Silu { out: &out.0 })
     }
 
-    fn norm_qkv_rope_store(&mut self, norm: Norm<'_, Self>, op: QkvRopeStore<'_, Self>) -> Result<()> {
-        if self.fuses_norm(op.rows, 9) && self.fused_heads("norm_qkv_rope_store", Some(&norm), &op)? {
-            return Ok(());
+    fn linear_add(&mut self, op: LinearAdd<'_, Self>) -> Result<()> {
+        if op.group.is_some() {
+            return composed::linear_add(self, op);
         }
-        composed::norm_qkv_rope_store(self, norm, op)
-    }
-
-    fn norm_gate_up_silu(
-        &mut self,
-        norm: Norm<'_, Self>,
-        x: &WgpuBuffer,
-        w: &WgpuWeight,
-        scratch: &mut WgpuBuffer,
-        out: &mut WgpuBuffer,
-        intermediate_size: usize,
-        rows: usize,
-    ) -> Result<()> {
-        let (op, layout) = ("norm_gate_up_silu", &w.0.layout);
-        if !layout.gate_up || layout.rows != 2 * intermediate_size || !self.fuses_norm(rows, 4) {
-            return composed::norm_gate_up_silu(self, norm, x, w, scratch, out, intermediate_size, rows);
-        }
-        self.need(op, "out", &out.0, rows * intermediate_size)?;
-        self.product(op, Activations::normed(x, &norm), &w.0, rows, &Epilogue::Silu { out: &out.0 })
-    }
-
-    fn linear_add(
-        &mut self,
-        x: &WgpuBuffer,
-        w: &WgpuWeight,
-        _scratch: &mut WgpuBuffer,
-        residual: &mut WgpuBuffer,
-        hidden_size: usize,
-        rows: usize,
-    ) -> Result<()> {
+        let LinearAdd { x, w, residual, hidden_size, rows, .. } = op;
         let width = w.0.layout.rows;
         if width != hidden_size {
             return Err(self.misfit("linear_add", format!("{width} rows of weights for a residual of {hidden_size}")));
@@ -489,11 +417,10 @@ impl Backend for WgpuBackend {
         self.product("linear_add", Activations::plain(x), &w.0, rows, &epilogue)
     }
 
-    fn first_steps(&self) -> Vec<StepKey> {
+    fn warmup_shapes(&self) -> Vec<StepKey> {
         // Tokens of one and of two conversations, a short prompt and a long one: each takes other kernels.
-        let (greedy, max_seqlen_q) = (true, 1);
-        let tokens = |n| StepKey { num_tokens: n, num_seqs: n, num_logits: n, max_seqlen_q, greedy };
-        let prompt = |n| StepKey { num_tokens: n, num_seqs: 1, num_logits: 1, max_seqlen_q: n, greedy: false };
+        let tokens = |n| StepKey { num_tokens: n, num_seqs: n, num_logits: n, max_seqlen_q: 1 };
+        let prompt = |n| StepKey { num_tokens: n, num_seqs: 1, num_logits: 1, max_seqlen_q: n };
         vec![tokens(1), tokens(2), prompt(2), prompt(TILE_FROM)]
     }
 

@@ -1,8 +1,8 @@
 //! What a model takes on a device, from the limits of its adapter alone.
 
+use qwen_core::backend::ModelShape;
 use qwen_core::backend::{KvSpec, WeightShape};
 use qwen_core::batch::Limits;
-use qwen_core::model::spec::ModelSpec;
 use qwen_core::{Error, Footprint, Result};
 
 use crate::adapter::{self, AdapterInfo};
@@ -112,11 +112,11 @@ impl Footprint for WgpuFootprint {
         if self.own_memory { 0 } else { stored }
     }
 
-    fn workspace_bytes(&self, limits: &Limits, spec: &ModelSpec) -> Result<u64> {
-        let widest = spec.widest_row();
+    fn workspace_bytes(&self, limits: &Limits, shape: &ModelShape) -> Result<u64> {
+        let widest = shape.widest_row();
         let buffers = [
             ("tokens", limits.max_num_batched_tokens, widest),
-            ("rows of logits", limits.max_num_logits, spec.vocab_size),
+            ("rows of logits", limits.max_num_logits, shape.vocab_size),
             ("block tables", limits.max_num_seqs, limits.max_blocks_per_seq()),
         ];
         for (what, rows, width) in buffers {
@@ -130,9 +130,9 @@ impl Footprint for WgpuFootprint {
             }
         }
         // Logits on their way to the host.
-        let read_back = 4 * (limits.max_num_logits * spec.vocab_size) as u64;
-        Ok(self.record_bytes(limits, spec)
-            + self.f16_rows_bytes(limits, spec)
+        let read_back = 4 * (limits.max_num_logits * shape.vocab_size) as u64;
+        Ok(self.record_bytes(limits, shape)
+            + self.f16_rows_bytes(limits, shape)
             + read_back
             + params::SIZE
             + staging::BYTES)
@@ -145,8 +145,8 @@ impl Footprint for WgpuFootprint {
 
 impl WgpuFootprint {
     /// Activations as f16 with a scale for each row, for the widest input of a product.
-    fn f16_rows_bytes(&self, limits: &Limits, spec: &ModelSpec) -> u64 {
-        let widest = spec.hidden_size.max(spec.intermediate_size).max(spec.heads.q_size());
+    fn f16_rows_bytes(&self, limits: &Limits, shape: &ModelShape) -> u64 {
+        let widest = shape.hidden_size.max(shape.intermediate_size).max(shape.heads.q_size());
         match self.cooperative {
             true => ((2 * widest.next_multiple_of(8) + 4) * limits.max_num_batched_tokens) as u64,
             false => 0,
@@ -154,12 +154,12 @@ impl WgpuFootprint {
     }
 
     /// Records of attention's spans in steps of a token for each sequence: as many sequences as can be bound.
-    fn record_bytes(&self, limits: &Limits, spec: &ModelSpec) -> u64 {
+    fn record_bytes(&self, limits: &Limits, shape: &ModelShape) -> u64 {
         let spans = (limits.max_blocks_per_seq() * limits.block_size).div_ceil(SPAN as usize);
         if spans <= 1 {
             return 0;
         }
-        let token = 4 * (spec.heads.num_attention_heads * spans * (spec.heads.head_dim + 2)) as u64;
+        let token = 4 * (shape.heads.num_attention_heads * spans * (shape.heads.head_dim + 2)) as u64;
         let tokens = limits.max_num_seqs.min(limits.max_num_batched_tokens) as u64;
         token * tokens.min(self.max_binding / token.max(1))
     }
@@ -171,10 +171,11 @@ mod tests {
     use qwen_conformance::published;
     use qwen_core::Encoding;
     use qwen_core::backend::WeightRole;
+    use qwen_core::model::spec::ModelSpec;
 
     /// That of the 0.5B shape.
-    fn spec() -> ModelSpec {
-        ModelSpec::new(&published::shapes()[0].1)
+    fn shape() -> ModelShape {
+        ModelSpec::new(&published::shapes()[0].1).shape()
     }
 
     /// What every device takes beside: parameters, inputs and 16 rows of logits.
@@ -196,7 +197,8 @@ mod tests {
     #[test]
     fn records_count_as_far_as_they_can_be_bound() {
         let sequence = 4 * 14 * 256 * 66;
-        let records = |binding| WgpuFootprint::with_limits(binding, 1 << 28).workspace_bytes(&limits(512, 16), &spec());
+        let records =
+            |binding| WgpuFootprint::with_limits(binding, 1 << 28).workspace_bytes(&limits(512, 16), &shape());
         assert_eq!(records(128 << 20).unwrap(), BESIDE + 8 * sequence);
         assert_eq!(records(2 * sequence + 4).unwrap(), BESIDE + 2 * sequence);
         assert_eq!(records(1 << 19).unwrap(), BESIDE);
@@ -206,7 +208,7 @@ mod tests {
     fn cooperative_matrices_take_activations_as_f16() {
         let bytes = |cooperative| {
             let footprint = WgpuFootprint { cooperative, ..WgpuFootprint::with_limits(128 << 20, 1 << 28) };
-            footprint.workspace_bytes(&limits(512, 16), &spec()).unwrap()
+            footprint.workspace_bytes(&limits(512, 16), &shape()).unwrap()
         };
         assert_eq!(bytes(true) - bytes(false), 512 * (2 * 4864 + 4));
     }
@@ -214,9 +216,9 @@ mod tests {
     #[test]
     fn buffers_beyond_the_limit_are_refused_with_what_would_fit() {
         let footprint = WgpuFootprint::with_limits(128 << 20, 256 << 20);
-        let error = footprint.workspace_bytes(&limits(512, 500), &spec()).unwrap_err().to_string();
+        let error = footprint.workspace_bytes(&limits(512, 500), &shape()).unwrap_err().to_string();
         assert!(error.contains("500 rows of logits") && error.contains("441 would fit"), "{error}");
-        let error = footprint.workspace_bytes(&limits(14_000, 16), &spec()).unwrap_err().to_string();
+        let error = footprint.workspace_bytes(&limits(14_000, 16), &shape()).unwrap_err().to_string();
         assert!(error.contains("14000 tokens"), "{error}");
     }
 

@@ -90,7 +90,7 @@ fn execute(runner: &mut dyn Runner, sequences: &[(&[u32], usize)], greedy: bool)
         let num_computed_tokens = *num_computed_tokens;
         batch.push(SequenceStep { input_ids, num_computed_tokens, block_table, logits: WantLogits::Last })?;
     }
-    batch.greedy = greedy;
+    batch.read_logits = !greedy;
     let mut output = StepOutput::default();
     runner.execute(&batch, &mut output, &Interrupt::default())?;
     Ok(output)

@@ -8,7 +8,7 @@ use std::process::Command;
 
 use common::backend;
 use qwen_backend_wgpu::{CapabilitySet, WgpuBackend};
-use qwen_core::backend::{Backend, MatrixPart, WeightRole, WeightView};
+use qwen_core::backend::{Backend, Linear, MatrixPart, WeightRole, WeightView};
 use qwen_core::{Encoding, Error, Precision, Result};
 
 const CHILD: &str = "QWEN_OUT_OF_MEMORY_CHILD";
@@ -47,7 +47,7 @@ fn load(
 fn multiply(backend: &mut WgpuBackend, weight: &<WgpuBackend as Backend>::Weight) -> Result<Vec<f32>> {
     let (mut x, mut out) = (backend.alloc(64)?, backend.alloc(8)?);
     backend.write(&mut x, &[0.5; 64])?;
-    backend.linear(&x, weight, None, &mut out, 1)?;
+    backend.linear(Linear { x: &x, w: weight, bias: None, out: &mut out, rows: 1 })?;
     let mut read = vec![0.0; 8];
     backend.read(&out, &mut read)?;
     Ok(read)

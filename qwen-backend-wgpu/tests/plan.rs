@@ -72,7 +72,7 @@ fn taken(config: &Config, set: CapabilitySet, precision: Precision) -> Taken {
             Err(longest)
         }
     };
-    Taken { weights, kv, workspace: footprint.workspace_bytes(&limits, &spec).unwrap() }
+    Taken { weights, kv, workspace: footprint.workspace_bytes(&limits, &spec.shape()).unwrap() }
 }
 
 #[test]

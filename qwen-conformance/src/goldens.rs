@@ -13,10 +13,10 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use super::compare::rms_error;
+use qwen_core::backend::composed::argmax_row;
 use qwen_core::backend::{Backend, Interrupt};
 use qwen_core::batch::{Batch, Limits, SequenceStep, StepOutput, WantLogits};
 use qwen_core::checkpoint::{Checkpoint, Header};
-use qwen_core::composed::argmax_row;
 use qwen_core::dtype::Precision;
 use qwen_core::error::{Error, Result};
 use qwen_core::kv::BlockId;

@@ -115,7 +115,7 @@ macro_rules! __conformance_cases {
             linear {
                 f32 f16 bf16 stacked_parts cut_rectangles biases outliers add_to_residual batch_invariance
             }
-            rms_norm { plain add batch_invariance }
+            rms_norm { shapes batch_invariance }
             rope { every_geometry batch_invariance }
             kv { zero_at_first slots_and_layers order_of_slots padding_is_not_stored copy_blocks }
             attention {

@@ -8,8 +8,7 @@
 use std::collections::HashMap;
 
 use super::recording_ops::Recorded;
-use qwen_core::backend::{Backend, DeviceInfo, HeadLayout, Interrupt, KvSpec, StepInputs, StepKey, WeightView};
-use qwen_core::collective::Collective;
+use qwen_core::backend::{self, Backend, DeviceInfo, Interrupt, KvSpec, StepKey, WeightView};
 use qwen_core::error::{Error, Result};
 use qwen_core::reference::{KvStore, Matrix, Reference};
 
@@ -154,59 +153,33 @@ impl Backend for Recording {
         self.outside_of_a_step("synchronize")
     }
 
-    fn embed(&mut self, ids: &IndicesId, table: &WeightId, out: &mut BufferId, rows: usize) -> Result<()> {
+    fn embed(&mut self, op: backend::Embed<'_, Self>) -> Result<()> {
+        let backend::Embed { ids, table, out, rows } = op;
         self.issue(Recorded::Embed { ids: *ids, table: *table, out: *out, rows })
     }
 
-    fn linear(
-        &mut self,
-        x: &BufferId,
-        w: &WeightId,
-        bias: Option<&BufferId>,
-        out: &mut BufferId,
-        rows: usize,
-    ) -> Result<()> {
+    fn linear(&mut self, op: backend::Linear<'_, Self>) -> Result<()> {
+        let backend::Linear { x, w, bias, out, rows } = op;
         self.issue(Recorded::Linear { x: *x, w: *w, bias: bias.copied(), out: *out, rows })
     }
 
-    fn rms_norm(
-        &mut self,
-        x: &BufferId,
-        weight: &BufferId,
-        eps: f32,
-        out: &mut BufferId,
-        hidden_size: usize,
-        rows: usize,
-    ) -> Result<()> {
+    fn rms_norm(&mut self, op: backend::RmsNorm<'_, Self>) -> Result<()> {
+        let backend::RmsNorm { x, weight, eps, out, hidden_size, rows } = op;
         self.issue(Recorded::RmsNorm { x: *x, weight: *weight, eps, out: *out, hidden_size, rows })
     }
 
-    fn rope(&mut self, qkv: &mut BufferId, cos_sin: &BufferId, heads: HeadLayout, rows: usize) -> Result<()> {
+    fn rope(&mut self, op: backend::Rope<'_, Self>) -> Result<()> {
+        let backend::Rope { qkv, cos_sin, heads, rows } = op;
         self.issue(Recorded::Rope { qkv: *qkv, cos_sin: *cos_sin, heads, rows })
     }
 
-    fn store_kv(
-        &mut self,
-        qkv: &BufferId,
-        slot_mapping: &IndicesId,
-        kv: &mut KvId,
-        layer: usize,
-        heads: HeadLayout,
-        rows: usize,
-    ) -> Result<()> {
+    fn store_kv(&mut self, op: backend::StoreKv<'_, Self>) -> Result<()> {
+        let backend::StoreKv { qkv, slot_mapping, kv, layer, heads, rows } = op;
         self.issue(Recorded::StoreKv { qkv: *qkv, slot_mapping: *slot_mapping, kv: *kv, layer, heads, rows })
     }
 
-    fn paged_attention(
-        &mut self,
-        qkv: &BufferId,
-        kv: &KvId,
-        layer: usize,
-        heads: HeadLayout,
-        inputs: &StepInputs<Self>,
-        out: &mut BufferId,
-        key: StepKey,
-    ) -> Result<()> {
+    fn paged_attention(&mut self, op: backend::PagedAttention<'_, Self>) -> Result<()> {
+        let backend::PagedAttention { qkv, kv, layer, heads, inputs, out, key } = op;
         self.issue(Recorded::PagedAttention {
             qkv: *qkv,
             kv: *kv,
@@ -221,36 +194,28 @@ impl Backend for Recording {
         })
     }
 
-    fn silu_and_mul(
-        &mut self,
-        gate_up: &BufferId,
-        out: &mut BufferId,
-        intermediate_size: usize,
-        rows: usize,
-    ) -> Result<()> {
+    fn silu_and_mul(&mut self, op: backend::SiluAndMul<'_, Self>) -> Result<()> {
+        let backend::SiluAndMul { gate_up, out, intermediate_size, rows } = op;
         self.issue(Recorded::SiluAndMul { gate_up: *gate_up, out: *out, intermediate_size, rows })
     }
 
-    fn add(&mut self, x: &mut BufferId, y: &BufferId, len: usize) -> Result<()> {
+    fn add(&mut self, op: backend::Add<'_, Self>) -> Result<()> {
+        let backend::Add { x, y, len } = op;
         self.issue(Recorded::Add { x: *x, y: *y, len })
     }
 
-    fn gather_rows(
-        &mut self,
-        x: &BufferId,
-        indices: &IndicesId,
-        out: &mut BufferId,
-        width: usize,
-        rows: usize,
-    ) -> Result<()> {
+    fn gather_rows(&mut self, op: backend::GatherRows<'_, Self>) -> Result<()> {
+        let backend::GatherRows { x, indices, out, width, rows } = op;
         self.issue(Recorded::GatherRows { x: *x, indices: *indices, out: *out, width, rows })
     }
 
-    fn argmax(&mut self, x: &BufferId, out: &mut IndicesId, width: usize, valid: usize, rows: usize) -> Result<()> {
+    fn argmax(&mut self, op: backend::Argmax<'_, Self>) -> Result<()> {
+        let backend::Argmax { x, out, width, valid, rows } = op;
         self.issue(Recorded::Argmax { x: *x, out: *out, width, valid, rows })
     }
 
-    fn all_reduce(&mut self, x: &mut BufferId, len: usize, group: &dyn Collective) -> Result<()> {
+    fn all_reduce(&mut self, op: backend::AllReduce<'_, Self>) -> Result<()> {
+        let backend::AllReduce { x, len, group } = op;
         // The group is the host's and may be gone by the time of a replay.
         self.cannot_replay();
         group.all_reduce(&mut self.device.buffers[x.0][..len])
@@ -290,13 +255,13 @@ mod tests {
     fn the_body_of_a_known_key_is_not_called_again() -> Result<()> {
         let mut b = Recording::new();
         let (mut x, mut y) = (b.alloc(2)?, b.alloc(2)?);
-        let key = StepKey { num_tokens: 1, num_seqs: 1, num_logits: 1, max_seqlen_q: 1, greedy: false };
+        let key = StepKey { num_tokens: 1, num_seqs: 1, num_logits: 1, max_seqlen_q: 1 };
         let mut calls = 0;
         for value in [1.0, 10.0, 100.0] {
             b.write(&mut y, &[value, -value])?;
             b.step(key, &Interrupt::default(), &mut |b| {
                 calls += 1;
-                b.add(&mut x, &y, 2)
+                b.add(backend::Add { x: &mut x, y: &y, len: 2 })
             })?;
         }
         let mut sum = [0.0; 2];
@@ -309,7 +274,7 @@ mod tests {
     fn the_host_must_not_read_within_a_step() -> Result<()> {
         let mut b = Recording::new();
         let x = b.alloc(1)?;
-        let key = StepKey { num_tokens: 1, num_seqs: 1, num_logits: 1, max_seqlen_q: 1, greedy: false };
+        let key = StepKey { num_tokens: 1, num_seqs: 1, num_logits: 1, max_seqlen_q: 1 };
         let outcome = b.step(key, &Interrupt::default(), &mut |b| b.read(&x, &mut [0.0]));
         assert!(matches!(outcome, Err(Error::Device { .. })), "{outcome:?}");
         Ok(())

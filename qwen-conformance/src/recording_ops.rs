@@ -1,7 +1,7 @@
 //! The operations that a [`super::Recording`] notes, and running them on what their handles name.
 
 use super::recording::{BufferId, Device, IndicesId, KvId, WeightId};
-use qwen_core::backend::{Backend, HeadLayout, StepInputs, StepKey};
+use qwen_core::backend::{self, Backend, HeadLayout, StepInputs, StepKey};
 use qwen_core::error::Result;
 
 /// An operation with its handles and its constants: all that a device may keep of it.
@@ -86,21 +86,37 @@ impl Device {
     pub(super) fn run(&mut self, op: &Recorded) -> Result<()> {
         let Device { reference: b, buffers, indices, weights, stores } = self;
         match *op {
-            Recorded::Embed { ids, table, out, rows } => {
-                b.embed(&indices[ids.0], &weights[table.0], &mut buffers[out.0], rows)
-            }
+            Recorded::Embed { ids, table, out, rows } => b.embed(backend::Embed {
+                ids: &indices[ids.0],
+                table: &weights[table.0],
+                out: &mut buffers[out.0],
+                rows,
+            }),
             Recorded::Linear { x, w, bias, out, rows } => with(buffers, out, |buffers, out| {
-                b.linear(&buffers[x.0], &weights[w.0], bias.map(|bias| &buffers[bias.0]), out, rows)
+                b.linear(backend::Linear {
+                    x: &buffers[x.0],
+                    w: &weights[w.0],
+                    bias: bias.map(|bias| &buffers[bias.0]),
+                    out,
+                    rows,
+                })
             }),
             Recorded::RmsNorm { x, weight, eps, out, hidden_size, rows } => with(buffers, out, |buffers, out| {
-                b.rms_norm(&buffers[x.0], &buffers[weight.0], eps, out, hidden_size, rows)
+                b.rms_norm(backend::RmsNorm {
+                    x: &buffers[x.0],
+                    weight: &buffers[weight.0],
+                    eps,
+                    out,
+                    hidden_size,
+                    rows,
+                })
             }),
-            Recorded::Rope { qkv, cos_sin, heads, rows } => {
-                with(buffers, qkv, |buffers, qkv| b.rope(qkv, &buffers[cos_sin.0], heads, rows))
-            }
+            Recorded::Rope { qkv, cos_sin, heads, rows } => with(buffers, qkv, |buffers, qkv| {
+                b.rope(backend::Rope { qkv, cos_sin: &buffers[cos_sin.0], heads, rows })
+            }),
             Recorded::StoreKv { qkv, slot_mapping, kv, layer, heads, rows } => {
                 let (qkv, slot_mapping) = (&buffers[qkv.0], &indices[slot_mapping.0]);
-                b.store_kv(qkv, slot_mapping, &mut stores[kv.0], layer, heads, rows)
+                b.store_kv(backend::StoreKv { qkv, slot_mapping, kv: &mut stores[kv.0], layer, heads, rows })
             }
             Recorded::PagedAttention {
                 qkv,
@@ -125,18 +141,28 @@ impl Device {
                     logits_indices: Vec::new(),
                 };
                 with(buffers, out, |buffers, out| {
-                    b.paged_attention(&buffers[qkv.0], &stores[kv.0], layer, heads, &inputs, out, key)
+                    b.paged_attention(backend::PagedAttention {
+                        qkv: &buffers[qkv.0],
+                        kv: &stores[kv.0],
+                        layer,
+                        heads,
+                        inputs: &inputs,
+                        out,
+                        key,
+                    })
                 })
             }
-            Recorded::SiluAndMul { gate_up, out, intermediate_size, rows } => {
-                with(buffers, out, |buffers, out| b.silu_and_mul(&buffers[gate_up.0], out, intermediate_size, rows))
+            Recorded::SiluAndMul { gate_up, out, intermediate_size, rows } => with(buffers, out, |buffers, out| {
+                b.silu_and_mul(backend::SiluAndMul { gate_up: &buffers[gate_up.0], out, intermediate_size, rows })
+            }),
+            Recorded::Add { x, y, len } => {
+                with(buffers, x, |buffers, x| b.add(backend::Add { x, y: &buffers[y.0], len }))
             }
-            Recorded::Add { x, y, len } => with(buffers, x, |buffers, x| b.add(x, &buffers[y.0], len)),
-            Recorded::GatherRows { x, indices: at, out, width, rows } => {
-                with(buffers, out, |buffers, out| b.gather_rows(&buffers[x.0], &indices[at.0], out, width, rows))
-            }
+            Recorded::GatherRows { x, indices: at, out, width, rows } => with(buffers, out, |buffers, out| {
+                b.gather_rows(backend::GatherRows { x: &buffers[x.0], indices: &indices[at.0], out, width, rows })
+            }),
             Recorded::Argmax { x, out, width, valid, rows } => {
-                b.argmax(&buffers[x.0], &mut indices[out.0], width, valid, rows)
+                b.argmax(backend::Argmax { x: &buffers[x.0], out: &mut indices[out.0], width, valid, rows })
             }
         }
     }

@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::op::{Guarded, GuardedIndices};
 use super::random::Rng;
 use crate::ops::rope::cos_sin;
-use qwen_core::backend::{Backend, HeadLayout, KvSpec, PAD_SLOT, StepInputs, StepKey};
+use qwen_core::backend::{self, Backend, HeadLayout, KvSpec, PAD_SLOT, StepInputs, StepKey};
 use qwen_core::error::Result;
 
 /// The layer of the store that counts; the other one holds NaN.
@@ -136,7 +136,6 @@ impl Scenario {
             num_seqs: self.sequences.len() + self.pad_seqs,
             num_logits: 0,
             max_seqlen_q: self.sequences.iter().map(|sequence| sequence.tokens).max().unwrap_or(0),
-            greedy: false,
         }
     }
 
@@ -196,7 +195,16 @@ impl Scenario {
             let x = Guarded::new(b, &vec![f32::NAN; slots * width])?;
             let every: Vec<u32> = (first..first + slots).map(|slot| slot as u32).collect();
             let every = GuardedIndices::new(b, &every)?;
-            (0..LAYERS).try_for_each(|layer| b.store_kv(&x.buffer, &every.buffer, kv, layer, self.heads, slots))
+            (0..LAYERS).try_for_each(|layer| {
+                b.store_kv(backend::StoreKv {
+                    qkv: &x.buffer,
+                    slot_mapping: &every.buffer,
+                    kv,
+                    layer,
+                    heads: self.heads,
+                    rows: slots,
+                })
+            })
         };
         poison(b, &mut kv, 0)?;
         let (mut values, mut at) = (Vec::new(), Vec::new());
@@ -213,7 +221,14 @@ impl Scenario {
         }
         let rows = at.len();
         let (x, at) = (Guarded::new(b, &values)?, GuardedIndices::new(b, &at)?);
-        b.store_kv(&x.buffer, &at.buffer, &mut kv, LAYER, self.heads, rows)?;
+        b.store_kv(backend::StoreKv {
+            qkv: &x.buffer,
+            slot_mapping: &at.buffer,
+            kv: &mut kv,
+            layer: LAYER,
+            heads: self.heads,
+            rows,
+        })?;
         let moved = if copied { used } else { 0 };
         if copied {
             let pairs: Vec<(u32, u32)> = (0..used).map(|block| (block, block + used)).collect();

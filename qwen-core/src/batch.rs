@@ -3,7 +3,7 @@
 //! Prompts, chunks of prompts and single tokens stand side by side, without a prefill or decode flag: each sequence
 //! contributes the tokens that it has beyond those computed before, and names the blocks that hold its K/V.
 
-use crate::backend::HeadLayout;
+use crate::backend::ModelShape;
 use crate::error::{Error, Result};
 use crate::kv::BlockId;
 
@@ -93,8 +93,8 @@ pub struct Batch {
     pub cu_blocks: Vec<u32>,
     /// `[num_logits]` rows whose logits are wanted.
     pub logits_indices: Vec<u32>,
-    /// Whether the index of each row's largest logit is wanted in place of the logits.
-    pub greedy: bool,
+    /// Whether the logits are read back, beside the index of each row's largest one.
+    pub read_logits: bool,
 }
 
 impl Batch {
@@ -121,7 +121,7 @@ impl Batch {
         }
         self.cu_seqlens_q.push(0);
         self.cu_blocks.push(0);
-        self.greedy = false;
+        self.read_logits = true;
     }
 
     /// Tokens of all sequences.
@@ -211,20 +211,15 @@ impl Batch {
 /// What a step computed.
 #[derive(Debug, Clone, Default)]
 pub struct StepOutput {
-    /// `[num_logits, vocab_size]`, empty when the batch was greedy.
+    /// `[num_logits, vocab_size]`, empty unless [`Batch::read_logits`].
     pub logits: Vec<f32>,
-    /// `[num_logits]` the index of the largest logit, empty unless the batch was greedy.
+    /// `[num_logits]` the index of the largest logit of an id that may be chosen.
     pub greedy_ids: Vec<u32>,
 }
 
 /// Bytes of the f32 and u32 buffers that [`crate::model::Model`] makes for these limits.
-pub fn activation_bytes(
-    limits: &Limits,
-    hidden_size: usize,
-    intermediate_size: usize,
-    heads: HeadLayout,
-    gate_up_scratch: bool,
-) -> u64 {
+pub fn activation_bytes(limits: &Limits, shape: &ModelShape, gate_up_scratch: bool) -> u64 {
+    let ModelShape { hidden_size, intermediate_size, heads, .. } = *shape;
     let per_token = 3 * hidden_size
         + heads.qkv_size()
         + heads.q_size()

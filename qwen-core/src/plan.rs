@@ -2,11 +2,10 @@
 
 use serde::Serialize;
 
-use crate::backend::{KvSpec, WeightRole};
+use crate::backend::{Footprint, KvSpec, WeightRole};
 use crate::batch::{Limits, activation_bytes};
 use crate::dtype::Precision;
 use crate::error::{Error, Result};
-use crate::footprint::Footprint;
 use crate::model::source::WeightSource;
 use crate::model::spec::ModelSpec;
 
@@ -89,8 +88,8 @@ impl Plan {
             let limits = limits_for(&input.limits, context, batch);
             let kv_spec = KvSpec { num_blocks: limits.num_blocks, ..kv_spec.clone() };
             let scratch = !footprint.fuses_gate_up();
-            let activations = activation_bytes(&limits, spec.hidden_size, spec.intermediate_size, spec.heads, scratch);
-            let (kv, workspace) = (footprint.kv_bytes(&kv_spec), footprint.workspace_bytes(&limits, spec));
+            let activations = activation_bytes(&limits, &spec.shape(), scratch);
+            let (kv, workspace) = (footprint.kv_bytes(&kv_spec), footprint.workspace_bytes(&limits, &spec.shape()));
             Variable {
                 kv: *kv.as_ref().unwrap_or(&kv_spec.stored_bytes()),
                 activations: activations + workspace.as_ref().unwrap_or(&0),

@@ -3,19 +3,22 @@
 //! Values are f32, sums are f64, nothing is packed, fused, vectorised or threaded. Other backends are compared with it;
 //! it is far too slow for anything else than tests.
 
-use crate::backend::{Backend, DeviceInfo, HeadLayout, Interrupt, KvSpec, PAD_SLOT, StepInputs, StepKey, WeightView};
+use crate::backend::{
+    Add, Backend, DeviceInfo, Embed, GatherRows, Interrupt, KvSpec, Linear, PAD_SLOT, PagedAttention, RmsNorm, Rope,
+    SiluAndMul, StepKey, StoreKv, WeightView,
+};
 use crate::dtype::Precision;
 use crate::error::{Error, Result};
 
 /// The reference device. Always [`Precision::Exact`].
 ///
 /// ```
-/// use qwen_core::{Backend, reference::Reference};
+/// use qwen_core::{Backend, backend::Add, reference::Reference};
 /// let mut b = Reference::new();
 /// let mut x = b.alloc(2)?;
 /// b.write(&mut x, &[3.0, 4.0])?;
 /// let y = b.alloc(2)?;
-/// b.add(&mut x, &y, 2)?;
+/// b.add(Add { x: &mut x, y: &y, len: 2 })?;
 /// let mut sum = [0.0; 2];
 /// b.read(&x, &mut sum)?;
 /// assert_eq!(sum, [3.0, 4.0]);
@@ -148,7 +151,8 @@ impl Backend for Reference {
         Ok(())
     }
 
-    fn embed(&mut self, ids: &Vec<u32>, table: &Matrix, out: &mut Vec<f32>, rows: usize) -> Result<()> {
+    fn embed(&mut self, op: Embed<'_, Self>) -> Result<()> {
+        let Embed { ids, table, out, rows } = op;
         need("embed", "ids", ids.len(), rows)?;
         need("embed", "out", out.len(), rows * table.cols)?;
         for (&id, out) in ids[..rows].iter().zip(out.chunks_exact_mut(table.cols)) {
@@ -160,14 +164,8 @@ impl Backend for Reference {
         Ok(())
     }
 
-    fn linear(
-        &mut self,
-        x: &Vec<f32>,
-        w: &Matrix,
-        bias: Option<&Vec<f32>>,
-        out: &mut Vec<f32>,
-        rows: usize,
-    ) -> Result<()> {
+    fn linear(&mut self, op: Linear<'_, Self>) -> Result<()> {
+        let Linear { x, w, bias, out, rows } = op;
         need("linear", "x", x.len(), rows * w.cols)?;
         need("linear", "out", out.len(), rows * w.rows)?;
         need("linear", "bias", bias.map_or(w.rows, Vec::len), w.rows)?;
@@ -180,15 +178,8 @@ impl Backend for Reference {
         Ok(())
     }
 
-    fn rms_norm(
-        &mut self,
-        x: &Vec<f32>,
-        weight: &Vec<f32>,
-        eps: f32,
-        out: &mut Vec<f32>,
-        hidden_size: usize,
-        rows: usize,
-    ) -> Result<()> {
+    fn rms_norm(&mut self, op: RmsNorm<'_, Self>) -> Result<()> {
+        let RmsNorm { x, weight, eps, hidden_size, out, rows } = op;
         need("rms_norm", "x", x.len(), rows * hidden_size)?;
         need("rms_norm", "weight", weight.len(), hidden_size)?;
         need("rms_norm", "out", out.len(), rows * hidden_size)?;
@@ -202,7 +193,8 @@ impl Backend for Reference {
         Ok(())
     }
 
-    fn rope(&mut self, qkv: &mut Vec<f32>, cos_sin: &Vec<f32>, heads: HeadLayout, rows: usize) -> Result<()> {
+    fn rope(&mut self, op: Rope<'_, Self>) -> Result<()> {
+        let Rope { qkv, cos_sin, heads, rows } = op;
         need("rope", "qkv", qkv.len(), rows * heads.qkv_size())?;
         need("rope", "cos_sin", cos_sin.len(), rows * heads.head_dim)?;
         let half = heads.head_dim / 2;
@@ -221,15 +213,8 @@ impl Backend for Reference {
         Ok(())
     }
 
-    fn store_kv(
-        &mut self,
-        qkv: &Vec<f32>,
-        slot_mapping: &Vec<u32>,
-        kv: &mut KvStore,
-        layer: usize,
-        heads: HeadLayout,
-        rows: usize,
-    ) -> Result<()> {
+    fn store_kv(&mut self, op: StoreKv<'_, Self>) -> Result<()> {
+        let StoreKv { qkv, slot_mapping, kv, layer, heads, rows } = op;
         need("store_kv", "qkv", qkv.len(), rows * heads.qkv_size())?;
         need("store_kv", "slot_mapping", slot_mapping.len(), rows)?;
         for (qkv, &slot) in qkv.chunks_exact(heads.qkv_size()).zip(&slot_mapping[..rows]) {
@@ -245,16 +230,8 @@ impl Backend for Reference {
         Ok(())
     }
 
-    fn paged_attention(
-        &mut self,
-        qkv: &Vec<f32>,
-        kv: &KvStore,
-        layer: usize,
-        heads: HeadLayout,
-        inputs: &StepInputs<Self>,
-        out: &mut Vec<f32>,
-        key: StepKey,
-    ) -> Result<()> {
+    fn paged_attention(&mut self, op: PagedAttention<'_, Self>) -> Result<()> {
+        let PagedAttention { qkv, kv, layer, heads, inputs, out, key } = op;
         need("paged_attention", "qkv", qkv.len(), key.num_tokens * heads.qkv_size())?;
         need("paged_attention", "out", out.len(), key.num_tokens * heads.q_size())?;
         let (head_dim, block_size) = (heads.head_dim, kv.spec.block_size);
@@ -294,13 +271,8 @@ impl Backend for Reference {
         Ok(())
     }
 
-    fn silu_and_mul(
-        &mut self,
-        gate_up: &Vec<f32>,
-        out: &mut Vec<f32>,
-        intermediate_size: usize,
-        rows: usize,
-    ) -> Result<()> {
+    fn silu_and_mul(&mut self, op: SiluAndMul<'_, Self>) -> Result<()> {
+        let SiluAndMul { gate_up, out, intermediate_size, rows } = op;
         need("silu_and_mul", "gate_up", gate_up.len(), rows * 2 * intermediate_size)?;
         need("silu_and_mul", "out", out.len(), rows * intermediate_size)?;
         for (gate_up, out) in
@@ -315,21 +287,16 @@ impl Backend for Reference {
         Ok(())
     }
 
-    fn add(&mut self, x: &mut Vec<f32>, y: &Vec<f32>, len: usize) -> Result<()> {
+    fn add(&mut self, op: Add<'_, Self>) -> Result<()> {
+        let Add { x, y, len } = op;
         need("add", "x", x.len(), len)?;
         need("add", "y", y.len(), len)?;
         x[..len].iter_mut().zip(y).for_each(|(x, y)| *x += y);
         Ok(())
     }
 
-    fn gather_rows(
-        &mut self,
-        x: &Vec<f32>,
-        indices: &Vec<u32>,
-        out: &mut Vec<f32>,
-        width: usize,
-        rows: usize,
-    ) -> Result<()> {
+    fn gather_rows(&mut self, op: GatherRows<'_, Self>) -> Result<()> {
+        let GatherRows { x, indices, out, width, rows } = op;
         need("gather_rows", "indices", indices.len(), rows)?;
         need("gather_rows", "out", out.len(), rows * width)?;
         for (out, &index) in out.chunks_exact_mut(width).zip(&indices[..rows]) {

@@ -72,7 +72,7 @@ impl<B: Backend> ModelRunner<B> {
 
     /// Hand activations over between stages by `group`, where it does so from device to device.
     pub fn with_neighbours(mut self, group: Arc<dyn Collective>) -> Self {
-        self.neighbours = Some(group).filter(|group| self.backend.hands_over(&**group));
+        self.neighbours = Some(group).filter(|group| self.backend.supports_p2p(&**group));
         self
     }
 
@@ -87,7 +87,7 @@ impl<B: Backend> ModelRunner<B> {
         let fits = |key: &StepKey| {
             key.num_tokens <= max_num_batched_tokens && key.num_seqs <= max_num_seqs && key.num_logits <= max_num_logits
         };
-        for key in self.backend.first_steps().into_iter().filter(fits) {
+        for key in self.backend.warmup_shapes().into_iter().filter(fits) {
             self.write_inputs(&padding, key)?;
             let ModelRunner { backend, model, group, .. } = self;
             let interrupt = Interrupt::default();
@@ -108,7 +108,6 @@ impl<B: Backend> ModelRunner<B> {
             num_seqs: batch.num_seqs(),
             num_logits: batch.logits_indices.len(),
             max_seqlen_q: batch.max_seqlen_q(),
-            greedy: batch.greedy,
         });
         self.write_inputs(batch, key)?;
         if let Some(hidden) = hidden {
@@ -199,15 +198,13 @@ impl<B: Backend> ModelRunner<B> {
         output.logits.clear();
         output.greedy_ids.clear();
         let rows = batch.logits_indices.len();
-        if batch.greedy {
-            output.greedy_ids.resize(rows, 0);
-            self.backend.read_indices(&self.model.buffers.greedy_ids, &mut output.greedy_ids)?;
-            Ok(!output.greedy_ids.contains(&NON_FINITE))
-        } else {
+        output.greedy_ids.resize(rows, 0);
+        self.backend.read_indices(&self.model.buffers.greedy_ids, &mut output.greedy_ids)?;
+        if batch.read_logits {
             output.logits.resize(rows * self.limits.vocab_size, 0.0);
             self.backend.read(&self.model.buffers.logits, &mut output.logits)?;
-            Ok(output.logits.iter().all(|logit| logit.is_finite()))
         }
+        Ok(!output.greedy_ids.contains(&NON_FINITE))
     }
 
     /// Wait for everything queued.

@@ -6,7 +6,7 @@
 
 use std::collections::HashSet;
 
-use crate::composed::argmax_row;
+use crate::backend::composed::argmax_row;
 use crate::error::{Error, Result};
 
 /// How the next token is chosen. [`SamplingParams::default`] is greedy.

@@ -2,7 +2,7 @@
 
 mod common;
 
-use qwen_core::backend::{HeadLayout, KvSpec, StepInputs, StepKey};
+use qwen_core::backend::{HeadLayout, KvSpec, PagedAttention, RmsNorm, Rope, SiluAndMul, StepInputs, StepKey, StoreKv};
 use qwen_core::reference::Reference;
 use qwen_core::{Backend, Encoding};
 use safetensors::SafeTensors;
@@ -62,7 +62,9 @@ fn rms_norm() {
         let (x, weight, shape) = (vectors.f32s(&name("x")), vectors.f32s(&name("weight")), vectors.shape(&name("x")));
         let mut out = vec![0.0; x.len()];
         let eps = vectors.f64s(&name("eps"))[0] as f32;
-        Reference::new().rms_norm(&x, &weight, eps, &mut out, shape[1], shape[0]).expect("rms_norm");
+        Reference::new()
+            .rms_norm(RmsNorm { x: &x, weight: &weight, eps, out: &mut out, hidden_size: shape[1], rows: shape[0] })
+            .expect("rms_norm");
         // The recorded epsilon is a double, ours a single.
         assert_near(&name("y"), &out, &vectors.f64s(&name("y")), 2.0 * ROUNDING);
     }
@@ -75,7 +77,9 @@ fn silu_and_mul() {
     let rows = gate.chunks_exact(shape[1]).zip(up.chunks_exact(shape[1]));
     let gate_up: Vec<f32> = rows.flat_map(|(gate, up)| [gate, up].concat()).collect();
     let mut out = vec![0.0; gate.len()];
-    Reference::new().silu_and_mul(&gate_up, &mut out, shape[1], shape[0]).expect("silu_and_mul");
+    Reference::new()
+        .silu_and_mul(SiluAndMul { gate_up: &gate_up, out: &mut out, intermediate_size: shape[1], rows: shape[0] })
+        .expect("silu_and_mul");
     assert_near("swiglu.y", &out, &vectors.f64s("swiglu.y"), ROUNDING);
 }
 
@@ -100,7 +104,7 @@ fn rope() {
                 angles.clone().map(f64::cos).chain(angles.map(f64::sin)).map(|value| value as f32).collect::<Vec<_>>()
             })
             .collect();
-        Reference::new().rope(&mut qkv, &cos_sin, layout, positions).expect("rope");
+        Reference::new().rope(Rope { qkv: &mut qkv, cos_sin: &cos_sin, heads: layout, rows: positions }).expect("rope");
         let rows = qkv.chunks_exact(width + head_dim);
         assert!(rows.clone().all(|row| row[width..].iter().all(|value| *value == 7.0)), "values were rotated");
         let rotated: Vec<f32> = rows.flat_map(|row| &row[..width]).copied().collect();
@@ -148,7 +152,8 @@ fn paged_attention() {
             .zip(&v)
             .flat_map(|(k, v)| [&vec![0.0; heads * head_dim], k, v].map(Vec::as_slice).concat())
             .collect();
-        b.store_kv(&stored, &slots, &mut kv, 0, layout, context).expect("store_kv");
+        b.store_kv(StoreKv { qkv: &stored, slot_mapping: &slots, kv: &mut kv, layer: 0, heads: layout, rows: context })
+            .expect("store_kv");
         let queries: Vec<f32> = q.iter().flat_map(|q| [&q[..], &vec![0.0; 2 * kv_heads * head_dim]].concat()).collect();
         let inputs = StepInputs {
             input_ids: Vec::new(),
@@ -160,9 +165,18 @@ fn paged_attention() {
             max_blocks_per_seq: num_blocks,
             logits_indices: Vec::new(),
         };
-        let key = StepKey { num_tokens: tokens, num_seqs: 1, num_logits: 0, max_seqlen_q: tokens, greedy: false };
+        let key = StepKey { num_tokens: tokens, num_seqs: 1, num_logits: 0, max_seqlen_q: tokens };
         let mut out = vec![0.0; tokens * heads * head_dim];
-        b.paged_attention(&queries, &kv, 0, layout, &inputs, &mut out, key).expect("paged_attention");
+        b.paged_attention(PagedAttention {
+            qkv: &queries,
+            kv: &kv,
+            layer: 0,
+            heads: layout,
+            inputs: &inputs,
+            out: &mut out,
+            key,
+        })
+        .expect("paged_attention");
 
         let y = vectors.f64s(&name("y"));
         let y: Vec<f64> = (0..tokens)

@@ -1,4 +1,4 @@
-//! Root-mean-square norm (Zhang and Sennrich 2019), with the residual added before it where asked.
+//! Root-mean-square norm (Zhang and Sennrich 2019).
 //!
 //! ```text
 //! out = x / sqrt(mean(x^2) + eps) * weight
@@ -15,8 +15,6 @@ use crate::simd::{Kernel, LANES, Simd};
 #[derive(Debug)]
 pub(crate) struct RmsNorm {
     pub(crate) x: Cells<f32>,
-    /// What is added to `x`, which then keeps the sum.
-    pub(crate) add: Option<Cells<f32>>,
     pub(crate) weight: Cells<f32>,
     pub(crate) eps: f32,
     pub(crate) out: Cells<f32>,
@@ -43,19 +41,7 @@ impl Kernel for RmsNorm {
         unsafe {
             let out = self.out.slice_mut(row * width, width).as_mut_ptr();
             let weight = self.weight.slice(0, width).as_ptr();
-            // Without a sum to keep, `x` is only read, and may be the weight, too.
-            let mut x = self.x.slice(row * width, width).as_ptr();
-            if let Some(y) = &self.add {
-                let y = y.slice(row * width, width).as_ptr();
-                let sum = self.x.slice_mut(row * width, width).as_mut_ptr();
-                x = sum.cast_const();
-                for i in (0..whole).step_by(LANES) {
-                    s.store(s.add(s.load(sum.add(i)), s.load(y.add(i))), sum.add(i));
-                }
-                for i in whole..width {
-                    *sum.add(i) += *y.add(i);
-                }
-            }
+            let x = self.x.slice(row * width, width).as_ptr();
             let mut sums = [s.splat(0.0); 4];
             let mut i = 0;
             while i + 4 * LANES <= whole {

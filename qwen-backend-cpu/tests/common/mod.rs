@@ -3,7 +3,8 @@
 
 use qwen_backend_cpu::{CpuBackend, CpuBuffer, CpuKv, CpuOptions, CpuWeight};
 use qwen_core::backend::{
-    HeadLayout, Interrupt, KvSpec, MatrixPart, QkvRopeStore, StepInputs, StepKey, WeightRole, WeightView,
+    GateUpSilu, HeadLayout, Interrupt, KvSpec, LinearAdd, MatrixPart, PagedAttention, QkvRopeStore, RmsNorm,
+    StepInputs, StepKey, StoreKv, WeightRole, WeightView,
 };
 use qwen_core::{Backend, Encoding, Result};
 
@@ -141,7 +142,16 @@ impl Small {
         self.b.write_indices(&mut self.inputs.slot_mapping, &slots).unwrap();
         let nan = vec![f32::NAN; CONTEXT * HEADS.qkv_size()];
         self.b.write(&mut self.qkv, &nan).unwrap();
-        self.b.store_kv(&self.qkv, &self.inputs.slot_mapping, &mut self.kv, 0, HEADS, CONTEXT).unwrap();
+        self.b
+            .store_kv(StoreKv {
+                qkv: &self.qkv,
+                slot_mapping: &self.inputs.slot_mapping,
+                kv: &mut self.kv,
+                layer: 0,
+                heads: HEADS,
+                rows: CONTEXT,
+            })
+            .unwrap();
     }
 
     /// A prompt of `tokens` tokens.
@@ -169,13 +179,14 @@ impl Small {
     }
 
     pub(crate) fn try_run(&mut self, tokens: usize) -> Result<()> {
-        let key = StepKey { num_tokens: tokens, num_seqs: 1, num_logits: 1, max_seqlen_q: tokens, greedy: false };
+        let key = StepKey { num_tokens: tokens, num_seqs: 1, num_logits: 1, max_seqlen_q: tokens };
         let Small {
             qkv_w, o_w, gate_up, down, norm, bias, residual, x, qkv, attended, act, scratch, inputs, kv, ..
         } = self;
         self.b.step(key, &self.interrupt, &mut |b| {
-            b.rms_norm(residual, norm, 1e-6, x, HIDDEN, tokens)?;
+            b.rms_norm(RmsNorm { x: residual, weight: norm, eps: 1e-6, out: x, hidden_size: HIDDEN, rows: tokens })?;
             b.qkv_rope_store(QkvRopeStore {
+                norm: None,
                 x,
                 w: qkv_w,
                 bias,
@@ -186,11 +197,35 @@ impl Small {
                 layer: 0,
                 rows: tokens,
             })?;
-            b.paged_attention(qkv, kv, 0, HEADS, inputs, attended, key)?;
-            b.linear_add(attended, o_w, scratch, residual, HIDDEN, tokens)?;
-            b.rms_norm(residual, norm, 1e-6, x, HIDDEN, tokens)?;
-            b.gate_up_silu(x, gate_up, scratch, act, INNER, tokens)?;
-            b.linear_add(act, down, scratch, residual, HIDDEN, tokens)
+            b.paged_attention(PagedAttention { qkv, kv, layer: 0, heads: HEADS, inputs, out: attended, key })?;
+            b.linear_add(LinearAdd {
+                group: None,
+                x: attended,
+                w: o_w,
+                scratch,
+                residual,
+                hidden_size: HIDDEN,
+                rows: tokens,
+            })?;
+            b.rms_norm(RmsNorm { x: residual, weight: norm, eps: 1e-6, out: x, hidden_size: HIDDEN, rows: tokens })?;
+            b.gate_up_silu(GateUpSilu {
+                norm: None,
+                x,
+                w: gate_up,
+                scratch,
+                out: act,
+                intermediate_size: INNER,
+                rows: tokens,
+            })?;
+            b.linear_add(LinearAdd {
+                group: None,
+                x: act,
+                w: down,
+                scratch,
+                residual,
+                hidden_size: HIDDEN,
+                rows: tokens,
+            })
         })
     }
 }

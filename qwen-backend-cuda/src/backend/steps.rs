@@ -94,18 +94,9 @@ fn padded_count(count: usize) -> usize {
 
 impl CudaBackend {
     pub(super) fn steps_to_warm(&self) -> Vec<StepKey> {
-        let prompt =
-            |num_tokens| StepKey { num_tokens, num_seqs: 1, num_logits: 1, max_seqlen_q: num_tokens, greedy: false };
-        let singles = |greedy| {
-            SINGLES.map(|count| StepKey {
-                num_tokens: count,
-                num_seqs: count,
-                num_logits: count,
-                max_seqlen_q: 1,
-                greedy,
-            })
-        };
-        PROMPTS.map(prompt).into_iter().chain(singles(false)).chain(singles(true)).collect()
+        let prompt = |num_tokens| StepKey { num_tokens, num_seqs: 1, num_logits: 1, max_seqlen_q: num_tokens };
+        let single = |count| StepKey { num_tokens: count, num_seqs: count, num_logits: count, max_seqlen_q: 1 };
+        PROMPTS.map(prompt).into_iter().chain(SINGLES.map(single)).collect()
     }
 
     pub(super) fn run_step(

@@ -9,7 +9,7 @@ use std::thread;
 
 use qwen_conformance::model::{GEOMETRIES, Geometry, RandomModel};
 use qwen_core::Precision;
-use qwen_core::backend::Interrupt;
+use qwen_core::backend::{AllReduce, Interrupt};
 use qwen_core::batch::{Batch, Limits, SequenceStep, StepOutput, WantLogits};
 use qwen_core::kv::BlockId;
 use qwen_core::model::Model;
@@ -288,7 +288,7 @@ fn ranks_sum_on_their_cards_and_on_the_host() {
         let own = 10.0 * link.rank() as f32;
         let mut x = backend.alloc(3).unwrap();
         backend.write(&mut x, &[own, own + 1.0, own + 2.0]).unwrap();
-        backend.all_reduce(&mut x, 3, &group).unwrap();
+        backend.all_reduce(AllReduce { x: &mut x, len: 3, group: &group }).unwrap();
         let mut on_card = [0.0; 3];
         backend.read(&x, &mut on_card).unwrap();
         let mut on_host = [own; 2];

@@ -48,7 +48,7 @@ fn results(mut backend: CudaBackend) -> Result<Vec<u32>> {
             })?;
             computed[sequence] += tokens;
         }
-        batch.greedy = greedy;
+        batch.read_logits = !greedy;
         let mut output = StepOutput::default();
         runner.execute(&batch, &mut output, &Interrupt::default())?;
         results.extend(output.logits.iter().map(|logit| logit.to_bits()));

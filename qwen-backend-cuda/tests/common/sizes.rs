@@ -10,7 +10,7 @@ use qwen_conformance::ops::linear::Linear;
 use qwen_conformance::ops::qkv_rope_store::QkvRopeStoreOp;
 use qwen_conformance::ops::rope::heads;
 use qwen_conformance::{Blocks, Scenario, Sequence, rms_error};
-use qwen_core::backend::{KvSpec, StepInputs};
+use qwen_core::backend::{KvSpec, PagedAttention, StepInputs, StoreKv};
 use qwen_core::reference::Reference;
 use qwen_core::{Backend, Encoding, Precision};
 
@@ -166,7 +166,14 @@ impl Op for MixedStore {
             first_block += blocks(sequence);
         }
         let (x, at) = (Guarded::new(b, &values)?, GuardedIndices::new(b, &slots)?);
-        b.store_kv(&x.buffer, &at.buffer, &mut kv, 0, scenario.heads, slots.len())?;
+        b.store_kv(StoreKv {
+            qkv: &x.buffer,
+            slot_mapping: &at.buffer,
+            kv: &mut kv,
+            layer: 0,
+            heads: scenario.heads,
+            rows: slots.len(),
+        })?;
         let qkv: Vec<f32> = scenario.positions().flat_map(|(s, p)| scenario.qkv_row(s.id, p)).collect();
         Ok(OnDevice {
             kv,
@@ -178,7 +185,15 @@ impl Op for MixedStore {
 
     fn issue<B: Backend>(&self, b: &mut B, on: &mut OnDevice<B>) -> qwen_core::Result<()> {
         let OnDevice { kv, inputs, qkv, out } = on;
-        b.paged_attention(&qkv.buffer, kv, 0, self.0.heads, inputs, &mut out.buffer, self.0.key())
+        b.paged_attention(PagedAttention {
+            qkv: &qkv.buffer,
+            kv,
+            layer: 0,
+            heads: self.0.heads,
+            inputs,
+            out: &mut out.buffer,
+            key: self.0.key(),
+        })
     }
 
     fn outputs<'a, B: Backend>(&self, on: &'a OnDevice<B>) -> Vec<Output<'a, B>> {

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::mpsc::channel;
 use std::time::Duration;
 
+use qwen_core::backend::Add;
 use qwen_core::engine::{EngineCore, Event, Request, SeqId};
 use qwen_core::sampling::SamplingParams;
 
@@ -102,8 +103,11 @@ fn arrays_of_another_device_are_refused() {
     let Some(mut backend) = backend(Precision::Fast) else { return };
     let mut foreign = self::backend(Precision::Fast).unwrap().alloc(64).unwrap();
     let mut x = backend.alloc(64).unwrap();
-    let refused =
-        [backend.add(&mut x, &foreign, 64), backend.write(&mut foreign, &[0.0]), backend.read(&foreign, &mut [0.0])];
+    let refused = [
+        backend.add(Add { x: &mut x, y: &foreign, len: 64 }),
+        backend.write(&mut foreign, &[0.0]),
+        backend.read(&foreign, &mut [0.0]),
+    ];
     for (refused, op) in refused.into_iter().zip(["add", "write", "read"]) {
         assert!(matches!(&refused, Err(Error::Device { op: found, .. }) if found == op), "{refused:?}");
     }

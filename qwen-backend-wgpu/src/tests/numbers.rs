@@ -1,7 +1,7 @@
 //! Numbers that the conformance suite does not look at closely enough: bits, and what is not finite.
 
 use qwen_core::backend::{HeadLayout, KvSpec, QkvRopeStore, StepInputs, StepKey};
-use qwen_core::composed;
+use qwen_core::backend::{Linear, PagedAttention, StoreKv, composed};
 
 use super::*;
 use crate::{WgpuBuffer, WgpuIndices, WgpuKv};
@@ -36,7 +36,7 @@ fn product(backend: &mut WgpuBackend, x: &[f32], values: &[f32], rows: usize, co
     let mut x_buffer = backend.alloc(rows * cols).unwrap();
     backend.write(&mut x_buffer, &x[..rows * cols]).unwrap();
     let mut out = backend.alloc(rows * outputs).unwrap();
-    backend.linear(&x_buffer, &w, None, &mut out, rows).unwrap();
+    backend.linear(Linear { x: &x_buffer, w: &w, bias: None, out: &mut out, rows }).unwrap();
     let mut read = vec![0.0; rows * outputs];
     backend.read(&out, &mut read).unwrap();
     read
@@ -136,12 +136,24 @@ fn attend(backend: &mut WgpuBackend, qkv: &[f32], queries: usize) -> Vec<f32> {
     let positions = qkv.len() / width;
     let mut kv = store(backend, Encoding::F32, positions, HEADS);
     let (rows, slots) = (buffer(backend, qkv), indices(backend, 0..positions as u32));
-    backend.store_kv(&rows, &slots, &mut kv, 0, HEADS, positions).unwrap();
+    backend
+        .store_kv(StoreKv { qkv: &rows, slot_mapping: &slots, kv: &mut kv, layer: 0, heads: HEADS, rows: positions })
+        .unwrap();
     let inputs = inputs(backend, &[0.0], positions, queries);
     let last = buffer(backend, &qkv[(positions - queries) * width..]);
     let mut out = buffer(backend, &vec![7.0; queries * HEADS.q_size()]);
-    let key = StepKey { num_tokens: queries, num_seqs: 1, num_logits: 1, max_seqlen_q: queries, greedy: false };
-    backend.paged_attention(&last, &kv, 0, HEADS, &inputs, &mut out, key).unwrap();
+    let key = StepKey { num_tokens: queries, num_seqs: 1, num_logits: 1, max_seqlen_q: queries };
+    backend
+        .paged_attention(PagedAttention {
+            qkv: &last,
+            kv: &kv,
+            layer: 0,
+            heads: HEADS,
+            inputs: &inputs,
+            out: &mut out,
+            key,
+        })
+        .unwrap();
     read(backend, &out, queries * HEADS.q_size())
 }
 
@@ -208,7 +220,9 @@ fn keys_and_values_are_rounded_to_the_nearest_even_f16() {
     }
     let mut kv = store(&mut backend, Encoding::F16, positions, heads);
     let (rows, slots) = (buffer(&mut backend, &qkv), indices(&mut backend, 0..positions as u32));
-    backend.store_kv(&rows, &slots, &mut kv, 0, heads, positions).unwrap();
+    backend
+        .store_kv(StoreKv { qkv: &rows, slot_mapping: &slots, kv: &mut kv, layer: 0, heads, rows: positions })
+        .unwrap();
     let slab = &kv.store().layers[0][0];
     for array in [&slab.keys, &slab.values] {
         let stored = backend.read_array(array, edges.len());
@@ -239,7 +253,7 @@ fn a_rotation_has_the_same_bits_in_each_kernel() {
         let mut qkv = backend.alloc(rows * outputs).unwrap();
         let mut kv = store(&mut backend, Encoding::F32, rows, HEADS);
         let (x, w, bias, inputs, heads) = (&x, &w, &bias, &inputs, HEADS);
-        let op = QkvRopeStore { x, w, bias, inputs, heads, qkv: &mut qkv, kv: &mut kv, layer: 0, rows };
+        let op = QkvRopeStore { norm: None, x, w, bias, inputs, heads, qkv: &mut qkv, kv: &mut kv, layer: 0, rows };
         match fused {
             true => backend.qkv_rope_store(op).unwrap(),
             false => composed::qkv_rope_store(&mut backend, op).unwrap(),

@@ -97,7 +97,7 @@ impl Sequences {
     /// What the runner reports.
     pub(super) fn batch(&mut self, runner: &mut dyn Runner, step: &[(usize, usize)], greedy: bool) -> Result<Batch> {
         let mut batch = Batch::new(limits().block_size);
-        batch.greedy = greedy;
+        batch.read_logits = !greedy;
         for &(index, tokens) in step {
             let Sequence { ids, computed, table, .. } = &mut self.sequences[index];
             let end = *computed + tokens;

@@ -5,9 +5,9 @@ use crate::compare;
 use crate::op::{Allowed, Cost, Guarded, Op, Output};
 use crate::rig::Rig;
 use crate::tolerance;
-use qwen_core::backend::Backend;
+use qwen_core::backend::composed;
+use qwen_core::backend::{self, Backend};
 use qwen_core::collective::ThreadGroup;
-use qwen_core::composed;
 use qwen_core::dtype::Precision;
 use qwen_core::error::{Error, Result};
 
@@ -45,7 +45,7 @@ impl Op for Add {
     }
 
     fn issue<B: Backend>(&self, b: &mut B, on: &mut OnDevice<B>) -> Result<()> {
-        b.add(&mut on.x.buffer, &on.y.buffer, self.len)
+        b.add(backend::Add { x: &mut on.x.buffer, y: &on.y.buffer, len: self.len })
     }
 
     fn outputs<'a, B: Backend>(&self, on: &'a OnDevice<B>) -> Vec<Output<'a, B>> {
@@ -87,8 +87,10 @@ fn reduce<B: Backend>(rig: &mut Rig<'_, B>, ranks: usize, len: usize, own: bool)
                 scope.spawn(move || {
                     let mut x = Guarded::new(&mut b, input)?;
                     match own {
-                        true => b.all_reduce(&mut x.buffer, len, &group)?,
-                        false => composed::all_reduce(&mut b, &mut x.buffer, len, &group)?,
+                        true => b.all_reduce(backend::AllReduce { x: &mut x.buffer, len, group: &group })?,
+                        false => {
+                            composed::all_reduce(&mut b, backend::AllReduce { x: &mut x.buffer, len, group: &group })?
+                        }
                     }
                     x.read(&mut b)
                 })

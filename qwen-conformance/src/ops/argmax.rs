@@ -4,8 +4,8 @@ use super::{Form, Inputs};
 use crate::op::{Allowed, Cost, Data, Guarded, GuardedIndices, Op, Output};
 use crate::random::Rng;
 use crate::rig::Rig;
-use qwen_core::backend::Backend;
-use qwen_core::composed;
+use qwen_core::backend::composed;
+use qwen_core::backend::{self, Backend};
 use qwen_core::dtype::Precision;
 use qwen_core::error::Result;
 
@@ -98,8 +98,10 @@ impl Op for Argmax {
     fn issue<B: Backend>(&self, b: &mut B, on: &mut OnDevice<B>) -> Result<()> {
         let (x, out) = (&on.x.buffer, &mut on.out.buffer);
         match self.form {
-            Form::Own => b.argmax(x, out, self.width, self.valid, self.rows),
-            Form::Composed => composed::argmax(b, x, out, self.width, self.valid, self.rows),
+            Form::Own => b.argmax(backend::Argmax { x, out, width: self.width, valid: self.valid, rows: self.rows }),
+            Form::Composed => {
+                composed::argmax(b, backend::Argmax { x, out, width: self.width, valid: self.valid, rows: self.rows })
+            }
         }
     }
 

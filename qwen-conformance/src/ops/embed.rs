@@ -4,7 +4,7 @@ use super::linear::Matrix;
 use crate::op::{Allowed, Cost, Guarded, GuardedIndices, Op, Output};
 use crate::random::Rng;
 use crate::rig::Rig;
-use qwen_core::backend::{Backend, WeightRole};
+use qwen_core::backend::{self, Backend, WeightRole};
 use qwen_core::dtype::{Encoding, Precision};
 use qwen_core::error::Result;
 
@@ -50,7 +50,7 @@ impl Op for Embed {
     }
 
     fn issue<B: Backend>(&self, b: &mut B, on: &mut OnDevice<B>) -> Result<()> {
-        b.embed(&on.ids.buffer, &on.table, &mut on.out.buffer, self.ids.len())
+        b.embed(backend::Embed { ids: &on.ids.buffer, table: &on.table, out: &mut on.out.buffer, rows: self.ids.len() })
     }
 
     fn outputs<'a, B: Backend>(&self, on: &'a OnDevice<B>) -> Vec<Output<'a, B>> {

@@ -1,4 +1,4 @@
-//! `silu_and_mul`, `gate_up_silu` and `norm_gate_up_silu`.
+//! `silu_and_mul` and `gate_up_silu`, with a norm first and without.
 
 use std::ops::Range;
 
@@ -8,8 +8,8 @@ use crate::op::{Allowed, Cost, Guarded, Op, Output};
 use crate::random::Rng;
 use crate::rig::Rig;
 use crate::tolerance;
-use qwen_core::backend::{Backend, Norm, WeightRole};
-use qwen_core::composed;
+use qwen_core::backend::composed;
+use qwen_core::backend::{self, Backend, Norm, WeightRole};
 use qwen_core::dtype::{Encoding, Precision};
 use qwen_core::error::Result;
 
@@ -58,7 +58,12 @@ impl Op for SiluAndMul {
     }
 
     fn issue<B: Backend>(&self, b: &mut B, on: &mut SiluOnDevice<B>) -> Result<()> {
-        b.silu_and_mul(&on.gate_up.buffer, &mut on.out.buffer, self.intermediate_size, self.rows)
+        b.silu_and_mul(backend::SiluAndMul {
+            gate_up: &on.gate_up.buffer,
+            out: &mut on.out.buffer,
+            intermediate_size: self.intermediate_size,
+            rows: self.rows,
+        })
     }
 
     fn outputs<'a, B: Backend>(&self, on: &'a SiluOnDevice<B>) -> Vec<Output<'a, B>> {
@@ -66,7 +71,7 @@ impl Op for SiluAndMul {
     }
 }
 
-/// `gate_up_silu` or `norm_gate_up_silu` in one of its forms.
+/// `gate_up_silu` in one of its forms.
 #[derive(Debug, Clone)]
 pub struct GateUpSilu {
     /// How the weights are encoded.
@@ -142,12 +147,11 @@ impl Op for GateUpSilu {
         let OnDevice { x, norm, normed, w, scratch, out } = on;
         let (x, scratch, out) = (&x.buffer, &mut scratch.buffer, &mut out.buffer);
         let (weight, normed) = (&norm.buffer, &mut normed.buffer);
-        let norm = Norm { weight, eps: 1e-6, hidden_size: self.hidden_size, normed };
-        match (self.form, self.normed) {
-            (Form::Own, false) => b.gate_up_silu(x, w, scratch, out, inner, rows),
-            (Form::Own, true) => b.norm_gate_up_silu(norm, x, w, scratch, out, inner, rows),
-            (Form::Composed, false) => composed::gate_up_silu(b, x, w, scratch, out, inner, rows),
-            (Form::Composed, true) => composed::norm_gate_up_silu(b, norm, x, w, scratch, out, inner, rows),
+        let norm = self.normed.then_some(Norm { weight, eps: 1e-6, hidden_size: self.hidden_size, normed });
+        let op = backend::GateUpSilu { norm, x, w, scratch, out, intermediate_size: inner, rows };
+        match self.form {
+            Form::Own => b.gate_up_silu(op),
+            Form::Composed => composed::gate_up_silu(b, op),
         }
     }
 
@@ -188,7 +192,7 @@ pub fn fused<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
     Ok(())
 }
 
-/// `norm_gate_up_silu` likewise.
+/// With a norm first, likewise.
 pub fn normed<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
     for encoding in [Encoding::F32, Encoding::F16, Encoding::Bf16] {
         for form in [Form::Own, Form::Composed] {

@@ -4,7 +4,7 @@ use super::Inputs;
 use crate::op::{Allowed, Cost, Guarded, GuardedIndices, Op, Output};
 use crate::random::Rng;
 use crate::rig::Rig;
-use qwen_core::backend::Backend;
+use qwen_core::backend::{self, Backend};
 use qwen_core::dtype::Precision;
 use qwen_core::error::Result;
 
@@ -52,7 +52,13 @@ impl Op for GatherRows {
     }
 
     fn issue<B: Backend>(&self, b: &mut B, on: &mut OnDevice<B>) -> Result<()> {
-        b.gather_rows(&on.x.buffer, &on.indices.buffer, &mut on.out.buffer, self.width, self.rows)
+        b.gather_rows(backend::GatherRows {
+            x: &on.x.buffer,
+            indices: &on.indices.buffer,
+            out: &mut on.out.buffer,
+            width: self.width,
+            rows: self.rows,
+        })
     }
 
     fn outputs<'a, B: Backend>(&self, on: &'a OnDevice<B>) -> Vec<Output<'a, B>> {

@@ -6,7 +6,7 @@ use crate::compare;
 use crate::op::{Guarded, GuardedIndices};
 use crate::rig::Rig;
 use crate::scenario::{Blocks, Scenario};
-use qwen_core::backend::{Backend, KvSpec, PAD_SLOT, StepInputs, StepKey};
+use qwen_core::backend::{self, Backend, KvSpec, PAD_SLOT, StepInputs, StepKey};
 use qwen_core::dtype::Encoding;
 use qwen_core::error::Result;
 
@@ -46,13 +46,20 @@ impl<'a, 'b, B: Backend> Store<'a, 'b, B> {
         let slots: Vec<u32> = at.iter().map(|(slot, _)| *slot).collect();
         let x = Guarded::new(&mut self.rig.b, &values)?;
         let slots = GuardedIndices::new(&mut self.rig.b, &slots)?;
-        self.rig.b.store_kv(&x.buffer, &slots.buffer, &mut self.kv, layer, HEADS, at.len())
+        self.rig.b.store_kv(backend::StoreKv {
+            qkv: &x.buffer,
+            slot_mapping: &slots.buffer,
+            kv: &mut self.kv,
+            layer,
+            heads: HEADS,
+            rows: at.len(),
+        })
     }
 
     /// What a fixed query sees of each block of a layer: a value that changes with any of its bits.
     fn look(&mut self, layer: usize) -> Result<Vec<f32>> {
         let b = &mut self.rig.b;
-        let key = StepKey { num_tokens: BLOCKS, num_seqs: BLOCKS, num_logits: 0, max_seqlen_q: 1, greedy: false };
+        let key = StepKey { num_tokens: BLOCKS, num_seqs: BLOCKS, num_logits: 0, max_seqlen_q: 1 };
         let row = Scenario::new(HEADS, &[]).qkv_row(2000, 0);
         let indices = |b: &mut B, values: Vec<u32>| Ok::<_, qwen_core::Error>(GuardedIndices::new(b, &values)?.buffer);
         let inputs = StepInputs {
@@ -67,7 +74,15 @@ impl<'a, 'b, B: Backend> Store<'a, 'b, B> {
         };
         let qkv = Guarded::new(b, &row.repeat(BLOCKS))?;
         let mut out = Guarded::output(b, BLOCKS * HEADS.q_size())?;
-        b.paged_attention(&qkv.buffer, &self.kv, layer, HEADS, &inputs, &mut out.buffer, key)?;
+        b.paged_attention(backend::PagedAttention {
+            qkv: &qkv.buffer,
+            kv: &self.kv,
+            layer,
+            heads: HEADS,
+            inputs: &inputs,
+            out: &mut out.buffer,
+            key,
+        })?;
         Ok(out.read(b)?.0)
     }
 

@@ -7,8 +7,8 @@ use crate::op::{Allowed, Cost, Guarded, Op, Output};
 use crate::random::{Rng, encode};
 use crate::rig::Rig;
 use crate::tolerance;
-use qwen_core::backend::{Backend, MatrixPart, WeightRole, WeightView};
-use qwen_core::composed;
+use qwen_core::backend::composed;
+use qwen_core::backend::{self, Backend, MatrixPart, WeightRole, WeightView};
 use qwen_core::dtype::{Encoding, Precision};
 use qwen_core::error::Result;
 
@@ -177,9 +177,14 @@ impl Op for Linear {
         let OnDevice { x, w, bias, scratch, out } = on;
         let (x, scratch, out) = (&x.buffer, &mut scratch.buffer, &mut out.buffer);
         match self.residual {
-            None => b.linear(x, w, bias.as_ref().map(|bias| &bias.buffer), out, rows),
-            Some(Form::Own) => b.linear_add(x, w, scratch, out, outs, rows),
-            Some(Form::Composed) => composed::linear_add(b, x, w, scratch, out, outs, rows),
+            None => b.linear(backend::Linear { x, w, bias: bias.as_ref().map(|bias| &bias.buffer), out, rows }),
+            Some(Form::Own) => {
+                b.linear_add(backend::LinearAdd { group: None, x, w, scratch, residual: out, hidden_size: outs, rows })
+            }
+            Some(Form::Composed) => composed::linear_add(
+                b,
+                backend::LinearAdd { group: None, x, w, scratch, residual: out, hidden_size: outs, rows },
+            ),
         }
     }
 

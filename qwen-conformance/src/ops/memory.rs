@@ -3,7 +3,7 @@
 use super::Inputs;
 use crate::compare;
 use crate::rig::Rig;
-use qwen_core::backend::Backend;
+use qwen_core::backend::{self, Backend};
 use qwen_core::error::Result;
 
 const LENGTHS: [usize; 9] = [1, 2, 3, 15, 16, 17, 255, 1000, 70_001];
@@ -71,9 +71,9 @@ pub fn writes_wait_their_turn<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
     let (first, second) = (Inputs::Normal.rows(22, 0..1, len), Inputs::Normal.rows(23, 0..1, len));
     let (mut sum, mut y) = (rig.b.alloc(len)?, rig.b.alloc(len)?);
     rig.b.write(&mut y, &first)?;
-    rig.b.add(&mut sum, &y, len)?;
+    rig.b.add(backend::Add { x: &mut sum, y: &y, len })?;
     rig.b.write(&mut y, &second)?;
-    rig.b.add(&mut sum, &y, len)?;
+    rig.b.add(backend::Add { x: &mut sum, y: &y, len })?;
     rig.b.write(&mut y, &vec![f32::NAN; len])?;
     let mut got = vec![0.0; len];
     rig.b.read(&sum, &mut got)?;

@@ -23,7 +23,7 @@ use super::random::Rng;
 pub enum Form {
     /// The backend's own.
     Own,
-    /// The one of [`qwen_core::composed`], on the same backend.
+    /// The one of [`qwen_core::backend::composed`], on the same backend.
     Composed,
 }
 

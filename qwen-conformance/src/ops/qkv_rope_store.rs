@@ -1,4 +1,4 @@
-//! `qkv_rope_store` and `norm_qkv_rope_store`: seen through its query heads and through the attention over what it stored.
+//! `qkv_rope_store`, with a norm first and without: seen through its query heads and through the attention over what it stored.
 
 use super::linear::Matrix;
 use super::rope::{GEOMETRIES, heads};
@@ -8,12 +8,12 @@ use crate::random::Rng;
 use crate::rig::Rig;
 use crate::scenario::{Keys, LAYER, Placed, Scenario};
 use crate::tolerance;
-use qwen_core::backend::{Backend, Norm, QkvRopeStore, WeightRole};
-use qwen_core::composed;
+use qwen_core::backend::composed;
+use qwen_core::backend::{self, Backend, Norm, QkvRopeStore, WeightRole};
 use qwen_core::dtype::{Encoding, Precision};
 use qwen_core::error::Result;
 
-/// `qkv_rope_store` or `norm_qkv_rope_store` in one of its forms, then `paged_attention`.
+/// `qkv_rope_store` in one of its forms, then `paged_attention`.
 #[derive(Debug, Clone)]
 pub struct QkvRopeStoreOp {
     /// The sequences. What they computed before is in the store.
@@ -105,7 +105,9 @@ impl Op for QkvRopeStoreOp {
     fn issue<B: Backend>(&self, b: &mut B, on: &mut OnDevice<B>) -> Result<()> {
         let (heads, key) = (self.scenario.heads, self.scenario.key());
         let OnDevice { placed, x, norm, normed, w, bias, qkv, out } = on;
+        let (weight, normed) = (&norm.buffer, &mut normed.buffer);
         let op = QkvRopeStore {
+            norm: self.normed.then_some(Norm { weight, eps: 1e-6, hidden_size: self.hidden_size, normed }),
             x: &x.buffer,
             w,
             bias: &bias.buffer,
@@ -116,15 +118,19 @@ impl Op for QkvRopeStoreOp {
             layer: LAYER,
             rows: key.num_tokens,
         };
-        let (weight, normed) = (&norm.buffer, &mut normed.buffer);
-        let norm = Norm { weight, eps: 1e-6, hidden_size: self.hidden_size, normed };
-        match (self.form, self.normed) {
-            (Form::Own, false) => b.qkv_rope_store(op)?,
-            (Form::Own, true) => b.norm_qkv_rope_store(norm, op)?,
-            (Form::Composed, false) => composed::qkv_rope_store(b, op)?,
-            (Form::Composed, true) => composed::norm_qkv_rope_store(b, norm, op)?,
+        match self.form {
+            Form::Own => b.qkv_rope_store(op)?,
+            Form::Composed => composed::qkv_rope_store(b, op)?,
         }
-        b.paged_attention(&qkv.buffer, &placed.kv, LAYER, heads, &placed.inputs, &mut out.buffer, key)
+        b.paged_attention(backend::PagedAttention {
+            qkv: &qkv.buffer,
+            kv: &placed.kv,
+            layer: LAYER,
+            heads,
+            inputs: &placed.inputs,
+            out: &mut out.buffer,
+            key,
+        })
     }
 
     fn outputs<'a, B: Backend>(&self, on: &'a OnDevice<B>) -> Vec<Output<'a, B>> {

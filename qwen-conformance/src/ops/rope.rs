@@ -6,7 +6,7 @@ use super::{Inputs, RAGGED_ROWS};
 use crate::op::{Allowed, Cost, Data, Guarded, Op, Output};
 use crate::rig::Rig;
 use crate::tolerance;
-use qwen_core::backend::{Backend, HeadLayout};
+use qwen_core::backend::{self, Backend, HeadLayout};
 use qwen_core::dtype::Precision;
 use qwen_core::error::Result;
 
@@ -76,7 +76,12 @@ impl Op for Rope {
     }
 
     fn issue<B: Backend>(&self, b: &mut B, on: &mut OnDevice<B>) -> Result<()> {
-        b.rope(&mut on.qkv.buffer, &on.cos_sin.buffer, self.heads, self.rows.len())
+        b.rope(backend::Rope {
+            qkv: &mut on.qkv.buffer,
+            cos_sin: &on.cos_sin.buffer,
+            heads: self.heads,
+            rows: self.rows.len(),
+        })
     }
 
     fn outputs<'a, B: Backend>(&self, on: &'a OnDevice<B>) -> Vec<Output<'a, B>> {

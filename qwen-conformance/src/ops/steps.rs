@@ -5,7 +5,7 @@ use super::{Form, Inputs};
 use crate::compare;
 use crate::op::Guarded;
 use crate::rig::Rig;
-use qwen_core::backend::{Backend, Interrupt, StepKey, WeightRole};
+use qwen_core::backend::{self, Backend, Interrupt, StepKey, WeightRole};
 use qwen_core::dtype::Encoding;
 use qwen_core::error::{Error, Result};
 
@@ -44,20 +44,43 @@ impl<B: Backend> Mlp<B> {
         let residual = &mut self.residual.buffer;
         let (normed, inner) = (&mut self.normed.buffer, &mut self.inner.buffer);
         let (scratch, projected) = (&mut self.scratch.buffer, &mut self.projected.buffer);
-        b.rms_norm(residual, &self.norm.buffer, 1e-6, normed, HIDDEN, rows)?;
-        b.gate_up_silu(normed, &self.gate_up, scratch, inner, INNER, rows)?;
+        b.rms_norm(backend::RmsNorm {
+            x: residual,
+            weight: &self.norm.buffer,
+            eps: 1e-6,
+            out: normed,
+            hidden_size: HIDDEN,
+            rows,
+        })?;
+        b.gate_up_silu(backend::GateUpSilu {
+            norm: None,
+            x: normed,
+            w: &self.gate_up,
+            scratch,
+            out: inner,
+            intermediate_size: INNER,
+            rows,
+        })?;
         match form {
-            Form::Own => b.linear_add(inner, &self.down, projected, residual, HIDDEN, rows),
+            Form::Own => b.linear_add(backend::LinearAdd {
+                group: None,
+                x: inner,
+                w: &self.down,
+                scratch: projected,
+                residual,
+                hidden_size: HIDDEN,
+                rows,
+            }),
             Form::Composed => {
-                b.linear(inner, &self.down, None, projected, rows)?;
-                b.add(residual, projected, rows * HIDDEN)
+                b.linear(backend::Linear { x: inner, w: &self.down, bias: None, out: projected, rows })?;
+                b.add(backend::Add { x: residual, y: projected, len: rows * HIDDEN })
             }
         }
     }
 }
 
 fn key(rows: usize) -> StepKey {
-    StepKey { num_tokens: rows, num_seqs: rows, num_logits: rows, max_seqlen_q: 1, greedy: false }
+    StepKey { num_tokens: rows, num_seqs: rows, num_logits: rows, max_seqlen_q: 1 }
 }
 
 fn inputs(round: u64) -> Vec<f32> {

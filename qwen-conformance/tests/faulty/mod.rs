@@ -4,12 +4,10 @@ use std::collections::HashSet;
 
 use half::{bf16, f16};
 use qwen_core::backend::{
-    DeviceInfo, HeadLayout, Interrupt, KvSpec, MatrixPart, Norm, PAD_SLOT, QkvRopeStore, StepInputs, StepKey,
-    WeightView,
+    self, DeviceInfo, HeadLayout, Interrupt, KvSpec, MatrixPart, PAD_SLOT, StepInputs, StepKey, WeightView, composed,
 };
-use qwen_core::collective::Collective;
 use qwen_core::reference::{KvStore, Matrix, Reference};
-use qwen_core::{Backend, Encoding, Precision, Result, composed};
+use qwen_core::{Backend, Encoding, Precision, Result};
 
 /// What is wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,7 +39,6 @@ pub(crate) enum Fault {
     Nondeterministic,
     IgnoresStride,
     NoEpsilon,
-    ResidualNotUpdated,
     AdjacentRotaryPairs,
     RotatesValues,
     ContextOffByOne,
@@ -206,19 +203,19 @@ impl Backend for Faulty {
         Ok(())
     }
 
-    fn embed(&mut self, ids: &Vec<u32>, table: &Self::Weight, out: &mut Vec<f32>, rows: usize) -> Result<()> {
+    fn embed(&mut self, op: backend::Embed<'_, Self>) -> Result<()> {
+        let backend::Embed { ids, table, out, rows } = op;
         let wrapped: Vec<u32> = ids.iter().map(|id| id % table.rows as u32).collect();
-        self.inner.embed(if self.is(Fault::EmbedWraps) { &wrapped } else { ids }, &table.matrix, out, rows)
+        self.inner.embed(backend::Embed {
+            ids: if self.is(Fault::EmbedWraps) { &wrapped } else { ids },
+            table: &table.matrix,
+            out,
+            rows,
+        })
     }
 
-    fn linear(
-        &mut self,
-        x: &Vec<f32>,
-        w: &Weight,
-        bias: Option<&Vec<f32>>,
-        out: &mut Vec<f32>,
-        rows: usize,
-    ) -> Result<()> {
+    fn linear(&mut self, op: backend::Linear<'_, Self>) -> Result<()> {
+        let backend::Linear { x, w, bias, out, rows } = op;
         self.calls += 1;
         let (outs, cols) = (w.rows, w.cols);
         let mut x = self.rounded(x, cols);
@@ -230,7 +227,7 @@ impl Backend for Faulty {
             x[rows * cols - 1] += 0.0 * x[rows * cols];
         }
         let before = out.clone();
-        self.inner.linear(&x, &w.matrix, bias, out, rows)?;
+        self.inner.linear(backend::Linear { x: &x, w: &w.matrix, bias, out, rows })?;
         if self.is(Fault::PlainF32) {
             for (x, out) in x.chunks_exact(cols).zip(out.chunks_exact_mut(outs)).take(rows) {
                 for (r, (out, w)) in out.iter_mut().zip(w.values.chunks_exact(cols)).enumerate() {
@@ -258,17 +255,10 @@ impl Backend for Faulty {
         Ok(())
     }
 
-    fn rms_norm(
-        &mut self,
-        x: &Vec<f32>,
-        weight: &Vec<f32>,
-        eps: f32,
-        out: &mut Vec<f32>,
-        hidden_size: usize,
-        rows: usize,
-    ) -> Result<()> {
+    fn rms_norm(&mut self, op: backend::RmsNorm<'_, Self>) -> Result<()> {
+        let backend::RmsNorm { x, weight, eps, out, hidden_size, rows } = op;
         let eps = if self.is(Fault::NoEpsilon) { 1e-12 } else { eps };
-        self.inner.rms_norm(x, weight, eps, out, hidden_size, rows)?;
+        self.inner.rms_norm(backend::RmsNorm { x, weight, eps, out, hidden_size, rows })?;
         if self.is(Fault::PlainF32) {
             for (x, out) in x.chunks_exact(hidden_size).zip(out.chunks_exact_mut(hidden_size)).take(rows) {
                 let mean = x.iter().map(|x| x * x).sum::<f32>() / hidden_size as f32;
@@ -279,21 +269,27 @@ impl Backend for Faulty {
         Ok(())
     }
 
-    fn rope(&mut self, qkv: &mut Vec<f32>, cos_sin: &Vec<f32>, heads: HeadLayout, rows: usize) -> Result<()> {
+    fn rope(&mut self, op: backend::Rope<'_, Self>) -> Result<()> {
+        let backend::Rope { qkv, cos_sin, heads, rows } = op;
         if self.is(Fault::RotatesValues) {
             let all = HeadLayout { num_attention_heads: heads.qkv_size() / heads.head_dim, ..heads };
             let mut padded = qkv.clone();
             for row in 0..rows {
                 let mut one: Vec<f32> = qkv[row * heads.qkv_size()..][..heads.qkv_size()].to_vec();
                 one.resize(all.qkv_size(), 0.0);
-                self.inner.rope(&mut one, &cos_sin[row * heads.head_dim..].to_vec(), all, 1)?;
+                self.inner.rope(backend::Rope {
+                    qkv: &mut one,
+                    cos_sin: &cos_sin[row * heads.head_dim..].to_vec(),
+                    heads: all,
+                    rows: 1,
+                })?;
                 padded[row * heads.qkv_size()..][..heads.qkv_size()].copy_from_slice(&one[..heads.qkv_size()]);
             }
             *qkv = padded;
             return Ok(());
         }
         if !self.is(Fault::AdjacentRotaryPairs) {
-            return self.inner.rope(qkv, cos_sin, heads, rows);
+            return self.inner.rope(backend::Rope { qkv, cos_sin, heads, rows });
         }
         let half = heads.head_dim / 2;
         for (row, angles) in qkv.chunks_exact_mut(heads.qkv_size()).zip(cos_sin.chunks_exact(2 * half)).take(rows) {
@@ -307,15 +303,8 @@ impl Backend for Faulty {
         Ok(())
     }
 
-    fn store_kv(
-        &mut self,
-        qkv: &Vec<f32>,
-        slot_mapping: &Vec<u32>,
-        (kv, _): &mut Self::Kv,
-        layer: usize,
-        heads: HeadLayout,
-        rows: usize,
-    ) -> Result<()> {
+    fn store_kv(&mut self, op: backend::StoreKv<'_, Self>) -> Result<()> {
+        let backend::StoreKv { qkv, slot_mapping, kv: (kv, _), layer, heads, rows } = op;
         let qkv = match self.fault {
             Fault::FastBf16Kv => to_bf16(qkv),
             Fault::ExactF16Kv => to_f16(qkv),
@@ -325,19 +314,11 @@ impl Backend for Faulty {
         let padding = if self.is(Fault::StoresPadding) { 0 } else { PAD_SLOT };
         let slots: Vec<u32> = slot_mapping.iter().map(|slot| if *slot == PAD_SLOT { padding } else { *slot }).collect();
         let layer = if self.is(Fault::StoresToLayer0) { 0 } else { layer };
-        self.inner.store_kv(&qkv, &slots, kv, layer, heads, rows)
+        self.inner.store_kv(backend::StoreKv { qkv: &qkv, slot_mapping: &slots, kv, layer, heads, rows })
     }
 
-    fn paged_attention(
-        &mut self,
-        qkv: &Vec<f32>,
-        (kv, spec): &Self::Kv,
-        layer: usize,
-        heads: HeadLayout,
-        inputs: &StepInputs<Self>,
-        out: &mut Vec<f32>,
-        key: StepKey,
-    ) -> Result<()> {
+    fn paged_attention(&mut self, op: backend::PagedAttention<'_, Self>) -> Result<()> {
+        let backend::PagedAttention { qkv, kv: (kv, spec), layer, heads, inputs, out, key } = op;
         let mut step = StepInputs::<Reference> {
             input_ids: Vec::new(),
             cos_sin: Vec::new(),
@@ -379,7 +360,7 @@ impl Backend for Faulty {
                 }
             }
         }
-        self.inner.paged_attention(&qkv, kv, layer, heads, &step, out, key)?;
+        self.inner.paged_attention(backend::PagedAttention { qkv: &qkv, kv, layer, heads, inputs: &step, out, key })?;
         if self.is(Fault::KvHeadsInterleaved) {
             for row in out.chunks_exact_mut(heads.q_size()).take(key.num_tokens) {
                 let before = row.to_vec();
@@ -394,8 +375,9 @@ impl Backend for Faulty {
         Ok(())
     }
 
-    fn silu_and_mul(&mut self, gate_up: &Vec<f32>, out: &mut Vec<f32>, inner: usize, rows: usize) -> Result<()> {
-        self.inner.silu_and_mul(gate_up, out, inner, rows)?;
+    fn silu_and_mul(&mut self, op: backend::SiluAndMul<'_, Self>) -> Result<()> {
+        let backend::SiluAndMul { gate_up, out, intermediate_size: inner, rows } = op;
+        self.inner.silu_and_mul(backend::SiluAndMul { gate_up, out, intermediate_size: inner, rows })?;
         for (row, out) in gate_up.chunks_exact(2 * inner).zip(out.chunks_exact_mut(inner)).take(rows) {
             for (i, out) in out.iter_mut().enumerate() {
                 let (gate, up) = (row[i], row[inner + i]);
@@ -409,26 +391,22 @@ impl Backend for Faulty {
         Ok(())
     }
 
-    fn add(&mut self, x: &mut Vec<f32>, y: &Vec<f32>, len: usize) -> Result<()> {
-        self.inner.add(x, y, len)
+    fn add(&mut self, op: backend::Add<'_, Self>) -> Result<()> {
+        let backend::Add { x, y, len } = op;
+        self.inner.add(backend::Add { x, y, len })
     }
 
-    fn gather_rows(
-        &mut self,
-        x: &Vec<f32>,
-        indices: &Vec<u32>,
-        out: &mut Vec<f32>,
-        width: usize,
-        rows: usize,
-    ) -> Result<()> {
+    fn gather_rows(&mut self, op: backend::GatherRows<'_, Self>) -> Result<()> {
+        let backend::GatherRows { x, indices, out, width, rows } = op;
         let shifted: Vec<u32> = indices.iter().map(|index| index.saturating_sub(1)).collect();
         let indices = if self.is(Fault::GatherOffByOne) { &shifted } else { indices };
-        self.inner.gather_rows(x, indices, out, width, rows)
+        self.inner.gather_rows(backend::GatherRows { x, indices, out, width, rows })
     }
 
-    fn argmax(&mut self, x: &Vec<f32>, out: &mut Vec<u32>, width: usize, valid: usize, rows: usize) -> Result<()> {
+    fn argmax(&mut self, op: backend::Argmax<'_, Self>) -> Result<()> {
+        let backend::Argmax { x, out, width, valid, rows } = op;
         let valid = if self.is(Fault::ArgmaxOverAll) { width } else { valid };
-        composed::argmax(self, x, out, width, valid, rows)?;
+        composed::argmax(self, backend::Argmax { x, out, width, valid, rows })?;
         for (row, out) in x.chunks_exact(width).zip(out.iter_mut()).take(rows) {
             let finite = row[..valid].iter().map(|value| if value.is_nan() { -1e30 } else { *value });
             match self.fault {
@@ -443,81 +421,34 @@ impl Backend for Faulty {
         Ok(())
     }
 
-    fn add_rms_norm(
-        &mut self,
-        residual: &mut Vec<f32>,
-        y: &Vec<f32>,
-        weight: &Vec<f32>,
-        eps: f32,
-        out: &mut Vec<f32>,
-        hidden_size: usize,
-        rows: usize,
-    ) -> Result<()> {
-        let before = residual.clone();
-        composed::add_rms_norm(self, residual, y, weight, eps, out, hidden_size, rows)?;
-        if self.is(Fault::ResidualNotUpdated) {
-            *residual = before;
-        }
-        Ok(())
+    fn qkv_rope_store(&mut self, op: backend::QkvRopeStore<'_, Self>) -> Result<()> {
+        let norm = op.norm.filter(|_| !self.is(Fault::FusedNormMissing));
+        composed::qkv_rope_store(self, backend::QkvRopeStore { norm, ..op })
     }
 
-    fn gate_up_silu(
-        &mut self,
-        x: &Vec<f32>,
-        w: &Self::Weight,
-        scratch: &mut Vec<f32>,
-        out: &mut Vec<f32>,
-        inner: usize,
-        rows: usize,
-    ) -> Result<()> {
-        self.linear(x, w, None, scratch, rows)?;
+    fn gate_up_silu(&mut self, op: backend::GateUpSilu<'_, Self>) -> Result<()> {
+        let backend::GateUpSilu { norm, x, w, scratch, out, intermediate_size: inner, rows } = op;
+        let norm = norm.filter(|_| !self.is(Fault::FusedNormMissing));
+        let x = composed::normed(self, norm, x, rows)?;
+        self.linear(backend::Linear { x, w, bias: None, out: scratch, rows })?;
         if self.is(Fault::GateAndUpSwapped) {
             scratch[..rows * 2 * inner].chunks_exact_mut(2 * inner).for_each(|row| row.rotate_left(inner));
         }
-        self.silu_and_mul(scratch, out, inner, rows)
+        self.silu_and_mul(backend::SiluAndMul { gate_up: scratch, out, intermediate_size: inner, rows })
     }
 
-    fn norm_qkv_rope_store(&mut self, norm: Norm<'_, Self>, op: QkvRopeStore<'_, Self>) -> Result<()> {
-        match self.is(Fault::FusedNormMissing) {
-            true => self.qkv_rope_store(op),
-            false => composed::norm_qkv_rope_store(self, norm, op),
-        }
-    }
-
-    fn norm_gate_up_silu(
-        &mut self,
-        norm: Norm<'_, Self>,
-        x: &Vec<f32>,
-        w: &Self::Weight,
-        scratch: &mut Vec<f32>,
-        out: &mut Vec<f32>,
-        inner: usize,
-        rows: usize,
-    ) -> Result<()> {
-        match self.is(Fault::FusedNormMissing) {
-            true => self.gate_up_silu(x, w, scratch, out, inner, rows),
-            false => composed::norm_gate_up_silu(self, norm, x, w, scratch, out, inner, rows),
-        }
-    }
-
-    fn linear_add(
-        &mut self,
-        x: &Vec<f32>,
-        w: &Self::Weight,
-        scratch: &mut Vec<f32>,
-        residual: &mut Vec<f32>,
-        hidden_size: usize,
-        rows: usize,
-    ) -> Result<()> {
+    fn linear_add(&mut self, op: backend::LinearAdd<'_, Self>) -> Result<()> {
         if self.is(Fault::LinearAddReplaces) {
-            return self.linear(x, w, None, residual, rows);
+            let backend::LinearAdd { x, w, residual, rows, .. } = op;
+            return self.linear(backend::Linear { x, w, bias: None, out: residual, rows });
         }
-        composed::linear_add(self, x, w, scratch, residual, hidden_size, rows)
+        composed::linear_add(self, op)
     }
 
-    fn all_reduce(&mut self, x: &mut Vec<f32>, len: usize, group: &dyn Collective) -> Result<()> {
+    fn all_reduce(&mut self, op: backend::AllReduce<'_, Self>) -> Result<()> {
+        let backend::AllReduce { x, len, group } = op;
         let before = x.clone();
-        composed::all_reduce(self, x, len, group)?;
+        composed::all_reduce(self, backend::AllReduce { x: &mut *x, len, group })?;
         if self.is(Fault::ReducesNothing) {
             *x = before;
         }

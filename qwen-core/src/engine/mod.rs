@@ -148,7 +148,7 @@ impl EngineCore {
         let EngineCore { runner, scheduler, batch, output, interrupt } = self;
         scheduler.schedule();
         batch.clear();
-        batch.greedy = true;
+        batch.read_logits = false;
         for (sequence, num_tokens) in scheduler.scheduled() {
             let last = sequence.num_computed_tokens + num_tokens == sequence.tokens.len();
             batch.push(SequenceStep {
@@ -157,7 +157,7 @@ impl EngineCore {
                 block_table: sequence.block_table.blocks(),
                 logits: if last { WantLogits::Last } else { WantLogits::None },
             })?;
-            batch.greedy &= !last || sequence.sampler.is_argmax();
+            batch.read_logits |= last && !sequence.sampler.is_argmax();
         }
         if batch.num_seqs() == 0 {
             return Ok(());

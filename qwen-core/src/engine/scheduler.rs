@@ -93,16 +93,13 @@ impl Scheduler {
             if sequence.num_pending_tokens() > 0 {
                 continue;
             }
-            let id = match output.greedy_ids.get(row) {
-                Some(&id) => {
+            let start = row * limits.vocab_size;
+            let id = match (output.logits.get_mut(start..start + limits.num_token_ids), output.greedy_ids.get(row)) {
+                (None, Some(&id)) => {
                     sequence.sampler.accept(id);
                     id
                 }
-                None => {
-                    let start = row * limits.vocab_size;
-                    let logits = output.logits.get_mut(start..start + limits.num_token_ids).unwrap_or_default();
-                    sequence.sampler.sample(logits)
-                }
+                (logits, _) => sequence.sampler.sample(logits.unwrap_or_default()),
             };
             row += 1;
             sequence.tokens.push(id);

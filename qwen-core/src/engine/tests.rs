@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::mpsc;
 
 use super::*;
-use crate::composed::argmax_row;
+use crate::backend::composed::argmax_row;
 use crate::kv::CopyBlock;
 use crate::sampling::SamplingParams;
 
@@ -45,9 +45,8 @@ impl Runner for ScriptedRunner {
         }
         output.greedy_ids.clear();
         output.logits.clear();
-        if batch.greedy {
-            output.greedy_ids.extend(logits.chunks_exact(VOCAB).map(|row| argmax_row(&row[..9])));
-        } else {
+        output.greedy_ids.extend(logits.chunks_exact(VOCAB).map(|row| argmax_row(&row[..9])));
+        if batch.read_logits {
             output.logits = logits;
         }
         Ok(())

@@ -20,6 +20,7 @@ impl<B: Backend> Model<B> {
         source: &dyn WeightSource,
         progress: &mut dyn FnMut(f32),
     ) -> Result<Self> {
+        b.prepare(limits, &spec.shape())?;
         let total = spec.weights().len() as f32;
         let mut done = 0.0;
         let mut matrix = |b: &mut B, weight: WeightSpec| {

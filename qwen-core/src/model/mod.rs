@@ -7,7 +7,10 @@ mod load;
 pub mod source;
 pub mod spec;
 
-use crate::backend::{Backend, Interrupt, Norm, QkvRopeStore, StepInputs, StepKey};
+use crate::backend::{
+    Argmax, Backend, Embed, GateUpSilu, GatherRows, Interrupt, Linear, LinearAdd, Norm, PagedAttention, QkvRopeStore,
+    RmsNorm, StepInputs, StepKey,
+};
 use crate::batch::Limits;
 use crate::collective::Collective;
 use crate::error::{Error, Result};
@@ -82,7 +85,7 @@ impl<B: Backend> Buffers<B> {
 }
 
 impl<B: Backend> Model<B> {
-    /// Issue the operations of one step: everything between the written inputs and the logits (or the greedy ids).
+    /// Issue the operations of one step: everything between the written inputs and the logits with their largest.
     ///
     /// A stage that is not the first begins with what was written to its residual stream.
     pub(crate) fn forward(
@@ -105,7 +108,8 @@ impl<B: Backend> Model<B> {
     pub(crate) fn embed(&mut self, b: &mut B, key: StepKey) -> Result<()> {
         match &self.embed_tokens {
             Some(table) if self.spec.is_first() => {
-                b.embed(&self.inputs.input_ids, table, &mut self.buffers.residual, key.num_tokens)
+                let out = &mut self.buffers.residual;
+                b.embed(Embed { ids: &self.inputs.input_ids, table, out, rows: key.num_tokens })
             }
             _ => Ok(()),
         }
@@ -124,63 +128,71 @@ impl<B: Backend> Model<B> {
         let layer = &layers[index];
         let (rows, heads, hidden_size, eps) = (key.num_tokens, spec.heads, spec.hidden_size, spec.rms_norm_eps);
 
-        b.norm_qkv_rope_store(
-            Norm { weight: &layer.input_layernorm, eps, hidden_size, normed },
-            QkvRopeStore {
-                x: residual,
-                w: &layer.qkv_proj,
-                bias: &layer.qkv_bias,
-                inputs,
-                heads,
-                qkv,
-                kv,
-                layer: index,
-                rows,
-            },
-        )?;
-        b.paged_attention(qkv, kv, index, heads, inputs, attended, key)?;
-        let (weight, gate_up_proj) = (&layer.post_attention_layernorm, &layer.gate_up_proj);
-        match group {
-            None => {
-                b.linear_add(attended, &layer.o_proj, projected, residual, hidden_size, rows)?;
-                let norm = Norm { weight, eps, hidden_size, normed };
-                b.norm_gate_up_silu(norm, residual, gate_up_proj, gate_up, inner, spec.intermediate_size, rows)?;
-            }
-            Some(group) => {
-                b.linear(attended, &layer.o_proj, None, projected, rows)?;
-                b.all_reduce(projected, rows * hidden_size, group)?;
-                b.add_rms_norm(residual, projected, weight, eps, normed, hidden_size, rows)?;
-                b.gate_up_silu(normed, gate_up_proj, gate_up, inner, spec.intermediate_size, rows)?;
-            }
-        }
-        match group {
-            None => b.linear_add(inner, &layer.down_proj, projected, residual, hidden_size, rows),
-            Some(group) => {
-                b.linear(inner, &layer.down_proj, None, projected, rows)?;
-                b.all_reduce(projected, rows * hidden_size, group)?;
-                b.add(residual, projected, rows * hidden_size)
-            }
-        }
+        b.qkv_rope_store(QkvRopeStore {
+            norm: Some(Norm { weight: &layer.input_layernorm, eps, hidden_size, normed }),
+            x: residual,
+            w: &layer.qkv_proj,
+            bias: &layer.qkv_bias,
+            inputs,
+            heads,
+            qkv,
+            kv,
+            layer: index,
+            rows,
+        })?;
+        b.paged_attention(PagedAttention { qkv, kv, layer: index, heads, inputs, out: attended, key })?;
+        b.linear_add(LinearAdd {
+            x: attended,
+            w: &layer.o_proj,
+            group,
+            scratch: projected,
+            residual,
+            hidden_size,
+            rows,
+        })?;
+
+        b.gate_up_silu(GateUpSilu {
+            norm: Some(Norm { weight: &layer.post_attention_layernorm, eps, hidden_size, normed }),
+            x: residual,
+            w: &layer.gate_up_proj,
+            scratch: gate_up,
+            out: inner,
+            intermediate_size: spec.intermediate_size,
+            rows,
+        })?;
+        b.linear_add(LinearAdd {
+            x: inner,
+            w: &layer.down_proj,
+            group,
+            scratch: projected,
+            residual,
+            hidden_size,
+            rows,
+        })
     }
 
     /// Norm and output head for the wanted rows.
     fn head(&mut self, b: &mut B, key: StepKey) -> Result<()> {
         let Model { spec, embed_tokens, norm, lm_head, inputs, buffers, num_token_ids, .. } = self;
         let Buffers { residual, normed, gathered, logits, greedy_ids, .. } = buffers;
-        let (Some(norm), Some(head)) = (norm, lm_head.as_ref().or(embed_tokens.as_ref())) else {
+        let (Some(weight), Some(head)) = (norm, lm_head.as_ref().or(embed_tokens.as_ref())) else {
             return Ok(());
         };
         if key.num_logits == 0 || !spec.has_head() {
             return Ok(());
         }
-        let (rows, hidden_size) = (key.num_logits, spec.hidden_size);
-        b.gather_rows(residual, &inputs.logits_indices, gathered, hidden_size, rows)?;
-        b.rms_norm(gathered, norm, spec.rms_norm_eps, normed, hidden_size, rows)?;
-        b.linear(normed, head, None, logits, rows)?;
-        if key.greedy {
-            b.argmax(logits, greedy_ids, spec.vocab_size, *num_token_ids, rows)?;
-        }
-        Ok(())
+        let (rows, hidden_size, eps) = (key.num_logits, spec.hidden_size, spec.rms_norm_eps);
+        let (width, valid) = (spec.vocab_size, *num_token_ids);
+        b.gather_rows(GatherRows {
+            x: residual,
+            indices: &inputs.logits_indices,
+            out: gathered,
+            width: hidden_size,
+            rows,
+        })?;
+        b.rms_norm(RmsNorm { x: gathered, weight, eps, hidden_size, out: normed, rows })?;
+        b.linear(Linear { x: normed, w: head, bias: None, out: logits, rows })?;
+        b.argmax(Argmax { x: logits, out: greedy_ids, width, valid, rows })
     }
 
     /// How many layers this part has.

@@ -5,7 +5,7 @@
 use std::ops::Range;
 
 use super::source::WeightSource;
-use crate::backend::{HeadLayout, WeightRole, WeightShape};
+use crate::backend::{HeadLayout, ModelShape, WeightRole, WeightShape};
 use crate::collective::Shard;
 use crate::config::Config;
 use crate::error::{Error, Result};
@@ -79,9 +79,10 @@ impl WeightSpec {
 }
 
 impl ModelSpec {
-    /// Values of the widest row of activations, logits aside.
-    pub fn widest_row(&self) -> usize {
-        self.intermediate_size.max(self.hidden_size).max(self.heads.qkv_size())
+    /// The sizes of this part that decide what a step takes on a device.
+    pub fn shape(&self) -> ModelShape {
+        let ModelSpec { hidden_size, intermediate_size, vocab_size, heads, .. } = *self;
+        ModelShape { hidden_size, intermediate_size, vocab_size, heads }
     }
 
     /// The whole model.

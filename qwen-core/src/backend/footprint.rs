@@ -2,10 +2,9 @@
 
 use std::fmt;
 
-use crate::backend::{KvSpec, WeightShape};
+use super::layout::{KvSpec, ModelShape, WeightShape};
 use crate::batch::Limits;
 use crate::error::Result;
-use crate::model::spec::ModelSpec;
 
 /// The sizes that a device has for the parts of a model: [`crate::plan::Plan`] adds them up.
 ///
@@ -51,12 +50,12 @@ pub trait Footprint: fmt::Debug + Send + Sync {
     ///
     /// # Errors
     /// When the device cannot hold the buffers of the model for steps this large.
-    fn workspace_bytes(&self, limits: &Limits, spec: &ModelSpec) -> Result<u64> {
-        let _ = (limits, spec);
+    fn workspace_bytes(&self, limits: &Limits, shape: &ModelShape) -> Result<u64> {
+        let _ = (limits, shape);
         Ok(0)
     }
 
-    /// Bytes of the device's memory that a matrix of so many stored bytes takes while it is packed, beside its packed
+    /// Bytes of the device's memory that a matrix of `stored` bytes takes while it is packed, beside its packed
     /// form: the matrix itself, where the device's memory is the host's.
     fn staging_bytes(&self, stored: u64) -> u64 {
         stored

@@ -1,0 +1,226 @@
+//! The plain data of the seam: shapes, matrices as stored, the K/V store's sizes, the shape of a step.
+//!
+//! Nothing here knows the trait or a device. Every other part of the crate may import it.
+
+use crate::dtype::{Encoding, Precision};
+use crate::error::{Error, Result};
+
+/// The slot of a padding token: it is not stored.
+pub const PAD_SLOT: u32 = u32::MAX;
+
+/// What [`crate::Backend::argmax`] writes for a row that holds a NaN or an infinity.
+pub const NON_FINITE: u32 = u32::MAX;
+
+/// A device, as a backend describes itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeviceInfo {
+    /// A name for logs and errors, e.g. `cpu (avx512-bf16, 2 threads)`.
+    pub name: String,
+    /// What the kernels may round.
+    pub precision: Precision,
+    /// Bytes that may still be taken on the device, where that is known.
+    pub memory_available: Option<u64>,
+}
+
+/// One stored matrix of a checkpoint, row-major, or a rectangle cut out of it.
+#[derive(Debug, Clone, Copy)]
+pub struct MatrixPart<'a> {
+    /// How its elements lie in `data`.
+    pub encoding: Encoding,
+    /// Rows of the rectangle (output features).
+    pub rows: usize,
+    /// Columns of the rectangle (input features).
+    pub cols: usize,
+    /// Elements from one row of `data` to the next.
+    pub stride: usize,
+    /// The bytes, beginning at the rectangle's first element.
+    pub data: &'a [u8],
+}
+
+impl<'a> MatrixPart<'a> {
+    /// A whole matrix of `rows` x `cols`.
+    pub fn whole(encoding: Encoding, rows: usize, cols: usize, data: &'a [u8]) -> Self {
+        MatrixPart { encoding, rows, cols, stride: cols, data }
+    }
+
+    /// The bytes of row `row`.
+    ///
+    /// An empty slice when `data` is shorter than its shape says.
+    pub fn row(&self, row: usize) -> &'a [u8] {
+        let start = self.encoding.bytes(row * self.stride);
+        self.data.get(start..start + self.encoding.bytes(self.cols)).unwrap_or_default()
+    }
+
+    /// `rows` rows from `first` on, of `cols` columns from `first_col` on.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] when the rectangle does not lie within this one.
+    pub fn cut(&self, first: usize, rows: usize, first_col: usize, cols: usize) -> Result<Self> {
+        if first + rows > self.rows || first_col + cols > self.cols {
+            return Err(Error::argument(
+                "cut",
+                format!("rows {first}+{rows}, columns {first_col}+{cols} of a {} x {} matrix", self.rows, self.cols),
+            ));
+        }
+        let start = self.encoding.bytes(first * self.stride + first_col);
+        Ok(MatrixPart { rows, cols, data: self.data.get(start..).unwrap_or_default(), ..*self })
+    }
+}
+
+/// What a matrix is for, so that a backend may choose a layout that suits its fused operations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum WeightRole {
+    /// The token embedding, which a tied model also uses as its output head.
+    Embedding,
+    /// The query, key and value projections, stacked in this order.
+    Qkv,
+    /// The gate and up projections of the MLP, stacked in this order.
+    GateUp,
+    /// Any other projection.
+    Linear,
+}
+
+/// A matrix to load: one or more stored matrices with the same number of columns, stacked by rows.
+#[derive(Debug, Clone, Copy)]
+pub struct WeightView<'a> {
+    /// The name for errors, e.g. `model.layers.3.self_attn.qkv_proj`.
+    pub name: &'a str,
+    /// What it is for.
+    pub role: WeightRole,
+    /// The stored matrices, top to bottom.
+    pub parts: &'a [MatrixPart<'a>],
+}
+
+impl WeightView<'_> {
+    /// Rows of all parts together (output features).
+    pub fn rows(&self) -> usize {
+        self.parts.iter().map(|part| part.rows).sum()
+    }
+
+    /// Columns (input features).
+    pub fn cols(&self) -> usize {
+        self.parts.first().map_or(0, |part| part.cols)
+    }
+}
+
+/// The shape of a matrix to load, known from headers alone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WeightShape {
+    /// What it is for.
+    pub role: WeightRole,
+    /// Encoding and rows of each part.
+    pub parts: Vec<(Encoding, usize)>,
+    /// Columns of all parts.
+    pub cols: usize,
+}
+
+impl WeightShape {
+    /// Rows of all parts together.
+    pub fn rows(&self) -> usize {
+        self.parts.iter().map(|(_, rows)| rows).sum()
+    }
+
+    /// Bytes of the parts as the files have them.
+    pub fn stored_bytes(&self) -> u64 {
+        self.parts.iter().map(|(encoding, rows)| encoding.bytes(rows * self.cols) as u64).sum()
+    }
+}
+
+/// The K/V store of a range of layers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KvSpec {
+    /// Element type of the keys of each layer that this store serves. Layers whose key biases are large keep f32 where
+    /// the others round (see [`crate::model::spec::ModelSpec::kv`]).
+    pub key_encodings: Vec<Encoding>,
+    /// Element type of the values.
+    pub value_encoding: Encoding,
+    /// Blocks of each layer.
+    pub num_blocks: usize,
+    /// Positions of a block; a multiple of 16.
+    pub block_size: usize,
+    /// K/V heads (of this rank).
+    pub num_key_value_heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+}
+
+impl KvSpec {
+    /// Layers that this store serves.
+    pub fn num_layers(&self) -> usize {
+        self.key_encodings.len()
+    }
+
+    /// Bytes of all keys and values in their element types.
+    pub fn stored_bytes(&self) -> u64 {
+        let layer = self.num_blocks * self.block_size * self.num_key_value_heads * self.head_dim;
+        let bytes = |key: &Encoding| key.bytes(layer) + self.value_encoding.bytes(layer);
+        self.key_encodings.iter().map(bytes).sum::<usize>() as u64
+    }
+}
+
+/// The heads that lie side by side in a row of the q|k|v buffer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HeadLayout {
+    /// Query heads (of this rank).
+    pub num_attention_heads: usize,
+    /// K/V heads (of this rank); each serves `num_attention_heads / num_key_value_heads` query heads.
+    pub num_key_value_heads: usize,
+    /// Width of a head; rotary pairs are (i, i + head_dim / 2).
+    pub head_dim: usize,
+}
+
+impl HeadLayout {
+    /// Values of all query heads of a token.
+    pub fn q_size(&self) -> usize {
+        self.num_attention_heads * self.head_dim
+    }
+
+    /// Values of all key heads of a token, and of all value heads.
+    pub fn kv_size(&self) -> usize {
+        self.num_key_value_heads * self.head_dim
+    }
+
+    /// Values of a row of the q|k|v buffer.
+    pub fn qkv_size(&self) -> usize {
+        self.q_size() + 2 * self.kv_size()
+    }
+}
+
+/// The padded shape of a step. Two steps with the same key run the same operations on the same buffers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct StepKey {
+    /// Rows of the activations.
+    pub num_tokens: usize,
+    /// Sequences in the batch.
+    pub num_seqs: usize,
+    /// Rows of logits.
+    pub num_logits: usize,
+    /// The largest number of tokens that one sequence has in this step: 1 lets a backend take its decode kernels.
+    pub max_seqlen_q: usize,
+}
+
+/// The sizes of a model, or of one rank's part of it, that decide what a step takes on a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ModelShape {
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    /// Inner width of the MLP (of this rank).
+    pub intermediate_size: usize,
+    /// Rows of the embedding table: the length of a row of logits.
+    pub vocab_size: usize,
+    /// Heads (of this rank).
+    pub heads: HeadLayout,
+}
+
+impl ModelShape {
+    /// Values of the widest row of activations, logits aside.
+    pub fn widest_row(&self) -> usize {
+        self.widest_input().max(self.heads.qkv_size())
+    }
+
+    /// Values of the widest row that a matrix is multiplied with.
+    pub fn widest_input(&self) -> usize {
+        self.intermediate_size.max(self.hidden_size).max(self.heads.q_size())
+    }
+}
