@@ -1,4 +1,4 @@
-//! How fast a model runs, and how much of what the device could do that is.
+//! How fast a model runs, and which share of the device's limits that is.
 //!
 //! ```text
 //! cargo run --release --example bench -- --model PATH --prompt-tokens 512 --new-tokens 64 --repeat 5
@@ -15,9 +15,8 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use qwen::{
-    CeilingMeter, Ceilings, Config, Device, Encoding, Engine, EngineOptions, GenerateOptions, Precision, memory,
-};
+use qwen::bench_support::{Ceilings, ceiling_meter};
+use qwen::{Config, Device, Encoding, Engine, EngineOptions, GenerateOptions, Precision, memory};
 use serde_json::{Value, json};
 
 mod output;
@@ -37,13 +36,13 @@ struct Args {
     /// Conversations at the same time.
     #[arg(long, default_value_t = 1)]
     batch: usize,
-    /// Positions that are in the context before the prompt.
+    /// Positions of the context before the prompt.
     #[arg(long, default_value_t = 0)]
     depth: usize,
     /// Threads; one for each physical core when absent.
     #[arg(long)]
     threads: Option<usize>,
-    /// How many times.
+    /// Number of measured runs.
     #[arg(long, default_value_t = 3)]
     repeat: usize,
     /// Where to run: auto, cpu, cuda, cuda:ORDINAL, wgpu, wgpu:INDEX, wgpu:NAME.
@@ -52,7 +51,7 @@ struct Args {
     /// exact or fast.
     #[arg(long, default_value = "fast")]
     precision: Precision,
-    /// How much of a GPU is used through wgpu: default, or best, which takes what wgpu calls experimental.
+    /// Which features of a GPU wgpu uses: default, or best, which includes those that wgpu calls experimental.
     #[cfg(feature = "wgpu")]
     #[arg(long, default_value_t)]
     wgpu_capabilities: qwen::CapabilitySet,
@@ -61,7 +60,7 @@ struct Args {
     json: bool,
 }
 
-/// What the work of a step counts.
+/// The work that a throughput counts.
 struct Work {
     /// Floating point operations of the prompt.
     prompt_flops: f64,
@@ -116,7 +115,7 @@ fn prompt(len: usize, conversation: usize, vocab_size: usize) -> Vec<u32> {
     (0..len as u64).map(id).collect()
 }
 
-/// Run the conversations side by side. The engine stamps each token, so a slow reader falsifies nothing.
+/// Run the conversations side by side. The engine stamps each token with its time, so a slow reader changes no figure.
 fn converse(engine: &Engine, batch: usize, tokens: usize, new: usize) -> qwen::Result<Run> {
     let options = GenerateOptions::new().greedy().ignore_eos(true).max_new_tokens(new);
     let streams = (0..batch)
@@ -142,7 +141,7 @@ fn run(engine: &Engine, args: &Args) -> qwen::Result<Run> {
     Ok(Run { prompt: whole.prompt - before, ..whole })
 }
 
-/// Something measured, with its names in JSON and in the table, and the unit of the latter.
+/// A measured figure, with its names in JSON and in the table, and its unit in the table.
 struct Figure {
     key: &'static str,
     name: &'static str,
@@ -168,7 +167,7 @@ impl Measured {
         let new_tokens = (args.batch * args.new_tokens.saturating_sub(1)) as f64;
         let plan = engine.plan();
         let work = Work::new(args, engine.config(), args.precision.kv_encoding(), plan.read_bytes as f64);
-        // Dot products of bf16, or matrices of f16, would do for these weights; where f32 is as fast, it is the ceiling.
+        // The fastest arithmetic that is precise enough for these weights: bf16 dots, f16 matrices or f32.
         let fast = args.precision == Precision::Fast;
         let bf16_dots = fast && engine.weight_encoding() == Encoding::Bf16;
         let f16_matrices = fast && engine.weight_encoding() != Encoding::F32;
@@ -210,7 +209,7 @@ impl Measured {
     }
 }
 
-/// What is known beside the figures.
+/// Everything that is printed.
 struct Report<'a> {
     args: &'a Args,
     engine: &'a Engine,
@@ -226,8 +225,8 @@ impl Report<'_> {
         let Report { args, engine, .. } = self;
         let mut object = json!({
             "model": args.model,
-            "device": engine.device(),
-            "device_reason": engine.device_reason(),
+            "device": engine.device_name(),
+            "selection_reason": engine.selection_reason(),
             "precision": format!("{:?}", args.precision).to_lowercase(),
             "prompt_tokens": args.prompt_tokens,
             "new_tokens": args.new_tokens,
@@ -250,7 +249,7 @@ impl Report<'_> {
     fn table(&self) -> Result<String, fmt::Error> {
         let mut out = String::new();
         let Report { args, engine, load_seconds, first_token_seconds, .. } = self;
-        writeln!(out, "{} on {}, {:?}", args.model.display(), engine.device(), args.precision)?;
+        writeln!(out, "{} on {}, {:?}", args.model.display(), engine.device_name(), args.precision)?;
         write!(out, "load {load_seconds:.2} s, first token {first_token_seconds:.2} s after the start")?;
         if let Some(peak) = self.peak_resident_bytes {
             write!(out, "\npeak resident {:.1} MiB", peak as f64 / f64::from(1 << 20))?;
@@ -264,7 +263,8 @@ impl Report<'_> {
 
 fn main() -> Result<(), Box<dyn Error>> {
     let args = Args::parse();
-    let context = args.depth + args.prompt_tokens + args.new_tokens + 1;
+    let tokens = [args.depth, args.prompt_tokens, args.new_tokens];
+    let context = tokens.into_iter().fold(1, usize::saturating_add);
     let mut options = EngineOptions::new()
         .device(args.device.clone())
         .precision(args.precision)
@@ -277,25 +277,21 @@ fn main() -> Result<(), Box<dyn Error>> {
     {
         options = options.wgpu_capabilities(args.wgpu_capabilities);
     }
-    // Unknown for GPUs that do not say, and while `auto` has not chosen.
+    // Unknown for GPUs whose driver does not tell, and for `auto` before it has chosen.
     let free_bytes = |device: &Device| device.free_bytes().ok().flatten();
     let free_before = free_bytes(&args.device);
     let started = Instant::now();
-    let engine = options.load(&args.model)?;
+    let engine = options.clone().load(&args.model)?;
     let load_seconds = started.elapsed().as_secs_f64();
     converse(&engine, 1, 8, 1)?;
     let first_token_seconds = started.elapsed().as_secs_f64();
-    // Once unmeasured: buffers are touched for the first time. The meter's own memory comes after the peak is read.
+    // The first run is not measured: it touches buffers for the first time. The peak is read before the meter takes memory.
     run(&engine, &args)?;
     let peak_resident_bytes = memory::peak_resident_bytes();
-    let placed_on = engine.placed_on().unwrap_or(&args.device);
-    let taken_device_bytes = free_before.zip(free_bytes(placed_on)).map(|(before, after)| before.saturating_sub(after));
+    let device = engine.device().unwrap_or(&args.device);
+    let taken_device_bytes = free_before.zip(free_bytes(device)).map(|(before, after)| before.saturating_sub(after));
 
-    let mut meter = match placed_on {
-        #[cfg(feature = "wgpu")]
-        Device::Wgpu(adapter) => CeilingMeter::wgpu(adapter, args.wgpu_capabilities)?,
-        device => CeilingMeter::new(device, args.threads)?,
-    };
+    let mut meter = ceiling_meter(device, &options)?;
     let slice = Duration::from_millis(600);
     let mut measured = Measured { runs: Vec::new(), ceilings: vec![meter.measure(slice)?] };
     for _ in 0..args.repeat.max(1) {

@@ -6,17 +6,22 @@
 //! cargo run --release --features wgpu --example chat -- --device wgpu
 //! ```
 //!
-//! Without `--model` it is the small demo checkpoint of this repository, which knows little (see
-//! `examples/demo-model/README.md`). The answer goes to stdout, everything else to stderr. Ctrl-C stops the answer; at
-//! the prompt it ends the program, as does the end of the input.
+//! Without `--model` it loads the small demo checkpoint of this repository, which knows little (see
+//! `examples/demo-model/README.md`). The answer goes to stdout, everything else to stderr. Questions are lines: of a
+//! terminal, where they can be edited and earlier ones are recalled by the arrow keys, or of a pipe. Ctrl-C stops the
+//! answer; at the prompt it ends the program, as does the end of the input.
 
 use std::error::Error;
-use std::io::{self, BufRead, IsTerminal, Write};
+use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use clap::Parser;
+use indicatif::{ProgressBar, ProgressStyle};
 use qwen::{Canceller, Chat, Device, EngineOptions, GenerateOptions, Precision, Reply};
+use rustyline::config::Behavior;
+use rustyline::error::ReadlineError;
+use rustyline::{Config, DefaultEditor};
 
 /// Chat with a Qwen2.5 model.
 #[derive(Parser)]
@@ -99,17 +104,13 @@ type Current = Arc<Mutex<Option<Canceller>>>;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let args = Args::parse();
-    let mut options = args.engine_options();
-    if io::stderr().is_terminal() {
-        options = options.progress(|share| {
-            let done = (share * 30.0) as usize;
-            eprint!("\rloading [{:<30}] {:3.0}%", "=".repeat(done), share * 100.0);
-            if share >= 1.0 {
-                eprint!("\r{:48}\r", "");
-            }
-        });
-    }
-    let engine = options.load(&args.model)?;
+    // Drawn on stderr, and only if that is a terminal.
+    let bar = ProgressBar::new(100).with_style(ProgressStyle::with_template("loading [{bar:30}] {percent:3}%")?);
+    let drawn = bar.clone();
+    let options = args.engine_options().progress(move |share| drawn.set_position((share * 100.0) as u64));
+    let engine = options.load(&args.model);
+    bar.finish_and_clear();
+    let engine = engine?;
     let mut chat = engine.chat().options(args.generate_options());
     if let Some(system) = &args.system {
         chat = chat.system(system);
@@ -123,28 +124,57 @@ fn main() -> Result<(), Box<dyn Error>> {
     if let Some(prompt) = &args.prompt {
         return print(chat.send(prompt)?, &current);
     }
-    let (device, reason) = (engine.device(), engine.device_reason());
+    let (device, reason) = (engine.device_name(), engine.selection_reason());
     eprintln!("{} on {device} ({reason}), context {}", args.model.display(), engine.context());
     converse(&mut chat, &current)
 }
 
-/// Read questions until the input ends.
-fn converse(chat: &mut Chat, current: &Current) -> Result<(), Box<dyn Error>> {
-    let mut lines = io::stdin().lock().lines();
-    loop {
-        if io::stdin().is_terminal() {
-            eprint!("> ");
+/// Where questions are read from.
+enum Questions {
+    Terminal(Box<DefaultEditor>),
+    Pipe(io::Lines<io::StdinLock<'static>>),
+}
+
+impl Questions {
+    fn open() -> rustyline::Result<Self> {
+        if !io::stdin().is_terminal() {
+            return Ok(Questions::Pipe(io::stdin().lines()));
         }
-        let Some(line) = lines.next().transpose()? else { return Ok(()) };
-        if line.trim().is_empty() {
+        // The prompt is drawn on the terminal itself, so that stdout holds nothing but answers.
+        let config = Config::builder().behavior(Behavior::PreferTerm).build();
+        Ok(Questions::Terminal(Box::new(DefaultEditor::with_config(config)?)))
+    }
+
+    /// The next line; `None` at the end of the input and after Ctrl-C.
+    fn next(&mut self) -> Result<Option<String>, Box<dyn Error>> {
+        match self {
+            Questions::Pipe(lines) => Ok(lines.next().transpose()?),
+            Questions::Terminal(editor) => match editor.readline("> ") {
+                Ok(line) => {
+                    editor.add_history_entry(&line)?;
+                    Ok(Some(line))
+                }
+                Err(ReadlineError::Eof | ReadlineError::Interrupted) => Ok(None),
+                Err(error) => Err(error.into()),
+            },
+        }
+    }
+}
+
+/// Answer questions until the input ends.
+fn converse(chat: &mut Chat, current: &Current) -> Result<(), Box<dyn Error>> {
+    let mut questions = Questions::open()?;
+    while let Some(question) = questions.next()? {
+        if question.trim().is_empty() {
             continue;
         }
-        match chat.send(line) {
+        match chat.send(question) {
             Ok(reply) => print(reply, current)?,
-            // A question that is too long for the context, say: another one may do.
+            // For example a question that is too long for the context: a shorter one may follow.
             Err(error) => eprintln!("{error}"),
         }
     }
+    Ok(())
 }
 
 fn print(mut reply: Reply, current: &Current) -> Result<(), Box<dyn Error>> {
@@ -158,7 +188,7 @@ fn print(mut reply: Reply, current: &Current) -> Result<(), Box<dyn Error>> {
         }
     }
     match written.and_then(|()| writeln!(out)) {
-        // The reader has what it wanted, `head` for one.
+        // The reader, `head` for example, has read enough.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
         result => result?,
     }

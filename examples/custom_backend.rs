@@ -23,7 +23,7 @@ fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
     let prompt = args.next().unwrap_or_else(|| "Hello!".into());
     let path = args.next().unwrap_or_else(|| concat!(env!("CARGO_MANIFEST_DIR"), "/examples/demo-model").into());
     let engine = qwen::EngineOptions::new().load_on(RowMajor::with_all_cores(), path)?;
-    eprintln!("on {}", engine.device());
+    eprintln!("on {}", engine.device_name());
     println!("{}", engine.chat().send(prompt)?.text()?);
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! The devices of this machine, how a model fits on each, and why others are not there.
+//! The devices of this machine, how a model fits on each, and why others are absent.
 //!
 //! ```text
 //! cargo run --release --features wgpu --example devices -- --model PATH --context 8192
@@ -18,7 +18,7 @@ mod output;
 /// The devices of this machine, and how a model fits on each.
 #[derive(Parser)]
 struct Args {
-    /// The folder of a checkpoint, to be planned for each device.
+    /// The folder of a checkpoint to plan for each device.
     #[arg(long)]
     model: Option<PathBuf>,
     /// Positions of a conversation; the longest that fits when absent.

@@ -34,7 +34,7 @@ struct Args {
     /// Where to run: auto, cpu, cuda, cuda:ORDINAL, wgpu, wgpu:INDEX, wgpu:NAME.
     #[arg(long, default_value = "cpu")]
     device: Device,
-    /// Positions to make room for.
+    /// Positions of the context.
     #[arg(long)]
     context: Option<usize>,
     /// Threads; one for each physical core when absent.
@@ -47,7 +47,8 @@ struct Args {
 
 fn main() -> Result<(), Box<dyn Error>> {
     let args = Args::parse();
-    let mut options = EngineOptions::new().device(args.device.clone()).precision(args.precision).padding_ids(true);
+    let mut options =
+        EngineOptions::new().device(args.device.clone()).precision(args.precision).allow_padding_tokens(true);
     if let Some(context) = args.context {
         options = options.context(context);
     }

@@ -1,10 +1,10 @@
-//! What a model takes, before it is loaded.
+//! How much memory a model takes, before it is loaded.
 //!
 //! ```text
 //! cargo run --release --example plan -- --model PATH --context 8192 --batch 4
 //! ```
 //!
-//! It ends with 0 when the model fits and with 1 when it does not.
+//! The exit status is 0 when the model fits and 1 when it does not.
 
 use std::error::Error;
 use std::fmt::Write;
@@ -16,7 +16,7 @@ use qwen::{Device, EngineOptions, Plan, Precision};
 
 mod output;
 
-/// What a model takes, before it is loaded.
+/// How much memory a model takes, before it is loaded.
 #[derive(Parser)]
 struct Args {
     /// The folder of the checkpoint.

@@ -6,7 +6,7 @@
 //! torchrun --no-python --nproc-per-node 2 target/release/examples/ranks --prompt "What is 3 + 4?"
 //! ```
 //!
-//! Without a launcher it starts itself as many times as `--ranks` says, with the variables that torchrun would set. The
+//! Without a launcher it starts itself once for each of `--ranks`, with the variables that torchrun would set. The
 //! answer goes to stdout, everything else to stderr. See `docs/ranks.md`.
 
 use std::error::Error;
@@ -54,7 +54,7 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
         return Ok(ExitCode::SUCCESS);
     }
     let engine = options.load(&args.model)?;
-    eprintln!("rank 0 of {} on {}, {} bytes", ranks.world_size(), engine.device(), engine.plan().total_bytes);
+    eprintln!("rank 0 of {} on {}, {} bytes", ranks.world_size(), engine.device_name(), engine.plan().total_bytes);
     let answer = GenerateOptions::new().greedy().max_new_tokens(args.max_new_tokens);
     let mut chat = engine.chat().options(answer);
     let mut out = std::io::stdout().lock();
@@ -66,7 +66,7 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Start this program once for each rank, and wait for all. A rank that fails takes the others with it.
+/// Start this program once for each rank, and wait for all of them. When one rank fails, the others end too.
 fn launch(ranks: usize) -> Result<ExitCode, Box<dyn Error>> {
     let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
     let start = |rank: usize| {

@@ -5,8 +5,8 @@
 //! ```
 //!
 //! IN is a list of `{"text": "...", "parse_special": true}` or `{"messages": [...], "tools": [...],
-//! "add_generation_prompt": true, "trust_contents": false}`; what is shown are the defaults. OUT is the same list with
-//! `ids`, and `text` for conversations. DIR needs the tokenizer's files alone.
+//! "add_generation_prompt": true, "trust_contents": false}`; the values shown are the defaults. OUT is the same list with
+//! `ids`, and `text` for conversations. DIR needs only the tokenizer's files.
 
 use std::error::Error;
 use std::fs;

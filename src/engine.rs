@@ -1,15 +1,15 @@
 //! A loaded model: a handle to a thread that computes.
 
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Sender};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
 use qwen_core::backend::Interrupt;
-use qwen_core::checkpoint::Checkpoint;
 use qwen_core::engine::EngineCore;
 use qwen_core::plan::Plan;
+use qwen_core::runner::Runner;
 use qwen_core::{Config, Encoding, GenerationConfig};
 use qwen_tokenizer::Tokenizer;
 
@@ -17,10 +17,6 @@ use crate::chat::Chat;
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::generate::{GenerateOptions, TextStream, TokenStream};
-use crate::load;
-use crate::options::EngineOptions;
-use crate::place::{Part, Place};
-use crate::stop::stop_token_ids;
 use crate::worker::{self, Command};
 
 /// A loaded model. Cheap to clone; all clones are one model, and may be used from any thread.
@@ -44,15 +40,7 @@ struct Inner {
     commands: Option<Sender<Command>>,
     thread: Option<JoinHandle<()>>,
     interrupt: Interrupt,
-    tokenizer: std::result::Result<Tokenizer, Missing>,
-    config: Config,
-    generation_config: GenerationConfig,
-    stop_token_ids: Vec<u32>,
-    plan: Plan,
-    device: String,
-    device_reason: String,
-    placed_on: Option<Device>,
-    weight_encoding: Encoding,
+    parts: EngineParts,
 }
 
 impl Drop for Inner {
@@ -69,37 +57,25 @@ impl Drop for Inner {
 
 /// The folder that holds no tokenizer files.
 #[derive(Debug)]
-struct Missing(std::path::PathBuf);
+pub(crate) struct MissingTokenizer(pub(crate) PathBuf);
+
+/// What a handle knows about its model.
+#[derive(Debug)]
+pub(crate) struct EngineParts {
+    pub(crate) tokenizer: std::result::Result<Tokenizer, MissingTokenizer>,
+    pub(crate) config: Config,
+    pub(crate) generation_config: GenerationConfig,
+    pub(crate) stop_token_ids: Vec<u32>,
+    pub(crate) plan: Plan,
+    pub(crate) device: Option<Device>,
+    pub(crate) device_name: String,
+    pub(crate) selection_reason: String,
+    pub(crate) weight_encoding: Encoding,
+}
 
 impl Engine {
-    /// Load the model in the folder `path` with the default options.
-    ///
-    /// # Errors
-    /// What is wrong with the checkpoint or the memory, with what to do about it.
-    pub fn load(path: impl AsRef<Path>) -> Result<Self> {
-        EngineOptions::new().load(path)
-    }
-
-    /// [`EngineOptions::new`], to be changed and ended by [`EngineOptions::load`].
-    pub fn options() -> EngineOptions {
-        EngineOptions::new()
-    }
-
-    pub(crate) fn load_with(path: &Path, mut options: EngineOptions, place: impl Place) -> Result<Self> {
-        if !options.ranks.is_leader() {
-            return Err(load::no_engine(&options).into());
-        }
-        let checkpoint = Checkpoint::open(path)?;
-        let config = options.config(&checkpoint)?;
-        let generation_config = checkpoint.generation_config().clone();
-        let folder = if path.is_dir() { path } else { path.parent().unwrap_or(path) };
-        let tokenizer = match folder.join("tokenizer.json").exists() {
-            true => Ok(Tokenizer::from_dir(folder)?),
-            false => Err(Missing(folder.to_owned())),
-        };
-        let num_token_ids = options.num_token_ids(tokenizer.as_ref().ok(), &config);
-        let loaded = load::load(place, &checkpoint, &config, num_token_ids, &mut options)?;
-        let Part::Engine(runner) = loaded.part else { return Err(load::no_engine(&options).into()) };
+    /// Start the thread that computes with `runner`.
+    pub(crate) fn start(runner: Box<dyn Runner>, parts: EngineParts) -> Result<Self> {
         let interrupt = Interrupt::default();
         let core = EngineCore::new(runner, interrupt.clone());
         let (commands, received) = mpsc::channel();
@@ -107,24 +83,8 @@ impl Engine {
             .name("qwen-engine".into())
             .spawn(move || worker::run(core, &received))
             .map_err(|source| qwen_core::Error::Io { path: "the engine's thread".into(), source })?;
-        let stop_token_ids = stop_token_ids(&config, &generation_config, tokenizer.as_ref().ok());
-        let weight_encoding = checkpoint.tensor("model.layers.0.mlp.down_proj.weight")?.encoding;
-        Ok(Engine {
-            inner: Arc::new(Inner {
-                commands: Some(commands),
-                thread: Some(thread),
-                interrupt,
-                tokenizer,
-                config,
-                generation_config,
-                stop_token_ids,
-                plan: loaded.plan,
-                device: loaded.device,
-                device_reason: loaded.device_reason,
-                placed_on: loaded.placed_on,
-                weight_encoding,
-            }),
-        })
+        let inner = Inner { commands: Some(commands), thread: Some(thread), interrupt, parts };
+        Ok(Engine { inner: Arc::new(inner) })
     }
 
     /// A new conversation.
@@ -149,7 +109,7 @@ impl Engine {
         let started = Instant::now();
         let prompt = prompt.into();
         let prompt_tokens = prompt.len();
-        let request = options.request(prompt, &self.inner.generation_config, &self.inner.stop_token_ids);
+        let request = options.request(prompt, &self.inner.parts.generation_config, &self.inner.parts.stop_token_ids);
         request.sampling.check()?;
         if prompt_tokens == 0 {
             return Err(qwen_core::Error::EmptyPrompt.into());
@@ -188,7 +148,7 @@ impl Engine {
     /// # Errors
     /// When the checkpoint came without one: such an engine works by token ids.
     pub fn tokenizer(&self) -> Result<&Tokenizer> {
-        self.inner.tokenizer.as_ref().map_err(|Missing(path)| {
+        self.inner.parts.tokenizer.as_ref().map_err(|MissingTokenizer(path)| {
             let reason = "there is no tokenizer.json: put it beside the weights, or work by token ids";
             qwen_core::Error::unsupported(format!("text with {}", path.display()), reason).into()
         })
@@ -196,47 +156,47 @@ impl Engine {
 
     /// What config.json says, with the options' YaRN.
     pub fn config(&self) -> &Config {
-        &self.inner.config
+        &self.inner.parts.config
     }
 
     /// What generation_config.json says.
     pub fn generation_config(&self) -> &GenerationConfig {
-        &self.inner.generation_config
+        &self.inner.parts.generation_config
     }
 
     /// Tokens that end an answer: of config.json, generation_config.json and the tokenizer together.
     pub fn stop_token_ids(&self) -> &[u32] {
-        &self.inner.stop_token_ids
+        &self.inner.parts.stop_token_ids
     }
 
     /// Positions of a conversation.
     pub fn context(&self) -> usize {
-        self.inner.plan.context
+        self.inner.parts.plan.context
     }
 
     /// What the model takes.
     pub fn plan(&self) -> &Plan {
-        &self.inner.plan
+        &self.inner.parts.plan
     }
 
     /// How the checkpoint's matrices are encoded.
     pub fn weight_encoding(&self) -> Encoding {
-        self.inner.weight_encoding
+        self.inner.parts.weight_encoding
     }
 
-    /// The device that runs it.
-    pub fn device(&self) -> &str {
-        &self.inner.device
+    /// The device that the model runs on, which is never [`Device::Auto`]; `None` for a backend of the program's own.
+    pub fn device(&self) -> Option<&Device> {
+        self.inner.parts.device.as_ref()
     }
 
-    /// Why it runs on this device, in a few words: that the program asked for it, or what [`Device::Auto`] found.
-    pub fn device_reason(&self) -> &str {
-        &self.inner.device_reason
+    /// The name of the device that the model runs on.
+    pub fn device_name(&self) -> &str {
+        &self.inner.parts.device_name
     }
 
-    /// The device that runs it as a value: what [`Device::Auto`] became. `None` on a backend of the program's own.
-    pub fn placed_on(&self) -> Option<&Device> {
-        self.inner.placed_on.as_ref()
+    /// Why the model runs on this device, in a few words: the program asked for it, or what [`Device::Auto`] found.
+    pub fn selection_reason(&self) -> &str {
+        &self.inner.parts.selection_reason
     }
 }
 

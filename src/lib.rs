@@ -9,51 +9,62 @@
 //! # Ok::<(), qwen::Error>(())
 //! ```
 //!
-//! An [`Engine`] is a loaded model with a thread of its own; it is cheap to clone and may be used from any thread. Its
-//! answers come as owned iterators: [`Reply`] of a [`Chat`], [`TextStream`] of a plain completion, [`TokenStream`] by
-//! token ids. [`EngineOptions`] chooses the [`Device`], the [`Precision`], the context and the threads; [`plan()`] says
-//! what a model will take with them before it is loaded.
+//! An [`Engine`] is a loaded model with its own thread; it is cheap to clone and may be used from any thread. Answers are
+//! owned iterators: [`Reply`] of a [`Chat`], [`TextStream`] of a plain completion, [`TokenStream`] of token ids.
+//! [`EngineOptions`] chooses the [`Device`], the [`Precision`], the context and the threads; [`plan()`] says how much
+//! memory a model takes with these options, before it is loaded.
 //!
 //! The same inputs give the same bits, whatever else the engine is doing and however many threads it has.
 //!
+//! Several requests run at the same time on one engine:
+//!
+//! ```no_run
+//! use qwen::{EngineOptions, GenerateOptions};
+//! let engine = EngineOptions::new().context(2048).batch(2).load("path/to/Qwen2.5-0.5B")?;
+//! let options = GenerateOptions::new().max_new_tokens(20);
+//! let (sky, sea) = (engine.generate("The sky is", &options)?, engine.generate("The sea is", &options)?);
+//! let sea = std::thread::spawn(move || sea.text());
+//! println!("{}\n{}", sky.text()?, sea.join().expect("the thread ended")?);
+//! # Ok::<(), qwen::Error>(())
+//! ```
+//!
 //! # Features
 //!
-//! `cpu` (default): the CPU backend. `cuda`: NVIDIA cards, as `Device::Cuda`. `wgpu`: GPUs through Vulkan, Metal or
-//! DX12, as `Device::Wgpu`. Features add devices; they never change what a device computes, nor which one runs when the
-//! program names it. [`devices`] lists those of the machine.
+//! `cpu` (default): the CPU backend. `cuda`: NVIDIA GPUs, as `Device::Cuda`. `wgpu`: GPUs through Vulkan, Metal or DX12,
+//! as `Device::Wgpu`. Features only add devices: they never change what a device computes, nor which device runs when the
+//! program names one. [`devices`] lists the devices of the machine.
 
-mod auto;
-#[cfg(any(feature = "cpu", feature = "cuda", feature = "wgpu"))]
-mod ceilings;
+#[doc(hidden)]
+pub mod bench_support;
 mod chat;
 mod device;
+mod distributed;
 mod engine;
 mod error;
 mod generate;
 mod load;
 mod options;
-mod place;
+mod plan;
 mod stop;
 mod worker;
 
-#[cfg(any(feature = "cpu", feature = "cuda", feature = "wgpu"))]
-pub use ceilings::{CeilingMeter, Ceilings};
 pub use chat::{Chat, Reply};
 pub use device::{Device, DeviceEntry, absent_devices, devices};
+pub use distributed::Ranks;
 pub use engine::Engine;
 pub use error::{Error, Result};
 pub use generate::{GenerateOptions, Stats, TextStream, TokenStream};
-pub use options::{EngineOptions, plan};
+pub use options::EngineOptions;
+pub use plan::plan;
 #[cfg(feature = "wgpu")]
 pub use qwen_backend_wgpu::{AdapterChoice, CapabilitySet};
 pub use qwen_core::engine::{Canceller, FinishReason};
 pub use qwen_core::memory;
 pub use qwen_core::plan::Plan;
-pub use qwen_core::ranks::Ranks;
 pub use qwen_core::{Config, Encoding, GenerationConfig, Precision};
 pub use qwen_tokenizer::{ChatInput, ChatTemplate, Content, FunctionCall, Message, Role, Tokenizer, Tool, ToolCall};
 
-/// The layers below: for backends and programs that work by token ids.
+/// The layers below the facade: for backends, and for programs that work by token ids.
 pub use qwen_core as core;
 
 // The programs in the documents are compiled with the tests.

@@ -1,119 +1,224 @@
-//! From an open checkpoint to a model on its device: all of it, or the part of one rank.
+//! Loading: from a folder and options to an [`Engine`], or to this process's part of a model that several share.
 
 use std::path::Path;
-use std::sync::Arc;
 
 use qwen_core::checkpoint::Checkpoint;
 use qwen_core::plan::Plan;
-use qwen_core::ranks::Link;
-use qwen_core::{Config, Result};
+use qwen_core::{Backend, Config};
+use qwen_tokenizer::Tokenizer;
 
 use crate::device::Device;
+use crate::device::auto::{Candidate, first_that_loads};
+use crate::device::factory::{CustomBackend, DeviceFactory, LoadRequest};
+use crate::distributed::{self, Fingerprint, Loaded, Peers};
+use crate::engine::{Engine, EngineParts, MissingTokenizer};
+use crate::error::Result;
 use crate::options::EngineOptions;
-use crate::place::{Job, Part, Place, Room, first_that_loads};
+use crate::plan::{Planner, config_of};
+use crate::stop::stop_token_ids;
 
-/// A loaded model, or a rank's part of it.
-pub(crate) struct Loaded {
-    pub(crate) part: Part,
-    pub(crate) plan: Plan,
-    pub(crate) device: String,
-    pub(crate) device_reason: String,
-    pub(crate) placed_on: Option<Device>,
-}
+impl Engine {
+    /// Load the model in the folder `path` with the default options.
+    ///
+    /// # Errors
+    /// What is wrong with the checkpoint or the memory, with what to do about it.
+    pub fn load(path: impl AsRef<Path>) -> Result<Self> {
+        EngineOptions::new().load(path)
+    }
 
-/// Load what the options say: together with the other ranks, where there are any.
-pub(crate) fn load(
-    place: impl Place,
-    checkpoint: &Checkpoint,
-    config: &Config,
-    num_token_ids: usize,
-    options: &mut EngineOptions,
-) -> Result<Loaded> {
-    // Ranks that do not divide the model are told so before anyone waits for another one.
-    let spec = options.ranks.part(config)?;
-    let mut candidates = place.candidates(options, checkpoint, config, num_token_ids)?;
-    let link = match options.ranks.world_size() {
-        1 => None,
-        _ => {
-            // Ranks are alike: none goes on to another device than the one that it has named.
-            candidates.truncate(1);
-            let meant = candidates.first().and_then(|(place, _)| place.device());
-            Some(Arc::new(options.ranks.meet(&fingerprint(meant.as_ref(), checkpoint, config, options)?)?))
-        }
-    };
-    let load = |link: Option<Arc<Link>>| {
-        let ((part, plan, device, placed_on), device_reason) = first_that_loads(candidates, |place| {
-            let room = place.room(options)?;
-            options.plan_in(&room, checkpoint, config, num_token_ids)?.check()?;
-            let placed_on = place.device();
-            let opened = place.open(options)?;
-            let plan = plan_together(&room, checkpoint, config, num_token_ids, options, link.as_deref())?;
-            let limits = options.limits(&room, plan.context, plan.batch, config, num_token_ids);
-            let job = Job { checkpoint, config, limits: &limits, spec: spec.clone(), link: link.clone() };
-            let (part, device) = opened.load(job, options)?;
-            Ok((part, plan, device, placed_on))
-        })?;
-        if let Some(link) = &link {
-            // Nobody begins before all have loaded.
-            link.least(0)?;
-        }
-        Ok(Loaded { part, plan, device, device_reason, placed_on })
-    };
-    match link {
-        None => load(None),
-        Some(link) => load(Some(link.clone())).inspect_err(|error| link.fail(error)),
+    /// The default options, to be changed; [`EngineOptions::load`] then loads with them.
+    pub fn options() -> EngineOptions {
+        EngineOptions::new()
     }
 }
 
-/// The plan of this process. Where no context was asked for, it is the longest that fits on every rank.
-fn plan_together(
-    room: &Room,
-    checkpoint: &Checkpoint,
-    config: &Config,
-    num_token_ids: usize,
-    options: &mut EngineOptions,
-    link: Option<&Link>,
-) -> Result<Plan> {
-    let mut plan = options.plan_in(room, checkpoint, config, num_token_ids)?;
-    plan.check()?;
-    if let Some(link) = link {
-        let least = link.least(plan.context as u64)? as usize;
-        if least != plan.context {
-            options.set_context(least);
-            plan = options.plan_in(room, checkpoint, config, num_token_ids)?;
-            plan.check()?;
-        }
+impl EngineOptions {
+    /// Load the model at `path`.
+    ///
+    /// # Errors
+    /// What is wrong with the checkpoint, the options or the memory, with what to do about it.
+    pub fn load(self, path: impl AsRef<Path>) -> Result<Engine> {
+        let candidates = |planner: &Planner<'_>| named_devices(planner, &self.device);
+        load_engine(path.as_ref(), &self, candidates)
     }
-    Ok(plan)
+
+    /// Load the model at `path` on a backend of the program's own, in the backend's precision. Options about devices have
+    /// no effect.
+    ///
+    /// ```no_run
+    /// use qwen::core::reference::Reference;
+    /// let engine = qwen::EngineOptions::new().context(512).load_on(Reference::new(), "path/to/Qwen2.5-0.5B")?;
+    /// assert_eq!(engine.device_name(), "reference");
+    /// # Ok::<(), qwen::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`EngineOptions::load`].
+    pub fn load_on<B: Backend>(mut self, backend: B, path: impl AsRef<Path>) -> Result<Engine> {
+        self.settings.precision = backend.info().precision;
+        load_engine(path.as_ref(), &self, |_| own_backend(backend))
+    }
+
+    /// As a rank other than 0, hold this rank's part of the model at `path` and compute with rank 0, until its engine is
+    /// dropped. Each rank reads the checkpoint from a folder of its own machine; no tokenizer is needed.
+    ///
+    /// # Errors
+    /// As [`EngineOptions::load`], and [`qwen_core::Error::RankFailed`] when another rank fails or is lost: end the
+    /// process then, and let its launcher start all of them again.
+    pub fn follow(self, path: impl AsRef<Path>) -> Result<()> {
+        let candidates = |planner: &Planner<'_>| named_devices(planner, &self.device);
+        load_follower(path.as_ref(), &self, candidates)
+    }
+
+    /// As [`EngineOptions::follow`], on a backend of the program's own.
+    ///
+    /// # Errors
+    /// As [`EngineOptions::follow`].
+    pub fn follow_on<B: Backend>(mut self, backend: B, path: impl AsRef<Path>) -> Result<()> {
+        self.settings.precision = backend.info().precision;
+        load_follower(path.as_ref(), &self, |_| own_backend(backend))
+    }
 }
 
-/// Compute with rank 0 until it is done.
-pub(crate) fn follow(path: &Path, mut options: EngineOptions, place: impl Place) -> crate::Result<()> {
-    if options.ranks.is_leader() {
-        return Err(leads().into());
-    }
+/// Devices to try, best first; each is a fallback for the ones before it. A device that this build lacks is an error.
+type Candidates = Vec<Candidate<qwen_core::Result<Box<dyn DeviceFactory>>>>;
+
+/// The devices that `device` stands for.
+fn named_devices(planner: &Planner<'_>, device: &Device) -> Candidates {
+    let candidate = |Candidate { device, reason }: Candidate<Device>| Candidate { device: device.factory(), reason };
+    planner.candidates(device).into_iter().map(candidate).collect()
+}
+
+fn own_backend<B: Backend>(backend: B) -> Candidates {
+    let reason = "it is the program's own backend".into();
+    vec![Candidate { device: Ok(Box::new(CustomBackend(backend))), reason }]
+}
+
+/// Load the engine of the model at `path`.
+fn load_engine(
+    path: &Path,
+    options: &EngineOptions,
+    candidates: impl FnOnce(&Planner<'_>) -> Candidates,
+) -> Result<Engine> {
+    distributed::check_leads(&options.ranks)?;
     let checkpoint = Checkpoint::open(path)?;
-    let config = options.config(&checkpoint)?;
-    // Which ids may be chosen is rank 0's concern, so no tokenizer is read.
-    let loaded = load(place, &checkpoint, &config, config.vocab_size, &mut options)?;
+    let config = config_of(&checkpoint, options)?;
+    let folder = if path.is_dir() { path } else { path.parent().unwrap_or(path) };
+    let tokenizer = match folder.join("tokenizer.json").exists() {
+        true => Ok(Tokenizer::from_dir(folder)?),
+        false => Err(MissingTokenizer(folder.to_owned())),
+    };
+    let chosen_by = tokenizer.as_ref().ok().filter(|_| !options.allow_padding_tokens);
+    let num_token_ids = chosen_by.map_or(config.vocab_size, Tokenizer::len);
+    let planner = Planner::new(options, &checkpoint, &config, num_token_ids)?;
+    let candidates = candidates(&planner);
+    let LoadedModel { loaded, plan, device, device_name, selection_reason } =
+        load_model(&planner, options, &checkpoint, &config, candidates)?;
+    let generation_config = checkpoint.generation_config().clone();
+    let parts = EngineParts {
+        stop_token_ids: stop_token_ids(&config, &generation_config, tokenizer.as_ref().ok()),
+        weight_encoding: checkpoint.tensor("model.layers.0.mlp.down_proj.weight")?.encoding,
+        tokenizer,
+        generation_config,
+        plan,
+        device,
+        device_name,
+        selection_reason,
+        config,
+    };
+    Engine::start(loaded.engine()?, parts)
+}
+
+/// Load this process's part of the model at `path`, and compute with rank 0 until that ends.
+fn load_follower(
+    path: &Path,
+    options: &EngineOptions,
+    candidates: impl FnOnce(&Planner<'_>) -> Candidates,
+) -> Result<()> {
+    distributed::check_follows(&options.ranks)?;
+    let checkpoint = Checkpoint::open(path)?;
+    let config = config_of(&checkpoint, options)?;
+    // Rank 0 chooses among the ids, so no tokenizer is read.
+    let planner = Planner::new(options, &checkpoint, &config, config.vocab_size)?;
+    let candidates = candidates(&planner);
+    let LoadedModel { loaded, .. } = load_model(&planner, options, &checkpoint, &config, candidates)?;
     drop(checkpoint);
-    match loaded.part {
-        Part::Follower(follow) => Ok(follow()?),
-        Part::Engine(_) => Err(leads().into()),
+    Ok(loaded.follow()?)
+}
+
+/// A model on its device, or this process's part of one.
+struct LoadedModel {
+    loaded: Loaded,
+    plan: Plan,
+    device: Option<Device>,
+    device_name: String,
+    selection_reason: String,
+}
+
+/// Load the model on the first candidate that succeeds: together with the other processes that share it, if there are any.
+fn load_model(
+    planner: &Planner<'_>,
+    options: &EngineOptions,
+    checkpoint: &Checkpoint,
+    config: &Config,
+    mut candidates: Candidates,
+) -> qwen_core::Result<LoadedModel> {
+    let first = candidates.first().and_then(|candidate| candidate.device.as_ref().ok());
+    let device = first.and_then(|factory| factory.device());
+    let peers = Peers::meet(&options.ranks, || fingerprint(device.as_ref(), checkpoint, config, options))?;
+    if peers.is_some() {
+        // All processes load on devices of one kind: none falls back to a device that it did not announce.
+        candidates.truncate(1);
+    }
+    let load = |peers: Option<&Peers>| {
+        let load_on = |factory: qwen_core::Result<Box<dyn DeviceFactory>>| {
+            let factory = factory?;
+            let capacity = factory.capacity(&options.settings)?;
+            let mut plan = planner.plan_within(&capacity, options.context)?;
+            plan.check()?;
+            let device = factory.device();
+            let opened = factory.open(&options.settings)?;
+            if let Some(peers) = peers {
+                // Where no context was asked for, it is the longest that fits in every process.
+                let context = peers.least(plan.context as u64)? as usize;
+                if context != plan.context {
+                    plan = planner.plan_within(&capacity, Some(context))?;
+                    plan.check()?;
+                }
+            }
+            let limits = planner.limits(&capacity, plan.context, plan.batch);
+            let device_name = opened.name();
+            let progress = |share: f32| options.progress.iter().for_each(|report| report(share));
+            let request =
+                LoadRequest { checkpoint, config, limits: &limits, spec: &planner.spec, peers, progress: &progress };
+            let loaded = opened.load(request)?;
+            Ok((loaded, plan, device, device_name))
+        };
+        let ((loaded, plan, device, device_name), selection_reason) = first_that_loads(candidates, load_on)?;
+        if let Some(peers) = peers {
+            // No process begins before all have loaded.
+            peers.least(0)?;
+        }
+        Ok(LoadedModel { loaded, plan, device, device_name, selection_reason })
+    };
+    match &peers {
+        None => load(None),
+        Some(peers) => load(Some(peers)).inspect_err(|error| peers.fail(error)),
     }
 }
 
-/// What must be the same on all ranks, by name.
+/// What must be the same in all processes that share a model, by name.
 fn fingerprint(
     device: Option<&Device>,
     checkpoint: &Checkpoint,
     config: &Config,
     options: &EngineOptions,
-) -> Result<Vec<(&'static str, String)>> {
+) -> qwen_core::Result<Fingerprint> {
     // Two checkpoints of one shape differ in their norms as soon as they were trained differently.
     let norm = checkpoint.tensor("model.norm.weight")?;
     let kind = device.map_or("the program's own".into(), |device| device.to_string());
-    let mut fingerprint = vec![
+    let text = |value: Option<usize>| value.map_or("the default".into(), |value: usize| value.to_string());
+    Ok(vec![
         ("the version of qwen-rs", env!("CARGO_PKG_VERSION").to_owned()),
         ("`hidden_size`", config.hidden_size.to_string()),
         ("`intermediate_size`", config.intermediate_size.to_string()),
@@ -126,28 +231,19 @@ fn fingerprint(
         ("`rope_theta`", config.rope_theta.to_string()),
         ("`rope_scaling`", format!("{:?}", config.rope_scaling)),
         ("`tie_word_embeddings`", config.tie_word_embeddings.to_string()),
-        ("the digest of the weights", format!("{:016x}", fnv(norm.data))),
+        ("the digest of the weights", format!("{:016x}", fnv1a(norm.data))),
         ("the size of the weights", checkpoint.total_bytes().to_string()),
-        // Which of several devices of a kind it is may differ.
+        // The processes may use different devices of one kind.
         ("the device", kind.split(':').next().unwrap_or_default().to_owned()),
-    ];
-    fingerprint.extend(options.fingerprint());
-    Ok(fingerprint)
+        ("`precision`", format!("{:?}", options.settings.precision)),
+        ("`context`", text(options.context)),
+        ("`batch`", text(options.batch)),
+        ("`max_num_batched_tokens`", text(options.max_num_batched_tokens)),
+        ("`max_num_logits`", text(options.max_num_logits)),
+    ])
 }
 
-/// The hash of Fowler, Noll and Vo, 64 bits of its variant 1a.
-fn fnv(bytes: &[u8]) -> u64 {
+/// The 64-bit hash FNV-1a: the same in every process, whatever it was compiled with.
+fn fnv1a(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
-}
-
-/// The error of a rank that is asked for the engine.
-pub(crate) fn no_engine(options: &EngineOptions) -> qwen_core::Error {
-    let (rank, ranks) = (options.ranks.rank(), options.ranks.world_size());
-    let reason = format!("rank {rank} of {ranks} has no engine, rank 0 has it: call `EngineOptions::follow` here");
-    qwen_core::Error::argument("ranks", reason)
-}
-
-/// The error of rank 0 when it is asked to follow.
-fn leads() -> qwen_core::Error {
-    qwen_core::Error::argument("ranks", "rank 0 leads, and has the engine: call `EngineOptions::load` here")
 }

@@ -145,7 +145,7 @@ fn options_out_of_bounds_name_themselves() {
     for (options, name) in [
         (options().context(1 << 20), "context"),
         (options().threads(0), "threads"),
-        (options().prompt_chunk(0), "prompt_chunk"),
+        (options().max_num_batched_tokens(0), "max_num_batched_tokens"),
         (options().batch(0), "batch"),
         (options().yarn(0.5), "factor"),
     ] {

@@ -5,7 +5,8 @@
 mod common;
 
 use common::{demo, options};
-use qwen::{CeilingMeter, Device, Engine, Error, GenerateOptions};
+use qwen::bench_support::ceiling_meter;
+use qwen::{Device, Engine, Error, GenerateOptions};
 
 const CARD: Device = Device::Cuda(0);
 
@@ -39,7 +40,7 @@ fn a_card_that_is_not_there_is_an_error() {
     }
     let loaded = options().device(Device::Cuda(0)).load(demo()).map(|_| ());
     let planned = qwen::plan(demo(), &options().device(Device::Cuda(3))).map(|_| ());
-    let measured = CeilingMeter::new(&Device::Cuda(0), None).map(|_| ());
+    let measured = ceiling_meter(&Device::Cuda(0), &options()).map(|_| ());
     for outcome in [loaded, planned, measured] {
         let error = outcome.unwrap_err().to_string();
         assert!(error.contains("CUDA is not supported: no NVIDIA driver was found"), "{error}");
@@ -62,7 +63,7 @@ fn auto_takes_what_is_there() {
         return;
     }
     let engine = options().device(Device::Auto).context(256).load(demo()).unwrap();
-    assert!(matches!(engine.placed_on(), Some(device) if !matches!(device, Device::Cuda(_))));
+    assert!(matches!(engine.device(), Some(device) if !matches!(device, Device::Cuda(_))));
 }
 
 #[test]

@@ -19,7 +19,7 @@ fn an_engine_on_it_answers_as_on_the_cpu() {
     };
     let options = || common::options().context(256).precision(Precision::Exact);
     let own = options().load_on(RowMajor::with_all_cores(), common::demo()).unwrap();
-    assert!(own.device().starts_with("row-major"), "{}", own.device());
+    assert!(own.device_name().starts_with("row-major"), "{}", own.device_name());
     // It holds bf16 weights as f32, and says so before it loads.
     let cpu = options().load(common::demo()).unwrap();
     assert!(own.plan().weight_bytes > cpu.plan().weight_bytes * 3 / 2);

@@ -43,7 +43,9 @@ fn answers_are_the_same_alone_in_a_crowd_and_on_any_threads() {
     let crowd: Vec<Vec<u32>> = crowd.into_iter().map(|thread| thread.join().unwrap()).collect();
     assert_eq!(alone, crowd);
     let pool = Arc::new(rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap());
-    for options in [options().threads(1), options().threads(3), options().pool(pool), options().prompt_chunk(7)] {
+    for options in
+        [options().threads(1), options().threads(3), options().pool(pool), options().max_num_batched_tokens(7)]
+    {
         let engine = options.context(512).load(&folder.0).unwrap();
         let found: Vec<Vec<u32>> =
             (0..6).map(|n| ids(&engine, &prompt(5 + 60 * n, n as u32), &sampled(n as u64))).collect();

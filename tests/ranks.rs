@@ -140,7 +140,8 @@ fn a_cancelled_request_leaves_no_rank_out_of_step() {
     let shape = Shape { hidden: 128, inner: 512, layers: 4, heads: 4, kv_heads: 2, ..SMALL };
     write_checkpoint(&folder.0, shape, |_, _| {});
     for share in [HEADS, LAYERS] {
-        let (engine, followers) = load(&folder.0, (share, 2), || options().threads(1).context(4096).prompt_chunk(64));
+        let (engine, followers) =
+            load(&folder.0, (share, 2), || options().threads(1).context(4096).max_num_batched_tokens(64));
         let engine = engine.unwrap();
         let options = GenerateOptions::new().greedy().max_new_tokens(4).ignore_eos(true);
         let expected = ids(&engine, &prompt(300, 1), &options).unwrap();

@@ -22,7 +22,7 @@ fn device() -> Option<Device> {
 }
 
 fn on(device: &Device) -> EngineOptions {
-    options().device(device.clone()).precision(Precision::Exact).context(512).prompt_chunk(128)
+    options().device(device.clone()).precision(Precision::Exact).context(512).max_num_batched_tokens(128)
 }
 
 /// The prompts of some held-out questions, one of each kind.
@@ -59,7 +59,7 @@ fn answers_are_those_of_the_cpu() {
     assert!(expected.iter().all(|answer| answer.len() > 1));
     for capabilities in [CapabilitySet::Tiny, CapabilitySet::Default] {
         let wgpu = on(&device).wgpu_capabilities(capabilities).load(demo()).unwrap();
-        assert_eq!(wgpu.placed_on(), Some(&device));
+        assert_eq!(wgpu.device(), Some(&device));
         for (prompt, expected) in prompts.iter().zip(&expected) {
             assert_eq!(&answer(&wgpu, prompt), expected, "{capabilities:?}");
         }
@@ -70,14 +70,14 @@ fn answers_are_those_of_the_cpu() {
 fn engines_on_both_devices_run_side_by_side() {
     let Some(device) = device() else { return };
     let engines = [&device, &Device::Cpu, &device].map(|device| on(device).load(demo()).unwrap());
-    assert!(engines[0].device().starts_with("wgpu") && engines[1].device().starts_with("cpu"));
+    assert!(engines[0].device_name().starts_with("wgpu") && engines[1].device_name().starts_with("cpu"));
     let prompts = prompts(&engines[1]);
     let expected: Vec<Vec<u32>> = prompts.iter().map(|prompt| answer(&engines[1], prompt)).collect();
     std::thread::scope(|scope| {
         for engine in &engines {
             scope.spawn(|| {
                 for (prompt, expected) in prompts.iter().zip(&expected) {
-                    assert_eq!(&answer(engine, prompt), expected, "{}", engine.device());
+                    assert_eq!(&answer(engine, prompt), expected, "{}", engine.device_name());
                 }
             });
         }
@@ -103,11 +103,11 @@ fn auto_runs_on_no_software_adapter_and_says_why() {
     assert!(plan.fits);
     let engine = options().device(Device::Auto).context(512).load(demo()).unwrap();
     let hardware = qwen::devices().iter().any(|entry| !matches!(entry.kind, "processor" | "software"));
-    match engine.placed_on() {
-        Some(Device::Cpu) if !hardware => assert_eq!(engine.device_reason(), "no hardware GPU was found"),
-        placed => println!("{placed:?}: {}", engine.device_reason()),
+    match engine.device() {
+        Some(Device::Cpu) if !hardware => assert_eq!(engine.selection_reason(), "no hardware GPU was found"),
+        placed => println!("{placed:?}: {}", engine.selection_reason()),
     }
-    assert!(hardware || engine.placed_on() == Some(&Device::Cpu));
+    assert!(hardware || engine.device() == Some(&Device::Cpu));
 }
 
 #[test]

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Who may import whom: the tokenizer and core know nothing of ours, backends know core alone; within core the engine
-# never names a backend and the model never names the engine.
+# Who may import whom: the tokenizer and core import no crate of ours, backends import only core; within core the engine
+# never names a backend and the model never names the engine. No crate has an import circle.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 fail=0
@@ -12,18 +12,19 @@ forbid() { # folder, pattern, rule
     fi
 }
 
-forbid qwen-tokenizer 'qwen[-_](core|rs|backend)' 'qwen-tokenizer imports nothing of ours'
-forbid qwen-core 'qwen[-_](tokenizer|rs|backend|conformance)' 'qwen-core imports nothing of ours'
+forbid qwen-tokenizer 'qwen[-_](core|rs|backend)' 'qwen-tokenizer imports no crate of ours'
+forbid qwen-core 'qwen[-_](tokenizer|rs|backend|conformance)' 'qwen-core imports no crate of ours'
 forbid qwen-conformance 'qwen[-_](tokenizer|rs|backend)' 'qwen-conformance imports qwen-core only'
 for backend in qwen-backend-*; do
-    forbid "$backend" '(qwen[-_]tokenizer|^qwen-rs|use qwen::)' "$backend imports qwen-core alone"
+    forbid "$backend" '(qwen[-_]tokenizer|^qwen-rs|use qwen::)' "$backend imports only qwen-core"
     for other in qwen-backend-*; do
         [ "$other" = "$backend" ] || forbid "$backend" "${other//-/[-_]}" "$backend does not know $other"
     done
 done
-forbid examples 'qwen_(core|tokenizer|backend)' 'examples import the facade alone'
+forbid examples 'qwen_(core|tokenizer|backend)' 'examples import only the facade'
 forbid qwen-core/src/engine 'Backend' 'the engine never names a backend'
 forbid qwen-core/src/kv 'Backend[^`:]' 'K/V bookkeeping never names a backend'
 forbid qwen-core/src/model 'engine::' 'the model never names the engine'
+python3 tools/check-circles.py || fail=1
 [ "$fail" = 0 ] && echo "imports are in order"
 exit "$fail"

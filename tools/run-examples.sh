@@ -10,7 +10,7 @@ run() { echo "-- $*" >&2; cargo run --quiet --release --example "$@"; }
 run chat -- --prompt "Hello!" | tee "$out/answer"
 [ -s "$out/answer" ]
 printf 'What is 3 + 4?\nAnd 5 + 6?\n' | cargo run --quiet --release --example chat
-# A reader that leaves early is no error.
+# It is no error when the reader of the output ends early.
 run chat -- --prompt "Hello!" | head -c 1
 echo
 run plan -- --model "$demo" --json | head -c 1
@@ -29,7 +29,7 @@ grep -q prompt_share_of_arithmetic "$out/bench.json"
 run custom_backend
 run devices -- --model "$demo"
 
-# One model over processes answers as one process does.
+# A model over several processes answers as it does in one process.
 run ranks -- --ranks 1 --prompt "What is 3 + 4?" >"$out/one"
 run ranks -- --ranks 2 --prompt "What is 3 + 4?" | tee "$out/two"
 run ranks -- --ranks 3 --by-layers --prompt "What is 3 + 4?" >"$out/three"
@@ -37,7 +37,7 @@ run ranks -- --ranks 3 --by-layers --prompt "What is 3 + 4?" >"$out/three"
 cmp "$out/one" "$out/two"
 cmp "$out/one" "$out/three"
 
-# A build for NVIDIA cards runs without a driver, and says why it has no card.
+# A build for NVIDIA GPUs runs without a driver, and says why there is no GPU.
 echo "-- devices (cuda)" >&2
 cargo run --quiet --release --features cuda --example devices | tee "$out/devices"
 grep -q '^cuda' "$out/devices"

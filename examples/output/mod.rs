@@ -1,9 +1,9 @@
-//! Printing for examples whose output goes into other programs.
+//! Printing for examples whose output other programs read.
 
 use std::fmt::Display;
 use std::io::{self, Write};
 
-/// Print a line or several to stdout. A reader that has seen enough (`head`, say) is no error.
+/// Print to stdout, and end the line. It is no error when the reader has left early, as `head` does.
 pub(crate) fn print(text: impl Display) -> io::Result<()> {
     match writeln!(io::stdout().lock(), "{text}") {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),

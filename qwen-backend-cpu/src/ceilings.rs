@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use qwen_core::Result;
+use qwen_core::ceilings::Ceilings;
 
 use crate::memory::Cells;
 use crate::simd::{self, INT8_OPS, Isa, Kernel, LANES, Simd, int8_rounds};
@@ -21,41 +22,6 @@ const CHUNK: usize = 4 << 20;
 
 /// Rounds of arithmetic between two looks at the clock.
 const ROUNDS: u64 = 20_000;
-
-/// The best that a number of threads reached.
-#[derive(Debug, Clone, Copy, PartialEq)]
-#[non_exhaustive]
-pub struct Ceilings {
-    /// Reading from memory.
-    pub memory_bytes_per_second: f64,
-    /// Fused multiply-adds of f32, two operations each.
-    pub f32_flops_per_second: f64,
-    /// Dot products of bf16, where the CPU has an instruction for them.
-    pub bf16_flops_per_second: Option<f64>,
-    /// Dot products of int8, where the CPU has an instruction for them.
-    pub int8_ops_per_second: Option<f64>,
-}
-
-impl Ceilings {
-    /// The better of both in each.
-    pub fn max(self, other: Ceilings) -> Ceilings {
-        let best = |a: Option<f64>, b: Option<f64>| a.into_iter().chain(b).reduce(f64::max);
-        Ceilings {
-            memory_bytes_per_second: self.memory_bytes_per_second.max(other.memory_bytes_per_second),
-            f32_flops_per_second: self.f32_flops_per_second.max(other.f32_flops_per_second),
-            bf16_flops_per_second: best(self.bf16_flops_per_second, other.bf16_flops_per_second),
-            int8_ops_per_second: best(self.int8_ops_per_second, other.int8_ops_per_second),
-        }
-    }
-}
-
-/// Measure once with `threads` threads for about `budget`.
-///
-/// # Errors
-/// When the memory to read is refused.
-pub fn measure_ceilings(threads: usize, budget: Duration) -> Result<Ceilings> {
-    Ok(CeilingMeter::new(threads)?.measure(budget))
-}
 
 /// Measures ceilings again and again.
 #[derive(Debug)]
@@ -88,6 +54,7 @@ impl CeilingMeter {
             f32_flops_per_second: self.f32_flops(slice),
             bf16_flops_per_second: self.bf16_flops(slice),
             int8_ops_per_second: self.int8_ops(slice),
+            ..Ceilings::default()
         }
     }
 

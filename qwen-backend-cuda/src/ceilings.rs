@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use qwen_core::Result;
 use qwen_core::backend::Backend;
+use qwen_core::ceilings::Ceilings;
 
 use crate::backend::CudaBackend;
 use crate::driver::Array;
@@ -25,20 +26,6 @@ const BLOCKS_PER_MULTIPROCESSOR: usize = 16;
 
 /// Threads of a warp.
 const WARP: usize = 32;
-
-/// The best that a card reached.
-#[derive(Debug, Clone, Copy, PartialEq)]
-#[non_exhaustive]
-pub struct Ceilings {
-    /// Reading from memory.
-    pub memory_bytes_per_second: f64,
-    /// Copying within memory, bytes read and written together.
-    pub copy_bytes_per_second: f64,
-    /// Fused multiply-adds of f32, two operations each.
-    pub f32_flops_per_second: f64,
-    /// Products of bf16 matrices by tensor cores, from compute capability 8.0 on.
-    pub bf16_flops_per_second: Option<f64>,
-}
 
 /// Measures ceilings again and again.
 #[derive(Debug)]
@@ -88,12 +75,13 @@ impl CeilingMeter {
         let tensor_cores = self.gpu.info().has_tensor_cores();
         Ok(Ceilings {
             memory_bytes_per_second: self.memory(Kernel::CeilingRead, 1, slice)?,
-            copy_bytes_per_second: self.memory(Kernel::CeilingCopy, 2, slice)?,
+            copy_bytes_per_second: Some(self.memory(Kernel::CeilingCopy, 2, slice)?),
             f32_flops_per_second: self.flops(Kernel::CeilingFmaF32, threads * CEILING_FMA_FLOPS, slice)?,
             bf16_flops_per_second: match tensor_cores {
                 true => Some(self.flops(Kernel::CeilingMmaBf16, threads / WARP * CEILING_MMA_FLOPS, slice)?),
                 false => None,
             },
+            ..Ceilings::default()
         })
     }
 

@@ -7,6 +7,7 @@
 use std::time::{Duration, Instant};
 
 use qwen_core::Result;
+use qwen_core::ceilings::Ceilings;
 
 use crate::backend::cooperative_shader;
 use crate::gpu::{Array, Gpu};
@@ -39,23 +40,6 @@ const MATRIX_FLOPS: u64 = 4 * 4 * 2;
 
 /// Values that kernels of arithmetic may read or write: four matrices of 16 by 16.
 const RESULTS: usize = 4 * 16 * 16;
-
-/// The best that a device reached.
-#[derive(Debug, Clone, Copy, PartialEq)]
-#[non_exhaustive]
-pub struct Ceilings {
-    /// Reading from memory.
-    pub memory_bytes_per_second: f64,
-    /// Copying within memory, bytes read and written together.
-    pub copy_bytes_per_second: f64,
-    /// Fused multiply-adds of f32, two operations each.
-    pub f32_flops_per_second: f64,
-    /// Fused multiply-adds of f16, where the device has them.
-    pub f16_flops_per_second: Option<f64>,
-    /// Products of cooperative matrices of f16 that are summed in f32, where the device was opened with such: with
-    /// [`crate::CapabilitySet::Best`].
-    pub f16_matrix_flops_per_second: Option<f64>,
-}
 
 /// Measures ceilings again and again.
 #[derive(Debug)]
@@ -119,7 +103,7 @@ impl CeilingMeter {
         let slice = budget / (3 + u32::from(self.has_f16) + u32::from(cooperative.is_some()));
         Ok(Ceilings {
             memory_bytes_per_second: self.memory_bytes("ceiling_read", 16, slice)?,
-            copy_bytes_per_second: self.memory_bytes("ceiling_copy", 32, slice)?,
+            copy_bytes_per_second: Some(self.memory_bytes("ceiling_copy", 32, slice)?),
             f32_flops_per_second: self.flops(&multiply_shader(false), THREAD_FLOPS, slice)?,
             f16_flops_per_second: match self.has_f16 {
                 true => Some(self.flops(&multiply_shader(true), THREAD_FLOPS, slice)?),
@@ -132,6 +116,7 @@ impl CeilingMeter {
                 }
                 None => None,
             },
+            ..Ceilings::default()
         })
     }
 

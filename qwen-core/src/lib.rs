@@ -6,6 +6,8 @@
 
 pub mod backend;
 pub mod batch;
+#[doc(hidden)]
+pub mod ceilings;
 pub mod checkpoint;
 pub mod collective;
 pub mod config;
@@ -24,6 +26,7 @@ pub mod reference;
 pub mod rope;
 pub mod runner;
 pub mod sampling;
+pub mod size;
 
 pub use backend::{Backend, Footprint, StoredSizes};
 pub use checkpoint::Checkpoint;

@@ -92,11 +92,12 @@ impl Plan {
             let (kv, workspace) = (footprint.kv_bytes(&kv_spec), footprint.workspace_bytes(&limits, &spec.shape()));
             Variable {
                 kv: *kv.as_ref().unwrap_or(&kv_spec.stored_bytes()),
-                activations: activations + workspace.as_ref().unwrap_or(&0),
-                refused: kv.and(workspace).err().map(|error| error.to_string()),
+                activations: activations.saturating_add(*workspace.as_ref().unwrap_or(&0)),
+                refused: limits.check().and(kv).and(workspace).err().map(|error| error.to_string()),
             }
         };
-        let total = |sized: &Variable| load_bytes.max(weight_bytes + sized.kv + sized.activations);
+        let total =
+            |sized: &Variable| load_bytes.max(weight_bytes.saturating_add(sized.kv).saturating_add(sized.activations));
         let holds = |sized: &Variable| {
             sized.refused.is_none() && input.available_bytes.is_none_or(|available| total(sized) <= available)
         };
@@ -158,7 +159,7 @@ struct Variable {
 pub fn limits_for(limits: &Limits, context: usize, batch: usize) -> Limits {
     Limits {
         max_model_len: context,
-        num_blocks: context.div_ceil(limits.block_size.max(1)) * batch,
+        num_blocks: context.div_ceil(limits.block_size.max(1)).saturating_mul(batch),
         max_num_batched_tokens: limits.max_num_batched_tokens.min(context.saturating_mul(batch)),
         ..limits.clone()
     }

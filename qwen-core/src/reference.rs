@@ -4,11 +4,12 @@
 //! it is far too slow for anything else than tests.
 
 use crate::backend::{
-    Add, Backend, DeviceInfo, Embed, GatherRows, Interrupt, KvSpec, Linear, PAD_SLOT, PagedAttention, RmsNorm, Rope,
-    SiluAndMul, StepKey, StoreKv, WeightView,
+    Add, Backend, DeviceInfo, Embed, GatherRows, HeadLayout, Interrupt, KvSpec, Linear, PAD_SLOT, PagedAttention,
+    RmsNorm, Rope, SiluAndMul, StepKey, StoreKv, WeightView,
 };
 use crate::dtype::Precision;
 use crate::error::{Error, Result};
+use crate::size;
 
 /// The reference device. Always [`Precision::Exact`].
 ///
@@ -67,12 +68,30 @@ impl Reference {
 }
 
 /// Check that a buffer is as long as an operation needs it.
-fn need(op: &str, name: &str, len: usize, needed: usize) -> Result<()> {
-    if len < needed {
-        let reason = format!("`{name}` holds {len} values, {needed} are needed");
-        return Err(Error::Device { device: "reference".into(), op: op.into(), reason });
+fn need(op: &str, name: &str, len: usize, dimensions: &[usize]) -> Result<()> {
+    let needed = dimensions.iter().try_fold(1usize, |needed, dimension| needed.checked_mul(*dimension));
+    if needed.is_some_and(|needed| needed <= len) {
+        return Ok(());
     }
-    Ok(())
+    let reason = format!("`{name}` holds {len} values, {dimensions:?} are needed");
+    Err(Error::Device { device: "reference".into(), op: op.into(), reason })
+}
+
+/// Check that `heads` can be heads at all, and fit `kv` where there is one.
+fn check_heads(op: &str, heads: &HeadLayout, kv: Option<(&KvSpec, usize)>) -> Result<()> {
+    let HeadLayout { num_attention_heads, num_key_value_heads, head_dim } = *heads;
+    let sound = num_key_value_heads > 0
+        && head_dim > 0
+        && num_attention_heads.is_multiple_of(num_key_value_heads)
+        && size::values("heads", &[num_attention_heads, 3, head_dim]).is_ok();
+    let fits = kv.is_none_or(|(spec, layer)| {
+        layer < spec.num_layers() && spec.num_key_value_heads == num_key_value_heads && spec.head_dim == head_dim
+    });
+    if sound && fits {
+        return Ok(());
+    }
+    let reason = format!("{heads:?} do not fit {kv:?}");
+    Err(Error::Device { device: "reference".into(), op: op.into(), reason })
 }
 
 impl Backend for Reference {
@@ -86,49 +105,55 @@ impl Backend for Reference {
     }
 
     fn alloc(&mut self, len: usize) -> Result<Vec<f32>> {
-        Ok(vec![0.0; len])
+        Ok(vec![0.0; size::values("len", &[len])?])
     }
 
     fn alloc_indices(&mut self, len: usize) -> Result<Vec<u32>> {
-        Ok(vec![0; len])
+        Ok(vec![0; size::values("len", &[len])?])
     }
 
     fn load(&mut self, view: &WeightView<'_>) -> Result<Matrix> {
         let (rows, cols) = (view.rows(), view.cols());
-        let mut values = vec![0.0; rows * cols];
+        if rows == 0 || cols == 0 {
+            return Err(Error::argument("weight", format!("`{}` is a matrix of {rows} x {cols}", view.name)));
+        }
+        let mut values = vec![0.0; size::values("rows", &[rows, cols])?];
         let stored = view.parts.iter().flat_map(|part| (0..part.rows).map(move |row| (part.encoding, part.row(row))));
         for (out, (encoding, bytes)) in values.chunks_exact_mut(cols.max(1)).zip(stored) {
-            need("load", view.name, bytes.len(), encoding.bytes(cols))?;
+            need("load", view.name, bytes.len(), &[encoding.bytes(cols)])?;
             encoding.decode(bytes, out);
         }
         Ok(Matrix { rows, cols, values })
     }
 
     fn kv(&mut self, spec: &KvSpec) -> Result<KvStore> {
-        let len = spec.num_layers() * spec.num_blocks * spec.block_size * spec.num_key_value_heads * spec.head_dim;
+        if spec.block_size == 0 {
+            return Err(Error::argument("block_size", "a K/V block holds at least one position"));
+        }
+        let len = size::values("num_blocks", &[spec.num_layers(), spec.layer_values()?])?;
         Ok(KvStore { spec: spec.clone(), keys: vec![0.0; len], values: vec![0.0; len] })
     }
 
     fn write(&mut self, dst: &mut Vec<f32>, src: &[f32]) -> Result<()> {
-        need("write", "dst", dst.len(), src.len())?;
+        need("write", "dst", dst.len(), &[src.len()])?;
         dst[..src.len()].copy_from_slice(src);
         Ok(())
     }
 
     fn write_indices(&mut self, dst: &mut Vec<u32>, src: &[u32]) -> Result<()> {
-        need("write_indices", "dst", dst.len(), src.len())?;
+        need("write_indices", "dst", dst.len(), &[src.len()])?;
         dst[..src.len()].copy_from_slice(src);
         Ok(())
     }
 
     fn read(&mut self, src: &Vec<f32>, dst: &mut [f32]) -> Result<()> {
-        need("read", "src", src.len(), dst.len())?;
+        need("read", "src", src.len(), &[dst.len()])?;
         dst.copy_from_slice(&src[..dst.len()]);
         Ok(())
     }
 
     fn read_indices(&mut self, src: &Vec<u32>, dst: &mut [u32]) -> Result<()> {
-        need("read_indices", "src", src.len(), dst.len())?;
+        need("read_indices", "src", src.len(), &[dst.len()])?;
         dst.copy_from_slice(&src[..dst.len()]);
         Ok(())
     }
@@ -136,7 +161,7 @@ impl Backend for Reference {
     fn copy_blocks(&mut self, kv: &mut KvStore, pairs: &[(u32, u32)]) -> Result<()> {
         let len = kv.spec.block_size * kv.width();
         for &(from, to) in pairs {
-            need("copy_blocks", "kv", kv.spec.num_blocks, 1 + from.max(to) as usize)?;
+            need("copy_blocks", "kv", kv.spec.num_blocks, &[(from.max(to) as usize).saturating_add(1)])?;
             for layer in 0..kv.spec.num_layers() {
                 let from = kv.at(layer, from as usize * kv.spec.block_size);
                 let to = kv.at(layer, to as usize * kv.spec.block_size);
@@ -153,8 +178,8 @@ impl Backend for Reference {
 
     fn embed(&mut self, op: Embed<'_, Self>) -> Result<()> {
         let Embed { ids, table, out, rows } = op;
-        need("embed", "ids", ids.len(), rows)?;
-        need("embed", "out", out.len(), rows * table.cols)?;
+        need("embed", "ids", ids.len(), &[rows])?;
+        need("embed", "out", out.len(), &[rows, table.cols])?;
         for (&id, out) in ids[..rows].iter().zip(out.chunks_exact_mut(table.cols)) {
             match table.row(id as usize) {
                 Some(row) => out.copy_from_slice(row),
@@ -166,9 +191,9 @@ impl Backend for Reference {
 
     fn linear(&mut self, op: Linear<'_, Self>) -> Result<()> {
         let Linear { x, w, bias, out, rows } = op;
-        need("linear", "x", x.len(), rows * w.cols)?;
-        need("linear", "out", out.len(), rows * w.rows)?;
-        need("linear", "bias", bias.map_or(w.rows, Vec::len), w.rows)?;
+        need("linear", "x", x.len(), &[rows, w.cols])?;
+        need("linear", "out", out.len(), &[rows, w.rows])?;
+        need("linear", "bias", bias.map_or(w.rows, Vec::len), &[w.rows])?;
         for (x, out) in x.chunks_exact(w.cols).zip(out.chunks_exact_mut(w.rows)).take(rows) {
             for (r, (out, w)) in out.iter_mut().zip(w.values.chunks_exact(w.cols)).enumerate() {
                 let dot: f64 = x.iter().zip(w).map(|(x, w)| f64::from(*x) * f64::from(*w)).sum();
@@ -180,9 +205,12 @@ impl Backend for Reference {
 
     fn rms_norm(&mut self, op: RmsNorm<'_, Self>) -> Result<()> {
         let RmsNorm { x, weight, eps, hidden_size, out, rows } = op;
-        need("rms_norm", "x", x.len(), rows * hidden_size)?;
-        need("rms_norm", "weight", weight.len(), hidden_size)?;
-        need("rms_norm", "out", out.len(), rows * hidden_size)?;
+        need("rms_norm", "x", x.len(), &[rows, hidden_size])?;
+        need("rms_norm", "weight", weight.len(), &[hidden_size])?;
+        need("rms_norm", "out", out.len(), &[rows, hidden_size])?;
+        if hidden_size == 0 {
+            return Ok(());
+        }
         for (x, out) in x.chunks_exact(hidden_size).zip(out.chunks_exact_mut(hidden_size)).take(rows) {
             let mean = x.iter().map(|x| f64::from(*x) * f64::from(*x)).sum::<f64>() / hidden_size as f64;
             let scale = 1.0 / (mean + f64::from(eps)).sqrt();
@@ -195,8 +223,9 @@ impl Backend for Reference {
 
     fn rope(&mut self, op: Rope<'_, Self>) -> Result<()> {
         let Rope { qkv, cos_sin, heads, rows } = op;
-        need("rope", "qkv", qkv.len(), rows * heads.qkv_size())?;
-        need("rope", "cos_sin", cos_sin.len(), rows * heads.head_dim)?;
+        check_heads("rope", &heads, None)?;
+        need("rope", "qkv", qkv.len(), &[rows, heads.qkv_size()])?;
+        need("rope", "cos_sin", cos_sin.len(), &[rows, heads.head_dim])?;
         let half = heads.head_dim / 2;
         for (qkv, cos_sin) in
             qkv.chunks_exact_mut(heads.qkv_size()).zip(cos_sin.chunks_exact(heads.head_dim)).take(rows)
@@ -215,13 +244,14 @@ impl Backend for Reference {
 
     fn store_kv(&mut self, op: StoreKv<'_, Self>) -> Result<()> {
         let StoreKv { qkv, slot_mapping, kv, layer, heads, rows } = op;
-        need("store_kv", "qkv", qkv.len(), rows * heads.qkv_size())?;
-        need("store_kv", "slot_mapping", slot_mapping.len(), rows)?;
+        check_heads("store_kv", &heads, Some((&kv.spec, layer)))?;
+        need("store_kv", "qkv", qkv.len(), &[rows, heads.qkv_size()])?;
+        need("store_kv", "slot_mapping", slot_mapping.len(), &[rows])?;
         for (qkv, &slot) in qkv.chunks_exact(heads.qkv_size()).zip(&slot_mapping[..rows]) {
             if slot == PAD_SLOT {
                 continue;
             }
-            need("store_kv", "kv", kv.spec.num_blocks * kv.spec.block_size, slot as usize + 1)?;
+            need("store_kv", "kv", kv.spec.num_slots()?, &[(slot as usize).saturating_add(1)])?;
             let (k, v) = qkv[heads.q_size()..].split_at(heads.kv_size());
             let at = kv.at(layer, slot as usize);
             kv.keys[at..at + k.len()].copy_from_slice(k);
@@ -232,8 +262,13 @@ impl Backend for Reference {
 
     fn paged_attention(&mut self, op: PagedAttention<'_, Self>) -> Result<()> {
         let PagedAttention { qkv, kv, layer, heads, inputs, out, key } = op;
-        need("paged_attention", "qkv", qkv.len(), key.num_tokens * heads.qkv_size())?;
-        need("paged_attention", "out", out.len(), key.num_tokens * heads.q_size())?;
+        let op = "paged_attention";
+        check_heads(op, &heads, Some((&kv.spec, layer)))?;
+        need(op, "cu_seqlens_q", inputs.cu_seqlens_q.len(), &[key.num_seqs.saturating_add(1)])?;
+        need(op, "context_lens", inputs.context_lens.len(), &[key.num_seqs])?;
+        need(op, "block_tables", inputs.block_tables.len(), &[key.num_seqs, inputs.max_blocks_per_seq])?;
+        need(op, "qkv", qkv.len(), &[key.num_tokens, heads.qkv_size()])?;
+        need(op, "out", out.len(), &[key.num_tokens, heads.q_size()])?;
         let (head_dim, block_size) = (heads.head_dim, kv.spec.block_size);
         let heads_per_kv = heads.num_attention_heads / heads.num_key_value_heads;
         let scale = 1.0 / (head_dim as f64).sqrt();
@@ -241,6 +276,15 @@ impl Backend for Reference {
             let tokens = inputs.cu_seqlens_q[seq] as usize..inputs.cu_seqlens_q[seq + 1] as usize;
             let context_len = inputs.context_lens[seq] as usize;
             let block_table = &inputs.block_tables[seq * inputs.max_blocks_per_seq..][..inputs.max_blocks_per_seq];
+            need(op, "cu_seqlens_q", key.num_tokens.min(tokens.end), &[tokens.start.max(tokens.end)])?;
+            need(op, "context_lens", context_len, &[tokens.len()])?;
+            need(op, "block_tables", block_table.len(), &[context_len.div_ceil(block_size)])?;
+            let held = block_table
+                .iter()
+                .take(context_len.div_ceil(block_size))
+                .max()
+                .map_or(0, |block| block.saturating_add(1));
+            need(op, "kv", kv.spec.num_blocks, &[held as usize])?;
             for token in tokens.clone() {
                 let visible = context_len - (tokens.end - token) + 1;
                 for head in 0..heads.num_attention_heads {
@@ -273,8 +317,11 @@ impl Backend for Reference {
 
     fn silu_and_mul(&mut self, op: SiluAndMul<'_, Self>) -> Result<()> {
         let SiluAndMul { gate_up, out, intermediate_size, rows } = op;
-        need("silu_and_mul", "gate_up", gate_up.len(), rows * 2 * intermediate_size)?;
-        need("silu_and_mul", "out", out.len(), rows * intermediate_size)?;
+        need("silu_and_mul", "gate_up", gate_up.len(), &[rows, 2, intermediate_size])?;
+        need("silu_and_mul", "out", out.len(), &[rows, intermediate_size])?;
+        if intermediate_size == 0 {
+            return Ok(());
+        }
         for (gate_up, out) in
             gate_up.chunks_exact(2 * intermediate_size).zip(out.chunks_exact_mut(intermediate_size)).take(rows)
         {
@@ -289,18 +336,21 @@ impl Backend for Reference {
 
     fn add(&mut self, op: Add<'_, Self>) -> Result<()> {
         let Add { x, y, len } = op;
-        need("add", "x", x.len(), len)?;
-        need("add", "y", y.len(), len)?;
+        need("add", "x", x.len(), &[len])?;
+        need("add", "y", y.len(), &[len])?;
         x[..len].iter_mut().zip(y).for_each(|(x, y)| *x += y);
         Ok(())
     }
 
     fn gather_rows(&mut self, op: GatherRows<'_, Self>) -> Result<()> {
         let GatherRows { x, indices, out, width, rows } = op;
-        need("gather_rows", "indices", indices.len(), rows)?;
-        need("gather_rows", "out", out.len(), rows * width)?;
+        need("gather_rows", "indices", indices.len(), &[rows])?;
+        need("gather_rows", "out", out.len(), &[rows, width])?;
+        if width == 0 {
+            return Ok(());
+        }
         for (out, &index) in out.chunks_exact_mut(width).zip(&indices[..rows]) {
-            need("gather_rows", "x", x.len(), (index as usize + 1) * width)?;
+            need("gather_rows", "x", x.len(), &[(index as usize).saturating_add(1), width])?;
             out.copy_from_slice(&x[index as usize * width..][..width]);
         }
         Ok(())

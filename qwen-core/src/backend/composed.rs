@@ -47,8 +47,6 @@ pub fn normed<'a, B: Backend>(
 }
 
 /// The composed form of [`Backend::qkv_rope_store`].
-///
-
 pub fn qkv_rope_store<B: Backend>(b: &mut B, op: QkvRopeStore<'_, B>) -> Result<()> {
     let QkvRopeStore { norm, x, w, bias, inputs, heads, qkv, kv, layer, rows } = op;
     let x = normed(b, norm, x, rows)?;

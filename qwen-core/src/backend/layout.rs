@@ -4,6 +4,7 @@
 
 use crate::dtype::{Encoding, Precision};
 use crate::error::{Error, Result};
+use crate::size;
 
 /// The slot of a padding token: it is not stored.
 pub const PAD_SLOT: u32 = u32::MAX;
@@ -151,11 +152,35 @@ impl KvSpec {
         self.key_encodings.len()
     }
 
-    /// Bytes of all keys and values in their element types.
+    /// Positions of each layer: the slots that tokens are stored at.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] when a slot number does not fit in a u32 beside [`PAD_SLOT`].
+    pub fn num_slots(&self) -> Result<usize> {
+        let slots = size::checked("num_blocks", 1, &[self.num_blocks, self.block_size])?;
+        if slots >= PAD_SLOT as usize {
+            let reason =
+                format!("{} blocks of {} positions exceed the numbers of slots", self.num_blocks, self.block_size);
+            return Err(Error::argument("num_blocks", reason));
+        }
+        Ok(slots)
+    }
+
+    /// Keys of one layer, and values of one layer.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] when memory cannot address them.
+    pub fn layer_values(&self) -> Result<usize> {
+        size::values("num_blocks", &[self.num_slots()?, self.num_key_value_heads, self.head_dim])
+    }
+
+    /// Bytes of all keys and values in their element types; `u64::MAX` where a u64 does not hold them.
     pub fn stored_bytes(&self) -> u64 {
-        let layer = self.num_blocks * self.block_size * self.num_key_value_heads * self.head_dim;
-        let bytes = |key: &Encoding| key.bytes(layer) + self.value_encoding.bytes(layer);
-        self.key_encodings.iter().map(bytes).sum::<usize>() as u64
+        let bytes = |encoding: Encoding| {
+            size::bytes(encoding.bytes(1), &[self.num_blocks, self.block_size, self.num_key_value_heads, self.head_dim])
+        };
+        let layers = self.key_encodings.iter().map(|key| bytes(*key).saturating_add(bytes(self.value_encoding)));
+        layers.fold(0, u64::saturating_add)
     }
 }
 

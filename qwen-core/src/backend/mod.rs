@@ -10,7 +10,9 @@
 //! - `ops.rs`: one struct of arguments for each operation;
 //! - `composed.rs`: the fused operations in terms of the base ones;
 //! - `footprint.rs`: what a model takes on a device, asked before anything is loaded;
-//! - `interrupt.rs`: the flag that stops a step.
+//! - `interrupt.rs`: the flag that stops a step;
+//! - `recorder.rs`, `partials.rs`: for GPU backends, when a step is recorded and run again, and the sizes of split-KV
+//!   attention. Integers only.
 //!
 //! # Rules
 //!
@@ -31,8 +33,10 @@
 pub mod composed;
 mod footprint;
 mod interrupt;
-mod layout;
+pub(crate) mod layout;
 mod ops;
+pub mod partials;
+pub mod recorder;
 
 pub use footprint::{Footprint, StoredSizes};
 pub use interrupt::Interrupt;

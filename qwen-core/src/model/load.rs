@@ -7,6 +7,7 @@ use crate::backend::{Backend, KvSpec, StepInputs, WeightView};
 use crate::batch::Limits;
 use crate::dtype::{Encoding, Precision};
 use crate::error::Result;
+use crate::size;
 
 impl<B: Backend> Model<B> {
     /// Load the part of a model that `spec` names. `progress` is told the share that is done, from 0 to 1.
@@ -20,6 +21,7 @@ impl<B: Backend> Model<B> {
         source: &dyn WeightSource,
         progress: &mut dyn FnMut(f32),
     ) -> Result<Self> {
+        limits.check()?;
         b.prepare(limits, &spec.shape())?;
         let total = spec.weights().len() as f32;
         let mut done = 0.0;
@@ -124,11 +126,11 @@ fn step_inputs<B: Backend>(b: &mut B, spec: &ModelSpec, limits: &Limits) -> Resu
     let max_blocks_per_seq = limits.max_blocks_per_seq();
     Ok(StepInputs {
         input_ids: b.alloc_indices(tokens)?,
-        cos_sin: b.alloc(tokens * spec.heads.head_dim)?,
+        cos_sin: b.alloc(size::values("max_num_batched_tokens", &[tokens, spec.heads.head_dim])?)?,
         slot_mapping: b.alloc_indices(tokens)?,
         cu_seqlens_q: b.alloc_indices(seqs + 1)?,
         context_lens: b.alloc_indices(seqs)?,
-        block_tables: b.alloc_indices(seqs * max_blocks_per_seq)?,
+        block_tables: b.alloc_indices(size::values("max_num_seqs", &[seqs, max_blocks_per_seq])?)?,
         max_blocks_per_seq,
         logits_indices: b.alloc_indices(limits.max_num_logits)?,
     })

@@ -14,6 +14,7 @@ use crate::backend::{
 use crate::batch::Limits;
 use crate::collective::Collective;
 use crate::error::{Error, Result};
+use crate::size;
 use spec::ModelSpec;
 
 /// A Qwen2 decoder, or one rank's or stage's part of it, with its K/V store and all the buffers of a step.
@@ -69,16 +70,18 @@ pub(crate) struct Buffers<B: Backend> {
 impl<B: Backend> Buffers<B> {
     fn new(b: &mut B, spec: &ModelSpec, limits: &Limits) -> Result<Self> {
         let (tokens, logits) = (limits.max_num_batched_tokens, limits.max_num_logits);
+        let gate_up = if b.footprint().fuses_gate_up() { 0 } else { tokens };
+        let mut rows = |rows: usize, width: usize| b.alloc(size::values("max_num_batched_tokens", &[rows, width])?);
         Ok(Buffers {
-            residual: b.alloc(tokens * spec.hidden_size)?,
-            normed: b.alloc(tokens.max(logits) * spec.hidden_size)?,
-            qkv: b.alloc(tokens * spec.heads.qkv_size())?,
-            attended: b.alloc(tokens * spec.heads.q_size())?,
-            gate_up: b.alloc(if b.footprint().fuses_gate_up() { 0 } else { tokens * 2 * spec.intermediate_size })?,
-            inner: b.alloc(tokens * spec.intermediate_size)?,
-            projected: b.alloc(tokens * spec.hidden_size)?,
-            gathered: b.alloc(logits * spec.hidden_size)?,
-            logits: b.alloc(logits * spec.vocab_size)?,
+            residual: rows(tokens, spec.hidden_size)?,
+            normed: rows(tokens.max(logits), spec.hidden_size)?,
+            qkv: rows(tokens, spec.heads.qkv_size())?,
+            attended: rows(tokens, spec.heads.q_size())?,
+            gate_up: rows(gate_up, 2 * spec.intermediate_size)?,
+            inner: rows(tokens, spec.intermediate_size)?,
+            projected: rows(tokens, spec.hidden_size)?,
+            gathered: rows(logits, spec.hidden_size)?,
+            logits: rows(logits, spec.vocab_size)?,
             greedy_ids: b.alloc_indices(logits)?,
         })
     }

@@ -1,0 +1,151 @@
+//! What loading asks of a device, whichever it is: its capacity, and to be opened and filled.
+//!
+//! A [`DeviceFactory`] is a device that is not open yet: one of the kinds in this folder, or a backend that the program
+//! brings ([`CustomBackend`]). Nothing here knows the options of an engine: the files of this folder are told their part
+//! of them as [`DeviceSettings`].
+
+use std::fmt;
+use std::sync::Arc;
+
+use qwen_core::batch::Limits;
+use qwen_core::checkpoint::Checkpoint;
+use qwen_core::model::Model;
+use qwen_core::model::spec::ModelSpec;
+use qwen_core::rope::Rope;
+use qwen_core::runner::ModelRunner;
+use qwen_core::{Backend, Config, Footprint, Precision, Result, memory};
+
+use super::Device;
+use crate::distributed::{self, JoinGroup, Loaded, Peers};
+
+/// Prompt tokens of a step by default. On the CPU a longer chunk gains little, and delays running answers.
+pub(super) const MAX_NUM_BATCHED_TOKENS: usize = 512;
+
+/// What a device is told of the engine's options.
+#[derive(Clone, Default)]
+pub(crate) struct DeviceSettings {
+    pub(crate) precision: Precision,
+    /// Threads that compute on the CPU.
+    pub(crate) threads: Option<usize>,
+    /// The host's pool to compute on.
+    #[cfg(feature = "cpu")]
+    pub(crate) pool: Option<Arc<rayon::ThreadPool>>,
+    #[cfg(feature = "wgpu")]
+    pub(crate) wgpu_capabilities: qwen_backend_wgpu::CapabilitySet,
+    pub(crate) position: distributed::Position,
+}
+
+/// A device's capacity for a model.
+pub(crate) struct Capacity {
+    pub(crate) footprint: Box<dyn Footprint>,
+    /// The number of prompt tokens of a step that suits the device.
+    pub(crate) max_num_batched_tokens: usize,
+    /// Bytes that may be taken, if that is known.
+    pub(crate) available_bytes: Option<u64>,
+}
+
+/// The model to load, or the part of it that this process holds.
+pub(crate) struct LoadRequest<'a> {
+    pub(crate) checkpoint: &'a Checkpoint,
+    pub(crate) config: &'a Config,
+    pub(crate) limits: &'a Limits,
+    pub(crate) spec: &'a ModelSpec,
+    /// The other processes that hold parts of the model.
+    pub(crate) peers: Option<&'a Peers>,
+    /// Called with the share of the weights that is loaded.
+    pub(crate) progress: &'a dyn Fn(f32),
+}
+
+/// A device that can be planned for and opened.
+pub(crate) trait DeviceFactory: fmt::Debug {
+    /// The device as a value; `None` for a backend of the program's own.
+    fn device(&self) -> Option<Device>;
+
+    /// Bytes that may be taken now, if that is known.
+    fn free_bytes(&self) -> Result<Option<u64>>;
+
+    /// What the device has for a model.
+    fn capacity(&self, settings: &DeviceSettings) -> Result<Capacity>;
+
+    /// Open the device.
+    fn open(self: Box<Self>, settings: &DeviceSettings) -> Result<Box<dyn OpenedDevice>>;
+}
+
+/// A device that is open.
+pub(crate) trait OpenedDevice {
+    /// The name of the device.
+    fn name(&self) -> String;
+
+    /// Load a model or a part of it, and run it once.
+    fn load(self: Box<Self>, request: LoadRequest<'_>) -> Result<Loaded>;
+}
+
+/// A backend that the program brings.
+pub(crate) struct CustomBackend<B>(pub(crate) B);
+
+impl<B: Backend> fmt::Debug for CustomBackend<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("CustomBackend").field(&self.0.info().name).finish()
+    }
+}
+
+impl<B: Backend> DeviceFactory for CustomBackend<B> {
+    fn device(&self) -> Option<Device> {
+        None
+    }
+
+    fn free_bytes(&self) -> Result<Option<u64>> {
+        Ok(self.0.info().memory_available)
+    }
+
+    fn capacity(&self, settings: &DeviceSettings) -> Result<Capacity> {
+        Ok(Capacity {
+            footprint: self.0.footprint(),
+            max_num_batched_tokens: MAX_NUM_BATCHED_TOKENS,
+            available_bytes: self.0.info().memory_available.or_else(|| host_bytes(settings)),
+        })
+    }
+
+    fn open(self: Box<Self>, _: &DeviceSettings) -> Result<Box<dyn OpenedDevice>> {
+        Ok(OpenedBackend::boxed(self.0))
+    }
+}
+
+/// This process's share of the host's memory.
+pub(super) fn host_bytes(settings: &DeviceSettings) -> Option<u64> {
+    let processes = settings.position.local_world_size.max(1) as u64;
+    memory::available_memory().map(|memory| memory.available / processes)
+}
+
+/// A backend, and how it works together with those of other processes.
+pub(super) struct OpenedBackend<B> {
+    pub(super) backend: B,
+    pub(super) join: JoinGroup<B>,
+}
+
+impl<B: Backend> OpenedBackend<B> {
+    /// A backend without an interconnect of its own.
+    pub(super) fn boxed(backend: B) -> Box<dyn OpenedDevice> {
+        Box::new(OpenedBackend { backend, join: distributed::join_by_link })
+    }
+}
+
+impl<B: Backend> OpenedDevice for OpenedBackend<B> {
+    fn name(&self) -> String {
+        self.backend.info().name
+    }
+
+    fn load(self: Box<Self>, request: LoadRequest<'_>) -> Result<Loaded> {
+        let OpenedBackend { mut backend, join } = *self;
+        let LoadRequest { checkpoint, config, limits, spec, peers, progress } = request;
+        let by_heads = spec.shard.ranks > 1;
+        let group = peers.map(|peers| join(&backend, peers, by_heads)).transpose()?;
+        let model = Model::load(&mut backend, spec.clone(), limits, checkpoint, &mut |share| progress(share))?;
+        let mut runner = ModelRunner::new(backend, model, Rope::new(config), limits.clone());
+        if let Some(group) = group {
+            runner = if by_heads { runner.with_group(group) } else { runner.with_neighbours(group) };
+        }
+        runner.warm_up()?;
+        Ok(Loaded::new(runner, peers))
+    }
+}

@@ -1,0 +1,199 @@
+//! One model over several processes: the only file of the facade that knows how they work together.
+//!
+//! The others see a [`Position`] (numbers), [`Peers`] (the other processes, once they have met) and what this process
+//! does with its part of the model ([`Loaded`]).
+
+use std::sync::Arc;
+
+use qwen_core::collective::Collective;
+use qwen_core::model::spec::ModelSpec;
+use qwen_core::ranks::{LeaderRunner, Link, TcpGroup, follow};
+use qwen_core::runner::{ModelRunner, Runner};
+use qwen_core::{Backend, Config, Error, Result};
+
+pub use qwen_core::ranks::Ranks;
+
+/// Where this process stands among those that share the model.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Position {
+    /// Its number among the processes of this machine.
+    pub(crate) local_rank: usize,
+    /// The processes of this machine.
+    pub(crate) local_world_size: usize,
+    /// The processes of all machines.
+    pub(crate) world_size: usize,
+}
+
+impl Default for Position {
+    fn default() -> Self {
+        Position { local_rank: 0, local_world_size: 1, world_size: 1 }
+    }
+}
+
+impl From<&Ranks> for Position {
+    fn from(ranks: &Ranks) -> Self {
+        Position {
+            local_rank: ranks.local_rank(),
+            local_world_size: ranks.local_world_size(),
+            world_size: ranks.world_size(),
+        }
+    }
+}
+
+/// The part of the model that this process holds.
+pub(crate) fn part_of(ranks: &Ranks, config: &Config) -> Result<ModelSpec> {
+    ranks.part(config)
+}
+
+/// Refuse to load an engine in a process that has none.
+pub(crate) fn check_leads(ranks: &Ranks) -> Result<()> {
+    if ranks.is_leader() {
+        return Ok(());
+    }
+    let (rank, size) = (ranks.rank(), ranks.world_size());
+    let reason = format!("rank {rank} of {size} has no engine, only rank 0 has: call `EngineOptions::follow` here");
+    Err(Error::argument("ranks", reason))
+}
+
+/// Refuse to follow in the process that has the engine.
+pub(crate) fn check_follows(ranks: &Ranks) -> Result<()> {
+    if !ranks.is_leader() {
+        return Ok(());
+    }
+    Err(Error::argument("ranks", "rank 0 leads and has the engine: call `EngineOptions::load` here"))
+}
+
+/// The other processes that hold parts of the model.
+#[derive(Debug, Clone)]
+pub(crate) struct Peers {
+    link: Arc<Link>,
+}
+
+impl Peers {
+    /// Meet them; `None` for a process that has the whole model. `fingerprint` is what must be the same in all, by name.
+    pub(crate) fn meet(ranks: &Ranks, fingerprint: impl FnOnce() -> Result<Fingerprint>) -> Result<Option<Self>> {
+        if ranks.world_size() == 1 {
+            return Ok(None);
+        }
+        let mut all = vec![("what ranks share", if ranks.is_by_layers() { "layers" } else { "heads" }.to_owned())];
+        all.extend(fingerprint()?);
+        Ok(Some(Peers { link: Arc::new(ranks.meet(&all)?) }))
+    }
+
+    /// The least of the values that the processes name. It returns once all have named theirs.
+    pub(crate) fn least(&self, value: u64) -> Result<u64> {
+        self.link.least(value)
+    }
+
+    /// Tell the others that this process failed.
+    pub(crate) fn fail(&self, error: &Error) {
+        self.link.fail(error);
+    }
+}
+
+/// What must be the same in all processes, by name.
+pub(crate) type Fingerprint = Vec<(&'static str, String)>;
+
+/// Makes the processes a group of a backend: to sum, if they share heads, or else to pass activations on.
+pub(crate) type JoinGroup<B> = fn(&B, &Peers, by_heads: bool) -> Result<Arc<dyn Collective>>;
+
+/// The group of backends without an interconnect of their own: everything goes over the connections of the processes.
+pub(crate) fn join_by_link<B>(_: &B, peers: &Peers, _: bool) -> Result<Arc<dyn Collective>> {
+    Ok(Arc::new(TcpGroup::new(peers.link.clone())))
+}
+
+/// The group of NVIDIA GPUs: NCCL. Without it they cannot sum; activations then go over the connections, in all processes.
+#[cfg(feature = "cuda")]
+pub(crate) fn join_by_nccl(
+    backend: &qwen_backend_cuda::CudaBackend,
+    peers: &Peers,
+    by_heads: bool,
+) -> Result<Arc<dyn Collective>> {
+    let present = qwen_backend_cuda::nccl_present();
+    if !by_heads && peers.least(u64::from(present.is_ok()))? == 0 {
+        return join_by_link(backend, peers, by_heads);
+    }
+    present?;
+    Ok(Arc::new(qwen_backend_cuda::NcclGroup::join(backend, &peers.link)?))
+}
+
+/// What this process does with its part of the model.
+pub(crate) enum Loaded {
+    /// It has the engine: it holds the whole model, or leads.
+    Engine(Box<dyn Runner>),
+    /// It computes with the process that leads, until that ends.
+    Follower(Box<dyn FnOnce() -> Result<()>>),
+}
+
+impl Loaded {
+    pub(crate) fn new<B: Backend>(runner: ModelRunner<B>, peers: Option<&Peers>) -> Self {
+        match peers.map(|peers| peers.link.clone()) {
+            None => Loaded::Engine(Box::new(runner)),
+            Some(link) if link.rank() == 0 => Loaded::Engine(Box::new(LeaderRunner::new(runner, link))),
+            Some(link) => Loaded::Follower(Box::new(move || follow(runner, &link))),
+        }
+    }
+
+    /// The runner of the engine.
+    pub(crate) fn engine(self) -> Result<Box<dyn Runner>> {
+        match self {
+            Loaded::Engine(runner) => Ok(runner),
+            Loaded::Follower(_) => Err(Error::argument("ranks", "this process follows rank 0 and has no engine")),
+        }
+    }
+
+    /// Compute with the process that leads, until that ends.
+    pub(crate) fn follow(self) -> Result<()> {
+        match self {
+            Loaded::Follower(follow) => follow(),
+            Loaded::Engine(_) => Err(Error::argument("ranks", "this process has the engine and follows no other")),
+        }
+    }
+}
+
+/// Which GPU this process takes, of the `seen` ones: the processes of a machine take one each, from `ordinal` on. A
+/// process that sees a single GPU was given that one by its launcher.
+#[cfg(feature = "cuda")]
+pub(crate) fn gpu_of(ordinal: usize, position: Position, seen: usize) -> Result<usize> {
+    let needed = position.local_world_size;
+    if needed == 1 || seen <= 1 {
+        return Ok(ordinal);
+    }
+    if ordinal.saturating_add(needed) > seen {
+        let reason = format!(
+            "the {needed} ranks of this machine take a GPU each, from `cuda:{ordinal}` on, and see {seen}: name a \
+             lower one, start fewer ranks, or show each its own GPU (CUDA_VISIBLE_DEVICES)"
+        );
+        return Err(Error::argument("device", reason));
+    }
+    Ok(ordinal + position.local_rank)
+}
+
+#[cfg(all(test, feature = "cuda"))]
+mod tests {
+    use super::*;
+
+    fn position(rank: usize, ranks: usize) -> Position {
+        Position::from(&Ranks::new(rank, ranks).unwrap())
+    }
+
+    #[test]
+    fn ranks_of_a_machine_take_a_gpu_each() {
+        let third = position(2, 4);
+        assert_eq!(gpu_of(0, third, 4).unwrap(), 2);
+        assert_eq!(gpu_of(4, third, 8).unwrap(), 6);
+        // Each sees only its own.
+        assert_eq!(gpu_of(0, third, 1).unwrap(), 0);
+        assert_eq!(gpu_of(3, Position::default(), 8).unwrap(), 3);
+        assert_eq!(gpu_of(9, Position::default(), 8).unwrap(), 9);
+    }
+
+    #[test]
+    fn ranks_that_see_too_few_gpus_are_refused() {
+        for (ordinal, seen) in [(6, 8), (0, 3), (usize::MAX, 8)] {
+            let text = gpu_of(ordinal, position(0, 4), seen).unwrap_err().to_string();
+            let expected = format!("take a GPU each, from `cuda:{ordinal}` on, and see {seen}");
+            assert!(text.contains(&expected), "{text}");
+        }
+    }
+}

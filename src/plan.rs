@@ -1,0 +1,146 @@
+//! What a model takes with the options of an engine, before it is loaded: from headers and key biases, without a device.
+
+use std::path::Path;
+
+use qwen_core::batch::Limits;
+use qwen_core::checkpoint::Checkpoint;
+use qwen_core::model::spec::ModelSpec;
+use qwen_core::plan::{Plan, PlanInput, limits_for};
+use qwen_core::{Config, Error};
+
+use crate::device::Device;
+use crate::device::auto::{self, Candidate, Wanted};
+use crate::device::factory::{Capacity, DeviceFactory};
+use crate::distributed;
+use crate::error::Result;
+use crate::options::EngineOptions;
+
+/// The longest context by default: longer ones cost memory, and base models name contexts that need YaRN.
+const DEFAULT_CONTEXT: usize = 32_768;
+
+/// Positions of a K/V block.
+const BLOCK_SIZE: usize = 32;
+
+/// The fewest sequences of a step that buffers are made for: short requests run together whatever the batch size.
+const LEAST_NUM_SEQS: usize = 8;
+
+/// Rows of logits of a step by default.
+const MAX_NUM_LOGITS: usize = 16;
+
+/// What the model at `path` takes with `options`, from its headers and key biases. If several processes share the model:
+/// what this one takes.
+///
+/// ```no_run
+/// let options = qwen::EngineOptions::new().context(8192);
+/// let plan = qwen::plan("path/to/Qwen2.5-7B-Instruct", &options)?;
+/// println!("{} bytes; fits: {}", plan.total_bytes, plan.fits);
+/// # Ok::<(), qwen::Error>(())
+/// ```
+///
+/// # Errors
+/// What is wrong with the checkpoint or the options. A model that does not fit is not an error: see [`Plan::fits`].
+pub fn plan(path: impl AsRef<Path>, options: &EngineOptions) -> Result<Plan> {
+    let checkpoint = Checkpoint::open(path)?;
+    let config = config_of(&checkpoint, options)?;
+    let planner = Planner::new(options, &checkpoint, &config, config.vocab_size)?;
+    let candidates = planner.candidates(&options.device);
+    let device = candidates.first().map_or(&options.device, |candidate| &candidate.device);
+    Ok(planner.plan(&*device.factory()?)?)
+}
+
+/// The configuration of the checkpoint, with the YaRN of the options.
+pub(crate) fn config_of(checkpoint: &Checkpoint, options: &EngineOptions) -> qwen_core::Result<Config> {
+    let config = checkpoint.config().clone();
+    match options.yarn_factor {
+        Some(factor) => config.with_yarn(factor),
+        None => Ok(config),
+    }
+}
+
+/// Plans one model for any device.
+pub(crate) struct Planner<'a> {
+    options: &'a EngineOptions,
+    checkpoint: &'a Checkpoint,
+    config: &'a Config,
+    /// Ids from it on are never chosen.
+    num_token_ids: usize,
+    /// The model, or the part of it that this process holds.
+    pub(crate) spec: ModelSpec,
+}
+
+impl<'a> Planner<'a> {
+    /// # Errors
+    /// For options that make no sense for this model, or for any.
+    pub(crate) fn new(
+        options: &'a EngineOptions,
+        checkpoint: &'a Checkpoint,
+        config: &'a Config,
+        num_token_ids: usize,
+    ) -> qwen_core::Result<Self> {
+        options.check()?;
+        let most = config.max_context();
+        if let Some(context) = options.context.filter(|context| *context > most || *context < 2) {
+            let reason = format!("must be 2 to {most}, the model's context, is {context}; YaRN stretches it");
+            return Err(Error::argument("context", reason));
+        }
+        let spec = distributed::part_of(&options.ranks, config)?;
+        Ok(Planner { options, checkpoint, config, num_token_ids, spec })
+    }
+
+    /// The devices that `device` stands for, best first.
+    pub(crate) fn candidates(&self, device: &Device) -> Vec<Candidate<Device>> {
+        if *device != Device::Auto {
+            return vec![Candidate { device: device.clone(), reason: "the program asked for it".into() }];
+        }
+        let wanted = Wanted {
+            context: self.options.context,
+            model_context: self.config.max_context(),
+            has_memory_budget: self.options.memory_budget.is_some(),
+        };
+        auto::candidates(&wanted, |device| self.plan(&*device.factory()?))
+    }
+
+    /// The plan for a device.
+    pub(crate) fn plan(&self, device: &dyn DeviceFactory) -> qwen_core::Result<Plan> {
+        self.plan_within(&device.capacity(&self.options.settings)?, self.options.context)
+    }
+
+    /// The plan for a device of this capacity. Without a `context` it has the longest one that fits.
+    pub(crate) fn plan_within(&self, capacity: &Capacity, context: Option<usize>) -> qwen_core::Result<Plan> {
+        let model_context = self.config.max_context();
+        let batch = self.options.batch.unwrap_or(1);
+        let plan_at = |context: usize| {
+            let input = PlanInput {
+                spec: &self.spec,
+                limits: self.limits(capacity, context, batch),
+                precision: self.options.settings.precision,
+                context,
+                batch,
+                model_context,
+                available_bytes: self.options.memory_budget.or(capacity.available_bytes),
+            };
+            Plan::new(self.checkpoint, &input, &*capacity.footprint)
+        };
+        let plan = plan_at(context.unwrap_or(model_context.min(DEFAULT_CONTEXT)))?;
+        match plan.max_context {
+            Some(fits) if context.is_none() && !plan.fits => plan_at(fits),
+            _ => Ok(plan),
+        }
+    }
+
+    /// The sizes of steps and of the K/V store.
+    pub(crate) fn limits(&self, capacity: &Capacity, context: usize, batch: usize) -> Limits {
+        let max_num_seqs = batch.max(LEAST_NUM_SEQS);
+        let limits = Limits {
+            max_model_len: context,
+            max_num_batched_tokens: self.options.max_num_batched_tokens.unwrap_or(capacity.max_num_batched_tokens),
+            max_num_seqs,
+            max_num_logits: self.options.max_num_logits.unwrap_or(MAX_NUM_LOGITS).max(max_num_seqs),
+            block_size: BLOCK_SIZE,
+            num_blocks: 0,
+            vocab_size: self.config.vocab_size,
+            num_token_ids: self.num_token_ids.min(self.config.vocab_size),
+        };
+        limits_for(&limits, context, batch)
+    }
+}
