@@ -2,7 +2,7 @@
 
 use qwen_core::backend::{KvSpec, ModelShape, WeightShape};
 use qwen_core::batch::Limits;
-use qwen_core::{Error, Footprint, Result};
+use qwen_core::{Footprint, Result, size};
 
 use crate::kernels::Scratch;
 use crate::kernels::argmax::ArgmaxRuns;
@@ -26,17 +26,17 @@ pub struct CpuFootprint;
 
 impl Footprint for CpuFootprint {
     fn weight_bytes(&self, shape: &WeightShape) -> Result<u64> {
-        Ok(Layout::of_shape(shape)?.bytes() as u64)
+        Ok(Layout::of_shape(shape).stored_bytes())
     }
 
     fn kv_bytes(&self, spec: &KvSpec) -> Result<u64> {
-        Ok(kv::bytes(spec)? as u64)
+        Ok(kv::bytes(spec))
     }
 
     fn workspace_bytes(&self, limits: &Limits, shape: &ModelShape) -> Result<u64> {
-        let workspace = Workspace::of(limits, shape)?;
-        let words = workspace.panel as u64 + workspace.best as u64 + Schedule::MOST_PARTIAL as u64;
-        Ok(4 * words + (host::physical_cores() * Scratch::BYTES) as u64)
+        let [panel, best] = workspace(limits, shape).map(|dimensions| size::bytes(4, &dimensions));
+        let fixed = 4 * Schedule::MOST_PARTIAL + host::physical_cores() * Scratch::BYTES;
+        Ok(panel.saturating_add(best).saturating_add(fixed as u64))
     }
 
     fn fuses_gate_up(&self) -> bool {
@@ -44,33 +44,10 @@ impl Footprint for CpuFootprint {
     }
 }
 
-/// Elements of the workspaces that grow with a step.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Workspace {
-    /// Packed activations of the widest product.
-    pub(crate) panel: usize,
-    /// The best of each run of each row of logits.
-    pub(crate) best: usize,
-}
-
-impl Workspace {
-    /// What the largest step takes.
-    ///
-    /// # Errors
-    /// [`Error::InvalidArgument`] when that exceeds the address space.
-    pub(crate) fn of(limits: &Limits, shape: &ModelShape) -> Result<Workspace> {
-        let rows = limits.max_num_batched_tokens.max(limits.max_num_logits);
-        let widest = shape.widest_input();
-        let sizes = || {
-            let panel = rows.checked_mul(widest.checked_next_multiple_of(2)?)?;
-            let best = limits.max_num_logits.checked_mul(2 * ArgmaxRuns::runs(limits.vocab_size))?;
-            // In bytes, and all of it together.
-            panel.checked_add(best)?.checked_add(Schedule::MOST_PARTIAL)?.checked_mul(4)?;
-            Some(Workspace { panel, best })
-        };
-        sizes().ok_or_else(|| {
-            let reason = format!("{rows} rows of {widest} values exceed the address space");
-            Error::argument("max_num_batched_tokens", reason)
-        })
-    }
+/// Dimensions of the workspaces that grow with a step: the packed activations of the widest product, and the best of each
+/// run of each row of logits.
+pub(crate) fn workspace(limits: &Limits, shape: &ModelShape) -> [[usize; 2]; 2] {
+    let rows = limits.max_num_batched_tokens.max(limits.max_num_logits);
+    let widest = shape.widest_input().checked_next_multiple_of(2).unwrap_or(usize::MAX);
+    [[rows, widest], [limits.max_num_logits, 2 * ArgmaxRuns::runs(limits.vocab_size)]]
 }

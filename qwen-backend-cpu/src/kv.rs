@@ -14,7 +14,7 @@
 use std::sync::Arc;
 
 use qwen_core::backend::KvSpec;
-use qwen_core::{Encoding, Error, Result};
+use qwen_core::{Encoding, Error, Result, size};
 
 use crate::memory::Cells;
 use crate::simd::LANES;
@@ -34,46 +34,25 @@ pub(crate) fn padded_dim(spec: &KvSpec) -> usize {
     spec.head_dim.next_multiple_of(LANES)
 }
 
-/// Bytes of a block of one K/V head: its keys and its values. Of a spec whose `bytes` are known to be few enough.
+/// Bytes of a block of one K/V head: its keys and its values. Of the spec of a store that exists.
 fn head_bytes(spec: &KvSpec, key: Encoding) -> usize {
     key.bytes(spec.block_size * spec.head_dim) + spec.value_encoding.bytes(spec.block_size * padded_dim(spec))
 }
 
-/// Bytes of a store, and where each layer begins.
-///
-/// # Errors
-/// [`Error::InvalidArgument`] when it exceeds the address space, with or without layers.
-fn layout(spec: &KvSpec) -> Result<(usize, Vec<usize>)> {
-    let layer_bytes = |key: Encoding| {
-        let padded_dim = spec.head_dim.checked_next_multiple_of(LANES)?;
-        let keys = spec.head_dim.checked_mul(key.bytes(1))?;
-        let position = padded_dim.checked_mul(spec.value_encoding.bytes(1))?.checked_add(keys)?;
-        let blocks = spec.num_blocks.checked_mul(spec.num_key_value_heads)?;
-        blocks.checked_mul(spec.block_size)?.checked_mul(position)
-    };
-    let all = || {
-        let mut end = layer_bytes(Encoding::F32).map(|_| 0usize)?;
-        let mut layers = Vec::with_capacity(spec.num_layers());
-        for key in &spec.key_encodings {
-            layers.push(end);
-            end = end.checked_add(layer_bytes(*key)?)?;
-        }
-        (end <= isize::MAX as usize).then_some((end, layers))
-    };
-    all().ok_or_else(|| {
-        let KvSpec { num_blocks, block_size, num_key_value_heads, head_dim, .. } = spec;
-        let layers = spec.num_layers();
-        let shape = format!("{layers} layers of {num_blocks} x {block_size} x {num_key_value_heads} x {head_dim}");
-        Error::argument("kv", format!("a K/V store of {shape} exceeds the address space"))
-    })
+/// Bytes of a store; `u64::MAX` where a u64 does not hold them.
+pub(crate) fn bytes(spec: &KvSpec) -> u64 {
+    spec.key_encodings.iter().fold(0u64, |bytes, key| bytes.saturating_add(layer_bytes(spec, *key)))
 }
 
-/// Bytes of a store.
-///
-/// # Errors
-/// As `layout`.
-pub(crate) fn bytes(spec: &KvSpec) -> Result<usize> {
-    Ok(layout(spec)?.0)
+/// Bytes of a layer, as above.
+fn layer_bytes(spec: &KvSpec, key: Encoding) -> u64 {
+    let positions = [spec.num_blocks, spec.block_size, spec.num_key_value_heads];
+    let values = |encoding: Encoding, dim: usize| {
+        let [blocks, positions, heads] = positions;
+        size::bytes(encoding.bytes(1), &[blocks, positions, heads, dim])
+    };
+    let padded_dim = spec.head_dim.checked_next_multiple_of(LANES).unwrap_or(usize::MAX);
+    values(key, spec.head_dim).saturating_add(values(spec.value_encoding, padded_dim))
 }
 
 impl Store {
@@ -83,15 +62,28 @@ impl Store {
         }
         if spec.num_key_value_heads == 0 || spec.head_dim == 0 {
             let heads = format!("{} K/V heads of {} channels", spec.num_key_value_heads, spec.head_dim);
-            return Err(Error::argument("kv", format!("{heads} hold nothing")));
+            return Err(Error::argument("num_key_value_heads", format!("{heads} hold nothing")));
         }
         let encodings = spec.key_encodings.iter().chain([&spec.value_encoding]);
         if let Some(encoding) = encodings.into_iter().find(|e| !matches!(e, Encoding::F32 | Encoding::F16)) {
             let reason = "the CPU backend stores F32 or F16";
             return Err(Error::unsupported(format!("a K/V store of {encoding}"), reason));
         }
-        let (bytes, layers) = layout(spec)?;
-        Ok(Store { spec: Arc::new(spec.clone()), layers: layers.into(), cells: Cells::zeroed(bytes / 2, owner)? })
+        // Slots have numbers of 32 bits, with or without layers.
+        spec.layer_values()?;
+        let Some(bytes) = usize::try_from(bytes(spec)).ok().filter(|bytes| *bytes <= isize::MAX as usize) else {
+            let shape = format!("{} layers of {} blocks", spec.num_layers(), spec.num_blocks);
+            return Err(Error::argument("num_blocks", format!("{shape} exceed what memory can address")));
+        };
+        let mut end = 0;
+        // No more than all of them, which a usize holds.
+        let first = |key: &Encoding| {
+            let first = end;
+            end += layer_bytes(spec, *key) as usize;
+            first
+        };
+        let layers = spec.key_encodings.iter().map(first).collect();
+        Ok(Store { spec: Arc::new(spec.clone()), layers, cells: Cells::zeroed(bytes / 2, owner)? })
     }
 
     /// The keys of K/V head `head` in block `block` of layer `layer`.

@@ -14,7 +14,7 @@
 //! a gate and its up side by side. Parts of several encodings are all stored as f32, which loses nothing.
 
 use qwen_core::backend::{MatrixPart, WeightRole, WeightShape, WeightView};
-use qwen_core::{Encoding, Error, Result};
+use qwen_core::{Encoding, Error, Result, size};
 
 use crate::memory::Memory;
 use crate::simd::LANES;
@@ -50,32 +50,35 @@ pub(crate) struct Group {
 }
 
 impl Layout {
-    /// The layout of a matrix of `parts`.
-    ///
-    /// # Errors
-    /// [`Error::InvalidArgument`] when it has rows without columns, or more bytes than the address space.
-    fn new(role: WeightRole, parts: impl Iterator<Item = (Encoding, usize)> + Clone, cols: usize) -> Result<Layout> {
-        let rows = parts.clone().try_fold(0usize, |rows, (_, more)| rows.checked_add(more));
-        let Some(rows) = rows.filter(|rows| *rows == 0 || cols > 0) else {
-            return Err(Error::argument("load", format!("a matrix of {cols} columns with too many rows for them")));
-        };
+    fn new(role: WeightRole, parts: impl Iterator<Item = (Encoding, usize)> + Clone, cols: usize) -> Layout {
+        let rows = parts.clone().fold(0usize, |rows, (_, more)| rows.saturating_add(more));
         let mut encodings = parts.map(|(encoding, _)| encoding);
         let first = encodings.next().unwrap_or(Encoding::F32);
         let encoding = if encodings.all(|encoding| encoding == first) { first } else { Encoding::F32 };
         let order = if role == WeightRole::GateUp && rows % 2 == 0 { Order::GateUp } else { Order::Stacked };
-        let layout = Layout { encoding, order, rows, cols };
-        match layout.checked_bytes() {
-            Some(_) => Ok(layout),
-            None => Err(Error::argument("load", format!("a matrix of {rows} x {cols} exceeds the address space"))),
-        }
+        Layout { encoding, order, rows, cols }
     }
 
     /// The layout of a matrix of this shape.
+    pub(crate) fn of_shape(shape: &WeightShape) -> Layout {
+        Layout::new(shape.role, shape.parts.iter().copied(), shape.cols)
+    }
+
+    /// The layout of `view`, when it is one of a matrix that memory can address.
     ///
     /// # Errors
-    /// As `new`.
-    pub(crate) fn of_shape(shape: &WeightShape) -> Result<Layout> {
-        Layout::new(shape.role, shape.parts.iter().copied(), shape.cols)
+    /// [`Error::InvalidArgument`] when it is empty or too large.
+    fn of_view(view: &WeightView<'_>) -> Result<Layout> {
+        let layout = Layout::new(view.role, view.parts.iter().map(|part| (part.encoding, part.rows)), view.cols());
+        let Layout { rows, cols, .. } = layout;
+        if rows == 0 || cols == 0 {
+            return Err(Error::argument("weight", format!("`{}` is a matrix of {rows} x {cols}", view.name)));
+        }
+        if layout.stored_bytes() > isize::MAX as u64 {
+            let reason = format!("`{}`: {rows} x {cols} elements exceed what memory can address", view.name);
+            return Err(Error::argument("weight", reason));
+        }
+        Ok(layout)
     }
 
     /// Columns with their padding.
@@ -101,12 +104,10 @@ impl Layout {
         2 * self.units() * self.group_bytes()
     }
 
-    /// The same where it may be too much, and no more than a slice may have. All other sizes of the layout are smaller.
-    fn checked_bytes(&self) -> Option<usize> {
-        let padded_cols = self.cols.checked_next_multiple_of(2)?;
-        let group = padded_cols.checked_mul(LANES)?.checked_mul(self.encoding.bytes(1))?;
-        let bytes = group.checked_mul(self.units().checked_mul(2)?)?;
-        (bytes <= isize::MAX as usize).then_some(bytes)
+    /// The same of a matrix that may be too large to exist; `u64::MAX` where a u64 does not hold it.
+    pub(crate) fn stored_bytes(&self) -> u64 {
+        let padded_cols = self.cols.checked_next_multiple_of(2).unwrap_or(usize::MAX);
+        size::bytes(self.encoding.bytes(1), &[2, self.units(), LANES, padded_cols])
     }
 
     /// Which rows group `group` holds.
@@ -154,9 +155,9 @@ impl Matrix {
     ) -> Result<Matrix> {
         let cols = view.cols();
         for (i, part) in view.parts.iter().enumerate() {
-            let needed = stored_bytes(part);
+            let needed = part_bytes(part);
             if part.cols != cols || part.stride < part.cols || needed.is_none_or(|needed| part.data.len() < needed) {
-                let needed = needed.map_or_else(|| "more than all".into(), |needed| needed.to_string());
+                let needed = needed.map_or_else(|| "more than memory has".into(), |needed| needed.to_string());
                 return Err(Error::argument(
                     "load",
                     format!(
@@ -171,8 +172,7 @@ impl Matrix {
                 ));
             }
         }
-        let parts = view.parts.iter().map(|part| (part.encoding, part.rows));
-        let layout = Layout::new(view.role, parts, cols)?;
+        let layout = Layout::of_view(view)?;
         let memory = Memory::zeroed(layout.bytes())?;
         let base = SendPtr(memory.ptr());
         parallel(2 * layout.units(), &|group| {
@@ -218,7 +218,7 @@ impl Matrix {
 }
 
 /// Bytes from a part's first element to its last, both included.
-fn stored_bytes(part: &MatrixPart<'_>) -> Option<usize> {
+fn part_bytes(part: &MatrixPart<'_>) -> Option<usize> {
     match part.rows {
         0 => Some(0),
         rows => (rows - 1).checked_mul(part.stride)?.checked_add(part.cols)?.checked_mul(part.encoding.bytes(1)),

@@ -6,11 +6,11 @@
 
 use qwen_core::backend::{HeadLayout, Interrupt, ModelShape};
 use qwen_core::batch::Limits;
-use qwen_core::{Encoding, Error, Precision, Result};
+use qwen_core::{Encoding, Error, Precision, Result, size};
 
 use crate::error::device_error;
 use crate::exec::Executor;
-use crate::footprint::Workspace;
+use crate::footprint::workspace;
 use crate::inputs::InputReader;
 use crate::kernels::Op;
 use crate::kernels::epilogue::Epilogue;
@@ -66,9 +66,9 @@ impl Recorder {
     /// # Errors
     /// When it is refused.
     pub(crate) fn reserve(&mut self, limits: &Limits, shape: &ModelShape) -> Result<()> {
-        let workspace = Workspace::of(limits, shape)?;
-        grow(&mut self.panel, workspace.panel)?;
-        grow(&mut self.best, workspace.best)?;
+        let [panel, best] = workspace(limits, shape);
+        grow(&mut self.panel, size::values("max_num_batched_tokens", &panel)?)?;
+        grow(&mut self.best, size::values("max_num_logits", &best)?)?;
         Ok(())
     }
 
