@@ -2,12 +2,9 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::mpsc::{self, Sender};
-use std::thread::JoinHandle;
 use std::time::Instant;
 
-use qwen_core::backend::Interrupt;
-use qwen_core::engine::EngineCore;
+use qwen_core::engine::{Intake, Work};
 use qwen_core::plan::Plan;
 use qwen_core::runner::Runner;
 use qwen_core::{Config, Encoding, GenerationConfig};
@@ -15,9 +12,10 @@ use qwen_tokenizer::Tokenizer;
 
 use crate::chat::Chat;
 use crate::device::Device;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::generate::{GenerateOptions, TextStream, TokenStream};
-use crate::worker::{self, Command};
+use crate::logits::LogitsRows;
+use crate::worker::Worker;
 
 /// A loaded model. Cheap to clone; all clones are one model, and may be used from any thread.
 ///
@@ -36,23 +34,8 @@ pub struct Engine {
 
 #[derive(Debug)]
 struct Inner {
-    // Both are taken when the last handle goes.
-    commands: Option<Sender<Command>>,
-    thread: Option<JoinHandle<()>>,
-    interrupt: Interrupt,
+    worker: Worker,
     parts: EngineParts,
-}
-
-impl Drop for Inner {
-    fn drop(&mut self) {
-        // Streams hold a handle, so nobody waits for an answer: end the step, and wait until the memory is given back.
-        self.commands = None;
-        self.interrupt.raise();
-        if let Some(thread) = self.thread.take() {
-            // A panic of the thread was already told to whoever waited for its answers.
-            let _ = thread.join();
-        }
-    }
 }
 
 /// The folder that holds no tokenizer files.
@@ -74,17 +57,10 @@ pub(crate) struct EngineParts {
 }
 
 impl Engine {
-    /// Start the thread that computes with `runner`.
-    pub(crate) fn start(runner: Box<dyn Runner>, parts: EngineParts) -> Result<Self> {
-        let interrupt = Interrupt::default();
-        let core = EngineCore::new(runner, interrupt.clone());
-        let (commands, received) = mpsc::channel();
-        let thread = std::thread::Builder::new()
-            .name("qwen-engine".into())
-            .spawn(move || worker::run(core, &received))
-            .map_err(|source| qwen_core::Error::Io { path: "the engine's thread".into(), source })?;
-        let inner = Inner { commands: Some(commands), thread: Some(thread), interrupt, parts };
-        Ok(Engine { inner: Arc::new(inner) })
+    /// Start the thread that computes with `runner`; `max_waiting` requests may wait for it.
+    pub(crate) fn start(runner: Box<dyn Runner>, parts: EngineParts, max_waiting: Option<usize>) -> Result<Self> {
+        let worker = Worker::start(runner, Intake::new(max_waiting.unwrap_or(Intake::MAX_WAITING)))?;
+        Ok(Engine { inner: Arc::new(Inner { worker, parts }) })
     }
 
     /// A new conversation.
@@ -103,24 +79,16 @@ impl Engine {
     /// Continue a prompt of token ids.
     ///
     /// # Errors
-    /// For parameters that are out of their bounds. What is wrong with the prompt is the first thing that the stream
-    /// gives.
+    /// For parameters that are out of their bounds; for an empty prompt, ids that are out of the vocabulary, and a prompt
+    /// beyond the context; and [`qwen_core::Error::QueueFull`] when too many requests wait
+    /// ([`EngineOptions::max_waiting`]).
     pub fn generate_ids(&self, prompt: impl Into<Vec<u32>>, options: &GenerateOptions) -> Result<TokenStream> {
         let started = Instant::now();
         let prompt = prompt.into();
         let prompt_tokens = prompt.len();
-        let request = options.request(prompt, &self.inner.parts.generation_config, &self.inner.parts.stop_token_ids);
-        request.sampling.check()?;
-        if prompt_tokens == 0 {
-            return Err(qwen_core::Error::EmptyPrompt.into());
-        }
-        if prompt_tokens >= self.context() {
-            return Err(qwen_core::Error::ContextLength { prompt: prompt_tokens, context: self.context() }.into());
-        }
-        let canceller = EngineCore::canceller(&self.inner.interrupt);
-        let (events, receiver) = mpsc::channel();
-        self.send(Command::Generate { request, canceller: canceller.clone(), events })?;
-        Ok(TokenStream::new(self.clone(), receiver, canceller, prompt_tokens, started))
+        let request = options.request(prompt, &self.inner.parts.generation_config, &self.inner.parts.stop_token_ids)?;
+        let (events, canceller) = self.inner.worker.submit(request)?;
+        Ok(TokenStream::new(self.clone(), events, canceller, prompt_tokens, started))
     }
 
     pub(crate) fn stream_text(&self, ids: Vec<u32>, options: &GenerateOptions) -> Result<TextStream> {
@@ -128,19 +96,53 @@ impl Engine {
         Ok(TextStream::new(self.generate_ids(ids, options)?, decoder))
     }
 
-    /// The logits after each token of `ids`: `[ids.len(), vocab_size]`.
+    /// The logits after each token of `ids`, row by row, while other requests run. Takes the memory of a few rows,
+    /// however long the prompt is. The whole context may be filled.
+    ///
+    /// ```no_run
+    /// let engine = qwen::Engine::load("path/to/Qwen2.5-0.5B")?;
+    /// let ids = engine.tokenizer()?.encode("The sky is blue.", true)?;
+    /// for (row, next) in engine.logits_rows(ids.as_slice())?.zip(&ids[1..]) {
+    ///     println!("{}", row?[*next as usize]);
+    /// }
+    /// # Ok::<(), qwen::Error>(())
+    /// ```
     ///
     /// # Errors
-    /// For ids that are out of the vocabulary, too many of them, or none.
-    pub fn logits(&self, ids: &[u32]) -> Result<Vec<f32>> {
-        let (reply, received) = mpsc::channel();
-        self.send(Command::Logits { ids: ids.to_vec(), reply })?;
-        Ok(received.recv().map_err(|_| Error::stopped("its thread has ended"))??)
+    /// As [`Engine::generate_ids`].
+    pub fn logits_rows(&self, ids: impl Into<Vec<u32>>) -> Result<LogitsRows> {
+        LogitsRows::new(self.clone(), ids.into())
     }
 
-    fn send(&self, command: Command) -> Result<()> {
-        let sent = self.inner.commands.as_ref().and_then(|commands| commands.send(command).ok());
-        sent.ok_or_else(|| Error::stopped("its thread has ended"))
+    /// The logits after each token of `ids` at once: `[ids.len(), vocab_size]`. For short prompts: a row of Qwen2.5 has
+    /// 600 KB.
+    ///
+    /// # Errors
+    /// As [`Engine::logits_rows`], and [`qwen_core::Error::DoesNotFit`] with the figures when the rows together are
+    /// larger than the memory that is free.
+    pub fn logits(&self, ids: &[u32]) -> Result<Vec<f32>> {
+        let len = ids.len().saturating_mul(self.config().vocab_size);
+        let needed = (len as u64).saturating_mul(4);
+        let rows = self.logits_rows(ids)?;
+        let free = qwen_core::memory::available_memory().map_or(u64::MAX, |memory| memory.available);
+        let mut logits: Vec<f32> = Vec::new();
+        if needed > free || logits.try_reserve_exact(len).is_err() {
+            let advice = format!(": {} rows at once; read them one by one with logits_rows", ids.len());
+            return Err(qwen_core::Error::DoesNotFit { needed, available: free, advice }.into());
+        }
+        for row in rows {
+            logits.extend_from_slice(&row?);
+        }
+        Ok(logits)
+    }
+
+    /// What the engine has computed, and what of it was discarded because requests were cancelled: at most a tenth.
+    pub fn work(&self) -> Work {
+        self.inner.worker.intake().work()
+    }
+
+    pub(crate) fn worker(&self) -> &Worker {
+        &self.inner.worker
     }
 
     /// The tokenizer of the checkpoint.
@@ -209,4 +211,5 @@ const _: () = {
     moved::<crate::Reply>();
     moved::<TextStream>();
     moved::<TokenStream>();
+    moved::<LogitsRows>();
 };

@@ -4,7 +4,7 @@ use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
 use qwen_core::GenerationConfig;
-use qwen_core::engine::{Canceller, Event, FinishReason, Request};
+use qwen_core::engine::{Canceller, Event, FinishReason, GenerateParams, Goal, Request};
 use qwen_core::sampling::SamplingParams;
 use qwen_tokenizer::DecodeStream;
 
@@ -30,6 +30,8 @@ pub struct GenerateOptions {
     pub top_k: Option<usize>,
     /// 1 keeps all tokens.
     pub top_p: Option<f32>,
+    /// Keeps tokens at least this fraction as probable as the most likely one; 0 keeps all.
+    pub min_p: Option<f32>,
     /// 1 does nothing.
     pub repetition_penalty: Option<f32>,
     /// Seeds the draws; 0 when not set, so that answers are reproducible by default.
@@ -75,6 +77,12 @@ impl GenerateOptions {
         self
     }
 
+    /// See [`GenerateOptions::min_p`].
+    pub fn min_p(mut self, min_p: f32) -> Self {
+        self.min_p = Some(min_p);
+        self
+    }
+
     /// See [`GenerateOptions::repetition_penalty`].
     pub fn repetition_penalty(mut self, penalty: f32) -> Self {
         self.repetition_penalty = Some(penalty);
@@ -99,26 +107,40 @@ impl GenerateOptions {
         self
     }
 
-    /// The request for `prompt`, with what is not set taken from the checkpoint.
-    pub(crate) fn request(&self, prompt: Vec<u32>, defaults: &GenerationConfig, stop: &[u32]) -> Request {
+    /// The request for `prompt`. What the caller did not set is taken from the checkpoint.
+    ///
+    /// # Errors
+    /// When the prompt alone has the checkpoint's `max_length`.
+    pub(crate) fn request(&self, prompt: Vec<u32>, defaults: &GenerationConfig, stop: &[u32]) -> Result<Request> {
         // Without do_sample the file's temperature has no part; a temperature that the caller sets means sampling.
         let temperature = self.temperature.unwrap_or(if defaults.do_sample { defaults.temperature } else { 0.0 });
         let mut stop_token_ids = self.stop_token_ids.clone();
         if !self.ignore_eos {
             stop_token_ids.extend_from_slice(stop);
         }
-        Request {
-            max_new_tokens: self.max_new_tokens.or(defaults.max_new_tokens),
-            stop_token_ids,
-            sampling: SamplingParams {
-                temperature,
-                top_k: self.top_k.unwrap_or(defaults.top_k),
-                top_p: self.top_p.unwrap_or(defaults.top_p),
-                repetition_penalty: self.repetition_penalty.unwrap_or(defaults.repetition_penalty),
-                seed: self.seed,
-            },
-            prompt,
-        }
+        let sampling = SamplingParams {
+            temperature,
+            top_k: self.top_k.unwrap_or(defaults.top_k),
+            top_p: self.top_p.unwrap_or(defaults.top_p),
+            min_p: self.min_p.unwrap_or(defaults.min_p),
+            repetition_penalty: self.repetition_penalty.unwrap_or(defaults.repetition_penalty),
+            seed: self.seed,
+        };
+        // As in transformers, `max_length` counts the prompt and gives way to `max_new_tokens`.
+        let max_new_tokens = match (self.max_new_tokens.or(defaults.max_new_tokens), defaults.max_length) {
+            (None, Some(max_length)) if prompt.len() >= max_length => {
+                let reason = format!(
+                    "generation_config.json allows {max_length} tokens of prompt and answer, the prompt has {}: set \
+                     max_new_tokens",
+                    prompt.len()
+                );
+                return Err(qwen_core::Error::argument("max_length", reason).into());
+            }
+            (None, Some(max_length)) => Some(max_length - prompt.len()),
+            (max_new_tokens, _) => max_new_tokens,
+        };
+        let goal = Goal::Generate(GenerateParams { max_new_tokens, stop_token_ids, sampling });
+        Ok(Request { prompt, goal })
     }
 }
 
@@ -148,7 +170,7 @@ impl Stats {
 #[derive(Debug)]
 pub struct TokenStream {
     // Keeps the engine's thread alive until the answer is complete.
-    _engine: Engine,
+    engine: Engine,
     events: Receiver<Stamped>,
     canceller: Canceller,
     started: Instant,
@@ -166,7 +188,7 @@ impl TokenStream {
         started: Instant,
     ) -> Self {
         let stats = Stats { prompt_tokens, ..Stats::default() };
-        TokenStream { _engine: engine, events, canceller, started, stats, finish_reason: None, done: false }
+        TokenStream { engine, events, canceller, started, stats, finish_reason: None, done: false }
     }
 
     /// A handle that stops the answer from any thread, also while the prompt is being computed.
@@ -190,6 +212,10 @@ impl Iterator for TokenStream {
 
     fn next(&mut self) -> Option<Result<u32>> {
         while !self.done {
+            if let Err(error) = self.engine.worker().check_alive() {
+                self.done = true;
+                return Some(Err(error));
+            }
             match self.events.recv() {
                 Ok((Event::Token(id), at)) => {
                     let elapsed = at.saturating_duration_since(self.started);
@@ -198,7 +224,7 @@ impl Iterator for TokenStream {
                     self.stats.new_tokens += 1;
                     return Some(Ok(id));
                 }
-                Ok((Event::Prompt(_), _)) => {}
+                Ok((Event::Prompt(_) | Event::Logits(_), _)) => {}
                 Ok((Event::Finished(reason), _)) => {
                     self.finish_reason = Some(reason);
                     self.done = true;
@@ -219,7 +245,7 @@ impl Iterator for TokenStream {
 
 impl Drop for TokenStream {
     fn drop(&mut self) {
-        if !self.done {
+        if !self.done && self.engine.worker().is_here() {
             self.canceller.cancel();
         }
     }

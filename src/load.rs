@@ -126,7 +126,7 @@ fn load_engine(
         selection_reason,
         config,
     };
-    Engine::start(loaded.engine()?, parts)
+    Engine::start(loaded.engine()?, parts, options.max_waiting)
 }
 
 /// Load this process's part of the model at `path`, and compute with rank 0 until that ends.

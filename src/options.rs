@@ -34,6 +34,7 @@ pub struct EngineOptions {
     pub(crate) max_num_batched_tokens: Option<usize>,
     pub(crate) max_num_logits: Option<usize>,
     pub(crate) allow_padding_tokens: bool,
+    pub(crate) max_waiting: Option<usize>,
     pub(crate) memory_budget: Option<u64>,
     pub(crate) ranks: Ranks,
     pub(crate) progress: Option<Arc<dyn Fn(f32) + Send + Sync>>,
@@ -126,6 +127,13 @@ impl EngineOptions {
     /// comparisons with programs that do not mask these rows, on weights that were never trained. Default false.
     pub fn allow_padding_tokens(mut self, allow: bool) -> Self {
         self.allow_padding_tokens = allow;
+        self
+    }
+
+    /// Requests that may wait until the engine has room for them; one more is refused with
+    /// [`qwen_core::Error::QueueFull`]. Default 1024.
+    pub fn max_waiting(mut self, requests: usize) -> Self {
+        self.max_waiting = Some(requests);
         self
     }
 

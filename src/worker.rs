@@ -1,59 +1,149 @@
-//! The engine's own thread: it owns the runner, takes commands and sends events.
+//! The engine's own thread: it owns the runner, takes requests and sends events.
+//!
+//! A stream's channel holds at most one event for each position of the context and each part of the prompt; rows of
+//! logits, which are large, are bounded by their window. So no reader, however slow, makes a channel grow without bound.
 
 use std::collections::HashMap;
-use std::sync::mpsc::{Receiver, Sender, TryRecvError};
+use std::sync::mpsc::{self, Receiver, Sender, TryRecvError};
+use std::thread::JoinHandle;
 use std::time::Instant;
 
-use qwen_core::engine::{Canceller, EngineCore, Event, Request, SeqId};
+use qwen_core::batch::Limits;
+use qwen_core::engine::{Canceller, EngineCore, Event, Intake, Request, SeqId, Ticket};
+use qwen_core::runner::Runner;
+
+use crate::error::{Error, Result};
 
 /// An event and when it happened: a reader may be slower than the engine.
 pub(crate) type Stamped = (Event, Instant);
 
-/// What a handle asks of the thread.
-pub(crate) enum Command {
-    Generate { request: Request, canceller: Canceller, events: Sender<Stamped> },
-    Logits { ids: Vec<u32>, reply: Sender<qwen_core::Result<Vec<f32>>> },
+/// A request on its way to the thread.
+struct Submission {
+    request: Request,
+    ticket: Ticket,
+    events: Sender<Stamped>,
 }
 
-/// Serve commands until all handles are gone. Without work the thread sleeps.
-pub(crate) fn run(mut core: EngineCore, commands: &Receiver<Command>) {
-    let mut receivers: HashMap<SeqId, (Sender<Stamped>, Canceller)> = HashMap::new();
-    loop {
-        loop {
-            let command = match core.is_idle() {
-                true => commands.recv().map_err(|_| TryRecvError::Disconnected),
-                false => commands.try_recv(),
-            };
-            match command {
-                Ok(command) => handle(&mut core, &mut receivers, command),
-                Err(TryRecvError::Empty) => break,
-                // The last handle is gone, and with it all that could read an answer: streams hold a handle.
-                Err(TryRecvError::Disconnected) => return,
-            }
+/// The handle of the thread. Dropping it ends the thread.
+#[derive(Debug)]
+pub(crate) struct Worker {
+    intake: Intake,
+    limits: Limits,
+    /// The process that has the thread: a fork of it has not.
+    process: u32,
+    // Both are taken when the worker is dropped.
+    submissions: Option<Sender<Submission>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Worker {
+    /// Start a thread that runs the requests of `intake` on `runner`.
+    ///
+    /// # Errors
+    /// When the system starts no more threads.
+    pub(crate) fn start(runner: Box<dyn Runner>, intake: Intake) -> qwen_core::Result<Self> {
+        let limits = runner.limits().clone();
+        let core = EngineCore::new(runner, intake.clone());
+        let (submissions, received) = mpsc::channel();
+        let of_thread = intake.clone();
+        let thread = std::thread::Builder::new()
+            .name("qwen-engine".into())
+            .spawn(move || run(core, &of_thread, &received))
+            .map_err(|source| qwen_core::Error::Io { path: "the engine's thread".into(), source })?;
+        let process = std::process::id();
+        Ok(Worker { intake, limits, process, submissions: Some(submissions), thread: Some(thread) })
+    }
+
+    /// Send a request to the thread. Its events go to the receiver.
+    ///
+    /// # Errors
+    /// What is wrong with the request, that too many wait, and that the thread has ended.
+    pub(crate) fn submit(&self, request: Request) -> Result<(Receiver<Stamped>, Canceller)> {
+        self.check_alive()?;
+        request.check(&self.limits)?;
+        let ticket = self.intake.ticket()?;
+        let (canceller, (events, receiver)) = (ticket.canceller(), mpsc::channel());
+        let sent = self.submissions.as_ref().map(|sender| sender.send(Submission { request, ticket, events }));
+        if !matches!(sent, Some(Ok(()))) {
+            return Err(Error::stopped("its thread has ended"));
         }
-        core.step(|id, event| {
-            let last = matches!(event, Event::Finished(_) | Event::Failed(_));
-            let Some((events, canceller)) = receivers.get(&id) else { return };
-            if events.send((event, Instant::now())).is_err() {
-                // The stream was dropped: nobody waits for the rest.
-                canceller.cancel();
-            }
-            if last {
-                receivers.remove(&id);
-            }
-        });
+        self.intake.signal();
+        Ok((receiver, canceller))
+    }
+
+    pub(crate) fn intake(&self) -> &Intake {
+        &self.intake
+    }
+
+    pub(crate) fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// Whether this is the process that has the thread.
+    pub(crate) fn is_here(&self) -> bool {
+        self.process == std::process::id()
+    }
+
+    /// # Errors
+    /// In a process that was forked from the one that loaded the engine: nobody would answer.
+    pub(crate) fn check_alive(&self) -> Result<()> {
+        match self.is_here() {
+            true => Ok(()),
+            false => Err(Error::stopped("it was loaded before this process was forked: load it after the fork")),
+        }
     }
 }
 
-fn handle(core: &mut EngineCore, receivers: &mut HashMap<SeqId, (Sender<Stamped>, Canceller)>, command: Command) {
-    match command {
-        Command::Generate { request, canceller, events } => match core.add(request, &canceller) {
-            Ok(id) => {
-                receivers.insert(id, (events, canceller));
+impl Drop for Worker {
+    fn drop(&mut self) {
+        // In a fork there is no thread to wait for, and nobody unlocks what its threads had locked.
+        if !self.is_here() {
+            return;
+        }
+        // Every stream holds an engine handle, so none is open: end the thread, and wait until the memory is given back.
+        self.submissions = None;
+        self.intake.signal();
+        if let Some(thread) = self.thread.take().filter(|thread| thread.thread().id() != std::thread::current().id()) {
+            // A panic of the thread has already ended the streams.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Run requests until the worker's handle is dropped. Without work the thread sleeps.
+fn run(mut core: EngineCore, intake: &Intake, submissions: &Receiver<Submission>) {
+    let mut streams: HashMap<SeqId, (Sender<Stamped>, Canceller)> = HashMap::new();
+    loop {
+        // Before looking for work: whatever arrives meanwhile ends the wait below.
+        let seen = intake.signals();
+        loop {
+            match submissions.try_recv() {
+                Ok(Submission { request, ticket, events }) => {
+                    let canceller = ticket.canceller();
+                    match core.add(request, ticket) {
+                        Ok(id) => drop(streams.insert(id, (events, canceller))),
+                        // A stream that was dropped does not need to know.
+                        Err(error) => drop(events.send((Event::Failed(error), Instant::now()))),
+                    }
+                }
+                Err(TryRecvError::Empty) => break,
+                // The last handle was dropped, and with it every stream, since streams hold a handle.
+                Err(TryRecvError::Disconnected) => return,
             }
-            // A receiver that is gone does not need to know.
-            Err(error) => drop(events.send((Event::Failed(error), Instant::now()))),
-        },
-        Command::Logits { ids, reply } => drop(reply.send(core.logits(&ids))),
+        }
+        let progress = core.step(|id, event| {
+            let last = matches!(event, Event::Finished(_) | Event::Failed(_));
+            let Some((events, canceller)) = streams.get(&id) else { return };
+            if events.send((event, Instant::now())).is_err() {
+                // The stream was dropped: nobody reads the rest.
+                canceller.cancel();
+            }
+            if last {
+                streams.remove(&id);
+            }
+        });
+        if !progress {
+            intake.wait(seen);
+        }
     }
 }

@@ -74,7 +74,7 @@ fn overflowing_weights_are_reported_with_their_layer() {
     });
     let engine = options().context(256).load(&folder.0).unwrap();
     let mut stream = engine.generate_ids([1, 2, 3], &GenerateOptions::new()).unwrap();
-    let Some(Err(Error::Model(ModelError::NonFinite { place }))) = stream.next() else { panic!("an answer came") };
+    let Some(Err(Error::Model(ModelError::NonFinite { place, .. }))) = stream.next() else { panic!("an answer came") };
     assert_eq!(place, "layer 2");
     assert!(stream.next().is_none());
 }

@@ -178,7 +178,7 @@ fn damage_is_found_on_all_ranks_and_the_engine_goes_on() {
         let engine = engine.unwrap();
         for options in [GenerateOptions::new().greedy(), GenerateOptions::new().temperature(1.0)] {
             match ids(&engine, &prompt(9, 1), &options) {
-                Err(Error::Model(ModelError::NonFinite { place })) => assert_eq!(place, format!("layer {layer}")),
+                Err(Error::Model(ModelError::NonFinite { place, .. })) => assert_eq!(place, format!("layer {layer}")),
                 other => panic!("{other:?}"),
             }
         }

@@ -66,10 +66,12 @@ impl Limits {
 pub enum WantLogits {
     /// None: a chunk of a prompt that is not its last.
     None,
-    /// Of its last token.
+    /// Of the row of its last token, only which logit is the largest.
+    Argmax,
+    /// The row of its last token.
     #[default]
     Last,
-    /// Of each token.
+    /// The row of each token.
     All,
 }
 
@@ -117,10 +119,11 @@ pub struct Batch {
     pub block_tables: Vec<u32>,
     /// `[num_seqs + 1]` prefix sums of the lengths of the block tables.
     pub cu_blocks: Vec<u32>,
-    /// `[num_logits]` rows whose logits are wanted.
+    /// `[num_logits]` tokens whose rows of logits are computed.
     pub logits_indices: Vec<u32>,
-    /// Whether the logits are read back, beside the index of each row's largest one.
-    pub read_logits: bool,
+    /// How many of these rows, from the first on, the host reads; of the others it reads the index of the largest logit.
+    /// Sequences that want values of logits come first, lest others are read with them.
+    pub num_logits_read: usize,
 }
 
 impl Batch {
@@ -147,7 +150,7 @@ impl Batch {
         }
         self.cu_seqlens_q.push(0);
         self.cu_blocks.push(0);
-        self.read_logits = true;
+        self.num_logits_read = 0;
     }
 
     /// Tokens of all sequences.
@@ -165,21 +168,35 @@ impl Batch {
         self.cu_seqlens_q.windows(2).map(|pair| (pair[1] - pair[0]) as usize).max().unwrap_or(0)
     }
 
+    /// The index of the sequence that the token at `index` belongs to.
+    pub fn seq_of_token(&self, index: u32) -> usize {
+        // The first sum is 0: it is at most any index.
+        self.cu_seqlens_q.partition_point(|sum| *sum <= index).saturating_sub(1)
+    }
+
     /// Add a sequence.
     ///
     /// # Errors
-    /// [`Error::EmptyPrompt`] without tokens, [`Error::InvalidArgument`] when the block table is too short.
+    /// [`Error::EmptyPrompt`] without tokens, [`Error::InvalidArgument`] when the block table is too short or a slot has
+    /// no number. The batch is then as before.
     pub fn push(&mut self, sequence: SequenceStep<'_>) -> Result<()> {
         let SequenceStep { input_ids, num_computed_tokens, block_table, logits } = sequence;
         if input_ids.is_empty() {
             return Err(Error::EmptyPrompt);
         }
-        let end = num_computed_tokens + input_ids.len();
-        if block_table.len() * self.block_size < end {
+        let end = num_computed_tokens.saturating_add(input_ids.len());
+        if block_table.len().saturating_mul(self.block_size) < end {
             return Err(Error::argument(
                 "block_table",
                 format!("{} blocks of {} positions do not hold {end} positions", block_table.len(), self.block_size),
             ));
+        }
+        // The largest slot of these blocks, and every position, are numbers of 32 bits below the one that means padding.
+        let slots =
+            block_table.iter().map(|block| (u64::from(block.0) + 1).saturating_mul(self.block_size as u64)).max();
+        if slots.unwrap_or(0).max(end as u64) > u64::from(PAD_SLOT) {
+            let reason = format!("{slots:?} slots and {end} positions; both are at most {PAD_SLOT}");
+            return Err(Error::argument("block_table", reason));
         }
         let first = self.num_tokens() as u32;
         self.input_ids.extend_from_slice(input_ids);
@@ -195,8 +212,11 @@ impl Batch {
         self.cu_blocks.push(self.block_tables.len() as u32);
         match logits {
             WantLogits::None => {}
-            WantLogits::Last => self.logits_indices.push(last - 1),
+            WantLogits::Argmax | WantLogits::Last => self.logits_indices.push(last - 1),
             WantLogits::All => self.logits_indices.extend(first..last),
+        }
+        if matches!(logits, WantLogits::Last | WantLogits::All) {
+            self.num_logits_read = self.logits_indices.len();
         }
         Ok(())
     }
@@ -234,13 +254,54 @@ impl Batch {
     }
 }
 
-/// What a step computed.
+/// What a step computed. Reused from step to step.
 #[derive(Debug, Clone, Default)]
 pub struct StepOutput {
-    /// `[num_logits, vocab_size]`, empty unless [`Batch::read_logits`].
+    /// `[num_logits]` the id of each row's largest logit among those that may be chosen, the lowest id among equals;
+    /// `None` where one of them is a NaN or an infinity.
+    pub argmax: Vec<Option<u32>>,
+    /// `[num_logits_read, vocab_size]`, the leading rows.
     pub logits: Vec<f32>,
-    /// `[num_logits]` the index of the largest logit of an id that may be chosen.
-    pub greedy_ids: Vec<u32>,
+    /// The sequences of rows that have no `argmax`, each once, with the place where damage first appears in them.
+    pub damage: Vec<Damage>,
+}
+
+/// Where a sequence of a step first has a value that is a NaN or an infinity.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Damage {
+    /// The sequence's index in the batch.
+    pub seq: usize,
+    /// The embedding, the layer by number, or the output head.
+    pub place: String,
+}
+
+impl StepOutput {
+    /// Forget everything.
+    pub fn clear(&mut self) {
+        self.argmax.clear();
+        self.logits.clear();
+        self.damage.clear();
+    }
+
+    /// Whether every row has its largest logit.
+    pub fn is_sound(&self) -> bool {
+        self.argmax.iter().all(Option::is_some)
+    }
+
+    /// Note where the sequences of damaged rows were damaged, as far as it is `found`. Otherwise it was in the output
+    /// head.
+    pub(crate) fn set_damage(&mut self, batch: &Batch, found: &[Damage]) {
+        self.damage.clear();
+        let rows = self.argmax.iter().zip(&batch.logits_indices);
+        for (_, &token) in rows.filter(|(id, _)| id.is_none()) {
+            let seq = batch.seq_of_token(token);
+            // The rows of a sequence follow each other.
+            if self.damage.last().is_none_or(|last| last.seq != seq) {
+                let head = || Damage { seq, place: "the output head".into() };
+                self.damage.push(found.iter().find(|damage| damage.seq == seq).cloned().unwrap_or_else(head));
+            }
+        }
+    }
 }
 
 /// Bytes of the f32 and u32 buffers that [`crate::model::Model`] makes for these limits; `u64::MAX` where a u64 does not

@@ -75,6 +75,27 @@ pub enum Error {
         /// What would fit, as a clause that begins with `: `, or empty.
         advice: String,
     },
+    /// More K/V blocks are needed than there are.
+    #[error("{needed} K/V blocks are needed, {available} are available: {advice}")]
+    OutOfBlocks {
+        /// Blocks that the request or the sequence would take.
+        needed: usize,
+        /// Blocks that it could have.
+        available: usize,
+        /// What to do about it.
+        advice: String,
+    },
+    /// As many requests wait as may.
+    #[error(
+        "{waiting} requests are waiting, and at most {max_waiting} may: ask again when an answer has ended, or load with \
+         a larger max_waiting"
+    )]
+    QueueFull {
+        /// Requests that are queued and not running.
+        waiting: usize,
+        /// The bound.
+        max_waiting: usize,
+    },
     /// A device had no memory left for a part of the model, whatever was planned.
     #[error(
         "{device}: out of memory for `{what}`{}: another program may use the device; free its memory, or load with a \
@@ -112,11 +133,22 @@ pub enum Error {
         /// Positions that the engine was loaded for.
         context: usize,
     },
-    /// The model computed an infinity or not-a-number.
-    #[error("non-finite values first appear in {place}: the weights are damaged or overflow in this precision")]
+    /// The model computed an infinity or not-a-number for a sequence. Others of the same step are not affected.
+    #[error(
+        "sequence {sequence}: non-finite values first appear in {place}: weights that its tokens use are damaged, or \
+         overflow in this precision"
+    )]
     NonFinite {
+        /// The number of the sequence in its engine ([`crate::engine::SeqId`]).
+        sequence: u64,
         /// The embedding, the layer by number, or the output head.
         place: String,
+    },
+    /// A step failed that computed this sequence among others. The error itself went to another one of them.
+    #[error("a step failed: {reason}")]
+    StepFailed {
+        /// The text of that error.
+        reason: String,
     },
     /// The request was cancelled.
     #[error("cancelled")]

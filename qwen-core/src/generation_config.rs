@@ -8,6 +8,7 @@ use std::path::Path;
 
 use crate::error::Result;
 use crate::json::{self, Fields};
+use crate::sampling::SamplingParams;
 
 /// Sampling defaults under the names that `generation_config.json` has for them. A checkpoint without the file has
 /// [`GenerationConfig::default`], which is what transformers assumes.
@@ -37,7 +38,8 @@ pub struct GenerationConfig {
     pub top_k: usize,
     /// Keep tokens at least this fraction as probable as the likeliest: 0 to 1, where 0 keeps all.
     pub min_p: f32,
-    /// Divides the positive and multiplies the negative logits of every token of prompt and answer: above 0.
+    /// Divides the positive and multiplies the negative logits of every token of prompt and answer: within
+    /// [`SamplingParams::REPETITION_PENALTY`].
     pub repetition_penalty: f32,
     /// Ids that end a generation, besides those of `config.json`.
     pub eos_token_id: Vec<u32>,
@@ -92,8 +94,11 @@ impl GenerationConfig {
         if config.do_sample && config.temperature == 0.0 {
             return Err(fields.error("temperature", "expected a number above 0 where do_sample is true, found 0"));
         }
-        if config.repetition_penalty == 0.0 {
-            return Err(fields.error("repetition_penalty", "expected a number above 0 (1 is no penalty), found 0"));
+        let (bounds, penalty) = (SamplingParams::REPETITION_PENALTY, config.repetition_penalty);
+        if !bounds.contains(&penalty) {
+            let (low, high) = (bounds.start(), bounds.end());
+            let reason = format!("expected a number of {low} to {high} (1 is no penalty), found {penalty:?}");
+            return Err(fields.error("repetition_penalty", &reason));
         }
         Ok(config)
     }

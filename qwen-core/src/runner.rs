@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use crate::backend::{Backend, Interrupt, NON_FINITE, PAD_SLOT, StepKey};
-use crate::batch::{Batch, Limits, StepOutput};
+use crate::batch::{Batch, Damage, Limits, StepOutput};
 use crate::collective::Collective;
 use crate::error::{Error, Result};
 use crate::kv::CopyBlock;
@@ -19,11 +19,11 @@ pub trait Runner: Send {
     /// What this runner was built for.
     fn limits(&self) -> &Limits;
 
-    /// Compute one step.
+    /// Compute one step. A value that is not finite is no error: `output` names the sequences that it damaged.
     ///
     /// # Errors
-    /// What [`Batch::check`] finds, [`Error::Cancelled`] when `interrupt` was raised (then no K/V of the step counts),
-    /// [`Error::NonFinite`] with the layer where it began, and what the device reports.
+    /// What [`Batch::check`] finds, [`Error::Cancelled`] when `interrupt` was raised (then no K/V of the step counts), and
+    /// what the device reports.
     fn execute(&mut self, batch: &Batch, output: &mut StepOutput, interrupt: &Interrupt) -> Result<()>;
 
     /// Copy K/V blocks that are about to be written while shared.
@@ -56,6 +56,8 @@ struct HostInputs {
     context_lens: Vec<u32>,
     block_tables: Vec<u32>,
     logits_indices: Vec<u32>,
+    /// The output's, as the device has it.
+    argmax: Vec<u32>,
 }
 
 impl<B: Backend> ModelRunner<B> {
@@ -151,15 +153,15 @@ impl<B: Backend> ModelRunner<B> {
         }
     }
 
-    /// The stages' part in finding where a value first was not finite, one after the other by rank: the place, when it is
-    /// in this one. They run the step again, and pass on what comes of it.
+    /// The stages' part in finding what was damaged where, one after the other by rank. They run the step again, and pass
+    /// on what comes of it.
     pub(crate) fn locate_in_turn(
         &mut self,
         batch: &Batch,
         key: StepKey,
         from: Option<usize>,
         to: Option<usize>,
-    ) -> Result<Option<String>> {
+    ) -> Result<Vec<Damage>> {
         let num_tokens = batch.num_tokens();
         let hidden = match from {
             Some(from) => {
@@ -168,12 +170,11 @@ impl<B: Backend> ModelRunner<B> {
             }
             None => None,
         };
-        let sound = hidden.iter().flatten().all(|value| value.is_finite());
-        let place = if sound { self.first_damage(batch, hidden.as_deref(), key)? } else { None };
+        let found = self.locate(batch, hidden.as_deref(), key)?;
         if let Some(to) = to {
             self.pass_on(num_tokens, to)?;
         }
-        Ok(place)
+        Ok(found)
     }
 
     /// The part of the model that this runs.
@@ -181,30 +182,24 @@ impl<B: Backend> ModelRunner<B> {
         &self.model.spec
     }
 
-    /// As [`Runner::execute`], going on from the `hidden` of the stage before.
-    pub(crate) fn execute_with(
+    /// Run this part of the model, which has the output head, and read what it computed.
+    pub(crate) fn compute(
         &mut self,
         batch: &Batch,
         hidden: Option<&[f32]>,
         output: &mut StepOutput,
         interrupt: &Interrupt,
-    ) -> Result<()> {
+    ) -> Result<StepKey> {
         let key = self.run(batch, hidden, interrupt)?;
-        if self.read_output(batch, output)? { Ok(()) } else { Err(self.non_finite(batch, hidden, key)?) }
-    }
-
-    /// Read what the step computed; false when some of it is not finite.
-    pub(crate) fn read_output(&mut self, batch: &Batch, output: &mut StepOutput) -> Result<bool> {
-        output.logits.clear();
-        output.greedy_ids.clear();
-        let rows = batch.logits_indices.len();
-        output.greedy_ids.resize(rows, 0);
-        self.backend.read_indices(&self.model.buffers.greedy_ids, &mut output.greedy_ids)?;
-        if batch.read_logits {
-            output.logits.resize(rows * self.limits.vocab_size, 0.0);
+        output.clear();
+        self.host.argmax.resize(batch.logits_indices.len(), 0);
+        self.backend.read_indices(&self.model.buffers.greedy_ids, &mut self.host.argmax)?;
+        output.argmax.extend(self.host.argmax.iter().map(|&id| Some(id).filter(|id| *id != NON_FINITE)));
+        if batch.num_logits_read > 0 {
+            output.logits.resize(batch.num_logits_read * self.limits.vocab_size, 0.0);
             self.backend.read(&self.model.buffers.logits, &mut output.logits)?;
         }
-        Ok(!output.greedy_ids.contains(&NON_FINITE))
+        Ok(key)
     }
 
     /// Wait for everything queued.
@@ -242,49 +237,42 @@ impl<B: Backend> ModelRunner<B> {
         b.write(&mut inputs.cos_sin, &host.cos_sin)
     }
 
-    /// Run the step again layer by layer: the error that names the first place where a value is not finite.
-    pub(crate) fn non_finite(&mut self, batch: &Batch, hidden: Option<&[f32]>, key: StepKey) -> Result<Error> {
-        self.first_damage(batch, hidden, key).map(non_finite_in)
-    }
-
-    /// The first place before the output head where a value is not finite, when the step runs again layer by layer.
+    /// Where each sequence first has a value that is not finite, before the output head: the step runs again layer by
+    /// layer. Sequences that are damaged in `hidden` already are left out.
     ///
     /// Outside of [`Backend::step`]: with the key of a step it would be replayed as that step. All ranks of a group call
-    /// it together, and agree after each layer: one that stopped alone would leave the others waiting for its sums.
-    fn first_damage(&mut self, batch: &Batch, hidden: Option<&[f32]>, key: StepKey) -> Result<Option<String>> {
-        let width = batch.num_tokens() * self.model.spec.hidden_size;
-        let mut values = vec![0.0; width];
+    /// it together, and all run all layers: one that stopped early would leave the others waiting for its sums.
+    pub(crate) fn locate(&mut self, batch: &Batch, hidden: Option<&[f32]>, key: StepKey) -> Result<Vec<Damage>> {
+        let width = self.model.spec.hidden_size;
+        let mut values = vec![0.0; batch.num_tokens() * width];
         if let Some(hidden) = hidden {
             self.backend.write(&mut self.model.buffers.residual, hidden)?;
+            values.copy_from_slice(hidden);
         }
-        let ModelRunner { backend, model, group, .. } = self;
-        let group = group.as_deref();
-        model.embed(backend, key)?;
-        let mut finite = |backend: &mut B, model: &Model<B>| {
-            backend.read(&model.buffers.residual, &mut values)?;
-            let finite = values.iter().all(|value| value.is_finite());
-            let mut objections = [if finite { 0.0 } else { 1.0 }];
-            if let Some(group) = &group {
-                group.all_reduce(&mut objections)?;
+        let mut sound = vec![true; batch.num_seqs()];
+        let mut found = Vec::new();
+        // Notes what is not finite and was before.
+        let mut note = |values: &[f32], place: Option<&dyn Fn() -> String>| {
+            for (seq, tokens) in batch.cu_seqlens_q.windows(2).enumerate() {
+                let rows = &values[tokens[0] as usize * width..tokens[1] as usize * width];
+                if sound[seq] && !rows.iter().all(|value| value.is_finite()) {
+                    sound[seq] = false;
+                    found.extend(place.map(|place| Damage { seq, place: place() }));
+                }
             }
-            Ok::<_, Error>(objections == [0.0])
         };
-        if !finite(backend, model)? {
-            return Ok(Some("the embedding".into()));
-        }
+        note(&values, None);
+        let ModelRunner { backend, model, group, .. } = self;
+        model.embed(backend, key)?;
+        backend.read(&model.buffers.residual, &mut values)?;
+        note(&values, Some(&|| "the embedding".into()));
         for layer in 0..model.num_layers() {
-            model.layer(backend, layer, key, group)?;
-            if !finite(backend, model)? {
-                return Ok(Some(format!("layer {}", model.spec.layers.start + layer)));
-            }
+            model.layer(backend, layer, key, group.as_deref())?;
+            backend.read(&model.buffers.residual, &mut values)?;
+            note(&values, Some(&|| format!("layer {}", model.spec.layers.start + layer)));
         }
-        Ok(None)
+        Ok(found)
     }
-}
-
-/// The error of a step whose values first are not finite in `place`, or in the output head where no layer is damaged.
-pub(crate) fn non_finite_in(place: Option<String>) -> Error {
-    Error::NonFinite { place: place.unwrap_or_else(|| "the output head".into()) }
 }
 
 fn padded(out: &mut Vec<u32>, values: &[u32], len: usize, pad: u32) {
@@ -299,7 +287,12 @@ impl<B: Backend> Runner for ModelRunner<B> {
     }
 
     fn execute(&mut self, batch: &Batch, output: &mut StepOutput, interrupt: &Interrupt) -> Result<()> {
-        self.execute_with(batch, None, output, interrupt)
+        let key = self.compute(batch, None, output, interrupt)?;
+        if !output.is_sound() {
+            let found = self.locate(batch, None, key)?;
+            output.set_damage(batch, &found);
+        }
+        Ok(())
     }
 
     fn copy_blocks(&mut self, copies: &[CopyBlock]) -> Result<()> {
@@ -332,16 +325,23 @@ impl<B: Backend> Runner for Pipeline<B> {
     }
 
     fn execute(&mut self, batch: &Batch, output: &mut StepOutput, interrupt: &Interrupt) -> Result<()> {
-        let mut hidden: Option<Vec<f32>> = None;
-        for stage in &mut self.before {
-            let key = stage.run(batch, hidden.as_deref(), interrupt)?;
-            let after = stage.read_hidden(batch.num_tokens())?;
-            if !after.iter().all(|value| value.is_finite()) {
-                return Err(stage.non_finite(batch, hidden.as_deref(), key)?);
-            }
-            hidden = Some(after);
+        let Pipeline { before, last } = self;
+        // The activations that each stage begins with; the first begins with token ids.
+        let mut hidden: Vec<Option<Vec<f32>>> = vec![None];
+        let mut keys = Vec::new();
+        for (index, stage) in before.iter_mut().enumerate() {
+            keys.push(stage.run(batch, hidden[index].as_deref(), interrupt)?);
+            hidden.push(Some(stage.read_hidden(batch.num_tokens())?));
         }
-        self.last.execute_with(batch, hidden.as_deref(), output, interrupt)
+        keys.push(last.compute(batch, hidden[before.len()].as_deref(), output, interrupt)?);
+        if !output.is_sound() {
+            let mut found = Vec::new();
+            for ((stage, hidden), key) in before.iter_mut().chain([last]).zip(&hidden).zip(keys) {
+                found.extend(stage.locate(batch, hidden.as_deref(), key)?);
+            }
+            output.set_damage(batch, &found);
+        }
+        Ok(())
     }
 
     fn copy_blocks(&mut self, copies: &[CopyBlock]) -> Result<()> {

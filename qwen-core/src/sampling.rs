@@ -1,12 +1,13 @@
-//! From logits to the next token: repetition penalty, temperature, top-k, top-p, a seeded draw.
+//! From logits to the next token: repetition penalty, temperature, top-k, top-p, min-p, a seeded draw.
 //!
-//! The order and the meaning of each step are those of transformers' `generate`. The random number of a draw depends on
-//! the seed and on how many tokens were drawn before, and on nothing else, so that a request gives the same answer
-//! whatever else is in its batch.
+//! The order and the meaning of each step are those of transformers' `generate`. The random number of a draw is a
+//! function of the seed and of the token's place in the answer, and of nothing else, so that a request gives the same
+//! answer whatever else is in its batch. Which sequences need a token, and when, is the engine's business.
+#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
 use std::collections::HashSet;
+use std::ops::RangeInclusive;
 
-use crate::backend::composed::argmax_row;
 use crate::error::{Error, Result};
 
 /// How the next token is chosen. [`SamplingParams::default`] is greedy.
@@ -19,14 +20,16 @@ use crate::error::{Error, Result};
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct SamplingParams {
-    /// Divides the logits; 0 takes the most likely token. Default 0.
+    /// Divides the logits; 0 takes the most likely token. Finite and at least 0. Default 0.
     pub temperature: f32,
     /// How many of the most likely tokens stay; 0 keeps all. Default 0.
     pub top_k: usize,
-    /// The most likely tokens stay until their probabilities sum to this; 1 keeps all. Default 1.
+    /// The most likely tokens stay until their probabilities sum to this; 1 keeps all. Above 0, at most 1. Default 1.
     pub top_p: f32,
+    /// Tokens stay that are at least this fraction as probable as the most likely one; 0 keeps all. 0 to 1. Default 0.
+    pub min_p: f32,
     /// Divides the positive and multiplies the negative logits of every token of the prompt and the answer (Keskar et
-    /// al. 2019); 1 does nothing. Default 1.
+    /// al. 2019); 1 does nothing. Within [`SamplingParams::REPETITION_PENALTY`]. Default 1.
     pub repetition_penalty: f32,
     /// Seeds the draws. Default 0.
     pub seed: u64,
@@ -34,11 +37,14 @@ pub struct SamplingParams {
 
 impl Default for SamplingParams {
     fn default() -> Self {
-        SamplingParams { temperature: 0.0, top_k: 0, top_p: 1.0, repetition_penalty: 1.0, seed: 0 }
+        SamplingParams { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0, repetition_penalty: 1.0, seed: 0 }
     }
 }
 
 impl SamplingParams {
+    /// The bounds of [`SamplingParams::repetition_penalty`]. Published models use 1 to 1.3.
+    pub const REPETITION_PENALTY: RangeInclusive<f32> = 0.01..=100.0;
+
     /// Whether the most likely token is taken, without a draw.
     pub fn is_greedy(&self) -> bool {
         self.temperature == 0.0 || self.top_k == 1
@@ -50,13 +56,15 @@ impl SamplingParams {
     /// [`Error::InvalidArgument`] with the bound and the value.
     pub fn check(&self) -> Result<()> {
         let within = |name: &'static str, value: f32, ok: bool, bound: &str| {
-            if ok { Ok(()) } else { Err(Error::argument(name, format!("must be {bound}, is {value}"))) }
+            if ok { Ok(()) } else { Err(Error::argument(name, format!("must be {bound}, is {value:?}"))) }
         };
-        let t = self.temperature;
-        within("temperature", t, t.is_finite() && t >= 0.0, "finite and at least 0")?;
-        within("top_p", self.top_p, self.top_p > 0.0 && self.top_p <= 1.0, "above 0 and at most 1")?;
-        let penalty = self.repetition_penalty;
-        within("repetition_penalty", penalty, penalty.is_finite() && penalty > 0.0, "finite and above 0")
+        let SamplingParams { temperature, top_p, min_p, repetition_penalty, .. } = *self;
+        within("temperature", temperature, temperature.is_finite() && temperature >= 0.0, "finite and at least 0")?;
+        within("top_p", top_p, top_p > 0.0 && top_p <= 1.0, "above 0 and at most 1")?;
+        within("min_p", min_p, (0.0..=1.0).contains(&min_p), "0 to 1")?;
+        let bounds = Self::REPETITION_PENALTY;
+        let bound = format!("{} to {}", bounds.start(), bounds.end());
+        within("repetition_penalty", repetition_penalty, bounds.contains(&repetition_penalty), &bound)
     }
 }
 
@@ -64,9 +72,15 @@ impl SamplingParams {
 #[derive(Debug, Clone)]
 pub struct Sampler {
     params: SamplingParams,
+    /// Ids of the prompt and the answer, where a penalty asks for them.
     seen: HashSet<u32>,
-    draws: u64,
-    candidates: Vec<(f32, u32)>,
+    candidates: Vec<Candidate>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Candidate {
+    logit: f32,
+    id: u32,
 }
 
 impl Sampler {
@@ -76,8 +90,9 @@ impl Sampler {
     /// As [`SamplingParams::check`].
     pub fn new(params: SamplingParams, prompt: &[u32]) -> Result<Self> {
         params.check()?;
-        let seen = if params.repetition_penalty == 1.0 { HashSet::new() } else { prompt.iter().copied().collect() };
-        Ok(Sampler { params, seen, draws: 0, candidates: Vec::new() })
+        let mut sampler = Sampler { params, seen: HashSet::new(), candidates: Vec::new() };
+        prompt.iter().for_each(|id| sampler.accept(*id));
+        Ok(sampler)
     }
 
     /// Whether the choice is the plain argmax of the logits, which a device can make itself.
@@ -85,61 +100,94 @@ impl Sampler {
         self.params.is_greedy() && self.params.repetition_penalty == 1.0
     }
 
-    /// Choose a token. `logits` has one value for each id that may be chosen and is used up.
-    pub fn sample(&mut self, logits: &mut [f32]) -> u32 {
+    /// Choose the token at `position` of the answer, counted from 0. `logits` has one value for each id that may be
+    /// chosen, negative infinity for those that are ruled out; the penalty changes it in place.
+    ///
+    /// `None` when there is nothing to choose from: a logit is a NaN or positive infinity, or none is finite.
+    ///
+    /// ```
+    /// use qwen_core::sampling::{Sampler, SamplingParams};
+    /// let sampler = &mut Sampler::new(SamplingParams::default(), &[])?;
+    /// assert_eq!(sampler.sample(0, &mut [0.0, 2.0, 1.0]), Some(1));
+    /// assert_eq!(sampler.sample(1, &mut [0.0, f32::NAN, 1.0]), None);
+    /// # Ok::<(), qwen_core::Error>(())
+    /// ```
+    pub fn sample(&mut self, position: usize, logits: &mut [f32]) -> Option<u32> {
         let penalty = self.params.repetition_penalty;
         for &id in &self.seen {
-            if let Some(logit) = logits.get_mut(id as usize) {
-                *logit = if *logit < 0.0 { *logit * penalty } else { *logit / penalty };
+            if let Some(logit) = logits.get_mut(id as usize).filter(|logit| logit.is_finite()) {
+                let penalised = if *logit < 0.0 { *logit * penalty } else { *logit / penalty };
+                // Finite logits stay finite, however large.
+                *logit = penalised.clamp(f32::MIN, f32::MAX);
             }
         }
-        let id = if self.params.is_greedy() { argmax_row(logits) } else { self.draw(logits) };
+        let (best, max) = largest(logits)?;
+        let id = if self.params.is_greedy() { best } else { self.draw(position, logits, max)? };
         self.accept(id);
-        id
+        Some(id)
     }
 
     /// Note a token that was chosen elsewhere.
     pub fn accept(&mut self, id: u32) {
-        self.draws += 1;
         if self.params.repetition_penalty != 1.0 {
             self.seen.insert(id);
         }
     }
 
-    fn draw(&mut self, logits: &[f32]) -> u32 {
-        let SamplingParams { temperature, top_k, top_p, seed, .. } = self.params;
+    fn draw(&mut self, position: usize, logits: &[f32], max: f32) -> Option<u32> {
+        let SamplingParams { temperature, top_k, top_p, min_p, seed, .. } = self.params;
         let candidates = &mut self.candidates;
         candidates.clear();
-        candidates.extend(logits.iter().zip(0..).map(|(logit, id)| (*logit, id)));
+        candidates.extend(logits.iter().zip(0..).map(|(&logit, id)| Candidate { logit, id }));
         // Most likely first; the lower id first among equals, so that the order never depends on the algorithm.
-        let by_likelihood = |a: &(f32, u32), b: &(f32, u32)| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1));
+        let by_likelihood = |a: &Candidate, b: &Candidate| b.logit.total_cmp(&a.logit).then(a.id.cmp(&b.id));
         if top_k > 0 && top_k < candidates.len() {
             candidates.select_nth_unstable_by(top_k - 1, by_likelihood);
             candidates.truncate(top_k);
         }
         candidates.sort_unstable_by(by_likelihood);
-        let max = candidates.first().map_or(0.0, |first| first.0);
+        // The probability in units of the largest one, which is 1: never a NaN, and never a sum of 0.
         let weight = |logit: f32| (f64::from(logit - max) / f64::from(temperature)).exp();
-        let total: f64 = candidates.iter().map(|c| weight(c.0)).sum();
+        let total: f64 = candidates.iter().map(|c| weight(c.logit)).sum();
         let mut kept = 0.0;
         let mut len = 0;
         for candidate in candidates.iter() {
-            kept += weight(candidate.0);
+            let weight = weight(candidate.logit);
+            if weight < f64::from(min_p) {
+                break;
+            }
+            kept += weight;
             len += 1;
             if kept >= f64::from(top_p) * total {
                 break;
             }
         }
         candidates.truncate(len);
-        let mut left = uniform(seed, self.draws) * kept;
-        for &(logit, id) in candidates.iter() {
-            left -= weight(logit);
-            if left < 0.0 {
-                return id;
-            }
-        }
-        candidates.last().map_or(0, |last| last.1)
+        let mut left = uniform(seed, position as u64) * kept;
+        let drawn = candidates.iter().find(|candidate| {
+            left -= weight(candidate.logit);
+            left < 0.0
+        });
+        // Rounding may leave a rest behind the last one. A candidate without weight is none.
+        drawn.or_else(|| candidates.iter().rfind(|c| weight(c.logit) > 0.0)).map(|candidate| candidate.id)
     }
+}
+
+/// The id and the value of the largest logit, the lowest id among equals. `None` with a NaN or positive infinity among
+/// them, and when none is finite.
+fn largest(logits: &[f32]) -> Option<(u32, f32)> {
+    let mut best = None;
+    let mut max = f32::NEG_INFINITY;
+    for (&logit, id) in logits.iter().zip(0..) {
+        if logit.is_nan() || logit == f32::INFINITY {
+            return None;
+        }
+        if logit > max {
+            max = logit;
+            best = Some(id);
+        }
+    }
+    best.map(|id| (id, max))
 }
 
 /// A number in 0..1 from a seed and a counter: the finaliser of SplitMix64 (Steele et al. 2014) over both.
@@ -155,71 +203,4 @@ fn uniform(seed: u64, counter: u64) -> f64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn frequencies(params: SamplingParams, logits: &[f32], draws: u64) -> Vec<f64> {
-        let mut counts = vec![0.0; logits.len()];
-        for seed in 0..draws {
-            let mut sampler = Sampler::new(SamplingParams { seed, ..params }, &[]).unwrap();
-            counts[sampler.sample(&mut logits.to_vec()) as usize] += 1.0 / draws as f64;
-        }
-        counts
-    }
-
-    #[test]
-    fn draws_follow_the_softmax() {
-        let logits = [0.0, 1.0, 2.0, -1.0];
-        let params = SamplingParams { temperature: 0.7, ..SamplingParams::default() };
-        let exp: Vec<f64> = logits.iter().map(|l| (f64::from(*l) / 0.7).exp()).collect();
-        let total: f64 = exp.iter().sum();
-        for (found, exp) in frequencies(params, &logits, 20_000).iter().zip(exp) {
-            assert!((found - exp / total).abs() < 0.015, "{found} against {}", exp / total);
-        }
-    }
-
-    #[test]
-    fn top_k_and_top_p_cut_the_tail() {
-        let logits = [0.0, 1.0, 2.0, 3.0];
-        let top_k = SamplingParams { temperature: 1.0, top_k: 2, ..SamplingParams::default() };
-        let found = frequencies(top_k, &logits, 500);
-        assert!(found[0] == 0.0 && found[1] == 0.0 && found[2] > 0.0, "{found:?}");
-        // The probabilities are 0.64, 0.24, 0.09, 0.03: 0.65 needs the first two.
-        let top_p = SamplingParams { temperature: 1.0, top_p: 0.65, ..SamplingParams::default() };
-        let found = frequencies(top_p, &logits, 500);
-        assert!(found[1] == 0.0 && found[2] > 0.0, "{found:?}");
-    }
-
-    #[test]
-    fn the_penalty_counts_prompt_and_answer() {
-        let params = SamplingParams { repetition_penalty: 2.0, ..SamplingParams::default() };
-        let mut sampler = Sampler::new(params, &[0]).unwrap();
-        assert_eq!(sampler.sample(&mut [1.5, 1.0, -1.0]), 1);
-        assert_eq!(sampler.sample(&mut [1.5, 1.4, 0.8]), 2);
-        assert_eq!(sampler.sample(&mut [-1.0, -1.0, -1.5]), 0);
-    }
-
-    #[test]
-    fn the_same_seed_draws_the_same() {
-        let params = SamplingParams { temperature: 1.0, seed: 7, ..SamplingParams::default() };
-        let run = || {
-            let mut sampler = Sampler::new(params, &[]).unwrap();
-            (0..50).map(|_| sampler.sample(&mut [0.0; 100])).collect::<Vec<_>>()
-        };
-        assert_eq!(run(), run());
-        assert!(run().windows(2).any(|pair| pair[0] != pair[1]));
-    }
-
-    #[test]
-    fn out_of_range_parameters_are_refused() {
-        let ok = SamplingParams::default();
-        for bad in [
-            SamplingParams { temperature: -1.0, ..ok },
-            SamplingParams { temperature: f32::NAN, ..ok },
-            SamplingParams { top_p: 0.0, ..ok },
-            SamplingParams { repetition_penalty: 0.0, ..ok },
-        ] {
-            assert!(matches!(bad.check(), Err(Error::InvalidArgument { .. })), "{bad:?}");
-        }
-    }
-}
+mod tests;

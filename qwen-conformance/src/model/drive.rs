@@ -91,13 +91,13 @@ impl Sequences {
         Ok(Sequences { pool, sequences: prompts.iter().map(sequence).collect() })
     }
 
-    /// The batch of a step, with the logits of all its tokens. Copies blocks as needed.
+    /// The batch of a step, with the rows of all its tokens: their logits, or only the ids of the largest ones. Copies
+    /// blocks as needed.
     ///
     /// # Errors
     /// What the runner reports.
     pub(super) fn batch(&mut self, runner: &mut dyn Runner, step: &[(usize, usize)], greedy: bool) -> Result<Batch> {
         let mut batch = Batch::new(limits().block_size);
-        batch.read_logits = !greedy;
         for &(index, tokens) in step {
             let Sequence { ids, computed, table, .. } = &mut self.sequences[index];
             let end = *computed + tokens;
@@ -110,6 +110,9 @@ impl Sequences {
                 block_table: table.blocks(),
                 logits: WantLogits::All,
             })?;
+        }
+        if greedy {
+            batch.num_logits_read = 0;
         }
         Ok(batch)
     }

@@ -13,7 +13,7 @@ use super::rig::Rig;
 use drive::{Sequences, Step, load_whole, prompt, run_steps};
 use qwen_core::backend::composed::argmax_row;
 use qwen_core::backend::{Backend, Interrupt};
-use qwen_core::batch::StepOutput;
+use qwen_core::batch::{Damage, StepOutput};
 use qwen_core::dtype::Precision;
 use qwen_core::error::{Error, Result};
 use qwen_core::reference::Reference;
@@ -185,10 +185,10 @@ pub fn greedy<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
             let mut output = StepOutput::default();
             let batch = sequences.batch(&mut runner, &[(0, tokens)], true)?;
             runner.execute(&batch, &mut output, &Interrupt::default())?;
-            let ids = output.greedy_ids.clone();
+            let ids = output.argmax.clone();
             sequences.step(&mut runner, &[(0, tokens)])?;
             let rows = sequences.sequences[0].logits.chunks_exact(VOCAB);
-            let largest: Vec<u32> = rows.map(|row| argmax_row(&row[..TOKEN_IDS])).collect();
+            let largest: Vec<Option<u32>> = rows.map(|row| Some(argmax_row(&row[..TOKEN_IDS]))).collect();
             let outcome = if ids == largest { Ok(()) } else { Err(format!("{ids:?} instead of {largest:?}")) };
             rig.note(|| format!("greedy ids of {tokens} tokens, {geometry:?}"), outcome);
         }
@@ -219,40 +219,61 @@ pub fn interrupt<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
     Ok(())
 }
 
-/// A NaN in the weights is reported with the place where it begins, and stays within the sequences that met it.
+/// A NaN in the weights is reported by sequence, with the place where it begins, and stays within the sequences that
+/// met it. Rows that only pad the output head do not count.
 pub fn non_finite<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
     let geometry = GEOMETRIES[1];
     let bad_token = 7;
     for (tensor, row, place) in [
-        ("model.embed_tokens.weight", bad_token, "the embedding"),
-        ("model.layers.0.self_attn.k_proj.bias", 3, "layer 0"),
-        ("model.layers.1.mlp.down_proj.weight", 5, "layer 1"),
-        ("model.layers.1.input_layernorm.weight", 5, "layer 1"),
-        ("model.norm.weight", 0, "the output head"),
-        ("lm_head.weight", 11, "the output head"),
+        ("model.embed_tokens.weight", bad_token, Some("the embedding")),
+        ("model.layers.0.self_attn.k_proj.bias", 3, Some("layer 0")),
+        ("model.layers.1.mlp.down_proj.weight", 5, Some("layer 1")),
+        ("model.layers.1.input_layernorm.weight", 5, Some("layer 1")),
+        ("model.norm.weight", 0, Some("the output head")),
+        ("lm_head.weight", 11, Some("the output head")),
+        ("lm_head.weight", TOKEN_IDS, None),
     ] {
         let mut model = RandomModel::new(geometry)?;
         model.damage(tensor, row);
+        // What the sequences without the bad token have to give.
+        let clean = clean_prompts(bad_token as u32);
+        let fresh = run_steps(
+            &mut load_whole(rig.another()?, &RandomModel::new(geometry)?)?,
+            &clean[..1],
+            &[vec![(0, 9)], vec![(0, 24)]],
+            None,
+        )?;
         for greedy in [false, true] {
             let mut runner = load_whole(rig.another()?, &model)?;
-            let ids = [prompt(5, 8), vec![bad_token as u32]].concat();
-            let batch = Sequences::new(&[ids], None)?.batch(&mut runner, &[(0, 9)], greedy)?;
-            let outcome = runner.execute(&batch, &mut StepOutput::default(), &Interrupt::default());
-            let named = match outcome {
-                Err(Error::NonFinite { place: found }) if found == place => Ok(()),
-                other => Err(format!("{other:?} instead of `NonFinite` in {place}")),
-            };
-            rig.note(|| format!("a NaN in {tensor}, greedy: {greedy}"), named);
-            if place == "the embedding" {
+            let bad = [prompt(5, 8), vec![bad_token as u32]].concat();
+            // The damaged sequence stands before and behind a sound one.
+            let ids = [bad.clone(), clean[0][..9].to_vec(), bad];
+            let batch = Sequences::new(&ids, None)?.batch(&mut runner, &[(0, 9), (1, 9), (2, 9)], greedy)?;
+            let mut output = StepOutput::default();
+            runner.execute(&batch, &mut output, &Interrupt::default())?;
+            let only_its_own = tensor.contains("embed_tokens");
+            let damaged = (0..3).filter(|seq| place.is_some() && (!only_its_own || *seq != 1));
+            let expected: Vec<Damage> =
+                damaged.map(|seq| Damage { seq, place: place.unwrap_or_default().into() }).collect();
+            let named = if output.damage == expected { Ok(()) } else { Err(format!("{:?}", output.damage)) };
+            rig.note(|| format!("a NaN in {tensor}, row {row}, greedy: {greedy}"), named);
+            if only_its_own {
+                if !greedy && rig.is_batch_invariant() {
+                    let rows = output.logits[9 * VOCAB..18 * VOCAB].to_vec();
+                    let alone = fresh[0][..9 * VOCAB].to_vec();
+                    rig.compare_logits("the sequence beside it", &[rows], &[alone], Allowed::Bits);
+                }
                 // The blocks hold NaN now; a sequence without that token must not notice.
-                let clean: Vec<u32> =
-                    prompts()[0].iter().map(|id| if *id == bad_token as u32 { 8 } else { *id }).collect();
-                let got = run_steps(&mut runner, std::slice::from_ref(&clean), &[vec![(0, 33)]], None)?;
-                let mut fresh = load_whole(rig.another()?, &RandomModel::new(geometry)?)?;
-                let expected = run_steps(&mut fresh, &[clean], &[vec![(0, 33)]], None)?;
-                rig.compare_logits("the sequence after it", &got, &expected, Allowed::Bits);
+                let got = run_steps(&mut runner, &clean[..1], &[vec![(0, 9)], vec![(0, 24)]], None)?;
+                rig.compare_logits("the sequence after it", &got, &fresh, Allowed::Bits);
             }
         }
     }
     Ok(())
+}
+
+/// The prompts without `bad_token`.
+fn clean_prompts(bad_token: u32) -> Vec<Vec<u32>> {
+    let clean = |ids: Vec<u32>| ids.into_iter().map(|id| if id == bad_token { 8 } else { id }).collect();
+    prompts().into_iter().map(clean).collect()
 }

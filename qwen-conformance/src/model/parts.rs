@@ -8,7 +8,7 @@ use super::{allowed, expected, mixed_steps, prompts};
 use crate::op::Allowed;
 use crate::rig::Rig;
 use qwen_core::backend::{Backend, Interrupt};
-use qwen_core::batch::{Batch, SequenceStep, StepOutput, WantLogits};
+use qwen_core::batch::{Batch, Damage, SequenceStep, StepOutput, WantLogits};
 use qwen_core::collective::{Shard, ThreadGroup};
 use qwen_core::error::{Error, Result};
 use qwen_core::kv::BlockId;
@@ -78,11 +78,10 @@ pub fn non_finite_stage<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
         let mut batch = Batch::new(16);
         let (input_ids, block_table, logits) = (&[1, 2, 3][..], &[BlockId(0)][..], WantLogits::Last);
         batch.push(SequenceStep { input_ids, num_computed_tokens: 0, block_table, logits })?;
-        let outcome = stages.execute(&batch, &mut StepOutput::default(), &Interrupt::default());
-        let named = match outcome {
-            Err(Error::NonFinite { place }) if place == format!("layer {layer}") => Ok(()),
-            other => Err(format!("{other:?} instead of `NonFinite` in layer {layer}")),
-        };
+        let mut output = StepOutput::default();
+        stages.execute(&batch, &mut output, &Interrupt::default())?;
+        let expected = [Damage { seq: 0, place: format!("layer {layer}") }];
+        let named = if output.damage == expected { Ok(()) } else { Err(format!("{:?}", output.damage)) };
         rig.note(|| format!("a NaN in layer {layer}, stages {ends:?}"), named);
     }
     Ok(())

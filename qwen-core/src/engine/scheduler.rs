@@ -1,19 +1,42 @@
 //! Which sequences have how many tokens in the next step.
 //!
-//! There is no prefill or decode phase: `num_computed_tokens` catches up with the known tokens. Sequences that need one
-//! token go first, so that a long prompt delays running answers by one chunk at most; what is left of the step's tokens
-//! goes to prompts in order of arrival. A sequence is admitted once the blocks of its longest possible answer are
-//! free, so that none has to be put out again.
+//! There is no prefill or decode phase: `num_computed_tokens` catches up with the known tokens. Every running sequence
+//! gets one token of a step, the least recently served first where the step has fewer tokens than sequences; what is
+//! left goes to prompts in order of arrival. So a long prompt delays running answers by one chunk at most, and each of
+//! `n` running sequences is served at least once in `n / max_num_batched_tokens` steps, rounded up. A sequence is
+//! admitted once the blocks of its longest possible answer are free, so no running sequence is ever preempted.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
-use super::sequence::Sequence;
+use super::intake::Ticket;
+use super::interruption::Member;
+use super::sequence::{Sequence, Task};
 use super::{Event, FinishReason, Request, SeqId};
-use crate::batch::{Limits, StepOutput};
+use crate::batch::{Batch, Limits, SequenceStep, WantLogits};
 use crate::error::{Error, Result};
-use crate::kv::BlockPool;
+use crate::kv::{BlockPool, BlockTable};
+
+/// A running sequence's part of a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Scheduled {
+    /// Its index among the running sequences.
+    index: usize,
+    pub(super) num_tokens: usize,
+    pub(super) logits: WantLogits,
+}
+
+/// What a step made of a scheduled sequence.
+#[derive(Debug)]
+pub(super) enum Verdict {
+    /// A part of its prompt is computed.
+    Prompt,
+    /// This is its next token.
+    Token(u32),
+    /// The logits after its next tokens, a row each.
+    Logits(Vec<Vec<f32>>),
+    /// It cannot go on.
+    Failed(Error),
+}
 
 #[derive(Debug)]
 pub(super) struct Scheduler {
@@ -21,8 +44,16 @@ pub(super) struct Scheduler {
     running: Vec<Sequence>,
     pub(super) pool: BlockPool,
     next_id: u64,
+    /// Completed steps.
+    step: u64,
+    block_size: usize,
     max_num_seqs: usize,
     max_num_batched_tokens: usize,
+    max_num_logits: usize,
+    /// The parts of the next step, those first that want values of logits. Reused.
+    scheduled: Vec<Scheduled>,
+    /// Indices of the running sequences in the order of service. Reused.
+    order: Vec<usize>,
 }
 
 impl Scheduler {
@@ -32,22 +63,21 @@ impl Scheduler {
             running: Vec::new(),
             pool: BlockPool::new(limits.num_blocks),
             next_id: 0,
+            step: 0,
+            block_size: limits.block_size,
+            // Each running sequence may want a row of logits.
             max_num_seqs: limits.max_num_seqs.min(limits.max_num_logits),
             max_num_batched_tokens: limits.max_num_batched_tokens,
+            max_num_logits: limits.max_num_logits,
+            scheduled: Vec::new(),
+            order: Vec::new(),
         }
     }
 
-    pub(super) fn add(&mut self, request: Request, cancelled: Arc<AtomicBool>, limits: &Limits) -> Result<SeqId> {
+    pub(super) fn add(&mut self, request: Request, ticket: Ticket, limits: &Limits) -> Result<SeqId> {
         let id = SeqId(self.next_id);
-        let sequence = Sequence::new(id, request, cancelled, limits)?;
-        let needed = sequence.max_len.div_ceil(limits.block_size);
-        if needed > self.pool.num_blocks() {
-            let advice = format!(": K/V blocks for {} positions; lower max_new_tokens", sequence.max_len);
-            let available = self.pool.num_blocks() as u64;
-            return Err(Error::DoesNotFit { needed: needed as u64, available, advice });
-        }
+        self.waiting.push_back(Sequence::new(id, request, ticket, limits)?);
         self.next_id += 1;
-        self.waiting.push_back(sequence);
         Ok(id)
     }
 
@@ -55,96 +85,154 @@ impl Scheduler {
         self.waiting.is_empty() && self.running.is_empty()
     }
 
-    /// Admit what fits and share out the tokens of the next step.
+    /// Admit waiting sequences in order of arrival, while there are blocks, and share out the tokens of the next step.
     pub(super) fn schedule(&mut self) {
-        while self.running.len() < self.max_num_seqs {
-            let Some(mut sequence) = self.waiting.pop_front() else { break };
-            if sequence.block_table.reserve(0, sequence.max_len, &mut self.pool).is_err() {
-                self.waiting.push_front(sequence);
-                break;
-            }
-            self.running.push(sequence);
-        }
+        self.admit();
+        let Scheduler { running, scheduled, order, .. } = self;
+        order.clear();
+        order.extend((0..running.len()).filter(|&index| running[index].num_ready_tokens() > 0));
         let mut budget = self.max_num_batched_tokens;
-        for single in [true, false] {
-            for sequence in &mut self.running {
-                let pending = sequence.num_pending_tokens();
-                if (pending == 1) == single {
-                    sequence.num_scheduled_tokens = pending.min(budget);
-                    budget -= sequence.num_scheduled_tokens;
-                }
+        if order.len() > budget {
+            order.sort_by_key(|&index| running[index].last_step);
+            order.truncate(budget);
+            order.sort_unstable();
+        }
+        budget -= order.len();
+        let mut rows = self.max_num_logits.saturating_sub(order.len());
+        scheduled.clear();
+        for &index in order.iter() {
+            let sequence = &running[index];
+            let mut more = budget.min(sequence.num_ready_tokens() - 1);
+            if let Task::Score(_) = sequence.task {
+                more = more.min(rows);
+                rows -= more;
             }
+            budget -= more;
+            scheduled.push(Scheduled { index, num_tokens: 1 + more, logits: sequence.wanted(1 + more) });
+        }
+        // A runner reads the values of leading rows only.
+        scheduled.sort_by_key(|part| match part.logits {
+            WantLogits::All | WantLogits::Last => 0,
+            WantLogits::Argmax => 1,
+            WantLogits::None => 2,
+        });
+    }
+
+    fn admit(&mut self) {
+        while self.running.len() < self.max_num_seqs {
+            let Some(sequence) = self.waiting.front_mut() else { break };
+            let Ok(table) = BlockTable::for_positions(sequence.max_len, self.block_size, &mut self.pool) else { break };
+            sequence.block_table = table;
+            sequence.last_step = self.step;
+            sequence.place = None;
+            self.running.extend(self.waiting.pop_front());
         }
     }
 
-    /// The sequences of the step and their numbers of tokens.
-    pub(super) fn scheduled(&self) -> impl Iterator<Item = (&Sequence, usize)> {
-        self.running.iter().map(|s| (s, s.num_scheduled_tokens)).filter(|(_, tokens)| *tokens > 0)
+    #[cfg(test)]
+    pub(super) fn running(&self) -> impl Iterator<Item = &Sequence> {
+        self.running.iter()
     }
 
-    /// Take over the results of the step.
-    pub(super) fn update(&mut self, output: &mut StepOutput, limits: &Limits, report: &mut impl FnMut(SeqId, Event)) {
-        let mut row = 0;
-        for sequence in self.running.iter_mut().filter(|s| s.num_scheduled_tokens > 0) {
-            sequence.num_computed_tokens += sequence.num_scheduled_tokens;
-            if sequence.num_computed_tokens <= sequence.prompt_len {
+    /// The parts of the step.
+    pub(super) fn scheduled(&self) -> &[Scheduled] {
+        &self.scheduled
+    }
+
+    /// The sequence of a part of the step.
+    pub(super) fn sequence(&mut self, part: Scheduled) -> &mut Sequence {
+        &mut self.running[part.index]
+    }
+
+    /// The requests of the step.
+    pub(super) fn members(&self) -> impl Iterator<Item = Member> {
+        self.scheduled
+            .iter()
+            .map(|part| Member { cancelled: self.running[part.index].canceller.flag(), num_tokens: part.num_tokens })
+    }
+
+    /// Make `batch` that of the step.
+    pub(super) fn fill(&self, batch: &mut Batch) -> Result<()> {
+        batch.clear();
+        self.scheduled.iter().try_for_each(|part| {
+            let Sequence { tokens, num_computed_tokens, block_table, .. } = &self.running[part.index];
+            batch.push(SequenceStep {
+                input_ids: &tokens[*num_computed_tokens..][..part.num_tokens],
+                num_computed_tokens: *num_computed_tokens,
+                block_table: block_table.blocks(),
+                logits: part.logits,
+            })
+        })
+    }
+
+    /// Take over the results of the step, one for each of [`Scheduler::scheduled`].
+    pub(super) fn update(&mut self, verdicts: Vec<Verdict>, report: &mut impl FnMut(SeqId, Event)) {
+        self.step += 1;
+        let mut ends: Vec<(usize, Event)> = Vec::new();
+        for (part, verdict) in self.scheduled.iter().zip(verdicts) {
+            let sequence = &mut self.running[part.index];
+            sequence.num_computed_tokens += part.num_tokens;
+            sequence.last_step = self.step;
+            if sequence.num_computed_tokens <= sequence.prompt_len && !matches!(verdict, Verdict::Failed(_)) {
                 report(sequence.id, Event::Prompt(sequence.num_computed_tokens));
             }
-            if sequence.num_pending_tokens() > 0 {
-                continue;
-            }
-            let start = row * limits.vocab_size;
-            let id = match (output.logits.get_mut(start..start + limits.num_token_ids), output.greedy_ids.get(row)) {
-                (None, Some(&id)) => {
-                    sequence.sampler.accept(id);
-                    id
+            match verdict {
+                Verdict::Prompt => continue,
+                Verdict::Failed(error) => {
+                    ends.push((part.index, Event::Failed(error)));
+                    continue;
                 }
-                (logits, _) => sequence.sampler.sample(logits.unwrap_or_default()),
-            };
-            row += 1;
-            sequence.tokens.push(id);
-            if !sequence.stop_token_ids.contains(&id) {
-                report(sequence.id, Event::Token(id));
+                Verdict::Token(id) => {
+                    sequence.tokens.push(id);
+                    if sequence.finish_reason() != Some(FinishReason::Stop) {
+                        report(sequence.id, Event::Token(id));
+                    }
+                }
+                Verdict::Logits(rows) => {
+                    for row in rows {
+                        if let Task::Score(window) = &sequence.task {
+                            window.take();
+                        }
+                        report(sequence.id, Event::Logits(row));
+                    }
+                }
             }
+            ends.extend(sequence.finish_reason().map(|reason| (part.index, Event::Finished(reason))));
         }
-        self.finish(report, |sequence| {
-            let stopped = sequence.tokens.len() > sequence.prompt_len
-                && sequence.tokens.last().is_some_and(|last| sequence.stop_token_ids.contains(last));
-            let full = sequence.tokens.len() >= sequence.max_len;
-            let reason = if stopped { FinishReason::Stop } else { FinishReason::Length };
-            (sequence.num_scheduled_tokens > 0 && (stopped || full)).then_some(Event::Finished(reason))
-        });
+        self.end(ends, report);
     }
 
     pub(super) fn remove_cancelled(&mut self, report: &mut impl FnMut(SeqId, Event)) {
         self.waiting.retain(|sequence| {
-            let cancelled = sequence.is_cancelled();
+            let cancelled = sequence.canceller.is_cancelled();
             if cancelled {
                 report(sequence.id, Event::Finished(FinishReason::Cancelled));
             }
             !cancelled
         });
-        self.finish(report, |sequence| sequence.is_cancelled().then_some(Event::Finished(FinishReason::Cancelled)));
+        let cancelled = self.running.iter().enumerate().filter(|(_, sequence)| sequence.canceller.is_cancelled());
+        let ends = cancelled.map(|(index, _)| (index, Event::Finished(FinishReason::Cancelled))).collect();
+        self.end(ends, report);
     }
 
     /// End the sequences of a step that failed. The first is told the error itself, the others its text.
     pub(super) fn fail_scheduled(&mut self, error: Error, report: &mut impl FnMut(SeqId, Event)) {
         let reason = error.to_string();
-        let mut error = Some(error);
-        self.finish(report, |sequence| {
-            (sequence.num_scheduled_tokens > 0)
-                .then(|| Event::Failed(error.take().unwrap_or_else(|| Error::EngineStopped { reason: reason.clone() })))
-        });
+        let others = std::iter::repeat_with(|| Error::StepFailed { reason: reason.clone() });
+        let errors = std::iter::once(error).chain(others);
+        let ends = self.scheduled.iter().zip(errors).map(|(part, error)| (part.index, Event::Failed(error))).collect();
+        self.end(ends, report);
     }
 
-    /// Report and remove the running sequences that `end` gives a last event for.
-    fn finish(&mut self, report: &mut impl FnMut(SeqId, Event), mut end: impl FnMut(&Sequence) -> Option<Event>) {
-        for index in (0..self.running.len()).rev() {
-            if let Some(event) = end(&self.running[index]) {
-                let sequence = self.running.remove(index);
-                report(sequence.id, event);
-                sequence.block_table.free(&mut self.pool);
-            }
+    /// Remove running sequences by their indices, each with its last event.
+    fn end(&mut self, mut ends: Vec<(usize, Event)>, report: &mut impl FnMut(SeqId, Event)) {
+        // The indices of what is scheduled hold until a sequence is removed.
+        self.scheduled.clear();
+        ends.sort_by_key(|(index, _)| std::cmp::Reverse(*index));
+        for (index, event) in ends {
+            let sequence = self.running.remove(index);
+            sequence.block_table.free(&mut self.pool);
+            report(sequence.id, event);
         }
     }
 }

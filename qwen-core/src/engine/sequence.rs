@@ -1,9 +1,7 @@
-//! One request on its way: its tokens, its blocks, its sampler.
+//! One request on its way: its tokens, its blocks, and what is made of its logits.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-
-use crate::batch::Limits;
+use super::intake::{Canceller, Place, RowWindow, Ticket};
+use crate::batch::{Limits, WantLogits};
 use crate::error::{Error, Result};
 use crate::kv::BlockTable;
 use crate::sampling::{Sampler, SamplingParams};
@@ -12,29 +10,95 @@ use crate::sampling::{Sampler, SamplingParams};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SeqId(pub u64);
 
-/// Why an answer ended.
+/// Why a request ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum FinishReason {
     /// The model gave a stop token.
     Stop,
-    /// `max_new_tokens` or the context is used up.
+    /// `max_new_tokens` or the context is used up; of a [`Goal::Score`], its ids are.
     Length,
     /// The caller cancelled.
     Cancelled,
 }
 
-/// What to generate, by ids.
-#[derive(Debug, Clone, Default)]
+/// What an engine is asked for, by ids.
+#[derive(Debug, Clone)]
 pub struct Request {
     /// The prompt.
     pub prompt: Vec<u32>,
+    /// What is made of it.
+    pub goal: Goal,
+}
+
+/// What an engine makes of a prompt.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub enum Goal {
+    /// An answer: [`super::Event::Token`] by token.
+    Generate(GenerateParams),
+    /// The logits after each token of the prompt: [`super::Event::Logits`] by row, as far as the reader's window is
+    /// open.
+    Score(RowWindow),
+}
+
+/// How an answer is generated. The default is greedy, to the end of the context.
+#[derive(Debug, Clone, Default)]
+pub struct GenerateParams {
     /// Tokens of the answer at most; `None` for as many as the context holds.
     pub max_new_tokens: Option<usize>,
     /// Tokens that end the answer.
     pub stop_token_ids: Vec<u32>,
     /// How tokens are chosen.
     pub sampling: SamplingParams,
+}
+
+impl Request {
+    /// Check the request against what the engine was built for. [`super::EngineCore::add`] does; a caller that is on
+    /// another thread may do so before.
+    ///
+    /// # Errors
+    /// [`Error::EmptyPrompt`], [`Error::ContextLength`], [`Error::InvalidTokenId`], [`Error::OutOfBlocks`] for an answer
+    /// that no engine of these limits could hold, and [`Error::InvalidArgument`] for the parameters.
+    pub fn check(&self, limits: &Limits) -> Result<()> {
+        let Request { prompt, goal } = self;
+        // An answer needs room for one token at least.
+        let (context, room) = (limits.max_model_len, matches!(goal, Goal::Generate(_)) as usize);
+        if prompt.is_empty() {
+            return Err(Error::EmptyPrompt);
+        }
+        if prompt.len().saturating_add(room) > context {
+            return Err(Error::ContextLength { prompt: prompt.len(), context });
+        }
+        if let Some((position, &id)) = prompt.iter().enumerate().find(|(_, id)| **id as usize >= limits.vocab_size) {
+            return Err(Error::InvalidTokenId { id, position, vocab_size: limits.vocab_size });
+        }
+        if let Goal::Generate(params) = goal {
+            params.sampling.check()?;
+            if params.max_new_tokens == Some(0) {
+                return Err(Error::argument("max_new_tokens", "must be at least 1, is 0"));
+            }
+        }
+        let (positions, available) = (self.max_len(limits), limits.num_blocks);
+        let needed = positions.div_ceil(limits.block_size.max(1));
+        if needed > available {
+            let advice =
+                format!("{positions} positions are asked for; lower max_new_tokens or load with a larger context");
+            return Err(Error::OutOfBlocks { needed, available, advice });
+        }
+        Ok(())
+    }
+
+    /// Tokens of prompt and answer at most.
+    fn max_len(&self, limits: &Limits) -> usize {
+        match &self.goal {
+            Goal::Generate(GenerateParams { max_new_tokens: Some(new), .. }) => {
+                limits.max_model_len.min(self.prompt.len().saturating_add(*new))
+            }
+            Goal::Generate(_) => limits.max_model_len,
+            Goal::Score(_) => self.prompt.len(),
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -46,50 +110,80 @@ pub(super) struct Sequence {
     pub(super) num_computed_tokens: usize,
     /// Tokens of prompt and answer at most.
     pub(super) max_len: usize,
-    pub(super) stop_token_ids: Vec<u32>,
-    pub(super) sampler: Sampler,
+    pub(super) task: Task,
     pub(super) block_table: BlockTable,
-    pub(super) num_scheduled_tokens: usize,
-    cancelled: Arc<AtomicBool>,
+    /// The last step that computed it, or that it was admitted in.
+    pub(super) last_step: u64,
+    pub(super) canceller: Canceller,
+    /// Until it is admitted.
+    pub(super) place: Option<Place>,
+}
+
+/// What is made of the logits.
+#[derive(Debug)]
+pub(super) enum Task {
+    Generate { stop_token_ids: Vec<u32>, sampler: Sampler },
+    Score(RowWindow),
 }
 
 impl Sequence {
-    pub(super) fn new(id: SeqId, request: Request, cancelled: Arc<AtomicBool>, limits: &Limits) -> Result<Self> {
-        let Request { prompt, max_new_tokens, stop_token_ids, sampling } = request;
-        let context = limits.max_model_len;
-        if prompt.is_empty() {
-            return Err(Error::EmptyPrompt);
-        }
-        // The prompt needs room for one token of the answer.
-        if prompt.len() >= context {
-            return Err(Error::ContextLength { prompt: prompt.len(), context });
-        }
-        if let Some((position, &id)) = prompt.iter().enumerate().find(|(_, id)| **id as usize >= limits.vocab_size) {
-            return Err(Error::InvalidTokenId { id, position, vocab_size: limits.vocab_size });
-        }
-        if max_new_tokens == Some(0) {
-            return Err(Error::argument("max_new_tokens", "must be at least 1, is 0"));
-        }
+    pub(super) fn new(id: SeqId, request: Request, ticket: Ticket, limits: &Limits) -> Result<Self> {
+        request.check(limits)?;
+        let max_len = request.max_len(limits);
+        let Request { prompt, goal } = request;
+        let task = match goal {
+            Goal::Generate(GenerateParams { stop_token_ids, sampling, .. }) => {
+                Task::Generate { stop_token_ids, sampler: Sampler::new(sampling, &prompt)? }
+            }
+            Goal::Score(window) => Task::Score(window),
+        };
+        let Ticket { canceller, place } = ticket;
         Ok(Sequence {
             id,
             prompt_len: prompt.len(),
             num_computed_tokens: 0,
-            max_len: max_new_tokens.map_or(context, |new| context.min(prompt.len().saturating_add(new))),
-            stop_token_ids,
-            sampler: Sampler::new(sampling, &prompt)?,
+            max_len,
+            task,
             block_table: BlockTable::new(limits.block_size),
-            num_scheduled_tokens: 0,
+            last_step: 0,
             tokens: prompt,
-            cancelled,
+            canceller,
+            place: Some(place),
         })
-    }
-
-    pub(super) fn is_cancelled(&self) -> bool {
-        self.cancelled.load(Ordering::SeqCst)
     }
 
     /// Tokens that are known and not computed.
     pub(super) fn num_pending_tokens(&self) -> usize {
         self.tokens.len() - self.num_computed_tokens
+    }
+
+    /// Pending tokens that may be in the next step.
+    pub(super) fn num_ready_tokens(&self) -> usize {
+        match &self.task {
+            Task::Generate { .. } => self.num_pending_tokens(),
+            Task::Score(window) => self.num_pending_tokens().min(window.free()),
+        }
+    }
+
+    /// The rows that are wanted of a step with its next `num_tokens` tokens.
+    pub(super) fn wanted(&self, num_tokens: usize) -> WantLogits {
+        match &self.task {
+            Task::Score(_) => WantLogits::All,
+            Task::Generate { .. } if num_tokens < self.num_pending_tokens() => WantLogits::None,
+            Task::Generate { sampler, .. } if sampler.is_argmax() => WantLogits::Argmax,
+            Task::Generate { .. } => WantLogits::Last,
+        }
+    }
+
+    /// Why the request ends here, if it does.
+    pub(super) fn finish_reason(&self) -> Option<FinishReason> {
+        let answer = self.tokens.get(self.prompt_len..).unwrap_or_default();
+        match &self.task {
+            Task::Generate { stop_token_ids, .. } if answer.last().is_some_and(|id| stop_token_ids.contains(id)) => {
+                Some(FinishReason::Stop)
+            }
+            Task::Generate { .. } => (self.tokens.len() >= self.max_len).then_some(FinishReason::Length),
+            Task::Score(_) => (self.num_pending_tokens() == 0).then_some(FinishReason::Length),
+        }
     }
 }

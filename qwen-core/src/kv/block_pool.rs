@@ -1,4 +1,5 @@
 //! The free list and the reference counts of all blocks.
+#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
 use crate::error::{Error, Result};
 
@@ -26,11 +27,12 @@ pub struct BlockPool {
 }
 
 impl BlockPool {
-    /// A pool of `num_blocks` free blocks.
+    /// A pool of `num_blocks` free blocks. Those beyond the numbers that a [`BlockId`] has are left out.
     pub fn new(num_blocks: usize) -> Self {
+        let num_blocks = u32::try_from(num_blocks).unwrap_or(u32::MAX);
         // Reversed, so that the lowest numbers are handed out first.
-        let free = (0..num_blocks as u32).rev().map(BlockId).collect();
-        BlockPool { ref_counts: vec![0; num_blocks], free }
+        let free = (0..num_blocks).rev().map(BlockId).collect();
+        BlockPool { ref_counts: vec![0; num_blocks as usize], free }
     }
 
     /// Blocks without a reference.
@@ -51,12 +53,19 @@ impl BlockPool {
     /// Take a free block, with one reference.
     ///
     /// # Errors
-    /// [`Error::DoesNotFit`] when there is none.
+    /// [`Error::OutOfBlocks`] when there is none.
     pub fn allocate(&mut self) -> Result<BlockId> {
-        let advice = ": all K/V blocks are in use; end a sequence or load with a larger context".into();
-        let block = self.free.pop().ok_or(Error::DoesNotFit { needed: 1, available: 0, advice })?;
-        self.ref_counts[block.0 as usize] = 1;
+        let block = self.free.pop().ok_or_else(|| self.exhausted(1))?;
+        if let Some(count) = self.ref_counts.get_mut(block.0 as usize) {
+            *count = 1;
+        }
         Ok(block)
+    }
+
+    /// The error of wanting `needed` more blocks than are free.
+    pub(super) fn exhausted(&self, needed: usize) -> Error {
+        let advice = "end a sequence, or load with a larger context or for more sequences".into();
+        Error::OutOfBlocks { needed, available: self.free.len(), advice }
     }
 
     /// Add a reference to a block that has one.

@@ -1,4 +1,5 @@
 //! The blocks of one sequence, in order of position.
+#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
 use super::{BlockId, BlockPool};
 use crate::error::Result;
@@ -41,6 +42,20 @@ impl BlockTable {
         BlockTable { block_size: block_size.max(1), blocks: Vec::new() }
     }
 
+    /// A table of its own blocks for the positions `0..end`. Nothing is shared, so nothing has to be copied.
+    ///
+    /// # Errors
+    /// [`crate::Error::OutOfBlocks`] when the pool has fewer; it is then as before.
+    pub fn for_positions(end: usize, block_size: usize, pool: &mut BlockPool) -> Result<Self> {
+        let mut table = BlockTable::new(block_size);
+        let needed = end.div_ceil(table.block_size);
+        if needed > pool.num_free() {
+            return Err(pool.exhausted(needed));
+        }
+        table.blocks = (0..needed).map(|_| pool.allocate()).collect::<Result<_>>()?;
+        Ok(table)
+    }
+
     /// The blocks in order of position.
     pub fn blocks(&self) -> &[BlockId] {
         &self.blocks
@@ -50,7 +65,7 @@ impl BlockTable {
     /// `computed` by an own one when it is shared. The caller copies what is returned before it runs the step.
     ///
     /// # Errors
-    /// [`crate::Error::DoesNotFit`] when the pool is exhausted; the table is then as before.
+    /// [`crate::Error::OutOfBlocks`] when the pool is exhausted; the table is then as before.
     pub fn reserve(&mut self, computed: usize, end: usize, pool: &mut BlockPool) -> Result<Option<CopyBlock>> {
         let needed = end.div_ceil(self.block_size);
         let held = self.blocks.len();
@@ -70,7 +85,9 @@ impl BlockTable {
         // Later blocks hold nothing yet, and a fork shares only blocks that hold something.
         Ok(shared.zip(own).map(|(from, to)| {
             pool.release(from);
-            self.blocks[first] = to;
+            if let Some(block) = self.blocks.get_mut(first) {
+                *block = to;
+            }
             CopyBlock { from, to }
         }))
     }

@@ -5,7 +5,7 @@ use super::link::{Link, damaged};
 use super::values::{receive_hidden, send_hidden};
 use super::wire::{self, Writer};
 use crate::backend::{Backend, Interrupt};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::runner::{ModelRunner, Runner};
 
 /// Compute with rank 0, a [`super::LeaderRunner`], until it is done. `runner` holds this rank's part of the model, for
@@ -47,13 +47,13 @@ fn serve<B: Backend>(runner: &mut ModelRunner<B>, link: &Link) -> Result<()> {
             }
             Kind::Locate => {
                 let (batch, hidden, key) = last.as_ref().ok_or_else(|| no_sense("no step came before".into()))?;
-                if on_device {
+                let found = if on_device {
                     let (from, to) = ((!begins).then_some(neighbours.0), goes_on.then_some(neighbours.1));
-                    answer.text(&runner.locate_in_turn(batch, *key, from, to)?.unwrap_or_default());
-                // Where ranks share heads, rank 0 finds the same place; where they share layers, it asks for it.
-                } else if let Error::NonFinite { place } = runner.non_finite(batch, hidden.as_deref(), *key)? {
-                    answer.text(&place);
-                }
+                    runner.locate_in_turn(batch, *key, from, to)?
+                } else {
+                    runner.locate(batch, hidden.as_deref(), *key)?
+                };
+                answer.damage(&found);
             }
             Kind::CopyBlocks => {
                 let copies = wire::copies_from_bytes(&message.payload, runner.limits()).map_err(no_sense)?;

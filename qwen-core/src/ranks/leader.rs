@@ -6,12 +6,12 @@ use super::frame::Kind;
 use super::link::{Link, damaged};
 use super::peer::Failure;
 use super::values::{receive_hidden, send_hidden};
-use super::wire::{self, Reader};
+use super::wire;
 use crate::backend::{Backend, Interrupt};
-use crate::batch::{Batch, Limits, StepOutput};
+use crate::batch::{Batch, Damage, Limits, StepOutput};
 use crate::error::{Error, Result};
 use crate::kv::CopyBlock;
-use crate::runner::{self, ModelRunner, Runner};
+use crate::runner::{ModelRunner, Runner};
 
 /// A [`Runner`] over several processes: it sends each step to the other ranks, which are in [`super::follow`], computes
 /// its own part of it, and reads the logits.
@@ -47,37 +47,34 @@ impl<B: Backend> LeaderRunner<B> {
 }
 
 /// A step that all ranks have at once: each computes its share of every layer, or its layers on the activations that
-/// the device of the rank before hands over. What is returned is why it has no output.
+/// the device of the rank before hands over.
 fn at_once<B: Backend>(
     runner: &mut ModelRunner<B>,
     link: &Link,
     step: &[u8],
     batch: &Batch,
     output: &mut StepOutput,
-) -> Result<Option<Error>> {
+) -> Result<()> {
     let before = runner.hands_over().then(|| link.world_size() - 1);
     link.send(Kind::Step, step)?;
     if let Some(before) = before {
         runner.take_over(batch.num_tokens(), before)?;
     }
-    let key = runner.run(batch, None, &Interrupt::default())?;
-    let finite = runner.read_output(batch, output)?;
+    let key = runner.compute(batch, None, output, &Interrupt::default())?;
     all_done(link)?;
-    if finite {
-        return Ok(None);
+    if !output.is_sound() {
+        link.send(Kind::Locate, &[])?;
+        let mut found = runner.locate_in_turn(batch, key, before, None)?;
+        for rank in 1..link.world_size() {
+            found.extend(receive_damage(link, rank, batch)?);
+        }
+        output.set_damage(batch, &found);
     }
-    link.send(Kind::Locate, &[])?;
-    let mut place = runner.locate_in_turn(batch, key, before, None)?;
-    for rank in 1..link.world_size() {
-        let found = link.receive(rank, Kind::Done)?;
-        let found = Reader(&found).text().map_err(|reason| damaged(rank, &reason))?;
-        place = place.or(Some(found).filter(|found| !found.is_empty()));
-    }
-    Ok(Some(runner::non_finite_in(place)))
+    Ok(())
 }
 
-/// A step that the ranks compute one after the other, each its layers, by way of the host; rank 0 the last ones. What is
-/// returned is why it has no output.
+/// A step that the ranks compute one after the other, each its layers, by way of the host; rank 0 the last ones. False
+/// when it was cancelled.
 fn by_layers<B: Backend>(
     runner: &mut ModelRunner<B>,
     link: &Link,
@@ -85,11 +82,11 @@ fn by_layers<B: Backend>(
     batch: &Batch,
     output: &mut StepOutput,
     interrupt: &Interrupt,
-) -> Result<Option<Error>> {
+) -> Result<bool> {
     let mut hidden = vec![0.0; batch.num_tokens() * runner.spec().hidden_size];
     for rank in 1..link.world_size() {
         if interrupt.is_raised() {
-            return Ok(Some(Error::Cancelled));
+            return Ok(false);
         }
         link.send_to(rank, Kind::Step, step)?;
         if rank > 1 {
@@ -97,18 +94,27 @@ fn by_layers<B: Backend>(
         }
         receive_hidden(link, rank, &mut hidden)?;
         link.receive(rank, Kind::Done)?;
-        if !hidden.iter().all(|value| value.is_finite()) {
+    }
+    let key = match runner.compute(batch, Some(&hidden), output, interrupt) {
+        Ok(key) => key,
+        Err(Error::Cancelled) => return Ok(false),
+        Err(error) => return Err(error),
+    };
+    if !output.is_sound() {
+        let mut found = runner.locate(batch, Some(&hidden), key)?;
+        for rank in 1..link.world_size() {
             link.send_to(rank, Kind::Locate, &[])?;
-            let place = link.receive(rank, Kind::Done)?;
-            let place = Reader(&place).text().map_err(|reason| damaged(rank, &reason))?;
-            return Ok(Some(Error::NonFinite { place }));
+            found.extend(receive_damage(link, rank, batch)?);
         }
+        output.set_damage(batch, &found);
     }
-    match runner.execute_with(batch, Some(&hidden), output, interrupt) {
-        Ok(()) => Ok(None),
-        Err(error @ (Error::Cancelled | Error::NonFinite { .. })) => Ok(Some(error)),
-        Err(error) => Err(error),
-    }
+    Ok(true)
+}
+
+/// What a rank found damaged in its part of the step.
+fn receive_damage(link: &Link, rank: usize, batch: &Batch) -> Result<Vec<Damage>> {
+    let found = link.receive(rank, Kind::Done)?;
+    wire::damage_from_bytes(&found, batch.num_seqs()).map_err(|reason| damaged(rank, &reason))
 }
 
 /// Wait until all ranks have done what they were told.
@@ -127,16 +133,16 @@ impl<B: Backend> Runner for LeaderRunner<B> {
         if interrupt.is_raised() {
             return Err(Error::Cancelled);
         }
-        // What leaves the ranks in step is no failure of theirs: it comes beside one.
-        let ended = self.together(|runner, link| {
+        // A cancelled step leaves the ranks in step: it is no failure of theirs.
+        let completed = self.together(|runner, link| {
             // By layers rank 0 has the last ones, and another rank has the first.
             let shares_heads = runner.spec().is_first();
             match shares_heads || runner.hands_over() {
-                true => at_once(runner, link, &step, batch, output),
+                true => at_once(runner, link, &step, batch, output).map(|()| true),
                 false => by_layers(runner, link, &step, batch, output, interrupt),
             }
         })?;
-        ended.map_or(Ok(()), Err)
+        if completed { Ok(()) } else { Err(Error::Cancelled) }
     }
 
     fn copy_blocks(&mut self, copies: &[CopyBlock]) -> Result<()> {

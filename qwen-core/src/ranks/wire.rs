@@ -4,7 +4,7 @@
 //! another version, or no rank at all.
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
-use crate::batch::{Batch, Limits, SequenceStep, WantLogits};
+use crate::batch::{Batch, Damage, Limits, SequenceStep, WantLogits};
 use crate::error::{Error, Result};
 use crate::kv::{BlockId, CopyBlock};
 
@@ -29,6 +29,14 @@ impl Writer {
     pub(super) fn text(&mut self, text: &str) {
         self.number(text.len() as u64);
         self.0.extend_from_slice(text.as_bytes());
+    }
+
+    pub(super) fn damage(&mut self, found: &[Damage]) {
+        self.number(found.len() as u64);
+        for Damage { seq, place } in found {
+            self.number(*seq as u64);
+            self.text(place);
+        }
     }
 }
 
@@ -90,6 +98,19 @@ impl Reader<'_> {
             rest => Err(format!("{rest} bytes too many")),
         }
     }
+}
+
+/// What [`Writer::damage`] wrote about a step of `num_seqs` sequences.
+pub(super) fn damage_from_bytes(bytes: &[u8], num_seqs: usize) -> Result<Vec<Damage>, Damaged> {
+    let mut reader = Reader(bytes);
+    let len = reader.at_most(num_seqs, "the number of damaged sequences")?;
+    let found = (0..len).map(|_| {
+        let seq = reader.at_most(num_seqs.saturating_sub(1), "a damaged sequence")?;
+        Ok(Damage { seq, place: reader.text()? })
+    });
+    let found = found.collect::<Result<_, Damaged>>()?;
+    reader.end()?;
+    Ok(found)
 }
 
 /// A step for ranks without an output head: the rows whose logits are wanted are left out.

@@ -1,0 +1,226 @@
+//! What an engine shares with the threads that send it requests: places in the waiting list, cancels, room for rows of
+//! logits, and the signal that wakes it. Everything else of an engine belongs to the one thread that steps it.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use super::interruption::{Interruption, Member, Work};
+use crate::backend::Interrupt;
+use crate::error::{Error, Result};
+
+/// The handle of an engine that other threads may hold. Cheap to clone.
+///
+/// ```
+/// use qwen_core::engine::Intake;
+/// let intake = Intake::new(2);
+/// let first = intake.ticket()?;
+/// let second = intake.ticket()?;
+/// assert!(intake.ticket().is_err(), "two requests may wait");
+/// drop(first);
+/// assert!(intake.ticket().is_ok());
+/// # Ok::<(), qwen_core::Error>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct Intake(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    max_waiting: usize,
+    interrupt: Interrupt,
+    state: Mutex<State>,
+    signalled: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    waiting: usize,
+    signals: u64,
+    step: Interruption,
+}
+
+impl Shared {
+    // Nothing that holds the lock can panic halfway through a change.
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn signal(&self) {
+        self.state().signals += 1;
+        self.signalled.notify_all();
+    }
+}
+
+impl Default for Intake {
+    fn default() -> Self {
+        Intake::new(Self::MAX_WAITING)
+    }
+}
+
+impl Intake {
+    /// How many requests may wait, unless a program says otherwise.
+    pub const MAX_WAITING: usize = 1024;
+
+    /// The intake of one engine, in which at most `max_waiting` requests wait at a time.
+    pub fn new(max_waiting: usize) -> Self {
+        let (interrupt, state, signalled) = (Interrupt::default(), Mutex::default(), Condvar::new());
+        Intake(Arc::new(Shared { max_waiting, interrupt, state, signalled }))
+    }
+
+    /// A place in the waiting list, for one request. It is free again when the request runs or has ended, or when the
+    /// ticket is dropped.
+    ///
+    /// # Errors
+    /// [`Error::QueueFull`] when as many requests wait as may.
+    pub fn ticket(&self) -> Result<Ticket> {
+        let mut state = self.0.state();
+        let max_waiting = self.0.max_waiting;
+        if state.waiting >= max_waiting {
+            return Err(Error::QueueFull { waiting: state.waiting, max_waiting });
+        }
+        state.waiting += 1;
+        let canceller = Canceller { cancelled: Arc::default(), shared: self.0.clone() };
+        Ok(Ticket { canceller, place: Place(self.0.clone()) })
+    }
+
+    /// Room for `rows` rows of logits between the engine and a reader.
+    pub fn window(&self, rows: usize) -> RowWindow {
+        RowWindow { free: Arc::new(AtomicUsize::new(rows)), shared: self.0.clone() }
+    }
+
+    /// What the engine has computed, and what cancels have cost other requests.
+    pub fn work(&self) -> Work {
+        self.0.state().step.work()
+    }
+
+    /// Wake the thread that waits in [`Intake::wait`], or have its next wait return at once.
+    pub fn signal(&self) {
+        self.0.signal();
+    }
+
+    /// How many signals there were: for [`Intake::wait`].
+    pub fn signals(&self) -> u64 {
+        self.0.state().signals
+    }
+
+    /// Sleep until there is a signal beyond the `seen` ones: of [`Intake::signal`], of a cancel, or of a reader that
+    /// has room again. Read [`Intake::signals`] before looking for work, so that none is missed.
+    pub fn wait(&self, seen: u64) {
+        let state = self.0.state();
+        let woken = self.0.signalled.wait_while(state, |state| state.signals == seen);
+        drop(woken.unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// Tell how many tokens a step has at most.
+    pub(super) fn set_max_step_tokens(&self, tokens: usize) {
+        self.0.state().step.set_max_step_tokens(tokens);
+    }
+
+    /// Run a step that computes `members`, so that cancels of them may end it early. The second value tells whether
+    /// that was asked for.
+    pub(super) fn during_step<T>(
+        &self,
+        members: impl Iterator<Item = Member>,
+        run: impl FnOnce(&Interrupt) -> Result<T>,
+    ) -> (Result<T>, bool) {
+        let Shared { interrupt, .. } = &*self.0;
+        {
+            let mut state = self.0.state();
+            interrupt.clear();
+            // A cancel sets its flag before it takes the lock: it is seen here, or it finds its request among the members.
+            if state.step.begin(members) {
+                interrupt.raise();
+            }
+        }
+        let outcome = run(interrupt);
+        let mut state = self.0.state();
+        let raised = interrupt.is_raised();
+        interrupt.clear();
+        state.step.end(matches!(outcome, Err(Error::Cancelled)));
+        (outcome, raised)
+    }
+}
+
+/// The right to add one request to an engine.
+#[derive(Debug)]
+pub struct Ticket {
+    pub(super) canceller: Canceller,
+    pub(super) place: Place,
+}
+
+impl Ticket {
+    /// A handle that stops the request.
+    pub fn canceller(&self) -> Canceller {
+        self.canceller.clone()
+    }
+}
+
+/// A place in the waiting list, until it is dropped.
+#[derive(Debug)]
+pub(super) struct Place(Arc<Shared>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.state().waiting -= 1;
+    }
+}
+
+/// A handle that stops one request from any thread, also in the middle of its prompt.
+///
+/// A running step ends early for it when the step computes nothing else, or when what others lose by it stays within
+/// their tenth (see [`Work`]); otherwise the request ends with the step. Other requests are not affected.
+#[derive(Debug, Clone)]
+pub struct Canceller {
+    cancelled: Arc<AtomicBool>,
+    shared: Arc<Shared>,
+}
+
+impl Canceller {
+    /// Stop the request. Does nothing when it has ended.
+    pub fn cancel(&self) {
+        // The flag first: see `during_step`.
+        self.cancelled.store(true, Ordering::SeqCst);
+        {
+            let mut state = self.shared.state();
+            if state.step.holds(&self.cancelled) && state.step.may_end() {
+                self.shared.interrupt.raise();
+            }
+            state.signals += 1;
+        }
+        self.shared.signalled.notify_all();
+    }
+
+    pub(super) fn is_cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn flag(&self) -> Arc<AtomicBool> {
+        self.cancelled.clone()
+    }
+}
+
+/// Room between an engine and the reader of a request's rows of logits: the engine computes no row that there is no
+/// room for. Made by [`Intake::window`].
+#[derive(Debug, Clone)]
+pub struct RowWindow {
+    free: Arc<AtomicUsize>,
+    shared: Arc<Shared>,
+}
+
+impl RowWindow {
+    /// Rows that may be computed now.
+    pub(super) fn free(&self) -> usize {
+        self.free.load(Ordering::SeqCst)
+    }
+
+    /// Note that a row is on its way to the reader. Only the engine takes, so that `free` rows stay free until it does.
+    pub(super) fn take(&self) {
+        let _ = self.free.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |free| free.checked_sub(1));
+    }
+
+    /// Note that the reader has taken a row.
+    pub fn give_back(&self) {
+        if self.free.fetch_add(1, Ordering::SeqCst) == 0 {
+            self.shared.signal();
+        }
+    }
+}

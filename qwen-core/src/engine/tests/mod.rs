@@ -1,0 +1,181 @@
+//! The engine over a scripted runner: no weights, no device.
+
+mod answers;
+mod cancels;
+mod damage;
+mod fairness;
+mod score;
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::mpsc;
+
+use super::*;
+use crate::backend::Interrupt;
+use crate::batch::Damage;
+use crate::kv::CopyBlock;
+use crate::sampling::SamplingParams;
+
+const VOCAB: usize = 10;
+const TOKEN_IDS: usize = 9;
+/// Every row that attends to this token is damaged.
+const BAD: u32 = 8;
+
+/// Called in the middle of a step.
+type During = Box<dyn FnMut(&Batch) -> Result<()> + Send>;
+
+/// The next token is the last one plus one, modulo 8. Remembers the tokens at their slots, as K/V would be.
+struct ScriptedRunner {
+    limits: Limits,
+    steps: mpsc::Sender<Vec<usize>>,
+    during: During,
+    /// Changes what a step gives.
+    spoil: fn(&mut StepOutput),
+    slots: HashMap<u32, u32>,
+}
+
+impl Runner for ScriptedRunner {
+    fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    fn execute(&mut self, batch: &Batch, output: &mut StepOutput, interrupt: &Interrupt) -> Result<()> {
+        batch.check(&self.limits)?;
+        let lens: Vec<usize> = batch.cu_seqlens_q.windows(2).map(|w| (w[1] - w[0]) as usize).collect();
+        assert!(lens.iter().all(|len| *len > 0));
+        let _ = self.steps.send(lens);
+        (self.during)(batch)?;
+        if interrupt.is_raised() {
+            return Err(Error::Cancelled);
+        }
+        self.slots.extend(batch.slot_mapping.iter().copied().zip(batch.input_ids.iter().copied()));
+        output.clear();
+        for (row, &index) in batch.logits_indices.iter().enumerate() {
+            let id = batch.input_ids[index as usize];
+            let mut logits = [0.0; VOCAB];
+            logits[(id as usize + 1) % 8] = 5.0;
+            // Beyond `num_token_ids`: must never be chosen, whatever it is.
+            logits[TOKEN_IDS] = if row % 2 == 0 { 100.0 } else { f32::NAN };
+            let bad = self.attends_to_bad(batch, index);
+            output.argmax.push((!bad).then_some((id + 1) % 8));
+            if row < batch.num_logits_read {
+                output.logits.extend(logits.map(|logit| if bad { f32::NAN } else { logit }));
+            }
+        }
+        output.set_damage(batch, &[]);
+        for Damage { place, .. } in &mut output.damage {
+            *place = "layer 3".into();
+        }
+        (self.spoil)(output);
+        Ok(())
+    }
+
+    fn copy_blocks(&mut self, _copies: &[CopyBlock]) -> Result<()> {
+        Ok(())
+    }
+}
+
+impl ScriptedRunner {
+    fn attends_to_bad(&self, batch: &Batch, index: u32) -> bool {
+        let seq = batch.seq_of_token(index);
+        let blocks = &batch.block_tables[batch.cu_blocks[seq] as usize..batch.cu_blocks[seq + 1] as usize];
+        let size = self.limits.block_size as u32;
+        let slot = |position: u32| blocks[(position / size) as usize] * size + position % size;
+        (0..=batch.positions[index as usize]).any(|position| self.slots[&slot(position)] == BAD)
+    }
+}
+
+/// What a request gave: its tokens, its rows of logits, and how it ended.
+#[derive(Debug, Default, PartialEq)]
+struct Found {
+    tokens: Vec<u32>,
+    rows: Vec<Vec<f32>>,
+    end: Option<String>,
+}
+
+struct Rig {
+    core: EngineCore,
+    intake: Intake,
+    steps: mpsc::Receiver<Vec<usize>>,
+    found: BTreeMap<SeqId, Found>,
+}
+
+fn limits() -> Limits {
+    Limits {
+        max_model_len: 64,
+        max_num_batched_tokens: 8,
+        max_num_seqs: 4,
+        max_num_logits: 4,
+        block_size: 4,
+        num_blocks: 32,
+        vocab_size: VOCAB,
+        num_token_ids: TOKEN_IDS,
+    }
+}
+
+fn rig() -> Rig {
+    Rig::new(limits(), |_| {})
+}
+
+impl Rig {
+    fn new(limits: Limits, change: impl FnOnce(&mut ScriptedRunner)) -> Rig {
+        let (sender, steps) = mpsc::channel();
+        let (during, slots): (During, _) = (Box::new(|_| Ok(())), HashMap::new());
+        let mut runner = ScriptedRunner { limits, steps: sender, during, spoil: |_| {}, slots };
+        change(&mut runner);
+        let intake = Intake::default();
+        Rig { core: EngineCore::new(Box::new(runner), intake.clone()), intake, steps, found: BTreeMap::new() }
+    }
+
+    fn add(&mut self, request: Request) -> SeqId {
+        self.core.add(request, self.intake.ticket().unwrap()).unwrap()
+    }
+
+    fn add_cancellable(&mut self, request: Request) -> (SeqId, Canceller) {
+        let ticket = self.intake.ticket().unwrap();
+        let canceller = ticket.canceller();
+        (self.core.add(request, ticket).unwrap(), canceller)
+    }
+
+    /// One step. False when there was nothing to compute.
+    fn step(&mut self) -> bool {
+        let found = &mut self.found;
+        self.core.step(|id, event| {
+            let found = found.entry(id).or_default();
+            assert!(found.end.is_none(), "an event after the last: {event:?}");
+            match event {
+                Event::Token(token) => found.tokens.push(token),
+                Event::Logits(row) => found.rows.push(row),
+                Event::Prompt(_) => {}
+                Event::Finished(reason) => found.end = Some(format!("{reason:?}")),
+                Event::Failed(error) => found.end = Some(error.to_string()),
+            }
+        })
+    }
+
+    /// Step until all requests have ended.
+    fn run(&mut self) -> BTreeMap<SeqId, Found> {
+        while !self.core.is_idle() {
+            self.step();
+        }
+        let pool = &self.core.scheduler.pool;
+        assert_eq!(pool.num_free(), pool.num_blocks(), "blocks leak");
+        std::mem::take(&mut self.found)
+    }
+}
+
+fn request(prompt: &[u32], max_new_tokens: usize) -> Request {
+    sampled(prompt, max_new_tokens, SamplingParams::default())
+}
+
+fn sampled(prompt: &[u32], max_new_tokens: usize, sampling: SamplingParams) -> Request {
+    let params = GenerateParams { max_new_tokens: Some(max_new_tokens), stop_token_ids: vec![0], sampling };
+    Request { prompt: prompt.to_vec(), goal: Goal::Generate(params) }
+}
+
+/// The same without a stop token.
+fn endless(mut request: Request) -> Request {
+    if let Goal::Generate(params) = &mut request.goal {
+        params.stop_token_ids.clear();
+    }
+    request
+}
