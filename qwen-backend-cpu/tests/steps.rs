@@ -184,7 +184,7 @@ fn indices_written_in_a_step_are_read_after_it() {
         for in_a_step in [false, true] {
             let mut b = CpuBackend::new(options().threads(threads)).unwrap();
             let mut kv = b.kv(&spec).unwrap();
-            let mut buffer = |b: &mut CpuBackend, seed, len| {
+            let buffer = |b: &mut CpuBackend, seed, len| {
                 let mut buffer = b.alloc(len).unwrap();
                 b.write(&mut buffer, &values(seed, len)).unwrap();
                 buffer

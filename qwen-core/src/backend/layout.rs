@@ -48,8 +48,12 @@ impl<'a> MatrixPart<'a> {
     ///
     /// An empty slice when `data` is shorter than its shape says.
     pub fn row(&self, row: usize) -> &'a [u8] {
-        let start = self.encoding.bytes(row * self.stride);
-        self.data.get(start..start + self.encoding.bytes(self.cols)).unwrap_or_default()
+        let within = || {
+            let size = self.encoding.bytes(1);
+            let start = row.checked_mul(self.stride)?.checked_mul(size)?;
+            self.data.get(start..start.checked_add(self.cols.checked_mul(size)?)?)
+        };
+        within().unwrap_or_default()
     }
 
     /// `rows` rows from `first` on, of `cols` columns from `first_col` on.
@@ -57,13 +61,16 @@ impl<'a> MatrixPart<'a> {
     /// # Errors
     /// [`Error::InvalidArgument`] when the rectangle does not lie within this one.
     pub fn cut(&self, first: usize, rows: usize, first_col: usize, cols: usize) -> Result<Self> {
-        if first + rows > self.rows || first_col + cols > self.cols {
+        let inside = |first: usize, len: usize, all: usize| first <= all && len <= all - first;
+        let start = first.checked_mul(self.stride).and_then(|start| start.checked_add(first_col));
+        let start = start.and_then(|start| start.checked_mul(self.encoding.bytes(1)));
+        let (true, true, Some(start)) = (inside(first, rows, self.rows), inside(first_col, cols, self.cols), start)
+        else {
             return Err(Error::argument(
                 "cut",
                 format!("rows {first}+{rows}, columns {first_col}+{cols} of a {} x {} matrix", self.rows, self.cols),
             ));
-        }
-        let start = self.encoding.bytes(first * self.stride + first_col);
+        };
         Ok(MatrixPart { rows, cols, data: self.data.get(start..).unwrap_or_default(), ..*self })
     }
 }
@@ -94,9 +101,9 @@ pub struct WeightView<'a> {
 }
 
 impl WeightView<'_> {
-    /// Rows of all parts together (output features).
+    /// Rows of all parts together (output features); `usize::MAX` where there are more.
     pub fn rows(&self) -> usize {
-        self.parts.iter().map(|part| part.rows).sum()
+        self.parts.iter().fold(0, |rows, part| rows.saturating_add(part.rows))
     }
 
     /// Columns (input features).
@@ -117,14 +124,15 @@ pub struct WeightShape {
 }
 
 impl WeightShape {
-    /// Rows of all parts together.
+    /// Rows of all parts together; `usize::MAX` where there are more.
     pub fn rows(&self) -> usize {
-        self.parts.iter().map(|(_, rows)| rows).sum()
+        self.parts.iter().fold(0, |all, (_, rows)| all.saturating_add(*rows))
     }
 
-    /// Bytes of the parts as the files have them.
+    /// Bytes of the parts as the files have them; `u64::MAX` where a u64 does not hold them.
     pub fn stored_bytes(&self) -> u64 {
-        self.parts.iter().map(|(encoding, rows)| encoding.bytes(rows * self.cols) as u64).sum()
+        let parts = self.parts.iter().map(|(encoding, rows)| size::bytes(encoding.bytes(1), &[*rows, self.cols]));
+        parts.fold(0, u64::saturating_add)
     }
 }
 
