@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use qwen_core::engine::{Intake, Work};
+use qwen_core::float_env::FloatEnv;
 use qwen_core::plan::Plan;
 use qwen_core::runner::Runner;
 use qwen_core::{Config, Encoding, GenerationConfig};
@@ -83,6 +84,7 @@ impl Engine {
     /// beyond the context; and [`qwen_core::Error::QueueFull`] when too many requests wait
     /// ([`EngineOptions::max_waiting`]).
     pub fn generate_ids(&self, prompt: impl Into<Vec<u32>>, options: &GenerateOptions) -> Result<TokenStream> {
+        let _float_env = FloatEnv::enter();
         let started = Instant::now();
         let prompt = prompt.into();
         let prompt_tokens = prompt.len();

@@ -25,6 +25,7 @@ pub use index::Index;
 use crate::config::Config;
 use crate::dtype::Encoding;
 use crate::error::{Error, Result};
+use crate::float_env::FloatEnv;
 use crate::generation_config::GenerationConfig;
 use crate::json::{self, invalid};
 use mapped::MappedFile;
@@ -94,6 +95,7 @@ impl Checkpoint {
     /// [`Error::Io`] or [`Error::InvalidFile`] naming the file and what is wrong with it, [`Error::MissingTensor`] if a
     /// shard lacks what the index promises, and the errors of [`Config::from_json`].
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let _float_env = FloatEnv::enter();
         let path = path.as_ref();
         let folder = Folder::list(path)?;
         let config = Config::from_file(folder.config_json()?)?;
