@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use qwen_core::GenerationConfig;
 use qwen_core::engine::{Canceller, Event, FinishReason, GenerateParams, Goal, Request};
+use qwen_core::float_env::FloatEnv;
 use qwen_core::sampling::SamplingParams;
 use qwen_tokenizer::DecodeStream;
 
@@ -29,6 +30,7 @@ impl Engine {
     /// beyond the context; and [`qwen_core::Error::QueueFull`] when too many requests wait
     /// ([`crate::EngineOptions::max_waiting`]).
     pub fn generate_ids(&self, prompt: impl Into<Vec<u32>>, options: &GenerateOptions) -> Result<TokenStream> {
+        let _float_env = FloatEnv::enter();
         let started = Instant::now();
         let prompt = prompt.into();
         let prompt_tokens = prompt.len();

@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use qwen_core::batch::Limits;
 use qwen_core::engine::{Canceller, EngineCore, Event, Intake, Request, SeqId, Ticket};
+use qwen_core::float_env::FloatEnv;
 use qwen_core::runner::Runner;
 
 use crate::error::{Error, Result};
@@ -112,6 +113,7 @@ impl Drop for Worker {
 
 /// Run requests until the worker's handle is dropped. Without work the thread sleeps.
 fn run(mut core: EngineCore, intake: &Intake, submissions: &Receiver<Submission>) {
+    let _float_env = FloatEnv::enter();
     let mut streams: HashMap<SeqId, (Sender<Stamped>, Canceller)> = HashMap::new();
     loop {
         // Before looking for work: whatever arrives meanwhile ends the wait below.

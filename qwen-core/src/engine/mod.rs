@@ -12,6 +12,7 @@ mod verdicts;
 
 use crate::batch::{Batch, Limits, StepOutput};
 use crate::error::{Error, Result};
+use crate::float_env::FloatEnv;
 use crate::runner::Runner;
 pub use intake::{Canceller, Intake, RowWindow, Ticket};
 pub use interruption::Work;
@@ -67,6 +68,7 @@ impl EngineCore {
     /// # Errors
     /// As [`Request::check`].
     pub fn add(&mut self, request: Request, ticket: Ticket) -> Result<SeqId> {
+        let _float_env = FloatEnv::enter();
         self.scheduler.add(request, ticket, self.runner.limits())
     }
 
@@ -78,6 +80,7 @@ impl EngineCore {
     /// Run one step and report what happened to which sequence. False when there was nothing to compute: no request, or
     /// only such whose readers have no room for rows. Then [`Intake::wait`] tells when to try again.
     pub fn step(&mut self, mut report: impl FnMut(SeqId, Event)) -> bool {
+        let _float_env = FloatEnv::enter();
         let EngineCore { runner, scheduler, batch, output, intake } = self;
         scheduler.remove_cancelled(&mut report);
         scheduler.schedule();
