@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use qwen_core::engine::{Canceller, FinishReason};
+use qwen_core::float_env::FloatEnv;
 use qwen_tokenizer::{ChatInput, Message, Tool};
 
 use crate::engine::Engine;
@@ -43,7 +44,7 @@ struct History {
 }
 
 impl Chat {
-    pub(crate) fn new(engine: Engine) -> Self {
+    fn new(engine: Engine) -> Self {
         Chat {
             engine,
             history: Arc::default(),
@@ -113,6 +114,7 @@ impl Chat {
     /// # Errors
     /// What the template says of the messages, and a prompt beyond the context with both lengths.
     pub fn reply(&mut self) -> Result<Reply> {
+        let _float_env = FloatEnv::enter();
         let messages = self.messages();
         let input = ChatInput::new(&messages)
             .tools(&self.tools)
@@ -208,3 +210,10 @@ impl Drop for Reply {
         self.close();
     }
 }
+
+// Conversations and answers move between threads.
+const _: () = {
+    const fn moved<T: Send + 'static>() {}
+    moved::<Chat>();
+    moved::<Reply>();
+};

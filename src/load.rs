@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use qwen_core::checkpoint::Checkpoint;
+use qwen_core::float_env::FloatEnv;
 use qwen_core::plan::Plan;
 use qwen_core::{Backend, Config};
 use qwen_tokenizer::Tokenizer;
@@ -100,6 +101,7 @@ fn load_engine(
     options: &EngineOptions,
     candidates: impl FnOnce(&Planner<'_>) -> Candidates,
 ) -> Result<Engine> {
+    let _float_env = FloatEnv::enter();
     distributed::check_leads(&options.ranks)?;
     let checkpoint = Checkpoint::open(path)?;
     let config = config_of(&checkpoint, options)?;
@@ -135,6 +137,7 @@ fn load_worker(
     options: &EngineOptions,
     candidates: impl FnOnce(&Planner<'_>) -> Candidates,
 ) -> Result<()> {
+    let _float_env = FloatEnv::enter();
     distributed::check_is_worker(&options.ranks)?;
     let checkpoint = Checkpoint::open(path)?;
     let config = config_of(&checkpoint, options)?;

@@ -141,7 +141,13 @@ pub(crate) struct Matrix {
 impl Matrix {
     /// Check `view`, take the memory and let `parallel` pack the groups: it calls its argument for each number below
     /// its first, from as many threads as it likes.
-    pub(crate) fn pack(view: &WeightView<'_>, parallel: impl FnOnce(usize, &(dyn Fn(usize) + Sync))) -> Result<Matrix> {
+    ///
+    /// # Errors
+    /// What is wrong with a part or its file; what the memory and `parallel` report.
+    pub(crate) fn pack(
+        view: &WeightView<'_>,
+        parallel: impl FnOnce(usize, &(dyn Fn(usize) + Sync)) -> Result<()>,
+    ) -> Result<Matrix> {
         view.check()?;
         let layout = Layout::of_shape(&view.shape())?;
         let memory = Memory::zeroed(layout.bytes())?;
@@ -163,7 +169,7 @@ impl Matrix {
                     let _ = failed.set(error);
                 }
             }
-        });
+        })?;
         match failed.into_inner() {
             None => Ok(Matrix { layout, memory }),
             Some(error) => Err(error),

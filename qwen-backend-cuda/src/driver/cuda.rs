@@ -1,4 +1,4 @@
-//! The real driver, through cudarc's bindings: one card, its primary context, one stream.
+//! The real driver, through cudarc's bindings: one GPU, its primary context, one stream.
 
 use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_void};
@@ -11,16 +11,16 @@ use qwen_core::Result;
 
 use super::machine::{enter, find, guarded, reason_of, refused};
 use super::{Driver, Entered, Fault, GraphId, Launch, MARKS, Outcome};
-use crate::card_info::CardInfo;
+use crate::device::DeviceProperties;
 use crate::kernel::Kernel;
 use crate::modules;
 
-/// Shared memory that a kernel may use without asking for more.
+/// Bytes of shared memory that a kernel may use without an attribute.
 const SHARED_BYTES: usize = 48 << 10;
 
-/// An open card.
-pub(crate) struct Card {
-    info: CardInfo,
+/// An open GPU.
+pub(crate) struct CudaDriver {
+    info: DeviceProperties,
     device: sys::CUdevice,
     context: sys::CUcontext,
     stream: sys::CUstream,
@@ -41,19 +41,19 @@ struct Graphs {
     graphs: HashMap<GraphId, sys::CUgraphExec>,
 }
 
-// SAFETY: the handles are those of a driver whose functions any thread may call; what this type changes of its own lies
-// behind mutexes.
-unsafe impl Send for Card {}
+// SAFETY: the handles are those of a driver whose functions any thread may call; the state of this type is behind
+// mutexes.
+unsafe impl Send for CudaDriver {}
 // SAFETY: as above.
-unsafe impl Sync for Card {}
+unsafe impl Sync for CudaDriver {}
 
-impl std::fmt::Debug for Card {
+impl std::fmt::Debug for CudaDriver {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Card").field("info", &self.info).finish_non_exhaustive()
+        f.debug_struct("CudaDriver").field("info", &self.info).finish_non_exhaustive()
     }
 }
 
-/// Whether the context is of no use after this error.
+/// Whether the context is lost after this error.
 fn is_fatal(result: CUresult) -> bool {
     use CUresult::*;
     matches!(
@@ -89,19 +89,19 @@ impl From<DriverError> for Fault {
     }
 }
 
-impl Card {
-    /// Open a card: its primary context, which a program shares with its other uses of CUDA.
+impl CudaDriver {
+    /// Open a GPU: its primary context, which a program shares with its other uses of CUDA.
     ///
     /// # Errors
-    /// [`qwen_core::Error::Unsupported`] when there is no driver, an old one, no such card, or one that the kernels do
+    /// [`qwen_core::Error::Unsupported`] when there is no driver, an old one, no such GPU, or one that the kernels do
     /// not run on; [`qwen_core::Error::Device`] when the driver refuses.
     pub(crate) fn open(ordinal: usize) -> Result<Self> {
         guarded(|| {
             let (device, info) = find(ordinal)?;
-            // SAFETY: the driver named the device. What is retained is released when the card is dropped.
+            // SAFETY: the driver named the device. The context is released when this is dropped.
             let context = unsafe { result::primary_ctx::retain(device) }.map_err(|error| refused(&info, error))?;
-            // Dropped in part, too, it gives back what it has.
-            let mut card = Card {
+            // Dropped before it is complete, it releases the parts it has.
+            let mut opened = CudaDriver {
                 info,
                 device,
                 context,
@@ -110,8 +110,8 @@ impl Card {
                 loaded: Mutex::default(),
                 graphs: Mutex::default(),
             };
-            card.set_up().map_err(|error| refused(&card.info, error))?;
-            Ok(card)
+            opened.set_up().map_err(|error| refused(&opened.info, error))?;
+            Ok(opened)
         })
     }
 
@@ -134,7 +134,7 @@ impl Card {
         let Some((module_name, ptx)) = modules::of(&name) else {
             return Err(Fault::Refused(format!("this build has no compiled kernel `{name}`")));
         };
-        let no_text = || Fault::Refused(format!("the compiled kernel `{name}` is no text"));
+        let no_text = || Fault::Refused(format!("the compiled kernel `{name}` holds a zero byte"));
         let module = match loaded.modules.get(module_name) {
             Some(module) => *module,
             None => {
@@ -144,7 +144,7 @@ impl Card {
             }
         };
         let text = CString::new(name.as_str()).map_err(|_| no_text())?;
-        // SAFETY: the module stays loaded as long as the card lives.
+        // SAFETY: the module stays loaded as long as this lives.
         let function = unsafe { result::module::get_function(module, text) }?;
         if kernel.shared_bytes() > SHARED_BYTES {
             let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
@@ -156,8 +156,8 @@ impl Card {
     }
 }
 
-impl Driver for Card {
-    fn info(&self) -> &CardInfo {
+impl Driver for CudaDriver {
+    fn info(&self) -> &DeviceProperties {
         &self.info
     }
 
@@ -173,7 +173,7 @@ impl Driver for Card {
     }
 
     unsafe fn free(&self, address: u64) {
-        // A lost context has lost its memory already.
+        // The memory of a lost context is lost with it.
         let entered = self.enter();
         if entered.is_ok() && self.wait().is_ok() {
             // SAFETY: as the caller says; what was queued has run.
@@ -186,7 +186,7 @@ impl Driver for Card {
         // SAFETY: it is filled below.
         let start = unsafe { result::malloc_host(bytes, 0) }?.cast::<u8>();
         let start = NonNull::new(start).ok_or_else(|| Fault::Refused("no pinned memory".into()))?;
-        // SAFETY: so many bytes were just given out.
+        // SAFETY: `bytes` bytes were just allocated.
         unsafe { start.as_ptr().write_bytes(0, bytes) };
         Ok(start)
     }
@@ -235,17 +235,17 @@ impl Driver for Card {
 
     fn begin_capture(&self) -> Outcome<()> {
         let _entered = self.enter()?;
-        // Of this thread alone: other threads may go on with their own streams.
+        // Of this thread only: other threads may use their own streams meanwhile.
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
-        // SAFETY: the stream lives as long as the card.
+        // SAFETY: the stream lives as long as this.
         Ok(unsafe { result::stream::begin_capture(self.stream, mode) }?)
     }
 
     fn end_capture(&self) -> Outcome<GraphId> {
         let _entered = self.enter()?;
-        // SAFETY: the stream lives as long as the card.
+        // SAFETY: the stream lives as long as this.
         let graph = unsafe { result::stream::end_capture(self.stream) }?;
-        // SAFETY: the graph was just made, and is not used once it can be launched.
+        // SAFETY: the graph was just made, and is not used after it is instantiated.
         let (executable, destroyed) = unsafe {
             let flags = sys::CUgraphInstantiate_flags(0);
             (result::graph::instantiate(graph, flags), result::graph::destroy(graph))
@@ -272,26 +272,26 @@ impl Driver for Card {
         if let Some(executable) = lock(&self.graphs).graphs.remove(&graph)
             && let Ok(_entered) = self.enter()
         {
-            // SAFETY: it was alive until now; the driver waits for one that runs.
+            // SAFETY: it was alive until now; the driver waits until it has run.
             let _ = unsafe { result::graph::exec_destroy(executable) };
         }
     }
 
     fn mark(&self, mark: usize) -> Outcome<()> {
         let _entered = self.enter()?;
-        // SAFETY: events and stream live as long as the card.
+        // SAFETY: events and stream live as long as this.
         Ok(unsafe { result::event::record(self.marks[mark], self.stream) }?)
     }
 
     fn wait_mark(&self, mark: usize) -> Outcome<()> {
         let _entered = self.enter()?;
-        // SAFETY: events live as long as the card. One that was never recorded counts as passed.
+        // SAFETY: events live as long as this. One that was never recorded counts as passed.
         Ok(unsafe { result::event::synchronize(self.marks[mark]) }?)
     }
 
     fn wait(&self) -> Outcome<()> {
         let _entered = self.enter()?;
-        // SAFETY: the stream lives as long as the card.
+        // SAFETY: the stream lives as long as this.
         Ok(unsafe { result::stream::synchronize(self.stream) }?)
     }
 
@@ -300,18 +300,18 @@ impl Driver for Card {
     }
 
     fn enter(&self) -> Outcome<Entered> {
-        // SAFETY: the context is retained as long as the card lives.
+        // SAFETY: the context is retained as long as this lives.
         Ok(unsafe { enter(self.context) }?)
     }
 }
 
-impl Drop for Card {
+impl Drop for CudaDriver {
     fn drop(&mut self) {
-        // What fails now fails because the context is lost; it is released all the same.
+        // These calls fail if the context is lost; it is released all the same.
         if let Ok(_entered) = self.enter() {
             let graphs = std::mem::take(&mut *lock(&self.graphs));
             let loaded = std::mem::take(&mut *lock(&self.loaded));
-            // SAFETY: all of these were made in this context and are used no more: arrays and graphs hold the card.
+            // SAFETY: all of these were made in this context and are no longer used: arrays and graphs hold this driver.
             unsafe {
                 for (_, graph) in graphs.graphs {
                     let _ = result::graph::exec_destroy(graph);
@@ -332,25 +332,25 @@ impl Drop for Card {
     }
 }
 
-/// Have the driver compile a module for its card, in the context of this thread.
+/// Compile a module for the GPU whose context is current.
 fn compile(ptx: &CStr) -> Outcome<sys::CUmodule> {
     use sys::CUjit_option_enum::{CU_JIT_ERROR_LOG_BUFFER, CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES};
     let mut log = [0_u8; 2048];
     let mut options = [CU_JIT_ERROR_LOG_BUFFER, CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES];
-    // The driver takes the size where it takes pointers for other options.
+    // The driver takes the size in the place of a pointer.
     let mut values = [log.as_mut_ptr().cast::<c_void>(), std::ptr::without_provenance_mut(log.len())];
     let mut module = std::ptr::null_mut();
-    // SAFETY: PTX as text with a zero at its end; as many values as options, and as large a log as they say.
+    // SAFETY: the PTX ends with a zero; there are as many values as options, and the log has the stated size.
     let loaded = unsafe {
         let text = ptx.as_ptr().cast();
         sys::cuModuleLoadDataEx(&mut module, text, 2, options.as_mut_ptr(), values.as_mut_ptr())
     };
     match loaded.result().map_err(Fault::from) {
         Ok(()) => Ok(module),
-        // What the compiler said of it, where it did.
+        // With the compiler's log, if there is one.
         Err(Fault::Refused(reason)) => {
-            let said = CStr::from_bytes_until_nul(&log).unwrap_or_default().to_string_lossy();
-            Err(Fault::Refused(format!("{reason} {}", said.trim()).trim_end().to_string()))
+            let log = CStr::from_bytes_until_nul(&log).unwrap_or_default().to_string_lossy();
+            Err(Fault::Refused(format!("{reason} {}", log.trim()).trim_end().to_string()))
         }
         Err(fault) => Err(fault),
     }

@@ -4,7 +4,7 @@
 //! out = sum_p softmax_p(q . k[p] / sqrt(dim)) * v[p]            over the positions p that the token sees
 //! ```
 //!
-//! Positions are cut into fixed spans of [`SPAN`]. Each span is reduced alone: its scores, their maximum `m`, the
+//! Positions are cut into fixed spans of [`SPAN`]. Each span is reduced by itself: its scores, their maximum `m`, the
 //! exponentials and their sum `l`, the weighted values `o`; then it is merged into what the spans before it gave (online
 //! softmax, Milakov and Gimelshein 2018; Dao et al. 2022). A row's spans are merged in order, so that it makes no
 //! difference whether its token came in one prompt, in chunks or alone, nor where blocks lie, nor which thread took
@@ -12,36 +12,37 @@
 //!
 //! A task is a K/V head, a few tokens of a sequence and all query heads that share the K/V head, in tiles of
 //! [`Simd::TOKENS`] rows; or, where there are too few of those for the threads (a token far into its context), one span
-//! of that, whose results [`Merge`] then joins. Scores and weighted sums are products of the register tile of
+//! of that, whose results [`merge`] then joins. Scores and weighted sums are products of the register tile of
 //! [`super::tile`]: a block of keys is a weight matrix whose rows are positions, one of values has channels for rows.
 //!
 //! Positions that a row does not see get weight zero, and those that no row of a tile sees are not used at all: whatever
 //! lies in unused parts of a block has no influence.
+
+pub(crate) mod geometry;
+pub(crate) mod merge;
+pub(crate) mod schedule;
 
 use std::sync::Arc;
 
 use qwen_core::Encoding;
 use qwen_core::backend::HeadLayout;
 
-use super::math::{exp, store_first};
+use super::math::exp;
 use super::panel::Tiles;
-use super::plan::{Plan, Task};
+use super::scratch::{SUMS, Scratch};
 use super::tile::{self, Weights, accumulate, by_tokens};
-use super::{SUMS, Scratch};
 use crate::kv::{Store, padded_dim};
 use crate::memory::Cells;
 use crate::simd::{Kernel, LANES, Simd};
 
-/// Positions that are reduced alone.
-pub(crate) const SPAN: usize = 256;
-
-/// Rows of a task, unless a single token has more.
-const ROWS: usize = 64;
+use geometry::{SPAN, partial_len};
+use merge::{finish, merge};
+use schedule::{Schedule, Task};
 
 /// Bytes that keys and values are fetched ahead.
 const AHEAD: usize = 1024;
 
-/// Attention of one layer; a piece is a task of the plan.
+/// Attention of one layer; a piece is a task of the schedule.
 #[derive(Debug)]
 pub(crate) struct Attention {
     pub(crate) qkv: Cells<f32>,
@@ -49,31 +50,15 @@ pub(crate) struct Attention {
     pub(crate) layer: usize,
     pub(crate) heads: HeadLayout,
     pub(crate) block_tables: Cells<u32>,
-    pub(crate) plan: Arc<Plan>,
-    /// Records of spans that wait for [`Merge`].
-    pub(crate) records: Cells<f32>,
+    pub(crate) schedule: Arc<Schedule>,
+    /// Results of spans that wait for [`merge::Merge`].
+    pub(crate) partials: Cells<f32>,
     pub(crate) out: Cells<f32>,
-}
-
-/// Floats of a span's record: `o`, `m`, `l`.
-pub(crate) fn record_len(padded_dim: usize) -> usize {
-    padded_dim + LANES
-}
-
-/// Tokens of a task whose K/V heads serve `group` query heads each.
-pub(crate) fn task_tokens(group: usize) -> usize {
-    (ROWS / group).max(1)
-}
-
-/// Whether the scratch of a thread holds a task.
-pub(crate) fn fits(group: usize, padded_dim: usize) -> bool {
-    let rows = task_tokens(group) * group;
-    2 * rows * padded_dim + 2 * rows + 12 * (SPAN + padded_dim) + 4 * LANES <= SUMS
 }
 
 impl Attention {
     pub(crate) fn pieces(&self) -> usize {
-        self.plan.tasks.len()
+        self.schedule.tasks.len()
     }
 }
 
@@ -115,7 +100,7 @@ impl Attention {
         piece: usize,
         scratch: &mut Scratch,
     ) {
-        let task = &self.plan.tasks[piece];
+        let task = &self.schedule.tasks[piece];
         let (dim, padded) = (self.heads.head_dim, padded_dim(&self.kv.spec));
         let group = self.heads.num_attention_heads / self.heads.num_key_value_heads;
         let count = task.tokens * group;
@@ -164,26 +149,26 @@ impl Attention {
                 for r in first..end {
                     let (m, l) = reduced[r - first];
                     let part = &rows.part[(r - first) * padded..][..padded];
-                    if let Some(record) = task.record {
-                        let len = record_len(padded);
-                        // SAFETY: the record is this task's alone.
-                        let record = unsafe { self.records.slice_mut((record + r) * len, len) };
-                        record[..padded].copy_from_slice(part);
-                        record[padded] = m;
-                        record[padded + 1] = l;
+                    if let Some(first) = task.partial {
+                        let len = partial_len(padded);
+                        // SAFETY: only this task writes it.
+                        let partial = unsafe { self.partials.slice_mut((first + r) * len, len) };
+                        partial[..padded].copy_from_slice(part);
+                        partial[padded] = m;
+                        partial[padded + 1] = l;
                     } else if visible(r) > 0 {
                         merge(s, &mut rows.m[r], &mut rows.l[r], &mut rows.o[r * padded..][..padded], m, l, part);
                     }
                 }
             }
         }
-        if task.record.is_some() {
+        if task.partial.is_some() {
             return;
         }
         for r in 0..count {
             let head = task.head * group + r % group;
             let at = (task.first_token + r / group) * self.heads.q_size() + head * dim;
-            // SAFETY: heads of a token are one task's alone.
+            // SAFETY: only this task writes these heads of the token.
             unsafe { finish(s, &rows.o[r * padded..][..padded], rows.l[r], self.out.slice_mut(at, dim)) };
         }
     }
@@ -322,70 +307,5 @@ fn softmax<S: Simd>(s: S, scores: &mut [f32], visible: usize, most: usize, scale
             s.store(s.splat(0.0), p.add(i * LANES));
         }
         (m, s.sum(sum))
-    }
-}
-
-/// Merge a span's results `m2, l2, o2` into `m, l, o`.
-#[inline(always)]
-fn merge<S: Simd>(s: S, m: &mut f32, l: &mut f32, o: &mut [f32], m2: f32, l2: f32, o2: &[f32]) {
-    let max = if *m > m2 { *m } else { m2 };
-    let (a, b) = (exp(s, s.splat(*m - max)), exp(s, s.splat(m2 - max)));
-    let sum = s.mul_add(s.splat(l2), b, s.mul(s.splat(*l), a));
-    // All lanes are equal, so that the largest is any of them.
-    *l = s.hmax(sum);
-    *m = max;
-    for (o, o2) in o.chunks_exact_mut(LANES).zip(o2.chunks_exact(LANES)) {
-        // SAFETY: both have sixteen values.
-        unsafe { s.store(s.mul_add(s.load(o2.as_ptr()), b, s.mul(s.load(o.as_ptr()), a)), o.as_mut_ptr()) };
-    }
-}
-
-/// `out = o / l`
-#[inline(always)]
-fn finish<S: Simd>(s: S, o: &[f32], l: f32, out: &mut [f32]) {
-    for (o, out) in o.chunks_exact(LANES).zip(out.chunks_mut(LANES)) {
-        // SAFETY: `o` has sixteen values, and as many are written as `out` has.
-        unsafe { store_first(s, s.div(s.load(o.as_ptr()), s.splat(l)), out.as_mut_ptr(), out.len()) };
-    }
-}
-
-/// Join the spans of tokens that were reduced apart; a piece is a token and a K/V head.
-#[derive(Debug)]
-pub(crate) struct Merge {
-    pub(crate) plan: Arc<Plan>,
-    pub(crate) heads: HeadLayout,
-    pub(crate) records: Cells<f32>,
-    pub(crate) out: Cells<f32>,
-}
-
-impl Merge {
-    pub(crate) fn pieces(&self) -> usize {
-        self.plan.merges.len()
-    }
-}
-
-impl Kernel for Merge {
-    type Scratch = Scratch;
-
-    #[inline(always)]
-    unsafe fn piece<S: Simd>(&self, s: S, piece: usize, scratch: &mut Scratch) {
-        let join = &self.plan.merges[piece];
-        let dim = self.heads.head_dim;
-        let padded = dim.next_multiple_of(LANES);
-        let len = record_len(padded);
-        let group = self.heads.num_attention_heads / self.heads.num_key_value_heads;
-        for r in 0..group {
-            let (mut m, mut l) = (f32::NEG_INFINITY, 0.0);
-            let o = scratch.floats(padded);
-            o.fill(0.0);
-            for span in 0..join.spans {
-                // SAFETY: the tasks that write the records are over.
-                let record = unsafe { self.records.slice((join.record + span * join.stride + r) * len, len) };
-                merge(s, &mut m, &mut l, o, record[padded], record[padded + 1], &record[..padded]);
-            }
-            let at = join.token * self.heads.q_size() + (join.head * group + r) * dim;
-            // SAFETY: heads of a token are one piece's alone.
-            unsafe { finish(s, o, l, self.out.slice_mut(at, dim)) };
-        }
     }
 }

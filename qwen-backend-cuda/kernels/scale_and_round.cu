@@ -1,12 +1,12 @@
-// halve: activations rounded to 16 bits, as tensor cores take them.
+// scale_and_round: activations rounded to 16 bits, as tensor cores take them.
 //
-// A block takes a row. For f16 it is first divided by a power of two, so that no value is beyond the format; the power
-// goes to scales, and multiplies the sums.
+// A block takes a row. For f16 the row is first divided by a power of two, so that no value exceeds the format; the
+// power is stored in `scales`, and multiplies the sums of a product.
 #include "numbers.cuh"
 #include "reduce.cuh"
 
-// The power of two that brings a row whose largest magnitude is this to [1, 2): its exponent alone. 1 for a row of
-// zeros and for an infinity, which no division mends. Below 2^-126 it would not be a normal number: there it is that.
+// The power of two that brings a row with this largest magnitude to [1, 2): the magnitude with its mantissa cleared. 1
+// for a row of zeros and for an infinity, which no division mends. At least 2^-126, the smallest normal number.
 DEVICE float scale_of(float largest) {
     const u32 exponent = as_u32(largest) & 0x7f800000;
     if (largest == 0.0f || exponent == 0x7f800000) {
@@ -15,7 +15,8 @@ DEVICE float scale_of(float largest) {
     return as_float(exponent == 0 ? 1u << 23 : exponent);
 }
 
-// Eight columns from `col` on, zeros beyond the last. Rows of whole eights begin at multiples of 32 bytes.
+// Eight columns from `col` on, zeros beyond the last. If `cols` is a multiple of 8, rows begin at multiples of 32
+// bytes.
 DEVICE void load_eight(float (&values)[8], const float* x, u32 col, u32 cols) {
     if (cols % 8 == 0) {
         const float4 low = load_float4(x + col), high = load_float4(x + col + 4);
@@ -32,11 +33,11 @@ DEVICE void load_eight(float (&values)[8], const float* x, u32 col, u32 cols) {
     }
 }
 
-// Eight columns a thread at a time; a row of halves is padded with zeros to `stride`, a multiple of eight.
+// Eight columns a thread at a time; a rounded row is padded with zeros to `stride`, a multiple of eight.
 template <class Round>
-DEVICE void round_row(const Halve& p, const float* x, Round round) {
-    u16* const halves = static_cast<u16*>(p.halves) + size_t(blockIdx.x) * p.stride;
-    for (u32 col = 8 * threadIdx.x; col < p.stride; col += 8 * HALVE_THREADS) {
+DEVICE void round_row(const ScaleAndRound& p, const float* x, Round round) {
+    u16* const rounded = static_cast<u16*>(p.rounded) + size_t(blockIdx.x) * p.stride;
+    for (u32 col = 8 * threadIdx.x; col < p.stride; col += 8 * SCALE_AND_ROUND_THREADS) {
         float values[8];
         load_eight(values, x, col, p.cols);
         u32 words[4];
@@ -44,7 +45,7 @@ DEVICE void round_row(const Halve& p, const float* x, Round round) {
         for (u32 i = 0; i < 4; i++) {
             words[i] = round(values[2 * i]) | round(values[2 * i + 1]) << 16;
         }
-        store16(halves + col, uint4{words[0], words[1], words[2], words[3]});
+        store16(rounded + col, uint4{words[0], words[1], words[2], words[3]});
     }
 }
 
@@ -62,14 +63,14 @@ struct ToScaledF16 {
     }
 };
 
-KERNEL(halve_bf16, Halve, HALVE_THREADS, 4) {
+KERNEL(scale_and_round_bf16, ScaleAndRound, SCALE_AND_ROUND_THREADS, 4) {
     round_row(p, p.x + size_t(blockIdx.x) * p.cols, ToBf16{});
 }
 
-KERNEL(halve_f16, Halve, HALVE_THREADS, 4) {
+KERNEL(scale_and_round_f16, ScaleAndRound, SCALE_AND_ROUND_THREADS, 4) {
     const float* const x = p.x + size_t(blockIdx.x) * p.cols;
     float largest = 0.0f;
-    for (u32 col = 8 * threadIdx.x; col < p.cols; col += 8 * HALVE_THREADS) {
+    for (u32 col = 8 * threadIdx.x; col < p.cols; col += 8 * SCALE_AND_ROUND_THREADS) {
         float values[8];
         load_eight(values, x, col, p.cols);
 #pragma unroll
@@ -77,7 +78,7 @@ KERNEL(halve_f16, Halve, HALVE_THREADS, 4) {
             largest = fmaxf(largest, fabsf(values[i]));
         }
     }
-    const float scale = scale_of(block_max<HALVE_THREADS>(largest));
+    const float scale = scale_of(block_max<SCALE_AND_ROUND_THREADS>(largest));
     if (threadIdx.x == 0) {
         p.scales[blockIdx.x] = scale;
     }

@@ -1,18 +1,18 @@
-//! How the attention of a step is cut into tasks. Made on the host from the step's inputs, once for all layers.
+//! How the attention of a step is cut into tasks: integers, made from the step's inputs once for all layers.
 
 use qwen_core::backend::{HeadLayout, KvSpec};
 use qwen_core::{Error, Result};
 
-use super::attention::{SPAN, record_len, task_tokens};
+use super::geometry::{SPAN, partial_len, task_tokens};
 use crate::simd::LANES;
 
 /// The tasks of a step.
 #[derive(Debug, Default)]
-pub(crate) struct Plan {
+pub(crate) struct Schedule {
     pub(crate) tasks: Vec<Task>,
-    pub(crate) merges: Vec<Join>,
-    /// Records of spans that tasks leave for the merge.
-    pub(crate) records: usize,
+    pub(crate) joins: Vec<Join>,
+    /// Results of spans that tasks leave to be joined.
+    pub(crate) partials: usize,
 }
 
 /// Some tokens of a sequence, the query heads of one K/V head, a range of spans.
@@ -27,18 +27,18 @@ pub(crate) struct Task {
     pub(crate) visible: usize,
     /// First span and the one after the last.
     pub(crate) spans: (usize, usize),
-    /// The record of the first row, where the results of the one span are left for the merge.
-    pub(crate) record: Option<usize>,
+    /// The partial result of the first row, where the task is one span that is joined with others later.
+    pub(crate) partial: Option<usize>,
 }
 
-/// A token and a K/V head whose spans were reduced apart.
+/// A token and a K/V head whose spans were reduced by several tasks.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Join {
     pub(crate) token: usize,
     pub(crate) head: usize,
-    /// The record of the first span's first row.
-    pub(crate) record: usize,
-    /// Records to the same row of the next span.
+    /// The partial result of the first span's first row.
+    pub(crate) partial: usize,
+    /// Partial results to the same row of the next span.
     pub(crate) stride: usize,
     /// Spans that the token sees.
     pub(crate) spans: usize,
@@ -53,29 +53,33 @@ pub(crate) struct Shape<'a> {
     pub(crate) num_tokens: usize,
 }
 
-impl Plan {
-    /// The most floats of records. A step that would need more does not part spans.
-    pub(crate) const MOST_RECORDED: usize = 1 << 20;
+impl Schedule {
+    /// The most floats of partial results. In a step that would need more, a task has all spans of its rows.
+    pub(crate) const MOST_PARTIAL: usize = 1 << 20;
 
-    /// Fill the plan anew, keeping its memory.
+    /// Rebuild the schedule in place.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for sequences that overlap, end behind the step's tokens or lack blocks.
     pub(crate) fn build(&mut self, shape: &Shape<'_>, heads: &HeadLayout, kv: &KvSpec, threads: usize) -> Result<()> {
         self.tasks.clear();
-        self.merges.clear();
-        self.records = 0;
+        self.joins.clear();
+        self.partials = 0;
         let group = heads.num_attention_heads / heads.num_key_value_heads;
         let most = task_tokens(group);
-        let record = record_len(heads.head_dim.next_multiple_of(LANES));
-        let (mut whole, mut recorded) = (0, 0);
+        let partial = partial_len(heads.head_dim.next_multiple_of(LANES));
+        let (mut whole, mut partials) = (0, 0usize);
         for (s, (n, context)) in sequences(shape).enumerate() {
             check(shape, s, n, context, kv)?;
             whole += n.div_ceil(most) * heads.num_key_value_heads;
-            recorded += n * heads.num_attention_heads * context.div_ceil(SPAN) * record;
+            let row = heads.num_attention_heads.saturating_mul(context.div_ceil(SPAN)).saturating_mul(partial);
+            partials = partials.saturating_add(n.saturating_mul(row));
         }
-        let few = whole < 4 * threads && recorded <= Self::MOST_RECORDED;
+        let few = whole < 4 * threads && partials <= Self::MOST_PARTIAL;
         for (s, (n, context)) in sequences(shape).enumerate() {
             let start = shape.cu_seqlens_q[s] as usize;
             let table = s * shape.max_blocks_per_seq;
-            // The last tokens see most: they come first, so that what is left at the end is small.
+            // The last tokens see most: they come first, so that the last tasks are short.
             for first in (0..n).step_by(most).rev() {
                 let visible = context - n + first + 1;
                 let tokens = most.min(n - first);
@@ -88,25 +92,25 @@ impl Plan {
                         tokens,
                         visible,
                         spans: (0, spans),
-                        record: None,
+                        partial: None,
                     };
                     if !few || spans == 1 {
                         self.tasks.push(task);
                         continue;
                     }
-                    // Where tasks are few, each span is its own.
+                    // Where there are few tasks for the threads, each span is one.
                     for i in 0..tokens {
-                        self.merges.push(Join {
+                        self.joins.push(Join {
                             token: start + first + i,
                             head,
-                            record: self.records + i * group,
+                            partial: self.partials + i * group,
                             stride: tokens * group,
                             spans: (visible + i).div_ceil(SPAN),
                         });
                     }
                     for span in 0..spans {
-                        self.tasks.push(Task { spans: (span, span + 1), record: Some(self.records), ..task });
-                        self.records += tokens * group;
+                        self.tasks.push(Task { spans: (span, span + 1), partial: Some(self.partials), ..task });
+                        self.partials += tokens * group;
                     }
                 }
             }
@@ -125,8 +129,12 @@ fn sequences(shape: &Shape<'_>) -> impl Iterator<Item = (usize, usize)> {
 }
 
 fn check(shape: &Shape<'_>, s: usize, n: usize, context: usize, kv: &KvSpec) -> Result<()> {
-    let end = shape.cu_seqlens_q[s + 1] as usize;
+    let (start, end) = (shape.cu_seqlens_q[s] as usize, shape.cu_seqlens_q[s + 1] as usize);
     let bad = |reason: String| Err(Error::argument("paged_attention", format!("sequence {s}: {reason}")));
+    // A token of two sequences would be written by two threads.
+    if end < start {
+        return bad(format!("its tokens begin at {start} and end at {end}"));
+    }
     if n == 0 {
         return Ok(());
     }

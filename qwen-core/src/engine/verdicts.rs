@@ -24,7 +24,7 @@ fn verdict(sequence: &mut Sequence, part: Scheduled, rows: &mut Rows<'_>) -> Res
     let position = sequence.tokens.len() - sequence.prompt_len;
     match (&mut sequence.task, part.logits) {
         (_, WantLogits::None) => Ok(Some(Verdict::Prompt)),
-        (Task::Score(_), _) => {
+        (Task::Score { .. }, _) => {
             let mut logits = Vec::with_capacity(part.num_tokens);
             for _ in 0..part.num_tokens {
                 let (id, values) = rows.next_with_values()?;
