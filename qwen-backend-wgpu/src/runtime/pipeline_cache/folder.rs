@@ -32,7 +32,7 @@ impl PrivateFolder {
     /// Why it is not read, as text: it is larger than `max_bytes`, another user could have written it, it is no regular
     /// file, or the system refused.
     pub(super) fn read(&self, name: &str, max_bytes: u64) -> Result<Option<Vec<u8>>, String> {
-        let explain = |reason: String| format!("{}: {reason}", self.path.join(name).display());
+        let explain = |reason: String| self.refusal(name, &reason);
         let file = match platform::open_file(self, name) {
             Ok(Some(file)) => file,
             Ok(None) => return Ok(None),
@@ -48,6 +48,11 @@ impl PrivateFolder {
             size if size > max_bytes => Err(explain(format!("it has {size} bytes, at most {max_bytes} are read"))),
             _ => Ok(Some(bytes)),
         }
+    }
+
+    /// Why the file `name` is not used, with its path.
+    pub(super) fn refusal(&self, name: &str, reason: &str) -> String {
+        format!("{}: {reason}", self.path.join(name).display())
     }
 
     /// Replace the file `name` by one with these bytes, which only this user may read: written beside it and renamed, so

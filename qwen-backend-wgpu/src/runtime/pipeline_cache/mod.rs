@@ -43,7 +43,7 @@ struct CacheFile {
 impl CacheFile {
     fn read(&self) -> Result<Option<Vec<u8>>, String> {
         let Some(file) = self.folder.read(&self.name, MAX_FILE_BYTES)? else { return Ok(None) };
-        let data = entry::decode(&self.identity, &file).map_err(|reason| format!("{}: {reason}", self.name))?;
+        let data = entry::decode(&self.identity, &file).map_err(|reason| self.folder.refusal(&self.name, &reason))?;
         Ok(Some(data.to_vec()))
     }
 }
@@ -212,7 +212,7 @@ mod tests {
             let opened = compile(&folder).unwrap();
             assert!(opened.read.is_none(), "a file that is {what} reached the driver");
             let refusal = opened.refusal.unwrap();
-            assert!(refusal.contains(reason), "{what}: {refusal}");
+            assert!(refusal.contains(reason) && refusal.contains(path.to_str().unwrap()), "{what}: {refusal}");
             let replaced = compile(&folder).unwrap();
             assert!(replaced.read.is_some() && replaced.refusal.is_none(), "{what}: {:?}", replaced.refusal);
         }
