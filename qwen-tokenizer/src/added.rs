@@ -76,6 +76,15 @@ impl AddedTokens {
         self.by_content.get(content).and_then(|&i| self.tokens.get(i))
     }
 
+    /// The tokens that a template writes: those in its source, and those of its variables.
+    pub(crate) fn written_in<'a>(&'a self, source: &str, named: impl Iterator<Item = &'a str>) -> Vec<&'a AddedToken> {
+        let mut places: Vec<usize> = self.finder.find_iter(source).map(|found| found.pattern().as_usize()).collect();
+        places.extend(named.filter_map(|content| self.by_content.get(content)).copied());
+        places.sort_unstable();
+        places.dedup();
+        places.into_iter().filter_map(|place| self.tokens.get(place)).collect()
+    }
+
     /// Cuts `text` at every control token written in it.
     pub(crate) fn segments<'a>(&'a self, text: &'a str) -> Vec<Segment<'a>> {
         let mut segments = Vec::new();

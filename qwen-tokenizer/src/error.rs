@@ -99,6 +99,21 @@ pub enum Error {
         problem: String,
     },
 
+    /// A chat template passed one of the limits that keep a hostile one from ending or exhausting the process.
+    #[error("chat template `{name}`, line {line}: {found} {what}, the limit is {limit}; is it the right template?")]
+    TemplateLimit {
+        /// The template's name.
+        name: String,
+        /// The line, counted from 1; 0 for the source as a whole.
+        line: usize,
+        /// What is limited, such as `bytes of memory`.
+        what: &'static str,
+        /// How many there would have been, or the first number beyond the limit.
+        found: u64,
+        /// The most there may be. Limits on work and memory grow with the messages.
+        limit: u64,
+    },
+
     /// A chat template refused the messages with `raise_exception`.
     #[error("the chat template refuses these messages: {message}")]
     Refused {
