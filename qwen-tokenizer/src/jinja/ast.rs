@@ -76,7 +76,15 @@ pub(super) struct For {
 pub(super) struct Macro {
     pub(super) name: Text,
     pub(super) parameters: Vec<(Text, Option<Expr>)>,
+    pub(super) rest: Rest,
     pub(super) body: Vec<Node>,
+}
+
+/// Which arguments beyond its parameters a macro takes: those that its body asks for.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Rest {
+    pub(super) positional: bool,
+    pub(super) named: bool,
 }
 
 #[derive(Debug)]

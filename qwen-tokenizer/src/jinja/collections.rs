@@ -1,6 +1,7 @@
 //! Filters that choose, order, group and change the items of lists and mappings.
 
 use std::cmp::Ordering;
+use std::rc::Rc;
 
 use super::access;
 use super::arguments::CallArguments;
@@ -10,7 +11,7 @@ use super::methods;
 use super::ops;
 use super::predicates;
 use super::python::{to_str, write_str};
-use super::value::{Dict, Value};
+use super::value::{Dict, Items, Value};
 
 /// A filter by its name, for `map`, which is given one.
 pub(super) type ApplyFilter = fn(&str, Value, CallArguments, &Budget) -> Result<Value>;
@@ -206,8 +207,8 @@ fn merge(first: Vec<Keyed>, second: Vec<Keyed>, is_reversed: bool, budget: &Budg
     while let (Some((a, _)), Some((b, _))) = (first.peek(), second.peek()) {
         let mut order = Ordering::Equal;
         for (a, b) in a.iter().zip(b) {
-            order = ops::order(a, b, budget)?.unwrap_or(Ordering::Equal);
-            if order != Ordering::Equal {
+            if !ops::equal(a, b, budget)? {
+                order = ops::order(a, b, budget)?.unwrap_or(Ordering::Equal);
                 break;
             }
         }
@@ -304,8 +305,13 @@ fn slice(value: &Value, arguments: &mut CallArguments, budget: &Budget) -> Resul
     Value::list(slices, budget)
 }
 
+/// The items of a value; none of one that is false, whatever it is, as these filters have it in Jinja.
+fn iterate_true(value: &Value, budget: &Budget) -> Result<Rc<Items>> {
+    if value.is_true() { value.iterate(budget) } else { Ok(Rc::default()) }
+}
+
 fn map(value: &Value, arguments: &mut CallArguments, filter: ApplyFilter, budget: &Budget) -> Result<Value> {
-    let items = value.iterate(budget)?;
+    let items = iterate_true(value, budget)?;
     let mut mapped = Vec::new();
     if arguments.positional.is_empty()
         && let Some(attribute) = arguments.take_named("attribute")
@@ -340,7 +346,7 @@ fn choose(name: &str, value: &Value, arguments: &mut CallArguments, budget: &Bud
     let test = arguments.text("test")?;
     let (positional, named) = (arguments.rest(), std::mem::take(&mut arguments.named));
     let mut chosen = Vec::new();
-    for item in value.iterate(budget)?.iter() {
+    for item in iterate_true(value, budget)?.iter() {
         let tested = path.of(item, budget)?;
         let is = match &test {
             None => tested.is_true(),

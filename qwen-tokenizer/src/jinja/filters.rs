@@ -61,7 +61,7 @@ pub(super) fn apply(name: &str, value: Value, mut arguments: CallArguments, budg
                 return fail("format: values by place and by name");
             }
             with_text(&value, budget, |text| match Value::dict(named, budget)? {
-                Value::Dict(dict) if dict.len() > 0 => format::percent(text, &[], Some(&dict), budget),
+                named @ Value::Dict(_) if named.is_true() => format::percent(text, &[], Some(&named), budget),
                 _ => format::percent(text, &values, None, budget),
             })?
         }
@@ -177,6 +177,9 @@ fn indent(value: &Value, arguments: &mut CallArguments, budget: &Budget) -> Resu
             None => return fail("indent: `width` is a number or a text"),
         },
     };
+    if value.as_str().is_none() {
+        return fail(format!("indent: a text, not {}", value.kind()));
+    }
     with_text(value, budget, |text| {
         let mut out = Writer::new(budget);
         let mut is_first = true;
@@ -205,6 +208,9 @@ fn truncate(value: &Value, arguments: &mut CallArguments, budget: &Budget) -> Re
     let kill_words = arguments.flag("killwords")?;
     let end = arguments.text("end")?.unwrap_or_else(|| "...".into());
     let leeway = size(arguments.int("leeway")?, 5);
+    if value.as_str().is_none() {
+        return fail(format!("truncate: a text, not {}", value.kind()));
+    }
     with_text(value, budget, |text| {
         if text.chars().count() <= length.saturating_add(leeway) {
             return to_str(value, budget);

@@ -3,7 +3,7 @@
 use super::arguments::CallArguments;
 use super::limits::{Budget, Result, Writer, fail, problem};
 use super::python::{write_repr, write_str};
-use super::value::{Dict, Value};
+use super::value::Value;
 
 /// Widths and precisions beyond this are mistakes.
 const MAX_WIDTH: usize = 10_000;
@@ -22,21 +22,20 @@ struct Spec {
     kind: Option<char>,
 }
 
-/// `text % values`; values are looked up by name in `named`.
-pub(super) fn percent(text: &str, values: &[Value], named: Option<&Dict>, budget: &Budget) -> Result<Value> {
+/// `text % values`. `whole` is what stands after the operator where it is no tuple: values are looked up in it by
+/// name, and a list or a mapping need not be used.
+pub(super) fn percent(text: &str, values: &[Value], whole: Option<&Value>, budget: &Budget) -> Result<Value> {
     let mut out = Writer::new(budget);
     let mut values_left = values.iter();
     let mut rest = text;
-    let mut uses_names = false;
     while let Some((before, after)) = rest.split_once('%') {
         out.push(before)?;
         rest = after;
         let mut by_name = None;
         if let Some((name, after)) = rest.strip_prefix('(').and_then(|rest| rest.split_once(')')) {
-            let dict = named.ok_or_else(|| problem("a format with names takes a mapping"))?;
+            let Some(Value::Dict(dict)) = whole else { return fail("a format with names takes a mapping") };
             by_name =
                 Some(dict.get_str(name).ok_or_else(|| problem(format!("a format without a value for `{name}`")))?);
-            uses_names = true;
             rest = after;
         }
         let mut spec = Spec { sign: Some('-'), ..Spec::default() };
@@ -108,7 +107,8 @@ pub(super) fn percent(text: &str, values: &[Value], named: Option<&Dict>, budget
             kind => return fail(format!("a format does not have `%{kind}`")),
         }
     }
-    if values_left.next().is_some() && !uses_names && named.is_none() {
+    let may_be_unused = matches!(whole, Some(Value::Dict(_) | Value::List(_)));
+    if values_left.next().is_some() && !may_be_unused {
         return fail("a format with too many values");
     }
     out.push(rest)?;

@@ -54,11 +54,8 @@ pub(super) fn arithmetic(operator: Operator, a: &Value, b: &Value, budget: &Budg
             Value::tuple(repeated(items, n, budget)?, budget)
         }
         (Operator::Remainder, Value::Str(text), Value::Tuple(items)) => format::percent(text, items, None, budget),
-        (Operator::Remainder, Value::Str(text), Value::Dict(dict)) => {
-            format::percent(text, std::slice::from_ref(b), Some(dict), budget)
-        }
         (Operator::Remainder, Value::Str(text), value) => {
-            format::percent(text, std::slice::from_ref(value), None, budget)
+            format::percent(text, std::slice::from_ref(value), Some(value), budget)
         }
         _ => {
             let sign = match operator {

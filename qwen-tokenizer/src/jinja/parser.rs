@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use super::ast::{Arguments, Comparison, Expr, Filter, For, Line, Macro, Node, Operator, Postfix, Target, Text, Tree};
+use super::ast::{Arguments, Comparison, Expr, Filter, For, Line, Macro, Node, Operator, Postfix, Rest, Target, Text, Tree};
 use super::lexer::{self, Token};
 use super::limits::{MAX_SOURCE_BYTES, MAX_SOURCE_NESTING};
 use super::marks::Marks;
@@ -51,7 +51,7 @@ pub(super) fn parse(source: &str, marks: Option<&Marks>) -> Result<Tree> {
     }
     let source = lexer::normalize(source);
     let tokens = lexer::tokens(&source).map_err(|e| SyntaxError::Problem { line: e.line, problem: e.problem })?;
-    let mut parser = Parser { tokens: &tokens, at: 0, marks, literals: Vec::new(), nesting: 0, unmarked: 0, loops: 0 };
+    let mut parser = Parser { tokens: &tokens, at: 0, marks, literals: Vec::new(), nesting: 0, unmarked: 0, loops: 0, rest: Rest::default() };
     let (nodes, end) = parser.body(&[])?;
     if let Some(name) = end {
         return parser.error(format!("`{name}` without its beginning"));
@@ -80,6 +80,8 @@ struct Parser<'a> {
     unmarked: usize,
     /// Open loops of the current macro.
     loops: usize,
+    /// What the current macro asks for.
+    rest: Rest,
 }
 
 impl<'a> Parser<'a> {
@@ -250,8 +252,8 @@ impl<'a> Parser<'a> {
                 if !matches!(&call, Expr::Postfix(_, all) if matches!(all.last(), Some((_, Postfix::Call(_))))) {
                     return self.unexpected("a call");
                 }
-                let body = self.macro_body("endcall")?;
-                let caller = Arc::new(Macro { name: "caller".into(), parameters, body });
+                let (body, rest) = self.macro_body("endcall")?;
+                let caller = Arc::new(Macro { name: "caller".into(), parameters, rest, body });
                 return Ok(Node::Call { line, call, caller });
             }
             "filter" => {
@@ -332,15 +334,16 @@ impl<'a> Parser<'a> {
 
     fn macro_rest(&mut self, name: Text, end: &str) -> Result<Arc<Macro>> {
         let parameters = self.parameters()?;
-        let body = self.macro_body(end)?;
-        Ok(Arc::new(Macro { name, parameters, body }))
+        let (body, rest) = self.macro_body(end)?;
+        Ok(Arc::new(Macro { name, parameters, rest, body }))
     }
 
-    fn macro_body(&mut self, end: &str) -> Result<Vec<Node>> {
+    fn macro_body(&mut self, end: &str) -> Result<(Vec<Node>, Rest)> {
         let loops = std::mem::take(&mut self.loops);
+        let outer = std::mem::take(&mut self.rest);
         let body = self.block(end)?;
         self.loops = loops;
-        Ok(body)
+        Ok((body, std::mem::replace(&mut self.rest, outer)))
     }
 
     fn parameters(&mut self) -> Result<Vec<(Text, Option<Expr>)>> {
@@ -622,7 +625,11 @@ impl<'a> Parser<'a> {
             Some(Token::Name("true" | "True")) => Expr::Bool(true),
             Some(Token::Name("false" | "False")) => Expr::Bool(false),
             Some(Token::Name("none" | "None")) => Expr::None,
-            Some(Token::Name(name)) => Expr::Name((*name).into()),
+            Some(Token::Name(name)) => {
+                self.rest.positional |= *name == "varargs";
+                self.rest.named |= *name == "kwargs";
+                Expr::Name((*name).into())
+            }
             Some(Token::Int(number)) => Expr::Int(*number),
             Some(Token::LongInt(digits)) => Expr::LongInt(digits.as_str().into()),
             Some(Token::Float(number)) => Expr::Float(*number),

@@ -127,8 +127,13 @@ pub(super) fn test(name: &str, value: &Value, mut arguments: CallArguments, budg
                 || (name == "iterable" && matches!(value, Value::Loop(_)))
         }
         "callable" => matches!(value, Value::Macro(_) | Value::Function(_) | Value::Method(_)),
-        "odd" => int()?.rem_euclid(2) == 1,
-        "even" => int()?.rem_euclid(2) == 0,
+        "odd" | "even" => {
+            let rest = match value {
+                Value::Float(number) => number.rem_euclid(2.0),
+                _ => int()?.rem_euclid(2) as f64,
+            };
+            rest == if name == "odd" { 1.0 } else { 0.0 }
+        }
         "divisibleby" => {
             let by = arguments.int("num")?.unwrap_or(0);
             match int()?.checked_rem(by) {

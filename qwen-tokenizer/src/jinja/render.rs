@@ -298,11 +298,16 @@ impl<'a> Renderer<'a> {
             };
             self.scopes.set(name, value);
         }
-        let rest = Value::tuple(arguments.rest(), self.budget)?;
-        self.scopes.set(&"varargs".into(), rest);
-        let named = std::mem::take(&mut arguments.named);
-        let named = named.into_iter().map(|(name, value)| (name.to_string(), value)).collect();
-        self.scopes.set(&"kwargs".into(), Value::dict(named, self.budget)?);
+        if definition.rest.positional {
+            let rest = Value::tuple(arguments.rest(), self.budget)?;
+            self.scopes.set(&"varargs".into(), rest);
+        }
+        if definition.rest.named {
+            let named = std::mem::take(&mut arguments.named);
+            let named = named.into_iter().map(|(name, value)| (name.to_string(), value)).collect();
+            self.scopes.set(&"kwargs".into(), Value::dict(named, self.budget)?);
+        }
+        arguments.finish(&definition.name)?;
         let text = self.capture(|renderer| renderer.body(&definition.body).map(drop))?;
         self.scopes.close(before);
         self.leave();
