@@ -135,9 +135,9 @@ impl Engine {
     /// Continue `prompt`, without a chat template. Control tokens in it take effect, as in transformers.
     ///
     /// # Errors
-    /// Without a tokenizer; for an empty prompt; for one beyond the context, with both lengths.
+    /// Without a tokenizer; for an empty prompt; for one beyond the context, which costs little however long it is.
     pub fn generate(&self, prompt: &str, options: &GenerateOptions) -> Result<TextStream> {
-        self.stream_text(self.tokenizer()?.encode(prompt, true)?, options)
+        self.stream_text(self.tokenizer()?.encode_within(prompt, true, self.prompt_room())?, options)
     }
 
     /// Continue a prompt of token ids.
@@ -161,6 +161,11 @@ impl Engine {
         let (events, receiver) = mpsc::channel();
         self.send(Command::Generate { request, canceller: canceller.clone(), events })?;
         Ok(TokenStream::new(self.clone(), receiver, canceller, prompt_tokens, started))
+    }
+
+    /// The most tokens of a prompt, which leave room for one more.
+    pub(crate) fn prompt_room(&self) -> usize {
+        self.context().saturating_sub(1)
     }
 
     pub(crate) fn stream_text(&self, ids: Vec<u32>, options: &GenerateOptions) -> Result<TextStream> {

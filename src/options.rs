@@ -334,9 +334,9 @@ impl EngineOptions {
         limits_for(&limits, context, batch)
     }
 
-    /// How many ids may be chosen.
+    /// How many ids may be chosen: all up to the highest one of the tokenizer, whose ids may have gaps.
     pub(crate) fn num_token_ids(&self, tokenizer: Option<&Tokenizer>, config: &Config) -> usize {
-        tokenizer.filter(|_| !self.padding_ids).map_or(config.vocab_size, Tokenizer::len)
+        tokenizer.filter(|_| !self.padding_ids).map_or(config.vocab_size, Tokenizer::num_ids)
     }
 
     pub(crate) fn report(&self, share: f32) {

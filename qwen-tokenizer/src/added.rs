@@ -7,8 +7,8 @@ use ahash::AHashMap;
 use aho_corasick::{AhoCorasick, MatchKind};
 use serde::Deserialize;
 
-use crate::error::{Error, Result};
-use crate::file::TOKENIZER_JSON;
+use crate::error::{Error, Result, TOKENIZER_JSON};
+use crate::vocabulary::check_token;
 
 /// One entry of tokenizer.json's `added_tokens`.
 #[derive(Debug, Clone, Deserialize)]
@@ -26,6 +26,9 @@ pub(crate) struct AddedToken {
     #[serde(default)]
     single_word: bool,
 }
+
+/// What finds the tokens takes some hundred bytes for each of theirs.
+const MAX_BYTES: usize = 1 << 18;
 
 /// A stretch of a text, as far as control tokens go.
 #[derive(Debug, Clone, Copy)]
@@ -46,9 +49,16 @@ pub(crate) struct AddedTokens {
 
 impl AddedTokens {
     pub(crate) fn new(tokens: Vec<AddedToken>) -> Result<Self> {
+        let mut bytes = 0;
         for (i, token) in tokens.iter().enumerate() {
             if token.content.is_empty() {
                 return Err(Error::invalid(TOKENIZER_JSON, &format!("added_tokens[{i}].content"), "is empty"));
+            }
+            check_token(&format!("added_tokens[{i}]"), &token.content, token.id)?;
+            bytes += token.content.len();
+            if bytes > MAX_BYTES {
+                let problem = format!("has more than {MAX_BYTES} bytes of tokens");
+                return Err(Error::invalid(TOKENIZER_JSON, "added_tokens", problem));
             }
             if token.single_word {
                 let key = format!("added_tokens[{i}].single_word");
@@ -66,6 +76,16 @@ impl AddedTokens {
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &AddedToken> {
         self.tokens.iter()
+    }
+
+    /// The bytes of the longest token.
+    pub(crate) fn longest(&self) -> usize {
+        self.tokens.iter().map(|token| token.content.len()).max().unwrap_or(0)
+    }
+
+    /// Whether a token swallows the white space beside it, and a text of any length with it.
+    pub(crate) fn any_strips(&self) -> bool {
+        self.tokens.iter().any(|token| token.lstrip || token.rstrip)
     }
 
     pub(crate) fn by_id(&self, id: u32) -> Option<&AddedToken> {

@@ -21,6 +21,14 @@ pub struct EncodedChat {
     pub ids: Vec<u32>,
 }
 
+/// How long a chat may be.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Room {
+    pub(crate) tokens: usize,
+    /// The most bytes that as many tokens stand for.
+    pub(crate) bytes: Option<usize>,
+}
+
 /// A template with its marked twin.
 #[derive(Debug)]
 pub(crate) struct Chat {
@@ -52,10 +60,12 @@ impl Chat {
         &self,
         input: &ChatInput<'_>,
         added: &AddedTokens,
+        room: Room,
         encode: impl FnOnce(&[Segment<'_>]) -> Result<Vec<u32>>,
     ) -> Result<EncodedChat> {
         let variables = self.template.variables(input)?;
-        let text = self.template.render_variables(&variables)?;
+        let too_many = || Error::TooManyTokens { limit: room.tokens, bytes: None };
+        let text = self.template.render_within(&variables, room.bytes.unwrap_or(usize::MAX))?.ok_or_else(too_many)?;
         if input.trusts_contents() {
             let ids = encode(&added.segments(&text))?;
             return Ok(EncodedChat { text, ids });

@@ -5,6 +5,9 @@
 
 use std::path::PathBuf;
 
+/// The file that errors of the vocabulary name.
+pub(crate) const TOKENIZER_JSON: &str = "tokenizer.json";
+
 /// The result of this crate's operations.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -146,12 +149,25 @@ pub enum Error {
     )]
     ControlTokensRewritten,
 
+    /// A text has more tokens than there is room for. It is not encoded to its end.
+    #[error("the text has more than {limit} tokens{bytes}, the most there is room for; shorten it", bytes = of(*bytes))]
+    TooManyTokens {
+        /// The most tokens there may be.
+        limit: usize,
+        /// The bytes of the text, where already these are more than any so many tokens have.
+        bytes: Option<usize>,
+    },
+
     /// The text could not be encoded.
     #[error("cannot encode the text: {reason}")]
     Encode {
         /// What the model said.
         reason: String,
     },
+}
+
+fn of(bytes: Option<usize>) -> String {
+    bytes.map_or_else(String::new, |bytes| format!(" in its {bytes} bytes"))
 }
 
 impl Error {

@@ -47,7 +47,9 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::string_slice))]
 
 mod added;
+mod bounded;
 mod chat;
+mod components;
 mod config;
 mod decode;
 mod error;
@@ -60,6 +62,7 @@ mod split;
 mod template;
 mod tokenizer;
 mod tool;
+mod vocabulary;
 
 pub use chat::EncodedChat;
 pub use decode::DecodeStream;

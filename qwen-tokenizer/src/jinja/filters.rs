@@ -87,6 +87,9 @@ pub(super) fn apply(name: &str, value: Value, mut arguments: CallArguments, budg
         }
         "round" => round(&value, &mut arguments)?,
         "attr" => {
+            if let Value::Undefined(name) = &value {
+                return Err(undefined(name));
+            }
             let name = arguments.need("name")?.defined()?;
             let name = to_str(&name, budget)?;
             access::method(&value, name.as_str().unwrap_or_default())

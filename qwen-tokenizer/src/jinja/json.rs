@@ -65,6 +65,7 @@ pub(crate) fn dict(entries: Vec<(String, Value)>, budget: &Budget) -> Result<Val
 fn said(kind: FaultKind) -> String {
     match kind {
         FaultKind::Problem(problem) | FaultKind::Raised(problem) => problem,
+        FaultKind::TooLong => String::new(),
         FaultKind::Limit { what, found, limit } => format!("{found} {what}, more than {limit}"),
     }
 }

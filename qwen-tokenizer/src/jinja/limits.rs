@@ -32,6 +32,8 @@ pub(crate) enum FaultKind {
     Problem(String),
     /// The template called `raise_exception`.
     Raised(String),
+    /// The text is longer than the caller has room for.
+    TooLong,
     /// The template passed a limit of this file.
     Limit {
         /// What is limited, in the plural.
@@ -52,6 +54,10 @@ impl Fault {
 
     pub(super) fn raised(message: String) -> Self {
         Self(Box::new(FaultKind::Raised(message)))
+    }
+
+    pub(super) fn too_long() -> Self {
+        Self(Box::new(FaultKind::TooLong))
     }
 
     pub(super) fn limit(what: &'static str, found: u64, limit: u64) -> Self {

@@ -61,15 +61,17 @@ impl Program {
         Ok(Self { tree: parser::parse(source, marks)? })
     }
 
-    /// Renders the template. `now` are the seconds since 1970 for templates that write the date.
+    /// Renders the template to a text of at most `room` bytes. `now` are the seconds since 1970 for templates that write
+    /// the date.
     pub(crate) fn render(
         &self,
         variables: impl IntoIterator<Item = (Arc<str>, Value)>,
         now: Option<i64>,
+        room: usize,
         budget: &Budget,
     ) -> Result<String, Stopped> {
         let scopes = scope::Scopes::new(variables);
-        let mut renderer = render::Renderer::new(&self.tree, scopes, now, budget);
+        let mut renderer = render::Renderer::new(&self.tree, scopes, now, room, budget);
         renderer.run().map_err(|fault| Stopped { line: renderer.line as usize, kind: fault.kind() })
     }
 }

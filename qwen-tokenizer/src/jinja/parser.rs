@@ -7,7 +7,9 @@
 
 use std::sync::Arc;
 
-use super::ast::{Arguments, Comparison, Expr, Filter, For, Line, Macro, Node, Operator, Postfix, Rest, Target, Text, Tree};
+use super::ast::{
+    Arguments, Comparison, Expr, Filter, For, Line, Macro, Node, Operator, Postfix, Rest, Target, Text, Tree,
+};
 use super::lexer::{self, Token};
 use super::limits::{MAX_SOURCE_BYTES, MAX_SOURCE_NESTING};
 use super::marks::Marks;
@@ -51,7 +53,16 @@ pub(super) fn parse(source: &str, marks: Option<&Marks>) -> Result<Tree> {
     }
     let source = lexer::normalize(source);
     let tokens = lexer::tokens(&source).map_err(|e| SyntaxError::Problem { line: e.line, problem: e.problem })?;
-    let mut parser = Parser { tokens: &tokens, at: 0, marks, literals: Vec::new(), nesting: 0, unmarked: 0, loops: 0, rest: Rest::default() };
+    let mut parser = Parser {
+        tokens: &tokens,
+        at: 0,
+        marks,
+        literals: Vec::new(),
+        nesting: 0,
+        unmarked: 0,
+        loops: 0,
+        rest: Rest::default(),
+    };
     let (nodes, end) = parser.body(&[])?;
     if let Some(name) = end {
         return parser.error(format!("`{name}` without its beginning"));

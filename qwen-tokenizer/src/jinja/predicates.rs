@@ -126,7 +126,9 @@ pub(super) fn test(name: &str, value: &Value, mut arguments: CallArguments, budg
             matches!(value, Value::Str(_) | Value::List(_) | Value::Tuple(_) | Value::Dict(_) | Value::Undefined(_))
                 || (name == "iterable" && matches!(value, Value::Loop(_)))
         }
-        "callable" => matches!(value, Value::Macro(_) | Value::Function(_) | Value::Method(_)),
+        "callable" => {
+            matches!(value, Value::Macro(_) | Value::Function(_) | Value::Method(_) | Value::Undefined(_))
+        }
         "odd" | "even" => {
             let rest = match value {
                 Value::Float(number) => number.rem_euclid(2.0),

@@ -21,6 +21,10 @@ pub(super) struct Renderer<'a> {
     pub(super) scopes: Scopes,
     /// The text of the template, or of what is captured.
     out: Writer<'a>,
+    /// The most bytes of the template's text.
+    room: usize,
+    /// How many texts are being captured, one inside the other.
+    captures: usize,
     /// The line that runs, for errors.
     pub(super) line: Line,
     nesting: usize,
@@ -37,9 +41,9 @@ enum Flow {
 }
 
 impl<'a> Renderer<'a> {
-    pub(super) fn new(tree: &'a Tree, scopes: Scopes, now: Option<i64>, budget: &'a Budget) -> Self {
+    pub(super) fn new(tree: &'a Tree, scopes: Scopes, now: Option<i64>, room: usize, budget: &'a Budget) -> Self {
         let out = Writer::new(budget);
-        Self { tree, budget, scopes, out, line: 0, nesting: 0, now, loop_name: "loop".into() }
+        Self { tree, budget, scopes, out, room, captures: 0, line: 0, nesting: 0, now, loop_name: "loop".into() }
     }
 
     pub(super) fn run(&mut self) -> Result<String> {
@@ -80,11 +84,14 @@ impl<'a> Renderer<'a> {
     fn node(&mut self, node: &Node) -> Result<Flow> {
         self.budget.steps(1)?;
         match node {
-            Node::Text(text) => self.out.push(text)?,
+            Node::Text(text) => {
+                self.check_room(text.len())?;
+                self.out.push(text)?;
+            }
             Node::Output(line, expr) => {
                 self.line = *line;
                 let value = self.eval(expr)?;
-                write_str(&value, &mut self.out)?;
+                self.write(&value)?;
             }
             Node::If { branches, otherwise } => return self.condition(branches, otherwise),
             Node::For(node) => self.for_loop(node)?,
@@ -118,7 +125,7 @@ impl<'a> Renderer<'a> {
                 let text = self.captured(body)?;
                 self.line = *line;
                 let value = self.filtered(text, filters)?;
-                write_str(&value, &mut self.out)?;
+                self.write(&value)?;
             }
             Node::With { line, targets, body } => {
                 self.line = *line;
@@ -143,7 +150,7 @@ impl<'a> Renderer<'a> {
                 let arguments = self.arguments(arguments)?;
                 let Value::Macro(callable) = &function else { return fail("`call` takes a call of a macro") };
                 let value = self.call_macro(callable, arguments, Some(caller))?;
-                write_str(&value, &mut self.out)?;
+                self.write(&value)?;
             }
             Node::Generation(body) => {
                 let before = self.scopes.open();
@@ -154,6 +161,20 @@ impl<'a> Renderer<'a> {
             _ => {}
         }
         Ok(Flow::Next)
+    }
+
+    fn write(&mut self, value: &Value) -> Result<()> {
+        self.check_room(value.as_str().map_or(0, str::len))?;
+        write_str(value, &mut self.out)?;
+        self.check_room(0)
+    }
+
+    /// An error if `more` bytes are more than there is room for. What is captured may yet be cut.
+    fn check_room(&self, more: usize) -> Result<()> {
+        if self.captures == 0 && self.out.text.len().saturating_add(more) > self.room {
+            return Err(Fault::too_long());
+        }
+        Ok(())
     }
 
     fn condition(&mut self, branches: &[(Line, Expr, Vec<Node>)], otherwise: &[Node]) -> Result<Flow> {
@@ -257,7 +278,9 @@ impl<'a> Renderer<'a> {
     /// Runs `f` and returns what it wrote.
     fn capture(&mut self, f: impl FnOnce(&mut Self) -> Result<()>) -> Result<Value> {
         let before = std::mem::take(&mut self.out.text);
+        self.captures += 1;
         f(self)?;
+        self.captures -= 1;
         Ok(Value::made(std::mem::replace(&mut self.out.text, before)))
     }
 

@@ -70,11 +70,20 @@ impl ChatTemplate {
     }
 
     pub(crate) fn render_variables(&self, variables: &Variables) -> Result<String> {
+        self.render_within(variables, usize::MAX).map(Option::unwrap_or_default)
+    }
+
+    /// Renders a chat; `None` if its text is longer than `bytes`, which stops it there.
+    pub(crate) fn render_within(&self, variables: &Variables, bytes: usize) -> Result<Option<String>> {
         let tokens = self.named_tokens.iter().map(|(name, token)| (Arc::from(*name), Value::str(token.as_str())));
         // A caller's variable of the same name comes later and wins.
         let values = tokens.chain(variables.values.iter().cloned());
         let budget = Budget::of_rendering(variables.bytes);
-        self.program.render(values, variables.now, &budget).map_err(|stopped| self.error(stopped))
+        match self.program.render(values, variables.now, bytes, &budget) {
+            Ok(text) => Ok(Some(text)),
+            Err(Stopped { kind: FaultKind::TooLong, .. }) => Ok(None),
+            Err(stopped) => Err(self.error(stopped)),
+        }
     }
 
     /// This template with every control token that it writes, itself or through a variable, as its mark.
@@ -114,6 +123,7 @@ impl ChatTemplate {
         match kind {
             FaultKind::Problem(problem) => self.problem(line, problem),
             FaultKind::Raised(message) => Error::Refused { message },
+            FaultKind::TooLong => self.problem(line, "the text is too long".into()),
             FaultKind::Limit { what, found, limit } => {
                 Error::TemplateLimit { name: self.name.clone(), line, what, found, limit }
             }
