@@ -4,8 +4,8 @@
 //! this process, which fails the test.
 
 use std::alloc::{GlobalAlloc, Layout, System};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Mutex, MutexGuard};
 
 use qwen_tokenizer::{ChatInput, ChatTemplate, Error, Message, Tokenizer};
 use serde_json::{Value, json};
@@ -49,9 +49,12 @@ static ALLOCATOR: Counting = Counting;
 /// The peak is the process's, so the tests of this file take turns.
 static TURN: Mutex<()> = Mutex::new(());
 
+fn turn() -> MutexGuard<'static, ()> {
+    TURN.lock().unwrap_or_else(|e| e.into_inner())
+}
+
 /// Runs `f` on a small stack and returns its result with the most bytes that it had in use.
 fn measured<T: Send>(f: impl FnOnce() -> T + Send) -> (T, usize) {
-    let _turn = TURN.lock().unwrap_or_else(|e| e.into_inner());
     let before = IN_USE.load(Relaxed);
     PEAK.store(before, Relaxed);
     let result = std::thread::scope(|scope| {
@@ -76,6 +79,7 @@ const CONFIG_JSON: &[u8] = include_bytes!("data/tokenizer_config.json");
 
 #[test]
 fn chains_and_nests_of_any_length_end_in_a_text_or_a_typed_error() {
+    let _turn = turn();
     let chain = |n: usize, first: &str, link: &str| format!("{{{{ {first}{} }}}}", link.repeat(n));
     let nest = |n: usize, open: &str, inner: &str, close: &str| format!("{}{inner}{}", open.repeat(n), close.repeat(n));
     for n in [5_000, 100_000] {
@@ -137,7 +141,7 @@ fn chains_and_nests_of_any_length_end_in_a_text_or_a_typed_error() {
             format!("{{{{ {} }}}}", nest(n, "1 is eq(", "1", ")")),
             format!("{{{{ {}1 }}}}", "- ".repeat(n)),
             format!("{{{{ {}1 }}}}", "+ ".repeat(n)),
-            format!("{{{{ {}1 }}}}", "not (".repeat(n)),
+            format!("{{{{ {} }}}}", nest(n, "not (", "1", ")")),
             format!("{{% set {} = 1 %}}", nest(n, "(", "x", ",)")),
             format!("{{% for {} in x %}}{{% endfor %}}", nest(n, "(", "x", ",)")),
             nest(n, "{% if 1 %}", "", "{% endif %}"),
@@ -167,6 +171,7 @@ fn chains_and_nests_of_any_length_end_in_a_text_or_a_typed_error() {
 
 #[test]
 fn what_a_loop_makes_is_bounded() {
+    let _turn = turn();
     let repeated = |body: &str, end: &str| {
         format!(
             "{{% set ns = namespace(x='ab', y=[1]) %}}{{% for i in range(100000) %}}{{% for j in range(9) %}}{body}{{% endfor %}}{{% endfor %}}{end}"
@@ -266,6 +271,7 @@ fn what_a_loop_makes_is_bounded() {
 
 #[test]
 fn limits_grow_with_the_messages() {
+    let _turn = turn();
     let long = "word ".repeat(8_000_000);
     let messages = [Message::user(long.as_str())];
     let source = "{% for m in messages %}{% set c = m.content.strip() %}{{ '<|im_start|>' + m.role + '\n' + c | upper + '<|im_end|>\n' }}{% endfor %}";
@@ -275,6 +281,7 @@ fn limits_grow_with_the_messages() {
 
 #[test]
 fn long_sources_and_texts_take_one_pass() {
+    let _turn = turn();
     // 1 MB of control tokens in a source, and of marks in contents.
     let config = json!({"chat_template": "{{ messages[0].content }}".to_owned() + &"<|im_start|>".repeat(80_000)});
     let tokenizer = Tokenizer::from_bytes(TOKENIZER_JSON, Some(config.to_string().as_bytes())).unwrap();
@@ -295,6 +302,7 @@ fn load(pointer: &str, value: Value) -> (Result<Tokenizer, Error>, usize) {
 
 #[test]
 fn files_that_would_take_much_memory_are_refused() {
+    let _turn = turn();
     let list = |item: &str, n: usize| {
         serde_json::from_str::<Value>(&format!("[{}{item}]", format!("{item},").repeat(n - 1))).unwrap()
     };
@@ -330,6 +338,7 @@ fn files_that_would_take_much_memory_are_refused() {
 
 #[test]
 fn what_is_no_file_is_not_opened() {
+    let _turn = turn();
     let folder = std::env::temp_dir().join(format!("qwen-tokenizer-limits-{}", std::process::id()));
     for name in ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "chat_template.json"] {
         std::fs::create_dir_all(&folder).unwrap();
@@ -363,6 +372,7 @@ fn what_is_no_file_is_not_opened() {
 
 #[test]
 fn a_text_beyond_the_context_is_refused_at_little_cost() {
+    let _turn = turn();
     let tokenizer = Tokenizer::from_bytes(TOKENIZER_JSON, Some(CONFIG_JSON)).unwrap();
     for unit in ["word ", "天地", "a", " ", "<|im_end|>", "e\u{301}"] {
         let text = unit.repeat(60_000_000 / unit.len());
