@@ -112,7 +112,7 @@ impl Chat {
     /// An answer to the messages so far. It joins them when it is complete, cancelled or dropped.
     ///
     /// # Errors
-    /// What the template says of the messages, and a prompt beyond the context with both lengths.
+    /// What the template says of the messages, and a prompt beyond the context, which costs little however long it is.
     pub fn reply(&mut self) -> Result<Reply> {
         let _float_env = FloatEnv::enter();
         let messages = self.messages();
@@ -120,7 +120,7 @@ impl Chat {
             .tools(&self.tools)
             .add_generation_prompt(true)
             .trust_contents(self.trust_contents);
-        let encoded = self.engine.tokenizer()?.encode_chat(&input)?;
+        let encoded = self.engine.tokenizer()?.encode_chat_within(&input, self.engine.prompt_room())?;
         let stream = self.engine.stream_text(encoded.ids, &self.options)?;
         self.with(|history| {
             if std::mem::replace(&mut history.replying, true) {

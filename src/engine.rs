@@ -64,6 +64,11 @@ impl Engine {
         &self.inner.worker
     }
 
+    /// The most tokens of a prompt, which leave room for one more.
+    pub(crate) fn prompt_room(&self) -> usize {
+        self.context().saturating_sub(1)
+    }
+
     /// What the engine has computed, and what of it was discarded because requests were cancelled: at most a tenth.
     pub fn work(&self) -> Work {
         self.inner.worker.intake().work()

@@ -20,7 +20,7 @@ impl Engine {
     /// # Errors
     /// Without a tokenizer; for an empty prompt; for one beyond the context, with both lengths.
     pub fn generate(&self, prompt: &str, options: &GenerateOptions) -> Result<TextStream> {
-        self.stream_text(self.tokenizer()?.encode(prompt, true)?, options)
+        self.stream_text(self.tokenizer()?.encode_within(prompt, true, self.prompt_room())?, options)
     }
 
     /// Continue a prompt of token ids.

@@ -111,7 +111,7 @@ fn load_engine(
         false => Err(MissingTokenizer(folder.to_owned())),
     };
     let chosen_by = tokenizer.as_ref().ok().filter(|_| !options.allow_padding_tokens);
-    let num_token_ids = chosen_by.map_or(config.vocab_size, Tokenizer::len);
+    let num_token_ids = chosen_by.map_or(config.vocab_size, Tokenizer::num_ids);
     let planner = Planner::new(options, &checkpoint, &config, num_token_ids)?;
     let candidates = candidates(&planner);
     let LoadedModel { loaded, plan, device, device_name, selection_reason } =

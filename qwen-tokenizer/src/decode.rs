@@ -129,6 +129,18 @@ fn byte_of(c: char) -> Option<u8> {
     }
 }
 
+/// The character of the byte-level alphabet that stands for a byte; the reverse of [`byte_of`].
+pub(crate) fn char_of(byte: u8) -> char {
+    let n = u32::from(byte);
+    char::from_u32(match n {
+        0..=0x20 => n + 0x100,
+        0x7f..=0xa0 => n - 0x7f + 0x121,
+        0xad => 0x143,
+        n => n,
+    })
+    .unwrap_or_default()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -138,6 +150,7 @@ mod tests {
         let mut bytes: Vec<u8> = ('\0'..='\u{200}').filter_map(byte_of).collect();
         bytes.sort_unstable();
         assert_eq!(bytes, (0..=255).collect::<Vec<u8>>());
+        assert!((0..=255).all(|byte| byte_of(char_of(byte)) == Some(byte)));
         assert_eq!(byte_of('Ġ'), Some(b' '));
         assert_eq!(byte_of('Ċ'), Some(b'\n'));
     }
