@@ -47,8 +47,10 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::string_slice))]
 
 mod added;
+mod alphabet;
 mod bounded;
 mod chat;
+mod codec;
 mod components;
 mod config;
 mod decode;

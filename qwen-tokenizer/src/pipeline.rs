@@ -11,8 +11,8 @@ use tokenizers::normalizers::NormalizerWrapper;
 use tokenizers::tokenizer::NormalizedString;
 use tokenizers::{Model as _, Normalizer};
 
+use crate::alphabet::char_of;
 use crate::components::Components;
-use crate::decode::char_of;
 use crate::error::{Error, Result};
 use crate::split::LinearSplit;
 use crate::vocabulary::Model;

@@ -7,13 +7,13 @@ use std::sync::Arc;
 
 use tokenizers::Model;
 
-use crate::added::{AddedTokens, Segment};
+use crate::added::Segment;
 use crate::chat::{Chat, EncodedChat, Room};
+use crate::codec::Codec;
 use crate::config::{CHAT_TEMPLATE_JINJA, CHAT_TEMPLATE_JSON, Config, TOKENIZER_CONFIG_JSON, TOOL_USE_TEMPLATE};
-use crate::decode::{DecodeStream, push_token_bytes};
+use crate::decode::DecodeStream;
 use crate::error::{Error, Result, TOKENIZER_JSON};
 use crate::file;
-use crate::pipeline::Pipeline;
 use crate::template::{ChatInput, ChatTemplate};
 
 /// Text to ids and back, for one checkpoint.
@@ -34,18 +34,8 @@ use crate::template::{ChatInput, ChatTemplate};
 /// ```
 #[derive(Clone)]
 pub struct Tokenizer {
-    pub(crate) inner: Arc<Inner>,
+    pub(crate) inner: Arc<Codec>,
     pub(crate) chats: Arc<Chats>,
-}
-
-/// What decoding and encoding need, shared with decode streams.
-pub(crate) struct Inner {
-    pub(crate) added: AddedTokens,
-    pub(crate) pipeline: Pipeline,
-    pub(crate) len: usize,
-    pub(crate) num_ids: usize,
-    /// The most bytes of text that one id stands for; `None` where there is no such bound.
-    most_bytes: Option<usize>,
 }
 
 /// What chats need.
@@ -107,7 +97,7 @@ impl Tokenizer {
             };
             *slot = Some(Chat::new(ChatTemplate::named(name, source, &chats.named_tokens)?, &added)?);
         }
-        Ok(Self { inner: Arc::new(Inner { added, pipeline, len, num_ids, most_bytes }), chats: Arc::new(chats) })
+        Ok(Self { inner: Arc::new(Codec { added, pipeline, len, num_ids, most_bytes }), chats: Arc::new(chats) })
     }
 
     /// This tokenizer with another chat template, for every chat.
@@ -293,51 +283,5 @@ impl std::fmt::Debug for Tokenizer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let template = self.chats.default.as_ref().map(|chat| chat.template.name());
         f.debug_struct("Tokenizer").field("len", &self.len()).field("template", &template).finish_non_exhaustive()
-    }
-}
-
-impl Inner {
-    /// An error if a text of so many bytes has more than `limit` ids whatever it says.
-    fn check_bytes(&self, bytes: usize, limit: usize) -> Result<()> {
-        match self.most_bytes.and_then(|most| most.checked_mul(limit)) {
-            Some(most) if bytes > most => Err(Error::TooManyTokens { limit, bytes: Some(bytes) }),
-            _ => Ok(()),
-        }
-    }
-
-    fn encode_segments(&self, segments: &[Segment<'_>], limit: usize) -> Result<Vec<u32>> {
-        let mut ids = Vec::new();
-        for (i, segment) in segments.iter().enumerate() {
-            match segment {
-                Segment::Token(_) if ids.len() >= limit => return Err(Error::TooManyTokens { limit, bytes: None }),
-                Segment::Token(token) => ids.push(token.id),
-                Segment::Text(text) => {
-                    let after = i.checked_sub(1).and_then(|i| segments.get(i));
-                    let before = segments.get(i + 1);
-                    let mut text = *text;
-                    if matches!(after, Some(Segment::Token(token)) if token.rstrip) {
-                        text = text.trim_start();
-                    }
-                    if matches!(before, Some(Segment::Token(token)) if token.lstrip) {
-                        text = text.trim_end();
-                    }
-                    self.pipeline.encode_into(text, limit, &mut ids)?;
-                }
-            }
-        }
-        Ok(ids)
-    }
-
-    /// Appends the bytes of a token.
-    pub(crate) fn push_bytes(&self, id: u32, skip_special: bool, bytes: &mut Vec<u8>) {
-        match self.added.by_id(id) {
-            Some(token) if token.special && skip_special => {}
-            Some(token) => push_token_bytes(&token.content, bytes),
-            None => {
-                if let Some(token) = self.pipeline.model().id_to_token(id) {
-                    push_token_bytes(&token, bytes);
-                }
-            }
-        }
     }
 }
