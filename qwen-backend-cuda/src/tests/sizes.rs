@@ -72,7 +72,7 @@ fn memory_of_extreme_sizes_is_refused() {
             refused(&driver, &format!("{spec:?}"), || b.kv(&spec));
             assert!(b.footprint().kv_bytes(&spec).is_err(), "{spec:?}");
         }
-        for (rows, cols) in [(size, 64), (64, size), (size, size)] {
+        for (rows, cols) in [(size, 64), (64, size), (size, size), (size, 0)] {
             let mut part = MatrixPart::strided(Encoding::Bf16, 1, 8, 0, &[0; 64]).unwrap();
             (part.rows, part.cols) = (rows, cols);
             let view = WeightView { name: "w", role: WeightRole::Linear, parts: &[part] };
