@@ -64,8 +64,8 @@ impl Worker {
         request.check(&self.limits)?;
         let ticket = self.intake.ticket()?;
         let (canceller, (events, receiver)) = (ticket.canceller(), mpsc::channel());
-        let sent = self.submissions.as_ref().map(|sender| sender.send(Submission { request, ticket, events }));
-        if !matches!(sent, Some(Ok(()))) {
+        let submission = Submission { request, ticket, events };
+        if !self.submissions.as_ref().is_some_and(|sender| sender.send(submission).is_ok()) {
             return Err(Error::stopped("its thread has ended"));
         }
         self.intake.signal();

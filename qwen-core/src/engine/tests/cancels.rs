@@ -55,7 +55,7 @@ fn cancels_of_what_is_not_in_the_step_cost_nothing() {
     let (queued, waiting) = rig.add_cancellable(request(&[2; 40], 4));
     let foreign = Intake::default().ticket().unwrap().canceller();
     let unused = rig.intake.ticket().unwrap().canceller();
-    while !rig.found.get(&running).is_some_and(|found| found.end.is_some()) {
+    while rig.found.get(&running).is_none_or(|found| found.end.is_none()) {
         let again = [&stale, &waiting, &foreign, &unused].map(Clone::clone);
         cancellers.lock().unwrap().extend(again);
         rig.step();
@@ -91,7 +91,7 @@ fn storm(max_num_batched_tokens: usize, victim: usize, noise: usize) -> (Work, u
     let limits = Limits { max_num_batched_tokens, max_model_len: 4096, num_blocks: 4096, ..limits() };
     let (mut rig, cancellers) = cancelled_during_steps(limits);
     let victim = rig.add(request(&vec![2; victim], 1));
-    while !rig.found.get(&victim).is_some_and(|found| found.end.is_some()) {
+    while rig.found.get(&victim).is_none_or(|found| found.end.is_none()) {
         let (_, canceller) = rig.add_cancellable(request(&vec![2; noise], 4));
         cancellers.lock().unwrap().push(canceller);
         rig.step();
