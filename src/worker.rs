@@ -65,7 +65,7 @@ impl Worker {
         let ticket = self.intake.ticket()?;
         let (canceller, (events, receiver)) = (ticket.canceller(), mpsc::channel());
         let submission = Submission { request, ticket, events };
-        if !self.submissions.as_ref().is_some_and(|sender| sender.send(submission).is_ok()) {
+        if self.submissions.as_ref().is_none_or(|sender| sender.send(submission).is_err()) {
             return Err(Error::stopped("its thread has ended"));
         }
         self.intake.signal();

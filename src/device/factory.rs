@@ -5,6 +5,7 @@
 //! of them as [`DeviceSettings`].
 
 use std::fmt;
+#[cfg(feature = "cpu")]
 use std::sync::Arc;
 
 use qwen_core::batch::Limits;
