@@ -114,7 +114,7 @@ pub fn weights<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
 /// Operations on more than their buffers hold, in sizes whose product wraps, on heads that are none.
 pub fn operands<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
     const WIDTH: usize = 128;
-    const DATA: [u8; 4 * WIDTH * WIDTH] = [0; 4 * WIDTH * WIDTH];
+    static DATA: [u8; 4 * WIDTH * WIDTH] = [0; 4 * WIDTH * WIDTH];
     let heads = HeadLayout { num_attention_heads: 2, num_key_value_heads: 2, head_dim: 32 };
     let key = StepKey { num_tokens: 1, num_seqs: 1, num_logits: 1, max_seqlen_q: 1 };
     let load = |b: &mut B, role, rows| {
