@@ -22,7 +22,7 @@ use crate::kernels::epilogue::{Epilogue, Heads};
 use crate::kernels::{Op, add, embed, gather_rows, rms_norm, rope, silu_and_mul, store_kv};
 use crate::kv::{self, Store};
 use crate::matrix::{Matrix, Order, UNIT};
-use crate::memory::Cells;
+use crate::memory::Array;
 use crate::options::CpuOptions;
 use crate::recorder::{Recorder, grow, head_sizes};
 use crate::simd::Isa;
@@ -35,11 +35,11 @@ pub struct CpuBackend {
 
 /// Activations of a [`CpuBackend`].
 #[derive(Debug)]
-pub struct CpuBuffer(Cells<f32>);
+pub struct CpuBuffer(Array<f32>);
 
 /// Step inputs of a [`CpuBackend`].
 #[derive(Debug)]
-pub struct CpuIndices(Cells<u32>);
+pub struct CpuIndices(Array<u32>);
 
 /// A packed matrix. Cheap to clone; clones share the memory, also between backends.
 #[derive(Debug, Clone)]
@@ -100,11 +100,11 @@ impl Backend for CpuBackend {
     }
 
     fn alloc(&mut self, len: usize) -> Result<CpuBuffer> {
-        Ok(CpuBuffer(Cells::zeroed(len, self.recorder.id)?))
+        Ok(CpuBuffer(Array::zeroed(len, self.recorder.id)?))
     }
 
     fn alloc_indices(&mut self, len: usize) -> Result<CpuIndices> {
-        Ok(CpuIndices(Cells::zeroed(len, self.recorder.id)?))
+        Ok(CpuIndices(Array::zeroed(len, self.recorder.id)?))
     }
 
     fn load(&mut self, view: &WeightView<'_>) -> Result<CpuWeight> {
@@ -151,7 +151,7 @@ impl Backend for CpuBackend {
 
     fn copy_blocks(&mut self, kv: &mut CpuKv, pairs: &[(u32, u32)]) -> Result<()> {
         self.recorder.flush()?;
-        self.recorder.operand("copy_blocks", ("kv", &kv.0.cells, Some(0)))?;
+        self.recorder.operand("copy_blocks", ("kv", &kv.0.array, Some(0)))?;
         let blocks = kv.0.spec.num_blocks;
         if let Some(pair) = pairs.iter().find(|pair| pair.0.max(pair.1) as usize >= blocks) {
             return Err(device_error("copy_blocks", format!("{pair:?} of {blocks} blocks")));

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use qwen_core::Result;
 use qwen_core::ceilings::Ceilings;
 
-use crate::memory::Cells;
+use crate::memory::Array;
 use crate::simd::{self, INT8_OPS, Isa, Kernel, LANES, Simd, int8_rounds};
 
 /// Bytes that are read before any is read again: more than caches hold.
@@ -28,7 +28,7 @@ const ROUNDS: u64 = 20_000;
 pub struct CeilingMeter {
     threads: usize,
     isa: Isa,
-    memory: Cells<f32>,
+    memory: Array<f32>,
     /// Where reading goes on.
     next: AtomicUsize,
 }
@@ -39,7 +39,7 @@ impl CeilingMeter {
     /// # Errors
     /// When that is refused.
     pub fn new(threads: usize) -> Result<CeilingMeter> {
-        let memory = Cells::zeroed(READ_BYTES / 4, 0)?;
+        let memory = Array::zeroed(READ_BYTES / 4, 0)?;
         // Pages that were never written are all one page of zeros.
         // SAFETY: nobody else has the memory.
         unsafe { memory.slice_mut(0, memory.len()) }.fill(1.0);
@@ -122,7 +122,7 @@ fn chains(isa: Isa) -> usize {
 }
 
 struct Read<'a> {
-    memory: &'a Cells<f32>,
+    memory: &'a Array<f32>,
     start: usize,
     streams: usize,
 }

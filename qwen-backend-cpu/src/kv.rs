@@ -16,7 +16,7 @@ use std::sync::Arc;
 use qwen_core::backend::KvSpec;
 use qwen_core::{Encoding, Error, Result, size};
 
-use crate::memory::Cells;
+use crate::memory::Array;
 use crate::simd::LANES;
 
 /// A K/V store as operations hold it.
@@ -26,7 +26,7 @@ pub(crate) struct Store {
     // The first byte of each layer.
     layers: Arc<[usize]>,
     // f16 elements, or halves of f32 elements.
-    pub(crate) cells: Cells<u16>,
+    pub(crate) array: Array<u16>,
 }
 
 /// Channels of a head in V, with padding.
@@ -83,7 +83,7 @@ impl Store {
             first
         };
         let layers = spec.key_encodings.iter().map(first).collect();
-        Ok(Store { spec: Arc::new(spec.clone()), layers, cells: Cells::zeroed(bytes / 2, owner)? })
+        Ok(Store { spec: Arc::new(spec.clone()), layers, array: Array::zeroed(bytes / 2, owner)? })
     }
 
     /// The keys of K/V head `head` in block `block` of layer `layer`.
@@ -92,7 +92,7 @@ impl Store {
         let spec = &self.spec;
         assert!(block < spec.num_blocks && head < spec.num_key_value_heads);
         let within = (block * spec.num_key_value_heads + head) * head_bytes(spec, spec.key_encodings[layer]);
-        self.cells.ptr().cast::<u8>().wrapping_add(self.layers[layer] + within)
+        self.array.ptr().cast::<u8>().wrapping_add(self.layers[layer] + within)
     }
 
     /// The values of the same.
@@ -115,7 +115,7 @@ impl Store {
                     let at = |index: u32| layer / 2 + index as usize * block;
                     // SAFETY: two different blocks; the caller vouches that nothing else touches them.
                     let (from, to) =
-                        unsafe { (self.cells.slice(at(from), block), self.cells.slice_mut(at(to), block)) };
+                        unsafe { (self.array.slice(at(from), block), self.array.slice_mut(at(to), block)) };
                     to.copy_from_slice(from);
                 }
             }

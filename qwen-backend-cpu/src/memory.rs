@@ -3,8 +3,8 @@
 //! Weights and K/V are read from end to end for every token, so that page walks cost bandwidth: large blocks are
 //! anonymous maps aligned to 2 MiB for which huge pages are asked (Linux; elsewhere the advice is skipped).
 //!
-//! [`Cells`] is a handle to an array that recorded operations may hold, too. Its contents are reached through `unsafe`
-//! methods alone; what makes them sound is that an array belongs to one backend ([`Cells::owner`]), that all access goes
+//! [`Array`] is a handle to an array that recorded operations may hold, too. Its contents are reached through `unsafe`
+//! methods alone; what makes them sound is that an array belongs to one backend ([`Array::owner`]), that all access goes
 //! through `&mut` of that backend, and that the threads which run its operations have finished when such a call returns
 //! (see [`crate::exec`]).
 
@@ -84,27 +84,27 @@ impl fmt::Debug for Memory {
     }
 }
 
-/// Element types of [`Cells`]: any bit pattern is a value.
-pub(crate) trait Plain: Copy + Send + Sync + 'static {}
-impl Plain for f32 {}
-impl Plain for u32 {}
-impl Plain for u16 {}
+/// Element types of [`Array`]: any bit pattern is a value.
+pub(crate) trait Element: Copy + Send + Sync + 'static {}
+impl Element for f32 {}
+impl Element for u32 {}
+impl Element for u16 {}
 
 /// A handle to an array of a backend.
-pub(crate) struct Cells<T> {
+pub(crate) struct Array<T> {
     memory: Arc<Memory>,
     len: usize,
     owner: u64,
     element: PhantomData<T>,
 }
 
-impl<T: Plain> Cells<T> {
+impl<T: Element> Array<T> {
     /// `len` zeros that belong to backend `owner`.
     pub(crate) fn zeroed(len: usize, owner: u64) -> Result<Self> {
         let bytes = len
             .checked_mul(size_of::<T>())
             .ok_or_else(|| Error::argument("len", format!("{len} elements exceed the address space")))?;
-        Ok(Cells { memory: Arc::new(Memory::zeroed(bytes)?), len, owner, element: PhantomData })
+        Ok(Array { memory: Arc::new(Memory::zeroed(bytes)?), len, owner, element: PhantomData })
     }
 
     /// How many elements there are.
@@ -146,13 +146,13 @@ impl<T: Plain> Cells<T> {
     }
 }
 
-impl<T> Clone for Cells<T> {
+impl<T> Clone for Array<T> {
     fn clone(&self) -> Self {
-        Cells { memory: self.memory.clone(), element: PhantomData, ..*self }
+        Array { memory: self.memory.clone(), element: PhantomData, ..*self }
     }
 }
 
-impl<T> fmt::Debug for Cells<T> {
+impl<T> fmt::Debug for Array<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "[{}; {}]", std::any::type_name::<T>(), self.len)
     }

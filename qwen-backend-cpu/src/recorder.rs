@@ -18,7 +18,7 @@ use crate::kernels::linear::{Linear, Split};
 use crate::kernels::panel::{Pack, Panel, Tiles};
 use crate::kv::Store;
 use crate::matrix::Matrix;
-use crate::memory::{Cells, Plain};
+use crate::memory::{Array, Element};
 use crate::simd::Isa;
 
 /// Checks and records the operations of one backend, and runs them.
@@ -31,9 +31,9 @@ pub(crate) struct Recorder {
     pub(crate) executor: Executor,
     pub(crate) reader: InputReader,
     /// Kernels' workspace: packed activations, partial results of attention, the best of runs of logits.
-    pub(crate) panel: Cells<u32>,
-    pub(crate) partials: Cells<f32>,
-    pub(crate) best: Cells<u32>,
+    pub(crate) panel: Array<u32>,
+    pub(crate) partials: Array<f32>,
+    pub(crate) best: Array<u32>,
     ops: Vec<Op>,
     /// The interrupt of the step being recorded.
     step: Option<Interrupt>,
@@ -42,7 +42,7 @@ pub(crate) struct Recorder {
 }
 
 /// An operand and how many elements the operation needs of it; `None` where that exceeds the address space.
-pub(crate) type Need<'a, T> = (&'static str, &'a Cells<T>, Option<usize>);
+pub(crate) type Need<'a, T> = (&'static str, &'a Array<T>, Option<usize>);
 
 impl Recorder {
     pub(crate) fn new(id: u64, isa: Isa, precision: Precision, executor: Executor) -> Result<Recorder> {
@@ -52,9 +52,9 @@ impl Recorder {
             precision,
             executor,
             reader: InputReader::default(),
-            panel: Cells::zeroed(0, id)?,
-            partials: Cells::zeroed(0, id)?,
-            best: Cells::zeroed(0, id)?,
+            panel: Array::zeroed(0, id)?,
+            partials: Array::zeroed(0, id)?,
+            best: Array::zeroed(0, id)?,
             ops: Vec::new(),
             step: None,
             writes_indices: false,
@@ -133,23 +133,23 @@ impl Recorder {
     }
 
     /// A handle to an operand of `op` with at least as many elements as it needs.
-    pub(crate) fn operand<T: Plain>(&self, op: &str, (name, cells, need): Need<'_, T>) -> Result<Cells<T>> {
+    pub(crate) fn operand<T: Element>(&self, op: &str, (name, array, need): Need<'_, T>) -> Result<Array<T>> {
         let Some(need) = need else {
             return Err(device_error(op, format!("the size of `{name}` exceeds the address space")));
         };
-        if cells.owner() != self.id {
+        if array.owner() != self.id {
             return Err(device_error(op, format!("`{name}` belongs to another backend")));
         }
-        if cells.len() < need {
-            return Err(device_error(op, format!("`{name}` has {} elements, {need} are needed", cells.len())));
+        if array.len() < need {
+            return Err(device_error(op, format!("`{name}` has {} elements, {need} are needed", array.len())));
         }
-        Ok(cells.clone())
+        Ok(array.clone())
     }
 
     /// Check that `kv` serves `layer` and `heads`.
     pub(crate) fn store(&self, op: &str, kv: &Store, layer: usize, heads: &HeadLayout) -> Result<Store> {
         let spec = &kv.spec;
-        self.operand(op, ("kv", &kv.cells, Some(0)))?;
+        self.operand(op, ("kv", &kv.array, Some(0)))?;
         // A store has heads, and heads have channels.
         if layer >= spec.num_layers()
             || heads.num_key_value_heads != spec.num_key_value_heads
@@ -163,7 +163,7 @@ impl Recorder {
     }
 
     /// The slots of `rows` tokens, checked.
-    pub(crate) fn slots(&mut self, op: &str, slots: &Cells<u32>, kv: &Store, rows: usize) -> Result<Cells<u32>> {
+    pub(crate) fn slots(&mut self, op: &str, slots: &Array<u32>, kv: &Store, rows: usize) -> Result<Array<u32>> {
         let slots = self.operand(op, ("slot_mapping", slots, Some(rows)))?;
         self.settle_indices()?;
         // SAFETY: nothing runs, no recorded operation writes indices, and all else that does takes `&mut self`.
@@ -175,7 +175,7 @@ impl Recorder {
     pub(crate) fn product(
         &mut self,
         op: &str,
-        x: &Cells<f32>,
+        x: &Array<f32>,
         w: &std::sync::Arc<Matrix>,
         rows: usize,
         together: usize,
@@ -188,20 +188,20 @@ impl Recorder {
         }
         let bf16 = self.precision == Precision::Fast && self.isa.has_bf16_dot() && layout.encoding == Encoding::Bf16;
         let cols = layout.padded_cols();
-        let cells = grow(&mut self.panel, Panel::words(rows, cols, bf16))?;
-        let panel = Panel { cells, tiles: Tiles::new(rows, self.isa.tile_tokens()), cols, bf16 };
+        let array = grow(&mut self.panel, Panel::words(rows, cols, bf16))?;
+        let panel = Panel { array, tiles: Tiles::new(rows, self.isa.tile_tokens()), cols, bf16 };
         let split = Split::new(w, &panel, together, self.executor.threads());
         let pack = Pack { x, cols: layout.cols, panel: panel.clone() };
         self.record_both(Op::Pack(pack), Op::Linear(Linear { w: w.clone(), panel, epilogue, split }))
     }
 }
 
-/// Make `cells` hold `len` elements.
-pub(crate) fn grow<T: Plain>(cells: &mut Cells<T>, len: usize) -> Result<Cells<T>> {
-    if cells.len() < len {
-        *cells = Cells::zeroed(len, cells.owner())?;
+/// Make `array` hold `len` elements.
+pub(crate) fn grow<T: Element>(array: &mut Array<T>, len: usize) -> Result<Array<T>> {
+    if array.len() < len {
+        *array = Array::zeroed(len, array.owner())?;
     }
-    Ok(cells.clone())
+    Ok(array.clone())
 }
 
 /// Values of all query heads of a token, and of a row of the q|k|v buffer, unless they exceed the address space.

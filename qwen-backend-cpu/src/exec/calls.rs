@@ -113,3 +113,39 @@ impl Calls {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn calls_are_made_once_each_with_and_without_helpers() {
+        for helpers in [0, 1, 3] {
+            let made: Vec<AtomicUsize> = (0..50).map(|_| AtomicUsize::new(0)).collect();
+            let call = |i: usize| drop(made[i].fetch_add(1, Ordering::Relaxed));
+            assert!(for_each(made.len(), &call, helpers, |job| drop(std::thread::spawn(job))));
+            assert!(made.iter().all(|made| made.load(Ordering::Relaxed) == 1), "{helpers} helpers");
+        }
+    }
+
+    #[test]
+    fn calls_are_over_for_a_job_that_starts_late() {
+        let late = Mutex::new(Vec::new());
+        {
+            let borrowed = AtomicUsize::new(0);
+            let call = |_: usize| drop(borrowed.fetch_add(1, Ordering::Relaxed));
+            assert!(for_each(20, &call, 2, |job| lock(&late).push(job)));
+            assert_eq!(borrowed.into_inner(), 20);
+        }
+        let late = late.into_inner().unwrap();
+        assert_eq!(late.len(), 2);
+        late.into_iter().for_each(|job| job());
+    }
+
+    #[test]
+    fn calls_that_panic_are_reported_and_end_the_others() {
+        let call = |i: usize| assert!(i != 3, "on purpose");
+        assert!(!for_each(10, &call, 0, |_| {}));
+        assert!(!for_each(10, &call, 2, |job| drop(std::thread::spawn(job))));
+    }
+}

@@ -1,7 +1,7 @@
 //! Sums element by element.
 
 use super::scratch::Scratch;
-use crate::memory::Cells;
+use crate::memory::Array;
 use crate::simd::{Kernel, Simd};
 
 /// Values of a piece.
@@ -10,8 +10,8 @@ const RUN: usize = 8192;
 /// `x += y`; a piece is a run of values.
 #[derive(Debug)]
 pub(crate) struct Add {
-    pub(crate) x: Cells<f32>,
-    pub(crate) y: Cells<f32>,
+    pub(crate) x: Array<f32>,
+    pub(crate) y: Array<f32>,
     pub(crate) len: usize,
 }
 

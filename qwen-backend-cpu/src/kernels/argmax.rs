@@ -3,7 +3,7 @@
 use qwen_core::backend::NON_FINITE;
 
 use super::scratch::Scratch;
-use crate::memory::Cells;
+use crate::memory::Array;
 use crate::simd::{Kernel, LANES, Simd};
 
 /// Values of a piece.
@@ -12,9 +12,9 @@ const RUN: usize = 8192;
 /// The best of each run of each row; a piece is a run.
 #[derive(Debug)]
 pub(crate) struct ArgmaxRuns {
-    pub(crate) x: Cells<f32>,
+    pub(crate) x: Array<f32>,
     /// `[row][run][2]`: the bits of the largest value and its index.
-    pub(crate) best: Cells<u32>,
+    pub(crate) best: Array<u32>,
     pub(crate) width: usize,
     pub(crate) valid: usize,
     pub(crate) rows: usize,
@@ -68,8 +68,8 @@ impl Kernel for ArgmaxRuns {
 /// The best of the runs of a row; a piece is a row.
 #[derive(Debug)]
 pub(crate) struct ArgmaxRows {
-    pub(crate) best: Cells<u32>,
-    pub(crate) out: Cells<u32>,
+    pub(crate) best: Array<u32>,
+    pub(crate) out: Array<u32>,
     pub(crate) runs: usize,
     pub(crate) rows: usize,
 }

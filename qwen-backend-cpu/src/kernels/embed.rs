@@ -4,15 +4,15 @@ use std::sync::Arc;
 
 use super::scratch::Scratch;
 use crate::matrix::Matrix;
-use crate::memory::Cells;
+use crate::memory::Array;
 use crate::simd::{Kernel, Simd};
 
 /// `out[t] = table[ids[t]]`, zeros for an id outside; a piece is a token.
 #[derive(Debug)]
 pub(crate) struct Embed {
-    pub(crate) ids: Cells<u32>,
+    pub(crate) ids: Array<u32>,
     pub(crate) table: Arc<Matrix>,
-    pub(crate) out: Cells<f32>,
+    pub(crate) out: Array<f32>,
     pub(crate) rows: usize,
 }
 

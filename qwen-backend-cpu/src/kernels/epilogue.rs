@@ -11,18 +11,18 @@ use super::store_kv;
 use super::tile::MOST_TOKENS;
 use crate::kv::Store;
 use crate::matrix::{Group, Layout, UNIT};
-use crate::memory::Cells;
+use crate::memory::Array;
 use crate::simd::{LANES, Simd};
 
 /// The last step of a product.
 #[derive(Debug)]
 pub(crate) enum Epilogue {
     /// `out = sums + bias`
-    Write { bias: Option<Cells<f32>>, out: Cells<f32> },
+    Write { bias: Option<Array<f32>>, out: Array<f32> },
     /// `residual += sums`
-    Add { residual: Cells<f32> },
+    Add { residual: Array<f32> },
     /// `out = silu(gate) * up` of a matrix whose units have both.
-    SiluMul { out: Cells<f32> },
+    SiluMul { out: Array<f32> },
     /// Bias, rotation, and to the K/V store what belongs there.
     Heads(Heads),
 }
@@ -30,11 +30,11 @@ pub(crate) enum Epilogue {
 /// The last step of the q|k|v projections; pieces are whole heads.
 #[derive(Debug)]
 pub(crate) struct Heads {
-    pub(crate) bias: Cells<f32>,
-    pub(crate) cos_sin: Cells<f32>,
-    pub(crate) slots: Cells<u32>,
+    pub(crate) bias: Array<f32>,
+    pub(crate) cos_sin: Array<f32>,
+    pub(crate) slots: Array<u32>,
     pub(crate) heads: HeadLayout,
-    pub(crate) qkv: Cells<f32>,
+    pub(crate) qkv: Array<f32>,
     pub(crate) kv: Store,
     pub(crate) layer: usize,
 }

@@ -1,15 +1,15 @@
 //! Rows picked out of a matrix of activations.
 
 use super::scratch::Scratch;
-use crate::memory::Cells;
+use crate::memory::Array;
 use crate::simd::{Kernel, Simd};
 
 /// `out[i] = x[indices[i]]`, zeros for an index outside; a piece is a row.
 #[derive(Debug)]
 pub(crate) struct GatherRows {
-    pub(crate) x: Cells<f32>,
-    pub(crate) indices: Cells<u32>,
-    pub(crate) out: Cells<f32>,
+    pub(crate) x: Array<f32>,
+    pub(crate) indices: Array<u32>,
+    pub(crate) out: Array<f32>,
     pub(crate) width: usize,
     pub(crate) rows: usize,
 }

@@ -100,7 +100,7 @@ impl Linear {
                 let at = tiles.start(tile);
                 let n = tiles.start(tile + 1) - at;
                 // SAFETY: the tile lies within the panel.
-                let x = unsafe { self.panel.cells.ptr().add(self.panel.tile(tile)) }.cast();
+                let x = unsafe { self.panel.array.ptr().add(self.panel.tile(tile)) }.cast();
                 let mut unit = 0;
                 while unit < units {
                     let block = Block {

@@ -8,7 +8,7 @@
 //!
 //! Columns are padded with zeros to an even number. The tokens of a step are cut into tiles of nearly equal size.
 
-use crate::memory::Cells;
+use crate::memory::Array;
 use crate::simd::{Kernel, Simd};
 
 /// Columns that are packed for all tokens of a tile before the next.
@@ -38,7 +38,7 @@ impl Tiles {
 /// Activations packed for a matrix product.
 #[derive(Debug, Clone)]
 pub(crate) struct Panel {
-    pub(crate) cells: Cells<u32>,
+    pub(crate) array: Array<u32>,
     pub(crate) tiles: Tiles,
     /// Columns with padding.
     pub(crate) cols: usize,
@@ -62,7 +62,7 @@ impl Panel {
 /// Pack rows of `x` into a panel.
 #[derive(Debug)]
 pub(crate) struct Pack {
-    pub(crate) x: Cells<f32>,
+    pub(crate) x: Array<f32>,
     /// Columns of `x`.
     pub(crate) cols: usize,
     pub(crate) panel: Panel,
@@ -100,7 +100,7 @@ impl Kernel for Pack {
         let len = self.run().min(panel.cols - first);
         let words = Panel::words(tokens, len, panel.bf16);
         // SAFETY: pieces are disjoint parts of the panel; operations that write `x` are over.
-        let out = unsafe { panel.cells.slice_mut(panel.tile(tile) + Panel::words(tokens, first, panel.bf16), words) };
+        let out = unsafe { panel.array.slice_mut(panel.tile(tile) + Panel::words(tokens, first, panel.bf16), words) };
         let real = len.min(self.cols.saturating_sub(first));
         // Columns in short runs, so that the lines being filled stay in the cache while the tokens take turns.
         for from in (0..len).step_by(RUN) {

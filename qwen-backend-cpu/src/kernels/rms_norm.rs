@@ -8,16 +8,16 @@
 
 use super::math::{load_first, store_first};
 use super::scratch::Scratch;
-use crate::memory::Cells;
+use crate::memory::Array;
 use crate::simd::{Kernel, LANES, Simd};
 
 /// Norm of rows; a piece is a row.
 #[derive(Debug)]
 pub(crate) struct RmsNorm {
-    pub(crate) x: Cells<f32>,
-    pub(crate) weight: Cells<f32>,
+    pub(crate) x: Array<f32>,
+    pub(crate) weight: Array<f32>,
     pub(crate) eps: f32,
-    pub(crate) out: Cells<f32>,
+    pub(crate) out: Array<f32>,
     pub(crate) width: usize,
     pub(crate) rows: usize,
 }

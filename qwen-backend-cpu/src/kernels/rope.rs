@@ -9,14 +9,14 @@ use qwen_core::backend::HeadLayout;
 
 use super::math::{load_first, store_first};
 use super::scratch::Scratch;
-use crate::memory::Cells;
+use crate::memory::Array;
 use crate::simd::{Kernel, LANES, Simd};
 
 /// Rotate the query and key heads of a token; a piece is a token.
 #[derive(Debug)]
 pub(crate) struct Rope {
-    pub(crate) qkv: Cells<f32>,
-    pub(crate) cos_sin: Cells<f32>,
+    pub(crate) qkv: Array<f32>,
+    pub(crate) cos_sin: Array<f32>,
     pub(crate) heads: HeadLayout,
     pub(crate) rows: usize,
 }

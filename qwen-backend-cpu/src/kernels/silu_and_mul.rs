@@ -2,7 +2,7 @@
 
 use super::math::{load_first, silu_mul, store_first};
 use super::scratch::Scratch;
-use crate::memory::Cells;
+use crate::memory::Array;
 use crate::simd::{Kernel, LANES, Simd};
 
 /// Values of a piece.
@@ -11,8 +11,8 @@ const RUN: usize = 8192;
 /// `out = silu(gate) * up`, each row of the input being `[gate | up]`; a piece is a run within a row.
 #[derive(Debug)]
 pub(crate) struct SiluAndMul {
-    pub(crate) gate_up: Cells<f32>,
-    pub(crate) out: Cells<f32>,
+    pub(crate) gate_up: Array<f32>,
+    pub(crate) out: Array<f32>,
     pub(crate) width: usize,
     pub(crate) rows: usize,
 }

@@ -9,14 +9,14 @@ use qwen_core::backend::HeadLayout;
 use super::math::load_first;
 use super::scratch::Scratch;
 use crate::kv::Store;
-use crate::memory::Cells;
+use crate::memory::Array;
 use crate::simd::{Kernel, LANES, Simd};
 
 /// Store the key and value heads of a token; a piece is a token.
 #[derive(Debug)]
 pub(crate) struct StoreKv {
-    pub(crate) qkv: Cells<f32>,
-    pub(crate) slots: Cells<u32>,
+    pub(crate) qkv: Array<f32>,
+    pub(crate) slots: Array<u32>,
     pub(crate) kv: Store,
     pub(crate) layer: usize,
     pub(crate) heads: HeadLayout,

@@ -11,7 +11,7 @@ use super::math::exp;
 use super::panel::{Pack, Panel, Tiles, to_bf16};
 use super::{Op, Scratch};
 use crate::matrix::Matrix;
-use crate::memory::Cells;
+use crate::memory::Array;
 use crate::simd::{self, Isa, Kernel, LANES, Simd};
 
 /// Numbers that differ in each run of the tests; the seed is printed where one fails.
@@ -67,12 +67,12 @@ fn pack(encoding: Encoding, rows: usize, cols: usize, data: &[u8]) -> Arc<Matrix
 fn product(isa: Isa, w: &Arc<Matrix>, x: &[f32], tokens: usize, bf16: bool) -> Vec<f32> {
     let layout = w.layout;
     let cols = layout.padded_cols();
-    let cells = Cells::zeroed(x.len(), 0).unwrap();
+    let array = Array::zeroed(x.len(), 0).unwrap();
     // SAFETY: nobody else has the memory.
-    unsafe { cells.slice_mut(0, x.len()) }.copy_from_slice(x);
-    let out = Cells::zeroed(tokens * layout.rows, 0).unwrap();
+    unsafe { array.slice_mut(0, x.len()) }.copy_from_slice(x);
+    let out = Array::zeroed(tokens * layout.rows, 0).unwrap();
     let panel = Panel {
-        cells: Cells::zeroed(Panel::words(tokens, cols, bf16), 0).unwrap(),
+        array: Array::zeroed(Panel::words(tokens, cols, bf16), 0).unwrap(),
         tiles: Tiles::new(tokens, isa.tile_tokens()),
         cols,
         bf16,
@@ -80,7 +80,7 @@ fn product(isa: Isa, w: &Arc<Matrix>, x: &[f32], tokens: usize, bf16: bool) -> V
     let split = Split::new(w, &panel, 1, 2);
     let epilogue = Epilogue::Write { bias: None, out: out.clone() };
     let ops = [
-        Op::Pack(Pack { x: cells, cols: layout.cols, panel: panel.clone() }),
+        Op::Pack(Pack { x: array, cols: layout.cols, panel: panel.clone() }),
         Op::Linear(Linear { w: w.clone(), panel, epilogue, split }),
     ];
     let mut scratch = Scratch::new();

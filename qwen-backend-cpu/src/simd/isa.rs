@@ -9,7 +9,7 @@ use qwen_core::Error;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Isa {
-    /// Plain Rust.
+    /// Element Rust.
     Scalar,
     /// x86-64 with AVX2, FMA and F16C: Haswell, Zen and later.
     Avx2,

@@ -6,7 +6,7 @@ use half::f16;
 
 use super::{LANES, Simd};
 
-/// Plain Rust; every CPU has it.
+/// Element Rust; every CPU has it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Scalar;
 

@@ -8,7 +8,7 @@ use super::geometry::partial_len;
 use super::schedule::Schedule;
 use crate::kernels::math::{exp, store_first};
 use crate::kernels::scratch::Scratch;
-use crate::memory::Cells;
+use crate::memory::Array;
 use crate::simd::{Kernel, LANES, Simd};
 
 /// Join the spans of tokens that were reduced apart; a piece is a token and a K/V head.
@@ -16,8 +16,8 @@ use crate::simd::{Kernel, LANES, Simd};
 pub(crate) struct Merge {
     pub(crate) schedule: Arc<Schedule>,
     pub(crate) heads: HeadLayout,
-    pub(crate) partials: Cells<f32>,
-    pub(crate) out: Cells<f32>,
+    pub(crate) partials: Array<f32>,
+    pub(crate) out: Array<f32>,
 }
 
 impl Merge {

@@ -32,7 +32,7 @@ use super::panel::Tiles;
 use super::scratch::{SUMS, Scratch};
 use super::tile::{self, Weights, accumulate, by_tokens};
 use crate::kv::{Store, padded_dim};
-use crate::memory::Cells;
+use crate::memory::Array;
 use crate::simd::{Kernel, LANES, Simd};
 
 use geometry::{SPAN, partial_len};
@@ -45,15 +45,15 @@ const AHEAD: usize = 1024;
 /// Attention of one layer; a piece is a task of the schedule.
 #[derive(Debug)]
 pub(crate) struct Attention {
-    pub(crate) qkv: Cells<f32>,
+    pub(crate) qkv: Array<f32>,
     pub(crate) kv: Store,
     pub(crate) layer: usize,
     pub(crate) heads: HeadLayout,
-    pub(crate) block_tables: Cells<u32>,
+    pub(crate) block_tables: Array<u32>,
     pub(crate) schedule: Arc<Schedule>,
     /// Results of spans that wait for [`merge::Merge`].
-    pub(crate) partials: Cells<f32>,
-    pub(crate) out: Cells<f32>,
+    pub(crate) partials: Array<f32>,
+    pub(crate) out: Array<f32>,
 }
 
 impl Attention {
