@@ -55,6 +55,8 @@ pub use qwen_tokenizer::{ChatInput, ChatTemplate, Content, FunctionCall, Message
 
 /// The layers below: for backends and programs that work by token ids.
 pub use qwen_core as core;
+/// The layer of texts: its errors, which [`Error::Text`] holds, and what programs rarely need of it.
+pub use qwen_tokenizer as tokenizer;
 
 // The programs in the documents are compiled with the tests.
 #[cfg(doctest)]
