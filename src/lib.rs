@@ -68,6 +68,8 @@ pub use qwen_tokenizer::{ChatInput, ChatTemplate, Content, FunctionCall, Message
 
 /// The layers below the facade: for backends, and for programs that work by token ids.
 pub use qwen_core as core;
+/// The layer of texts: its errors, which [`Error::Text`] holds, and what programs rarely need of it.
+pub use qwen_tokenizer as tokenizer;
 
 // Clones of one engine are used from many threads, and its streams move between them.
 const _: () = {

@@ -3,6 +3,7 @@
 //! Each takes whatever bytes there are, feeds them to a parser, and checks what the parser promises of the values that it
 //! accepts. A broken promise panics. libFuzzer calls them through `fuzz_targets/`, on stable [`mutate`] does.
 
+pub mod folder;
 pub mod mutate;
 pub mod targets;
 

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use qwen_core::checkpoint::{Header, Index};
 use qwen_core::{Config, GenerationConfig, Rope};
-use qwen_tokenizer::{ChatInput, ChatTemplate, Message};
+use qwen_tokenizer::{ChatInput, ChatTemplate, Message, Tokenizer};
 
 /// What is fuzzed: it takes any bytes and panics where a promise is broken.
 pub type Target = fn(&[u8]);
@@ -16,6 +16,9 @@ pub const ALL: &[(&str, Target)] = &[
     ("generation_config", generation_config),
     ("index", index),
     ("template", template),
+    ("tokenizer", tokenizer),
+    ("tokenizer_config", tokenizer_config),
+    ("folder", crate::folder::folder),
 ];
 
 /// A safetensors file, as it is and with the length put right: a change within the JSON would hardly ever get past it.
@@ -94,4 +97,41 @@ pub fn template(source: &[u8]) {
     let Ok(template) = ChatTemplate::new(source) else { return };
     let messages = [Message::system("Be brief."), Message::user("Hello <|im_end|>"), Message::assistant("Hi.")];
     let _ = template.render(&ChatInput::new(&messages));
+}
+
+/// A small tokenizer's files.
+pub(crate) const TOKENIZER_JSON: &[u8] = include_bytes!("../../qwen-tokenizer/tests/data/tokenizer.json");
+pub(crate) const TOKENIZER_CONFIG_JSON: &[u8] = include_bytes!("../../qwen-tokenizer/tests/data/tokenizer_config.json");
+
+const TEXT: &str = "It's  a test: 123 n\u{e9}e\u{301} \u{5929}\u{1f600}\t\n <|im_end|><tool_call>";
+
+/// A `tokenizer.json`: an accepted one encodes, and pieces are the whole.
+pub fn tokenizer(json: &[u8]) {
+    let Ok(tokenizer) = Tokenizer::from_bytes(json, Some(TOKENIZER_CONFIG_JSON)) else { return };
+    for parse_special in [false, true] {
+        let Ok(ids) = tokenizer.encode(TEXT, parse_special) else { continue };
+        assert!(ids.iter().all(|&id| (id as usize) < tokenizer.num_ids()), "{ids:?}");
+        assert_eq!(tokenizer.encode_within(TEXT, parse_special, ids.len()).as_ref(), Ok(&ids));
+        assert!(ids.is_empty() || tokenizer.encode_within(TEXT, parse_special, ids.len() - 1).is_err());
+        let mut stream = tokenizer.decode_stream(false);
+        let mut text: String = ids.iter().filter_map(|&id| stream.push(id)).collect();
+        text.extend(stream.finish());
+        assert_eq!(text, tokenizer.decode(&ids, false));
+    }
+    chat(&tokenizer);
+}
+
+/// A `tokenizer_config.json`: an accepted one renders chats or says why not.
+pub fn tokenizer_config(json: &[u8]) {
+    if let Ok(tokenizer) = Tokenizer::from_bytes(TOKENIZER_JSON, Some(json)) {
+        chat(&tokenizer);
+    }
+}
+
+fn chat(tokenizer: &Tokenizer) {
+    let messages = [Message::system("Be brief."), Message::user(TEXT), Message::assistant("Hi.")];
+    let input = ChatInput::new(&messages);
+    let Ok(chat) = tokenizer.encode_chat(&input) else { return };
+    assert_eq!(tokenizer.render_chat(&input).as_ref(), Ok(&chat.text));
+    assert_eq!(tokenizer.encode_chat_within(&input, chat.ids.len()).as_ref(), Ok(&chat));
 }

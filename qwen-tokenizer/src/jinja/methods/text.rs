@@ -1,16 +1,12 @@
-//! Methods of texts, lists and mappings, as Python has them.
+//! Methods of texts.
 
-use std::rc::Rc;
+use super::super::arguments::CallArguments;
+use super::super::ast::Text;
+use super::super::limits::{Budget, Result, Writer, fail, problem};
+use super::super::python::is_space;
+use super::super::value::Value;
 
-use super::arguments::CallArguments;
-use super::ast::Text;
-use super::format;
-use super::limits::{Budget, Result, Writer, fail, problem};
-use super::ops::equal;
-use super::python::is_space;
-use super::value::{Dict, Items, Value};
-
-const OF_TEXTS: [&str; 40] = [
+pub(super) const NAMES: [&str; 40] = [
     "capitalize",
     "casefold",
     "center",
@@ -52,90 +48,14 @@ const OF_TEXTS: [&str; 40] = [
     "upper",
     "zfill",
 ];
-const OF_LISTS: [&str; 3] = ["copy", "count", "index"];
-const OF_MAPPINGS: [&str; 5] = ["copy", "get", "items", "keys", "values"];
-/// Methods that change a mapping. The sandbox of transformers has them undefined.
-const CHANGING: [&str; 6] = ["clear", "fromkeys", "pop", "popitem", "setdefault", "update"];
-
-/// Whether `value` has a method of this name; `None` if the name is one that the sandbox takes away.
-pub(super) fn has(value: &Value, name: &str) -> Option<bool> {
-    match value {
-        Value::Str(_) => Some(OF_TEXTS.contains(&name)),
-        Value::List(_) | Value::Tuple(_) => Some(OF_LISTS.contains(&name)),
-        Value::Dict(_) if CHANGING.contains(&name) => None,
-        Value::Dict(_) => Some(OF_MAPPINGS.contains(&name)),
-        _ => Some(false),
-    }
-}
-
-/// Calls a method that [`has`] has found.
-pub(super) fn call(value: &Value, name: &str, mut arguments: CallArguments, budget: &Budget) -> Result<Value> {
-    let result = match value {
-        Value::Str(text) => {
-            budget.scan(text.len())?;
-            if name == "format" {
-                return format::braces(text, &arguments, budget);
-            }
-            of_text(value, text, name, &mut arguments, budget)?
-        }
-        Value::List(items) | Value::Tuple(items) => of_list(value, items, name, &mut arguments, budget)?,
-        Value::Dict(dict) => of_mapping(value, dict, name, &mut arguments, budget)?,
-        value => return fail(format!("{} has no method `{name}`", value.kind())),
-    };
-    arguments.finish(name)?;
-    Ok(result)
-}
-
-fn of_mapping(
+/// Calls a method of a text; `value` is the text as a value.
+pub(in crate::jinja) fn call(
     value: &Value,
-    dict: &Rc<Dict>,
+    text: &Text,
     name: &str,
     arguments: &mut CallArguments,
     budget: &Budget,
 ) -> Result<Value> {
-    match name {
-        "get" => {
-            let key = arguments.need("key")?;
-            let otherwise = arguments.take("default").unwrap_or(Value::None);
-            Ok(dict.get(&key, budget)?.cloned().unwrap_or(otherwise))
-        }
-        "items" => entries(dict, budget),
-        "keys" => Value::list(dict.entries().map(|(key, _)| key.clone()).collect(), budget),
-        "values" => Value::list(dict.entries().map(|(_, value)| value.clone()).collect(), budget),
-        _ => Ok(value.clone()),
-    }
-}
-
-/// The entries of a mapping as a list of pairs.
-pub(super) fn entries(dict: &Dict, budget: &Budget) -> Result<Value> {
-    let pair = |(key, value): (&Value, &Value)| Value::tuple(vec![key.clone(), value.clone()], budget);
-    Value::list(dict.entries().map(pair).collect::<Result<_>>()?, budget)
-}
-
-fn of_list(
-    value: &Value,
-    items: &Rc<Items>,
-    name: &str,
-    arguments: &mut CallArguments,
-    budget: &Budget,
-) -> Result<Value> {
-    if name == "copy" {
-        return Ok(value.clone());
-    }
-    let wanted = arguments.need("value")?;
-    let mut count = 0;
-    for (at, item) in items.iter().enumerate() {
-        if equal(item, &wanted, budget)? {
-            if name == "index" {
-                return Ok(Value::Int(at as i128));
-            }
-            count += 1;
-        }
-    }
-    if name == "index" { fail("the value is not in the list") } else { Ok(Value::Int(count)) }
-}
-
-fn of_text(value: &Value, text: &Text, name: &str, arguments: &mut CallArguments, budget: &Budget) -> Result<Value> {
     let part = |part: &str| if part.len() == text.len() { Ok(value.clone()) } else { Value::copied(part, budget) };
     Ok(match name {
         "strip" => part(strip(text, arguments.text("chars")?.as_deref(), true, true))?,
@@ -278,15 +198,15 @@ fn changed(text: &str, budget: &Budget, change: impl Fn(&str) -> String) -> Resu
     Ok(Value::made(change(text)))
 }
 
-pub(super) fn upper(text: &str, budget: &Budget) -> Result<Value> {
+pub(in crate::jinja) fn upper(text: &str, budget: &Budget) -> Result<Value> {
     changed(text, budget, |text| text.to_uppercase())
 }
 
-pub(super) fn lower(text: &str, budget: &Budget) -> Result<Value> {
+pub(in crate::jinja) fn lower(text: &str, budget: &Budget) -> Result<Value> {
     changed(text, budget, |text| text.to_lowercase())
 }
 
-pub(super) fn capitalized(text: &str, budget: &Budget) -> Result<Value> {
+pub(in crate::jinja) fn capitalized(text: &str, budget: &Budget) -> Result<Value> {
     changed(text, budget, capitalize)
 }
 
@@ -314,7 +234,7 @@ fn title(text: &str) -> String {
 }
 
 /// A text without white space, or without the characters of `chars`, at its ends.
-pub(super) fn strip<'a>(text: &'a str, chars: Option<&str>, start: bool, end: bool) -> &'a str {
+pub(in crate::jinja) fn strip<'a>(text: &'a str, chars: Option<&str>, start: bool, end: bool) -> &'a str {
     let is = |c: char| chars.map_or_else(|| is_space(c), |chars| chars.contains(c));
     let text = if start { text.trim_start_matches(is) } else { text };
     if end { text.trim_end_matches(is) } else { text }
@@ -415,7 +335,13 @@ fn partition(
 }
 
 /// `text` with `new` in the place of `old`, at most `count` times.
-pub(super) fn replace(text: &str, old: &str, new: &str, count: Option<usize>, budget: &Budget) -> Result<Value> {
+pub(in crate::jinja) fn replace(
+    text: &str,
+    old: &str,
+    new: &str,
+    count: Option<usize>,
+    budget: &Budget,
+) -> Result<Value> {
     let mut out = Writer::new(budget);
     let mut done = 0;
     for (at, found) in text.match_indices(old).take(count.unwrap_or(usize::MAX)) {
@@ -428,7 +354,7 @@ pub(super) fn replace(text: &str, old: &str, new: &str, count: Option<usize>, bu
 }
 
 /// `text` with spaces on its sides.
-pub(super) fn pad(text: &str, width: usize, fill: &str, side: &str, budget: &Budget) -> Result<Value> {
+pub(in crate::jinja) fn pad(text: &str, width: usize, fill: &str, side: &str, budget: &Budget) -> Result<Value> {
     let missing = width.saturating_sub(text.chars().count());
     let left = match side {
         "ljust" => 0,
@@ -459,12 +385,12 @@ fn range(text: &str, arguments: &mut CallArguments) -> Result<(usize, usize)> {
 }
 
 /// Whether Python breaks a line at this character.
-pub(super) fn ends_line(c: char) -> bool {
+pub(in crate::jinja) fn ends_line(c: char) -> bool {
     matches!(c, '\n' | '\r' | '\u{b}' | '\u{c}' | '\u{1c}'..='\u{1e}' | '\u{85}' | '\u{2028}' | '\u{2029}')
 }
 
 /// The lines of a text, broken where Python breaks them.
-pub(super) fn lines(text: &str, keep_ends: bool) -> impl Iterator<Item = &str> {
+pub(in crate::jinja) fn lines(text: &str, keep_ends: bool) -> impl Iterator<Item = &str> {
     let mut rest = text;
     std::iter::from_fn(move || {
         if rest.is_empty() {
