@@ -85,11 +85,20 @@ impl Plan {
             let kv_spec = KvSpec { num_blocks: limits.num_blocks, ..kv_spec.clone() };
             let scratch = !footprint.fuses_gate_up();
             let activations = activation_bytes(&limits, &spec.shape(), scratch);
-            let (kv, workspace) = (footprint.kv_bytes(&kv_spec), footprint.workspace_bytes(&limits, &spec.shape()));
+            // A device is only asked about sizes that any device could have, so that its own arithmetic does not overflow.
+            let asked = limits
+                .check()
+                .map(|()| (footprint.kv_bytes(&kv_spec), footprint.workspace_bytes(&limits, &spec.shape())));
+            let (kv, workspace, refused) = match asked {
+                Ok((kv, workspace)) => {
+                    (kv.as_ref().ok().copied(), workspace.as_ref().ok().copied(), kv.and(workspace).err())
+                }
+                Err(error) => (None, None, Some(error)),
+            };
             Variable {
-                kv: *kv.as_ref().unwrap_or(&kv_spec.stored_bytes()),
-                activations: activations.saturating_add(*workspace.as_ref().unwrap_or(&0)),
-                refused: limits.check().and(kv).and(workspace).err().map(|error| error.to_string()),
+                kv: kv.unwrap_or_else(|| kv_spec.stored_bytes()),
+                activations: activations.saturating_add(workspace.unwrap_or(0)),
+                refused: refused.map(|error| error.to_string()),
             }
         };
         let total =
