@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use qwen_core::engine::{Canceller, FinishReason};
+use qwen_core::float_env::FloatEnv;
 use qwen_tokenizer::{ChatInput, Message, Tool};
 
 use crate::engine::Engine;
@@ -43,7 +44,7 @@ struct History {
 }
 
 impl Chat {
-    pub(crate) fn new(engine: Engine) -> Self {
+    fn new(engine: Engine) -> Self {
         Chat {
             engine,
             history: Arc::default(),
@@ -111,14 +112,15 @@ impl Chat {
     /// An answer to the messages so far. It joins them when it is complete, cancelled or dropped.
     ///
     /// # Errors
-    /// What the template says of the messages, and a prompt beyond the context with both lengths.
+    /// What the template says of the messages, and a prompt beyond the context, which costs little however long it is.
     pub fn reply(&mut self) -> Result<Reply> {
+        let _float_env = FloatEnv::enter();
         let messages = self.messages();
         let input = ChatInput::new(&messages)
             .tools(&self.tools)
             .add_generation_prompt(true)
             .trust_contents(self.trust_contents);
-        let encoded = self.engine.tokenizer()?.encode_chat(&input)?;
+        let encoded = self.engine.tokenizer()?.encode_chat_within(&input, self.engine.prompt_room())?;
         let stream = self.engine.stream_text(encoded.ids, &self.options)?;
         self.with(|history| {
             if std::mem::replace(&mut history.replying, true) {
@@ -208,3 +210,10 @@ impl Drop for Reply {
         self.close();
     }
 }
+
+// Conversations and answers move between threads.
+const _: () = {
+    const fn moved<T: Send + 'static>() {}
+    moved::<Chat>();
+    moved::<Reply>();
+};

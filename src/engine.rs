@@ -31,7 +31,7 @@ pub struct Engine {
 
 #[derive(Debug)]
 struct Inner {
-    worker: Worker,
+    worker: Arc<Worker>,
     parts: EngineParts,
 }
 
@@ -57,16 +57,21 @@ impl Engine {
     /// Start the thread that computes with `runner`; `max_waiting` requests may wait for it.
     pub(crate) fn start(runner: Box<dyn Runner>, parts: EngineParts, max_waiting: Option<usize>) -> Result<Self> {
         let worker = Worker::start(runner, Intake::new(max_waiting.unwrap_or(Intake::MAX_WAITING)))?;
-        Ok(Engine { inner: Arc::new(Inner { worker, parts }) })
+        Ok(Engine { inner: Arc::new(Inner { worker: Arc::new(worker), parts }) })
+    }
+
+    pub(crate) fn worker(&self) -> &Arc<Worker> {
+        &self.inner.worker
+    }
+
+    /// The most tokens of a prompt, which leave room for one more.
+    pub(crate) fn prompt_room(&self) -> usize {
+        self.context().saturating_sub(1)
     }
 
     /// What the engine has computed, and what of it was discarded because requests were cancelled: at most a tenth.
     pub fn work(&self) -> Work {
         self.inner.worker.intake().work()
-    }
-
-    pub(crate) fn worker(&self) -> &Worker {
-        &self.inner.worker
     }
 
     /// The tokenizer of the checkpoint.

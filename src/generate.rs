@@ -1,16 +1,18 @@
 //! How to generate, and the streams that answers arrive in.
 
+use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
 use qwen_core::GenerationConfig;
 use qwen_core::engine::{Canceller, Event, FinishReason, GenerateParams, Goal, Request};
+use qwen_core::float_env::FloatEnv;
 use qwen_core::sampling::SamplingParams;
 use qwen_tokenizer::DecodeStream;
 
 use crate::engine::Engine;
 use crate::error::{Error, Result};
-use crate::worker::Stamped;
+use crate::worker::{Stamped, Worker};
 
 impl Engine {
     /// Continue `prompt`, without a chat template. Control tokens in it take effect, as in transformers.
@@ -18,7 +20,7 @@ impl Engine {
     /// # Errors
     /// Without a tokenizer; for an empty prompt; for one beyond the context, with both lengths.
     pub fn generate(&self, prompt: &str, options: &GenerateOptions) -> Result<TextStream> {
-        self.stream_text(self.tokenizer()?.encode(prompt, true)?, options)
+        self.stream_text(self.tokenizer()?.encode_within(prompt, true, self.prompt_room())?, options)
     }
 
     /// Continue a prompt of token ids.
@@ -28,12 +30,13 @@ impl Engine {
     /// beyond the context; and [`qwen_core::Error::QueueFull`] when too many requests wait
     /// ([`crate::EngineOptions::max_waiting`]).
     pub fn generate_ids(&self, prompt: impl Into<Vec<u32>>, options: &GenerateOptions) -> Result<TokenStream> {
+        let _float_env = FloatEnv::enter();
         let started = Instant::now();
         let prompt = prompt.into();
         let prompt_tokens = prompt.len();
         let request = options.request(prompt, self.generation_config(), self.stop_token_ids())?;
         let (events, canceller) = self.worker().submit(request)?;
-        Ok(TokenStream::new(self.clone(), events, canceller, prompt_tokens, started))
+        Ok(TokenStream::new(self.worker().clone(), events, canceller, prompt_tokens, started))
     }
 
     pub(crate) fn stream_text(&self, ids: Vec<u32>, options: &GenerateOptions) -> Result<TextStream> {
@@ -200,7 +203,7 @@ impl Stats {
 #[derive(Debug)]
 pub struct TokenStream {
     // Keeps the engine's thread alive until the answer is complete.
-    engine: Engine,
+    worker: Arc<Worker>,
     events: Receiver<Stamped>,
     canceller: Canceller,
     started: Instant,
@@ -211,14 +214,14 @@ pub struct TokenStream {
 
 impl TokenStream {
     pub(crate) fn new(
-        engine: Engine,
+        worker: Arc<Worker>,
         events: Receiver<Stamped>,
         canceller: Canceller,
         prompt_tokens: usize,
         started: Instant,
     ) -> Self {
         let stats = Stats { prompt_tokens, ..Stats::default() };
-        TokenStream { engine, events, canceller, started, stats, finish_reason: None, done: false }
+        TokenStream { worker, events, canceller, started, stats, finish_reason: None, done: false }
     }
 
     /// A handle that stops the answer from any thread, also while the prompt is being computed.
@@ -242,7 +245,7 @@ impl Iterator for TokenStream {
 
     fn next(&mut self) -> Option<Result<u32>> {
         while !self.done {
-            if let Err(error) = self.engine.worker().check_alive() {
+            if let Err(error) = self.worker.check_alive() {
                 self.done = true;
                 return Some(Err(error));
             }
@@ -275,7 +278,7 @@ impl Iterator for TokenStream {
 
 impl Drop for TokenStream {
     fn drop(&mut self) {
-        if !self.done && self.engine.worker().is_here() {
+        if !self.done && self.worker.is_here() {
             self.canceller.cancel();
         }
     }

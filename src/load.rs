@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use qwen_core::checkpoint::Checkpoint;
+use qwen_core::float_env::FloatEnv;
 use qwen_core::plan::Plan;
 use qwen_core::{Backend, Config};
 use qwen_tokenizer::Tokenizer;
@@ -100,6 +101,7 @@ fn load_engine(
     options: &EngineOptions,
     candidates: impl FnOnce(&Planner<'_>) -> Candidates,
 ) -> Result<Engine> {
+    let _float_env = FloatEnv::enter();
     distributed::check_leads(&options.ranks)?;
     let checkpoint = Checkpoint::open(path)?;
     let config = config_of(&checkpoint, options)?;
@@ -109,7 +111,7 @@ fn load_engine(
         false => Err(MissingTokenizer(folder.to_owned())),
     };
     let chosen_by = tokenizer.as_ref().ok().filter(|_| !options.allow_padding_tokens);
-    let num_token_ids = chosen_by.map_or(config.vocab_size, Tokenizer::len);
+    let num_token_ids = chosen_by.map_or(config.vocab_size, Tokenizer::num_ids);
     let planner = Planner::new(options, &checkpoint, &config, num_token_ids)?;
     let candidates = candidates(&planner);
     let LoadedModel { loaded, plan, device, device_name, selection_reason } =
@@ -135,6 +137,7 @@ fn load_worker(
     options: &EngineOptions,
     candidates: impl FnOnce(&Planner<'_>) -> Candidates,
 ) -> Result<()> {
+    let _float_env = FloatEnv::enter();
     distributed::check_is_worker(&options.ranks)?;
     let checkpoint = Checkpoint::open(path)?;
     let config = config_of(&checkpoint, options)?;

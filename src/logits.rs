@@ -1,12 +1,13 @@
 //! The logits of a whole prompt, row by row.
 
+use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 
 use qwen_core::engine::{Canceller, Event, Goal, Request, RowWindow};
 
 use crate::engine::Engine;
 use crate::error::{Error, Result};
-use crate::worker::Stamped;
+use crate::worker::{Stamped, Worker};
 
 impl Engine {
     /// The logits after each token of `ids`, row by row, while other requests run. Takes the memory of a few rows,
@@ -24,7 +25,7 @@ impl Engine {
     /// # Errors
     /// As [`Engine::generate_ids`].
     pub fn logits_rows(&self, ids: impl Into<Vec<u32>>) -> Result<LogitsRows> {
-        LogitsRows::new(self.clone(), ids.into())
+        LogitsRows::new(self.worker().clone(), ids.into())
     }
 
     /// The logits after each token of `ids` at once: `[ids.len(), vocab_size]`. For short prompts: a row of Qwen2.5 has
@@ -34,19 +35,8 @@ impl Engine {
     /// As [`Engine::logits_rows`], and [`qwen_core::Error::DoesNotFit`] with the figures when the rows together are
     /// larger than the memory that is free.
     pub fn logits(&self, ids: &[u32]) -> Result<Vec<f32>> {
-        let len = ids.len().saturating_mul(self.config().vocab_size);
-        let needed = (len as u64).saturating_mul(4);
-        let rows = self.logits_rows(ids)?;
         let free = qwen_core::memory::available_memory().map_or(u64::MAX, |memory| memory.available);
-        let mut logits: Vec<f32> = Vec::new();
-        if needed > free || logits.try_reserve_exact(len).is_err() {
-            let advice = format!(": {} rows at once; read them one by one with logits_rows", ids.len());
-            return Err(qwen_core::Error::DoesNotFit { needed, available: free, advice }.into());
-        }
-        for row in rows {
-            logits.extend_from_slice(&row?);
-        }
-        Ok(logits)
+        self.logits_rows(ids)?.together(self.config().vocab_size, free)
     }
 }
 
@@ -56,7 +46,8 @@ impl Engine {
 /// iterator cancels the rest.
 #[derive(Debug)]
 pub struct LogitsRows {
-    engine: Engine,
+    // Keeps the engine's thread alive.
+    worker: Arc<Worker>,
     events: Receiver<Stamped>,
     canceller: Canceller,
     window: RowWindow,
@@ -64,14 +55,31 @@ pub struct LogitsRows {
 }
 
 impl LogitsRows {
-    pub(crate) fn new(engine: Engine, prompt: Vec<u32>) -> Result<Self> {
-        let worker = engine.worker();
+    pub(crate) fn new(worker: Arc<Worker>, prompt: Vec<u32>) -> Result<Self> {
         // One step's rows to be read while the next step computes.
         let window = worker.intake().window(worker.limits().max_num_logits.saturating_mul(2));
         let left = prompt.len();
         let request = Request { prompt, goal: Goal::Score(window.clone()) };
         let (events, canceller) = worker.submit(request)?;
-        Ok(LogitsRows { engine, events, canceller, window, left })
+        Ok(LogitsRows { worker, events, canceller, window, left })
+    }
+
+    /// All rows at once, of `width` values each, if they are no larger than the `free` bytes.
+    ///
+    /// # Errors
+    /// [`qwen_core::Error::DoesNotFit`] with the figures, and what ends the rows early.
+    pub(crate) fn together(self, width: usize, free: u64) -> Result<Vec<f32>> {
+        let len = self.left.saturating_mul(width);
+        let needed = (len as u64).saturating_mul(4);
+        let mut logits: Vec<f32> = Vec::new();
+        if needed > free || logits.try_reserve_exact(len).is_err() {
+            let advice = format!(": {} rows of logits at once; read them one by one with logits_rows", self.left);
+            return Err(qwen_core::Error::DoesNotFit { needed, available: free, advice }.into());
+        }
+        for row in self {
+            logits.extend_from_slice(&row?);
+        }
+        Ok(logits)
     }
 
     /// A handle that stops the computation from any thread. The iterator then gives [`qwen_core::Error::Cancelled`].
@@ -88,7 +96,7 @@ impl Iterator for LogitsRows {
             if self.left == 0 {
                 return None;
             }
-            if let Err(error) = self.engine.worker().check_alive() {
+            if let Err(error) = self.worker.check_alive() {
                 break error;
             }
             match self.events.recv() {
@@ -114,8 +122,27 @@ impl Iterator for LogitsRows {
 
 impl Drop for LogitsRows {
     fn drop(&mut self) {
-        if self.left > 0 && self.engine.worker().is_here() {
+        if self.left > 0 && self.worker.is_here() {
             self.canceller.cancel();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::worker::tests::worker;
+
+    #[test]
+    fn rows_that_do_not_fit_together_are_refused_with_the_figure() {
+        let worker = Arc::new(worker());
+        let rows = |len: usize| LogitsRows::new(worker.clone(), vec![1; len]).unwrap();
+        assert_eq!(rows(64).together(1000, 256_000).unwrap(), vec![0.5; 64_000]);
+        let error = rows(64).together(1000, 255_999).unwrap_err().to_string();
+        let expected = "needs 256000 bytes of memory, 255999 are available: 64 rows of logits at once; read them one";
+        assert!(error.starts_with(expected), "{error}");
+        // Whatever overflows is too large.
+        assert!(rows(64).together(usize::MAX, u64::MAX - 1).is_err());
+        assert_eq!(rows(64).map(Result::unwrap).filter(|row| row.len() == 1000).count(), 64);
     }
 }

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use qwen_core::batch::Limits;
 use qwen_core::checkpoint::Checkpoint;
+use qwen_core::float_env::FloatEnv;
 use qwen_core::model::spec::ModelSpec;
 use qwen_core::plan::{Plan, PlanInput, limits_for};
 use qwen_core::{Config, Error};
@@ -40,6 +41,7 @@ const MAX_NUM_LOGITS: usize = 16;
 /// # Errors
 /// What is wrong with the checkpoint or the options. A model that does not fit is not an error: see [`Plan::fits`].
 pub fn plan(path: impl AsRef<Path>, options: &EngineOptions) -> Result<Plan> {
+    let _float_env = FloatEnv::enter();
     let checkpoint = Checkpoint::open(path)?;
     let config = config_of(&checkpoint, options)?;
     let planner = Planner::new(options, &checkpoint, &config, config.vocab_size)?;

@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use qwen_core::batch::Limits;
 use qwen_core::engine::{Canceller, EngineCore, Event, Intake, Request, SeqId, Ticket};
+use qwen_core::float_env::FloatEnv;
 use qwen_core::runner::Runner;
 
 use crate::error::{Error, Result};
@@ -112,6 +113,7 @@ impl Drop for Worker {
 
 /// Run requests until the worker's handle is dropped. Without work the thread sleeps.
 fn run(mut core: EngineCore, intake: &Intake, submissions: &Receiver<Submission>) {
+    let _float_env = FloatEnv::enter();
     let mut streams: HashMap<SeqId, (Sender<Stamped>, Canceller)> = HashMap::new();
     loop {
         // Before looking for work: whatever arrives meanwhile ends the wait below.
@@ -145,5 +147,86 @@ fn run(mut core: EngineCore, intake: &Intake, submissions: &Receiver<Submission>
         if !progress {
             intake.wait(seen);
         }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use qwen_core::backend::Interrupt;
+    use qwen_core::batch::{Batch, StepOutput};
+    use qwen_core::engine::{GenerateParams, Goal};
+    use qwen_core::kv::CopyBlock;
+
+    use super::*;
+
+    /// Gives the token after the last one.
+    struct Counting(Limits);
+
+    impl Runner for Counting {
+        fn limits(&self) -> &Limits {
+            &self.0
+        }
+
+        fn execute(&mut self, batch: &Batch, output: &mut StepOutput, _: &Interrupt) -> qwen_core::Result<()> {
+            output.clear();
+            output.argmax.extend(batch.logits_indices.iter().map(|row| Some(batch.input_ids[*row as usize] + 1)));
+            output.logits.resize(batch.num_logits_read * self.0.vocab_size, 0.5);
+            Ok(())
+        }
+
+        fn copy_blocks(&mut self, _: &[CopyBlock]) -> qwen_core::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// A worker without a model.
+    pub(crate) fn worker() -> Worker {
+        let limits = Limits {
+            max_model_len: 64,
+            max_num_batched_tokens: 8,
+            max_num_seqs: 4,
+            max_num_logits: 4,
+            block_size: 4,
+            num_blocks: 64,
+            vocab_size: 1000,
+            num_token_ids: 1000,
+        };
+        Worker::start(Box::new(Counting(limits)), Intake::default()).unwrap()
+    }
+
+    fn request() -> Request {
+        let params = GenerateParams { max_new_tokens: Some(3), ..GenerateParams::default() };
+        Request { prompt: vec![1, 2], goal: Goal::Generate(params) }
+    }
+
+    #[test]
+    fn a_forked_process_is_told_so_and_waits_for_nothing() {
+        let mut worker = worker();
+        let (events, _) = worker.submit(request()).unwrap();
+        assert!(events.iter().any(|(event, _)| matches!(event, Event::Finished(_))));
+        // As the child of a fork sees it.
+        worker.process = worker.process.wrapping_add(1);
+        let error = worker.submit(request()).unwrap_err().to_string();
+        assert!(error.contains("before this process was forked"), "{error}");
+        drop(worker);
+    }
+
+    #[test]
+    fn requests_of_many_threads_are_all_answered() {
+        let worker = worker();
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for round in 0..200 {
+                        let (events, canceller) = worker.submit(request()).unwrap();
+                        if round % 3 == 0 {
+                            canceller.cancel();
+                        }
+                        let last = events.iter().last().unwrap().0;
+                        assert!(matches!(last, Event::Finished(_)), "{last:?}");
+                    }
+                });
+            }
+        });
     }
 }

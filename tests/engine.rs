@@ -184,7 +184,7 @@ fn damage_ends_its_own_sequence() {
         0 => sampled(seed).temperature(0.7).top_k(3),
         _ => sampled(seed).temperature(0.0),
     };
-    let engine = options().batch(8).context(512).prompt_chunk(16).load(&folder.0).unwrap();
+    let engine = options().batch(8).context(512).max_num_batched_tokens(16).load(&folder.0).unwrap();
     let lens = [5, 40, 90, 17];
     let lone = |n: usize| ids(&engine, &without_bad(lens[n], n as u32), &choose(n as u64));
     let alone: Vec<Vec<u32>> = (0..4).map(lone).collect();

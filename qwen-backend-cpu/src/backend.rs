@@ -1,55 +1,36 @@
-//! [`CpuBackend`]: checks the sizes of each operation and records it; `exec.rs` runs what was recorded.
-//!
-//! Within [`Backend::step`] operations gather in a list that runs when the step's body is over, or earlier when
-//! something has to be read. Outside, each runs at once. The list, the packed activations and the plan of the attention
-//! keep their memory from step to step.
+//! [`CpuBackend`]: each operation's operands are checked and the operation is recorded; `recorder.rs` keeps and runs it.
 
-mod record;
-
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use qwen_core::backend::{
-    Add, Argmax, DeviceInfo, Embed, GateUpSilu, GatherRows, Interrupt, KvSpec, Linear, LinearAdd, PagedAttention,
-    QkvRopeStore, RmsNorm, Rope, SiluAndMul, StepKey, StoreKv, WeightView, composed,
+    Add, Argmax, DeviceInfo, Embed, GateUpSilu, GatherRows, Interrupt, KvSpec, Linear, LinearAdd, ModelShape,
+    PagedAttention, QkvRopeStore, RmsNorm, Rope, SiluAndMul, StepKey, StoreKv, WeightView, composed,
 };
-use qwen_core::{Backend, Error, Footprint, Precision, Result, memory};
+use qwen_core::batch::Limits;
+use qwen_core::{Backend, Error, Footprint, Result, memory};
 
+use crate::error::device_error;
 use crate::exec::Executor;
 use crate::footprint::CpuFootprint;
 use crate::kernels::argmax::{ArgmaxRows, ArgmaxRuns};
-use crate::kernels::attention::{self, Attention, Merge};
+use crate::kernels::attention::merge::Merge;
+use crate::kernels::attention::schedule::Shape;
+use crate::kernels::attention::{Attention, geometry};
 use crate::kernels::epilogue::{Epilogue, Heads};
-use crate::kernels::plan::Plan;
-use crate::kernels::{Op, rms_norm, rope, rows, store_kv};
+use crate::kernels::{Op, add, embed, gather_rows, rms_norm, rope, silu_and_mul, store_kv};
 use crate::kv::{self, Store};
 use crate::matrix::{Matrix, Order, UNIT};
 use crate::memory::Cells;
 use crate::options::CpuOptions;
+use crate::recorder::{Recorder, grow, head_sizes};
 use crate::simd::Isa;
-
-use record::{PlanKey, misfit};
 
 /// Qwen2.5 on the CPU.
 #[derive(Debug)]
 pub struct CpuBackend {
-    /// Tells the arrays of this backend from those of others.
-    id: u64,
-    isa: Isa,
-    precision: Precision,
-    executor: Executor,
-    ops: Vec<Op>,
-    /// The interrupt of the step being recorded.
-    step: Option<Interrupt>,
-    panel: Cells<u32>,
-    records: Cells<f32>,
-    best: Cells<u32>,
-    /// A bit for each slot that a step writes; all clear in between.
-    taken: Vec<u64>,
-    plan: Arc<Plan>,
-    plan_of: Option<PlanKey>,
-    /// Counts writes to indices, which may change what a plan was made from.
-    writes: u64,
+    recorder: Recorder,
 }
 
 /// Activations of a [`CpuBackend`].
@@ -79,31 +60,18 @@ impl CpuBackend {
         let isa = options.resolve_isa()?;
         let threads = options.resolve_threads()?;
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
-        Ok(CpuBackend {
-            id,
-            isa,
-            precision: options.precision,
-            executor: Executor::new(threads, options.pool)?,
-            ops: Vec::new(),
-            step: None,
-            panel: Cells::zeroed(0, id)?,
-            records: Cells::zeroed(0, id)?,
-            best: Cells::zeroed(0, id)?,
-            taken: Vec::new(),
-            plan: Arc::default(),
-            plan_of: None,
-            writes: 0,
-        })
+        let executor = Executor::new(threads, options.pool)?;
+        Ok(CpuBackend { recorder: Recorder::new(id, isa, options.precision, executor)? })
     }
 
     /// The instruction set in use.
     pub fn isa(&self) -> Isa {
-        self.isa
+        self.recorder.isa
     }
 
     /// Threads that compute, the calling one among them.
     pub fn threads(&self) -> usize {
-        self.executor.threads()
+        self.recorder.executor.threads()
     }
 }
 
@@ -114,11 +82,11 @@ impl Backend for CpuBackend {
     type Kv = CpuKv;
 
     fn info(&self) -> DeviceInfo {
-        let threads = self.executor.threads();
+        let threads = self.recorder.executor.threads();
         let s = if threads == 1 { "" } else { "s" };
         DeviceInfo {
-            name: format!("cpu ({}, {threads} thread{s})", self.isa),
-            precision: self.precision,
+            name: format!("cpu ({}, {threads} thread{s})", self.isa()),
+            precision: self.recorder.precision,
             memory_available: memory::available_memory().map(|memory| memory.available),
         }
     }
@@ -127,61 +95,66 @@ impl Backend for CpuBackend {
         Box::new(CpuFootprint)
     }
 
+    fn prepare(&mut self, limits: &Limits, shape: &ModelShape) -> Result<()> {
+        self.recorder.reserve(limits, shape)
+    }
+
     fn alloc(&mut self, len: usize) -> Result<CpuBuffer> {
-        Ok(CpuBuffer(Cells::zeroed(len, self.id)?))
+        Ok(CpuBuffer(Cells::zeroed(len, self.recorder.id)?))
     }
 
     fn alloc_indices(&mut self, len: usize) -> Result<CpuIndices> {
-        Ok(CpuIndices(Cells::zeroed(len, self.id)?))
+        Ok(CpuIndices(Cells::zeroed(len, self.recorder.id)?))
     }
 
     fn load(&mut self, view: &WeightView<'_>) -> Result<CpuWeight> {
-        Ok(CpuWeight(Arc::new(Matrix::pack(view, |count, f| self.executor.for_each(count, f))?)))
+        let matrix = Matrix::pack(view, |count, f| self.recorder.executor.for_each(count, f))?;
+        Ok(CpuWeight(Arc::new(matrix)))
     }
 
     fn kv(&mut self, spec: &KvSpec) -> Result<CpuKv> {
-        Ok(CpuKv(Store::new(spec, self.id)?))
+        Ok(CpuKv(Store::new(spec, self.recorder.id)?))
     }
 
     fn write(&mut self, dst: &mut CpuBuffer, src: &[f32]) -> Result<()> {
-        self.flush()?;
-        let dst = self.cells("write", "dst", &dst.0, Some(src.len()))?;
+        self.recorder.flush()?;
+        let dst = self.recorder.operand("write", ("dst", &dst.0, Some(src.len())))?;
         // SAFETY: nothing runs, and `&mut self` is the only way to the contents.
         unsafe { dst.slice_mut(0, src.len()) }.copy_from_slice(src);
         Ok(())
     }
 
     fn write_indices(&mut self, dst: &mut CpuIndices, src: &[u32]) -> Result<()> {
-        self.flush()?;
-        self.writes += 1;
-        let dst = self.cells("write_indices", "dst", &dst.0, Some(src.len()))?;
+        self.recorder.flush()?;
+        self.recorder.reader.note_write();
+        let dst = self.recorder.operand("write_indices", ("dst", &dst.0, Some(src.len())))?;
         // SAFETY: as in `write`.
         unsafe { dst.slice_mut(0, src.len()) }.copy_from_slice(src);
         Ok(())
     }
 
     fn read(&mut self, src: &CpuBuffer, dst: &mut [f32]) -> Result<()> {
-        self.flush()?;
-        let src = self.cells("read", "src", &src.0, Some(dst.len()))?;
+        self.recorder.flush()?;
+        let src = self.recorder.operand("read", ("src", &src.0, Some(dst.len())))?;
         // SAFETY: as in `write`.
         dst.copy_from_slice(unsafe { src.slice(0, dst.len()) });
         Ok(())
     }
 
     fn read_indices(&mut self, src: &CpuIndices, dst: &mut [u32]) -> Result<()> {
-        self.flush()?;
-        let src = self.cells("read_indices", "src", &src.0, Some(dst.len()))?;
+        self.recorder.flush()?;
+        let src = self.recorder.operand("read_indices", ("src", &src.0, Some(dst.len())))?;
         // SAFETY: as in `write`.
         dst.copy_from_slice(unsafe { src.slice(0, dst.len()) });
         Ok(())
     }
 
     fn copy_blocks(&mut self, kv: &mut CpuKv, pairs: &[(u32, u32)]) -> Result<()> {
-        self.flush()?;
-        self.cells("copy_blocks", "kv", &kv.0.cells, Some(0))?;
+        self.recorder.flush()?;
+        self.recorder.operand("copy_blocks", ("kv", &kv.0.cells, Some(0)))?;
         let blocks = kv.0.spec.num_blocks;
         if let Some(pair) = pairs.iter().find(|pair| pair.0.max(pair.1) as usize >= blocks) {
-            return Err(misfit("copy_blocks", format!("{pair:?} of {blocks} blocks")));
+            return Err(device_error("copy_blocks", format!("{pair:?} of {blocks} blocks")));
         }
         // SAFETY: as in `write`.
         unsafe { kv.0.copy_blocks(pairs) };
@@ -189,139 +162,155 @@ impl Backend for CpuBackend {
     }
 
     fn synchronize(&mut self) -> Result<()> {
-        self.flush()
+        self.recorder.flush()
     }
 
     fn embed(&mut self, op: Embed<'_, Self>) -> Result<()> {
         let Embed { ids, table, out, rows } = op;
-        let ids = self.cells("embed", "ids", &ids.0, Some(rows))?;
-        let out = self.cells("embed", "out", &out.0, rows.checked_mul(table.0.layout.cols))?;
-        self.ops.push(Op::Embed(rows::Embed { ids, table: table.0.clone(), out, rows }));
-        self.recorded()
+        let ids = self.recorder.operand("embed", ("ids", &ids.0, Some(rows)))?;
+        let out = self.recorder.operand("embed", ("out", &out.0, rows.checked_mul(table.0.layout.cols)))?;
+        self.recorder.record(Op::Embed(embed::Embed { ids, table: table.0.clone(), out, rows }))
     }
 
     fn linear(&mut self, op: Linear<'_, Self>) -> Result<()> {
         let Linear { x, w, bias, out, rows } = op;
-        let width = w.0.layout.rows;
-        let bias = bias.map(|bias| self.cells("linear", "bias", &bias.0, Some(width))).transpose()?;
-        let out = self.cells("linear", "out", &out.0, rows.checked_mul(width))?;
-        self.product("linear", x, w, rows, 1, Epilogue::Write { bias, out })
+        let (op, width) = ("linear", w.0.layout.rows);
+        let bias = bias.map(|bias| self.recorder.operand(op, ("bias", &bias.0, Some(width)))).transpose()?;
+        let out = self.recorder.operand(op, ("out", &out.0, rows.checked_mul(width)))?;
+        self.recorder.product(op, &x.0, &w.0, rows, 1, Epilogue::Write { bias, out })
     }
 
     fn rms_norm(&mut self, op: RmsNorm<'_, Self>) -> Result<()> {
         let RmsNorm { x, weight, eps, out, hidden_size, rows } = op;
         let (op, len) = ("rms_norm", rows.checked_mul(hidden_size));
-        let x = self.cells(op, "x", &x.0, len)?;
-        let weight = self.cells(op, "weight", &weight.0, Some(hidden_size))?;
-        let out = self.cells(op, "out", &out.0, len)?;
-        self.ops.push(Op::RmsNorm(rms_norm::RmsNorm { x, add: None, weight, eps, out, width: hidden_size, rows }));
-        self.recorded()
+        let x = self.recorder.operand(op, ("x", &x.0, len))?;
+        let weight = self.recorder.operand(op, ("weight", &weight.0, Some(hidden_size)))?;
+        let out = self.recorder.operand(op, ("out", &out.0, len))?;
+        self.recorder.record(Op::RmsNorm(rms_norm::RmsNorm { x, weight, eps, out, width: hidden_size, rows }))
     }
 
     fn rope(&mut self, op: Rope<'_, Self>) -> Result<()> {
         let Rope { qkv, cos_sin, heads, rows } = op;
-        let qkv = self.cells("rope", "qkv", &qkv.0, rows.checked_mul(heads.qkv_size()))?;
-        let cos_sin = self.cells("rope", "cos_sin", &cos_sin.0, rows.checked_mul(heads.head_dim))?;
-        self.ops.push(Op::Rope(rope::Rope { qkv, cos_sin, heads, rows }));
-        self.recorded()
+        let row = head_sizes(&heads).1;
+        let qkv = self.recorder.operand("rope", ("qkv", &qkv.0, row.and_then(|row| rows.checked_mul(row))))?;
+        let cos_sin = self.recorder.operand("rope", ("cos_sin", &cos_sin.0, rows.checked_mul(heads.head_dim)))?;
+        self.recorder.record(Op::Rope(rope::Rope { qkv, cos_sin, heads, rows }))
     }
 
     fn store_kv(&mut self, op: StoreKv<'_, Self>) -> Result<()> {
         let StoreKv { qkv, slot_mapping, kv, layer, heads, rows } = op;
-        let kv = self.store("store_kv", kv, layer, &heads)?;
-        let qkv = self.cells("store_kv", "qkv", &qkv.0, rows.checked_mul(heads.qkv_size()))?;
-        let slots = self.slots("store_kv", slot_mapping, &kv, rows)?;
-        self.ops.push(Op::StoreKv(store_kv::StoreKv { qkv, slots, kv, layer, heads, rows }));
-        self.recorded()
+        let op = "store_kv";
+        let kv = self.recorder.store(op, &kv.0, layer, &heads)?;
+        let row = head_sizes(&heads).1;
+        let qkv = self.recorder.operand(op, ("qkv", &qkv.0, row.and_then(|row| rows.checked_mul(row))))?;
+        let slots = self.recorder.slots(op, &slot_mapping.0, &kv, rows)?;
+        self.recorder.record(Op::StoreKv(store_kv::StoreKv { qkv, slots, kv, layer, heads, rows }))
     }
 
     fn paged_attention(&mut self, op: PagedAttention<'_, Self>) -> Result<()> {
         let PagedAttention { qkv, kv, layer, heads, inputs, out, key } = op;
         let op = "paged_attention";
-        let kv = self.store(op, kv, layer, &heads)?;
-        let qkv = self.cells(op, "qkv", &qkv.0, key.num_tokens.checked_mul(heads.qkv_size()))?;
-        let out = self.cells(op, "out", &out.0, key.num_tokens.checked_mul(heads.q_size()))?;
+        let kv = self.recorder.store(op, &kv.0, layer, &heads)?;
+        let (q_size, qkv_size) = head_sizes(&heads);
+        let rows = |width: Option<usize>| width.and_then(|width| key.num_tokens.checked_mul(width));
+        let qkv = self.recorder.operand(op, ("qkv", &qkv.0, rows(qkv_size)))?;
+        let out = self.recorder.operand(op, ("out", &out.0, rows(q_size)))?;
+        let (tables, seqs) = (inputs.max_blocks_per_seq, key.num_seqs);
+        let cu = self.recorder.operand(op, ("cu_seqlens_q", &inputs.cu_seqlens_q.0, seqs.checked_add(1)))?;
+        let context = self.recorder.operand(op, ("context_lens", &inputs.context_lens.0, Some(seqs)))?;
+        let block_tables =
+            self.recorder.operand(op, ("block_tables", &inputs.block_tables.0, seqs.checked_mul(tables)))?;
         let padded = kv::padded_dim(&kv.spec);
-        if !attention::fits(heads.num_attention_heads / heads.num_key_value_heads, padded) {
-            return Err(misfit(op, format!("{heads:?} are too wide for a thread's scratch")));
+        if !geometry::fits(heads.num_attention_heads / heads.num_key_value_heads, padded) {
+            return Err(device_error(op, format!("{heads:?} are too wide for a thread's scratch")));
         }
-        let plan = self.plan(inputs, heads, &kv.spec, key)?;
-        let records = Self::grow(&mut self.records, plan.records * attention::record_len(padded))?;
-        let merge = !plan.merges.is_empty();
-        let block_tables = inputs.block_tables.0.clone();
-        let (plan_, records_, out_) = (plan.clone(), records.clone(), out.clone());
-        self.ops.push(Op::Attention(Attention { qkv, kv, layer, heads, block_tables, plan, records, out }));
-        if merge {
-            self.ops.push(Op::Merge(Merge { plan: plan_, heads, records: records_, out: out_ }));
+        self.recorder.settle_indices()?;
+        // SAFETY: nothing runs, no recorded operation writes indices, and all else that does takes `&mut self`.
+        let shape = unsafe {
+            Shape {
+                cu_seqlens_q: cu.slice(0, seqs + 1),
+                context_lens: context.slice(0, seqs),
+                block_tables: block_tables.slice(0, seqs * tables),
+                max_blocks_per_seq: tables,
+                num_tokens: key.num_tokens,
+            }
+        };
+        let threads = self.recorder.executor.threads();
+        let schedule = self.recorder.reader.schedule(&shape, heads, &kv.spec, threads)?;
+        let partials = grow(&mut self.recorder.partials, schedule.partials * geometry::partial_len(padded))?;
+        let merge = Merge { schedule: schedule.clone(), heads, partials: partials.clone(), out: out.clone() };
+        let merges = !schedule.joins.is_empty();
+        let attention = Op::Attention(Attention { qkv, kv, layer, heads, block_tables, schedule, partials, out });
+        match merges {
+            true => self.recorder.record_both(attention, Op::Merge(merge)),
+            false => self.recorder.record(attention),
         }
-        self.recorded()
     }
 
     fn silu_and_mul(&mut self, op: SiluAndMul<'_, Self>) -> Result<()> {
         let SiluAndMul { gate_up, out, intermediate_size, rows } = op;
         let (op, len) = ("silu_and_mul", rows.checked_mul(intermediate_size));
-        let gate_up = self.cells(op, "gate_up", &gate_up.0, len.and_then(|len| len.checked_mul(2)))?;
-        let out = self.cells(op, "out", &out.0, len)?;
-        self.ops.push(Op::SiluAndMul(rows::SiluAndMul { gate_up, out, width: intermediate_size, rows }));
-        self.recorded()
+        let gate_up = self.recorder.operand(op, ("gate_up", &gate_up.0, len.and_then(|len| len.checked_mul(2))))?;
+        let out = self.recorder.operand(op, ("out", &out.0, len))?;
+        let width = intermediate_size;
+        self.recorder.record(Op::SiluAndMul(silu_and_mul::SiluAndMul { gate_up, out, width, rows }))
     }
 
     fn add(&mut self, op: Add<'_, Self>) -> Result<()> {
         let Add { x, y, len } = op;
-        let x = self.cells("add", "x", &x.0, Some(len))?;
-        let y = self.cells("add", "y", &y.0, Some(len))?;
-        self.ops.push(Op::Add(rows::Add { x, y, len }));
-        self.recorded()
+        let x = self.recorder.operand("add", ("x", &x.0, Some(len)))?;
+        let y = self.recorder.operand("add", ("y", &y.0, Some(len)))?;
+        self.recorder.record(Op::Add(add::Add { x, y, len }))
     }
 
     fn gather_rows(&mut self, op: GatherRows<'_, Self>) -> Result<()> {
         let GatherRows { x, indices, out, width, rows } = op;
-        let x = self.cells("gather_rows", "x", &x.0, Some(0))?;
-        let indices = self.cells("gather_rows", "indices", &indices.0, Some(rows))?;
-        let out = self.cells("gather_rows", "out", &out.0, rows.checked_mul(width))?;
-        self.ops.push(Op::GatherRows(rows::GatherRows { x, indices, out, width, rows }));
-        self.recorded()
+        let op = "gather_rows";
+        let x = self.recorder.operand(op, ("x", &x.0, Some(0)))?;
+        let indices = self.recorder.operand(op, ("indices", &indices.0, Some(rows)))?;
+        let out = self.recorder.operand(op, ("out", &out.0, rows.checked_mul(width)))?;
+        self.recorder.record(Op::GatherRows(gather_rows::GatherRows { x, indices, out, width, rows }))
     }
 
     fn argmax(&mut self, op: Argmax<'_, Self>) -> Result<()> {
         let Argmax { x, out, width, valid, rows } = op;
-        let x = self.cells("argmax", "x", &x.0, rows.checked_mul(width))?;
-        let out = self.cells("argmax", "out", &out.0, Some(rows))?;
+        let x = self.recorder.operand("argmax", ("x", &x.0, rows.checked_mul(width)))?;
+        let out = self.recorder.operand("argmax", ("out", &out.0, Some(rows)))?;
         let valid = valid.min(width);
         let runs = ArgmaxRuns::runs(valid);
-        let best = Self::grow(&mut self.best, 2 * rows * runs)?;
-        self.writes += 1;
-        self.ops.push(Op::ArgmaxRuns(ArgmaxRuns { x, best: best.clone(), width, valid, rows }));
-        self.ops.push(Op::ArgmaxRows(ArgmaxRows { best, out, runs, rows }));
-        self.recorded()
+        let best = grow(&mut self.recorder.best, 2 * rows * runs)?;
+        self.recorder.will_write_indices();
+        let in_runs = Op::ArgmaxRuns(ArgmaxRuns { x, best: best.clone(), width, valid, rows });
+        self.recorder.record_both(in_runs, Op::ArgmaxRows(ArgmaxRows { best, out, runs, rows }))
     }
 
     fn qkv_rope_store(&mut self, op: QkvRopeStore<'_, Self>) -> Result<()> {
         let layout = op.w.0.layout;
-        if !Heads::suits(&op.heads) || layout.order != Order::Stacked || layout.rows != op.heads.qkv_size() {
+        if !Heads::suits(&op.heads) || layout.order != Order::Stacked || Some(layout.rows) != head_sizes(&op.heads).1 {
             return composed::qkv_rope_store(self, op);
         }
         let QkvRopeStore { norm, x, w, bias, inputs, heads, qkv, kv, layer, rows } = op;
         let x = composed::normed(self, norm, x, rows)?;
-        let name = "qkv_rope_store";
-        let kv = self.store(name, kv, layer, &heads)?;
-        let slots = self.slots(name, &inputs.slot_mapping, &kv, rows)?;
-        let bias = self.cells(name, "bias", &bias.0, Some(layout.rows))?;
-        let cos_sin = self.cells(name, "cos_sin", &inputs.cos_sin.0, rows.checked_mul(heads.head_dim))?;
-        let qkv = self.cells(name, "qkv", &qkv.0, rows.checked_mul(layout.rows))?;
+        let op = "qkv_rope_store";
+        let kv = self.recorder.store(op, &kv.0, layer, &heads)?;
+        let bias = self.recorder.operand(op, ("bias", &bias.0, Some(layout.rows)))?;
+        let cos_sin = self.recorder.operand(op, ("cos_sin", &inputs.cos_sin.0, rows.checked_mul(heads.head_dim)))?;
+        let qkv = self.recorder.operand(op, ("qkv", &qkv.0, rows.checked_mul(layout.rows)))?;
+        let slots = self.recorder.slots(op, &inputs.slot_mapping.0, &kv, rows)?;
         let epilogue = Epilogue::Heads(Heads { bias, cos_sin, slots, heads, qkv, kv, layer });
-        self.product(name, x, w, rows, heads.head_dim / UNIT, epilogue)
+        self.recorder.product(op, &x.0, &w.0, rows, heads.head_dim / UNIT, epilogue)
     }
 
     fn gate_up_silu(&mut self, op: GateUpSilu<'_, Self>) -> Result<()> {
         let layout = op.w.0.layout;
-        if layout.order != Order::GateUp || layout.rows != 2 * op.intermediate_size {
+        if layout.order != Order::GateUp || Some(layout.rows) != op.intermediate_size.checked_mul(2) {
             return composed::gate_up_silu(self, op);
         }
         let GateUpSilu { norm, x, w, out, intermediate_size, rows, .. } = op;
         let x = composed::normed(self, norm, x, rows)?;
-        let out = self.cells("gate_up_silu", "out", &out.0, rows.checked_mul(intermediate_size))?;
-        self.product("gate_up_silu", x, w, rows, 1, Epilogue::SiluMul { out })
+        let op = "gate_up_silu";
+        let out = self.recorder.operand(op, ("out", &out.0, rows.checked_mul(intermediate_size)))?;
+        self.recorder.product(op, &x.0, &w.0, rows, 1, Epilogue::SiluMul { out })
     }
 
     fn linear_add(&mut self, op: LinearAdd<'_, Self>) -> Result<()> {
@@ -329,12 +318,12 @@ impl Backend for CpuBackend {
             return composed::linear_add(self, op);
         }
         let LinearAdd { x, w, residual, hidden_size, rows, .. } = op;
-        let width = w.0.layout.rows;
+        let (op, width) = ("linear_add", w.0.layout.rows);
         if width != hidden_size {
-            return Err(misfit("linear_add", format!("{width} rows of weights for a residual of {hidden_size}")));
+            return Err(device_error(op, format!("{width} rows of weights for a residual of {hidden_size}")));
         }
-        let residual = self.cells("linear_add", "residual", &residual.0, rows.checked_mul(width))?;
-        self.product("linear_add", x, w, rows, 1, Epilogue::Add { residual })
+        let residual = self.recorder.operand(op, ("residual", &residual.0, rows.checked_mul(width)))?;
+        self.recorder.product(op, &x.0, &w.0, rows, 1, Epilogue::Add { residual })
     }
 
     fn step(
@@ -343,16 +332,14 @@ impl Backend for CpuBackend {
         interrupt: &Interrupt,
         body: &mut dyn FnMut(&mut Self) -> Result<()>,
     ) -> Result<()> {
-        self.ops.clear();
-        self.step = Some(interrupt.clone());
-        let result = body(self);
-        let result = match result {
-            Ok(()) if interrupt.is_raised() => Err(Error::Cancelled),
-            Ok(()) => self.flush(),
-            Err(e) => Err(e),
-        };
-        self.step = None;
-        self.ops.clear();
-        result
+        self.recorder.begin(interrupt)?;
+        match catch_unwind(AssertUnwindSafe(|| body(self))) {
+            Ok(result) => self.recorder.end(result),
+            Err(panic) => {
+                // Whoever catches it finds a backend without a step.
+                let _ = self.recorder.end(Err(Error::Cancelled));
+                resume_unwind(panic)
+            }
+        }
     }
 }

@@ -1,13 +1,12 @@
 //! What a model takes on the CPU.
 
-use qwen_core::backend::ModelShape;
-use qwen_core::backend::{KvSpec, WeightShape};
+use qwen_core::backend::{KvSpec, ModelShape, WeightShape};
 use qwen_core::batch::Limits;
-use qwen_core::{Footprint, Result};
+use qwen_core::{Footprint, Result, size};
 
 use crate::kernels::Scratch;
 use crate::kernels::argmax::ArgmaxRuns;
-use crate::kernels::plan::Plan;
+use crate::kernels::attention::schedule::Schedule;
 use crate::matrix::Layout;
 use crate::{host, kv};
 
@@ -31,15 +30,13 @@ impl Footprint for CpuFootprint {
     }
 
     fn kv_bytes(&self, spec: &KvSpec) -> Result<u64> {
-        Ok(kv::bytes(spec) as u64)
+        Ok(kv::bytes(spec))
     }
 
     fn workspace_bytes(&self, limits: &Limits, shape: &ModelShape) -> Result<u64> {
-        let tokens = limits.max_num_batched_tokens;
-        let widest = shape.widest_row();
-        let panel = 4 * tokens * (widest + 1);
-        let best = 8 * tokens * ArgmaxRuns::runs(widest);
-        Ok((panel + best + 4 * Plan::MOST_RECORDED + host::physical_cores() * Scratch::BYTES) as u64)
+        let [panel, best] = workspace(limits, shape).map(|dimensions| size::bytes(4, &dimensions));
+        let fixed = 4 * Schedule::MOST_PARTIAL + host::physical_cores() * Scratch::BYTES;
+        Ok(panel.saturating_add(best).saturating_add(fixed as u64))
     }
 
     fn staging_bytes(&self, stored: u64) -> u64 {
@@ -50,4 +47,12 @@ impl Footprint for CpuFootprint {
     fn fuses_gate_up(&self) -> bool {
         true
     }
+}
+
+/// Dimensions of the workspaces that grow with a step: the packed activations of the widest product, and the best of each
+/// run of each row of logits.
+pub(crate) fn workspace(limits: &Limits, shape: &ModelShape) -> [[usize; 2]; 2] {
+    let rows = limits.max_num_batched_tokens.max(limits.max_num_logits);
+    let widest = shape.widest_input().checked_next_multiple_of(2).unwrap_or(usize::MAX);
+    [[rows, widest], [limits.max_num_logits, 2 * ArgmaxRuns::runs(limits.vocab_size)]]
 }

@@ -14,7 +14,7 @@
 use std::sync::Arc;
 
 use qwen_core::backend::KvSpec;
-use qwen_core::{Encoding, Error, Result};
+use qwen_core::{Encoding, Error, Result, size};
 
 use crate::memory::Cells;
 use crate::simd::LANES;
@@ -34,19 +34,25 @@ pub(crate) fn padded_dim(spec: &KvSpec) -> usize {
     spec.head_dim.next_multiple_of(LANES)
 }
 
-/// Bytes of a block of one K/V head: its keys and its values.
+/// Bytes of a block of one K/V head: its keys and its values. Of the spec of a store that exists.
 fn head_bytes(spec: &KvSpec, key: Encoding) -> usize {
     key.bytes(spec.block_size * spec.head_dim) + spec.value_encoding.bytes(spec.block_size * padded_dim(spec))
 }
 
-/// Bytes of a layer.
-fn layer_bytes(spec: &KvSpec, key: Encoding) -> usize {
-    spec.num_blocks * spec.num_key_value_heads * head_bytes(spec, key)
+/// Bytes of a store; `u64::MAX` where a u64 does not hold them.
+pub(crate) fn bytes(spec: &KvSpec) -> u64 {
+    spec.key_encodings.iter().fold(0u64, |bytes, key| bytes.saturating_add(layer_bytes(spec, *key)))
 }
 
-/// Bytes of a store.
-pub(crate) fn bytes(spec: &KvSpec) -> usize {
-    spec.key_encodings.iter().map(|key| layer_bytes(spec, *key)).sum()
+/// Bytes of a layer, as above.
+fn layer_bytes(spec: &KvSpec, key: Encoding) -> u64 {
+    let positions = [spec.num_blocks, spec.block_size, spec.num_key_value_heads];
+    let values = |encoding: Encoding, dim: usize| {
+        let [blocks, positions, heads] = positions;
+        size::bytes(encoding.bytes(1), &[blocks, positions, heads, dim])
+    };
+    let padded_dim = spec.head_dim.checked_next_multiple_of(LANES).unwrap_or(usize::MAX);
+    values(key, spec.head_dim).saturating_add(values(spec.value_encoding, padded_dim))
 }
 
 impl Store {
@@ -54,18 +60,30 @@ impl Store {
         if spec.block_size == 0 || !spec.block_size.is_multiple_of(LANES) {
             return Err(Error::argument("block_size", format!("{} is not a multiple of {LANES}", spec.block_size)));
         }
+        if spec.num_key_value_heads == 0 || spec.head_dim == 0 {
+            let heads = format!("{} K/V heads of {} channels", spec.num_key_value_heads, spec.head_dim);
+            return Err(Error::argument("num_key_value_heads", format!("{heads} hold nothing")));
+        }
         let encodings = spec.key_encodings.iter().chain([&spec.value_encoding]);
         if let Some(encoding) = encodings.into_iter().find(|e| !matches!(e, Encoding::F32 | Encoding::F16)) {
             let reason = "the CPU backend stores F32 or F16";
             return Err(Error::unsupported(format!("a K/V store of {encoding}"), reason));
         }
+        // Slots have numbers of 32 bits, with or without layers.
+        spec.layer_values()?;
+        let Some(bytes) = usize::try_from(bytes(spec)).ok().filter(|bytes| *bytes <= isize::MAX as usize) else {
+            let shape = format!("{} layers of {} blocks", spec.num_layers(), spec.num_blocks);
+            return Err(Error::argument("num_blocks", format!("{shape} exceed what memory can address")));
+        };
         let mut end = 0;
+        // No more than all of them, which a usize holds.
         let first = |key: &Encoding| {
-            end += layer_bytes(spec, *key);
-            end - layer_bytes(spec, *key)
+            let first = end;
+            end += layer_bytes(spec, *key) as usize;
+            first
         };
         let layers = spec.key_encodings.iter().map(first).collect();
-        Ok(Store { spec: Arc::new(spec.clone()), layers, cells: Cells::zeroed(bytes(spec) / 2, owner)? })
+        Ok(Store { spec: Arc::new(spec.clone()), layers, cells: Cells::zeroed(bytes / 2, owner)? })
     }
 
     /// The keys of K/V head `head` in block `block` of layer `layer`.

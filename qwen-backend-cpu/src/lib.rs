@@ -15,14 +15,17 @@ compile_error!("weights are kept as files have them, little-endian");
 
 mod backend;
 pub mod ceilings;
+mod error;
 mod exec;
 mod footprint;
 mod host;
+mod inputs;
 mod kernels;
 mod kv;
 mod matrix;
 mod memory;
 mod options;
+mod recorder;
 mod simd;
 
 pub use backend::{CpuBackend, CpuBuffer, CpuIndices, CpuKv, CpuWeight};

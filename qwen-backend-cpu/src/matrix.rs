@@ -141,7 +141,13 @@ pub(crate) struct Matrix {
 impl Matrix {
     /// Check `view`, take the memory and let `parallel` pack the groups: it calls its argument for each number below
     /// its first, from as many threads as it likes.
-    pub(crate) fn pack(view: &WeightView<'_>, parallel: impl FnOnce(usize, &(dyn Fn(usize) + Sync))) -> Result<Matrix> {
+    ///
+    /// # Errors
+    /// What is wrong with a part or its file; what the memory and `parallel` report.
+    pub(crate) fn pack(
+        view: &WeightView<'_>,
+        parallel: impl FnOnce(usize, &(dyn Fn(usize) + Sync)) -> Result<()>,
+    ) -> Result<Matrix> {
         view.check()?;
         let layout = Layout::of_shape(&view.shape())?;
         let memory = Memory::zeroed(layout.bytes())?;
@@ -163,7 +169,7 @@ impl Matrix {
                     let _ = failed.set(error);
                 }
             }
-        });
+        })?;
         match failed.into_inner() {
             None => Ok(Matrix { layout, memory }),
             Some(error) => Err(error),
@@ -276,6 +282,29 @@ fn interleave<const N: usize>(rows: &[&[u8]], out: &mut [u8]) {
             // An odd column of bf16.
             if let (false, Some(line)) = (rest.is_empty(), lines.next()) {
                 line[N * lane..][..rest.len()].copy_from_slice(rest);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn encodings_and_sizes_without_kernels_are_refused_by_name() {
+        let layout = |encoding, rows, cols| {
+            let parts = vec![(Encoding::Bf16, 32), (encoding, rows)];
+            Layout::of_shape(&WeightShape { role: WeightRole::Linear, parts, cols })
+        };
+        let error = layout(Encoding::Q8_0, 32, 64).unwrap_err().to_string();
+        assert!(error.contains("a matrix in Q8_0"), "{error}");
+        for extreme in [1 << 53, 1 << 60, usize::MAX - 31, usize::MAX] {
+            for (rows, cols) in [(extreme, 1 << 10), (1 << 10, extreme), (extreme, extreme)] {
+                assert!(
+                    matches!(layout(Encoding::Bf16, rows, cols), Err(Error::Unsupported { .. })),
+                    "{rows} x {cols}"
+                );
             }
         }
     }

@@ -16,6 +16,8 @@ use std::sync::Arc;
 
 use qwen_core::{Error, Result};
 
+use crate::error::device_error;
+
 const HUGE: usize = 2 << 20;
 const ALIGN: usize = 64;
 
@@ -40,12 +42,9 @@ unsafe impl Sync for Memory {}
 impl Memory {
     /// `bytes` zeroed bytes.
     pub(crate) fn zeroed(bytes: usize) -> Result<Memory> {
-        let failed = |reason: String| Error::Device {
-            device: "cpu".into(),
-            op: "alloc".into(),
-            reason: format!("{bytes} bytes: {reason}"),
-        };
-        if bytes < HUGE {
+        let failed = |reason: String| device_error("alloc", format!("{bytes} bytes: {reason}"));
+        // Miri knows no maps.
+        if bytes < HUGE || cfg!(miri) {
             let layout = Layout::from_size_align(bytes.max(ALIGN), ALIGN).map_err(|e| failed(e.to_string()))?;
             // SAFETY: the size is not zero.
             let base = NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or_else(|| failed("out of memory".into()))?;

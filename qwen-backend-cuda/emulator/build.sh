@@ -1,7 +1,7 @@
 #!/bin/sh
 # Builds the emulator with kernels into one shared library: build.sh OUT.so [sources, in place of all kernels].
-# Needs g++ alone (CXX names another). -ffp-contract=off: kernels write out where they fuse, and the card's compiler is
-# told the same, so that both give the same bits.
+# Needs only g++ (CXX names another compiler). -ffp-contract=off: kernels say where they fuse, and NVRTC gets the same
+# option, so that both give the same bits.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 out=${1:?usage: build.sh OUT.so [sources]}

@@ -1,4 +1,4 @@
-// The host twin of cp.async. A copy is made as late as the card may make it: when its thread waits for the copy's
+// The host twin of cp.async. A copy is made as late as a GPU may make it: when its thread waits for the copy's
 // group. Until then its target holds poison, so that a kernel which reads too early, or still needs what it
 // overwrites, shows.
 #pragma once
@@ -22,7 +22,7 @@ struct Copies {
     unsigned count;
     // Groups closed so far.
     unsigned groups;
-    // The block that these belong to: what an earlier one never waited for is gone with it.
+    // The block that these belong to: copies that an earlier block never waited for are dropped.
     uint64_t block;
 };
 

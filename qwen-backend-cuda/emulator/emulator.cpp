@@ -2,7 +2,7 @@
 //
 // A warp's lanes run one after the other until each waits: for its warp (`exchange`), for its block (`barrier`), or for
 // nothing more. Then the warp goes on, if all its lanes wait at the same line, until the block's barrier; then the next
-// warp. What a card leaves undefined ends the launch with an error: barriers that not all threads come to, warp
+// warp. Undefined behaviour of a GPU ends the launch with an error: barriers that not all threads reach, warp
 // operations with lanes missing, memory that is not there. The order of threads is forwards or backwards: a barrier too
 // few gives wrong numbers in one of them at least, because shared memory is poisoned before each block.
 //
@@ -26,7 +26,7 @@ namespace {
 
 const unsigned MAX_THREADS = 1024;
 const size_t STACK_BYTES = 64 * 1024;
-// What an H200 gives a block at most.
+// The most that an H200 gives a block.
 const size_t DYNAMIC_SHARED = 227 * 1024;
 // Bytes after the dynamic shared memory that have to stay as they are.
 const size_t GUARD_BYTES = 256;
@@ -38,7 +38,7 @@ struct Thread {
     State state;
     Site site;
     // Which of the warp's two sets of slots its next exchange uses. Two, so that a lane which has gone on does not
-    // write over what another has yet to read.
+    // overwrite values that another lane has yet to read.
     unsigned turn;
 };
 
@@ -148,7 +148,7 @@ void run_warp(unsigned warp, bool reverse) {
     }
 }
 
-// Once all warps wait: let them pass the barrier, or say what is wrong. False when the block is done.
+// After all warps wait: let them pass the barrier, or fail. False when the block is done.
 bool pass_barrier(unsigned count) {
     const Thread* waiting = nullptr;
     for (unsigned i = 0; i < count && !waiting; i++) {
@@ -244,7 +244,7 @@ const Kernel* find(const char* name) {
     return k;
 }
 
-// What makes a launch impossible, or nothing.
+// Why a launch is impossible; null if it is not.
 std::string refused(const char* name, const unsigned grid[3], const unsigned block[3], size_t shared_bytes) {
     if (!kernel) {
         return std::string("no kernel is named ") + name;
@@ -411,8 +411,8 @@ EXPORTED int emulated_waits(char* waits, unsigned long len) {
     return int(all.size() + 1);
 }
 
-// Pass over the wait FILE:LINE in launches from now on; null or empty: over none. For tests that show that each wait is
-// needed and that its absence is found.
+// Skip the wait FILE:LINE in launches from now on; with null or an empty text, none. For tests that show that each wait
+// is needed and that its absence is detected.
 EXPORTED void emulate_without(const char* wait) {
     passed_over = wait ? wait : "";
 }

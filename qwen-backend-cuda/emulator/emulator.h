@@ -1,7 +1,7 @@
-// What a kernel compiled for the CPU sees of the emulator: where it is, barriers, warps and shared memory.
+// The emulator as a kernel compiled for the CPU sees it: indices, barriers, warps and shared memory.
 //
-// kernels/kernel.cuh includes this in place of what NVRTC has built in. Kernels do not call it by name; the twins of
-// the card's instructions do.
+// kernels/kernel.cuh includes this in place of NVRTC's builtins. Kernels do not call it directly; the twins of the
+// GPU's instructions do.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -10,7 +10,7 @@
 struct Index3 {
     unsigned x, y, z;
 };
-// Of the thread that runs; each is set anew when a fibre is handed over to.
+// Those of the running thread, set whenever a fibre is switched to.
 extern Index3 threadIdx, blockIdx, blockDim, gridDim;
 
 namespace emulator {
@@ -21,7 +21,7 @@ const unsigned GIVEN_BYTES = 64;
 // Bytes of static shared memory that a block may have.
 const unsigned STATIC_SHARED = 48 * 1024;
 
-// A line of a kernel where threads wait for each other. `line` 0 is none.
+// A line of a kernel where threads wait for each other; with `line` 0, no line.
 struct Site {
     const char* file;
     int line;
@@ -39,7 +39,7 @@ struct Kernel {
     Kernel(const char* name, unsigned params_size, unsigned threads, void (*body)(const void*));
 };
 
-// What the lanes of a warp gave in one exchange.
+// The values that the lanes of a warp gave in one exchange.
 struct Given {
     alignas(16) unsigned char bytes[LANES][GIVEN_BYTES];
 
@@ -54,18 +54,18 @@ struct Given {
 // Wait for all threads of the block.
 void barrier(Site site);
 
-// Give `bytes` to the warp and wait until all its lanes have done so here. What they gave stays readable until this
+// Give `bytes` to the warp and wait until all its lanes have done so here. The values stay readable until this
 // lane's next exchange.
 const Given& exchange(const void* given, unsigned bytes, Site site);
 
-// Note that threads wait at `site`, and whether it is the one that a test wants to be without. `barrier` asks; whoever
-// waits by other means asks first. An exchange of values cannot be passed over.
+// Record that threads wait at `site`. True if a test skips this wait. `barrier` calls it, other waits call it first. An
+// exchange of values cannot be skipped.
 bool without(Site site);
 
 // End the launch with an error that names the kernel, the block and the thread.
 [[noreturn]] void fail(const char* format, ...) __attribute__((format(printf, 1, 2)));
 
-// Counts the blocks that have begun, in all launches: what belongs to an older block is stale.
+// Counts the blocks that have begun, in all launches: data of an older block is stale.
 extern uint64_t blocks_begun;
 
 // Count `bytes` of static shared memory as this block's.
@@ -74,12 +74,12 @@ void count_shared(size_t bytes);
 // The launch's dynamic shared memory.
 unsigned char* dynamic_shared();
 
-// Fill with what is a NaN in each format, and no index.
+// Fill with a value that is a NaN in each format and out of range as an index.
 inline void poison(void* memory, size_t bytes) {
     memset(memory, 0xff, bytes);
 }
 
-// An array of static shared memory, poisoned when the first thread of a block comes to it.
+// An array of static shared memory, poisoned when the first thread of a block reaches it.
 template <class T, size_t N>
 struct Shared {
     alignas(128) T values[N];

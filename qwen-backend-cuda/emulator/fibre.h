@@ -1,4 +1,4 @@
-// Fibres: several flows of control on one thread, each with a stack of its own, that hand over to each other by name.
+// Fibres: several flows of control on one thread, each with its own stack, that switch to each other explicitly.
 //
 // swapcontext makes a system call each time, and a kernel hands over millions of times. So on x86-64 and aarch64 the
 // switch is written out here: keep the registers that a called function has to keep, exchange the stack pointers, take
@@ -23,7 +23,7 @@ struct Fibre {
 // Make `fibre` begin with `entry`, which never returns, on the `bytes` at `stack` once it is handed over to.
 void prepare(Fibre& fibre, void* stack, size_t bytes, void (*entry)());
 
-// Leave `from`, which goes on here when it is handed over to again, and go on with `to`.
+// Switch from `from` to `to`. `from` continues here when it is switched to again.
 void hand_over(Fibre& from, Fibre& to);
 
 }  // namespace emulator

@@ -1,4 +1,4 @@
-// A kernel for tests/layouts.rs alone: one product of 16 x 16 and 16 x 8, with each value put where the PTX ISA's
+// A kernel only for tests/layouts.rs: one product of 16 x 16 and 16 x 8, with each value put where the PTX ISA's
 // description of mma.m16n8k16 has it, value by value. The twin of mma has to agree with a plain product then; kernels
 // that share a mistake with the twin would not show it.
 #include "mma.cuh"

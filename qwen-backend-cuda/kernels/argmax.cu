@@ -1,12 +1,12 @@
 // argmax: the index of each row's largest value. A block takes a row, a thread every 1024th chunk of it.
 #include "kernel.cuh"
 
-// Chunks that a thread has under way.
+// Chunks that a thread loads at once.
 #define CHUNKS 4
 #define LARGEST_FINITE 3.40282347e38f
 #define NONE 0xffffffffu
 
-// The best so far. A value that is not finite counts as an infinity at NONE: nothing beats it.
+// The largest value so far. One that is not finite counts as an infinity at NONE, which no other exceeds.
 struct Best {
     float value;
     u32 index;
@@ -38,7 +38,7 @@ KERNEL(argmax, Argmax, ARGMAX_THREADS, 1) {
     SHARED(u32, indices, 32);
     const float* const row = p.x + size_t(blockIdx.x) * p.width;
     Best best = {as_float(0xff800000), NONE};
-    // Rows that begin at a multiple of 16 bytes, in chunks; what is left, and other rows, in single values.
+    // Rows that begin at a multiple of 16 bytes, in chunks; the remaining columns, and other rows, in single values.
     const u32 chunks = p.width % 4 == 0 ? p.valid / 4 : 0;
     for (u32 start = threadIdx.x; start < chunks; start += CHUNKS * ARGMAX_THREADS) {
         float4 loaded[CHUNKS];

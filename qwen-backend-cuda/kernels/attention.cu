@@ -1,20 +1,20 @@
 // attention: causal, over the paged store, for rows of queries that share a K/V head, in f32 arithmetic.
 //
-// A block takes ATTENTION_ROWS rows (a row is a token's query head) through spans of ATTENTION_SPAN positions. A
-// position is read by D / 8 lanes, 16 bytes of f16 each, so that a key or value is read in one piece. For the scores a
-// lane has its eight channels of all rows' queries in registers, and lanes then exchange parts of sums so that each
-// ends with whole ones of its own; for the values it has eight channels of all rows' results. Between the two, 16 lanes
-// turn a row's scores into weights.
+// A block takes ATTENTION_ROWS rows (a row is a token's query head) through partitions of ATTENTION_PARTITION
+// positions. D / 8 lanes read a position, 16 bytes of f16 each, so that a key or value is read in one piece. For the
+// scores a lane has its eight channels of all rows' queries in registers, and lanes then exchange parts of sums until
+// each has complete ones; for the values it has eight channels of all rows' results. Between the two, 16 lanes turn a
+// row's scores into weights.
 //
-// Each sum has one order, whichever row of the block, part of the batch or way of sharing spans it is in: channels in
-// eights and then a tree; the positions of a span by position modulo what a block reads at once, then trees of those.
+// Each sum has one order, whatever the row of the block, the place in the batch and the split: channels in eights and
+// then a tree; the positions of a partition by position modulo what a block reads at once, then trees of those.
 #include "attention_state.cuh"
 #include "numbers.cuh"
 
 #define ROWS ATTENTION_ROWS
-#define SPAN ATTENTION_SPAN
+#define PARTITION ATTENTION_PARTITION
 #define WARPS (ATTENTION_THREADS / 32)
-// Lanes that reduce a row's scores.
+// Lanes that reduce the scores of a row.
 #define ROW_LANES (ATTENTION_THREADS / ROWS)
 
 // Eight channels of a key or value at `from`, still packed.
@@ -45,7 +45,8 @@ struct Eight {
 };
 
 // One step of a sum over lanes, of 2 N rows of WIDTH values that each lane has a part of: the lane gives away one half
-// of the rows and adds to the other what the lane across `step` gave. Afterwards the N rows are first in `values`.
+// of the rows and adds to the other half the rows of the lane across `step`. Afterwards the N rows are first in
+// `values`.
 template <u32 N, u32 WIDTH>
 DEVICE void halve_rows(float (&values)[ROWS][WIDTH], u32 step) {
     const bool upper = lane() & step;
@@ -60,16 +61,16 @@ DEVICE void halve_rows(float (&values)[ROWS][WIDTH], u32 step) {
     }
 }
 
-// What a block knows of its rows, and what its threads hand to each other.
+// The shared memory of a block.
 template <u32 D>
 struct Block {
     float* queries;   // [ROWS][D], times the scale
-    float* weights;   // [SPAN][ROWS]: scores, then weights
+    float* weights;   // [PARTITION][ROWS]: scores, then weights
     float* parts;     // [WARPS][ROWS][D]: weighted values
-    u32* slots;       // [SPAN]
+    u32* slots;       // [PARTITION]
 };
 
-// Of the row of a block: which token and query head it is, and how many positions of which sequence it sees.
+// A row of a block: its token, its query head, its sequence, and how many positions of that it sees.
 struct Row {
     u32 token, head, seq, visible;
 };
@@ -95,7 +96,7 @@ DEVICE Row row_of(const Attention& p, u32 r) {
     return row;
 }
 
-// Where a lane stands: the first of its eight channels, and which of the positions that a block reads at once is its.
+// The channels and the position of a lane, among the positions that a block reads at once.
 template <u32 D>
 struct Place {
     static const u32 LANES = D / 8;
@@ -111,7 +112,7 @@ struct Place {
     }
 };
 
-// Keys or values that a lane has under way at once: its channels of a position of each of the next STEPs.
+// Keys or values that a lane loads at once: its channels of one position of each of the next STEPS.
 template <class Format, u32 D>
 struct Round {
     static const u32 STEPS = Format::WIDE == 8 ? 4 : 2;
@@ -123,7 +124,7 @@ struct Round {
         return first + step * Place<D>::STEP + Place<D>::position();
     }
 
-    // Those from the position `first` on; zeros from `count` on.
+    // Load from the position `first` on; zeros from `count` on.
     __device__ __forceinline__ void load(const Attention& p, const void* array, const u32* slots, u32 first, u32 count) {
         const u32 channel = Place<D>::channel();
 #pragma unroll
@@ -166,7 +167,7 @@ DEVICE void score(const Attention& p, const Block<D>& block, u32 count) {
                     sums[r][0] = fmaf(q[r][i], k[i], sums[r][0]);
                 }
             }
-            // Over the lanes of the position: halve the rows while there are several, then add up the one.
+            // Sum over the lanes of the position: halve the rows while there are several, then add up the last one.
             u32 row = 0, rows = ROWS;
 #pragma unroll
             for (u32 step = LANES / 2; step > 0; step /= 2) {
@@ -184,7 +185,7 @@ DEVICE void score(const Attention& p, const Block<D>& block, u32 count) {
                 row += lane() & step ? rows : 0;
             }
             const u32 position = Round<Key, D>::position(first, d);
-            // Lanes that hold the same sum: the first writes.
+            // Several lanes hold the same sum: the first one writes it.
             const bool writes = LANES <= ROWS || lane() % (LANES <= ROWS ? 1 : LANES / ROWS) == 0;
             if (position < count && writes) {
 #pragma unroll
@@ -200,10 +201,10 @@ DEVICE void score(const Attention& p, const Block<D>& block, u32 count) {
 // row's lanes.
 DEVICE void weigh(float* weights, u32 first, u32 visible, float& largest, float& total) {
     const u32 row = threadIdx.x / ROW_LANES, first_position = threadIdx.x % ROW_LANES;
-    float scores[SPAN / ROW_LANES];
+    float scores[PARTITION / ROW_LANES];
     largest = LOWEST;
 #pragma unroll
-    for (u32 i = 0; i < SPAN / ROW_LANES; i++) {
+    for (u32 i = 0; i < PARTITION / ROW_LANES; i++) {
         const u32 position = first_position + i * ROW_LANES;
         if (first + position < visible) {
             scores[i] = weights[position * ROWS + row];
@@ -216,7 +217,7 @@ DEVICE void weigh(float* weights, u32 first, u32 visible, float& largest, float&
     }
     total = 0.0f;
 #pragma unroll
-    for (u32 i = 0; i < SPAN / ROW_LANES; i++) {
+    for (u32 i = 0; i < PARTITION / ROW_LANES; i++) {
         const u32 position = first_position + i * ROW_LANES;
         const float weight = first + position < visible ? exp_negative(scores[i] - largest) : 0.0f;
         weights[position * ROWS + row] = weight;
@@ -228,11 +229,11 @@ DEVICE void weigh(float* weights, u32 first, u32 visible, float& largest, float&
     }
 }
 
-// The weighted values of `count` positions, for all rows: each warp's part. The first round was loaded before.
+// The weighted values of `count` positions, for all rows: each warp's part. `values` holds the first round.
 template <class Value, u32 D>
 DEVICE void weigh_values(const Attention& p, const Block<D>& block, u32 count, Round<Value, D>& values) {
     const u32 LANES = Place<D>::LANES, channel = Place<D>::channel();
-    static_assert(SPAN % Round<Value, D>::POSITIONS == 0, "what is under way at once stays within a span");
+    static_assert(PARTITION % Round<Value, D>::POSITIONS == 0, "a round stays within a partition");
     float sums[ROWS][8] = {};
 #pragma unroll 1
     for (u32 first = 0; first < count; first += Round<Value, D>::POSITIONS) {
@@ -251,7 +252,7 @@ DEVICE void weigh_values(const Attention& p, const Block<D>& block, u32 count, R
                 const float weights[4] = {four.x, four.y, four.z, four.w};
 #pragma unroll
                 for (u32 j = 0; j < 4; j++) {
-                    // A weight of nothing takes nothing, not even from a value that is not finite.
+                    // A weight of zero adds nothing, even if the value is not finite.
                     if (weights[j] > 0.0f) {
 #pragma unroll
                         for (u32 i = 0; i < 8; i++) {
@@ -262,7 +263,7 @@ DEVICE void weigh_values(const Attention& p, const Block<D>& block, u32 count, R
             }
         }
     }
-    // Over the positions of the warp: the rows are halved as often as there are positions to add.
+    // Sum over the positions of the warp: halve the rows once for each pair of positions.
     u32 row = 0, rows = ROWS;
 #pragma unroll
     for (u32 step = 16; step >= LANES; step /= 2) {
@@ -287,11 +288,11 @@ DEVICE void weigh_values(const Attention& p, const Block<D>& block, u32 count, R
 template <class Key, class Value, u32 D>
 DEVICE void attention(const Attention& p) {
     SHARED(float, queries, ROWS * D);
-    SHARED(float, weights, SPAN * ROWS);
+    SHARED(float, weights, PARTITION * ROWS);
     SHARED(float, parts, WARPS * ROWS * D);
-    SHARED(u32, slots, SPAN);
+    SHARED(u32, slots, PARTITION);
     const Block<D> block = {queries, weights, parts, slots};
-    // This thread's part in a row: its scores, and every ROW_LANES-th channel of its result.
+    // This thread's row, of which it has some scores and every ROW_LANES-th channel of the result.
     const Row row = row_of(p, threadIdx.x / ROW_LANES);
     const u32 row_lane = threadIdx.x % ROW_LANES;
     const u32 heads_per_kv = p.num_attention_heads / p.num_key_value_heads;
@@ -301,8 +302,9 @@ DEVICE void attention(const Attention& p) {
         last_token = smaller((blockIdx.x * ROWS + ROWS - 1) / heads_per_kv, p.num_tokens - 1);
     }
     const u32 first_seq = sequence_of(p, first_token);
-    // A grid has blocks for the longest context: most of a short one have no span.
-    if (p.records && (first_seq >= p.num_seqs || blockIdx.z * SPAN >= positions_seen(p, first_seq, first_token))) {
+    // A grid has blocks for the longest context: most of them have no partition of a short one.
+    if (p.partials &&
+        (first_seq >= p.num_seqs || blockIdx.z * PARTITION >= positions_seen(p, first_seq, first_token))) {
         return;
     }
     const u32 width = (p.num_attention_heads + 2 * p.num_key_value_heads) * p.head_dim;
@@ -315,34 +317,31 @@ DEVICE void attention(const Attention& p) {
     }
     float attended[D / ROW_LANES] = {}, largest = LOWEST, total = 0.0f;
 
-    // Rows may be of several sequences: each takes its turn, as far as its last row sees.
+    // The rows may be of several sequences: one after the other, as far as its last row sees.
     for (u32 seq = first_seq; seq < p.num_seqs && p.cu_seqlens_q[seq] <= last_token; seq++) {
         const u32 end = positions_seen(p, seq, smaller(last_token, p.cu_seqlens_q[seq + 1] - 1));
         const u32 visible = row.seq == seq ? row.visible : 0;
-        for (u32 span = blockIdx.z; span * SPAN < end; span += gridDim.z) {
-            const u32 first = span * SPAN, count = smaller(SPAN, end - first);
+        for (u32 partition = blockIdx.z; partition * PARTITION < end; partition += gridDim.z) {
+            const u32 first = partition * PARTITION, count = smaller(PARTITION, end - first);
             if (threadIdx.x < count) {
-                const u32 position = first + threadIdx.x;
-                const u32 index = smaller(position / p.block_size, p.max_blocks_per_seq - 1);
-                const u32 slot = p.block_tables[seq * p.max_blocks_per_seq + index] * p.block_size;
-                slots[threadIdx.x] = smaller(slot + position % p.block_size, p.num_slots - 1);
+                slots[threadIdx.x] = slot_of(p, seq, first + threadIdx.x, 1);
             }
             barrier();
             score<Key, D>(p, block, count);
             barrier();
-            // On their way while the weights are made.
+            // Load the first values while the weights are computed.
             Round<Value, D> values;
             values.load(p, p.values, slots, 0, count);
-            float span_largest, span_total;
-            weigh(weights, first, visible, span_largest, span_total);
+            float partition_largest, partition_total;
+            weigh(weights, first, visible, partition_largest, partition_total);
             barrier();
             weigh_values<Value, D>(p, block, count, values);
             barrier();
-            // A row that sees nothing of the span stays as it is, to the bit.
+            // A row that sees nothing of the partition is not changed, to the bit.
             if (visible <= first) {
                 continue;
             }
-            const Share share = share_of(largest, span_largest);
+            const Share share = share_of(largest, partition_largest);
 #pragma unroll
             for (u32 i = 0; i < D / ROW_LANES; i++) {
                 const u32 at = threadIdx.x / ROW_LANES * D + row_lane + i * ROW_LANES;
@@ -351,28 +350,28 @@ DEVICE void attention(const Attention& p) {
                 for (u32 w = 1; w < WARPS; w++) {
                     sum += parts[w * ROWS * D + at];
                 }
-                attended[i] = p.records ? sum : blend(attended[i], share, sum);
+                attended[i] = p.partials ? sum : blend(attended[i], share, sum);
             }
-            if (!p.records) {
-                largest = fmaxf(largest, span_largest);
-                total = blend(total, share, span_total);
+            if (!p.partials) {
+                largest = fmaxf(largest, partition_largest);
+                total = blend(total, share, partition_total);
                 continue;
             }
-            float* const record = record_of(p, row.token, row.head, span);
+            float* const partial = partial_of(p, row.token, row.head, partition);
 #pragma unroll
             for (u32 i = 0; i < D / ROW_LANES; i++) {
                 const u32 channel = row_lane + i * ROW_LANES;
                 if (channel < p.head_dim) {
-                    record[channel] = attended[i];
+                    partial[channel] = attended[i];
                 }
             }
             if (row_lane == 0) {
-                record[p.head_dim] = span_largest;
-                record[p.head_dim + 1] = span_total;
+                partial[p.head_dim] = partition_largest;
+                partial[p.head_dim + 1] = partition_total;
             }
         }
     }
-    if (p.records || row.visible == 0) {
+    if (p.partials || row.visible == 0) {
         return;
     }
     float* const out = p.out + (size_t(row.token) * p.num_attention_heads + row.head) * p.head_dim;

@@ -5,14 +5,14 @@
 //
 //     out = sum_p 2^(score_p - m) values_p / sum_p 2^(score_p - m),   score_p = q . keys_p / sqrt(head_dim) / ln 2
 //
-// A block has 64 tokens of one sequence and one query head, 16 a warp; queries stay in registers. It goes over the
-// positions that they see in tiles of 64, two of them in shared memory: while one is worked on, the next is copied
-// through the block table. The largest score m so far and the sums are kept per token, and scaled when m grows.
+// A block has 64 tokens of one sequence and one query head, 16 a warp; queries stay in registers. The block takes the
+// positions that the tokens see in tiles of 64, two of them in shared memory: while it computes with one, the next is
+// copied through the block table. The largest score m so far and the sums are kept per token, and scaled when m grows.
 //
-// Queries are two f16 parts, and so are keys that are stored as f32 (split.cuh), which a warp's lanes make in place.
-// So scores are as exact as in f32. Probabilities are rounded to f16 times 2^14, which keeps those down to 2^-38;
-// values are f16 as stored; all sums are f32. A NaN among the values of a tile reaches all of the tile's tokens, those
-// before it too.
+// Queries are split in two f16 parts, and so are keys that are stored as f32 (split.cuh), by a warp's lanes and in
+// place. So scores are as exact as in f32. Probabilities are rounded to f16 times 2^14, which keeps those down to
+// 2^-38; values are f16 as stored; all sums are f32. A NaN among the values of a tile reaches all of the tile's tokens,
+// also those before it.
 #include "attention_tiles.cuh"
 #include "split.cuh"
 
@@ -34,11 +34,11 @@ DEVICE float exp2_fast(float x) {
 #endif
 }
 
-// A warp's 16 queries as operands: of each 16 channels, both parts.
+// A warp's 16 queries as operands: both parts of each 16 channels.
 template <u32 D>
 struct Operands {
     u32 high[D / 16][4], low[D / 16][4];
-    // What sums of products with rows g and g + 8 are multiplied with to be scores.
+    // The factors that turn the sums of products with rows g and g + 8 into scores.
     float to_score[2];
 
     __device__ __forceinline__ Operands(const Attention& p, const Queries& queries, u32 token) {
@@ -69,9 +69,9 @@ struct Operands {
     }
 };
 
-// ---- Scores of a tile: sums[i] are of positions 8 i ...
+// ---- Scores of a tile: sums[i] belong to the positions 8 i ...
 
-// Keys that are f16.
+// Keys in f16.
 template <u32 D>
 DEVICE void multiply_keys(F16, float (&sums)[POSITIONS / 8][4], const Operands<D>& q, SharedAddress keys,
                           const float*) {
@@ -91,7 +91,7 @@ DEVICE void multiply_keys(F16, float (&sums)[POSITIONS / 8][4], const Operands<D
     }
 }
 
-// Keys in two parts, the second behind the first in each row; `inverses` undoes the scale of each position.
+// Keys in two parts, the second after the first in each row; `inverses` undoes the scale of each position.
 template <u32 D>
 DEVICE void multiply_keys(F32, float (&sums)[POSITIONS / 8][4], const Operands<D>& q, SharedAddress keys,
                           const float* inverses) {
@@ -123,12 +123,12 @@ DEVICE void multiply_keys(F32, float (&sums)[POSITIONS / 8][4], const Operands<D
     }
 }
 
-// ---- Keys ready for products, in place.
+// ---- Keys made ready for products, in place.
 
 template <u32 D>
 DEVICE void prepare_keys(F16, unsigned char*, float*) {}
 
-// A row of D floats becomes D first parts and D second ones. A lane takes 8 values in two pieces of 4.
+// Replace a row of D floats by D first parts and D second ones. A lane takes 8 values in two pieces of 4.
 template <u32 D>
 DEVICE void prepare_keys(F32, unsigned char* keys, float* inverses) {
     constexpr u32 LANES = D / 8, ROWS_AT_ONCE = 32 / LANES, ROWS = POSITIONS / (ATTENTION_TILE_THREADS / 32);
@@ -151,7 +151,7 @@ DEVICE void prepare_keys(F32, unsigned char* keys, float* inverses) {
             largest = fmaxf(largest, shuffle_xor(largest, distance));
         }
         const PowerOfTwo scale = split_scale(largest);
-        // All lanes have read the row: the shuffles waited for that, this is for the order of memory.
+        // The shuffles waited until all lanes had read the row; this barrier orders their memory accesses.
         warp_barrier();
 #pragma unroll
         for (u32 j = 0; j < 2; j++) {
@@ -170,18 +170,18 @@ DEVICE void prepare_keys(F32, unsigned char* keys, float* inverses) {
     barrier();
 }
 
-// ---- What has been seen of the values, for rows g and g + 8 of a warp.
+// ---- The sums over the values so far, for rows g and g + 8 of a warp.
 template <u32 D>
 struct Sums {
     float values[D / 8][4];
-    // The largest sum of products, what 2's exponent is for a sum of 0, and the sum of probabilities of this lane.
+    // The largest sum of products, the exponent of 2 for a sum of 0, and the sum of this lane's probabilities.
     float largest[2], offset[2], total[2];
 
     __device__ __forceinline__ Sums() : values{}, total{} {
         largest[0] = largest[1] = offset[0] = offset[1] = MINUS_INFINITY;
     }
 
-    // From sums of products to probabilities, in place; a larger m scales what is there.
+    // Turn sums of products into probabilities, in place; a larger m scales the sums so far.
     __device__ __forceinline__ void take_scores(float (&scores)[POSITIONS / 8][4], const float (&to_score)[2]) {
 #pragma unroll
         for (u32 row = 0; row < 2; row++) {
@@ -194,7 +194,7 @@ struct Sums {
             now = fmaxf(now, shuffle_xor(now, 2));
             if (now != largest[row]) {
                 const float offset_now = PROBABILITY_BITS - now * to_score[row];
-                // The first time there is nothing to scale.
+                // There are no sums to scale the first time.
                 const float scale = largest[row] == MINUS_INFINITY ? 0.0f : exp2_fast(offset_now - offset[row]);
                 largest[row] = now;
                 offset[row] = offset_now;
@@ -235,7 +235,7 @@ struct Sums {
     }
 };
 
-// Positions behind a token's own do not count.
+// Mask positions after a token's own.
 DEVICE void mask(float (&scores)[POSITIONS / 8][4], u32 first_position, u32 position_of_row) {
 #pragma unroll
     for (u32 i = 0; i < POSITIONS / 8; i++) {
@@ -254,13 +254,13 @@ DEVICE void attention_tile(const Attention& p) {
     DYNAMIC_SHARED(unsigned char, shared);
     SHARED(float, inverses, POSITIONS);
 
-    // The last tokens of a prompt see the most: they begin first.
+    // The last tokens of a prompt see the most positions: their blocks begin first.
     Queries queries;
     if (!find_queries(p, gridDim.x - 1 - blockIdx.x, queries)) {
         return;
     }
     Tiles tiles(p, queries);
-    tiles.copy(shared_address(shared), 0);
+    tiles.copy(p, shared_address(shared), 0);
     const u32 token = queries.first_token + warp() * TOKENS_OF_WARP + lane() / 4;
     const u32 position = queries.first_position + warp() * TOKENS_OF_WARP;
     const Operands<D> q(p, queries, token);
@@ -271,9 +271,9 @@ DEVICE void attention_tile(const Attention& p) {
         commit_copies();
         await_copies<0>();
         barrier();
-        // All have left the tile before this one.
+        // All warps are done with the tile before this one.
         if (first + POSITIONS < queries.visible) {
-            tiles.copy(shared_address(shared + (tile + 1) % 2 * Tiles::BYTES), tile + 1);
+            tiles.copy(p, shared_address(shared + (tile + 1) % 2 * Tiles::BYTES), tile + 1);
         }
         prepare_keys<D>(Key(), stage, inverses);
         // A warp's last token.

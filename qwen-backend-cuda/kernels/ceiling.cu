@@ -1,7 +1,7 @@
-// What the card can do at best, to compare the other kernels with: reading, copying, multiplying.
+// The most that a GPU reads, copies and multiplies, to compare the other kernels with.
 #include "kernel.cuh"
 
-// 16-byte words that a thread has under way.
+// 16-byte words that a thread loads at once.
 #define WORDS 4
 
 DEVICE size_t grid_threads() {
@@ -12,7 +12,7 @@ DEVICE size_t grid_thread() {
     return size_t(blockIdx.x) * CEILING_THREADS + threadIdx.x;
 }
 
-// Calls `use(i, word)` for the 16-byte words i of `from` that are this thread's.
+// Call `use(i, word)` for each 16-byte word i of `from` that this thread reads.
 template <class Use>
 DEVICE void each_word(const Ceiling& p, Use& use) {
     const uint4* const from = static_cast<const uint4*>(p.from);

@@ -1,10 +1,11 @@
 // compute_80
 // machine code: HMMA
 //
-// ceiling_mma_bf16: what tensor cores do at best through mma, all operands in registers. See Ceiling in params.cuh.
+// ceiling_mma_bf16: the most that tensor cores multiply by mma, with all operands in registers. See Ceiling in
+// params.cuh.
 #include "mma.cuh"
 
-// Products of a warp and round, and chains of them that do not wait for each other.
+// Products of a warp and round, and independent chains of them.
 #define CEILING_PRODUCTS (CEILING_MMA_FLOPS / (2 * 16 * 8 * 16))
 #define CHAINS 8
 

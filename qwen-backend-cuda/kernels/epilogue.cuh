@@ -1,4 +1,4 @@
-// What becomes of the sums of a product, the same for all kernels that make them.
+// The epilogues of a product, the same for all kernels that compute one.
 //
 // An epilogue says how many pairs of rows a matrix has, which two rows of the matrix a pair is, and what to do with a
 // token's two sums. See Product in params.cuh for the orders and what is written. Rows of a pair that are beyond the
@@ -113,7 +113,7 @@ struct heads {
 
 }  // namespace epilogue
 
-// The rows of the matrix to read for a pair, clamped to it: what is computed from a clamped one is not used.
+// The rows of the matrix to read for a pair, clamped to the matrix: sums of a clamped row are not used.
 template <class Epilogue>
 DEVICE PairRows matrix_rows(const Product& p, u32 pair) {
     const PairRows row = Epilogue::rows(p, smaller(pair, Epilogue::pairs(p) - 1));

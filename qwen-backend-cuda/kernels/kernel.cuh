@@ -1,12 +1,12 @@
-// What every kernel is written in: how one is declared, its shared memory, barriers, shuffles and wide loads.
+// The vocabulary of the kernels: how one is declared, its shared memory, barriers, shuffles and wide loads.
 //
-// The same text is compiled by NVRTC for the card and by g++ for the emulator. Wherever the card has an instruction
-// without a word in C++, there is a small function here (or beside its one use) with two bodies: the instruction, and
-// what it means. Kernels use threadIdx, blockIdx, blockDim and gridDim as CUDA has them, blocks have one dimension and
-// whole warps, and warp operations are for all 32 lanes.
+// The same text is compiled by NVRTC for the GPU and by g++ for the emulator. For each instruction that C++ cannot
+// express there is a small function here (or beside its one use) with two bodies: the instruction, and its meaning.
+// Kernels use threadIdx, blockIdx, blockDim and gridDim as CUDA has them, blocks have one dimension and whole warps,
+// and warp operations are for all 32 lanes.
 //
-// Numbers: nothing is fused that does not say fmaf, division and square roots are exact, subnormals are kept. So card
-// and CPU agree to the bit.
+// Numbers: only fmaf is fused, division and square roots are exact, subnormals are kept. So GPU and CPU agree to the
+// bit.
 #pragma once
 #include "params.cuh"
 
@@ -164,7 +164,7 @@ DEVICE u32 as_u32(float value) {
 // ---- Memory
 
 #ifndef __CUDACC_RTC__
-// Emulated only: what a 16-byte access asks of its address.
+// Emulated only: check the address of a 16-byte access.
 inline void check_aligned(const void* address) {
     if (reinterpret_cast<size_t>(address) % 16 != 0) {
         emulator::fail("a 16-byte access at %p is not aligned", address);
@@ -187,8 +187,8 @@ DEVICE float4 load_float4(const float* from) {
     return *reinterpret_cast<const float4*>(from);
 }
 
-// 16 bytes that no kernel writes while this one runs and that are read once: weights, keys and values. They pass the
-// first cache by, which stays for activations.
+// 16 bytes that no kernel writes while this one runs and that are read once: weights, keys and values. They bypass
+// the first cache, which is left to activations.
 DEVICE uint4 load16_once(const void* from) {
 #ifdef __CUDACC_RTC__
     uint4 v;

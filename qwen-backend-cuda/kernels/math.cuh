@@ -1,4 +1,4 @@
-// Functions whose last bits a compiler may choose, written out so that card and CPU compute the same.
+// Functions whose last bits a compiler may choose, written out so that GPU and CPU compute the same.
 #pragma once
 #include "kernel.cuh"
 
@@ -18,7 +18,7 @@ DEVICE float exp_negative(float x) {
     return x < -87.0f ? 0.0f : power * scale;
 }
 
-// x / (1 + e^-x) by the exponential of what is not positive, so that nothing overflows.
+// x / (1 + e^-x) by the exponential of -|x|, so that nothing overflows.
 DEVICE float silu(float x) {
     const float e = exp_negative(-fabsf(x));
     return x * (x >= 0.0f ? 1.0f : e) / (1.0f + e);

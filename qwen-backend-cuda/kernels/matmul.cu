@@ -3,16 +3,17 @@
 //
 // matmul: a matrix times the tokens of prompts by tensor cores.
 //
-//     sum[token][row] = sum_k halves[token][k] w[row][k]
+//     sum[token][row] = sum_k rounded[token][k] w[row][k]
 //
-// A block makes 128 tokens x 64 or 128 pairs of rows, which lie side by side in the tile so that a thread gets both sums
-// of a pair. A warp takes 64 x 64 of it: 8 loads of fragments for 32 products. The wide tile has a multiprocessor for
-// itself and reads a quarter less from the L2 cache than two of the others, for whom that sets the pace; they are for
-// matrices that have too few wide tiles to go round. Columns come in stages of 32 through a ring of shared memory that
-// asynchronous copies keep filled three stages ahead; fragments are loaded half a stage ahead of their products.
+// A block makes 128 tokens x 64 or 128 pairs of rows, which lie side by side in the tile so that a thread gets both
+// sums of a pair. A warp takes 64 x 64 of the tile: 8 loads of fragments for 32 products. A wide tile occupies a
+// multiprocessor and reads a quarter less from the L2 cache, which limits the speed, than two narrow ones; narrow tiles
+// serve matrices that have too few wide ones to occupy all multiprocessors. Columns pass in stages of 32 through a ring
+// of shared memory that asynchronous copies keep filled three stages ahead; fragments are loaded half a stage ahead of
+// their products.
 //
 // In shared memory a row of a stage is 64 bytes, four chunks of 16, and two rows make a line of 128. Chunk c of row r
-// is at place (4 r + c ^ r / 2) % 8 of its line: eight rows read at one c, or four chunks written to two rows, touch
+// is stored at (4 r + c ^ r / 2) % 8 of its line: eight rows read at one c, or four chunks written to two rows, touch
 // all banks once.
 #include "epilogue.cuh"
 #include "mma.cuh"
@@ -31,7 +32,7 @@
 #define HANDED_AT_ONCE 32
 #define EMITTED_AT_ONCE 8
 
-// The tile of a block of so many threads.
+// The tile of a block of THREADS threads.
 template <u32 THREADS>
 struct Tile {
     static const u32 PAIRS = THREADS / 32 / TOKEN_WARPS * WARP_TILE / 2;
@@ -61,7 +62,7 @@ DEVICE u32 place(u32 row, u32 chunk) {
 // What a thread copies of each stage: one chunk of some rows of both operands.
 template <class Epilogue, class Tile>
 struct Source {
-    const u16* halves;
+    const u16* rounded;
     const u16* w;
     // In chunks of 16 bytes from the operand's start, so that 32 bits do.
     u32 token[Tile::TOKEN_COPIES], row[Tile::ROW_COPIES];
@@ -72,7 +73,7 @@ struct Source {
 
     __device__ __forceinline__ explicit Source(const Product& p) {
         const u32 chunk = threadIdx.x % 4, first = threadIdx.x / 4;
-        halves = static_cast<const u16*>(p.halves);
+        rounded = static_cast<const u16*>(p.rounded);
         w = static_cast<const u16*>(p.w);
         column = 8 * chunk;
         to = place(first, chunk);
@@ -98,7 +99,7 @@ struct Source {
 #pragma unroll
         for (u32 i = 0; i < Tile::TOKEN_COPIES; i++) {
             const u32 at = to + i * Tile::ROWS_AT_ONCE * ROW_BYTES;
-            copy_async(stage + at, halves + size_t(token[i]) * 8 + from, inside && there[i]);
+            copy_async(stage + at, rounded + size_t(token[i]) * 8 + from, inside && there[i]);
         }
 #pragma unroll
         for (u32 i = 0; i < Tile::ROW_COPIES; i++) {
@@ -265,7 +266,7 @@ DEVICE void matmul(const Product& p) {
         multiply<Half>(c, late);
     }
 
-    // Since the last barrier nobody reads or copies to the ring: it is free.
+    // Since the last barrier no thread reads the ring or copies to it: it is free.
     emit_tile<Half, Epilogue, Tile>(p, c, reinterpret_cast<float2*>(ring) + warp() * Tile::HANDED);
 }
 

@@ -1,20 +1,20 @@
-// matvec: a matrix times a few tokens in f32 arithmetic: decoding, where the time is that of reading the matrix once.
+// matvec: a matrix times a few tokens in f32 arithmetic: decoding, whose time is the reading of the matrix.
 //
-// A warp takes a pair of rows, or two where several tokens would be read too often for one. Lane l has the chunks of 16
-// bytes l, l + 32, ...: a warp reads 512 bytes at a time, and a lane asks for several chunks of all rows before it uses
-// the first. The activations, read by every warp, stay in the first cache. A sum has one order, whatever TOKENS is and
-// wherever the token stands: a lane's columns in sequence, then the tree of warp_sum. There is no barrier: a warp without
-// a pair leaves.
+// A warp takes a pair of rows, or two pairs with several tokens, which would be read too often for one. Lane l takes
+// the chunks of 16 bytes l, l + 32, ...: a warp reads 512 bytes at a time, and a lane loads several chunks of all rows
+// before it uses the first. The activations, read by every warp, stay in the first cache. A sum has one order, whatever
+// TOKENS is and wherever the token is in the batch: a lane's columns in sequence, then the tree of warp_sum. There is
+// no barrier: a warp without a pair returns.
 #include "epilogue.cuh"
 #include "numbers.cuh"
 #include "reduce.cuh"
 
-// What a warp has of the matrix.
+// The part of the matrix that a warp takes.
 template <u32 TOKENS>
 struct Shape {
     static const u32 PAIRS = TOKENS <= 2 ? 1 : 2;
     static const u32 ROWS = 2 * PAIRS;
-    // Chunks of each row that a lane has under way.
+    // Chunks of each row that a lane loads at once.
     static const u32 CHUNKS = TOKENS <= 2 ? 4 : 2;
     // Whether registers hold the activations of all of them, loaded beside the matrix.
     static const bool AHEAD = TOKENS == 1;
@@ -110,8 +110,8 @@ DEVICE void sum_chunks(const Product& p, const typename Format::Stored* const (&
                        const Activations<TOKENS>& x, float (&sums)[TOKENS][Shape<TOKENS>::ROWS]) {
     const u32 AT_ONCE = 32 * Shape<TOKENS>::CHUNKS, chunks = p.cols / Format::WIDE;
     u32 start = lane();
-    // As long as the last lane's are there. Of several tokens the branches order the loads: all of the matrix come before
-    // those of activations.
+    // As long as the last lane's are there. Of several tokens the branches order the loads: all of the matrix come
+    // before those of activations.
 #pragma unroll 1
     for (; Shape<TOKENS>::AHEAD && (start | 31) + AT_ONCE - 32 < chunks; start += AT_ONCE) {
         take_chunks<Format, TOKENS, true>(rows, x, start, chunks, sums);

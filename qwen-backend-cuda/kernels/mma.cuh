@@ -1,6 +1,6 @@
-// What compute capability 8.0 adds and kernels for prompts live on, each instruction a function: products of 16-bit
-// tiles by tensor cores, the loads of their fragments from shared memory, and copies to shared memory that go on while
-// the threads work. The host twins give the same fragments to the same lanes, through the emulator's exchange.
+// The instructions of compute capability 8.0 that kernels for prompts use, each as a function: products of 16-bit tiles
+// by tensor cores, the loads of their fragments from shared memory, and asynchronous copies to shared memory. The host
+// twins give the same fragments to the same lanes, through the emulator's exchange.
 //
 // Fragments are spread over a warp as the PTX ISA says. With g = lane / 4 and t = lane % 4, and two values in a word:
 //   a (16 x 16): words 0..4 are row g, g + 8, g, g + 8; columns 2t, 2t + 1, and 8 more in words 2 and 3.
@@ -81,8 +81,8 @@ DEVICE void load_tiles_transposed(u32 (&words)[4], SharedAddress row) {
                  : "memory");
 }
 #else
-// Emulated only: the row addresses that all lanes give. What eight of them read at once has to be in different banks,
-// or the card reads one after the other.
+// Emulated only: check the row addresses of all lanes. Eight rows that are read at once have to be in different banks,
+// or the GPU reads one after the other.
 struct TileRows {
     SharedAddress at[32];
 
@@ -124,8 +124,8 @@ DEVICE void load_tiles_transposed(u32 (&words)[4], SharedAddress row, CALLED_FRO
 #endif
 
 // ---- Copies of 16 bytes from global to shared memory, past the registers and the L1 cache; zeros where `there` is
-// false, and `from` is not read. They are there after `await_copies`, for the thread that made them; for others after a
-// barrier as well. `commit_copies` closes a group; `await_copies<N>` waits for all groups but the N last ones.
+// false, and `from` is not read. `await_copies` makes them visible to the thread that made them; a barrier after it, to
+// the others. `commit_copies` closes a group; `await_copies<N>` waits for all groups but the N last ones.
 #ifdef __CUDACC_RTC__
 DEVICE void copy_async(SharedAddress to, const void* from, bool there) {
     asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(there ? 16 : 0)

@@ -58,7 +58,7 @@ DEVICE u16 f32_to_bf16(float value) {
     return u16((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
-// As a key or value is stored in f16: what is beyond the format as its largest; a NaN stays one.
+// To f16 as keys and values are stored: clamped to the largest f16; a NaN stays one.
 DEVICE u16 f32_to_stored_f16(float value) {
     const float clamped = value > F16_MAX ? F16_MAX : value < -F16_MAX ? -F16_MAX : value;
     return f32_to_f16(clamped);

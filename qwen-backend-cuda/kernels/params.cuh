@@ -1,8 +1,10 @@
-// What every kernel is given: one structure by value, the same bytes as its twin in src/params.rs; and the sizes of
+// The parameters of every kernel: one structure by value, the same bytes as its twin in src/params.rs; and the sizes of
 // blocks and tiles that the launching side has to know, the same numbers as in src/geometry.rs. Tests compare both.
 //
-// Arrays are dense and row-major unless a stride is named. `encoding`: 0 f32, 1 bf16, 2 f16. Pointers that do not
-// apply are null. Nothing here includes a header of CUDA: the same text compiles for the card and for the CPU.
+// Arrays are dense and row-major unless a stride is named. `encoding`: 0 f32, 1 bf16, 2 f16. Pointers that do not apply
+// are null. Sizes are below 2^31, but for numbers of slots, which are below 2^32 - 1. Indices that a kernel reads from
+// memory (ids, rows, slots, blocks, lengths) may hold anything: each is bounded before it is used, as stated at the
+// kernel. Nothing here includes a header of CUDA: the same text compiles for the GPU and for the CPU.
 #pragma once
 
 typedef unsigned int u32;
@@ -21,23 +23,23 @@ struct Embed {
     u32 rows, cols, stride, vocab, encoding, unused;
 };
 
-// ---- Products: w x for `tokens` rows of x, and what becomes of the sums.
+// ---- Products: w x for `tokens` rows of x, and the epilogue that the sums pass through.
 //
-// Rows of the matrix go in pairs, the unit that an epilogue takes:
-//   write, add: pair p is the rows 2p and 2p + 1; the last one of an odd number of rows is half empty.
+// Rows of the matrix are taken in pairs, the unit of an epilogue:
+//   write, add: pair p is the rows 2p and 2p + 1; with an odd number of rows the last pair is half empty.
 //   silu:       pair p is the rows p and p + rows / 2: gate and up. out[t][p] = silu(gate) * up, out is [tokens, rows/2].
 //   heads:      queries and keys: the rows i and i + head_dim / 2 of a head, which rotate together. Values: 2p, 2p + 1.
 // write: out = sum (+ bias, where it is not null). add: out += sum. heads: sum + bias, queries and keys rotated with
-// cos_sin; queries to out [tokens, rows], keys and values to their slots of the store (not to out); a slot at or beyond
-// num_slots is not stored. The store is [num_key_value_heads][num_slots][head_dim], f32 or f16; what is stored as f16 is
-// clamped to +-65504, a NaN stays one.
+// cos_sin; queries to out [tokens, rows], keys and values to their slots of the store (not to out); a token whose slot
+// is at or beyond num_slots is not stored. The store is [num_key_value_heads][num_slots][head_dim], f32 or f16; values
+// are clamped to +-65504 for f16, a NaN stays one.
 struct Product {
     const float* x;         // [tokens, cols]
     const void* w;          // [rows, stride]
     float* out;
     const float* bias;      // [rows]
-    const void* halves;     // [tokens, stride]: x as `halve` left it; for skinny and matmul
-    const float* scales;    // [tokens]: what sums over f16 halves are multiplied with; null with bf16
+    const void* rounded;    // [tokens, stride]: x as `scale_and_round` wrote it; for skinny and matmul
+    const float* scales;    // [tokens]: factors of the sums over activations in f16; null with bf16
     const float* cos_sin;   // [tokens, head_dim]: cosines, then sines
     const u32* slot_mapping;  // [tokens]
     void* keys;
@@ -60,22 +62,23 @@ struct Product {
 #define TILE_PAIRS 32
 #define TILE_TOKENS 64
 
-// halve_{bf16,f16}: x rounded for tensor cores. f16: each row is first divided by the power of two that brings its
-// largest magnitude to [1, 2) (a row of zeros: 1), which goes to scales. Columns up to `stride` are filled with zeros.
-// Infinities and NaNs stay such. grid (tokens, 1, 1).
-#define HALVE_THREADS 256
-struct Halve {
+// scale_and_round_{bf16,f16}: x rounded to 16 bits for tensor cores. f16: each row is first divided by the power of two
+// that brings its largest magnitude to [1, 2) (1 for a row of zeros), which is written to scales. Columns up to
+// `stride` are filled with zeros. Infinities and NaNs are kept. grid (tokens, 1, 1).
+#define SCALE_AND_ROUND_THREADS 256
+struct ScaleAndRound {
     const float* x;  // [tokens, cols]
-    void* halves;    // [tokens, stride]
+    void* rounded;   // [tokens, stride]
     float* scales;   // [tokens]
     u32 tokens, cols, stride, unused;
 };
 
-// skinny_{bf16,f16}_n{1,2,4,8}_{write,add,silu,heads}: up to 8 N tokens by tensor cores (compute capability 8.0 on), the
-// matrix read once and straight into registers, its columns shared by the warps of a block, whose sums are added in
-// order. Reads w and halves. grid (ceil(pairs / P), 1, 1). More tokens need more pairs a block, or reading the tokens
-// again and again would take longer than reading the matrix. P is SKINNY_PAIRS with n1 and n2; SKINNY_PAIRS_WIDE with n4
-// and n8 for add and heads, whose matrices have few rows; SKINNY_PAIRS_MANY_ROWS_N for write and silu.
+// skinny_{bf16,f16}_n{1,2,4,8}_{write,add,silu,heads}: up to 8 N tokens by tensor cores (compute capability 8.0 on),
+// the matrix read once and straight into registers, its columns divided among the warps of a block, whose sums are
+// added in order. Reads w and rounded. grid (ceil(pairs / P), 1, 1). More tokens need more pairs a block: else reading
+// the tokens for each block would take longer than reading the matrix. P is SKINNY_PAIRS with n1 and n2;
+// SKINNY_PAIRS_WIDE with n4 and n8 for add and heads, whose matrices have few rows; SKINNY_PAIRS_MANY_ROWS_N for write
+// and silu.
 #define SKINNY_THREADS 256
 #define SKINNY_PAIRS 8
 #define SKINNY_PAIRS_WIDE 16
@@ -83,7 +86,7 @@ struct Halve {
 #define SKINNY_PAIRS_MANY_ROWS_8 24
 
 // matmul_{bf16,f16}_{write,add,silu,heads}, matmul_wide_...: prompts by tensor cores (8.0 on), asynchronous copies in a
-// pipeline. Reads w and halves. grid (ceil(tokens / MATMUL_TOKENS), ceil(pairs / MATMUL_PAIRS), 1): the tokens of one
+// pipeline. Reads w and rounded. grid (ceil(tokens / MATMUL_TOKENS), ceil(pairs / MATMUL_PAIRS), 1): the tokens of one
 // strip of the matrix run side by side, so that it is read from memory once. Dynamic shared memory: MATMUL_SHARED. The
 // wide ones take MATMUL_WIDE_PAIRS and MATMUL_WIDE_SHARED in place of these.
 #define MATMUL_TOKENS 128
@@ -94,11 +97,10 @@ struct Halve {
 #define MATMUL_WIDE_PAIRS 128
 #define MATMUL_WIDE_SHARED 98304
 
-// ---- rms_norm: x += y where y is not null; then out = x / sqrt(mean(x^2) + eps) * weight. grid (rows, 1, 1).
+// ---- rms_norm: out = x / sqrt(mean(x^2) + eps) * weight. grid (rows, 1, 1).
 #define NORM_THREADS 256
 struct RmsNorm {
-    float* x;             // [rows, hidden_size]
-    const float* y;       // [rows, hidden_size] or null
+    const float* x;       // [rows, hidden_size]
     const float* weight;  // [hidden_size]
     float* out;           // [rows, hidden_size]
     u32 hidden_size, rows;
@@ -118,9 +120,12 @@ struct Heads {
     u32 key_encoding, value_encoding, unused;
 };
 
-// ---- Attention: causal, over the paged store. Token i of the n that sequence s has in this step sees the positions
-// 0 ..= context_lens[s] - n + i. A position p of s lies in slot block_tables[s][p / block_size] * block_size +
-// p % block_size. Rows at or beyond cu_seqlens_q[num_seqs] are padding: nothing is written for them, or anything.
+// ---- Attention: causal, over the paged store. Token i of the n that sequence s has in this step sees the positions 0
+// ..= context_lens[s] - n + i. A position p of s lies in slot block_tables[s][p / block_size] * block_size + p %
+// block_size. Rows at or beyond cu_seqlens_q[num_seqs] are padding: what is written for them, if anything, is not read.
+// Bounds: cu_seqlens_q counts up to num_tokens, a context up to max_blocks_per_seq * block_size (below 2^31), a block
+// up to the last ones of the store, which has 16 slots at least; values beyond are clamped, and the results without
+// meaning.
 struct Attention {
     const float* qkv;         // [num_tokens, (num_attention_heads + 2 num_key_value_heads) * head_dim]
     const void* keys;
@@ -129,23 +134,24 @@ struct Attention {
     const u32* context_lens;  // [num_seqs]
     const u32* block_tables;  // [num_seqs, max_blocks_per_seq]
     float* out;               // [num_tokens, num_attention_heads * head_dim]
-    float* records;           // [num_tokens][num_attention_heads][max_spans][head_dim + 2]: values, largest, total; or null
+    float* partials;          // [num_tokens][num_attention_heads][max_partitions][head_dim + 2], see below; or null
     u32 num_tokens, num_seqs, num_attention_heads, num_key_value_heads, head_dim;
-    u32 block_size, max_blocks_per_seq, num_slots, max_spans;
-    u32 by_token, unused;     // attention: whether the rows of a block are all of one token
+    u32 block_size, max_blocks_per_seq, num_slots, max_partitions;
+    u32 by_token, unused;     // attention: whether all rows of a block are of one token
     float scale;              // 1 / sqrt(head_dim)
 };
 
 // attention_k{f32,f16}_vf16_d{32,64,128,256} and attention_kf32_vf32_d...: for head_dim up to D (a multiple of 8), f32
-// arithmetic. A block has ATTENTION_ROWS query rows (a token's query head) that share a K/V head: grid
-// (num_tokens * ceil(heads_per_kv / ATTENTION_ROWS), num_key_value_heads, z) with by_token, else
-// (ceil(num_tokens * heads_per_kv / ATTENTION_ROWS), num_key_value_heads, 1). Spans of ATTENTION_SPAN positions are each
-// reduced alone and merged in order of position, by the block itself (records null, z = 1) or by attention_merge
-// (records, by_token: block z takes the spans z, z + gridDim.z, ...). The bits are the same either way.
+// arithmetic. A block has ATTENTION_ROWS query rows (a token's query head) that share a K/V head: grid (num_tokens *
+// ceil(heads_per_kv / ATTENTION_ROWS), num_key_value_heads, z) with by_token, else (ceil(num_tokens * heads_per_kv /
+// ATTENTION_ROWS), num_key_value_heads, 1). Partitions of ATTENTION_PARTITION positions are reduced one by one and
+// merged in order of position, by the block itself (partials null, z = 1) or by attention_merge (with partials and
+// by_token, block z takes the partitions z, z + gridDim.z, ...). The bits are the same either way. A partial is
+// head_dim weighted sums of values, the largest score, and the total weight.
 #define ATTENTION_THREADS 128
 #define ATTENTION_ROWS 8
-#define ATTENTION_SPAN 128
-// The most blocks that share a row's spans.
+#define ATTENTION_PARTITION 128
+// The most blocks that share a row's partitions.
 #define ATTENTION_SPLITS 256
 
 // attention_merge: grid (num_attention_heads, num_tokens, 1).
@@ -154,25 +160,26 @@ struct Attention {
 // attention_tile_k{f32,f16}_d{64,128}: prompts by tensor cores (8.0 on), values in f16. Queries are split into two f16
 // parts so that scores keep f32's accuracy as far as the stored keys have it; f32 keys likewise. A block has
 // ATTENTION_TILE tokens of one sequence and one query head; blocks along x number the tiles of all sequences in order,
-// ceil(tokens of the sequence / ATTENTION_TILE) each, and those beyond the last leave at once.
+// ceil(tokens of the sequence / ATTENTION_TILE) each, and blocks beyond the last tile return at once.
 // grid (ceil(num_tokens / ATTENTION_TILE) + num_seqs, num_attention_heads, 1). Dynamic shared memory: two tiles of keys
-// and values, 2 * ATTENTION_TILE * D * (bytes of a key + 2); ATTENTION_TILE_SHARED is the most and serves all.
+// and values, 2 * ATTENTION_TILE * D * (bytes of a key + 2); ATTENTION_TILE_SHARED is the largest size.
 #define ATTENTION_TILE 64
 #define ATTENTION_TILE_THREADS 128
 #define ATTENTION_TILE_SHARED 98304
 
-// ---- silu_and_mul: out = silu(gate) * up, rows of gate_up are [gate | up]. grid (ceil(width / 256), rows, 1), block 256.
+// ---- silu_and_mul: out = silu(gate) * up, rows of gate_up are [gate | up]. grid (ceil(width / 256), rows, 1), block
+// 256.
 // ---- add: out += x over rows * width values (width 1: rows values). grid (ceil(rows * width / 256), 1, 1), block 256.
-// ---- gather_rows: out[i] = x[indices[i]]. grid (rows, 1, 1), block 256.
+// ---- gather_rows: out[i] = x[indices[i]], zeros for an index at or beyond x_rows. grid (rows, 1, 1), block 256.
 struct Rows {
     const float* x;
     const u32* indices;
     float* out;
-    u32 rows, width;
+    u32 rows, width, x_rows, unused;  // x_rows: gather_rows
 };
 
-// ---- argmax: the index of the largest of each row's first `valid` values, the lowest among equals; 0xffffffff for a row
-// with a NaN or an infinity among them. grid (rows, 1, 1).
+// ---- argmax: the index of the largest of each row's first `valid` values, the lowest among equals; 0xffffffff for a
+// row with a NaN or an infinity among them. grid (rows, 1, 1).
 #define ARGMAX_THREADS 1024
 struct Argmax {
     const float* x;  // [rows, width]
@@ -180,8 +187,9 @@ struct Argmax {
     u32 rows, width, valid, unused;
 };
 
-// ---- copy_blocks: within an array [heads][blocks][block_bytes], block pairs[2i] over pairs[2i + 1], all heads.
-// block_bytes is a multiple of 16. No block is in two pairs as a target; a source is no target. grid (pairs, heads, 1),
+// ---- copy_blocks: within an array [heads][blocks][block_bytes], copy block pairs[2i] over pairs[2i + 1], all heads; a
+// pair with a block at or beyond num_blocks is skipped. block_bytes is a multiple of 16. No block is the target of two
+// pairs; a source is never a target. grid (pairs, heads, 1),
 // block 128.
 struct CopyBlocks {
     void* array;
@@ -189,10 +197,10 @@ struct CopyBlocks {
     u32 num_pairs, num_blocks, block_bytes, unused;
 };
 
-// ---- What the card can do at best. ceiling_read: each thread sums 16-byte words of `from`, `bytes` in all, and writes
-// one u32 to out[thread]. ceiling_copy: `bytes` of `from` to `out`. ceiling_fma_f32, ceiling_mma_bf16 (8.0 on): `rounds`
-// rounds in registers, one f32 a thread to `out`: CEILING_FMA_FLOPS operations a thread and round, CEILING_MMA_FLOPS a
-// warp and round. Grid any, block CEILING_THREADS.
+// ---- The GPU's own limits, measured. ceiling_read: each thread sums 16-byte words of `from`, `bytes` in all, and
+// writes one u32 to out[thread]. ceiling_copy: `bytes` of `from` to `out`. ceiling_fma_f32, ceiling_mma_bf16 (8.0 on):
+// `rounds` rounds in registers, one f32 a thread to `out`: CEILING_FMA_FLOPS operations a thread and round,
+// CEILING_MMA_FLOPS a warp and round. Grid any, block CEILING_THREADS.
 #define CEILING_THREADS 256
 #define CEILING_FMA_FLOPS 64
 #define CEILING_MMA_FLOPS 65536

@@ -1,4 +1,4 @@
-// rms_norm: x += y where there is a y, then each row over its root mean square, times a weight.
+// rms_norm: each row over its root mean square, times a weight.
 //
 // A block takes a row. Up to 8192 columns (32 a thread) stay in registers between the sum of squares and the division;
 // longer rows, and those that 16 bytes do not divide, are read twice.
@@ -23,17 +23,6 @@ DEVICE void norm_kept(const RmsNorm& p, size_t start) {
             kept[i] = load_float4(p.x + start + 4 * quad);
         }
     }
-    if (p.y) {
-#pragma unroll
-        for (u32 i = 0; i < KEPT; i++) {
-            const u32 quad = i * NORM_THREADS + threadIdx.x;
-            if (quad < quads) {
-                const float4 y = load_float4(p.y + start + 4 * quad);
-                kept[i] = float4{kept[i].x + y.x, kept[i].y + y.y, kept[i].z + y.z, kept[i].w + y.w};
-                store_float4(p.x + start + 4 * quad, kept[i]);
-            }
-        }
-    }
 #pragma unroll
     for (u32 i = 0; i < KEPT; i++) {
         if (i * NORM_THREADS + threadIdx.x < quads) {
@@ -56,11 +45,7 @@ DEVICE void norm_kept(const RmsNorm& p, size_t start) {
 DEVICE void norm_twice(const RmsNorm& p, size_t start) {
     float squares = 0.0f;
     for (u32 i = threadIdx.x; i < p.hidden_size; i += NORM_THREADS) {
-        float v = p.x[start + i];
-        if (p.y) {
-            v += p.y[start + i];
-            p.x[start + i] = v;
-        }
+        const float v = p.x[start + i];
         squares = fmaf(v, v, squares);
     }
     const float factor = row_factor(p, squares);

@@ -1,5 +1,5 @@
-// What sums over a token's halves are multiplied with: f16 ones were divided by a power of two, see Halve in
-// params.cuh.
+// The factor of a token's sums: activations that were rounded to f16 were divided by a power of two before, see
+// ScaleAndRound in params.cuh.
 #pragma once
 #include "numbers.cuh"
 

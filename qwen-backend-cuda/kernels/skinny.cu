@@ -3,12 +3,12 @@
 //
 // skinny: a matrix times a few tokens by tensor cores, as fast as the matrix can be read.
 //
-//     sum[row][token] = sum_k w[row][k] halves[token][k]
+//     sum[row][token] = sum_k w[row][k] rounded[token][k]
 //
-// The matrix is the 16-row operand and tokens are the 8 columns of the other. Nothing is staged: a dot product may take
-// its columns in any order, so the two operands agree on one in which the 16 bytes that a lane reads at once are its
-// fragments of two products. Of 32 columns lane t of a row's four reads 8t .. 8t + 7; the first product takes the first
-// four of each lane, the second the others.
+// The matrix is the 16-row operand and tokens are the 8 columns of the other. Nothing is staged in shared memory: a dot
+// product may take its columns in any order, so the two operands agree on one in which the 16 bytes that a lane reads
+// at once are its fragments of two products. Of 32 columns lane t of a row's four reads 8t .. 8t + 7; the first product
+// takes the first four of each lane, the second the others.
 //
 // A block has M tiles of 8 pairs; a pair's rows are g and g + 8 of a tile, so that one lane gets both sums. Its warps
 // take steps of 64 columns in turn, a line of 128 bytes a row, and their sums are added in their order. All variants
@@ -23,11 +23,11 @@
 // Tiles of sums that are added at once: what fits 48 KB of shared memory.
 #define TILES_AT_ONCE 8
 
-// Where a lane is: its first columns of the rows and tokens, and how many columns there are from there on.
+// The first columns of a lane's rows and tokens, and how many columns follow.
 template <u32 N, u32 M>
 struct Place {
     const u16* w[M][2];
-    const u16* halves;
+    const u16* rounded;
     // Of each tile's token.
     u32 token[N];
     int left;
@@ -38,7 +38,7 @@ struct Place {
             w[m][0] += columns;
             w[m][1] += columns;
         }
-        halves += columns;
+        rounded += columns;
         left -= int(columns);
     }
 };
@@ -61,7 +61,7 @@ DEVICE void take_steps(float (&c)[N * M][4], const Place<N, M>& at) {
         const u32 step = i / (2 * N), half = i / N % 2, n = i % N;
         const u32 column = step * WARPS_STEP + 32 * half;
         const bool there = WHOLE || int(column) < at.left;
-        const uint4 b = there ? load16(at.halves + at.token[n] + column) : uint4{0, 0, 0, 0};
+        const uint4 b = there ? load16(at.rounded + at.token[n] + column) : uint4{0, 0, 0, 0};
 #pragma unroll
         for (u32 m = 0; m < M; m++) {
             const uint4 low = a[step][m][0][half], high = a[step][m][1][half];
@@ -92,7 +92,7 @@ DEVICE void skinny(const Product& p) {
     for (u32 n = 0; n < N; n++) {
         at.token[n] = smaller(8 * n + g, p.tokens - 1) * p.stride;
     }
-    at.halves = static_cast<const u16*>(p.halves);
+    at.rounded = static_cast<const u16*>(p.rounded);
     at.left = int(p.stride);
     at.advance(warp() * STEP + 8 * t);
 

@@ -1,8 +1,8 @@
-// tile: a matrix times the tokens of a prompt in f32 arithmetic, for matrices and cards without tensor cores.
+// tile: a matrix times the tokens of a prompt in f32 arithmetic, for matrices and GPUs without tensor cores.
 //
 // A block makes TILE_TOKENS x TILE_PAIRS pairs. 32 columns at a time of x and of the matrix go to shared memory as f32,
-// turned so that a thread reads its four tokens and its four rows (two pairs) in 16 bytes each: two loads for sixteen
-// multiplications. The next columns are on their way in registers meanwhile.
+// transposed so that a thread reads its four tokens and its four rows (two pairs) in 16 bytes each: two loads for
+// sixteen multiplications. The next columns are loaded to registers meanwhile.
 #include "epilogue.cuh"
 #include "numbers.cuh"
 

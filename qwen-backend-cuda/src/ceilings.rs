@@ -1,8 +1,8 @@
-//! What a card can do at best, measured: to put the figures of kernels in proportion.
+//! The limits of a GPU, measured, to compare the kernels' figures with.
 //!
-//! Memory is read and copied in whole, in words of 16 bytes; arithmetic runs in registers alone. A [`CeilingMeter`]
-//! measures in slices as short as the caller likes, so that a bench can take them in turn with its work. Times are
-//! those of the host, from the launch to its end.
+//! Memory is read and copied in words of 16 bytes; arithmetic runs in registers only. A [`CeilingMeter`] measures within a
+//! time that the caller gives, so that a benchmark can alternate it with its own work. Times are the host's, from the
+//! launch to its end.
 
 use std::time::{Duration, Instant};
 
@@ -11,23 +11,24 @@ use qwen_core::backend::Backend;
 use qwen_core::ceilings::Ceilings;
 
 use crate::backend::CudaBackend;
-use crate::driver::Array;
+use crate::driver::{Array, Command};
 use crate::geometry::*;
-use crate::gpu::{Args, Gpu, Work};
+use crate::gpu::Gpu;
 use crate::kernel::Kernel;
+use crate::launch::Args;
 use crate::options::CudaOptions;
 use crate::params::Ceiling;
 
-/// Bytes that are read at most before any is read again: more than caches hold.
-const MOST_BYTES: u64 = 1 << 30;
+/// The most bytes that are read before any is read again: more than caches hold.
+const MAX_BYTES: u64 = 1 << 30;
 
-/// Blocks that a multiprocessor is given: all that it can hold at once, and as many to follow.
+/// Blocks of a multiprocessor: as many as it runs at once, and as many to follow.
 const BLOCKS_PER_MULTIPROCESSOR: usize = 16;
 
 /// Threads of a warp.
 const WARP: usize = 32;
 
-/// Measures ceilings again and again.
+/// Measures ceilings, as often as asked.
 #[derive(Debug)]
 pub struct CeilingMeter {
     gpu: Gpu,
@@ -38,22 +39,22 @@ pub struct CeilingMeter {
 }
 
 impl CeilingMeter {
-    /// A meter on the card that `options` name. It takes up to two gigabytes of its memory, a quarter of what is free at
-    /// most.
+    /// A meter on the GPU that `options` name. It takes up to two gigabytes of its memory, at most a quarter of what is
+    /// free.
     ///
     /// # Errors
     /// As [`CudaBackend::new`].
     pub fn new(options: &CudaOptions) -> Result<Self> {
         let backend = CudaBackend::new(options.clone())?;
-        let free = backend.info().memory_available.unwrap_or(backend.card().memory);
-        let blocks = BLOCKS_PER_MULTIPROCESSOR * backend.card().multiprocessors as usize;
+        let free = backend.info().memory_available.unwrap_or(backend.properties().memory);
+        let blocks = BLOCKS_PER_MULTIPROCESSOR * backend.properties().multiprocessors as usize;
         let mut gpu = Gpu::new(backend.driver().clone(), false);
         let piece = Gpu::piece();
-        // Whole pieces; where there is little memory, one.
-        let bytes = (MOST_BYTES.min(free / 8) as usize / piece).max(1) * piece;
+        // Whole pieces, and at least one.
+        let bytes = (MAX_BYTES.min(free / 8) as usize / piece).max(1) * piece;
         let source = gpu.unset_array("ceilings", bytes)?;
         let target = gpu.array("ceilings", bytes)?;
-        // Pages that were never written may all be one. As f32 the words are 0.5 to 1.
+        // Pages that were never written may share memory. As f32 the words are 0.5 to 1.
         for at in (0..bytes).step_by(piece) {
             gpu.write("ceilings", &source, at, piece, |out| {
                 for (i, word) in out.as_chunks_mut().0.iter_mut().enumerate() {
@@ -85,29 +86,29 @@ impl CeilingMeter {
         })
     }
 
-    /// Bytes a second of a kernel that moves each of them so many times.
+    /// Bytes a second of a kernel that moves each byte `times` times.
     fn memory(&mut self, kernel: Kernel, times: usize, budget: Duration) -> Result<f64> {
-        let work = self.work(kernel, 0)?;
+        let command = self.command(kernel, 0)?;
         let (begin, mut best, mut count) = (Instant::now(), 0.0_f64, 1);
         loop {
-            let seconds = self.run(&work, count)?;
+            let seconds = self.run(&command, count)?;
             best = best.max((times * self.bytes * count) as f64 / seconds);
             if begin.elapsed() >= budget {
                 return Ok(best);
             }
-            // Long enough that starting it counts for nothing.
+            // Long enough that the launch does not matter.
             if seconds < budget.as_secs_f64() / 8.0 {
                 count *= 2;
             }
         }
     }
 
-    /// Operations a second of a kernel with so many in a round.
+    /// Operations a second of a kernel with `each` operations in a round.
     fn flops(&mut self, kernel: Kernel, each: usize, budget: Duration) -> Result<f64> {
         let (begin, mut best, mut rounds) = (Instant::now(), 0.0_f64, 16);
         loop {
-            let work = self.work(kernel, rounds)?;
-            let seconds = self.run(&work, 1)?;
+            let command = self.command(kernel, rounds)?;
+            let seconds = self.run(&command, 1)?;
             best = best.max(each as f64 * f64::from(rounds) / seconds);
             if begin.elapsed() >= budget {
                 return Ok(best);
@@ -118,12 +119,12 @@ impl CeilingMeter {
         }
     }
 
-    fn work(&self, kernel: Kernel, rounds: u32) -> Result<Option<Work>> {
+    fn command(&self, kernel: Kernel, rounds: u32) -> Result<Option<Command>> {
         let mut args = Args::new(&self.gpu, "ceilings");
         let written = if kernel == Kernel::CeilingCopy { self.bytes } else { 4 * self.blocks * CEILING_THREADS };
         let params = Ceiling {
-            from: args.take("from", &self.source, self.bytes)?,
-            out: args.take("out", &self.target, written)?,
+            from: args.take("from", &self.source, &[self.bytes])?,
+            out: args.take("out", &self.target, &[written])?,
             bytes: self.bytes as u64,
             rounds,
             unused: 0,
@@ -132,10 +133,10 @@ impl CeilingMeter {
     }
 
     /// Seconds that `count` runs of a kernel take.
-    fn run(&mut self, work: &Option<Work>, count: usize) -> Result<f64> {
+    fn run(&mut self, command: &Option<Command>, count: usize) -> Result<f64> {
         let begin = Instant::now();
-        for work in work.iter().cycle().take(count) {
-            self.gpu.issue(work)?;
+        for command in command.iter().cycle().take(count) {
+            self.gpu.issue(command)?;
         }
         self.gpu.wait("ceilings")?;
         Ok(begin.elapsed().as_secs_f64().max(1e-9))

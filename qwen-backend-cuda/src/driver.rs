@@ -1,10 +1,10 @@
-//! What the backend asks of a CUDA driver: memory, copies, kernels, graphs, and a wait. One stream, so that everything
-//! happens in the order in which it was asked for.
+//! What the backend asks of a CUDA driver: memory, copies, kernels, graphs, and a wait. There is one stream, so that
+//! everything runs in the order in which it was queued.
 //!
-//! `card` is the real one, on what `machine` finds. For tests, `emulated` runs the kernels on the CPU, compiled into a
-//! `library`, and `recording` runs nothing but checks what it is asked.
+//! `cuda` is the real driver, on what `machine` finds. For tests, `emulated` runs the kernels on the CPU, compiled into a
+//! `library`, and `recording` runs nothing but checks the calls. Nothing here knows operations, models or ranks.
 
-pub(crate) mod card;
+pub(crate) mod cuda;
 #[cfg(feature = "emulator")]
 pub(crate) mod emulated;
 #[cfg(feature = "emulator")]
@@ -19,18 +19,18 @@ use std::ops::Range;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use crate::card_info::CardInfo;
+use crate::device::DeviceProperties;
 use crate::kernel::Kernel;
 use crate::params::Packed;
 
-/// Why a driver did not do what it was asked.
+/// Why a call of a driver failed.
 #[derive(Debug, Clone)]
 pub(crate) enum Fault {
-    /// The card's memory, or that of the host which the driver pins, is used up; the next call may not fail.
+    /// No memory is left, on the GPU or of the host's for pinning; the next call may succeed.
     OutOfMemory,
-    /// This call failed; the next one may not.
+    /// This call failed; the next one may succeed.
     Refused(String),
-    /// Nothing works on this context any more.
+    /// The context is lost: every later call fails.
     Lost(String),
 }
 
@@ -40,7 +40,7 @@ impl fmt::Display for Fault {
             Fault::OutOfMemory => f.write_str("out of memory"),
             Fault::Refused(reason) => f.write_str(reason),
             Fault::Lost(reason) => {
-                write!(f, "{reason}; the card's context is lost: drop this engine and load it again")
+                write!(f, "{reason}; the GPU's context is lost: drop this engine and load it again")
             }
         }
     }
@@ -48,58 +48,79 @@ impl fmt::Display for Fault {
 
 pub(crate) type Outcome<T> = Result<T, Fault>;
 
-/// A kernel with everything that it is run with.
+/// A kernel with its grid, its parameters and the arrays that they point to.
 #[derive(Debug, Clone)]
-#[cfg_attr(not(test), allow(dead_code, reason = "the driver that checks launches reads what they touch"))]
+#[cfg_attr(not(test), allow(dead_code, reason = "the driver that checks launches reads what they access"))]
 pub(crate) struct Launch {
     pub(crate) kernel: Kernel,
     pub(crate) grid: [u32; 3],
     pub(crate) params: Packed,
-    /// The arrays that it reads or writes, which stay as long as this does.
-    pub(crate) touched: Vec<Touched>,
+    /// The arrays that it reads or writes, kept alive by the launch.
+    pub(crate) accessed: Vec<Accessed>,
 }
 
-/// An array and how much of its beginning a kernel reads or writes.
+/// An array, and how many of its leading bytes a kernel reads or writes.
 #[derive(Debug, Clone)]
 #[cfg_attr(not(test), allow(dead_code, reason = "as above; the array is kept alive"))]
-pub(crate) struct Touched {
-    /// As the operation calls it.
+pub(crate) struct Accessed {
+    /// Its name among the operation's arguments.
     pub(crate) name: &'static str,
     pub(crate) array: Array,
     pub(crate) bytes: usize,
 }
 
-/// Where a recorded step is run again from.
+/// A command for the stream.
+#[derive(Debug, Clone)]
+pub(crate) enum Command {
+    /// A kernel, and the operation that it is part of.
+    Launch(&'static str, Launch),
+    /// A call of a library that queues on the stream itself.
+    Call(Arc<dyn Enqueue>),
+}
+
+/// A call of a library that queues on the stream itself, as NCCL does for ranks.
+pub(crate) trait Enqueue: fmt::Debug + Send + Sync {
+    /// The operation that it is part of.
+    fn op(&self) -> &'static str;
+
+    /// Queue it on the stream of `driver`.
+    fn enqueue(&self, driver: &dyn Driver) -> Outcome<()>;
+
+    /// Whether it waits for a peer that is lost, so that it would never end.
+    fn is_lost(&self) -> bool;
+}
+
+/// Names a recorded step of a driver.
 pub(crate) type GraphId = u64;
 
-/// Places in the stream that [`Driver::mark`] can name.
+/// Marks that [`Driver::mark`] can set in the stream.
 pub(crate) const MARKS: usize = 2;
 
-/// A CUDA driver, one card, one stream. All calls but [`Driver::wait`], [`Driver::wait_mark`], [`Driver::alloc`] and
+/// A CUDA driver with one GPU and one stream. All calls but [`Driver::wait`], [`Driver::wait_mark`], [`Driver::alloc`] and
 /// [`Driver::free`] return at once.
 pub(crate) trait Driver: Send + Sync + fmt::Debug {
-    /// The card.
-    fn info(&self) -> &CardInfo;
+    /// The GPU.
+    fn info(&self) -> &DeviceProperties;
 
-    /// Bytes of the card's memory that are free now, where that is known.
+    /// Free bytes of the GPU's memory, where that is known.
     fn free_bytes(&self) -> Option<u64>;
 
-    /// Memory on the card, aligned to 256 bytes, with any contents. `what` names it in errors.
+    /// Memory on the GPU, aligned to 256 bytes, with undefined contents. `what` names it in errors.
     fn alloc(&self, what: &str, bytes: usize) -> Outcome<u64>;
 
-    /// Give memory back once nothing uses it any more.
+    /// Free memory, once the commands that were queued on it have run.
     ///
     /// # Safety
-    /// It came from [`Driver::alloc`], is given back once, and what is queued from now on does not use it.
+    /// It came from [`Driver::alloc`], is freed once, and no command that is queued from now on uses it.
     unsafe fn free(&self, address: u64);
 
-    /// Memory of the host that copies run from and to, all zero.
+    /// Pinned memory of the host for copies, all zero.
     fn pin(&self, bytes: usize) -> Outcome<NonNull<u8>>;
 
-    /// Give host memory back.
+    /// Free pinned memory.
     ///
     /// # Safety
-    /// It came from [`Driver::pin`] with `bytes`, and nothing uses it any more.
+    /// It came from [`Driver::pin`] with `bytes`, and is no longer used.
     unsafe fn unpin(&self, start: NonNull<u8>, bytes: usize);
 
     /// Fill with zeros.
@@ -111,26 +132,28 @@ pub(crate) trait Driver: Send + Sync + fmt::Debug {
     /// Copy from the host.
     ///
     /// # Safety
-    /// The bytes lie in live memory of this driver, and `from` in pinned memory that nobody writes until they are
-    /// there.
+    /// The bytes lie in live memory of this driver, and `from` in pinned memory that nothing writes before the
+    /// copy has run.
     unsafe fn upload(&self, to: u64, from: *const u8, bytes: usize) -> Outcome<()>;
 
     /// Copy to the host.
     ///
     /// # Safety
-    /// The bytes lie in live memory of this driver, and `to` in pinned memory that nobody uses until they are there.
+    /// The bytes lie in live memory of this driver, and `to` in pinned memory that nothing uses before the copy
+    /// has run.
     unsafe fn download(&self, to: *mut u8, from: u64, bytes: usize) -> Outcome<()>;
 
-    /// Make a kernel ready to be launched: what may take long, and may not happen in a capture.
+    /// Load a kernel: it may take long, and is not allowed during a capture.
     fn prepare(&self, kernel: Kernel) -> Outcome<()>;
 
     /// Run a kernel that was prepared.
     ///
     /// # Safety
-    /// Its parameters are those of the kernel, and each address in them begins an array as long as the kernel takes it.
+    /// Its parameters are those of the kernel, and each address in them begins an array that is as long as the kernel
+    /// takes it to be.
     unsafe fn launch(&self, launch: &Launch) -> Outcome<()>;
 
-    /// From now on launches are recorded, not run.
+    /// Record launches from now on instead of running them.
     fn begin_capture(&self) -> Outcome<()>;
 
     /// The recorded launches as a graph.
@@ -139,10 +162,10 @@ pub(crate) trait Driver: Send + Sync + fmt::Debug {
     /// Run a graph.
     ///
     /// # Safety
-    /// What its launches were safe with is still there.
+    /// The arrays of its launches are alive.
     unsafe fn launch_graph(&self, graph: GraphId) -> Outcome<()>;
 
-    /// Forget a graph.
+    /// Drop a graph.
     fn drop_graph(&self, graph: GraphId);
 
     /// Mark this place in the stream.
@@ -154,29 +177,29 @@ pub(crate) trait Driver: Send + Sync + fmt::Debug {
     /// Wait for all that was queued.
     fn wait(&self) -> Outcome<()>;
 
-    /// The stream, for libraries that queue work of their own; none where there is no card behind it.
+    /// The stream, for libraries that queue commands themselves; `None` where no GPU is behind it.
     fn stream(&self) -> Option<*mut std::ffi::c_void> {
         None
     }
 
-    /// Make the card's context that of this thread as long as the result lives, for libraries that ask for it.
+    /// Make the GPU's context current on this thread until the result is dropped, for libraries that need it.
     fn enter(&self) -> Outcome<Entered> {
         Ok(Entered::new(|| {}))
     }
 }
 
-/// A thread is in a card's context; dropped, it is in the one that it was in before: a program may use CUDA itself.
+/// A GPU's context is current on this thread. Dropping this restores the one before: a program may use CUDA itself.
 #[must_use]
 pub(crate) struct Entered {
     leave: fn(),
-    /// It belongs to its thread.
-    _here: PhantomData<*const ()>,
+    /// Not `Send`: the context is the thread's.
+    _not_send: PhantomData<*const ()>,
 }
 
 impl Entered {
-    /// `leave` goes back to the context before.
+    /// `leave` restores the context before.
     pub(crate) fn new(leave: fn()) -> Self {
-        Entered { leave, _here: PhantomData }
+        Entered { leave, _not_send: PhantomData }
     }
 }
 
@@ -186,10 +209,10 @@ impl Drop for Entered {
     }
 }
 
-/// Memory on the card; the last clone gives it back.
+/// Memory on the GPU; dropping the last clone frees it.
 pub(crate) type Array = Arc<Memory>;
 
-/// Memory on the card.
+/// Memory on the GPU.
 #[derive(Debug)]
 pub(crate) struct Memory {
     pub(crate) driver: Arc<dyn Driver>,
@@ -199,8 +222,8 @@ pub(crate) struct Memory {
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        // SAFETY: made from `alloc` with this address, dropped once; whoever queues work on it holds a clone until
-        // then.
+        // SAFETY: made from `alloc` with this address, dropped once; a command that is queued on it holds a clone
+        // until then.
         unsafe { self.driver.free(self.address) }
     }
 }
@@ -213,7 +236,7 @@ pub(crate) struct Pinned {
     bytes: usize,
 }
 
-// SAFETY: it is memory like that of a vector, owned by this value alone.
+// SAFETY: it is memory like that of a vector, and only this value owns it.
 unsafe impl Send for Pinned {}
 
 impl Pinned {
@@ -228,24 +251,24 @@ impl Pinned {
     /// Some of its bytes.
     ///
     /// # Safety
-    /// They lie within it, and no copy that was queued still reads or writes them.
+    /// The range lies within it, and no queued copy still reads or writes the bytes.
     pub(crate) unsafe fn bytes_mut(&mut self, range: Range<usize>) -> &mut [u8] {
         debug_assert!(range.start <= range.end && range.end <= self.bytes);
-        // SAFETY: `pin` gave so many bytes, initialised; this value owns them.
+        // SAFETY: `pin` returned `self.bytes` initialised bytes, and this value owns them.
         unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr().add(range.start), range.len()) }
     }
 }
 
 impl Drop for Pinned {
     fn drop(&mut self) {
-        // A copy that is still under way would lose its memory.
+        // A copy may still use the memory.
         let _ = self.driver.wait();
-        // SAFETY: made from `pin` with these, dropped once, and nothing is queued any more.
+        // SAFETY: made from `pin` with these, dropped once, and no copy is queued any more.
         unsafe { self.driver.unpin(self.start, self.bytes) }
     }
 }
 
-/// A recorded step; the last owner forgets it.
+/// A recorded step; dropping it removes it from the driver.
 #[derive(Debug)]
 pub(crate) struct Graph {
     pub(crate) driver: Arc<dyn Driver>,
@@ -258,7 +281,7 @@ impl Drop for Graph {
     }
 }
 
-/// Memory of the host as drivers without a card pin it.
+/// Memory of the host, as drivers without a GPU pin it.
 #[cfg(any(test, feature = "emulator"))]
 pub(crate) mod host {
     use std::alloc::{Layout, alloc_zeroed, dealloc};
@@ -266,7 +289,7 @@ pub(crate) mod host {
 
     use super::{Fault, Outcome};
 
-    /// Bytes that memory begins at a multiple of.
+    /// The alignment of memory.
     pub(crate) const ALIGN: usize = 256;
 
     fn layout(bytes: usize) -> Outcome<Layout> {
@@ -274,16 +297,16 @@ pub(crate) mod host {
     }
 
     /// Memory, all zero.
-    pub(crate) fn take(bytes: usize) -> Outcome<NonNull<u8>> {
+    pub(crate) fn alloc(bytes: usize) -> Outcome<NonNull<u8>> {
         // SAFETY: the layout has at least a byte.
         NonNull::new(unsafe { alloc_zeroed(layout(bytes)?) }).ok_or(Fault::OutOfMemory)
     }
 
-    /// Give it back.
+    /// Free it.
     ///
     /// # Safety
-    /// It came from [`take`] with the same `bytes`.
-    pub(crate) unsafe fn give(start: NonNull<u8>, bytes: usize) {
+    /// It came from [`alloc`] with the same `bytes`.
+    pub(crate) unsafe fn free(start: NonNull<u8>, bytes: usize) {
         if let Ok(layout) = layout(bytes) {
             // SAFETY: as the caller says.
             unsafe { dealloc(start.as_ptr(), layout) }

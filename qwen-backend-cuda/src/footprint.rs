@@ -1,21 +1,18 @@
-//! What a model takes on a card, from shapes alone.
+//! What a model takes on a GPU, from shapes only.
 
-use qwen_core::backend::ModelShape;
-use qwen_core::backend::{KvSpec, WeightShape};
+use qwen_core::backend::{KvSpec, ModelShape, WeightShape};
 use qwen_core::batch::Limits;
 use qwen_core::{Footprint, Precision, Result};
 
-use crate::card_info::CardInfo;
-use crate::geometry::WEIGHT_ALIGN;
-use crate::gpu::taken_bytes;
+use crate::device::DeviceProperties;
 use crate::kv;
-use crate::records::{records_held, span_count, token_records};
 use crate::weight::Layout;
+use crate::workspace::WorkspaceSizes;
 
-/// The bytes of matrices, K/V and workspace on a card. No card is opened.
+/// The bytes of matrices, K/V and workspace on a GPU. No GPU is opened.
 ///
-/// What the context, the compiled kernels and recorded steps take is not among them: [`crate::free_bytes`] asks for what
-/// is free beside a context.
+/// The context, the compiled kernels and recorded steps are not among them: [`crate::free_bytes`] returns what is free
+/// beside a context.
 ///
 /// ```
 /// use qwen_backend_cuda::CudaFootprint;
@@ -34,34 +31,19 @@ pub struct CudaFootprint {
 }
 
 impl CudaFootprint {
-    /// The footprint on `card`.
-    pub fn on(card: &CardInfo, precision: Precision) -> Self {
-        Self::new(card.has_tensor_cores(), precision)
+    /// The footprint on `device`.
+    pub fn on(device: &DeviceProperties, precision: Precision) -> Self {
+        Self::new(device.has_tensor_cores(), precision)
     }
 
-    /// The footprint on a card of compute capability 8.0 or more (`tensor_cores`), or less.
+    /// The footprint on a GPU of compute capability 8.0 or more (`tensor_cores`), or less.
     pub fn new(tensor_cores: bool, precision: Precision) -> Self {
         CudaFootprint { tensor_cores, precision }
     }
 
-    /// Activations rounded for tensor cores, and the factors of their rows.
-    fn half_bytes(&self, limits: &Limits, shape: &ModelShape) -> u64 {
-        if !self.tensor_cores || self.precision == Precision::Exact {
-            return 0;
-        }
-        let widest = shape.hidden_size.max(shape.heads.q_size()).max(shape.intermediate_size);
-        let tokens = limits.max_num_batched_tokens.max(limits.max_num_logits);
-        taken_bytes(tokens * 2 * widest.next_multiple_of(WEIGHT_ALIGN)) + taken_bytes(tokens * 4)
-    }
-
-    /// Records of attention's spans in steps of a token for each sequence.
-    fn record_bytes(&self, limits: &Limits, shape: &ModelShape) -> u64 {
-        let spans = span_count(limits.max_blocks_per_seq(), limits.block_size);
-        if spans <= 1 {
-            return 0;
-        }
-        let token = token_records(shape.heads.num_attention_heads, spans, shape.heads.head_dim);
-        taken_bytes(token * records_held(limits.max_num_seqs, token))
+    /// The parts of the workspace, which [`qwen_core::Backend::prepare`] allocates.
+    pub(crate) fn workspace(&self, limits: &Limits, shape: &ModelShape) -> Result<WorkspaceSizes> {
+        WorkspaceSizes::new(self.tensor_cores, self.precision, limits, shape)
     }
 }
 
@@ -75,10 +57,10 @@ impl Footprint for CudaFootprint {
     }
 
     fn workspace_bytes(&self, limits: &Limits, shape: &ModelShape) -> Result<u64> {
-        Ok(self.half_bytes(limits, shape) + self.record_bytes(limits, shape))
+        Ok(self.workspace(limits, shape)?.taken_bytes())
     }
 
-    /// Matrices come through pinned memory of the host.
+    /// Matrices pass through pinned memory of the host.
     fn staging_bytes(&self, _stored: u64) -> u64 {
         0
     }

@@ -1,11 +1,11 @@
-//! The sizes of blocks and tiles that kernels are compiled with: the `#define`s of kernels/params.cuh, which a test
-//! compares.
+//! The sizes of blocks and tiles that kernels are compiled with: the `#define`s of kernels/params.cuh. A test compares
+//! them.
 
 macro_rules! geometry {
     ($($(#[$doc:meta])* $name:ident = $value:expr;)*) => {
         $($(#[$doc])* pub(crate) const $name: usize = $value;)*
 
-        /// All of them, by the names that kernels/params.cuh gives them.
+        /// All of them, by their names in kernels/params.cuh.
         #[cfg(test)]
         pub(crate) const ALL: &[(&str, usize)] = &[$((stringify!($name), $value)),*];
     };
@@ -16,17 +16,17 @@ geometry! {
     WEIGHT_ALIGN = 8;
     MATVEC_THREADS = 128;
     MATVEC_PAIRS = 4;
-    /// In place of it for 4 and 8 tokens at once.
+    /// In place of `MATVEC_PAIRS` for 4 and 8 tokens at once.
     MATVEC_PAIRS_WIDE = 8;
     TILE_THREADS = 256;
     TILE_PAIRS = 32;
     TILE_TOKENS = 64;
-    HALVE_THREADS = 256;
+    SCALE_AND_ROUND_THREADS = 256;
     SKINNY_THREADS = 256;
     SKINNY_PAIRS = 8;
-    /// In place of it with more than 16 tokens at once.
+    /// In place of `SKINNY_PAIRS` with more than 16 tokens at once.
     SKINNY_PAIRS_WIDE = 16;
-    /// In place of that for matrices of many rows, with up to 32 tokens and up to 64.
+    /// In place of `SKINNY_PAIRS_WIDE` for matrices of many rows, with up to 32 tokens and up to 64.
     SKINNY_PAIRS_MANY_ROWS_4 = 32;
     SKINNY_PAIRS_MANY_ROWS_8 = 24;
     MATMUL_TOKENS = 128;
@@ -41,9 +41,9 @@ geometry! {
     ATTENTION_THREADS = 128;
     /// Query rows of a block.
     ATTENTION_ROWS = 8;
-    /// Positions of a span.
-    ATTENTION_SPAN = 128;
-    /// The most blocks that share a row's spans.
+    /// Positions of a partition.
+    ATTENTION_PARTITION = 128;
+    /// The most blocks that share a row's partitions.
     ATTENTION_SPLITS = 256;
     MERGE_THREADS = 256;
     ATTENTION_TILE = 64;

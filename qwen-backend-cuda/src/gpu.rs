@@ -1,57 +1,33 @@
-//! An open card: arrays, copies through pinned memory, launches with their checks, and what becomes of faults.
+//! An open GPU: arrays, copies through pinned memory, the queue of commands, and the faults that a driver reports.
 
 use std::sync::Arc;
 
 use qwen_core::{Error, Result};
 
-use crate::card_info::CardInfo;
-use crate::driver::{Array, Driver, Fault, Graph, Launch, Memory, Outcome, Pinned, Touched};
-use crate::kernel::Kernel;
-use crate::nccl::Exchange;
-use crate::params::{Address, Params};
+use crate::device::DeviceProperties;
+use crate::driver::{Array, Command, Driver, Fault, Graph, Launch, Memory, Outcome, Pinned};
+use crate::sizes::{array_bytes, product};
 
 /// Bytes of each of the two pieces of pinned memory that copies go through: one is filled while the other is copied.
 const HALF: usize = 8 << 20;
 
-/// The most blocks of a grid along x, y and z, on every card.
-const MOST_BLOCKS: [usize; 3] = [(1 << 31) - 1, 65_535, 65_535];
-
-/// Something for the card to do.
-#[derive(Debug, Clone)]
-pub(crate) enum Work {
-    /// A kernel of an operation.
-    Launch(&'static str, Launch),
-    /// Something that ranks do together.
-    Exchange(Exchange),
-}
-
-impl Work {
-    /// What ranks do together, if it is that.
-    pub(crate) fn exchange(&self) -> Option<&Exchange> {
-        match self {
-            Work::Launch(..) => None,
-            Work::Exchange(exchange) => Some(exchange),
-        }
-    }
-}
-
-/// An open card.
+/// An open GPU.
 #[derive(Debug)]
 pub(crate) struct Gpu {
     driver: Arc<dyn Driver>,
-    /// Waits after each kernel, so that a fault names it.
+    /// Wait after each kernel, so that a fault names it.
     wait_after_each: bool,
-    /// Why the context is lost.
+    /// Why the context is lost, if it is.
     fault: Option<String>,
     staging: Option<Staging>,
-    /// Operations since the last wait: how many, the first and the last.
+    /// Operations since the last wait: their number, the first and the last.
     pending: Option<(usize, &'static str, &'static str)>,
 }
 
 #[derive(Debug)]
 struct Staging {
     halves: [Pinned; 2],
-    /// The half that is being filled, and how many bytes of it are.
+    /// The half that is being filled, and the bytes of it that are in use.
     current: usize,
     used: usize,
 }
@@ -61,7 +37,7 @@ impl Gpu {
         Gpu { driver, wait_after_each, fault: None, staging: None, pending: None }
     }
 
-    pub(crate) fn info(&self) -> &CardInfo {
+    pub(crate) fn info(&self) -> &DeviceProperties {
         self.driver.info()
     }
 
@@ -73,12 +49,12 @@ impl Gpu {
         Error::Device { device: self.info().to_string(), op: op.into(), reason: reason.into() }
     }
 
-    /// `bytes` is 0 where the driver knows alone what it wanted to take.
+    /// `bytes` is 0 if the size is known only to the driver.
     fn out_of_memory(&self, what: &str, bytes: u64) -> Error {
         Error::OutOfMemory { device: self.info().to_string(), what: what.into(), bytes }
     }
 
-    /// Refuse to go on after the context was lost.
+    /// Refuse every call after the context was lost.
     pub(crate) fn check(&self, op: &str) -> Result<()> {
         match &self.fault {
             Some(reason) => Err(self.error(op, reason.clone())),
@@ -86,7 +62,7 @@ impl Gpu {
         }
     }
 
-    /// What the driver said, as an error of `op`.
+    /// Turn a fault of the driver into an error of `op`.
     fn outcome<T>(&mut self, op: &str, outcome: Outcome<T>) -> Result<T> {
         outcome.map_err(|fault| {
             if let Fault::OutOfMemory = fault {
@@ -106,10 +82,10 @@ impl Gpu {
         })
     }
 
-    /// An array of `bytes` bytes, all zero. `what` names it in errors.
+    /// An array of `bytes` bytes, all zero. `bytes` comes from [`product`]; `what` names the array in errors.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`] when the card's memory does not have them.
+    /// [`Error::OutOfMemory`] when the GPU's memory does not suffice.
     pub(crate) fn array(&mut self, what: &str, bytes: usize) -> Result<Array> {
         let array = self.unset_array(what, bytes)?;
         // SAFETY: the array is alive, and this long.
@@ -118,7 +94,13 @@ impl Gpu {
         Ok(array)
     }
 
-    /// An array with any contents.
+    /// An array of `len` values of 32 bits, all zero.
+    pub(crate) fn words(&mut self, what: &str, len: usize) -> Result<Array> {
+        let bytes = product(what, &[len, 4])?;
+        self.array(what, bytes)
+    }
+
+    /// An array with undefined contents.
     pub(crate) fn unset_array(&mut self, what: &str, bytes: usize) -> Result<Array> {
         self.check(what)?;
         let bytes = array_bytes(bytes);
@@ -129,8 +111,8 @@ impl Gpu {
         }
     }
 
-    /// Write `bytes` bytes of `array` from `at` on: what `fill` makes of the memory it is given. At most [`Gpu::piece`]
-    /// bytes at a time.
+    /// Write `bytes` bytes of `array` from `at` on. `fill` writes them to the pinned memory that they are copied from; at
+    /// most [`Gpu::piece`] bytes at a time.
     pub(crate) fn write(
         &mut self,
         op: &str,
@@ -140,18 +122,18 @@ impl Gpu {
         fill: impl FnOnce(&mut [u8]),
     ) -> Result<()> {
         self.check(op)?;
-        self.own(op, array)?;
-        if at + bytes > array.bytes || bytes > HALF {
+        self.check_owner(op, array)?;
+        if bytes > HALF || at.checked_add(bytes).is_none_or(|end| end > array.bytes) {
             return Err(self.error(op, format!("{bytes} bytes at {at} of an array of {}", array.bytes)));
         }
         let driver = self.driver.clone();
         let staged = self.staging(op).and_then(|staging| {
-            let from = staging.place(&*driver, bytes)?;
-            // SAFETY: `place` waited for the copies from this half, and gives out each byte once.
-            let place = unsafe { staging.halves[staging.current].bytes_mut(from..from + bytes) };
-            fill(place);
-            // SAFETY: the array is alive and this long, as checked above; the half is not written before a wait.
-            unsafe { driver.upload(array.address + at as u64, place.as_ptr(), bytes) }
+            let from = staging.reserve(&*driver, bytes)?;
+            // SAFETY: `reserve` waited for the copies from this half, and returns each byte once.
+            let pinned = unsafe { staging.halves[staging.current].bytes_mut(from..from + bytes) };
+            fill(pinned);
+            // SAFETY: the array is alive and this long, as checked above; the half is written again only after a wait.
+            unsafe { driver.upload(array.address + at as u64, pinned.as_ptr(), bytes) }
         });
         self.outcome(op, staged)
     }
@@ -175,19 +157,20 @@ impl Gpu {
         Ok(())
     }
 
-    /// Read the beginning of `array` to `values`, once all that is queued has run.
+    /// Read the beginning of `array` to `values`, after all queued commands have run.
     pub(crate) fn read_f32(&mut self, op: &str, array: &Array, values: &mut [f32]) -> Result<()> {
         self.read_words(op, array, values, f32::from_le_bytes)
     }
 
-    /// Read the beginning of `array` to `values`, once all that is queued has run.
+    /// Read the beginning of `array` to `values`, after all queued commands have run.
     pub(crate) fn read_u32(&mut self, op: &str, array: &Array, values: &mut [u32]) -> Result<()> {
         self.read_words(op, array, values, u32::from_le_bytes)
     }
 
     fn read_words<T>(&mut self, op: &str, array: &Array, values: &mut [T], value: fn([u8; 4]) -> T) -> Result<()> {
+        let bytes = size_of_val(values);
         let mut values = values.iter_mut();
-        self.read(op, array, 4 * values.len(), |bytes| {
+        self.read(op, array, bytes, |bytes| {
             bytes.as_chunks().0.iter().zip(&mut values).for_each(|(bytes, out)| *out = value(*bytes));
         })
     }
@@ -197,10 +180,10 @@ impl Gpu {
         HALF
     }
 
-    /// Read the first `bytes` bytes of `array`, piece by piece, once all that is queued has run.
+    /// Read the first `bytes` bytes of `array`, piece by piece, after all queued commands have run.
     fn read(&mut self, op: &str, array: &Array, bytes: usize, mut take: impl FnMut(&[u8])) -> Result<()> {
         self.check(op)?;
-        self.own(op, array)?;
+        self.check_owner(op, array)?;
         if bytes > array.bytes {
             return Err(self.error(op, format!("{bytes} bytes of an array of {}", array.bytes)));
         }
@@ -209,21 +192,21 @@ impl Gpu {
             let driver = self.driver.clone();
             let copied = self.staging(op).and_then(|staging| {
                 let to = staging.halves[0].as_mut_ptr();
-                // SAFETY: the array is alive and this long; copies from the half were queued before and so run before,
-                // and it is used again after the wait alone.
+                // SAFETY: the array is alive and this long; copies from the half were queued and run before this one,
+                // and it is used again only after the wait.
                 unsafe { driver.download(to, array.address + at as u64, piece) }
             });
             self.outcome(op, copied)?;
             self.wait(op)?;
             if let Some(staging) = &mut self.staging {
-                // SAFETY: the wait has passed all copies.
+                // SAFETY: all copies have run.
                 take(unsafe { staging.halves[0].bytes_mut(0..piece) });
             }
         }
         if bytes == 0 { self.wait(op) } else { Ok(()) }
     }
 
-    /// Wait for all that was queued.
+    /// Wait for all queued commands.
     pub(crate) fn wait(&mut self, op: &str) -> Result<()> {
         self.check(op)?;
         let waited = self.driver.wait();
@@ -235,20 +218,20 @@ impl Gpu {
         Ok(())
     }
 
-    /// Queue `work`.
-    pub(crate) fn issue(&mut self, work: &Work) -> Result<()> {
-        match work {
-            Work::Launch(op, launch) => {
+    /// Queue `command`.
+    pub(crate) fn issue(&mut self, command: &Command) -> Result<()> {
+        match command {
+            Command::Launch(op, launch) => {
                 self.check(op)?;
                 let prepared = self.driver.prepare(launch.kernel);
                 self.outcome(op, prepared)?;
                 self.launch(op, launch)
             }
-            Work::Exchange(exchange) => {
-                let op = exchange.op();
+            Command::Call(call) => {
+                let op = call.op();
                 self.check(op)?;
                 self.note(op);
-                let queued = exchange.issue(&*self.driver);
+                let queued = call.enqueue(&*self.driver);
                 self.outcome(op, queued)
             }
         }
@@ -256,8 +239,8 @@ impl Gpu {
 
     fn launch(&mut self, op: &'static str, launch: &Launch) -> Result<()> {
         self.note(op);
-        // SAFETY: `Args` took the addresses from arrays that are as long as the kernel takes them, and that the launch
-        // keeps alive; they are given back in the order of the stream.
+        // SAFETY: `Args` checked that the arrays are as long as the kernel takes them to be, and the launch keeps them
+        // alive; memory is freed in the order of the stream.
         let launched = unsafe { self.driver.launch(launch) };
         self.outcome(op, launched)?;
         if self.wait_after_each {
@@ -273,11 +256,11 @@ impl Gpu {
         };
     }
 
-    /// `work` as a graph. Nothing of it runs. None where the driver refuses to record it.
-    pub(crate) fn capture(&mut self, work: &[Work]) -> Result<Option<Graph>> {
+    /// Record `commands` as a graph. None of them runs. `None` if the driver refuses to record them.
+    pub(crate) fn capture(&mut self, commands: &[Command]) -> Result<Option<Graph>> {
         self.check("step")?;
-        for work in work {
-            if let Work::Launch(op, launch) = work {
+        for command in commands {
+            if let Command::Launch(op, launch) = command {
                 let prepared = self.driver.prepare(launch.kernel);
                 self.outcome(op, prepared)?;
             }
@@ -286,12 +269,12 @@ impl Gpu {
             Err(Fault::Refused(_)) => return Ok(None),
             begun => self.outcome("step", begun)?,
         }
-        let captured = work.iter().try_for_each(|work| match work {
-            // SAFETY: as in `launch`; whoever keeps the graph keeps the work, and with it the arrays.
-            Work::Launch(_, launch) => unsafe { self.driver.launch(launch) },
-            Work::Exchange(exchange) => exchange.issue(&*self.driver),
+        let captured = commands.iter().try_for_each(|command| match command {
+            // SAFETY: as in `launch`; the owner of the graph keeps the commands, and with them the arrays.
+            Command::Launch(_, launch) => unsafe { self.driver.launch(launch) },
+            Command::Call(call) => call.enqueue(&*self.driver),
         });
-        // A capture that failed has to be ended, too.
+        // A capture has to be ended even if it failed.
         let graph = self.driver.end_capture().map(|id| Graph { driver: self.driver.clone(), id });
         match captured.and(graph) {
             Err(Fault::Refused(_)) => Ok(None),
@@ -303,7 +286,7 @@ impl Gpu {
     pub(crate) fn replay(&mut self, graph: &Graph) -> Result<()> {
         self.check("step")?;
         self.note("step");
-        // SAFETY: its owner keeps the launches that it was captured from, and so their arrays.
+        // SAFETY: the owner of the graph keeps the launches that were captured, and so their arrays.
         let launched = unsafe { self.driver.launch_graph(graph.id) };
         self.outcome("step", launched)
     }
@@ -320,7 +303,8 @@ impl Gpu {
         self.staging.as_mut().ok_or_else(|| Fault::Refused(format!("{op}: no pinned memory")))
     }
 
-    fn own(&self, op: &str, array: &Array) -> Result<()> {
+    /// Refuse an array of another backend.
+    pub(crate) fn check_owner(&self, op: &str, array: &Array) -> Result<()> {
         match Arc::ptr_eq(&self.driver, &array.driver) {
             true => Ok(()),
             false => Err(self.error(op, "an array belongs to another backend")),
@@ -329,8 +313,8 @@ impl Gpu {
 }
 
 impl Staging {
-    /// Where so many bytes have place in the current half, after a change to the other one where they have none.
-    fn place(&mut self, driver: &dyn Driver, bytes: usize) -> Outcome<usize> {
+    /// Reserve `bytes` in the current half, switching halves if it is full. Returns where they begin.
+    fn reserve(&mut self, driver: &dyn Driver, bytes: usize) -> Outcome<usize> {
         if self.used + bytes > HALF {
             driver.mark(self.current)?;
             self.current = 1 - self.current;
@@ -340,61 +324,5 @@ impl Staging {
         let from = self.used;
         self.used += bytes.next_multiple_of(16);
         Ok(from)
-    }
-}
-
-/// Bytes of an array that has to hold so many: whole words of 16 bytes, and never none.
-pub(crate) fn array_bytes(bytes: usize) -> usize {
-    bytes.max(16).next_multiple_of(16)
-}
-
-/// What drivers take memory by; arrays of up to half as much share one.
-const PAGE: u64 = 2 << 20;
-
-/// Bytes of a card's memory that an array takes.
-pub(crate) fn taken_bytes(bytes: usize) -> u64 {
-    match array_bytes(bytes) as u64 {
-        small if small <= PAGE / 2 => small,
-        large => large.next_multiple_of(PAGE),
-    }
-}
-
-/// The arrays of a launch, checked as they are taken.
-#[derive(Debug)]
-pub(crate) struct Args<'a> {
-    gpu: &'a Gpu,
-    op: &'static str,
-    touched: Vec<Touched>,
-}
-
-impl<'a> Args<'a> {
-    pub(crate) fn new(gpu: &'a Gpu, op: &'static str) -> Self {
-        Args { gpu, op, touched: Vec::new() }
-    }
-
-    /// The address of `array`, of which the kernel reads or writes the first `bytes` bytes.
-    pub(crate) fn take(&mut self, name: &'static str, array: &Array, bytes: usize) -> Result<Address> {
-        self.gpu.own(self.op, array)?;
-        if bytes > array.bytes {
-            let reason = format!("`{name}` holds {} bytes, {bytes} are needed", array.bytes);
-            return Err(self.gpu.error(self.op, reason));
-        }
-        self.touched.push(Touched { name, array: array.clone(), bytes });
-        Ok(Address(array.address))
-    }
-
-    /// The launch of `kernel` with `params`; none when its grid has no blocks.
-    pub(crate) fn launch(self, kernel: Kernel, grid: [usize; 3], params: &impl Params) -> Result<Option<Work>> {
-        if grid.contains(&0) {
-            return Ok(None);
-        }
-        if let Some(axis) = (0..3).find(|axis| grid[*axis] > MOST_BLOCKS[*axis]) {
-            let (axis, blocks, most) = (["x", "y", "z"][axis], grid[axis], MOST_BLOCKS[axis]);
-            return Err(self.gpu.error(self.op, format!("{blocks} blocks along {axis}, a card takes {most}")));
-        }
-        let (grid, params) = (grid.map(|size| size as u32), params.pack());
-        debug_assert_eq!(params.len(), kernel.fields().iter().map(|field| field.bytes).sum::<usize>(), "{kernel}");
-        let launch = Launch { kernel, grid, params, touched: self.touched };
-        Ok(Some(Work::Launch(self.op, launch)))
     }
 }

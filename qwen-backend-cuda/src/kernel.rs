@@ -1,4 +1,4 @@
-//! The kernels by name: what they are called in kernels/*.cu, and how large their blocks are.
+//! The kernels: their names in kernels/*.cu, their parameters, and the sizes of their blocks.
 
 use std::fmt;
 
@@ -16,7 +16,7 @@ pub(crate) enum Element {
 }
 
 impl Element {
-    /// The element type of `encoding`, where kernels have it.
+    /// The element type of `encoding`, if kernels have it.
     pub(crate) fn of(encoding: Encoding) -> Option<Self> {
         match encoding {
             Encoding::F32 => Some(Element::F32),
@@ -26,9 +26,9 @@ impl Element {
         }
     }
 
-    /// Bytes of so many elements.
-    pub(crate) fn bytes(self, elements: usize) -> usize {
-        if self == Element::F32 { 4 * elements } else { 2 * elements }
+    /// Bytes of an element.
+    pub(crate) fn bytes(self) -> usize {
+        if self == Element::F32 { 4 } else { 2 }
     }
 
     /// Its number in parameters.
@@ -51,22 +51,22 @@ impl fmt::Display for Element {
     }
 }
 
-/// What becomes of the sums of a product.
+/// The epilogue that the sums of a product pass through. See kernels/params.cuh.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) enum Ending {
+pub(crate) enum Epilogue {
     Write,
     Add,
     Silu,
     Heads,
 }
 
-impl fmt::Display for Ending {
+impl fmt::Display for Epilogue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Ending::Write => "write",
-            Ending::Add => "add",
-            Ending::Silu => "silu",
-            Ending::Heads => "heads",
+            Epilogue::Write => "write",
+            Epilogue::Add => "add",
+            Epilogue::Silu => "silu",
+            Epilogue::Heads => "heads",
         })
     }
 }
@@ -76,17 +76,17 @@ impl fmt::Display for Ending {
 pub(crate) enum Kernel {
     Embed,
     /// A product of this many tokens at once, in f32 arithmetic.
-    Matvec(Element, u32, Ending),
+    Matvec(Element, u32, Epilogue),
     /// A product in tiles, in f32 arithmetic.
-    Tile(Element, Ending),
-    /// Rounding for tensor cores.
-    Halve(Element),
+    Tile(Element, Epilogue),
+    /// Activations scaled and rounded to this type, for tensor cores.
+    ScaleAndRound(Element),
     /// A product of up to eight times this many tokens by tensor cores.
-    Skinny(Element, u32, Ending),
+    Skinny(Element, u32, Epilogue),
     /// A product of a prompt by tensor cores.
-    Matmul(Element, Ending),
+    Matmul(Element, Epilogue),
     /// The same in tiles of twice as many rows.
-    MatmulWide(Element, Ending),
+    MatmulWide(Element, Epilogue),
     RmsNorm,
     Rope,
     StoreKv,
@@ -113,7 +113,7 @@ impl Kernel {
             Kernel::Embed | Kernel::Rope | Kernel::StoreKv | Kernel::CopyBlocks => COPY_THREADS,
             Kernel::Matvec(..) => MATVEC_THREADS,
             Kernel::Tile(..) => TILE_THREADS,
-            Kernel::Halve(_) => HALVE_THREADS,
+            Kernel::ScaleAndRound(_) => SCALE_AND_ROUND_THREADS,
             Kernel::Skinny(..) => SKINNY_THREADS,
             Kernel::Matmul(..) => MATMUL_THREADS,
             Kernel::MatmulWide(..) => MATMUL_WIDE_THREADS,
@@ -136,14 +136,14 @@ impl Kernel {
             Kernel::MatmulWide(..) => MATMUL_WIDE_SHARED,
             // Two tiles of keys and of values, which are f16.
             Kernel::AttentionTile(keys, width) => {
-                let position = keys.bytes(width as usize) + Element::F16.bytes(width as usize);
+                let position = (keys.bytes() + Element::F16.bytes()) * width as usize;
                 (2 * ATTENTION_TILE * position).min(ATTENTION_TILE_SHARED)
             }
             _ => 0,
         }
     }
 
-    /// Whether it uses what compute capability 8.0 brought: bf16 tensor cores and asynchronous copies.
+    /// Whether it needs compute capability 8.0: bf16 tensor cores and asynchronous copies.
     pub(crate) fn needs_tensor_cores(self) -> bool {
         matches!(
             self,
@@ -161,7 +161,7 @@ impl Kernel {
             Kernel::Embed => params::Embed::FIELDS,
             Kernel::Matvec(..) | Kernel::Tile(..) | Kernel::Skinny(..) => params::Product::FIELDS,
             Kernel::Matmul(..) | Kernel::MatmulWide(..) => params::Product::FIELDS,
-            Kernel::Halve(_) => params::Halve::FIELDS,
+            Kernel::ScaleAndRound(_) => params::ScaleAndRound::FIELDS,
             Kernel::RmsNorm => params::RmsNorm::FIELDS,
             Kernel::Rope | Kernel::StoreKv => params::Heads::FIELDS,
             Kernel::Attention(..) | Kernel::AttentionMerge | Kernel::AttentionTile(..) => params::Attention::FIELDS,
@@ -174,11 +174,11 @@ impl Kernel {
         }
     }
 
-    /// Every kernel that there is.
+    /// Every kernel.
     #[cfg(test)]
     pub(crate) fn all() -> Vec<Kernel> {
         use Element::{Bf16, F16, F32};
-        let endings = [Ending::Write, Ending::Add, Ending::Silu, Ending::Heads];
+        let epilogues = [Epilogue::Write, Epilogue::Add, Epilogue::Silu, Epilogue::Heads];
         let mut all = vec![
             Kernel::Embed,
             Kernel::RmsNorm,
@@ -195,17 +195,17 @@ impl Kernel {
             Kernel::CeilingFmaF32,
             Kernel::CeilingMmaBf16,
         ];
-        for ending in endings {
+        for epilogue in epilogues {
             for element in [F32, Bf16, F16] {
-                all.extend([1, 2, 4, 8].map(|tokens| Kernel::Matvec(element, tokens, ending)));
-                all.push(Kernel::Tile(element, ending));
+                all.extend([1, 2, 4, 8].map(|tokens| Kernel::Matvec(element, tokens, epilogue)));
+                all.push(Kernel::Tile(element, epilogue));
             }
             for element in [Bf16, F16] {
-                all.extend([1, 2, 4, 8].map(|eights| Kernel::Skinny(element, eights, ending)));
-                all.extend([Kernel::Matmul(element, ending), Kernel::MatmulWide(element, ending)]);
+                all.extend([1, 2, 4, 8].map(|eights| Kernel::Skinny(element, eights, epilogue)));
+                all.extend([Kernel::Matmul(element, epilogue), Kernel::MatmulWide(element, epilogue)]);
             }
         }
-        all.extend([Bf16, F16].map(Kernel::Halve));
+        all.extend([Bf16, F16].map(Kernel::ScaleAndRound));
         for keys in [F32, F16] {
             all.extend([64, 128].map(|width| Kernel::AttentionTile(keys, width)));
         }
@@ -221,12 +221,12 @@ impl fmt::Display for Kernel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Kernel::Embed => f.write_str("embed"),
-            Kernel::Matvec(w, tokens, ending) => write!(f, "matvec_{w}_t{tokens}_{ending}"),
-            Kernel::Tile(w, ending) => write!(f, "tile_{w}_{ending}"),
-            Kernel::Halve(to) => write!(f, "halve_{to}"),
-            Kernel::Skinny(w, eights, ending) => write!(f, "skinny_{w}_n{eights}_{ending}"),
-            Kernel::Matmul(w, ending) => write!(f, "matmul_{w}_{ending}"),
-            Kernel::MatmulWide(w, ending) => write!(f, "matmul_wide_{w}_{ending}"),
+            Kernel::Matvec(w, tokens, epilogue) => write!(f, "matvec_{w}_t{tokens}_{epilogue}"),
+            Kernel::Tile(w, epilogue) => write!(f, "tile_{w}_{epilogue}"),
+            Kernel::ScaleAndRound(to) => write!(f, "scale_and_round_{to}"),
+            Kernel::Skinny(w, eights, epilogue) => write!(f, "skinny_{w}_n{eights}_{epilogue}"),
+            Kernel::Matmul(w, epilogue) => write!(f, "matmul_{w}_{epilogue}"),
+            Kernel::MatmulWide(w, epilogue) => write!(f, "matmul_wide_{w}_{epilogue}"),
             Kernel::RmsNorm => f.write_str("rms_norm"),
             Kernel::Rope => f.write_str("rope"),
             Kernel::StoreKv => f.write_str("store_kv"),

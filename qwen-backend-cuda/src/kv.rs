@@ -1,18 +1,19 @@
-//! How the paged K/V store lies on the card: for each layer an array of keys and one of values, both
-//! `[head][slot][head_dim]`. Positions of a block follow each other, so that a head's keys of a block are one stretch
-//! of memory.
+//! The layout of the paged K/V store on the GPU: for each layer an array of keys and one of values, both
+//! `[head][slot][head_dim]`. Positions of a block follow each other, so that a head's keys of a block are contiguous.
 
 use qwen_core::backend::KvSpec;
 use qwen_core::{Encoding, Error, Result};
 
 use crate::driver::Array;
-use crate::gpu::{Gpu, taken_bytes};
+use crate::gpu::Gpu;
 use crate::kernel::Element;
+use crate::sizes::{kernel_size, product, taken_bytes};
 
 /// The K/V store of a range of layers.
 #[derive(Debug)]
 pub(crate) struct Store {
     pub(crate) spec: KvSpec,
+    num_slots: usize,
     pub(crate) layers: Vec<Layer>,
 }
 
@@ -27,35 +28,68 @@ pub(crate) struct Layer {
 
 impl Store {
     pub(crate) fn new(gpu: &mut Gpu, spec: &KvSpec) -> Result<Self> {
-        kv_bytes(spec)?;
+        let sizes = StoreSizes::new(spec)?;
         let value_element = element(spec.value_encoding)?;
         let mut layers = Vec::with_capacity(spec.num_layers());
         for (layer, key_encoding) in spec.key_encodings.iter().enumerate() {
             let key_element = element(*key_encoding)?;
-            let values = layer_values(spec);
             layers.push(Layer {
-                keys: gpu.array(&format!("keys of layer {layer}"), key_element.bytes(values))?,
-                values: gpu.array(&format!("values of layer {layer}"), value_element.bytes(values))?,
+                keys: gpu.array(&format!("keys of layer {layer}"), sizes.array_bytes(key_element)?)?,
+                values: gpu.array(&format!("values of layer {layer}"), sizes.array_bytes(value_element)?)?,
                 key_element,
                 value_element,
             });
         }
-        Ok(Store { spec: spec.clone(), layers })
+        Ok(Store { spec: spec.clone(), num_slots: sizes.num_slots, layers })
     }
 
-    /// Positions of all blocks.
-    pub(crate) fn num_slots(&self) -> usize {
-        self.spec.num_blocks * self.spec.block_size
+    /// Positions of all blocks, as kernels take them.
+    pub(crate) fn num_slots(&self) -> u32 {
+        // Below `u32::MAX`, see `StoreSizes`.
+        self.num_slots as u32
     }
 
-    /// Values of a layer's keys, and of its values.
-    pub(crate) fn layer_values(&self) -> usize {
-        layer_values(&self.spec)
+    /// The factors of the values of a layer's keys, and of its values.
+    pub(crate) fn array_shape(&self) -> [usize; 3] {
+        [self.spec.num_key_value_heads, self.num_slots, self.spec.head_dim]
     }
 }
 
-fn layer_values(spec: &KvSpec) -> usize {
-    spec.num_blocks * spec.block_size * spec.num_key_value_heads * spec.head_dim
+/// The sizes of a store that kernels can index.
+struct StoreSizes {
+    num_slots: usize,
+    /// Values of a layer's keys, and of its values.
+    values: usize,
+}
+
+impl StoreSizes {
+    fn new(spec: &KvSpec) -> Result<Self> {
+        let KvSpec { num_blocks, block_size, num_key_value_heads, head_dim, .. } = *spec;
+        if block_size == 0 || !block_size.is_multiple_of(16) {
+            return Err(Error::unsupported(
+                format!("a block size of {block_size}"),
+                "blocks of a multiple of 16 positions",
+            ));
+        }
+        let store = format!("a K/V store of {num_blocks} blocks of {block_size} positions");
+        let num_slots = product(&store, &[num_blocks, block_size])?;
+        // The highest number is the slot of padding.
+        if u32::try_from(num_slots).is_err() || num_slots == u32::MAX as usize {
+            return Err(Error::unsupported(store, format!("kernels number {} positions at most", u32::MAX - 1)));
+        }
+        let values = product(&store, &[num_slots, num_key_value_heads, head_dim])?;
+        // `copy_blocks` counts the bytes of a head's part of a block, of four bytes a value at most.
+        let block_bytes = product(&store, &[block_size, head_dim, Element::F32.bytes()])?;
+        if [num_key_value_heads, block_bytes].into_iter().any(|size| kernel_size(size).is_none()) {
+            let reason = format!("{num_key_value_heads} heads of {head_dim} values have no number in kernels");
+            return Err(Error::unsupported(store, reason));
+        }
+        Ok(StoreSizes { num_slots, values })
+    }
+
+    fn array_bytes(&self, element: Element) -> Result<usize> {
+        product("the keys or values of a layer", &[self.values, element.bytes()])
+    }
 }
 
 fn element(encoding: Encoding) -> Result<Element> {
@@ -68,24 +102,55 @@ fn element(encoding: Encoding) -> Result<Element> {
 /// Bytes of all arrays of a store, with the list of blocks to copy.
 ///
 /// # Errors
-/// [`Error::Unsupported`] when its slots or elements have no number in the kernels.
+/// [`Error::Unsupported`] when kernels cannot index its slots or elements.
 pub(crate) fn kv_bytes(spec: &KvSpec) -> Result<u64> {
-    if spec.block_size == 0 || !spec.block_size.is_multiple_of(16) {
-        let reason = "blocks of a multiple of 16 positions";
-        return Err(Error::unsupported(format!("a block size of {}", spec.block_size), reason));
+    let sizes = StoreSizes::new(spec)?;
+    let taken = |encoding: Encoding| Ok(taken_bytes(sizes.array_bytes(element(encoding)?)?));
+    let mut total = taken_bytes(pairs_bytes(spec)?);
+    for key in &spec.key_encodings {
+        let layer: Result<u64> = Ok(taken(*key)?.saturating_add(taken(spec.value_encoding)?));
+        total = total.saturating_add(layer?);
     }
-    // The last number is the slot of padding.
-    if spec.num_blocks as u64 * spec.block_size as u64 >= u64::from(u32::MAX) {
-        let reason = format!("kernels number {} positions at most", u32::MAX);
-        return Err(Error::unsupported(format!("{} blocks of {}", spec.num_blocks, spec.block_size), reason));
-    }
-    let values = layer_values(spec);
-    let bytes = |encoding: Encoding| Ok(taken_bytes(element(encoding)?.bytes(values)));
-    let layers: Result<u64> = spec.key_encodings.iter().map(|key| Ok(bytes(*key)? + bytes(spec.value_encoding)?)).sum();
-    Ok(layers? + taken_bytes(pairs_bytes(spec)))
+    Ok(total)
 }
 
-/// Bytes of the list of blocks to copy, which has each block at most once as a target.
-pub(crate) fn pairs_bytes(spec: &KvSpec) -> usize {
-    8 * spec.num_blocks
+/// Bytes of the list of blocks to copy: each block is a target at most once.
+pub(crate) fn pairs_bytes(spec: &KvSpec) -> Result<usize> {
+    product("pairs of blocks", &[spec.num_blocks, 2, 4])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(num_blocks: usize, block_size: usize, num_key_value_heads: usize, head_dim: usize) -> KvSpec {
+        KvSpec {
+            key_encodings: vec![Encoding::F32, Encoding::F16],
+            value_encoding: Encoding::F16,
+            num_blocks,
+            block_size,
+            num_key_value_heads,
+            head_dim,
+        }
+    }
+
+    #[test]
+    fn a_store_takes_its_arrays_and_the_pairs_of_blocks() {
+        assert_eq!(kv_bytes(&spec(4, 16, 2, 64)).unwrap(), (4 * 16 * 2 * 64) * (4 + 2 + 2 + 2) + 4 * 8);
+        assert_eq!(kv_bytes(&spec(0, 16, 2, 64)).unwrap(), 5 * 16);
+    }
+
+    #[test]
+    fn stores_without_a_number_are_refused() {
+        let huge = [1 << (usize::BITS - 11), 1 << (usize::BITS - 4), usize::MAX - 15, usize::MAX];
+        for size in huge {
+            for spec in [spec(size, 16, 2, 64), spec(4, size, 2, 64), spec(4, 16, size, 64), spec(4, 16, 2, size)] {
+                let error = kv_bytes(&spec).unwrap_err();
+                assert!(matches!(error, Error::Unsupported { .. }), "{spec:?}: {error}");
+            }
+        }
+        // The last slot is one below the slot of padding.
+        assert!(kv_bytes(&spec(1 << 28, 16, 0, 64)).is_err());
+        assert!(kv_bytes(&spec((1 << 28) - 1, 16, 0, 64)).is_ok());
+    }
 }

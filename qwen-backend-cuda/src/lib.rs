@@ -1,53 +1,57 @@
-//! The NVIDIA GPU kernels of qwen-rs. A build needs Rust alone, and a program needs the card's driver alone: the
-//! kernels are compiled to PTX beforehand, and the driver is looked for when the program runs.
+//! The NVIDIA GPU kernels of qwen-rs. Building needs only Rust, and running only the GPU's driver: the kernels are compiled
+//! to PTX beforehand, and the driver's library is opened at run time.
 //!
-//! [`CudaBackend`] implements [`qwen_core::Backend`]. The way from an operation to its arithmetic:
+//! [`CudaBackend`] implements [`qwen_core::Backend`]. From an operation to its arithmetic:
 //!
-//! - `backend.rs` checks sizes and chooses a kernel; `backend/steps.rs` records what a step runs;
-//! - `gpu.rs` queues it, copies through pinned memory, and keeps the faults that the driver reports;
-//! - `driver.rs` is what is asked of a driver: the card's own (`driver/card.rs`), or the processor in tests;
-//! - `kernel.rs`, `params.rs` and `geometry.rs` say what the kernels are called, take and how large their blocks are;
-//!   their sources lie in `kernels/`, one file an operation, with kernels/params.cuh as the contract;
-//! - `weight.rs`, `kv.rs` and `records.rs` say how matrices, K/V and the records of attention lie in memory,
-//!   `footprint.rs` what that takes, without a device;
-//! - [`ceilings`] measures what a card could do at best, and [`NcclGroup`] sums over cards.
+//! - `backend.rs` has one short method an operation; a file an operation in `backend/` checks sizes, chooses a kernel and
+//!   records the launch, and `backend/steps.rs` says what is recorded and run again;
+//! - `launch.rs` builds a launch with its checks, `gpu.rs` queues it, copies through pinned memory, and keeps the faults
+//!   that the driver reports;
+//! - `driver.rs` is the interface to a driver: the real one (`driver/cuda.rs`), or an emulated GPU in tests;
+//! - `kernel.rs`, `params.rs` and `geometry.rs` hold the kernels' names, parameters and block sizes; their sources are in
+//!   `kernels/`, one file an operation, with kernels/params.cuh as the contract;
+//! - `weight.rs`, `kv.rs` and `workspace.rs` define how matrices, K/V and the memory of a step lie on the GPU, and
+//!   `footprint.rs` what they take, without a device; `sizes.rs` computes sizes in checked arithmetic;
+//! - `nccl.rs` sums over GPUs ([`NcclGroup`]); [`ceilings`] measures a GPU's own limits.
 //!
-//! # When a card faults
+//! # Faults
 //!
 //! A fault of a kernel is found at the next wait, as a typed error that names the operations queued since the last one;
-//! [`CudaOptions::wait_after_each_kernel`] names the kernel. It takes the context of the card with it, and with it all
-//! that this process has on the card. Once every backend on the card is dropped its context is released, and a new
-//! backend opens a new one. CUDA's documentation promises that for a fresh process alone: where the new context fails,
-//! too, the process has to be started again. NCCL keeps a card's context for itself, so that after a fault a process that
-//! has summed over cards cannot go on with them.
+//! [`CudaOptions::wait_after_each_kernel`] names the kernel. The context of the GPU is lost with it, and all that this
+//! process has on the GPU. After every backend on the GPU is dropped its context is released, and a new backend opens a
+//! new one. CUDA's documentation promises that only for a fresh process: if the new context fails, too, restart the
+//! process. NCCL keeps a GPU's context, so that after a fault a process that has summed over GPUs cannot use them again.
 
 mod backend;
-mod card_info;
 pub mod ceilings;
+mod device;
 mod driver;
 mod footprint;
 mod geometry;
 mod gpu;
 mod kernel;
 mod kv;
+mod launch;
 mod modules;
 mod nccl;
 mod options;
 mod params;
-mod records;
+mod sizes;
 #[cfg(test)]
 mod tests;
 mod weight;
+mod workspace;
 
 pub use backend::{CudaBackend, CudaBuffer, CudaIndices, CudaKv, CudaWeight};
-pub use card_info::{CardInfo, cards, free_bytes};
+pub use device::DeviceProperties;
+pub use driver::machine::{device, devices, free_bytes};
 pub use footprint::CudaFootprint;
 pub use nccl::{NcclGroup, nccl_present};
 pub use options::CudaOptions;
 
-/// The kernels on the processor, for tests.
+/// The kernels on the CPU, for tests.
 #[cfg(feature = "emulator")]
 pub mod emulator {
-    pub use crate::driver::emulated::EmulatedCard;
+    pub use crate::driver::emulated::EmulatedGpu;
     pub use crate::driver::library::Kernels;
 }

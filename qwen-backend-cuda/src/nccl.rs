@@ -1,11 +1,13 @@
-//! Sums over cards, and activations from card to card, by NCCL, straight on their memory.
+//! Collective operations of several GPUs by NCCL, directly on their memory: sums, and activations from stage to stage.
 //!
-//! NCCL is not part of the driver: `library` looks for it under the name that its packages install (`libnccl.so.2`),
-//! and calls seven of its functions.
+//! NCCL is not part of the driver: `library` opens it under the name that its packages install (`libnccl.so.2`), and calls
+//! seven of its functions.
 //!
-//! NCCL waits for all ranks, in its calls and on the card, and does not notice when one fails. The [`ProcessGroup`] does:
-//! NCCL is then told to abort, on a thread of its own, since the abort waits until every recorded step with a sum is
-//! forgotten.
+//! NCCL waits for all ranks, in its calls and on the GPU, and does not notice when one fails. The [`ProcessGroup`] does:
+//! NCCL is then told to abort, on a separate thread, because the abort waits in turn until every recorded step with a
+//! collective operation is dropped.
+//!
+//! A [`CollectiveCall`] is an [`Enqueue`], the form in which a queue takes it: nothing below this file knows of ranks.
 
 mod library;
 #[cfg(test)]
@@ -18,79 +20,73 @@ use std::sync::mpsc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use qwen_core::backend::Backend;
 use qwen_core::collective::{Collective, ProcessGroup};
 use qwen_core::{Error, Result};
 
-use crate::backend::CudaBackend;
-use crate::driver::{Array, Driver, Fault, Outcome};
-use crate::gpu::{Gpu, Work};
-pub(crate) use library::Deed;
+use crate::driver::{Array, Command, Driver, Enqueue, Fault, Outcome};
+use crate::gpu::Gpu;
+pub(crate) use library::CollectiveOp;
 use library::{Comm, ID_BYTES, Nccl, UniqueId};
 
-/// How long an abort waits for a call of NCCL that has begun: it may be stuck itself.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// How long an abort waits for a call of NCCL that has begun, and may never return.
+const ABORT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Whether there is an NCCL on this machine.
+/// Check that NCCL is installed on this machine.
 ///
 /// # Errors
-/// [`Error::Unsupported`] when there is none.
+/// [`Error::Unsupported`] when it is not.
+///
+/// ```
+/// if let Err(error) = qwen_backend_cuda::nccl_present() {
+///     println!("{error}");
+/// }
+/// ```
 pub fn nccl_present() -> Result<()> {
     Nccl::get().map(|_| ())
 }
 
-/// The cards that one model is cut over: a [`Collective`] whose sums [`CudaBackend`] makes on the card, and by which
-/// stages hand activations on.
+/// The GPUs that one model is distributed over: a [`Collective`] whose sums [`crate::CudaBackend`] computes on the GPUs,
+/// and through which stages send activations.
 ///
-/// All ranks get the same bits. In which order NCCL adds them is its own choice: that of one machine and one number of
-/// ranks does not change, but another number gives other roundings.
-///
-/// ```no_run
-/// use qwen_backend_cuda::{CudaBackend, CudaOptions, NcclGroup};
-/// use qwen_core::ranks::Ranks;
-/// let ranks = Ranks::from_env()?;
-/// let backend = CudaBackend::new(CudaOptions::new().ordinal(ranks.local_rank()))?;
-/// let group = NcclGroup::join(&backend, &ranks.rendezvous(&[("model", "one for all".into())])?)?;
-/// # let _ = group;
-/// # Ok::<(), qwen_core::Error>(())
-/// ```
+/// All ranks get the same bits. NCCL chooses the order of its additions: it is fixed for a machine and a number of ranks,
+/// and other numbers round differently.
 #[derive(Debug)]
 pub struct NcclGroup {
     shared: Arc<Communicator>,
-    /// Where values of the host are summed.
+    /// The array in which values of the host are summed.
     host: Mutex<Option<Array>>,
 }
 
 impl NcclGroup {
-    /// Join the ranks of `processes` as a group of cards, in the stream of `backend`. All ranks call it; it returns once
-    /// all have.
-    ///
-    /// # Errors
-    /// [`Error::Unsupported`] when there is no NCCL on this machine, or no card behind the backend;
-    /// [`Error::RankFailed`] when another rank is lost or cannot join; [`Error::Device`] with what NCCL reports.
-    pub fn join(backend: &CudaBackend, processes: &dyn ProcessGroup) -> Result<Self> {
-        if backend.driver().stream().is_none() {
-            return Err(Error::unsupported("NCCL on this backend", "there is no card behind it"));
+    /// Join the ranks of `processes` as a group, on the stream of `driver`. `device` names the GPU in errors.
+    pub(crate) fn join_on(driver: &Arc<dyn Driver>, device: &str, processes: &dyn ProcessGroup) -> Result<Self> {
+        if driver.stream().is_none() {
+            return Err(Error::unsupported("NCCL on this backend", "it has no GPU"));
         }
-        Self::join_by(Nccl::get()?, backend, processes)
+        Self::join_by(Nccl::get()?, driver, device, processes)
     }
 
-    fn join_by(nccl: &'static Nccl, backend: &CudaBackend, processes: &dyn ProcessGroup) -> Result<Self> {
-        let failed = |reason| Error::Device { device: backend.info().name, op: "join a group".into(), reason };
-        // A rank that has no NCCL has failed by now, where the others hear of it; within NCCL they would wait for it.
+    fn join_by(
+        nccl: &'static Nccl,
+        driver: &Arc<dyn Driver>,
+        device: &str,
+        processes: &dyn ProcessGroup,
+    ) -> Result<Self> {
+        let failed = |reason| Error::Device { device: device.into(), op: "join a group".into(), reason };
+        // A rank without NCCL has failed by now, and this call reports it; NCCL would wait for that rank.
         processes.all_reduce_min(0)?;
         let mut id = match processes.rank() {
             0 => nccl.unique_id().map_err(failed)?.0.to_vec(),
             _ => Vec::new(),
         };
         processes.broadcast(&mut id)?;
-        let id = <[u8; ID_BYTES]>::try_from(id).map_err(|id| failed(format!("an id of {} bytes", id.len())))?;
-        let comm = Self::meet(nccl, backend.driver(), processes, UniqueId(id)).map_err(|reason| match reason {
+        let id = <[u8; ID_BYTES]>::try_from(id).map_err(|id| failed(format!("an identifier of {} bytes", id.len())))?;
+        let comm = Self::meet(nccl, driver, processes, UniqueId(id)).map_err(|reason| match reason {
             Some(reason) => failed(reason),
-            // The next call says which rank it was.
+            // The next call names the rank.
             None => processes.all_reduce_min(0).err().unwrap_or_else(|| failed("another rank was lost".into())),
         })?;
-        let group = Self::of(nccl, comm, backend.driver());
+        let group = Self::of(nccl, comm, driver);
         let shared = Arc::downgrade(&group.shared);
         processes.on_peer_failure(Box::new(move || {
             if let Some(shared) = shared.upgrade() {
@@ -100,15 +96,15 @@ impl NcclGroup {
         Ok(group)
     }
 
-    /// The group of a communicator that was made on this driver's card.
+    /// The group of a communicator that was made on the GPU of `driver`.
     fn of(nccl: &'static Nccl, comm: Comm, driver: &Arc<dyn Driver>) -> Self {
         let (lost, calls) = (AtomicBool::new(false), Arc::default());
         let shared = Communicator { nccl, comm, driver: driver.clone(), lost, calls };
         NcclGroup { shared: Arc::new(shared), host: Mutex::default() }
     }
 
-    /// Wait for all ranks within NCCL, or for the loss of one. The error is what NCCL says; none for a loss, which
-    /// leaves a thread behind that waits in NCCL.
+    /// Wait for all ranks within NCCL, or for the loss of one. The error is NCCL's; `None` for a loss, after which a thread
+    /// still waits in NCCL.
     fn meet(
         nccl: &'static Nccl,
         driver: &Arc<dyn Driver>,
@@ -121,11 +117,11 @@ impl NcclGroup {
         let (driver, rank, ranks) = (driver.clone(), processes.rank(), processes.world_size());
         let waits = move || {
             let comm = driver.enter().map_err(|fault| fault.to_string()).and_then(|_entered| {
-                // SAFETY: the card's context is current.
+                // SAFETY: the GPU's context is current.
                 unsafe { nccl.join(id, rank, ranks) }
             });
             if let Err(mpsc::SendError(Ok(comm))) = joined.send(comm.map_err(Some)) {
-                // Nobody waits for it any more.
+                // The caller no longer waits.
                 abort(nccl, &*driver, comm);
             }
         };
@@ -133,33 +129,41 @@ impl NcclGroup {
             .name("qwen-nccl-join".into())
             .spawn(waits)
             .map_err(|error| Some(error.to_string()))?;
-        outcome.recv().unwrap_or_else(|_| Err(Some("its thread ended".into())))
+        outcome.recv().unwrap_or_else(|_| Err(Some("the joining thread ended".into())))
     }
 
-    /// Whether it is a group of this card.
-    pub(crate) fn is_of(&self, driver: &Arc<dyn Driver>) -> bool {
+    /// Whether the group is on the GPU of `driver`.
+    pub(crate) fn is_on(&self, driver: &Arc<dyn Driver>) -> bool {
         Arc::ptr_eq(driver, &self.shared.driver)
     }
 
-    /// What the ranks do with the first `len` values of `array`, in place; none when the group is another card's.
-    pub(crate) fn exchange(&self, deed: Deed, driver: &Arc<dyn Driver>, array: &Array, len: usize) -> Option<Exchange> {
-        let own = self.is_of(driver) && 4 * len <= array.bytes;
-        own.then(|| Exchange { communicator: self.shared.clone(), deed, array: array.clone(), len })
+    /// The collective operation `op` on the first `len` values of `array`; `None` when the group is on another GPU, or the
+    /// array is shorter.
+    pub(crate) fn call(
+        &self,
+        op: CollectiveOp,
+        driver: &Arc<dyn Driver>,
+        array: &Array,
+        len: usize,
+    ) -> Option<Command> {
+        let fits = self.is_on(driver) && len <= array.bytes / 4;
+        let call = || CollectiveCall { communicator: self.shared.clone(), op, array: array.clone(), len };
+        fits.then(|| Command::Call(Arc::new(call())))
     }
 }
 
 impl Collective for NcclGroup {
-    /// The sum of values on the host: over the card. In the order that NCCL chooses.
+    /// The sum of values of the host, computed on the GPUs in the order that NCCL chooses.
     fn all_reduce(&self, values: &mut [f32]) -> Result<()> {
         let mut gpu = Gpu::new(self.shared.driver.clone(), false);
         let mut held = lock(&self.host);
-        let array = match held.take().filter(|array| array.bytes >= 4 * values.len()) {
+        let array = match held.take().filter(|array| array.bytes >= size_of_val(values)) {
             Some(array) => array,
-            None => gpu.array("sums of the host", 4 * values.len())?,
+            None => gpu.words("sums of the host", values.len())?,
         };
         gpu.write_f32("all_reduce", &array, values)?;
-        if let Some(sum) = self.exchange(Deed::Sum, &self.shared.driver, &array, values.len()) {
-            gpu.issue(&Work::Exchange(sum))?;
+        if let Some(sum) = self.call(CollectiveOp::AllReduce, &self.shared.driver, &array, values.len()) {
+            gpu.issue(&sum)?;
         }
         gpu.read_f32("all_reduce", &array, values)?;
         *held = Some(array);
@@ -167,14 +171,14 @@ impl Collective for NcclGroup {
     }
 }
 
-/// A rank's place in the group.
+/// A rank's part of the group.
 struct Communicator {
     nccl: &'static Nccl,
     comm: Comm,
     driver: Arc<dyn Driver>,
-    /// Whether another rank is gone. NCCL is then told to abort, and `comm` no longer ours.
+    /// Whether another rank is lost. NCCL is then told to abort, and `comm` is no longer used.
     lost: AtomicBool,
-    /// Held while something is queued: a communicator takes one call at a time.
+    /// Held during a call: a communicator takes one at a time.
     calls: Arc<Mutex<()>>,
 }
 
@@ -185,7 +189,7 @@ impl fmt::Debug for Communicator {
 }
 
 impl Communicator {
-    /// Another rank is gone: sums that wait for it end, with any values, and later ones are refused.
+    /// Another rank is lost: operations that wait for it end, with undefined values, and later ones are refused.
     fn lose(&self) {
         if self.lost.swap(true, Ordering::SeqCst) {
             return;
@@ -194,61 +198,54 @@ impl Communicator {
         let aborts = move || {
             let begun = Instant::now();
             let mut call = calls.try_lock();
-            while call.is_err() && begun.elapsed() < PATIENCE {
+            while call.is_err() && begun.elapsed() < ABORT_TIMEOUT {
                 std::thread::sleep(Duration::from_millis(5));
                 call = calls.try_lock();
             }
             abort(nccl, &*driver, comm);
         };
-        // Without a thread there is nothing to be done; the ranks that wait are ended by their launcher.
+        // Without a thread NCCL cannot be told; the launcher ends the ranks that wait.
         let _ = std::thread::Builder::new().name("qwen-nccl-abort".into()).spawn(aborts);
     }
 }
 
 impl Drop for Communicator {
     fn drop(&mut self) {
-        // All ranks are idle between steps. `ncclCommDestroy` would wait for them to destroy theirs, too, also for one
-        // that goes because it failed.
+        // All ranks are idle between steps. `ncclCommDestroy` would wait until all ranks destroy theirs, even if this
+        // one ends because it failed.
         if !*self.lost.get_mut() {
             abort(self.nccl, &*self.driver, self.comm);
         }
     }
 }
 
-/// Give a communicator back.
+/// Free a communicator.
 fn abort(nccl: &Nccl, driver: &dyn Driver, comm: Comm) {
     if let Ok(_entered) = driver.enter() {
-        // SAFETY: made by `Nccl::join`, given back once, and used no more but by a call that is stuck, which this ends.
+        // SAFETY: made by `Nccl::join` and freed once; only a call that never returns may still use it, which this ends.
         unsafe { (nccl.comm_abort)(comm.0) };
     }
 }
 
-/// Something that ranks do together, which waits to be queued.
-#[derive(Debug, Clone)]
-pub(crate) struct Exchange {
+/// A collective operation on an array, ready to be queued.
+#[derive(Debug)]
+struct CollectiveCall {
     communicator: Arc<Communicator>,
-    deed: Deed,
+    op: CollectiveOp,
     array: Array,
     len: usize,
 }
 
-impl Exchange {
-    /// The operation that it is part of.
-    pub(crate) fn op(&self) -> &'static str {
-        match self.deed {
-            Deed::Sum => "all_reduce",
-            Deed::Send(_) => "send",
-            Deed::Receive(_) => "receive",
+impl Enqueue for CollectiveCall {
+    fn op(&self) -> &'static str {
+        match self.op {
+            CollectiveOp::AllReduce => "all_reduce",
+            CollectiveOp::Send(_) => "send",
+            CollectiveOp::Receive(_) => "receive",
         }
     }
 
-    /// Whether a rank of it is gone, so that it would never end.
-    pub(crate) fn is_lost(&self) -> bool {
-        self.communicator.lost.load(Ordering::SeqCst)
-    }
-
-    /// Queue it.
-    pub(crate) fn issue(&self, driver: &dyn Driver) -> Outcome<()> {
+    fn enqueue(&self, driver: &dyn Driver) -> Outcome<()> {
         let Communicator { nccl, comm, calls, .. } = &*self.communicator;
         let _entered = driver.enter()?;
         let stream = driver.stream().unwrap_or_default();
@@ -257,13 +254,17 @@ impl Exchange {
             return Err(Fault::Refused(LOST.into()));
         }
         let values = self.array.address as *mut c_void;
-        // SAFETY: the array holds so many values and is kept alive by this; communicator and stream are those of its
-        // card, whose context is current.
-        unsafe { nccl.exchange(self.deed, values, self.len, *comm, stream) }.map_err(Fault::Refused)
+        // SAFETY: the array holds `len` values and this call keeps it alive; communicator and stream are those of its
+        // GPU, whose context is current.
+        unsafe { nccl.queue(self.op, values, self.len, *comm, stream) }.map_err(Fault::Refused)
+    }
+
+    fn is_lost(&self) -> bool {
+        self.communicator.lost.load(Ordering::SeqCst)
     }
 }
 
-/// Why sums are refused.
+/// Why collective operations are refused.
 pub(crate) const LOST: &str = "another rank was lost";
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -1,11 +1,11 @@
-//! What a backend is made with: which card, and what may be rounded.
+//! The options of a backend: its GPU, and its precision.
 
 use qwen_core::Precision;
 
 #[cfg(feature = "emulator")]
-use crate::driver::emulated::EmulatedCard;
+use crate::driver::emulated::EmulatedGpu;
 
-/// How a [`crate::CudaBackend`] is made.
+/// The options of a [`crate::CudaBackend`].
 ///
 /// ```
 /// use qwen_backend_cuda::CudaOptions;
@@ -19,16 +19,16 @@ pub struct CudaOptions {
     pub(crate) precision: Precision,
     pub(crate) wait_after_each_kernel: bool,
     #[cfg(feature = "emulator")]
-    pub(crate) emulated: Option<EmulatedCard>,
+    pub(crate) emulated: Option<EmulatedGpu>,
 }
 
 impl CudaOptions {
-    /// The first card, fast precision.
+    /// The first GPU, fast precision.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// The card with this number in [`crate::cards`]. Default 0.
+    /// The GPU with this number in [`crate::devices`]. Default 0.
     pub fn ordinal(mut self, ordinal: usize) -> Self {
         self.ordinal = ordinal;
         self
@@ -40,17 +40,17 @@ impl CudaOptions {
         self
     }
 
-    /// Wait for each kernel, so that a fault of the card names the kernel that caused it. Slow: for the search for such
-    /// faults. Recorded steps are not replayed then. Default false.
+    /// Wait for each kernel, so that a fault of the GPU names the kernel that caused it. Slow: for finding such faults.
+    /// Steps are not recorded then. Default false.
     pub fn wait_after_each_kernel(mut self, wait: bool) -> Self {
         self.wait_after_each_kernel = wait;
         self
     }
 
-    /// Run the kernels on the processor, compiled from their sources. For tests: it is slow.
+    /// Run the kernels on the CPU, compiled from their sources. For tests: it is slow.
     #[cfg(feature = "emulator")]
-    pub fn emulated(mut self, card: EmulatedCard) -> Self {
-        self.emulated = Some(card);
+    pub fn emulated(mut self, gpu: EmulatedGpu) -> Self {
+        self.emulated = Some(gpu);
         self
     }
 }

@@ -1,6 +1,6 @@
-//! What every kernel is given: the twins of the structures of kernels/params.cuh, field by field. Tests compare both.
+//! The parameters of every kernel: the twins of the structures of kernels/params.cuh, field by field. Tests compare both.
 
-/// An address on the card; 0 is null.
+/// An address of the GPU; 0 is null.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Address(pub(crate) u64);
 
@@ -12,19 +12,19 @@ impl Address {
     }
 }
 
-/// The most bytes that a structure has.
-const MOST: usize = 128;
+/// The largest size of a structure.
+const MAX_BYTES: usize = 128;
 
 /// The bytes of a structure, as a kernel takes them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Packed {
-    words: [u64; MOST / 8],
+    words: [u64; MAX_BYTES / 8],
     len: usize,
 }
 
 impl Packed {
     fn new() -> Self {
-        Packed { words: [0; MOST / 8], len: 0 }
+        Packed { words: [0; MAX_BYTES / 8], len: 0 }
     }
 
     /// The first byte, aligned to 8.
@@ -32,7 +32,7 @@ impl Packed {
         self.words.as_ptr()
     }
 
-    /// How many bytes there are.
+    /// Bytes of the structure.
     pub(crate) fn len(&self) -> usize {
         self.len
     }
@@ -92,8 +92,8 @@ macro_rules! params {
                 ];
 
                 fn pack(&self) -> Packed {
-                    // No field is padded: a structure is its fields one after the other.
-                    const { assert!(size_of::<$name>() == 0 $(+ size_of::<$kind>())* && size_of::<$name>() <= MOST) };
+                    // No field is padded: the structure is the concatenation of its fields.
+                    const { assert!(size_of::<$name>() == 0 $(+ size_of::<$kind>())* && size_of::<$name>() <= MAX_BYTES) };
                     let mut packed = Packed::new();
                     $(packed.push(&self.$field.to_le_bytes());)*
                     packed
@@ -122,13 +122,13 @@ params! {
         unused: u32,
     }
 
-    /// A matrix product and what becomes of its sums.
+    /// A matrix product and its epilogue.
     Product {
         x: Address,
         w: Address,
         out: Address,
         bias: Address,
-        halves: Address,
+        rounded: Address,
         scales: Address,
         cos_sin: Address,
         slot_mapping: Address,
@@ -146,10 +146,10 @@ params! {
         value_encoding: u32,
     }
 
-    /// Activations rounded to 16 bits.
-    Halve {
+    /// Activations scaled and rounded to 16 bits.
+    ScaleAndRound {
         x: Address,
-        halves: Address,
+        rounded: Address,
         scales: Address,
         tokens: u32,
         cols: u32,
@@ -157,10 +157,9 @@ params! {
         unused: u32,
     }
 
-    /// A norm, with an addition before it where `y` is not null.
+    /// A norm.
     RmsNorm {
         x: Address,
-        y: Address,
         weight: Address,
         out: Address,
         hidden_size: u32,
@@ -195,7 +194,7 @@ params! {
         context_lens: Address,
         block_tables: Address,
         out: Address,
-        records: Address,
+        partials: Address,
         num_tokens: u32,
         num_seqs: u32,
         num_attention_heads: u32,
@@ -204,7 +203,7 @@ params! {
         block_size: u32,
         max_blocks_per_seq: u32,
         num_slots: u32,
-        max_spans: u32,
+        max_partitions: u32,
         by_token: u32,
         unused: u32,
         scale: f32,
@@ -217,6 +216,8 @@ params! {
         out: Address,
         rows: u32,
         width: u32,
+        x_rows: u32,
+        unused: u32,
     }
 
     /// The largest value of each row.
@@ -239,7 +240,7 @@ params! {
         unused: u32,
     }
 
-    /// What the card can do at best.
+    /// A measurement of the GPU's limits.
     Ceiling {
         from: Address,
         out: Address,

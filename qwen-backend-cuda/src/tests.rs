@@ -1,5 +1,9 @@
-//! What only the inside shows: the launches of every published shape, on a driver that checks them and runs nothing;
-//! and what becomes of faults.
+//! Tests that need the crate's inside: the launches of every published shape, on a driver that checks them and runs
+//! nothing; faults; sizes without a number; hostile indices on the emulator.
+
+mod bounds;
+mod modules;
+mod sizes;
 
 use qwen_conformance::published;
 use qwen_core::backend::{Add, Backend, Interrupt, MatrixPart, RmsNorm, StepKey, WeightRole, WeightView};
@@ -15,10 +19,10 @@ use qwen_core::runner::{ModelRunner, Runner};
 use qwen_core::{Config, Encoding, Error, Precision, Result};
 
 use crate::driver::Launch;
-use crate::driver::recording::Recorder;
+use crate::driver::recording::RecordingDriver;
 use crate::kernel::Kernel;
 use crate::params::{Address, Params, Rows};
-use crate::{CudaBackend, CudaOptions, cards, nccl};
+use crate::{CudaBackend, CudaOptions, devices, nccl};
 
 const BLOCK_SIZE: usize = 32;
 const MAX_SEQS: usize = 32;
@@ -52,7 +56,7 @@ fn shape(name: &str) -> Config {
     config
 }
 
-/// Steps for one sequence of so many positions.
+/// Limits for one sequence of `context` positions.
 fn limits(config: &Config, context: usize) -> Limits {
     let limits = Limits {
         max_model_len: context,
@@ -67,24 +71,24 @@ fn limits(config: &Config, context: usize) -> Limits {
     limits_for(&limits, context, 1)
 }
 
-/// A model without values on a driver that checks what it is asked.
-struct Rig {
-    recorder: Recorder,
+/// A model without values on a driver that checks every call.
+struct Harness {
+    driver: RecordingDriver,
     runner: ModelRunner<CudaBackend>,
     context: usize,
 }
 
-impl Rig {
+impl Harness {
     fn new(config: &Config, context: usize, capability: (u32, u32), precision: Precision) -> Self {
         Self::of_rank(config, context, capability, precision, Shard::WHOLE)
     }
 
-    /// A rank's part of a model. The card's memory is neither taken nor given back from then on.
+    /// A rank's part of a model. From then on the GPU's memory may be neither allocated nor freed.
     fn of_rank(config: &Config, context: usize, capability: (u32, u32), precision: Precision, shard: Shard) -> Self {
         let source = Zeros(Encoding::Bf16, vec![0; 1 << 17]);
-        let recorder = Recorder::new(capability);
+        let driver = RecordingDriver::new(capability);
         let options = CudaOptions::new().precision(precision);
-        let mut backend = CudaBackend::on(std::sync::Arc::new(recorder.clone()), &options);
+        let mut backend = CudaBackend::on(std::sync::Arc::new(driver.clone()), &options);
         let limits = limits(config, context);
         let spec = ModelSpec::new(config).shard(shard).unwrap();
         let input = PlanInput {
@@ -97,21 +101,21 @@ impl Rig {
             available_bytes: None,
         };
         let plan = Plan::new(&source, &input, &*backend.footprint()).unwrap();
-        let group = (shard.ranks > 1).then(|| nccl::tests::silent_group(&backend));
+        let group = (shard.world_size > 1).then(|| nccl::tests::silent_group(&backend));
         let model = Model::load(&mut backend, spec.clone(), &limits, &source, &mut |_| {}).unwrap();
         let mut runner = ModelRunner::new(backend, model, Rope::new(config), limits);
         if let Some(group) = group {
             runner = runner.with_group(std::sync::Arc::new(group));
         }
         runner.warm_up().unwrap();
-        let taken = recorder.asked().live_bytes();
+        let taken = driver.calls().live_bytes();
         let planned = plan.weight_bytes + plan.kv_bytes + plan.activation_bytes;
         assert!(planned.abs_diff(taken) <= taken / 50, "{planned} bytes planned, {taken} taken");
-        recorder.freeze(true);
-        Rig { recorder, runner, context }
+        driver.freeze(true);
+        Harness { driver, runner, context }
     }
 
-    /// One step of sequences, each with so many tokens after so many positions. They share one store.
+    /// One step of sequences, each with its tokens and the positions before them. They share one store.
     fn execute(&mut self, sequences: &[(usize, usize)], greedy: bool) -> Result<Vec<Kernel>> {
         let blocks: Vec<BlockId> = (0..(self.context / BLOCK_SIZE) as u32).map(BlockId).collect();
         let mut batch = Batch::new(BLOCK_SIZE);
@@ -120,9 +124,9 @@ impl Rig {
             let logits = if greedy { WantLogits::Argmax } else { WantLogits::Last };
             batch.push(SequenceStep { input_ids, num_computed_tokens, block_table: &blocks, logits })?;
         }
-        let before = self.recorder.asked().launched.len();
+        let before = self.driver.calls().launched.len();
         self.runner.execute(&batch, &mut StepOutput::default(), &Interrupt::default())?;
-        Ok(self.recorder.asked().launched.split_off(before))
+        Ok(self.driver.calls().launched.split_off(before))
     }
 
     /// A greedy step of single tokens.
@@ -130,10 +134,10 @@ impl Rig {
         self.execute(&vec![(1, computed); sequences], true)
     }
 
-    /// Everything was as it may be. The rig can be dropped.
+    /// Check that no call was forbidden. The harness can be dropped.
     fn check(&self) {
-        self.recorder.freeze(false);
-        assert_eq!(self.recorder.asked().violations, Vec::<String>::new());
+        self.driver.freeze(false);
+        assert_eq!(self.driver.calls().violations, Vec::<String>::new());
     }
 }
 
@@ -147,18 +151,18 @@ fn steps(context: usize) -> Vec<Vec<(usize, usize)>> {
     steps
 }
 
-fn every_launch(mut rig: Rig) {
+fn every_launch(mut harness: Harness) {
     for greedy in [true, false] {
-        for step in steps(rig.context) {
-            rig.execute(&step, greedy).unwrap();
-            let again = rig.execute(&step, greedy).unwrap();
+        for step in steps(harness.context) {
+            harness.execute(&step, greedy).unwrap();
+            let again = harness.execute(&step, greedy).unwrap();
             let single = step.iter().all(|(tokens, _)| *tokens == 1);
             assert_eq!(again.is_empty(), single, "{step:?}");
         }
     }
     let copies: Vec<CopyBlock> = (0..8).map(|n| CopyBlock { from: BlockId(n), to: BlockId(n + 8) }).collect();
-    rig.runner.copy_blocks(&copies).unwrap();
-    rig.check();
+    harness.runner.copy_blocks(&copies).unwrap();
+    harness.check();
 }
 
 #[test]
@@ -166,18 +170,24 @@ fn every_published_shape_launches_within_its_arrays() {
     for (name, _) in published::shapes() {
         for (context, capability) in [(32_768, (9, 0)), (131_072, (8, 6)), (131_072, (7, 5))] {
             println!("{name}, {context} positions, compute capability {capability:?}");
-            every_launch(Rig::new(&shape(name), context, capability, Precision::Fast));
+            every_launch(Harness::new(&shape(name), context, capability, Precision::Fast));
         }
     }
-    every_launch(Rig::new(&shape("0.5B"), 32_768, (9, 0), Precision::Exact));
+    every_launch(Harness::new(&shape("0.5B"), 32_768, (9, 0), Precision::Exact));
 }
 
 #[test]
 fn the_parts_of_ranks_launch_within_their_arrays() {
-    // Heads that divide, K/V heads that several ranks hold, and the model card's own model.
+    // Heads that divide, K/V heads that several ranks hold, and the largest model that 8 ranks share here.
     for (name, ranks) in [("7B", 4), ("3B", 8), ("32B", 8)] {
         for rank in [0, ranks - 1] {
-            every_launch(Rig::of_rank(&shape(name), 32_768, (9, 0), Precision::Fast, Shard { rank, ranks }));
+            every_launch(Harness::of_rank(
+                &shape(name),
+                32_768,
+                (9, 0),
+                Precision::Fast,
+                Shard { rank, world_size: ranks },
+            ));
         }
     }
 }
@@ -186,21 +196,21 @@ fn the_parts_of_ranks_launch_within_their_arrays() {
 fn kernels_are_chosen_by_precision_capability_and_size() {
     let names = |kernels: Vec<Kernel>| kernels.iter().map(Kernel::to_string).collect::<Vec<_>>();
     let shape = shape("0.5B");
-    let mut tensor = Rig::new(&shape, 4096, (8, 0), Precision::Fast);
-    let mut plain = Rig::new(&shape, 4096, (7, 5), Precision::Fast);
-    let mut exact = Rig::new(&shape, 4096, (9, 0), Precision::Exact);
+    let mut tensor = Harness::new(&shape, 4096, (8, 0), Precision::Fast);
+    let mut plain = Harness::new(&shape, 4096, (7, 5), Precision::Fast);
+    let mut exact = Harness::new(&shape, 4096, (9, 0), Precision::Exact);
     let layer = |prompt: Vec<String>| prompt[1..9].to_vec();
     assert_eq!(
         layer(names(tensor.execute(&[(512, 0)], true).unwrap())),
         [
             "rms_norm",
-            "halve_bf16",
+            "scale_and_round_bf16",
             "matmul_bf16_heads",
             "attention_tile_kf32_d64",
-            "halve_bf16",
+            "scale_and_round_bf16",
             "matmul_bf16_add",
             "rms_norm",
-            "halve_bf16"
+            "scale_and_round_bf16"
         ]
     );
     let short = names(tensor.execute(&[(20, 0)], true).unwrap());
@@ -218,20 +228,20 @@ fn kernels_are_chosen_by_precision_capability_and_size() {
     // Three single tokens run as four: recorded here, replayed the next time.
     let singles = names(tensor.execute(&[(1, 9), (1, 9), (1, 9)], false).unwrap());
     assert!(singles.is_empty(), "four are recorded at load: {singles:?}");
-    let graphs = tensor.recorder.asked().graphs_launched;
+    let graphs = tensor.driver.calls().graphs_launched;
     assert!(tensor.decode(1, 10).unwrap().is_empty());
-    assert_eq!(tensor.recorder.asked().graphs_launched, graphs + 1);
+    assert_eq!(tensor.driver.calls().graphs_launched, graphs + 1);
 }
 
 #[test]
 fn a_step_with_a_read_is_not_replayed() {
-    let mut rig = Rig::new(&shape("0.5B"), 4096, (9, 0), Precision::Fast);
-    rig.recorder.freeze(false);
-    let mut backend = CudaBackend::on(std::sync::Arc::new(rig.recorder.clone()), &CudaOptions::new());
+    let mut harness = Harness::new(&shape("0.5B"), 4096, (9, 0), Precision::Fast);
+    harness.driver.freeze(false);
+    let mut backend = CudaBackend::on(std::sync::Arc::new(harness.driver.clone()), &CudaOptions::new());
     let (mut x, y) = (backend.alloc(64).unwrap(), backend.alloc(64).unwrap());
     let key = StepKey { num_tokens: 1, num_seqs: 1, num_logits: 1, max_seqlen_q: 1 };
     for _ in 0..3 {
-        let before = rig.recorder.asked().launched.len();
+        let before = harness.driver.calls().launched.len();
         backend
             .step(key, &Interrupt::default(), &mut |b| {
                 b.add(Add { x: &mut x, y: &y, len: 64 })?;
@@ -239,20 +249,21 @@ fn a_step_with_a_read_is_not_replayed() {
                 b.add(Add { x: &mut x, y: &y, len: 64 })
             })
             .unwrap();
-        assert_eq!(rig.recorder.asked().launched[before..], [Kernel::Add; 2]);
+        assert_eq!(harness.driver.calls().launched[before..], [Kernel::Add; 2]);
     }
     drop((x, y));
-    rig.check();
-    rig.decode(1, 0).unwrap();
+    harness.check();
+    harness.decode(1, 0).unwrap();
 }
 
 #[test]
-fn what_does_not_fit_is_named() {
-    let mut backend = CudaBackend::on(std::sync::Arc::new(Recorder::new((9, 0))), &CudaOptions::new());
+fn arguments_that_do_not_fit_are_named() {
+    let mut backend = CudaBackend::on(std::sync::Arc::new(RecordingDriver::new((9, 0))), &CudaOptions::new());
     let (mut x, y) = (backend.alloc(16).unwrap(), backend.alloc(8).unwrap());
     let error = backend.add(Add { x: &mut x, y: &y, len: 16 }).unwrap_err().to_string();
-    assert!(error.contains("add") && error.contains("`x` holds 32 bytes, 64 are needed"), "{error}");
-    let other = CudaBackend::on(std::sync::Arc::new(Recorder::new((9, 0))), &CudaOptions::new()).alloc(16).unwrap();
+    assert!(error.contains("add") && error.contains("`y` holds 32 bytes, 64 are needed"), "{error}");
+    let other =
+        CudaBackend::on(std::sync::Arc::new(RecordingDriver::new((9, 0))), &CudaOptions::new()).alloc(16).unwrap();
     let error = backend.add(Add { x: &mut x, y: &other, len: 16 }).unwrap_err().to_string();
     assert!(error.contains("belongs to another backend"), "{error}");
     let [narrow, wide] = [4, 8].map(|cols| MatrixPart::whole(Encoding::F32, 4, cols, &[0; 128]).unwrap());
@@ -263,35 +274,35 @@ fn what_does_not_fit_is_named() {
 
 #[test]
 fn a_fault_names_what_was_queued_and_ends_the_backend() {
-    let recorder = Recorder::new((9, 0));
-    let mut backend = CudaBackend::on(std::sync::Arc::new(recorder.clone()), &CudaOptions::new());
+    let driver = RecordingDriver::new((9, 0));
+    let mut backend = CudaBackend::on(std::sync::Arc::new(driver.clone()), &CudaOptions::new());
     let (mut x, y) = (backend.alloc(16).unwrap(), backend.alloc(16).unwrap());
     backend.add(Add { x: &mut x, y: &y, len: 16 }).unwrap();
     let mut normed = backend.alloc(16).unwrap();
     backend.rms_norm(RmsNorm { x: &x, weight: &y, eps: 1e-6, out: &mut normed, hidden_size: 16, rows: 1 }).unwrap();
-    recorder.lose();
+    driver.lose();
     let error = backend.synchronize().unwrap_err().to_string();
     for part in ["illegal memory access", "load it again", "2 kernels, from add to rms_norm"] {
         assert!(error.contains(part), "`{part}` in {error}");
     }
-    // From now on nothing is asked of the driver.
-    let launched = recorder.asked().launched.len();
+    // The driver gets no further calls.
+    let launched = driver.calls().launched.len();
     let again = backend.add(Add { x: &mut x, y: &y, len: 16 }).unwrap_err().to_string();
-    assert!(again.contains("illegal memory access") && recorder.asked().launched.len() == launched, "{again}");
+    assert!(again.contains("illegal memory access") && driver.calls().launched.len() == launched, "{again}");
     assert!(backend.alloc(16).is_err());
 }
 
 #[test]
-fn memory_that_is_not_there_is_named() {
-    let mut backend = CudaBackend::on(std::sync::Arc::new(Recorder::new((9, 0))), &CudaOptions::new());
+fn memory_that_is_short_is_named() {
+    let mut backend = CudaBackend::on(std::sync::Arc::new(RecordingDriver::new((9, 0))), &CudaOptions::new());
     let error = backend.alloc(1 << 49).unwrap_err();
     assert!(matches!(&error, Error::OutOfMemory { bytes, .. } if *bytes == 1 << 51), "{error}");
     assert!(error.to_string().contains("recorder (cuda:0") && error.to_string().contains("`activations`"), "{error}");
-    // The backend is none the worse for it.
+    // The backend stays usable.
     backend.alloc(16).unwrap();
 }
 
-/// On a card alone, and last there: what a fault takes with it is all that the process has on the card.
+/// Only on a GPU, and last there: with the fault the process loses all that it has on the GPU.
 #[test]
 fn a_faulting_kernel_ends_a_backend_and_the_next_one_opens() {
     if std::env::var("QWEN_CUDA_CARD").as_deref() != Ok("1") {
@@ -299,9 +310,9 @@ fn a_faulting_kernel_ends_a_backend_and_the_next_one_opens() {
     }
     let mut backend = CudaBackend::new(CudaOptions::new()).unwrap();
     let nowhere = Address(1 << 60);
-    let params = Rows { x: nowhere, indices: Address::NULL, out: nowhere, rows: 256, width: 1 }.pack();
-    let launch = Launch { kernel: Kernel::Add, grid: [1, 1, 1], params, touched: Vec::new() };
-    // SAFETY: none of ours is touched; the address is one that no card has.
+    let params = Rows { x: nowhere, out: nowhere, rows: 256, width: 1, ..Rows::default() }.pack();
+    let launch = Launch { kernel: Kernel::Add, grid: [1, 1, 1], params, accessed: Vec::new() };
+    // SAFETY: no array of ours is accessed; no GPU has the address.
     unsafe { backend.driver().launch(&launch) }.unwrap();
     let error = backend.synchronize().unwrap_err();
     assert!(matches!(error, Error::Device { .. }) && error.to_string().contains("load it again"), "{error}");
@@ -317,18 +328,18 @@ fn a_faulting_kernel_ends_a_backend_and_the_next_one_opens() {
 }
 
 #[test]
-fn dropping_everything_gives_everything_back() {
-    let rig = Rig::new(&shape("0.5B"), 4096, (9, 0), Precision::Fast);
-    let recorder = rig.recorder.clone();
-    recorder.freeze(false);
-    drop(rig);
-    let asked = recorder.asked();
-    assert_eq!((asked.live_bytes(), asked.violations), (0, Vec::new()));
+fn dropping_everything_frees_everything() {
+    let harness = Harness::new(&shape("0.5B"), 4096, (9, 0), Precision::Fast);
+    let driver = harness.driver.clone();
+    driver.freeze(false);
+    drop(harness);
+    let calls = driver.calls();
+    assert_eq!((calls.live_bytes(), calls.violations), (0, Vec::new()));
 }
 
 #[test]
 fn a_machine_without_a_driver_says_so() {
-    if cards().is_ok() {
+    if devices().is_ok() {
         eprintln!("skipped: there is a driver");
         return;
     }

@@ -1,5 +1,5 @@
-//! What needs an NVIDIA card: the conformance suite, whole checkpoints, graphs, memory. Skipped, with the reason, unless
-//! `QWEN_CUDA_CARD=1` says that the first card may be used; `tools/gpu-check` does.
+//! Tests that need an NVIDIA GPU: the conformance suite, whole checkpoints, graphs, memory. Skipped, with the reason,
+//! unless `QWEN_CUDA_CARD=1` says that the first GPU may be used, as `tools/gpu-check` does.
 
 use qwen_backend_cuda::{CudaBackend, CudaOptions, free_bytes};
 use qwen_conformance::Suite;
@@ -9,7 +9,7 @@ use qwen_core::{Backend, Error, Precision, Result};
 #[path = "common/recorded.rs"]
 mod recorded;
 
-/// Whether the first card may be used. Where it may, what fails has failed: nothing is skipped.
+/// Whether the first GPU may be used. If it may, no test is skipped.
 fn may_use_card() -> bool {
     let may = std::env::var("QWEN_CUDA_CARD").as_deref() == Ok("1");
     if !may {
@@ -18,16 +18,16 @@ fn may_use_card() -> bool {
     may
 }
 
-/// A backend on the first card.
-fn card(precision: Precision) -> CudaBackend {
-    CudaBackend::new(CudaOptions::new().precision(precision)).expect("a card")
+/// A backend on the first GPU.
+fn gpu(precision: Precision) -> CudaBackend {
+    CudaBackend::new(CudaOptions::new().precision(precision)).expect("a GPU")
 }
 
-/// The same for the suite, which skips what is not supported.
+/// The same for the suite, which skips a backend that is not supported.
 fn suite(precision: Precision) -> Result<CudaBackend> {
     match may_use_card() {
-        true => Ok(card(precision)),
-        false => Err(Error::unsupported("a card", "QWEN_CUDA_CARD=1 is not set")),
+        true => Ok(gpu(precision)),
+        false => Err(Error::unsupported("a GPU", "QWEN_CUDA_CARD=1 is not set")),
     }
 }
 
@@ -42,7 +42,7 @@ fn goldens(precision: Precision) {
     }
     let goldens = Goldens::open(folder().expect("QWEN_GOLDEN names the goldens")).unwrap();
     for case in goldens.cases() {
-        let result = goldens.run(case, card(precision), usize::MAX).unwrap();
+        let result = goldens.run(case, gpu(precision), usize::MAX).unwrap();
         println!("{result}");
         assert!(result.holds(), "{result}");
     }
@@ -72,7 +72,7 @@ fn faults_out_of_memory_leaves_the_backend_usable() {
     if !may_use_card() {
         return;
     }
-    let mut backend = card(Precision::Fast);
+    let mut backend = gpu(Precision::Fast);
     let error = backend.alloc(free_bytes(0).unwrap() as usize / 2).unwrap_err();
     assert!(matches!(error, Error::OutOfMemory { .. }), "{error}");
     let mut x = backend.alloc(4).unwrap();

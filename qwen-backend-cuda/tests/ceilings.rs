@@ -7,7 +7,7 @@ use std::time::Duration;
 use common::{HOPPER, TURING, kernels};
 use qwen_backend_cuda::CudaOptions;
 use qwen_backend_cuda::ceilings::CeilingMeter;
-use qwen_backend_cuda::emulator::EmulatedCard;
+use qwen_backend_cuda::emulator::EmulatedGpu;
 use qwen_core::Error;
 
 #[test]
@@ -17,7 +17,7 @@ fn every_ceiling_is_measured() {
         built => built.unwrap(),
     };
     for (major, minor) in [TURING, HOPPER] {
-        let options = CudaOptions::new().emulated(EmulatedCard::new(kernels).compute_capability(major, minor));
+        let options = CudaOptions::new().emulated(EmulatedGpu::new(kernels).compute_capability(major, minor));
         let ceilings = CeilingMeter::new(&options).unwrap().measure(Duration::from_micros(1)).unwrap();
         assert!(ceilings.memory_bytes_per_second > 0.0 && ceilings.copy_bytes_per_second > Some(0.0), "{ceilings:?}");
         assert!(ceilings.f32_flops_per_second > 0.0, "{ceilings:?}");

@@ -1,5 +1,5 @@
-//! The conformance suite through the emulator: as a card without tensor cores for bf16 (7.5) and one with them (9.0),
-//! in both precisions. Its operations run with the threads of each block backwards, too.
+//! The conformance suite through the emulator: as a GPU without tensor cores for bf16 (7.5) and one with them (9.0), in
+//! both precisions. Its operations also run with the threads of each block in reverse.
 
 mod common;
 
@@ -14,7 +14,7 @@ qwen_conformance::conformance_tests! {
     fast_tensor => Suite::new(|| backend(HOPPER, Precision::Fast, false)).fast_depends_on_the_batch(),
 }
 
-/// All cases but those over whole models, which issue the same operations again.
+/// All cases but those over whole models, which issue the same operations.
 fn operations(suite: &Suite<CudaBackend>) {
     for case in cases().iter().filter(|case| !case.name.starts_with("model/") && !case.name.starts_with("parts/")) {
         match suite.outcome(case) {

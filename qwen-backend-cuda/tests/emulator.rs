@@ -1,24 +1,23 @@
-//! Every wait of every kernel is needed, and the tests find out when one is missing: each barrier of a block or a warp and
-//! each wait for copies is passed over in turn, and an operation has to fail for it, with the threads of a block in one
-//! order or the other. (Shuffles are no waits of this kind: without the other lanes they have no value.) In a process of
-//! its own, since a wait is passed over in all kernels that run.
+//! Every wait of every kernel is needed, and the tests detect a missing one: each barrier of a block or a warp and each
+//! wait for copies is skipped in turn, and an operation has to fail for it, with the threads of a block in one order or the
+//! other. (A shuffle is not such a wait: it has no value without the other lanes.) This test has a process of its own,
+//! since a wait is skipped in all kernels that run.
 
 mod common;
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use common::{CARDS, Probe, kernels};
+use common::{GPUS, Probe, kernels};
 use qwen_core::Error;
 
-/// Waits that shuffles before them make unneeded here: a card asks for them, since a shuffle orders no memory.
-const FOR_A_CARD: [(&str, &str); 1] = [("attention_tile.cu", "warp_barrier();")];
+/// Waits that the emulator does not need because of a shuffle before them. A GPU needs them: a shuffle orders no memory.
+const FOR_A_GPU: [(&str, &str); 1] = [("attention_tile.cu", "warp_barrier();")];
 
-/// Where the sources of the kernels wait, as `FILE:LINE`: a call each, the definitions left out. And those of them that
-/// only a card needs.
+/// The waits in the sources of the kernels, as `FILE:LINE`, and those of them that only a GPU needs.
 fn written() -> (Vec<String>, Vec<String>) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels");
-    let (mut found, mut for_a_card) = (Vec::new(), Vec::new());
+    let (mut found, mut for_a_gpu) = (Vec::new(), Vec::new());
     for entry in std::fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
         if !path.extension().is_some_and(|extension| extension == "cu" || extension == "cuh") {
@@ -30,13 +29,13 @@ fn written() -> (Vec<String>, Vec<String>) {
             let code = line.split("//").next().unwrap_or_default().trim();
             if ["barrier();", "warp_barrier();"].contains(&code) || code.starts_with("await_copies<") {
                 found.push(format!("{name}:{}", index + 1));
-                if FOR_A_CARD.contains(&(name.as_str(), code)) {
-                    for_a_card.extend(found.last().cloned());
+                if FOR_A_GPU.contains(&(name.as_str(), code)) {
+                    for_a_gpu.extend(found.last().cloned());
                 }
             }
         }
     }
-    (found, for_a_card)
+    (found, for_a_gpu)
 }
 
 #[test]
@@ -45,24 +44,24 @@ fn a_missing_wait_is_found() {
         Err(error @ Error::Unsupported { .. }) => return eprintln!("skipped: {error}"),
         built => built.unwrap(),
     };
-    // Which probes come to each wait, the quick ones first.
+    // The probes that reach each wait, the quick ones first.
     let mut reached: BTreeMap<String, Vec<(Probe, usize)>> = BTreeMap::new();
     for probe in Probe::all() {
-        for (card, named) in CARDS.iter().enumerate() {
+        for (gpu, named) in GPUS.iter().enumerate() {
             kernels.waits();
-            assert_eq!(probe.run(card, false), Ok(()), "{probe:?} on {named:?}");
-            kernels.waits().into_iter().for_each(|wait| reached.entry(wait).or_default().push((probe, card)));
+            assert_eq!(probe.run(gpu, false), Ok(()), "{probe:?} on {named:?}");
+            kernels.waits().into_iter().for_each(|wait| reached.entry(wait).or_default().push((probe, gpu)));
         }
     }
-    let (written, for_a_card) = written();
+    let (written, for_a_gpu) = written();
     let missed: Vec<&String> = written.iter().filter(|wait| !reached.contains_key(*wait)).collect();
-    assert!(missed.is_empty(), "nothing comes to {missed:#?}");
+    assert!(missed.is_empty(), "no probe reaches {missed:#?}");
     let mut unnoticed = Vec::new();
-    for (wait, probes) in reached.into_iter().filter(|(wait, _)| !for_a_card.contains(wait)) {
+    for (wait, probes) in reached.into_iter().filter(|(wait, _)| !for_a_gpu.contains(wait)) {
         kernels.without(Some(&wait));
-        let mut orders = probes.iter().flat_map(|(probe, card)| [false, true].map(|reverse| (*probe, *card, reverse)));
-        match orders.find(|(probe, card, reverse)| probe.run(*card, *reverse).is_err()) {
-            Some((probe, card, reverse)) => println!("{wait}: {probe:?}, {:?}, reverse: {reverse}", CARDS[card]),
+        let mut orders = probes.iter().flat_map(|(probe, gpu)| [false, true].map(|reverse| (*probe, *gpu, reverse)));
+        match orders.find(|(probe, gpu, reverse)| probe.run(*gpu, *reverse).is_err()) {
+            Some((probe, gpu, reverse)) => println!("{wait}: {probe:?}, {:?}, reverse: {reverse}", GPUS[gpu]),
             None => unnoticed.push(wait),
         }
     }

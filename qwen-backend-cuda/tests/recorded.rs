@@ -3,7 +3,7 @@
 mod common;
 
 use common::{HOPPER, kernels};
-use qwen_backend_cuda::emulator::EmulatedCard;
+use qwen_backend_cuda::emulator::EmulatedGpu;
 use qwen_backend_cuda::{CudaBackend, CudaOptions};
 
 #[path = "common/recorded.rs"]
@@ -16,7 +16,7 @@ fn recorded_steps_have_the_bits_of_eager_ones() {
         built => built.unwrap(),
     };
     recorded::recorded_steps_have_the_bits_of_eager_ones(|precision, eager| {
-        let card = EmulatedCard::new(kernels).compute_capability(HOPPER.0, HOPPER.1);
-        CudaBackend::new(CudaOptions::new().emulated(card).precision(precision).wait_after_each_kernel(eager))
+        let gpu = EmulatedGpu::new(kernels).compute_capability(HOPPER.0, HOPPER.1);
+        CudaBackend::new(CudaOptions::new().emulated(gpu).precision(precision).wait_after_each_kernel(eager))
     });
 }

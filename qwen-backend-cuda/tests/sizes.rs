@@ -1,8 +1,8 @@
-//! Every kernel runs, with the threads of a block in both orders, and what it writes is looked at.
+//! Every kernel runs, with the threads of a block in both orders, and its results are checked.
 
 mod common;
 
-use common::{CARDS, Probe, kernels};
+use common::{GPUS, Probe, kernels};
 use qwen_core::Error;
 
 #[test]
@@ -14,8 +14,8 @@ fn every_kernel_runs_in_both_orders() {
     for reverse in [false, true] {
         kernels.launched();
         for probe in Probe::all() {
-            for (card, named) in CARDS.iter().enumerate() {
-                assert_eq!(probe.run(card, reverse), Ok(()), "{probe:?} on {named:?}, reverse: {reverse}");
+            for (gpu, named) in GPUS.iter().enumerate() {
+                assert_eq!(probe.run(gpu, reverse), Ok(()), "{probe:?} on {named:?}, reverse: {reverse}");
             }
         }
         let launched = kernels.launched();

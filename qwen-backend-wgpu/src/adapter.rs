@@ -1,4 +1,4 @@
-//! The adapters of this machine: what they are, what they offer, and which one a choice means.
+//! The adapters of this machine: what they are, what they offer, and which of them a choice selects.
 
 use std::fmt;
 
@@ -20,17 +20,17 @@ pub struct AdapterInfo {
     pub kind: &'static str,
     /// The driver with its version.
     pub driver: String,
-    /// Bytes of its largest memory, where the API says so.
+    /// Bytes of its largest memory, where the API reports it.
     pub memory: Option<u64>,
     /// The largest array that a kernel can be given.
     pub max_binding_bytes: u64,
     /// The largest buffer.
     pub max_buffer_bytes: u64,
-    /// Workgroup memory of a kernel.
+    /// Bytes of workgroup memory of a kernel.
     pub max_workgroup_bytes: u32,
-    /// Arrays of a kernel.
+    /// The most arrays that a kernel can be given.
     pub max_storage_buffers: u32,
-    /// Features that kernels could use: `f16`, `subgroups`, `cooperative-matrices`, `timestamps`.
+    /// Features that kernels can use: `f16`, `subgroups`, `cooperative-matrices`, `timestamps`.
     pub features: Vec<&'static str>,
     /// Its cooperative matrices, where kernels can use them.
     pub(crate) cooperative: Option<Cooperative>,
@@ -39,9 +39,9 @@ pub struct AdapterInfo {
 /// Cooperative matrices of f16 that are summed in f32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Cooperative {
-    /// Rows, columns and depth of one.
+    /// Rows, columns and depth of a matrix.
     pub(crate) size: u32,
-    /// Threads of a subgroup, which is one size on this adapter.
+    /// Threads of a subgroup: the same for all subgroups of this adapter.
     pub(crate) subgroup: u32,
 }
 
@@ -50,7 +50,7 @@ impl Cooperative {
         .union(wgpu::Features::SHADER_F16)
         .union(wgpu::Features::SUBGROUP);
 
-    /// The largest that `adapter` offers. Kernels are compiled for a size of subgroups, so that none may vary.
+    /// The largest matrices that `adapter` offers. Kernels are compiled for one size of subgroups, so it must not vary.
     fn of(adapter: &wgpu::Adapter) -> Option<Self> {
         let info = adapter.get_info();
         let subgroup = (info.subgroup_min_size == info.subgroup_max_size).then_some(info.subgroup_max_size)?;
@@ -69,22 +69,44 @@ impl Cooperative {
 }
 
 impl AdapterInfo {
-    /// The adapter that `choice` means. It is not opened.
+    /// The adapter that `choice` selects. It is not opened.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] when there is none like that, with those that were found.
+    /// [`Error::Unsupported`] when there is no such adapter, with the adapters that were found.
     pub fn of(choice: &AdapterChoice) -> Result<Self> {
         Ok(choose(choice)?.1)
     }
 
-    /// Whether its memory is that of the processor, whose limits then hold for it too.
+    /// Whether its memory is the CPU's, so that the limits of the process hold for it too.
     pub fn shares_host_memory(&self) -> bool {
         matches!(self.kind, "integrated" | "software")
     }
 
-    /// Whether it computes on the processor: such an adapter runs only when it is named.
+    /// Whether it computes on the CPU: such an adapter is used only if it is named.
     pub fn is_software(&self) -> bool {
         self.kind == "software"
+    }
+}
+
+#[cfg(test)]
+impl AdapterInfo {
+    /// A device without a driver, with the limits of WebGPU's defaults.
+    pub(crate) fn idle() -> Self {
+        let limits = wgpu::Limits::defaults();
+        AdapterInfo {
+            index: 0,
+            name: "idle".into(),
+            api: "noop".into(),
+            kind: "other",
+            driver: String::new(),
+            memory: None,
+            max_binding_bytes: limits.max_storage_buffer_binding_size,
+            max_buffer_bytes: limits.max_buffer_size,
+            max_workgroup_bytes: limits.max_compute_workgroup_storage_size,
+            max_storage_buffers: limits.max_storage_buffers_per_shader_stage,
+            features: Vec::new(),
+            cooperative: None,
+        }
     }
 }
 
@@ -105,7 +127,7 @@ pub fn adapters() -> Vec<AdapterInfo> {
     enumerate().iter().enumerate().map(|(index, adapter)| describe(index, adapter)).collect()
 }
 
-/// The adapters that are GPUs, best first: discrete before integrated before the rest, then by memory. None is opened.
+/// The adapters that are GPUs, best first: discrete before integrated before others, then by memory. None is opened.
 ///
 /// ```
 /// assert!(qwen_backend_wgpu::hardware_adapters().iter().all(|adapter| !adapter.is_software()));
@@ -158,10 +180,10 @@ pub(crate) fn describe(index: usize, adapter: &wgpu::Adapter) -> AdapterInfo {
     }
 }
 
-/// The largest heap of the device's own memory. WebGPU has no way to ask, Vulkan has.
+/// Bytes of the largest heap of the device's own memory. Vulkan reports it, WebGPU does not.
 #[cfg(not(target_vendor = "apple"))]
 fn memory(adapter: &wgpu::Adapter) -> Option<u64> {
-    // SAFETY: the handle is asked for properties while the adapter lives, and not kept.
+    // SAFETY: the handle is only used to query properties while the adapter exists, and not kept.
     let adapter = unsafe { adapter.as_hal::<wgpu::hal::api::Vulkan>() }?;
     let instance = adapter.shared_instance().raw_instance();
     // SAFETY: the physical device belongs to this instance.
@@ -176,7 +198,7 @@ fn memory(_adapter: &wgpu::Adapter) -> Option<u64> {
     None
 }
 
-/// The adapter that `choice` means.
+/// The adapter that `choice` selects, and its description.
 pub(crate) fn choose(choice: &AdapterChoice) -> Result<(wgpu::Adapter, AdapterInfo)> {
     let found: Vec<_> =
         enumerate().into_iter().enumerate().map(|(index, adapter)| (describe(index, &adapter), adapter)).collect();
@@ -200,8 +222,8 @@ pub(crate) fn choose(choice: &AdapterChoice) -> Result<(wgpu::Adapter, AdapterIn
         AdapterChoice::Name(name) => format!("a wgpu device named `{name}`"),
     };
     let reason = || match choice {
-        AdapterChoice::Best => format!("no hardware adapter was found; a software one has to be named ({})", listed()),
-        _ => format!("there is none like that ({})", listed()),
+        AdapterChoice::Best => format!("no hardware adapter was found; name a software one to use it ({})", listed()),
+        _ => format!("there is no such adapter ({})", listed()),
     };
     match chosen.and_then(|index| found.iter().find(|(info, _)| info.index == index)) {
         Some((info, adapter)) => Ok((adapter.clone(), info.clone())),
@@ -209,7 +231,7 @@ pub(crate) fn choose(choice: &AdapterChoice) -> Result<(wgpu::Adapter, AdapterIn
     }
 }
 
-/// Those of `adapters` that are GPUs, best first.
+/// The GPUs among `adapters`, best first.
 fn ranked(mut adapters: Vec<AdapterInfo>) -> Vec<AdapterInfo> {
     let rank = |info: &AdapterInfo| match info.kind {
         "discrete" => 3,
@@ -218,12 +240,12 @@ fn ranked(mut adapters: Vec<AdapterInfo>) -> Vec<AdapterInfo> {
         _ => 0,
     };
     adapters.retain(|info| !info.is_software());
-    // Stable: equals stay in order.
+    // Stable: equal adapters keep their order.
     adapters.sort_by_key(|info| std::cmp::Reverse((rank(info), info.memory)));
     adapters
 }
 
-/// The limits and features that a device of `adapter` is opened with.
+/// The limits and features with which a device of `adapter` is opened.
 pub(crate) fn capabilities(adapter: &wgpu::Adapter, set: CapabilitySet) -> (wgpu::Limits, wgpu::Features) {
     let (limits, features) = limits_and_features(adapter.limits(), adapter.features(), set);
     match Cooperative::of(adapter) {
@@ -232,6 +254,7 @@ pub(crate) fn capabilities(adapter: &wgpu::Adapter, set: CapabilitySet) -> (wgpu
     }
 }
 
+/// The part of what an adapter offers that a set of capabilities uses.
 pub(crate) fn limits_and_features(
     offered: wgpu::Limits,
     features: wgpu::Features,
@@ -284,7 +307,7 @@ mod tests {
     #[test]
     fn an_absent_adapter_is_named_with_what_was_found() {
         let error = choose(&AdapterChoice::Name("no such adapter".into())).unwrap_err().to_string();
-        assert!(error.contains("no such adapter") && error.contains("there is none like that"), "{error}");
+        assert!(error.contains("no such adapter") && error.contains("there is no such adapter"), "{error}");
         assert!(choose(&AdapterChoice::Index(1000)).is_err());
     }
 }

@@ -9,11 +9,12 @@ use std::time::{Duration, Instant};
 use qwen_core::Result;
 use qwen_core::ceilings::Ceilings;
 
-use crate::backend::cooperative_shader;
-use crate::gpu::{Array, Gpu};
+use crate::ops::product::cooperative_shader;
 use crate::options::WgpuOptions;
-use crate::pipelines::Prepared;
-use crate::record::{Dispatch, Grid, Queued, Work};
+use crate::runtime::array::Array;
+use crate::runtime::commands::{Cost, Dispatch, Grid};
+use crate::runtime::gpu::Gpu;
+use crate::runtime::pipelines::{Kernel, KernelRequest};
 use crate::shader::Shader;
 use crate::weight::max_slab;
 
@@ -45,7 +46,6 @@ const RESULTS: usize = 4 * 16 * 16;
 #[derive(Debug)]
 pub struct CeilingMeter {
     gpu: Gpu,
-    queued: Queued,
     source: Array,
     target: Array,
     /// Vectors of four words in either.
@@ -66,29 +66,29 @@ impl CeilingMeter {
 
     /// A meter that reads at most `most` bytes before it reads any again.
     fn with_bytes(options: &WgpuOptions, most: u64) -> Result<Self> {
-        // Kernels do without f16 so far; the figure says what they could gain. Compiled kernels are not worth keeping.
-        let mut gpu = Gpu::open_with(&options.clone().pipeline_cache(false), wgpu::Features::SHADER_F16)?;
-        let has_f16 = gpu.device.features().contains(wgpu::Features::SHADER_F16);
-        let memory = gpu.info.memory.unwrap_or(u64::MAX);
-        let bytes = max_slab(&gpu.limits).min(most).min(memory / 8);
+        // No other kernel computes in f16 so far; the figure says what they could gain. These kernels are not worth a cache.
+        let gpu = Gpu::open(&options.clone().pipeline_cache(false), wgpu::Features::SHADER_F16)?;
+        let has_f16 = gpu.device.handle.features().contains(wgpu::Features::SHADER_F16);
+        let memory = gpu.device.info.memory.unwrap_or(u64::MAX);
+        let bytes = max_slab(&gpu.device.limits).min(most).min(memory / 8);
         // Whole workgroups.
         let vectors = (bytes / PIECE).max(1) * PIECE / 16;
-        let source = gpu.array("ceilings", 4 * vectors as usize)?;
-        let target = gpu.array("ceilings", 4 * vectors as usize)?;
-        // Pages that were never written may all be one. As f32 the words are 0.5 to 1.
+        let source = gpu.device.array("ceilings", 4 * vectors)?;
+        let target = gpu.device.array("ceilings", 4 * vectors)?;
+        // Pages that were never written may share one page of memory. As f32 the words are 0.5 to 1.
         let mut left = vectors * 16 / PIECE;
         let piece: Vec<u8> = (0..PIECE as u32 / 4)
             .flat_map(|i| (0x3f00_0000 | (i.wrapping_mul(0x9e37_79b1) >> 9)).to_le_bytes())
             .collect();
-        gpu.upload("ceilings", &source, |bytes| {
+        gpu.device.upload("ceilings", &source, |bytes| {
             if left == 0 {
-                return false;
+                return Ok(false);
             }
             left -= 1;
             bytes.extend_from_slice(&piece);
-            true
+            Ok(true)
         })?;
-        let mut meter = CeilingMeter { gpu, queued: Queued::default(), source, target, vectors, has_f16 };
+        let mut meter = CeilingMeter { gpu, source, target, vectors, has_f16 };
         let copy = meter.memory_kernel("ceiling_copy")?;
         meter.run(&copy, 1)?;
         Ok(meter)
@@ -99,7 +99,7 @@ impl CeilingMeter {
     /// # Errors
     /// [`qwen_core::Error::Device`] with what the driver reports.
     pub fn measure(&mut self, budget: Duration) -> Result<Ceilings> {
-        let cooperative = self.gpu.cooperative;
+        let cooperative = self.gpu.device.cooperative;
         let slice = budget / (3 + u32::from(self.has_f16) + u32::from(cooperative.is_some()));
         Ok(Ceilings {
             memory_bytes_per_second: self.memory_bytes("ceiling_read", 16, slice)?,
@@ -123,11 +123,13 @@ impl CeilingMeter {
     fn memory_kernel(&mut self, kernel: &'static str) -> Result<Dispatch> {
         let words = 4 * self.vectors as usize;
         let bindings = [self.source.read(0..words), self.target.write(0..words)];
-        let kernel = self.gpu.prepare("ceilings", &Shader::new(kernel), &bindings, 0, false)?;
+        let shader = &Shader::new(kernel);
+        let request = KernelRequest { op: "ceilings", shader, bindings: &bindings, offset: 0, keep: false };
+        let kernel = self.gpu.prepare(request)?;
         Ok(dispatch(kernel, (16 * self.vectors / PIECE) as u32))
     }
 
-    /// Bytes a second of a kernel that takes `each` of them for a vector.
+    /// Bytes a second of a kernel that reads and writes `each` bytes for a vector.
     fn memory_bytes(&mut self, kernel: &'static str, each: u64, budget: Duration) -> Result<f64> {
         let dispatch = self.memory_kernel(kernel)?;
         let (begin, mut best) = (Instant::now(), 0.0_f64);
@@ -138,14 +140,14 @@ impl CeilingMeter {
             if begin.elapsed() >= budget {
                 return Ok(best);
             }
-            // Long enough that starting it counts for nothing.
+            // Longer, so that the time of starting it is negligible.
             if seconds < budget.as_secs_f64() / 8.0 {
                 count *= 2;
             }
         }
     }
 
-    /// Operations a second in registers, of a kernel whose workgroups have `each` in a round.
+    /// Operations a second of a kernel that computes in registers, `each` of them a workgroup and round.
     fn flops(&mut self, shader: &Shader, each: u64, budget: Duration) -> Result<f64> {
         let (begin, mut best) = (Instant::now(), 0.0_f64);
         let mut rounds = 16;
@@ -162,18 +164,19 @@ impl CeilingMeter {
         }
     }
 
-    fn multiply(&mut self, shader: &Shader, rounds: u32) -> Result<Prepared> {
+    fn multiply(&mut self, shader: &Shader, rounds: u32) -> Result<Kernel> {
         let bindings = [self.source.read(0..RESULTS), self.target.write(0..RESULTS)];
-        let place = self.gpu.place_params("ceilings", &[rounds], true)?;
-        self.gpu.prepare("ceilings", shader, &bindings, place.map_or(0, |place| place.offset), false)
+        let slot = self.gpu.slot("ceilings", &[rounds], true)?;
+        let offset = slot.map_or(0, |slot| slot.offset);
+        self.gpu.prepare(KernelRequest { op: "ceilings", shader, bindings: &bindings, offset, keep: false })
     }
 
     /// Seconds that `count` runs of a kernel take.
     fn run(&mut self, dispatch: &Dispatch, count: u64) -> Result<f64> {
-        self.queued.kernels.extend((0..count).map(|_| dispatch.clone()));
+        (0..count).for_each(|_| self.gpu.pending.push(dispatch.clone()));
         let begin = Instant::now();
-        self.queued.flush(&mut self.gpu, "ceilings")?;
-        self.gpu.wait("ceilings")?;
+        self.gpu.flush("ceilings")?;
+        self.gpu.device.wait("ceilings")?;
         Ok(begin.elapsed().as_secs_f64().max(1e-9))
     }
 }
@@ -182,8 +185,8 @@ fn multiply_shader(f16: bool) -> Shader {
     Shader::new("ceiling_multiply").flag_if(f16, "F16")
 }
 
-fn dispatch(kernel: Prepared, groups: u32) -> Dispatch {
-    Dispatch { kernel, grid: Grid::Fixed([groups, 1, 1]), work: Work::default() }
+fn dispatch(kernel: Kernel, groups: u32) -> Dispatch {
+    Dispatch { kernel, grid: Grid::Fixed([groups, 1, 1]), cost: Cost::default() }
 }
 
 #[cfg(test)]
@@ -200,12 +203,15 @@ mod tests {
             Err(error) => return println!("skipped: {error}"),
         };
         let found = meter.measure(Duration::from_millis(50)).unwrap();
-        println!("{}: {found:?}", meter.gpu.info);
+        println!("{}: {found:?}", meter.gpu.device.info);
+        assert!(found.copy_bytes_per_second.is_some());
         assert_eq!(found.f16_flops_per_second.is_some(), meter.has_f16);
-        assert_eq!(found.f16_matrix_flops_per_second.is_some(), meter.gpu.cooperative.is_some());
-        let always = [found.memory_bytes_per_second, found.copy_bytes_per_second, found.f32_flops_per_second];
-        let figures = always.into_iter().chain(found.f16_flops_per_second).chain(found.f16_matrix_flops_per_second);
-        // A megabyte and a million operations a second: any processor is faster.
+        assert_eq!(found.f16_matrix_flops_per_second.is_some(), meter.gpu.device.cooperative.is_some());
+        let Ceilings { copy_bytes_per_second, f16_flops_per_second, f16_matrix_flops_per_second, .. } = found;
+        let optional = [copy_bytes_per_second, f16_flops_per_second, f16_matrix_flops_per_second];
+        let always = [found.memory_bytes_per_second, found.f32_flops_per_second];
+        let figures = always.into_iter().chain(optional.into_iter().flatten());
+        // A megabyte and a million operations a second: every device is faster.
         assert!(figures.into_iter().all(|figure| figure.is_finite() && figure > 1e6), "{found:?}");
     }
 }

@@ -1,16 +1,14 @@
 //! What a model takes on a device, from the limits of its adapter alone.
 
-use qwen_core::backend::ModelShape;
-use qwen_core::backend::{KvSpec, WeightShape};
+use qwen_core::backend::{KvSpec, ModelShape, WeightShape};
 use qwen_core::batch::Limits;
-use qwen_core::{Error, Footprint, Result};
+use qwen_core::{Error, Footprint, Result, size};
 
 use crate::adapter::{self, AdapterInfo};
-use crate::backend::SPAN;
-use crate::kv;
+use crate::geometry::WorkspaceSizes;
+use crate::kv::StoreLayout;
 use crate::options::CapabilitySet;
-use crate::params;
-use crate::staging;
+use crate::runtime::{params, staging};
 use crate::weight::Layout;
 
 /// How matrices and K/V are cut into slabs on a device, and what they take. No device is opened.
@@ -32,7 +30,7 @@ pub struct WgpuFootprint {
     max_buffer: u64,
     /// Whether prompts are multiplied by cooperative matrices.
     cooperative: bool,
-    /// Whether its memory is its own, where no matrix lies beside its packed form.
+    /// Whether its memory is its own, so that no stored matrix lies beside its packed form.
     own_memory: bool,
 }
 
@@ -76,24 +74,25 @@ impl WgpuFootprint {
         WgpuFootprint { cooperative, ..limits }
     }
 
-    /// Buffers that a matrix is cut into.
+    /// How many buffers a matrix is cut into.
     ///
     /// # Errors
     /// [`Error::Unsupported`] when not even two of its rows can be bound.
     pub fn weight_slabs(&self, shape: &WeightShape) -> Result<usize> {
-        Ok(Layout::new(shape, self.max_binding)?.slabs.len())
+        Ok(Layout::new(shape, self.max_binding)?.num_slabs())
     }
 
-    /// Pairs of buffers, of keys and of values, that all layers of a store are cut into.
+    /// How many pairs of buffers, of keys and of values, all layers of a store are cut into.
     ///
     /// # Errors
     /// [`Error::Unsupported`] when the keys of one head cannot be bound.
     pub fn kv_slabs(&self, spec: &KvSpec) -> Result<usize> {
-        let slabs = |key| {
-            let heads = kv::heads_per_slab(spec, key, self.max_binding)?;
-            Ok(spec.num_key_value_heads.div_ceil(heads))
-        };
-        spec.key_encodings.iter().map(|key| slabs(*key)).sum()
+        Ok(StoreLayout::new(spec, self.max_binding)?.num_slabs())
+    }
+
+    /// The memory that kernels take beside the buffers of the model.
+    pub(crate) fn workspace(&self, limits: &Limits, shape: &ModelShape) -> WorkspaceSizes {
+        WorkspaceSizes::new(limits, shape, self.max_binding, self.cooperative)
     }
 }
 
@@ -103,65 +102,35 @@ impl Footprint for WgpuFootprint {
     }
 
     fn kv_bytes(&self, spec: &KvSpec) -> Result<u64> {
-        self.kv_slabs(spec)?;
-        Ok(spec.stored_bytes())
+        Ok(StoreLayout::new(spec, self.max_binding)?.bytes())
     }
 
     fn staging_bytes(&self, stored: u64) -> u64 {
-        // Pieces go through memory that is counted with the workspace.
+        // Pieces pass through memory that is counted with the workspace.
         if self.own_memory { 0 } else { stored }
     }
 
     fn workspace_bytes(&self, limits: &Limits, shape: &ModelShape) -> Result<u64> {
-        let widest = shape.widest_row();
         let buffers = [
-            ("tokens", limits.max_num_batched_tokens, widest),
+            ("tokens", limits.max_num_batched_tokens, shape.widest_row()),
             ("rows of logits", limits.max_num_logits, shape.vocab_size),
             ("block tables", limits.max_num_seqs, limits.max_blocks_per_seq()),
         ];
         for (what, rows, width) in buffers {
-            let bytes = 4 * (rows * width) as u64;
+            let bytes = size::bytes(4, &[rows, width]);
             if bytes > self.max_buffer {
-                let most = self.max_buffer / (4 * width as u64);
+                let most = self.max_buffer / size::bytes(4, &[width]).max(1);
                 return Err(Error::unsupported(
                     format!("a step of {rows} {what}"),
                     format!("it takes {bytes} bytes, the device's buffers have {}: {most} would fit", self.max_buffer),
                 ));
             }
         }
-        // Logits on their way to the host.
-        let read_back = 4 * (limits.max_num_logits * shape.vocab_size) as u64;
-        Ok(self.record_bytes(limits, shape)
-            + self.f16_rows_bytes(limits, shape)
-            + read_back
-            + params::SIZE
-            + staging::BYTES)
+        Ok(self.workspace(limits, shape).bytes().saturating_add(params::SIZE + staging::BYTES))
     }
 
     fn fuses_gate_up(&self) -> bool {
         true
-    }
-}
-
-impl WgpuFootprint {
-    /// Activations as f16 with a scale for each row, for the widest input of a product.
-    fn f16_rows_bytes(&self, limits: &Limits, shape: &ModelShape) -> u64 {
-        let widest = shape.hidden_size.max(shape.intermediate_size).max(shape.heads.q_size());
-        match self.cooperative {
-            true => ((2 * widest.next_multiple_of(8) + 4) * limits.max_num_batched_tokens) as u64,
-            false => 0,
-        }
-    }
-
-    /// Records of attention's spans in steps of a token for each sequence: as many sequences as can be bound.
-    fn record_bytes(&self, limits: &Limits, shape: &ModelShape) -> u64 {
-        let spans = (limits.max_blocks_per_seq() * limits.block_size).div_ceil(SPAN as usize);
-        if spans <= 1 {
-            return 0;
-        }
-        let token = 4 * (shape.heads.num_attention_heads * spans * (shape.heads.head_dim + 2)) as u64;
-        let tokens = limits.max_num_seqs.min(limits.max_num_batched_tokens) as u64;
-        token * tokens.min(self.max_binding / token.max(1))
     }
 }
 
@@ -170,15 +139,15 @@ mod tests {
     use super::*;
     use qwen_conformance::published;
     use qwen_core::Encoding;
-    use qwen_core::backend::WeightRole;
+    use qwen_core::backend::{HeadLayout, WeightRole};
     use qwen_core::model::spec::ModelSpec;
 
-    /// That of the 0.5B shape.
+    /// The 0.5B shape.
     fn shape() -> ModelShape {
         ModelSpec::new(&published::shapes()[0].1).shape()
     }
 
-    /// What every device takes beside: parameters, inputs and 16 rows of logits.
+    /// What every device takes beside the model: parameters, inputs and 16 rows of logits.
     const BESIDE: u64 = params::SIZE + staging::BYTES + 16 * 4 * 151_936;
 
     fn limits(tokens: usize, logits: usize) -> Limits {
@@ -195,13 +164,13 @@ mod tests {
     }
 
     #[test]
-    fn records_count_as_far_as_they_can_be_bound() {
+    fn partial_results_count_as_far_as_they_can_be_bound() {
         let sequence = 4 * 14 * 256 * 66;
-        let records =
+        let partials =
             |binding| WgpuFootprint::with_limits(binding, 1 << 28).workspace_bytes(&limits(512, 16), &shape());
-        assert_eq!(records(128 << 20).unwrap(), BESIDE + 8 * sequence);
-        assert_eq!(records(2 * sequence + 4).unwrap(), BESIDE + 2 * sequence);
-        assert_eq!(records(1 << 19).unwrap(), BESIDE);
+        assert_eq!(partials(128 << 20).unwrap(), BESIDE + 8 * sequence);
+        assert_eq!(partials(2 * sequence + 4).unwrap(), BESIDE + 2 * sequence);
+        assert_eq!(partials(1 << 19).unwrap(), BESIDE);
     }
 
     #[test]
@@ -211,6 +180,36 @@ mod tests {
             footprint.workspace_bytes(&limits(512, 16), &shape()).unwrap()
         };
         assert_eq!(bytes(true) - bytes(false), 512 * (2 * 4864 + 4));
+    }
+
+    #[test]
+    fn more_rows_of_logits_than_tokens_are_planned_for() {
+        let bytes = |cooperative| {
+            let footprint = WgpuFootprint { cooperative, ..WgpuFootprint::with_limits(128 << 20, 1 << 28) };
+            footprint.workspace_bytes(&limits(64, 100), &shape()).unwrap()
+        };
+        assert_eq!(bytes(true) - bytes(false), 100 * (2 * 4864 + 4));
+    }
+
+    #[test]
+    fn sizes_beyond_every_memory_do_not_wrap() {
+        let footprint = WgpuFootprint { cooperative: true, ..WgpuFootprint::with_limits(2 << 30, 4 << 30) };
+        for huge in [1 << (usize::BITS - 11), 1 << (usize::BITS - 4), usize::MAX] {
+            let heads = HeadLayout { num_attention_heads: 2, num_key_value_heads: 1, head_dim: 8 };
+            let small = ModelShape { hidden_size: 1 << 12, intermediate_size: 1 << 12, vocab_size: 1 << 12, heads };
+            for limits in [limits(huge, 16), limits(16, huge), Limits { max_num_seqs: huge, ..limits(16, 16) }] {
+                let refusal = footprint.workspace_bytes(&limits, &small);
+                assert!(matches!(refusal, Err(Error::Unsupported { .. })), "{limits:?}: {refusal:?}");
+            }
+            for shape in [
+                ModelShape { hidden_size: huge, ..small },
+                ModelShape { intermediate_size: huge, ..small },
+                ModelShape { vocab_size: huge, ..small },
+            ] {
+                let refusal = footprint.workspace_bytes(&limits(512, 16), &shape);
+                assert!(matches!(refusal, Err(Error::Unsupported { .. })), "{shape:?}: {refusal:?}");
+            }
+        }
     }
 
     #[test]

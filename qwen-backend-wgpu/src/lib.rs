@@ -1,36 +1,38 @@
 //! The GPU kernels of qwen-rs as WGSL compute shaders, through wgpu: Vulkan, Metal and DX12.
 //!
-//! [`WgpuBackend`] implements [`qwen_core::Backend`]. The way from an operation to its arithmetic:
+//! [`WgpuBackend`] implements [`qwen_core::Backend`]. From an operation to its arithmetic:
 //!
-//! - `backend.rs` checks sizes and chooses a kernel;
-//! - `record.rs` queues it, and `staging.rs` has the buffers that the host writes through; a step of tokens whose shape
-//!   was seen before is queued as a whole;
-//! - `gpu.rs` keeps the device and the faults that the driver reports, `pipelines.rs` its pipelines and bind groups,
-//!   `params.rs` the places of kernels' parameters;
-//! - `shader.rs` puts the WGSL of `shaders/` together, one file a kernel;
-//! - `weight.rs` and `kv.rs` say how matrices and K/V lie in memory, split to the limits of a binding;
-//! - `footprint.rs` says what that takes, without a device; [`ceilings`] measures what a device could do at best.
+//! - `backend.rs` lists the operations; each lies in a file of `ops/`, which checks sizes and chooses a kernel;
+//! - `executor.rs` has the state of a backend and queues kernels; a step of tokens whose shape was seen before is queued
+//!   as a whole;
+//! - `runtime/` is the device below: its memory, its pipelines, the buffers that the host writes through, and the faults
+//!   that the driver reports;
+//! - `shader.rs` composes the WGSL of `shaders/`, one file a kernel;
+//! - `weight.rs` and `kv.rs` say how matrices and K/V lie in memory, split to the limits of a binding, and `workspace.rs`
+//!   holds what kernels need beside them;
+//! - `footprint.rs` says what all of that takes, without a device, by the sizes of `geometry.rs`; [`ceilings`] measures
+//!   what a device could do at best.
 
 mod adapter;
 mod backend;
 pub mod ceilings;
+mod executor;
 mod footprint;
-mod gpu;
+mod geometry;
 mod kv;
+mod ops;
 mod options;
-mod params;
-mod pipeline_cache;
-mod pipelines;
-mod record;
+mod runtime;
 mod shader;
-mod staging;
 mod stats;
 #[cfg(test)]
 mod tests;
 mod weight;
+mod workspace;
 
 pub use adapter::{AdapterInfo, adapters, hardware_adapters};
-pub use backend::{WgpuBackend, WgpuBuffer, WgpuIndices, WgpuKv, WgpuWeight};
+pub use executor::{WgpuBackend, WgpuBuffer, WgpuIndices, WgpuKv, WgpuWeight};
 pub use footprint::WgpuFootprint;
 pub use options::{AdapterChoice, CapabilitySet, WgpuOptions};
+#[doc(hidden)]
 pub use stats::WgpuStats;

@@ -1,4 +1,4 @@
-//! What a backend is made with: which adapter, and how much of what it offers is used.
+//! The options of a backend: which adapter, and how much of what it offers is used.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -48,9 +48,7 @@ impl fmt::Display for AdapterChoice {
     }
 }
 
-/// How much of an adapter's limits and features is used. Programs choose between [`CapabilitySet::Default`] and
-/// [`CapabilitySet::Best`]; the smaller ones show on any adapter what happens on lesser ones. As text: their names in
-/// lower case.
+/// How much of an adapter's limits and features is used. As text: the names in lower case.
 ///
 /// ```
 /// use qwen_backend_wgpu::CapabilitySet;
@@ -61,11 +59,14 @@ impl fmt::Display for AdapterChoice {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum CapabilitySet {
-    /// An artificial binding limit of 1 MiB, else as [`CapabilitySet::Minimal`]: everything is split.
+    /// For tests: as [`CapabilitySet::Minimal`], but 1 MiB a binding, so that everything is split.
+    #[doc(hidden)]
     Tiny,
-    /// What every WebGPU device has: 128 MiB a binding, 8 storage buffers, 16 KiB of workgroup memory, no features.
+    /// For tests: what every WebGPU device has. 128 MiB a binding, 8 storage buffers, 16 KiB of workgroup memory, no
+    /// features.
+    #[doc(hidden)]
     Minimal,
-    /// The adapter's limits, and a pipeline cache where it has one. Kernels use no feature beyond WebGPU's defaults.
+    /// The adapter's limits, and a pipeline cache where the driver offers one. Kernels use no feature beyond WebGPU's defaults.
     #[default]
     Default,
     /// As [`CapabilitySet::Default`], with features that wgpu calls experimental: cooperative matrices (tensor cores),
@@ -78,9 +79,9 @@ impl FromStr for CapabilitySet {
 
     fn from_str(text: &str) -> Result<Self, Error> {
         let all = [CapabilitySet::Tiny, CapabilitySet::Minimal, CapabilitySet::Default, CapabilitySet::Best];
-        all.into_iter().find(|set| set.to_string() == text).ok_or_else(|| {
-            Error::argument("wgpu_capabilities", format!("must be tiny, minimal, default or best, is `{text}`"))
-        })
+        all.into_iter()
+            .find(|set| set.to_string() == text)
+            .ok_or_else(|| Error::argument("wgpu_capabilities", format!("must be default or best, is `{text}`")))
     }
 }
 
@@ -95,7 +96,7 @@ impl fmt::Display for CapabilitySet {
     }
 }
 
-/// How a [`crate::WgpuBackend`] is made.
+/// Options of a [`crate::WgpuBackend`].
 ///
 /// ```
 /// use qwen_backend_wgpu::{AdapterChoice, WgpuOptions};
@@ -146,8 +147,9 @@ impl WgpuOptions {
         self
     }
 
-    /// Whether compiled kernels are kept in the user's cache folder (`qwen-rs`), where the driver gives them out. Default
-    /// true: the next start is faster.
+    /// Whether compiled kernels are kept in the user's cache folder (`qwen-rs`), where the driver offers pipeline caches.
+    /// Default true: the next start is faster. Only files that are sound and that nobody else could have written are used;
+    /// [`crate::WgpuBackend::pipeline_cache_refusal`] says why one was not.
     pub fn pipeline_cache(mut self, keep: bool) -> Self {
         self.pipeline_cache = keep;
         self

@@ -1,17 +1,19 @@
-//! WGSL out of the files in `shaders/`: one file a kernel, with the fragments that kernels share.
+//! WGSL from the files in `shaders/`: one file a kernel, with the fragments that kernels share.
 //!
-//! A [`Shader`] is a file, flags and constants, and composes to one module. Three directives, each on a line of its own,
-//! are all there is: `//#include NAME` puts the fragment `shaders/NAME.wgsl` in place, `//#if FLAG`, `//#else` and
-//! `//#endif` keep or drop lines.
+//! A [`Shader`] is a file, flags and constants, and composes to one module. There are only these directives, each on a
+//! line of its own: `//#include NAME` inserts the fragment `shaders/NAME.wgsl`; `//#if FLAG`, `//#else` and `//#endif`
+//! keep or drop lines.
 
 use std::fmt::Write as _;
+
+use qwen_core::Encoding;
 
 /// A kernel with the choices that make one shader module of it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Shader {
     /// The file, without `.wgsl`.
     pub(crate) kernel: &'static str,
-    flags: Vec<&'static str>,
+    pub(crate) flags: Vec<&'static str>,
     constants: Vec<(&'static str, u32)>,
 }
 
@@ -49,6 +51,15 @@ impl Shader {
     /// As [`Shader::flag`] when `set`.
     pub(crate) fn flag_if(self, set: bool, flag: &'static str) -> Self {
         if set { self.flag(flag) } else { self }
+    }
+
+    /// The flag of kernels that read a matrix in `encoding`.
+    pub(crate) fn encoding(self, encoding: Encoding) -> Self {
+        self.flag(match encoding {
+            Encoding::Bf16 => "BF16",
+            Encoding::F16 => "F16",
+            _ => "F32",
+        })
     }
 
     /// Define a `u32` constant.
@@ -95,6 +106,3 @@ impl Shader {
         }
     }
 }
-
-#[cfg(test)]
-pub(crate) mod tests;

@@ -1,10 +1,10 @@
-//! What a backend has done so far, in numbers that tests and benches look at.
+//! What a backend has done so far, in numbers, for tests and benches.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// Counts of a [`crate::WgpuBackend`], readable while it works elsewhere. Clones are one.
+/// Counts of a [`crate::WgpuBackend`], readable while the backend works in another thread. Clones share their counts.
 ///
 /// ```no_run
 /// use qwen_backend_wgpu::{WgpuBackend, WgpuOptions};
@@ -20,6 +20,7 @@ pub struct WgpuStats(Arc<Counts>);
 #[derive(Debug, Default)]
 struct Counts {
     objects: AtomicU64,
+    allocated_bytes: AtomicU64,
     submissions: AtomicU64,
     dispatches: AtomicU64,
     weight_bytes: AtomicU64,
@@ -29,19 +30,24 @@ struct Counts {
 }
 
 impl WgpuStats {
-    /// Objects of the API that were made: buffers, shaders, pipelines, bind groups and their layouts. Command buffers
-    /// are not among them: there is one for each submission. Nor is what comes with the device: the buffers of parameters
-    /// and inputs, which every step uses again.
+    /// Objects of the API that were made: buffers, shaders, pipelines, bind groups and their layouts. Not counted are
+    /// command buffers, of which there is one for each submission, and the buffers of parameters and of host writes,
+    /// which are made with the device and which every step reuses.
     pub fn objects(&self) -> u64 {
         self.0.objects.load(Ordering::Relaxed)
     }
 
-    /// Command buffers that were submitted.
+    /// Bytes of the buffers among [`WgpuStats::objects`], whether they still exist or not.
+    pub fn allocated_bytes(&self) -> u64 {
+        self.0.allocated_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Submitted command buffers.
     pub fn submissions(&self) -> u64 {
         self.0.submissions.load(Ordering::Relaxed)
     }
 
-    /// Kernels that were submitted.
+    /// Submitted kernels.
     pub fn dispatches(&self) -> u64 {
         self.0.dispatches.load(Ordering::Relaxed)
     }
@@ -51,13 +57,13 @@ impl WgpuStats {
         self.0.weight_bytes.load(Ordering::Relaxed)
     }
 
-    /// Bytes of K/V that attention reads, once for each tile of query rows; where several sequences or tokens are
-    /// computed, as if each had the longest context.
+    /// Bytes of K/V that attention reads, once for each tile of query rows. Steps of several sequences or tokens count as if
+    /// each had the longest context.
     pub fn kv_bytes(&self) -> u64 {
         self.0.kv_bytes.load(Ordering::Relaxed)
     }
 
-    /// Bytes that were copied to the host.
+    /// Bytes copied to the host.
     pub fn read_back_bytes(&self) -> u64 {
         self.0.read_back_bytes.load(Ordering::Relaxed)
     }
@@ -69,6 +75,11 @@ impl WgpuStats {
 
     pub(crate) fn made(&self, objects: u64) {
         self.0.objects.fetch_add(objects, Ordering::Relaxed);
+    }
+
+    pub(crate) fn allocated(&self, bytes: u64) {
+        self.made(1);
+        self.0.allocated_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
     pub(crate) fn submitted(&self) {
@@ -85,13 +96,14 @@ impl WgpuStats {
         self.0.read_back_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// Counts the host's time until it is dropped.
+    /// Counts the host's time until the timer is dropped.
     pub(crate) fn host(&self) -> HostTimer {
         HostTimer { stats: self.clone(), start: Instant::now() }
     }
 }
 
-/// Runs while the host records or submits.
+/// Counts the time from its creation to its end as the host's.
+#[derive(Debug)]
 pub(crate) struct HostTimer {
     stats: WgpuStats,
     start: Instant,

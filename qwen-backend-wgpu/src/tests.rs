@@ -1,7 +1,9 @@
-//! What only the inside shows, on the demo checkpoint: the helpers of the modules below.
+//! Tests that need more than the public interface, most of them on the demo checkpoint: the helpers of the modules below.
 
 mod faults;
 mod numbers;
+pub(crate) mod shaders;
+mod sizes;
 mod steps;
 
 use std::path::Path;
@@ -17,7 +19,8 @@ use qwen_core::rope::Rope;
 use qwen_core::runner::{ModelRunner, Runner};
 use qwen_core::{Config, Encoding, Error, Precision, Result};
 
-use crate::gpu::Gpu;
+use crate::runtime::device::Device;
+use crate::runtime::gpu::Gpu;
 use crate::{AdapterChoice, AdapterInfo, CapabilitySet, WgpuBackend, WgpuOptions};
 
 const BLOCK_SIZE: usize = 16;
@@ -39,21 +42,8 @@ fn backend_with(precision: Precision, capabilities: CapabilitySet) -> Option<Wgp
 fn idle_backend(precision: Precision) -> WgpuBackend {
     let required_limits = wgpu::Limits { max_storage_buffers_per_shader_stage: 9, ..wgpu::Limits::defaults() };
     let (device, queue) = wgpu::Device::noop(&wgpu::DeviceDescriptor { required_limits, ..Default::default() });
-    let info = AdapterInfo {
-        index: 0,
-        name: "idle".into(),
-        api: "noop".into(),
-        kind: "other",
-        driver: String::new(),
-        memory: None,
-        max_binding_bytes: device.limits().max_storage_buffer_binding_size,
-        max_buffer_bytes: device.limits().max_buffer_size,
-        max_workgroup_bytes: device.limits().max_compute_workgroup_storage_size,
-        max_storage_buffers: 9,
-        features: Vec::new(),
-        cooperative: None,
-    };
-    WgpuBackend::on(Gpu::new(device, queue, info), precision)
+    let info = AdapterInfo { max_storage_buffers: 9, ..AdapterInfo::idle() };
+    WgpuBackend::on(Gpu::new(Device::new(device, queue, info, None)), precision)
 }
 
 fn checkpoint() -> Checkpoint {

@@ -1,15 +1,16 @@
 //! How a matrix lies on the device: slabs of rows, each within the limit of a binding.
 //!
-//! A row is a whole number of eights of values, in the encoding of its file: what differs within a matrix is decoded to
-//! f32. A slab has whole pairs of rows, since kernels take them in pairs; that of gate and up has so many gate rows and
-//! then their up rows.
+//! A row is a whole number of eights of values, in the encoding of its file; a matrix whose parts have different encodings
+//! is decoded to f32. A slab has whole pairs of rows, since kernels take them in pairs; a slab of gate and up has its gate
+//! rows first and then the up rows that belong to them.
 
 use std::ops::Range;
 
 use qwen_core::backend::{RowReader, WeightRole, WeightShape, WeightView};
-use qwen_core::{Encoding, Error, Result};
+use qwen_core::{Encoding, Error, Result, size};
 
-use crate::gpu::{Array, Gpu};
+use crate::runtime::array::Array;
+use crate::runtime::device::Device;
 
 /// The largest slab of a device: a buffer that is bound as a whole.
 pub(crate) fn max_slab(limits: &wgpu::Limits) -> u64 {
@@ -22,45 +23,59 @@ pub(crate) struct Layout {
     pub(crate) encoding: Encoding,
     pub(crate) rows: usize,
     pub(crate) cols: usize,
-    /// Whether it is gate and up, whose row i goes with row i of the second half instead of its neighbour.
+    /// Whether it is gate and up: row i goes with row i of the second half instead of its neighbour.
     pub(crate) gate_up: bool,
-    /// The pairs of each slab.
-    pub(crate) slabs: Vec<Range<usize>>,
+    /// Pairs of rows of each slab but the last, which may have fewer.
+    pairs_per_slab: usize,
 }
 
 impl Layout {
     /// The layout of a matrix on a device that holds slabs of at most `max_binding` bytes.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] for an encoding that shaders do not have, and when not even a pair of rows can be bound.
+    /// [`Error::Unsupported`] for an encoding that shaders do not read, and when not even a pair of rows can be bound.
     pub(crate) fn new(shape: &WeightShape, max_binding: u64) -> Result<Self> {
-        let shaders = |encoding: Encoding| matches!(encoding, Encoding::F32 | Encoding::F16 | Encoding::Bf16);
-        if let Some((encoding, _)) = shape.parts.iter().find(|(encoding, _)| !shaders(*encoding)) {
-            let reason = "the shaders take F32, F16 and BF16";
-            return Err(Error::unsupported(format!("a matrix in {encoding}"), reason));
+        let readable = |encoding: Encoding| matches!(encoding, Encoding::F32 | Encoding::F16 | Encoding::Bf16);
+        if let Some((encoding, _)) = shape.parts.iter().find(|(encoding, _)| !readable(*encoding)) {
+            return Err(Error::unsupported(format!("a matrix in {encoding}"), "the shaders read F32, F16 and BF16"));
         }
         let first = shape.parts.first().map_or(Encoding::F32, |(encoding, _)| *encoding);
         let uniform = shape.parts.iter().all(|(encoding, _)| *encoding == first);
         let encoding = if uniform { first } else { Encoding::F32 };
+        let cols = shape.cols;
         let rows = shape.rows();
         let gate_up = shape.role == WeightRole::GateUp && rows.is_multiple_of(2);
         let pairs = rows.div_ceil(2);
-        let padded = shape.cols.checked_next_multiple_of(8).unwrap_or(usize::MAX);
-        let pair_bytes = encoding.bytes(padded).saturating_mul(2);
-        let most = usize::try_from(max_binding).unwrap_or(usize::MAX) / pair_bytes.max(1);
-        if most == 0 {
-            let reason =
-                format!("two rows of {} columns take {pair_bytes} bytes, the device binds {max_binding}", shape.cols);
+        let pair_bytes = size::bytes(encoding.bytes(1), &[2, cols.div_ceil(8), 8]);
+        let most = usize::try_from(max_binding / pair_bytes.max(1)).unwrap_or(usize::MAX);
+        if most == 0 || pair_bytes > isize::MAX as u64 {
+            let reason = format!("two rows of {cols} columns take {pair_bytes} bytes, the device binds {max_binding}");
             return Err(Error::unsupported("a matrix this wide", reason));
         }
-        // Slabs of equal size, so that none is left with a handful of rows.
+        // Slabs of equal size, so that none has only a handful of rows.
         let count = pairs.div_ceil(most).max(1);
-        let size = pairs.div_ceil(count);
-        let slabs = (0..count).map(|slab| (slab * size).min(pairs)..((slab + 1) * size).min(pairs)).collect();
-        Ok(Layout { encoding, rows, cols: shape.cols, gate_up, slabs })
+        Ok(Layout { encoding, rows, cols, gate_up, pairs_per_slab: pairs.div_ceil(count).max(1) })
     }
 
-    /// Eights of a row.
+    fn pairs(&self) -> usize {
+        self.rows.div_ceil(2)
+    }
+
+    /// How many slabs there are.
+    pub(crate) fn num_slabs(&self) -> usize {
+        self.pairs().div_ceil(self.pairs_per_slab).max(1)
+    }
+
+    /// The pairs of rows of each slab.
+    pub(crate) fn slabs(&self) -> impl Iterator<Item = Range<usize>> + use<> {
+        let (pairs, size) = (self.pairs(), self.pairs_per_slab);
+        (0..self.num_slabs()).map(move |slab| {
+            let first = (slab * size).min(pairs);
+            first..first + size.min(pairs - first)
+        })
+    }
+
+    /// Eights of values of a row.
     pub(crate) fn chunks(&self) -> usize {
         self.cols.div_ceil(8)
     }
@@ -70,14 +85,14 @@ impl Layout {
         self.encoding.bytes(8 * self.chunks())
     }
 
-    /// Bytes of all slabs.
+    /// Bytes of all slabs; `u64::MAX` where a u64 does not hold them.
     pub(crate) fn bytes(&self) -> u64 {
-        self.slabs.iter().map(|pairs| (2 * pairs.len() * self.row_bytes()).max(16) as u64).sum()
+        // An empty matrix takes the smallest array.
+        size::bytes(self.row_bytes(), &[2, self.pairs()]).max(16)
     }
 
-    /// The rows of the matrix that slab `slab` has, in its order; those past the last one are padding.
-    fn slab_rows(&self, slab: usize) -> impl Iterator<Item = usize> + use<> {
-        let pairs = self.slabs[slab].clone();
+    /// The rows of the matrix that the slab with these pairs has, in its order; those past the last row are padding.
+    fn slab_rows(&self, pairs: Range<usize>) -> impl Iterator<Item = usize> + use<> {
         let gate_rows = self.rows / 2;
         let (first, second) = match self.gate_up {
             true => (pairs.clone(), pairs.start + gate_rows..pairs.end + gate_rows),
@@ -92,37 +107,38 @@ impl Layout {
 pub(crate) struct Matrix {
     pub(crate) layout: Layout,
     pub(crate) slabs: Vec<Array>,
-    /// The largest exponent of its values, biased as in bf16, where cooperative matrices need to know.
+    /// The largest exponent of its values, biased as in bf16, where cooperative matrices need to know it.
     pub(crate) largest_exponent: u32,
 }
 
 impl Matrix {
-    /// Bring a matrix to the device.
-    pub(crate) fn load(gpu: &mut Gpu, view: &WeightView<'_>) -> Result<Self> {
+    /// Copy a matrix to the device.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] when the device cannot hold it, [`Error::OutOfMemory`] when it is larger than the device's
+    /// memory or what is left of it; the errors of its parts.
+    pub(crate) fn load(device: &Device, view: &WeightView<'_>) -> Result<Self> {
         view.check()?;
-        let layout = Layout::new(&view.shape(), max_slab(&gpu.limits))?;
+        let layout = Layout::new(&view.shape(), max_slab(&device.limits))?;
+        device.check_memory(view.name, layout.bytes())?;
         let mut parts: Vec<RowReader<'_>> = view.parts.iter().map(RowReader::new).collect();
         let mut decoded = vec![0.0; layout.cols];
-        let measured = gpu.cooperative.is_some() && layout.encoding == Encoding::Bf16;
+        let measured = device.cooperative.is_some() && layout.encoding == Encoding::Bf16;
         let mut largest_exponent = 0;
-        let mut slabs = Vec::with_capacity(layout.slabs.len());
-        for slab in 0..layout.slabs.len() {
-            let array = gpu.array(view.name, 2 * layout.slabs[slab].len() * layout.row_bytes() / 4)?;
-            let mut rows = layout.slab_rows(slab);
-            let mut failed = None;
-            gpu.upload(view.name, &array, |piece| {
-                let Some(row) = rows.next() else { return false };
+        let mut slabs = Vec::new();
+        for pairs in layout.slabs() {
+            let words = size::bytes(layout.row_bytes(), &[2, pairs.len()]) / 4;
+            let array = device.array(view.name, words)?;
+            let mut rows = layout.slab_rows(pairs);
+            device.upload(view.name, &array, |piece| {
+                let Some(row) = rows.next() else { return Ok(false) };
                 let start = piece.len();
-                let appended = append_row(&mut parts, &layout, row, &mut decoded, piece);
-                failed = failed.take().or(appended.err());
+                append_row(&mut parts, &layout, row, &mut decoded, piece)?;
                 if measured {
                     largest_exponent = largest_exponent.max(largest_bf16_exponent(&piece[start..]));
                 }
-                true
+                Ok(true)
             })?;
-            if let Some(error) = failed {
-                return Err(error);
-            }
             slabs.push(array);
         }
         Ok(Matrix { layout, slabs, largest_exponent })
@@ -135,7 +151,7 @@ fn largest_bf16_exponent(bytes: &[u8]) -> u32 {
     exponents.filter(|exponent| *exponent < 0xff).max().unwrap_or(0)
 }
 
-/// Append row `row` as the device holds it, zeros where it cannot be read.
+/// Append row `row` as the device holds it: zeros where it is padding, and behind its last column.
 fn append_row(
     parts: &mut [RowReader<'_>],
     layout: &Layout,
@@ -144,23 +160,10 @@ fn append_row(
     piece: &mut Vec<u8>,
 ) -> Result<()> {
     let end = piece.len() + layout.row_bytes();
-    let result = append_stored(parts, layout, row, decoded, piece);
-    piece.resize(end, 0);
-    result
-}
-
-/// Append the values of row `row`, without its padding.
-fn append_stored(
-    parts: &mut [RowReader<'_>],
-    layout: &Layout,
-    row: usize,
-    decoded: &mut [f32],
-    piece: &mut Vec<u8>,
-) -> Result<()> {
     let mut first = 0;
     for stored in parts {
         let part = stored.part();
-        if row < first + part.rows {
+        if row - first < part.rows {
             let bytes = stored.row(row - first)?;
             if part.encoding == layout.encoding {
                 piece.extend_from_slice(bytes);
@@ -172,6 +175,7 @@ fn append_stored(
         }
         first += part.rows;
     }
+    piece.resize(end, 0);
     Ok(())
 }
 
@@ -188,9 +192,10 @@ mod tests {
         for (rows, cols) in [(1, 1), (7, 9), (151_936, 896), (152_064, 3584), (37_888, 3584)] {
             for limit in [1 << 20, 128 << 20, (2 << 30) - 4] {
                 let layout = Layout::new(&shape(WeightRole::Embedding, rows, cols), limit).unwrap();
-                assert!(layout.slabs.iter().all(|pairs| (2 * pairs.len() * layout.row_bytes()) as u64 <= limit));
-                let covered: Vec<usize> = (0..layout.slabs.len()).flat_map(|slab| layout.slab_rows(slab)).collect();
+                assert!(layout.slabs().all(|pairs| (2 * pairs.len() * layout.row_bytes()) as u64 <= limit));
+                let covered: Vec<usize> = layout.slabs().flat_map(|pairs| layout.slab_rows(pairs)).collect();
                 assert!(covered.into_iter().take(rows).eq(0..rows));
+                assert_eq!(layout.slabs().count(), layout.num_slabs());
             }
         }
     }
@@ -198,9 +203,9 @@ mod tests {
     #[test]
     fn gate_and_up_rows_of_a_pair_share_a_slab() {
         let layout = Layout::new(&shape(WeightRole::GateUp, 4096, 896), 1 << 20).unwrap();
-        assert!(layout.slabs.len() > 1);
-        for (slab, pairs) in layout.slabs.iter().enumerate() {
-            let rows: Vec<usize> = layout.slab_rows(slab).collect();
+        assert!(layout.num_slabs() > 1);
+        for pairs in layout.slabs() {
+            let rows: Vec<usize> = layout.slab_rows(pairs.clone()).collect();
             assert_eq!(rows[0], pairs.start);
             assert_eq!(rows[pairs.len()], pairs.start + 2048);
         }
@@ -217,5 +222,29 @@ mod tests {
     #[test]
     fn rows_too_wide_for_a_binding_are_refused() {
         assert!(Layout::new(&shape(WeightRole::Linear, 2, 1 << 20), 1 << 20).is_err());
+    }
+
+    #[test]
+    fn sizes_beyond_every_memory_do_not_wrap() {
+        for huge in [1 << (usize::BITS - 11), 1 << (usize::BITS - 4), usize::MAX - 6, usize::MAX] {
+            for (rows, cols) in [(huge, 1 << 14), (1 << 14, huge), (huge, huge), (huge, 8)] {
+                let refused = Layout::new(&shape(WeightRole::Linear, rows, cols), 128 << 20);
+                // A matrix of any number of rows is planned, in constant time.
+                match refused {
+                    Ok(layout) => assert!(layout.bytes() >= huge as u64, "{rows} x {cols}"),
+                    Err(error) => assert!(matches!(error, Error::Unsupported { .. }), "{error}"),
+                }
+            }
+            let parts = vec![(Encoding::Bf16, huge), (Encoding::Bf16, huge), (Encoding::F32, huge)];
+            let layout = Layout::new(&WeightShape { role: WeightRole::Qkv, parts, cols: 1 << 10 }, 1 << 30).unwrap();
+            assert!(layout.bytes() >= huge as u64, "{} bytes", layout.bytes());
+        }
+    }
+
+    #[test]
+    fn encodings_without_shaders_are_refused_by_name() {
+        let shape = WeightShape { parts: vec![(Encoding::Q8_0, 32)], ..shape(WeightRole::Linear, 0, 64) };
+        let error = Layout::new(&shape, 1 << 20).unwrap_err().to_string();
+        assert!(error.contains("a matrix in Q8_0"), "{error}");
     }
 }

@@ -1,5 +1,5 @@
-//! Whole checkpoints against recorded results, on every set of capabilities; the prompts of 3,000 tokens on the largest
-//! alone, since cut to a mebibyte a binding they take many minutes in software.
+//! Whole checkpoints against recorded results, on every set of capabilities; prompts of 3,000 tokens only on
+//! the largest set, since with a mebibyte a binding they take many minutes in software.
 
 mod common;
 

@@ -1,4 +1,4 @@
-//! A machine without any driver: a child of this test, whose Vulkan loader is told to look at nothing.
+//! A machine without any driver: a child process of this test, whose Vulkan loader finds no driver.
 #![cfg(target_os = "linux")]
 
 use std::process::Command;
@@ -8,7 +8,7 @@ use qwen_core::Error;
 
 const CHILD: &str = "QWEN_NO_DRIVER_CHILD";
 
-/// What runs in the child.
+/// The test in the child.
 fn without_drivers() {
     assert!(adapters().is_empty() && hardware_adapters().is_empty());
     for choice in [AdapterChoice::Best, AdapterChoice::Index(0), AdapterChoice::Name("llvmpipe".into())] {

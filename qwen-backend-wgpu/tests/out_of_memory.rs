@@ -1,5 +1,5 @@
-//! A driver that has no memory left, for real: a child of this test takes its own address space away, so that software
-//! Vulkan, whose memory is the process's, cannot map any more.
+//! A driver that has no memory left: a child process limits its own address space, so that software Vulkan, whose memory is
+//! the process's, cannot map any more.
 #![cfg(target_os = "linux")]
 
 mod common;
@@ -12,7 +12,7 @@ use qwen_core::backend::{Backend, Linear, MatrixPart, WeightRole, WeightView};
 use qwen_core::{Encoding, Error, Precision, Result};
 
 const CHILD: &str = "QWEN_OUT_OF_MEMORY_CHILD";
-/// Bytes above those taken already that the child leaves itself: some matrices, and then room for what the host takes.
+/// Bytes beyond those in use that the child leaves itself: some matrices, and some memory for the host.
 const HEADROOM: u64 = (1 << 30) + (192 << 20);
 /// The shape of a large matrix, of 128 MiB.
 const LARGE: (usize, usize) = (8192, 8192);
@@ -53,7 +53,7 @@ fn multiply(backend: &mut WgpuBackend, weight: &<WgpuBackend as Backend>::Weight
     Ok(read)
 }
 
-/// What runs in the child, under its limit.
+/// The test in the child, under its limit.
 fn exhaust() {
     let ones = [0x80, 0x3f].repeat(LARGE.0 * LARGE.1);
     let mut device = backend(CapabilitySet::Default, Precision::Fast).unwrap();
@@ -68,19 +68,19 @@ fn exhaust() {
             Ok(weight) => held.push(weight),
             Err(error) => break (name, error),
         }
-        assert!(held.len() < 64, "{} MiB were given under a limit of {HEADROOM} bytes", held.len() * 128);
+        assert!(held.len() < 64, "{} MiB were allocated under a limit of {HEADROOM} bytes", held.len() * 128);
     };
     println!("after {} matrices: {error}", held.len());
     match &error {
         Error::OutOfMemory { what, bytes, .. } => assert!(*what == name && *bytes == 128 << 20, "{error}"),
         other => panic!("{other:?}"),
     }
-    // Nothing is broken: what is loaded computes, and what is dropped makes room.
+    // The device is still usable: loaded matrices multiply, and dropped ones free their memory.
     assert_eq!(multiply(&mut device, &small).unwrap(), [32.0; 8]);
     drop(held);
     device.synchronize().unwrap();
     drop(load(&mut device, "again", LARGE, &ones).unwrap());
-    // Nor in the process.
+    // So is the process: it can open the device again.
     drop((small, device));
     let mut device = backend(CapabilitySet::Default, Precision::Fast).unwrap();
     let small = load(&mut device, "small", (8, 64), &ones).unwrap();

@@ -1,5 +1,5 @@
 //! What every published model takes with each set of capabilities on a typical adapter: slabs and bytes, from shapes
-//! and limits alone.
+//! and limits only.
 
 use qwen_backend_wgpu::{CapabilitySet, WgpuFootprint};
 use qwen_conformance::published::{self, Headers};
@@ -14,8 +14,8 @@ const OFFERED: u64 = (2 << 30) - 4;
 const HOST_BYTES: u64 = 5 << 19;
 const CONTEXT: usize = 32_768;
 
-/// What a model takes: slabs and bytes of the weights, slabs and bytes of the K/V for 32,768 positions or what the
-/// refusal says would fit, bytes of what is beside.
+/// What a model takes: slabs and bytes of the weights, slabs and bytes of the K/V for 32,768 positions or the context that
+/// the refusal says would fit, and bytes of the workspace.
 #[derive(Debug, PartialEq)]
 struct Taken {
     weights: (usize, u64),
@@ -77,7 +77,7 @@ fn taken(config: &Config, set: CapabilitySet, precision: Precision) -> Taken {
 
 #[test]
 fn every_published_shape_on_every_device() {
-    // (slabs of weights, slabs of K/V in Fast and in Exact, bytes of attention's records)
+    // (slabs of weights, slabs of K/V in Fast and in Exact, bytes of attention's partial results)
     let expected = [
         [(981, Err(8_192), Err(4_096), 946_176), (99, Ok(24), Ok(24), 7_569_408), (97, Ok(24), Ok(24), 7_569_408)],
         [(3_023, Err(4_096), Err(2_048), 0), (116, Ok(28), Ok(28), 12_779_520), (113, Ok(28), Ok(28), 12_779_520)],
@@ -95,10 +95,10 @@ fn every_published_shape_on_every_device() {
             (CapabilitySet::Tiny, tiny),
             (CapabilitySet::Minimal, minimal),
             (CapabilitySet::Default, default),
-            // As the default, and activations as f16 beside.
+            // As the default, with activations as f16 in addition.
             (CapabilitySet::Best, default),
         ];
-        for (set, (weight_slabs, fast, exact, records)) in sets {
+        for (set, (weight_slabs, fast, exact, partials)) in sets {
             let beside = HOST_BYTES + 4 * (16 * config.vocab_size) as u64;
             let widest = config.intermediate_size.max(config.num_attention_heads * config.head_dim);
             let f16_rows = if set == CapabilitySet::Best { 512 * (2 * widest + 4) as u64 } else { 0 };
@@ -108,7 +108,7 @@ fn every_published_shape_on_every_device() {
                 let expected = Taken {
                     weights: (weight_slabs, weight_bytes),
                     kv: kv.map(|slabs| (slabs, (CONTEXT * position) as u64)),
-                    workspace: records + beside + f16_rows,
+                    workspace: partials + beside + f16_rows,
                 };
                 assert_eq!(taken(&config, set, precision), expected, "{name} with {set:?} in {precision:?}");
             }

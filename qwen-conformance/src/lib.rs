@@ -44,7 +44,6 @@ pub mod ops;
 pub mod published;
 mod random;
 mod recording;
-mod recording_ops;
 mod rig;
 mod scenario;
 mod suite;
@@ -111,6 +110,7 @@ macro_rules! __conformance_cases {
         $crate::$then! {
             $args
             memory { zero_at_first write_and_read writes_wait_their_turn }
+            extremes { allocations weights operands }
             embed { rows ids_outside_of_the_table }
             linear {
                 f32 f16 bf16 stacked_parts cut_rectangles biases outliers add_to_residual batch_invariance
@@ -127,7 +127,7 @@ macro_rules! __conformance_cases {
             add { lengths all_reduce }
             gather_rows { rows }
             argmax { valid_columns ties non_finite }
-            steps { replay steps_in_a_row interrupt failing_body }
+            steps { replay steps_in_a_row interrupt failing_body written_indices }
             model { logits batch_invariance permuted_blocks determinism forks greedy interrupt non_finite }
             parts { ranks stages non_finite_stage }
         }

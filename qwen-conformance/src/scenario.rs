@@ -4,7 +4,6 @@ use std::ops::Range;
 
 use super::op::{Guarded, GuardedIndices};
 use super::random::Rng;
-use crate::ops::rope::cos_sin;
 use qwen_core::backend::{self, Backend, HeadLayout, KvSpec, PAD_SLOT, StepInputs, StepKey};
 use qwen_core::error::Result;
 
@@ -285,4 +284,11 @@ impl Scenario {
         let seen: usize = self.positions().map(|(_, position)| position + 1).sum();
         4 * (seen * self.heads.q_size()) as u64
     }
+}
+
+/// The cosines and sines of `position` as [`qwen_core::backend::StepInputs::cos_sin`] holds them, for a theta of 1e6.
+pub(crate) fn cos_sin(position: usize, head_dim: usize) -> Vec<f32> {
+    let angle = |i: usize| position as f64 * 1e6f64.powf(-2.0 * i as f64 / head_dim as f64);
+    let half = 0..head_dim / 2;
+    half.clone().map(|i| angle(i).cos() as f32).chain(half.map(|i| angle(i).sin() as f32)).collect()
 }

@@ -16,13 +16,13 @@ use crate::error::{Error, Result};
 pub struct Shard {
     /// This rank, from 0.
     pub rank: usize,
-    /// How many there are.
-    pub ranks: usize,
+    /// How many ranks there are.
+    pub world_size: usize,
 }
 
 impl Shard {
     /// The only rank.
-    pub const WHOLE: Shard = Shard { rank: 0, ranks: 1 };
+    pub const WHOLE: Shard = Shard { rank: 0, world_size: 1 };
 }
 
 /// Sums values over all ranks.
@@ -88,7 +88,7 @@ struct State {
 }
 
 impl ThreadGroup {
-    /// One handle for each of `ranks` threads.
+    /// One handle for each of `world_size` threads.
     ///
     /// ```
     /// use qwen_core::collective::{Collective, ThreadGroup};
@@ -103,10 +103,10 @@ impl ThreadGroup {
     ///     }
     /// });
     /// ```
-    pub fn new(ranks: usize) -> Vec<ThreadGroup> {
-        let state = State { inputs: vec![None; ranks], to_fetch: 0, sum: Vec::new(), is_broken: false };
+    pub fn new(world_size: usize) -> Vec<ThreadGroup> {
+        let state = State { inputs: vec![None; world_size], to_fetch: 0, sum: Vec::new(), is_broken: false };
         let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new() });
-        (0..ranks).map(|rank| ThreadGroup { rank, shared: shared.clone() }).collect()
+        (0..world_size).map(|rank| ThreadGroup { rank, shared: shared.clone() }).collect()
     }
 }
 

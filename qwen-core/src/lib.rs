@@ -15,6 +15,7 @@ pub mod encoding;
 pub mod engine;
 pub mod error;
 mod files;
+pub mod float_env;
 pub mod generation_config;
 mod json;
 pub mod kv;

@@ -105,11 +105,11 @@ impl Backend for Reference {
     }
 
     fn alloc(&mut self, len: usize) -> Result<Vec<f32>> {
-        Ok(vec![0.0; size::values("len", &[len])?])
+        size::zeros("len", &[len])
     }
 
     fn alloc_indices(&mut self, len: usize) -> Result<Vec<u32>> {
-        Ok(vec![0; size::values("len", &[len])?])
+        size::zeros("len", &[len])
     }
 
     fn load(&mut self, view: &WeightView<'_>) -> Result<Matrix> {
@@ -118,7 +118,7 @@ impl Backend for Reference {
             return Err(Error::argument("weight", format!("`{}` is a matrix of {rows} x {cols}", view.name)));
         }
         view.check()?;
-        let mut values = vec![0.0; size::values("rows", &[rows, cols])?];
+        let mut values = size::zeros("rows", &[rows, cols])?;
         let mut out = values.chunks_exact_mut(cols);
         for part in view.parts {
             let mut stored = RowReader::new(part);
@@ -133,8 +133,9 @@ impl Backend for Reference {
         if spec.block_size == 0 {
             return Err(Error::argument("block_size", "a K/V block holds at least one position"));
         }
-        let len = size::values("num_blocks", &[spec.num_layers(), spec.layer_values()?])?;
-        Ok(KvStore { spec: spec.clone(), keys: vec![0.0; len], values: vec![0.0; len] })
+        let dimensions = [spec.num_layers(), spec.layer_values()?];
+        let (keys, values) = (size::zeros("num_blocks", &dimensions)?, size::zeros("num_blocks", &dimensions)?);
+        Ok(KvStore { spec: spec.clone(), keys, values })
     }
 
     fn write(&mut self, dst: &mut Vec<f32>, src: &[f32]) -> Result<()> {

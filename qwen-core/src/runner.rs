@@ -9,6 +9,7 @@ use crate::backend::{Backend, Interrupt, NON_FINITE, PAD_SLOT, StepKey};
 use crate::batch::{Batch, Damage, Limits, StepOutput};
 use crate::collective::Collective;
 use crate::error::{Error, Result};
+use crate::float_env::FloatEnv;
 use crate::kv::CopyBlock;
 use crate::model::Model;
 use crate::model::spec::ModelSpec;
@@ -84,6 +85,7 @@ impl<B: Backend> ModelRunner<B> {
     /// # Errors
     /// What the device reports.
     pub fn warm_up(&mut self) -> Result<()> {
+        let _float_env = FloatEnv::enter();
         let padding = Batch::new(self.limits.block_size);
         let Limits { max_num_batched_tokens, max_num_seqs, max_num_logits, .. } = self.limits;
         let fits = |key: &StepKey| {
@@ -104,6 +106,7 @@ impl<B: Backend> ModelRunner<B> {
     /// # Errors
     /// As [`Runner::execute`].
     pub fn run(&mut self, batch: &Batch, hidden: Option<&[f32]>, interrupt: &Interrupt) -> Result<StepKey> {
+        let _float_env = FloatEnv::enter();
         batch.check(&self.limits)?;
         let key = self.backend.padded(StepKey {
             num_tokens: batch.num_tokens(),
@@ -190,6 +193,7 @@ impl<B: Backend> ModelRunner<B> {
         output: &mut StepOutput,
         interrupt: &Interrupt,
     ) -> Result<StepKey> {
+        let _float_env = FloatEnv::enter();
         let key = self.run(batch, hidden, interrupt)?;
         output.clear();
         self.host.argmax.resize(batch.logits_indices.len(), 0);
@@ -243,6 +247,7 @@ impl<B: Backend> ModelRunner<B> {
     /// Outside of [`Backend::step`]: with the key of a step it would be replayed as that step. All ranks of a group call
     /// it together, and all run all layers: one that stopped early would leave the others waiting for its sums.
     pub(crate) fn locate(&mut self, batch: &Batch, hidden: Option<&[f32]>, key: StepKey) -> Result<Vec<Damage>> {
+        let _float_env = FloatEnv::enter();
         let width = self.model.spec.hidden_size;
         let mut values = vec![0.0; batch.num_tokens() * width];
         if let Some(hidden) = hidden {

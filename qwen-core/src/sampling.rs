@@ -9,6 +9,7 @@ use std::collections::HashSet;
 use std::ops::RangeInclusive;
 
 use crate::error::{Error, Result};
+use crate::float_env::FloatEnv;
 
 /// How the next token is chosen. [`SamplingParams::default`] is greedy.
 ///
@@ -55,6 +56,7 @@ impl SamplingParams {
     /// # Errors
     /// [`Error::InvalidArgument`] with the bound and the value.
     pub fn check(&self) -> Result<()> {
+        let _float_env = FloatEnv::enter();
         let within = |name: &'static str, value: f32, ok: bool, bound: &str| {
             if ok { Ok(()) } else { Err(Error::argument(name, format!("must be {bound}, is {value:?}"))) }
         };
@@ -113,6 +115,7 @@ impl Sampler {
     /// # Ok::<(), qwen_core::Error>(())
     /// ```
     pub fn sample(&mut self, position: usize, logits: &mut [f32]) -> Option<u32> {
+        let _float_env = FloatEnv::enter();
         let penalty = self.params.repetition_penalty;
         for &id in &self.seen {
             if let Some(logit) = logits.get_mut(id as usize).filter(|logit| logit.is_finite()) {

@@ -37,6 +37,18 @@ pub fn values(name: &'static str, dimensions: &[usize]) -> Result<usize> {
     checked(name, size_of::<f32>(), dimensions)
 }
 
+/// That many zeros, of f32 or u32.
+///
+/// # Errors
+/// As [`checked`], and when there is no memory for them.
+pub fn zeros<T: Copy + Default>(name: &'static str, dimensions: &[usize]) -> Result<Vec<T>> {
+    let len = checked(name, size_of::<T>(), dimensions)?;
+    let mut zeros = Vec::new();
+    zeros.try_reserve_exact(len).map_err(|e| Error::argument(name, format!("{len} elements: {e}")))?;
+    zeros.resize(len, T::default());
+    Ok(zeros)
+}
+
 /// Bytes of `element_bytes` for each element of these dimensions; `u64::MAX` where that is more than a u64 holds.
 ///
 /// ```

@@ -282,7 +282,7 @@ fn ranks_share_whole_blocks_or_are_refused_by_name() {
         assert_eq!(shape.stored_bytes().unwrap(), (shape.rows() * shape.cols / 32 * 34) as u64);
     }
     // 4864 columns over 2 ranks are 76 blocks each.
-    let shard = |ranks| spec.clone().shard(qwen_core::collective::Shard { rank: 1, ranks }).unwrap();
+    let shard = |ranks| spec.clone().shard(qwen_core::collective::Shard { rank: 1, world_size: ranks }).unwrap();
     assert!(shard(2).down_proj(0).shape(&Blocks).is_ok());
     let Cut { tensor, cols, .. } = spec.down_proj(3).cuts.remove(0);
     let within = WeightSpec {

@@ -1,4 +1,4 @@
-//! Over how many ranks each published model can be cut, and that the cuts make up the whole.
+//! Over how many ranks each published model can be cut, and that the parts make up the whole.
 
 use qwen_core::Config;
 use qwen_core::collective::Shard;
@@ -29,7 +29,7 @@ const PUBLISHED: [Shape; 8] = [
     shape("14B", [5120, 40, 8, 13824], &[2, 4, 8]),
     shape("32B", [5120, 40, 8, 27648], &[2, 4, 8]),
     shape("72B", [8192, 64, 8, 29568], &[2, 4, 8]),
-    // The official quantised files, which are wider.
+    // The official quantised files have a wider MLP.
     shape("72B quantised", [8192, 64, 8, 29696], &[2, 4, 8]),
 ];
 
@@ -43,9 +43,9 @@ fn spec(shape: &Shape) -> ModelSpec {
     ModelSpec::new(&Config::from_json("config.json", &config.to_string()).expect(shape.name))
 }
 
-/// All ranks of `ranks`, or why not.
+/// The parts of all `ranks` ranks, or why the model cannot be cut over them.
 fn shards(shape: &Shape, ranks: usize) -> qwen_core::Result<Vec<ModelSpec>> {
-    (0..ranks).map(|rank| spec(shape).shard(Shard { rank, ranks })).collect()
+    (0..ranks).map(|rank| spec(shape).shard(Shard { rank, world_size: ranks })).collect()
 }
 
 #[test]
@@ -68,7 +68,7 @@ fn every_published_shape_says_over_how_many_ranks_it_can_be_cut() {
     }
 }
 
-/// That the ranks' cuts of one matrix lie one after the other and make up the whole, by rows or by columns.
+/// Check that the ranks' cuts of one matrix follow each other and make up the whole, by rows or by columns.
 fn tile(name: &str, cuts: &[Cut]) {
     let (rows, cols) = cuts[0].shape;
     let (mut row, mut col) = (0, 0);

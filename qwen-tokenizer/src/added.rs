@@ -7,8 +7,8 @@ use ahash::AHashMap;
 use aho_corasick::{AhoCorasick, MatchKind};
 use serde::Deserialize;
 
-use crate::error::{Error, Result};
-use crate::file::TOKENIZER_JSON;
+use crate::error::{Error, Result, TOKENIZER_JSON};
+use crate::vocabulary::check_token;
 
 /// One entry of tokenizer.json's `added_tokens`.
 #[derive(Debug, Clone, Deserialize)]
@@ -26,6 +26,9 @@ pub(crate) struct AddedToken {
     #[serde(default)]
     single_word: bool,
 }
+
+/// What finds the tokens takes some hundred bytes for each of theirs.
+const MAX_BYTES: usize = 1 << 18;
 
 /// A stretch of a text, as far as control tokens go.
 #[derive(Debug, Clone, Copy)]
@@ -46,9 +49,16 @@ pub(crate) struct AddedTokens {
 
 impl AddedTokens {
     pub(crate) fn new(tokens: Vec<AddedToken>) -> Result<Self> {
+        let mut bytes = 0;
         for (i, token) in tokens.iter().enumerate() {
             if token.content.is_empty() {
                 return Err(Error::invalid(TOKENIZER_JSON, &format!("added_tokens[{i}].content"), "is empty"));
+            }
+            check_token(&format!("added_tokens[{i}]"), &token.content, token.id)?;
+            bytes += token.content.len();
+            if bytes > MAX_BYTES {
+                let problem = format!("has more than {MAX_BYTES} bytes of tokens");
+                return Err(Error::invalid(TOKENIZER_JSON, "added_tokens", problem));
             }
             if token.single_word {
                 let key = format!("added_tokens[{i}].single_word");
@@ -68,12 +78,31 @@ impl AddedTokens {
         self.tokens.iter()
     }
 
+    /// The bytes of the longest token.
+    pub(crate) fn longest(&self) -> usize {
+        self.tokens.iter().map(|token| token.content.len()).max().unwrap_or(0)
+    }
+
+    /// Whether a token swallows the white space beside it, and a text of any length with it.
+    pub(crate) fn any_strips(&self) -> bool {
+        self.tokens.iter().any(|token| token.lstrip || token.rstrip)
+    }
+
     pub(crate) fn by_id(&self, id: u32) -> Option<&AddedToken> {
         self.by_id.get(&id).and_then(|&i| self.tokens.get(i))
     }
 
     pub(crate) fn by_content(&self, content: &str) -> Option<&AddedToken> {
         self.by_content.get(content).and_then(|&i| self.tokens.get(i))
+    }
+
+    /// The tokens that a template writes: those in its source, and those of its variables.
+    pub(crate) fn written_in<'a>(&'a self, source: &str, named: impl Iterator<Item = &'a str>) -> Vec<&'a AddedToken> {
+        let mut places: Vec<usize> = self.finder.find_iter(source).map(|found| found.pattern().as_usize()).collect();
+        places.extend(named.filter_map(|content| self.by_content.get(content)).copied());
+        places.sort_unstable();
+        places.dedup();
+        places.into_iter().filter_map(|place| self.tokens.get(place)).collect()
     }
 
     /// Cuts `text` at every control token written in it.

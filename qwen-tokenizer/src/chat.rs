@@ -1,7 +1,11 @@
 //! A chat to ids: the template's control tokens are control tokens, everybody else's are text.
 //!
-//! How the two are told apart is said in `template::source`. Here the marks are chosen, and the marked text is
+//! How the two are told apart is said in `jinja::marks`. Here the marks are chosen, and the marked text is
 //! checked against the plain one and cut at them.
+
+use std::collections::HashSet;
+
+use ahash::AHashMap;
 
 use crate::added::{AddedToken, AddedTokens, Segment};
 use crate::error::{Error, Result};
@@ -17,6 +21,14 @@ pub struct EncodedChat {
     pub ids: Vec<u32>,
 }
 
+/// How long a chat may be.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Room {
+    pub(crate) tokens: usize,
+    /// The most bytes that as many tokens stand for.
+    pub(crate) bytes: Option<usize>,
+}
+
 /// A template with its marked twin.
 #[derive(Debug)]
 pub(crate) struct Chat {
@@ -29,11 +41,16 @@ struct Marked {
     template: ChatTemplate,
     /// The content of each control token that the template knows, and its mark.
     marks: Vec<(String, char)>,
+    /// Where each mark is in `marks`.
+    places: AHashMap<char, usize>,
 }
+
+/// Marks are characters for private use, from here on.
+const FIRST_MARK: char = '\u{f0000}';
 
 impl Chat {
     pub(crate) fn new(template: ChatTemplate, added: &AddedTokens) -> Result<Self> {
-        let tokens: Vec<&AddedToken> = added.iter().filter(|token| template.mentions(&token.content)).collect();
+        let tokens = added.written_in(template.source(), template.named_tokens());
         let marked = Marked::new(&template, &tokens, "")?;
         Ok(Self { template, marked })
     }
@@ -43,17 +60,19 @@ impl Chat {
         &self,
         input: &ChatInput<'_>,
         added: &AddedTokens,
+        room: Room,
         encode: impl FnOnce(&[Segment<'_>]) -> Result<Vec<u32>>,
     ) -> Result<EncodedChat> {
         let variables = self.template.variables(input)?;
-        let text = self.template.render_variables(variables.clone())?;
+        let too_many = || Error::TooManyTokens { limit: room.tokens, bytes: None };
+        let text = self.template.render_within(&variables, room.bytes.unwrap_or(usize::MAX))?.ok_or_else(too_many)?;
         if input.trusts_contents() {
             let ids = encode(&added.segments(&text))?;
             return Ok(EncodedChat { text, ids });
         }
         // Private-use characters hardly occur in chats. Where they do, others serve as marks.
         let others;
-        let marked = if self.marked.marks.iter().any(|(_, mark)| text.contains(*mark)) {
+        let marked = if text.chars().any(|c| self.marked.is_mark(c)) {
             let tokens: Vec<&AddedToken> =
                 self.marked.marks.iter().filter_map(|(content, _)| added.by_content(content)).collect();
             others = Marked::new(&self.template, &tokens, &text)?;
@@ -61,7 +80,7 @@ impl Chat {
         } else {
             &self.marked
         };
-        let marked_text = marked.template.render_variables(variables)?;
+        let marked_text = marked.template.render_variables(&variables)?;
         let segments = marked.segments(&marked_text, added);
         if !is_text(&segments, &text) {
             return Err(Error::ControlTokensRewritten);
@@ -74,34 +93,31 @@ impl Chat {
 impl Marked {
     /// Marks `tokens` by characters which do not occur in `text`.
     fn new(template: &ChatTemplate, tokens: &[&AddedToken], text: &str) -> Result<Self> {
-        let taken: std::collections::HashSet<char> = text.chars().filter(|c| *c >= '\u{f0000}').collect();
-        let free = ('\u{100000}'..='\u{10fffd}').chain('\u{f0000}'..='\u{ffffd}').filter(|c| !taken.contains(c));
+        let taken: HashSet<char> = text.chars().filter(|c| *c >= FIRST_MARK).collect();
+        let free = ('\u{100000}'..='\u{10fffd}').chain(FIRST_MARK..='\u{ffffd}').filter(|c| !taken.contains(c));
         let marks: Vec<(String, char)> = tokens.iter().map(|token| token.content.clone()).zip(free).collect();
         if marks.len() < tokens.len() {
             return Err(Error::ControlTokensRewritten);
         }
-        Ok(Self { template: template.marked(&marks)?, marks })
+        let places = marks.iter().enumerate().map(|(at, (_, mark))| (*mark, at)).collect();
+        Ok(Self { template: template.marked(&marks)?, marks, places })
+    }
+
+    fn is_mark(&self, c: char) -> bool {
+        c >= FIRST_MARK && self.places.contains_key(&c)
     }
 
     /// Cuts a marked text at its marks.
     fn segments<'a>(&self, text: &'a str, added: &'a AddedTokens) -> Vec<Segment<'a>> {
-        let is_mark = |c: char| c >= '\u{f0000}' && self.marks.iter().any(|(_, mark)| *mark == c);
         let mut segments = Vec::new();
-        let mut rest = text;
-        while let Some(at) = rest.find(is_mark) {
-            let (before, marked) = rest.split_at(at);
-            if !before.is_empty() {
-                segments.push(Segment::Text(before));
-            }
-            let mut chars = marked.chars();
-            let mark = chars.next();
-            let token = self.marks.iter().find(|(_, m)| Some(*m) == mark);
-            segments.extend(token.and_then(|(content, _)| added.by_content(content)).map(Segment::Token));
-            rest = chars.as_str();
+        let mut done = 0;
+        for (at, c) in text.char_indices().filter(|(_, c)| *c >= FIRST_MARK) {
+            let Some((content, _)) = self.places.get(&c).and_then(|&place| self.marks.get(place)) else { continue };
+            segments.extend(text.get(done..at).filter(|part| !part.is_empty()).map(Segment::Text));
+            segments.extend(added.by_content(content).map(Segment::Token));
+            done = at + c.len_utf8();
         }
-        if !rest.is_empty() {
-            segments.push(Segment::Text(rest));
-        }
+        segments.extend(text.get(done..).filter(|part| !part.is_empty()).map(Segment::Text));
         segments
     }
 }

@@ -7,7 +7,9 @@ use std::path::Path;
 
 use serde::Deserialize;
 use serde_json::Value;
+use serde_json::value::RawValue;
 
+use crate::bounded::BoundedList;
 use crate::error::{Error, Result};
 use crate::file;
 
@@ -19,6 +21,15 @@ pub(crate) const CHAT_TEMPLATE_JSON: &str = "chat_template.json";
 pub(crate) const DEFAULT_TEMPLATE: &str = "default";
 /// The name of the template for chats with tools, where a checkpoint has a separate one.
 pub(crate) const TOOL_USE_TEMPLATE: &str = "tool_use";
+
+/// tokenizer_config.json repeats the added tokens, so it may be large.
+const MAX_CONFIG_BYTES: u64 = 16 << 20;
+/// A template's file, as JSON text, where each character may take six.
+const MAX_TEMPLATE_BYTES: u64 = 8 << 20;
+/// The templates that one file may name.
+const MAX_TEMPLATES: usize = 64;
+/// The longest special token as JSON.
+const MAX_TOKEN_JSON: usize = 1 << 16;
 
 /// What tokenizer_config.json says about chats.
 #[derive(Debug, Default)]
@@ -33,15 +44,15 @@ impl Config {
     /// Reads the files of `folder`, in the order of preference that transformers has: a template file of its own
     /// beats the key in tokenizer_config.json.
     pub(crate) fn from_dir(folder: &Path) -> Result<Self> {
-        let mut config = match file::read(&folder.join(TOKENIZER_CONFIG_JSON))? {
+        let mut config = match file::read(&folder.join(TOKENIZER_CONFIG_JSON), MAX_CONFIG_BYTES)? {
             Some(json) => Self::from_bytes(&json)?,
             None => Self::default(),
         };
-        if let Some(source) = file::read(&folder.join(CHAT_TEMPLATE_JINJA))? {
+        if let Some(source) = file::read(&folder.join(CHAT_TEMPLATE_JINJA), MAX_TEMPLATE_BYTES)? {
             let source = String::from_utf8(source)
                 .map_err(|e| Error::invalid(CHAT_TEMPLATE_JINJA, "its text", format!("is not UTF-8: {e}")))?;
             config.set_default(source);
-        } else if let Some(json) = file::read(&folder.join(CHAT_TEMPLATE_JSON))? {
+        } else if let Some(json) = file::read(&folder.join(CHAT_TEMPLATE_JSON), MAX_TEMPLATE_BYTES)? {
             let json = parse(CHAT_TEMPLATE_JSON, &json)?;
             config.templates = templates(CHAT_TEMPLATE_JSON, json.chat_template)?;
         }
@@ -49,6 +60,7 @@ impl Config {
     }
 
     pub(crate) fn from_bytes(json: &[u8]) -> Result<Self> {
+        file::check_size(TOKENIZER_CONFIG_JSON, json.len() as u64, MAX_CONFIG_BYTES)?;
         let json = parse(TOKENIZER_CONFIG_JSON, json)?;
         let named = [
             ("bos_token", json.bos_token),
@@ -69,46 +81,52 @@ impl Config {
     }
 }
 
+/// Each key is kept as the text it is in the file, until its size and form are known.
 #[derive(Deserialize)]
-struct ConfigJson {
-    #[serde(default)]
-    chat_template: Value,
-    #[serde(default)]
-    bos_token: Value,
-    #[serde(default)]
-    eos_token: Value,
-    #[serde(default)]
-    pad_token: Value,
-    #[serde(default)]
-    unk_token: Value,
+struct ConfigJson<'a> {
+    #[serde(borrow)]
+    chat_template: Option<&'a RawValue>,
+    #[serde(borrow)]
+    bos_token: Option<&'a RawValue>,
+    #[serde(borrow)]
+    eos_token: Option<&'a RawValue>,
+    #[serde(borrow)]
+    pad_token: Option<&'a RawValue>,
+    #[serde(borrow)]
+    unk_token: Option<&'a RawValue>,
 }
 
-fn parse(file: &str, json: &[u8]) -> Result<ConfigJson> {
+fn parse<'a>(file: &str, json: &'a [u8]) -> Result<ConfigJson<'a>> {
     serde_json::from_slice(json).map_err(|e| Error::invalid(file, "its JSON", e))
 }
 
 /// `chat_template` is a string, or a list of `{"name": ..., "template": ...}`.
-fn templates(file: &str, json: Value) -> Result<Vec<(String, String)>> {
+fn templates(file: &str, json: Option<&RawValue>) -> Result<Vec<(String, String)>> {
     #[derive(Deserialize)]
     struct Named {
         name: String,
         template: String,
     }
-    match json {
-        Value::Null => Ok(Vec::new()),
-        Value::String(source) => Ok(vec![(DEFAULT_TEMPLATE.into(), source)]),
-        list @ Value::Array(_) => {
-            let list: Vec<Named> =
-                serde_json::from_value(list).map_err(|e| Error::invalid(file, "chat_template", e))?;
-            Ok(list.into_iter().map(|named| (named.name, named.template)).collect())
+    let invalid = |e: serde_json::Error| Error::invalid(file, "chat_template", e);
+    let Some(json) = json.map(RawValue::get) else { return Ok(Vec::new()) };
+    match json.as_bytes().first() {
+        Some(b'"') => Ok(vec![(DEFAULT_TEMPLATE.into(), serde_json::from_str(json).map_err(invalid)?)]),
+        Some(b'[') => {
+            let list: BoundedList<Named, MAX_TEMPLATES> = serde_json::from_str(json).map_err(invalid)?;
+            Ok(list.0.into_iter().map(|named| (named.name, named.template)).collect())
         }
         _ => Err(Error::invalid(file, "chat_template", "expected a string or a list of named templates")),
     }
 }
 
 /// A special token is its text, or (older files) an object with the text under `content`.
-fn token_text(name: &str, json: Value) -> Result<Option<String>> {
-    match json {
+fn token_text(name: &str, json: Option<&RawValue>) -> Result<Option<String>> {
+    let Some(json) = json.map(RawValue::get) else { return Ok(None) };
+    if json.len() > MAX_TOKEN_JSON {
+        let problem = format!("has {} bytes, more than {MAX_TOKEN_JSON}", json.len());
+        return Err(Error::invalid(TOKENIZER_CONFIG_JSON, name, problem));
+    }
+    match serde_json::from_str(json).map_err(|e| Error::invalid(TOKENIZER_CONFIG_JSON, name, e))? {
         Value::Null => Ok(None),
         Value::String(text) => Ok(Some(text)),
         Value::Object(mut token) => match token.remove("content") {

@@ -5,6 +5,9 @@
 
 use std::path::PathBuf;
 
+/// The file that errors of the vocabulary name.
+pub(crate) const TOKENIZER_JSON: &str = "tokenizer.json";
+
 /// The result of this crate's operations.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -99,6 +102,21 @@ pub enum Error {
         problem: String,
     },
 
+    /// A chat template passed one of the limits that keep a hostile one from ending or exhausting the process.
+    #[error("chat template `{name}`, line {line}: {found} {what}, the limit is {limit}; is it the right template?")]
+    TemplateLimit {
+        /// The template's name.
+        name: String,
+        /// The line, counted from 1; 0 for the source as a whole.
+        line: usize,
+        /// What is limited, such as `bytes of memory`.
+        what: &'static str,
+        /// How many there would have been, or the first number beyond the limit.
+        found: u64,
+        /// The most there may be. Limits on work and memory grow with the messages.
+        limit: u64,
+    },
+
     /// A chat template refused the messages with `raise_exception`.
     #[error("the chat template refuses these messages: {message}")]
     Refused {
@@ -131,12 +149,25 @@ pub enum Error {
     )]
     ControlTokensRewritten,
 
+    /// A text has more tokens than there is room for. It is not encoded to its end.
+    #[error("the text has more than {limit} tokens{bytes}, the most there is room for; shorten it", bytes = of(*bytes))]
+    TooManyTokens {
+        /// The most tokens there may be.
+        limit: usize,
+        /// The bytes of the text, where already these are more than any so many tokens have.
+        bytes: Option<usize>,
+    },
+
     /// The text could not be encoded.
     #[error("cannot encode the text: {reason}")]
     Encode {
         /// What the model said.
         reason: String,
     },
+}
+
+fn of(bytes: Option<usize>) -> String {
+    bytes.map_or_else(String::new, |bytes| format!(" in its {bytes} bytes"))
 }
 
 impl Error {

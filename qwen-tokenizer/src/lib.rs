@@ -41,17 +41,22 @@
 //!
 //! [`Tokenizer`] in `tokenizer` (and `lookup`) puts the parts together: `file` and `config` read the checkpoint's files,
 //! `added` finds control tokens, `pipeline` and `split` encode the text between them, `decode` goes back; `message` and
-//! `tool` are the types of a chat, `template` renders it, `chat` encodes the result.
+//! `tool` are the types of a chat, `template` renders it by `jinja`, `chat` encodes the result.
 
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::string_slice)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::string_slice))]
 
 mod added;
+mod alphabet;
+mod bounded;
 mod chat;
+mod codec;
+mod components;
 mod config;
 mod decode;
 mod error;
 mod file;
+mod jinja;
 mod lookup;
 mod message;
 mod pipeline;
@@ -59,6 +64,7 @@ mod split;
 mod template;
 mod tokenizer;
 mod tool;
+mod vocabulary;
 
 pub use chat::EncodedChat;
 pub use decode::DecodeStream;

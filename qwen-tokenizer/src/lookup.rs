@@ -67,7 +67,8 @@ impl Tokenizer {
         self.inner.pipeline.model().get_vocab_size()
     }
 
-    /// The number of all tokens. A model's vocabulary may be larger: its last rows are padding.
+    /// The number of all tokens. A model's vocabulary may be larger: its last rows are padding. Where ids have gaps, it
+    /// says nothing about the highest id; see [`num_ids`](Self::num_ids).
     #[expect(clippy::len_without_is_empty, reason = "a tokenizer is not a container")]
     ///
     /// ```
@@ -79,6 +80,22 @@ impl Tokenizer {
     /// ```
     pub fn len(&self) -> usize {
         self.inner.len
+    }
+
+    /// One more than the highest id: as many rows of a model's vocabulary may be tokens.
+    ///
+    /// Ids below it need not all be tokens. One in a gap stands for nothing: it decodes to no text, and is no error.
+    ///
+    /// ```
+    /// # let json = include_bytes!("../tests/data/tokenizer.json");
+    /// # let config = include_bytes!("../tests/data/tokenizer_config.json");
+    /// # let tokenizer = qwen_tokenizer::Tokenizer::from_bytes(json, Some(config))?;
+    /// assert_eq!(tokenizer.num_ids(), tokenizer.len()); // no gaps here
+    /// assert_eq!(tokenizer.decode(&[tokenizer.num_ids() as u32], false), "");
+    /// # Ok::<(), qwen_tokenizer::Error>(())
+    /// ```
+    pub fn num_ids(&self) -> usize {
+        self.inner.num_ids
     }
 
     /// Whether an id is a token that `skip_special` leaves out.

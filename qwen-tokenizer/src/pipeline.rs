@@ -1,111 +1,122 @@
 //! Text without control tokens to ids: normaliser, splitting, byte-level BPE.
 //!
-//! The steps are the `tokenizers` library's, except splitting where `split` can do it in linear time. Control
-//! tokens are found before (see `added`), and ids become text in `decode`.
+//! Normal forms and merging are the `tokenizers` library's. Words are found one at a time (see `split`) and merged at
+//! once, so a text takes little memory beyond itself, and encoding stops where there is no more room. Control tokens
+//! are found before (see `added`), and ids become text in `decode`.
 
-use serde_json::Value;
+use std::borrow::Cow;
+
 use tokenizers::models::bpe::BPE;
 use tokenizers::normalizers::NormalizerWrapper;
-use tokenizers::pre_tokenizers::PreTokenizerWrapper;
-use tokenizers::tokenizer::{NormalizedString, OffsetType, PreTokenizedString, SplitDelimiterBehavior};
-use tokenizers::{Model, Normalizer, PreTokenizer};
+use tokenizers::tokenizer::NormalizedString;
+use tokenizers::{Model as _, Normalizer};
 
+use crate::alphabet::char_of;
+use crate::components::Components;
 use crate::error::{Error, Result};
-use crate::file::TOKENIZER_JSON;
-use crate::split::{BYTE_LEVEL_PATTERN, LinearSplit};
+use crate::split::LinearSplit;
+use crate::vocabulary::Model;
+
+/// Texts are normalised in stretches of about this many bytes, since the library keeps where each byte came from.
+const STRETCH: usize = 1 << 16;
+/// Bytes that a normal form may make one of: three jamo of three bytes each become one syllable of three, a letter for
+/// mathematics of four bytes becomes one of one byte.
+const MOST_SHRINKING: usize = 4;
 
 /// The steps of tokenizer.json between its control tokens.
 pub(crate) struct Pipeline {
-    normalizer: Option<NormalizerWrapper>,
-    steps: Vec<Step>,
+    normalizers: Vec<NormalizerWrapper>,
+    splits: Vec<LinearSplit>,
     model: BPE,
-}
-
-enum Step {
-    Split(LinearSplit),
-    Library(PreTokenizerWrapper),
+    highest_id: Option<u32>,
+    /// The characters that stand for bytes.
+    alphabet: Vec<char>,
+    /// The most bytes of text that a token stands for; `None` where bytes may be dropped.
+    most_bytes: Option<usize>,
 }
 
 impl Pipeline {
-    pub(crate) fn new(normalizer: Option<Value>, pre_tokenizer: Option<Value>, model: BPE) -> Result<Self> {
-        let normalizer = normalizer
-            .map(|json| serde_json::from_value(json).map_err(|e| Error::invalid(TOKENIZER_JSON, "normalizer", e)))
-            .transpose()?;
-        let mut steps = Vec::new();
-        if let Some(json) = pre_tokenizer {
-            add_steps(&mut steps, json)?;
-        }
-        Ok(Self { normalizer, steps, model })
+    pub(crate) fn new(components: Components, model: Model) -> Self {
+        let Components { normalizers, splits } = components;
+        let Model { bpe: model, longest, highest_id } = model;
+        let alphabet: Vec<char> = (0..=255).map(char_of).collect();
+        let has_all = alphabet.iter().all(|c| model.token_to_id(c.encode_utf8(&mut [0; 4])).is_some());
+        let keeps_all = has_all && splits.iter().all(LinearSplit::keeps_all);
+        let shrinking = if normalizers.is_empty() { 1 } else { MOST_SHRINKING };
+        let most_bytes = keeps_all.then_some(longest.saturating_mul(shrinking));
+        Self { normalizers, splits, model, highest_id, alphabet, most_bytes }
     }
 
     pub(crate) fn model(&self) -> &BPE {
         &self.model
     }
 
-    /// Appends the ids of `text`, in which control tokens are text like any other.
-    pub(crate) fn encode_into(&self, text: &str, ids: &mut Vec<u32>) -> Result<()> {
-        self.try_encode(text, ids).map_err(|e| Error::Encode { reason: e.to_string() })
+    pub(crate) fn highest_id(&self) -> Option<u32> {
+        self.highest_id
     }
 
-    fn try_encode(&self, text: &str, ids: &mut Vec<u32>) -> tokenizers::Result<()> {
+    /// The most bytes of text that a token of the vocabulary stands for; `None` where there is no such bound.
+    pub(crate) fn most_bytes(&self) -> Option<usize> {
+        self.most_bytes
+    }
+
+    /// Appends the ids of `text`, in which control tokens are text like any other, to at most `limit` in all.
+    pub(crate) fn encode_into(&self, text: &str, limit: usize, ids: &mut Vec<u32>) -> Result<()> {
         if text.is_empty() {
             return Ok(());
         }
-        let mut text = NormalizedString::from(text);
-        if let Some(normalizer) = &self.normalizer {
-            normalizer.normalize(&mut text)?;
+        let text = self.normalized(text)?;
+        let mut word_text = String::new();
+        let mut encode = |word: &str| {
+            word_text.clear();
+            word_text.extend(word.bytes().filter_map(|byte| self.alphabet.get(usize::from(byte))));
+            let tokens = self.model.tokenize(&word_text).map_err(|e| Error::Encode { reason: e.to_string() })?;
+            ids.extend(tokens.iter().map(|token| token.id));
+            if ids.len() > limit { Err(Error::TooManyTokens { limit, bytes: None }) } else { Ok(()) }
+        };
+        split(&self.splits, &text, &mut encode)
+    }
+
+    fn normalized<'a>(&self, text: &'a str) -> Result<Cow<'a, str>> {
+        let is_case = |normalizer: &NormalizerWrapper| matches!(normalizer, NormalizerWrapper::Lowercase(_));
+        if self.normalizers.is_empty() || (text.is_ascii() && !self.normalizers.iter().any(is_case)) {
+            return Ok(Cow::Borrowed(text));
         }
-        let mut words = PreTokenizedString::from(text);
-        for step in &self.steps {
-            match step {
-                Step::Split(split) => words.split(|_, word| word.split(split, SplitDelimiterBehavior::Isolated))?,
-                Step::Library(step) => step.pre_tokenize(&mut words)?,
+        let mut out = String::with_capacity(text.len());
+        let mut rest = text;
+        while !rest.is_empty() {
+            let (stretch, after) = rest.split_at(stretch_end(rest));
+            rest = after;
+            let mut stretch = NormalizedString::from(stretch);
+            for normalizer in &self.normalizers {
+                normalizer.normalize(&mut stretch).map_err(|e| Error::Encode { reason: e.to_string() })?;
             }
+            out.push_str(stretch.get());
         }
-        words.tokenize(|word| self.model.tokenize(word.get()))?;
-        ids.extend_from_slice(words.into_encoding(None, 0, OffsetType::None)?.get_ids());
-        Ok(())
+        Ok(Cow::Owned(out))
     }
 }
 
-/// Appends the steps of one `pre_tokenizer` object, opening sequences and giving splits to `LinearSplit`.
-fn add_steps(steps: &mut Vec<Step>, mut json: Value) -> Result<()> {
-    match json.get("type").and_then(Value::as_str) {
-        Some("Sequence") => {
-            // One level is what the library's files have; a sequence inside a sequence goes to the library whole.
-            if let Some(Value::Array(inner)) = json.get_mut("pretokenizers").map(Value::take) {
-                return inner.into_iter().try_for_each(|step| add_step(steps, step));
-            }
-            Err(Error::invalid(TOKENIZER_JSON, "pre_tokenizer.pretokenizers", "expected a list of steps"))
-        }
-        _ => add_step(steps, json),
+/// Gives each word of `text` to `encode`.
+fn split(splits: &[LinearSplit], text: &str, encode: &mut dyn FnMut(&str) -> Result<()>) -> Result<()> {
+    match splits.split_first() {
+        None => encode(text),
+        Some((first, rest)) => first.words(text, &mut |word| split(rest, word, encode)),
     }
 }
 
-fn add_step(steps: &mut Vec<Step>, mut json: Value) -> Result<()> {
-    let is = |json: &Value, key: &str, want: &Value| json.get(key) == Some(want);
-    let pattern = json.pointer("/pattern/Regex").and_then(Value::as_str);
-    if let (Some("Split"), Some(pattern)) = (json.get("type").and_then(Value::as_str), pattern)
-        && is(&json, "behavior", &"Isolated".into())
-        && is(&json, "invert", &false.into())
-        && let Some(split) = LinearSplit::new(pattern)
-    {
-        steps.push(Step::Split(split));
-        return Ok(());
+/// Where a text may be cut so that its parts are normalised as the whole: before a character that never joins with
+/// one before it.
+fn stretch_end(text: &str) -> usize {
+    if text.len() <= STRETCH {
+        return text.len();
     }
-    if is(&json, "type", &"ByteLevel".into())
-        && is(&json, "add_prefix_space", &false.into())
-        && !is(&json, "use_regex", &false.into())
-        && let (Some(split), Some(use_regex)) = (LinearSplit::new(BYTE_LEVEL_PATTERN), use_regex_slot(&mut json))
-    {
-        *use_regex = false.into();
-        steps.push(Step::Split(split));
-    }
-    let step = serde_json::from_value(json).map_err(|e| Error::invalid(TOKENIZER_JSON, "pre_tokenizer", e))?;
-    steps.push(Step::Library(step));
-    Ok(())
-}
-
-fn use_regex_slot(json: &mut Value) -> Option<&mut Value> {
-    Some(json.as_object_mut()?.entry("use_regex").or_insert(Value::Null))
+    let joins_nothing = |c: char| {
+        matches!(c, '\0'..='\u{2ff}' | '\u{400}'..='\u{482}' | '\u{5d0}'..='\u{5ea}' | '\u{620}'..='\u{63f}'
+            | '\u{904}'..='\u{939}' | '\u{e01}'..='\u{e30}' | '\u{2010}'..='\u{2027}' | '\u{3041}'..='\u{3096}'
+            | '\u{30a1}'..='\u{30fa}' | '\u{3400}'..='\u{9fff}' | '\u{ac00}'..='\u{d7a3}' | '\u{f900}'..='\u{faff}'
+            | '\u{1f300}'..='\u{1faff}' | '\u{20000}'..='\u{3ffff}')
+    };
+    let mut places = text.char_indices().skip_while(|(at, _)| *at < STRETCH);
+    places.find(|(_, c)| joins_nothing(*c)).map_or(text.len(), |(at, _)| at)
 }

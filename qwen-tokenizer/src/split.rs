@@ -6,10 +6,11 @@
 //! Here the pattern is run without the look-ahead on a finite automaton and the tail is applied by hand, so every
 //! text gets the ids that the pattern means.
 //!
-//! Other patterns are left to the `tokenizers` library; see `pipeline`.
+//! Patterns with another look-around are refused when a file is read.
 
 use regex_automata::meta::Regex;
-use tokenizers::tokenizer::pattern::Pattern;
+
+use crate::error::Result;
 
 /// The two alternatives which need a look-ahead, as every file of this family spells them.
 const SPACES_TAIL: &str = r"|\s+(?!\S)|\s+";
@@ -18,21 +19,38 @@ const SPACES_TAIL: &str = r"|\s+(?!\S)|\s+";
 pub(crate) const BYTE_LEVEL_PATTERN: &str =
     r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 
+/// The most bytes of a compiled pattern, so that none takes long to search with.
+const MAX_COMPILED_BYTES: usize = 1 << 21;
+
 /// A splitting pattern without look-ahead.
 #[derive(Debug)]
 pub(crate) struct LinearSplit {
     /// Pattern 0 is everything before the tail, pattern 1 (if there is a tail) is `\s+`.
     regex: Regex,
+    /// Whether what stands between the matches is dropped.
+    only_matches: bool,
 }
 
 impl LinearSplit {
-    /// Takes `pattern` if it has no look-around but the known tail.
+    /// Takes `pattern` if it has no look-around but the known tail, and is not too large.
     pub(crate) fn new(pattern: &str) -> Option<Self> {
+        let mut builder = Regex::builder();
+        builder.configure(Regex::config().nfa_size_limit(Some(MAX_COMPILED_BYTES)));
         let regex = match pattern.strip_suffix(SPACES_TAIL) {
-            Some(head) => Regex::new_many(&[head, r"\s+"]),
-            None => Regex::new(pattern),
+            Some(head) => builder.build_many(&[head, r"\s+"]),
+            None => builder.build(pattern),
         };
-        regex.ok().map(|regex| Self { regex })
+        regex.ok().map(|regex| Self { regex, only_matches: false })
+    }
+
+    /// This split, with what stands between the matches dropped.
+    pub(crate) fn keeping_matches(self) -> Self {
+        Self { only_matches: true, ..self }
+    }
+
+    /// Whether no part of a text is dropped.
+    pub(crate) fn keeps_all(&self) -> bool {
+        !self.only_matches
     }
 
     /// The end of the match from `start` to `end` after the look-ahead has had its say.
@@ -49,38 +67,35 @@ impl LinearSplit {
             _ => end,
         }
     }
-}
 
-impl Pattern for &LinearSplit {
-    fn find_matches(&self, inside: &str) -> tokenizers::Result<Vec<((usize, usize), bool)>> {
-        let mut pieces = Vec::with_capacity(inside.len() / 4 + 1);
-        let mut input = regex_automata::Input::new(inside);
+    /// Gives each word of `text` to `take`, in order.
+    pub(crate) fn words(&self, text: &str, take: &mut dyn FnMut(&str) -> Result<()>) -> Result<()> {
+        let mut input = regex_automata::Input::new(text);
         let mut done = 0;
+        let mut give = |from: usize, to: usize, matched: bool| match text.get(from..to) {
+            Some(word) if !word.is_empty() && (matched || !self.only_matches) => take(word),
+            _ => Ok(()),
+        };
         while let Some(found) = self.regex.search(&input) {
             let (start, mut end) = (found.start(), found.end());
             if found.pattern().as_usize() == 1 {
-                end = LinearSplit::leave_last_space(inside, start, end);
+                end = Self::leave_last_space(text, start, end);
             }
             if end == start {
                 // An empty match splits nothing; look again one character on, as regex iterators do.
-                let step = inside.get(end..).and_then(|rest| rest.chars().next()).map_or(1, char::len_utf8);
-                if end + step > inside.len() {
+                let step = text.get(end..).and_then(|rest| rest.chars().next()).map_or(1, char::len_utf8);
+                if end + step > text.len() {
                     break;
                 }
                 input.set_start(end + step);
                 continue;
             }
-            if done != start {
-                pieces.push(((done, start), false));
-            }
-            pieces.push(((start, end), true));
+            give(done, start, false)?;
+            give(start, end, true)?;
             done = end;
             input.set_start(end);
         }
-        if done != inside.len() || pieces.is_empty() {
-            pieces.push(((done, inside.len()), false));
-        }
-        Ok(pieces)
+        give(done, text.len(), false)
     }
 }
 
@@ -88,38 +103,47 @@ impl Pattern for &LinearSplit {
 mod tests {
     use super::*;
 
-    fn words(text: &str) -> Vec<&str> {
-        let split = LinearSplit::new(BYTE_LEVEL_PATTERN).unwrap();
-        let pieces = (&split).find_matches(text).unwrap();
-        pieces.into_iter().map(|((start, end), _)| &text[start..end]).collect()
+    fn words(split: &LinearSplit, text: &str) -> Vec<String> {
+        let mut words = Vec::new();
+        let mut take = |word: &str| {
+            words.push(word.to_owned());
+            Ok(())
+        };
+        split.words(text, &mut take).unwrap();
+        words
+    }
+
+    fn byte_level(text: &str) -> Vec<String> {
+        words(&LinearSplit::new(BYTE_LEVEL_PATTERN).unwrap(), text)
     }
 
     #[test]
     fn a_run_of_spaces_leaves_its_last_to_the_word() {
-        assert_eq!(words("a   b"), ["a", "  ", " b"]);
-        assert_eq!(words("a b"), ["a", " b"]);
-        assert_eq!(words("a\tb"), ["a", "\t", "b"]);
-        assert_eq!(words("a\u{3000}\u{3000}b"), ["a", "\u{3000}", "\u{3000}", "b"]);
-        assert_eq!(words("a  "), ["a", "  "]);
-        assert_eq!(words(""), [""]);
+        assert_eq!(byte_level("a   b"), ["a", "  ", " b"]);
+        assert_eq!(byte_level("a b"), ["a", " b"]);
+        assert_eq!(byte_level("a\tb"), ["a", "\t", "b"]);
+        assert_eq!(byte_level("a\u{3000}\u{3000}b"), ["a", "\u{3000}", "\u{3000}", "b"]);
+        assert_eq!(byte_level("a  "), ["a", "  "]);
+        assert!(byte_level("").is_empty());
     }
 
     #[test]
     fn a_long_run_of_spaces_does_not_stop_the_splitting() {
         let text = format!("{}a b", " ".repeat(3_000_000));
-        assert_eq!(words(&text).len(), 3);
+        assert_eq!(byte_level(&text).len(), 3);
     }
 
     #[test]
-    fn other_look_arounds_are_left_to_the_library() {
-        assert!(LinearSplit::new(r"(?<=a)b").is_none());
-        assert!(LinearSplit::new(r"(a|\s+(?!\S)|\s+").is_none());
+    fn other_look_arounds_and_patterns_that_grow_are_refused() {
+        for pattern in [r"(?<=a)b", r"(a|\s+(?!\S)|\s+", r"(?:\p{L}{1000}){1000}", r"(a{9}){9}{9}{9}{9}{9}{9}{9}"] {
+            assert!(LinearSplit::new(pattern).is_none(), "{pattern}");
+        }
     }
 
     #[test]
-    fn empty_matches_advance() {
+    fn what_is_between_matches_is_a_word_or_dropped() {
         let split = LinearSplit::new("x*").unwrap();
-        let pieces = (&split).find_matches("éxxé").unwrap();
-        assert_eq!(pieces, [((0, 2), false), ((2, 4), true), ((4, 6), false)]);
+        assert_eq!(words(&split, "éxxé"), ["é", "xx", "é"]);
+        assert_eq!(words(&split.keeping_matches(), "éxxé"), ["xx"]);
     }
 }

@@ -7,13 +7,13 @@ use std::sync::Arc;
 
 use tokenizers::Model;
 
-use crate::added::{AddedTokens, Segment};
-use crate::chat::{Chat, EncodedChat};
+use crate::added::Segment;
+use crate::chat::{Chat, EncodedChat, Room};
+use crate::codec::Codec;
 use crate::config::{CHAT_TEMPLATE_JINJA, CHAT_TEMPLATE_JSON, Config, TOKENIZER_CONFIG_JSON, TOOL_USE_TEMPLATE};
-use crate::decode::{DecodeStream, push_token_bytes};
-use crate::error::{Error, Result};
-use crate::file::{self, TOKENIZER_JSON};
-use crate::pipeline::Pipeline;
+use crate::decode::DecodeStream;
+use crate::error::{Error, Result, TOKENIZER_JSON};
+use crate::file;
 use crate::template::{ChatInput, ChatTemplate};
 
 /// Text to ids and back, for one checkpoint.
@@ -34,15 +34,8 @@ use crate::template::{ChatInput, ChatTemplate};
 /// ```
 #[derive(Clone)]
 pub struct Tokenizer {
-    pub(crate) inner: Arc<Inner>,
+    pub(crate) inner: Arc<Codec>,
     pub(crate) chats: Arc<Chats>,
-}
-
-/// What decoding and encoding need, shared with decode streams.
-pub(crate) struct Inner {
-    pub(crate) added: AddedTokens,
-    pub(crate) pipeline: Pipeline,
-    pub(crate) len: usize,
 }
 
 /// What chats need.
@@ -61,8 +54,7 @@ impl Tokenizer {
     /// encodes and decodes, and says so when asked for a chat.
     pub fn from_dir(folder: impl AsRef<Path>) -> Result<Self> {
         let folder = folder.as_ref();
-        let path = folder.join(TOKENIZER_JSON);
-        let json = file::read(&path)?.ok_or_else(|| Error::Read { path, reason: "there is no such file".into() })?;
+        let json = file::read_tokenizer(&folder.join(TOKENIZER_JSON))?;
         let looked_for = [TOKENIZER_CONFIG_JSON, CHAT_TEMPLATE_JINJA, CHAT_TEMPLATE_JSON]
             .map(|name| folder.join(name).display().to_string())
             .join(", ");
@@ -92,6 +84,9 @@ impl Tokenizer {
         let (added, pipeline) = file::parse(tokenizer_json)?;
         let model = pipeline.model();
         let in_vocab = |content: &str| model.token_to_id(content).is_some();
+        let highest = pipeline.highest_id().into_iter().chain(added.iter().map(|token| token.id)).max();
+        let num_ids = highest.map_or(0, |id| id as usize + 1);
+        let most_bytes = pipeline.most_bytes().filter(|_| !added.any_strips()).map(|bytes| bytes.max(added.longest()));
         let len = model.get_vocab_size() + added.iter().filter(|token| !in_vocab(&token.content)).count();
         let mut chats = Chats { default: None, tool_use: None, named_tokens: config.named_tokens, looked_for };
         for (name, source) in &config.templates {
@@ -102,7 +97,7 @@ impl Tokenizer {
             };
             *slot = Some(Chat::new(ChatTemplate::named(name, source, &chats.named_tokens)?, &added)?);
         }
-        Ok(Self { inner: Arc::new(Inner { added, pipeline, len }), chats: Arc::new(chats) })
+        Ok(Self { inner: Arc::new(Codec { added, pipeline, len, num_ids, most_bytes }), chats: Arc::new(chats) })
     }
 
     /// This tokenizer with another chat template, for every chat.
@@ -140,10 +135,31 @@ impl Tokenizer {
     /// # }
     /// ```
     pub fn encode(&self, text: &str, parse_special: bool) -> Result<Vec<u32>> {
+        self.encode_within(text, parse_special, usize::MAX)
+    }
+
+    /// [`encode`](Self::encode) for at most `limit` ids.
+    ///
+    /// A text that cannot fit is refused by its bytes alone; another is encoded until there is no more room. So the
+    /// refusal of a text of any length costs little.
+    ///
+    /// # Errors
+    /// [`Error::TooManyTokens`] for a text of more than `limit` ids.
+    ///
+    /// ```
+    /// # let tokenizer = qwen_tokenizer::Tokenizer::from_bytes(include_bytes!("../tests/data/tokenizer.json"), None)?;
+    /// use qwen_tokenizer::Error;
+    /// assert_eq!(tokenizer.encode_within("Hi", false, 2)?, tokenizer.encode("Hi", false)?);
+    /// let error = tokenizer.encode_within("Hi! Hi! Hi!", false, 2).unwrap_err();
+    /// assert!(matches!(error, Error::TooManyTokens { limit: 2, .. }));
+    /// # Ok::<(), qwen_tokenizer::Error>(())
+    /// ```
+    pub fn encode_within(&self, text: &str, parse_special: bool, limit: usize) -> Result<Vec<u32>> {
+        self.inner.check_bytes(text.len(), limit)?;
         if parse_special {
-            self.inner.encode_segments(&self.inner.added.segments(text))
+            self.inner.encode_segments(&self.inner.added.segments(text), limit)
         } else {
-            self.inner.encode_segments(&[Segment::Text(text)])
+            self.inner.encode_segments(&[Segment::Text(text)], limit)
         }
     }
 
@@ -165,8 +181,30 @@ impl Tokenizer {
     /// # }
     /// ```
     pub fn encode_chat(&self, input: &ChatInput<'_>) -> Result<EncodedChat> {
+        self.encode_chat_within(input, usize::MAX)
+    }
+
+    /// [`encode_chat`](Self::encode_chat) for at most `limit` ids. Rendering and encoding stop where there is no more
+    /// room, so the refusal of a chat of any length costs little.
+    ///
+    /// # Errors
+    /// As [`encode_chat`](Self::encode_chat), and [`Error::TooManyTokens`] for a chat of more than `limit` ids.
+    ///
+    /// ```
+    /// # let json = include_bytes!("../tests/data/tokenizer.json");
+    /// # let config = include_bytes!("../tests/data/tokenizer_config.json");
+    /// # let tokenizer = qwen_tokenizer::Tokenizer::from_bytes(json, Some(config))?;
+    /// use qwen_tokenizer::{ChatInput, Error, Message};
+    /// let messages = [Message::user("Hi! ".repeat(1_000_000))];
+    /// let error = tokenizer.encode_chat_within(&ChatInput::new(&messages), 1024).unwrap_err();
+    /// assert!(matches!(error, Error::TooManyTokens { limit: 1024, .. }));
+    /// # Ok::<(), qwen_tokenizer::Error>(())
+    /// ```
+    pub fn encode_chat_within(&self, input: &ChatInput<'_>, limit: usize) -> Result<EncodedChat> {
         let chat = self.chat_for(input.has_tools())?;
-        chat.encode(input, &self.inner.added, |segments| self.inner.encode_segments(segments))
+        let most_bytes = self.inner.most_bytes.and_then(|bytes| bytes.checked_mul(limit));
+        let room = Room { tokens: limit, bytes: most_bytes };
+        chat.encode(input, &self.inner.added, room, |segments| self.inner.encode_segments(segments, limit))
     }
 
     /// Renders a chat with the checkpoint's template.
@@ -245,42 +283,5 @@ impl std::fmt::Debug for Tokenizer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let template = self.chats.default.as_ref().map(|chat| chat.template.name());
         f.debug_struct("Tokenizer").field("len", &self.len()).field("template", &template).finish_non_exhaustive()
-    }
-}
-
-impl Inner {
-    fn encode_segments(&self, segments: &[Segment<'_>]) -> Result<Vec<u32>> {
-        let mut ids = Vec::new();
-        for (i, segment) in segments.iter().enumerate() {
-            match segment {
-                Segment::Token(token) => ids.push(token.id),
-                Segment::Text(text) => {
-                    let after = i.checked_sub(1).and_then(|i| segments.get(i));
-                    let before = segments.get(i + 1);
-                    let mut text = *text;
-                    if matches!(after, Some(Segment::Token(token)) if token.rstrip) {
-                        text = text.trim_start();
-                    }
-                    if matches!(before, Some(Segment::Token(token)) if token.lstrip) {
-                        text = text.trim_end();
-                    }
-                    self.pipeline.encode_into(text, &mut ids)?;
-                }
-            }
-        }
-        Ok(ids)
-    }
-
-    /// Appends the bytes of a token.
-    pub(crate) fn push_bytes(&self, id: u32, skip_special: bool, bytes: &mut Vec<u8>) {
-        match self.added.by_id(id) {
-            Some(token) if token.special && skip_special => {}
-            Some(token) => push_token_bytes(&token.content, bytes),
-            None => {
-                if let Some(token) = self.pipeline.model().id_to_token(id) {
-                    push_token_bytes(&token, bytes);
-                }
-            }
-        }
     }
 }

@@ -4,7 +4,7 @@
 use std::sync::OnceLock;
 
 use proptest::prelude::*;
-use qwen_tokenizer::{ChatInput, Content, ContentPart, Message, Role, Tokenizer, Tool, ToolCall};
+use qwen_tokenizer::{ChatInput, Content, ContentPart, Error, Message, Role, Tokenizer, Tool, ToolCall};
 use serde_json::{Value, json};
 use tokenizers::{NormalizedString, Normalizer};
 
@@ -91,6 +91,24 @@ proptest! {
                 prop_assert_eq!(decoded, nfc(&text));
                 prop_assert_eq!(control_count(&ids), 0);
             }
+        }
+    }
+
+    #[test]
+    fn ids_are_those_of_the_library(text in prop_oneof![text(), "\\PC{0,40}", any::<String>()]) {
+        static LIBRARY: OnceLock<tokenizers::Tokenizer> = OnceLock::new();
+        let library = LIBRARY.get_or_init(|| tokenizers::Tokenizer::from_bytes(TOKENIZER_JSON).unwrap());
+        let ids = library.encode(text.as_str(), false).unwrap().get_ids().to_vec();
+        prop_assert_eq!(tokenizer().encode(&text, true).unwrap(), ids);
+    }
+
+    #[test]
+    fn a_limit_changes_no_ids(text in text(), limit in 0_usize..40) {
+        let ids = tokenizer().encode(&text, true).unwrap();
+        match tokenizer().encode_within(&text, true, limit) {
+            Ok(within) => prop_assert!(within == ids && ids.len() <= limit),
+            Err(Error::TooManyTokens { .. }) => prop_assert!(ids.len() > limit),
+            Err(error) => prop_assert!(false, "{}", error),
         }
     }
 

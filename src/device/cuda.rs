@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
-use qwen_backend_cuda::{CardInfo, CudaBackend, CudaFootprint, CudaOptions, cards, free_bytes};
+use qwen_backend_cuda::{CudaBackend, CudaFootprint, CudaOptions, DeviceProperties, device, devices, free_bytes};
 use qwen_core::Result;
 
 use super::factory::{Capacity, DeviceFactory, DeviceSettings, OpenedBackend, OpenedDevice};
@@ -31,7 +31,7 @@ fn parse(name: &str) -> Option<Device> {
 }
 
 fn entries() -> Vec<DeviceEntry> {
-    let entry = |gpu: CardInfo| DeviceEntry {
+    let entry = |gpu: DeviceProperties| DeviceEntry {
         device: Device::Cuda(gpu.ordinal),
         name: gpu.name,
         kind: "discrete",
@@ -40,17 +40,17 @@ fn entries() -> Vec<DeviceEntry> {
         limits: BTreeMap::from([("multiprocessors", gpu.multiprocessors.into())]),
         features: vec![format!("compute capability {}.{}", gpu.compute_capability.0, gpu.compute_capability.1)],
     };
-    cards().unwrap_or_default().into_iter().map(entry).collect()
+    devices().unwrap_or_default().into_iter().map(entry).collect()
 }
 
 fn absent() -> Option<(&'static str, String)> {
-    cards().err().map(|error| ("cuda", error.to_string()))
+    devices().err().map(|error| ("cuda", error.to_string()))
 }
 
 fn gpus() -> Vec<Gpu> {
-    let mut gpus = cards().unwrap_or_default();
+    let mut gpus = devices().unwrap_or_default();
     gpus.sort_by_key(|gpu| Reverse((gpu.memory, gpu.compute_capability)));
-    let gpu = |gpu: CardInfo| Gpu { device: Device::Cuda(gpu.ordinal), name: gpu.name, has_known_memory: true };
+    let gpu = |gpu: DeviceProperties| Gpu { device: Device::Cuda(gpu.ordinal), name: gpu.name, has_known_memory: true };
     gpus.into_iter().map(gpu).collect()
 }
 
@@ -64,7 +64,7 @@ pub(super) struct Cuda {
 impl Cuda {
     /// The GPU of this process.
     fn ordinal(&self, settings: &DeviceSettings) -> Result<usize> {
-        distributed::gpu_of(self.ordinal, settings.position, cards()?.len())
+        distributed::gpu_of(self.ordinal, settings.position, devices()?.len())
     }
 }
 
@@ -79,7 +79,7 @@ impl DeviceFactory for Cuda {
 
     fn capacity(&self, settings: &DeviceSettings) -> Result<Capacity> {
         let ordinal = self.ordinal(settings)?;
-        let gpu = CardInfo::of(ordinal)?;
+        let gpu = device(ordinal)?;
         let is_alone = settings.position.world_size == 1;
         let reserved = if is_alone { RESERVED_BYTES } else { RESERVED_BYTES_WITH_PEERS };
         Ok(Capacity {

@@ -138,7 +138,7 @@ impl<B: Backend> OpenedDevice for OpenedBackend<B> {
     fn load(self: Box<Self>, request: LoadRequest<'_>) -> Result<Loaded> {
         let OpenedBackend { mut backend, join } = *self;
         let LoadRequest { checkpoint, config, limits, spec, peers, progress } = request;
-        let by_heads = spec.shard.ranks > 1;
+        let by_heads = spec.shard.world_size > 1;
         let group = peers.map(|peers| join(&backend, peers, by_heads)).transpose()?;
         let model = Model::load(&mut backend, spec.clone(), limits, checkpoint, &mut |share| progress(share))?;
         let mut runner = ModelRunner::new(backend, model, Rope::new(config), limits.clone());

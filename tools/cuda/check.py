@@ -1,4 +1,4 @@
-"""Assemble the checked-in PTX for every card it may meet, and fail where a kernel is not what it should be.
+"""Assemble the checked-in PTX for every GPU that it may run on, and fail if a kernel breaks a rule below.
 
 It should not spill registers, nor use more than lets a multiprocessor take as many blocks as its KERNEL line says, nor
 call what is not there; and its machine code has the instructions that its source names (`// machine code: HMMA LDSM`).
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from kernels import KERNELS, PTX, dynamic_shared, needed_instructions, tool
 
-CARDS = ["75", "80", "86", "89", "90", "90a", "100", "120"]
+GPUS = ["75", "80", "86", "89", "90", "90a", "100", "120"]
 TABLE = "90"
 REGISTERS = 65536
 # Of shared memory: what a multiprocessor of 9.0 has, and what each block takes beside its own.
@@ -28,12 +28,12 @@ def number(value):
     return int(re.search(r"\d+", value)[0])
 
 
-def cards_of(ptx):
-    """The cards that take a module."""
+def gpus_of(ptx):
+    """The GPUs that a module runs on."""
     target = re.search(r"^\.target sm_(\d+)(a?)", ptx, re.M)
     if target[2]:
         return [target[1] + "a"]
-    return [card for card in CARDS if number(card) >= int(target[1])]
+    return [gpu for gpu in GPUS if number(gpu) >= int(target[1])]
 
 
 def declared(ptx):
@@ -45,13 +45,13 @@ def declared(ptx):
     return kernels
 
 
-def assemble(path, card, folder):
-    """(problems, {kernel: (registers, shared bytes)}) for a module on a card."""
+def assemble(path, gpu, folder):
+    """(problems, {kernel: (registers, shared bytes)}) for a module on a GPU."""
     ptx = path.read_text()
-    cubin = Path(folder) / f"{path.stem}.{card}.cubin"
-    command = [str(tool("ptxas")), "-v", f"-arch=sm_{card}", str(path), "-o", str(cubin)]
+    cubin = Path(folder) / f"{path.stem}.{gpu}.cubin"
+    command = [str(tool("ptxas")), "-v", f"-arch=sm_{gpu}", str(path), "-o", str(cubin)]
     done = subprocess.run(command, capture_output=True, text=True)
-    where = f"{path.name} on sm_{card}"
+    where = f"{path.name} on sm_{gpu}"
     if done.returncode:
         return [f"{where}: {done.stderr.strip()}"], {}
     problems, used, name = [], {}, None
@@ -69,7 +69,7 @@ def assemble(path, card, folder):
         if name not in used:
             problems.append(f"{where}: nothing is known of {name}")
             continue
-        possible = min(blocks, THREADS.get(card, 2048) // threads)
+        possible = min(blocks, THREADS.get(gpu, 2048) // threads)
         if used[name][0] * threads * possible > REGISTERS:
             problems.append(f"{where}: {name} uses {used[name][0]} registers, too many for {possible} blocks")
     source = KERNELS / f"{path.stem}.cu"
@@ -113,7 +113,7 @@ def main():
             problems += [f"{path.name}: {name} has shared memory of no known size" for name in sizes if not sizes[name]]
         for extern in re.findall(r"^\.extern \.func.*$", path.read_text(), re.M):
             problems.append(f"{path.name}: calls what is not there: {extern}")
-    jobs = [(path, card) for path in modules for card in cards_of(path.read_text())]
+    jobs = [(path, gpu) for path in modules for gpu in gpus_of(path.read_text())]
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(2) as pool:
         for job, (found, kernels) in zip(jobs, pool.map(lambda job: assemble(*job, folder), jobs)):
             problems += found

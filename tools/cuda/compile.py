@@ -15,7 +15,7 @@ from pathlib import Path
 
 from kernels import KERNELS, PTX, architecture, digest, source_digest, sources, tool
 
-# Fusing is left to the sources (fmaf), so that the card gives the emulator's bits.
+# Fusing is left to the sources (fmaf), so that the GPU gives the emulator's bits.
 OPTIONS = ["--fmad=false", "--std=c++17"]
 PACKAGE = re.search(r"^nvidia-cuda-nvrtc.*$", (Path(__file__).parent / "requirements.txt").read_text(), re.M)[0]
 COMPILER = " ".join([PACKAGE, *OPTIONS])

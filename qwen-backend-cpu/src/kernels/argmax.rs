@@ -2,7 +2,7 @@
 
 use qwen_core::backend::NON_FINITE;
 
-use super::Scratch;
+use super::scratch::Scratch;
 use crate::memory::Cells;
 use crate::simd::{Kernel, LANES, Simd};
 

@@ -6,7 +6,9 @@ use qwen_core::backend::HeadLayout;
 
 use super::math::{load_first, silu_mul, store_first};
 use super::rope::rotate;
+use super::scratch::SUMS;
 use super::store_kv;
+use super::tile::MOST_TOKENS;
 use crate::kv::Store;
 use crate::matrix::{Group, Layout, UNIT};
 use crate::memory::Cells;
@@ -110,9 +112,9 @@ unsafe fn write<S: Simd>(s: S, v: S::F, addend: Option<*const f32>, out: *mut f3
 }
 
 impl Heads {
-    /// Whether heads of this layout are whole units, and so can be treated here.
+    /// Whether heads of this layout are whole units, and a thread's scratch holds a tile of them.
     pub(crate) fn suits(heads: &HeadLayout) -> bool {
-        heads.head_dim.is_multiple_of(UNIT)
+        heads.head_dim.is_multiple_of(UNIT) && heads.head_dim > 0 && heads.head_dim <= SUMS / MOST_TOKENS
     }
 
     /// # Safety

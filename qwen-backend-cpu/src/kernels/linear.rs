@@ -13,8 +13,8 @@ use std::sync::Arc;
 
 use super::epilogue::Epilogue;
 use super::panel::Panel;
+use super::scratch::{SUMS, Scratch};
 use super::tile::{self, Weights, by_tokens};
-use super::{SUMS, Scratch};
 use crate::matrix::{Matrix, UNIT};
 use crate::simd::{Kernel, LANES, Simd};
 

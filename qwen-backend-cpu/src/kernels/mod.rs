@@ -3,53 +3,27 @@
 //! An operation is a plain struct that holds handles to its operands; [`Op`] is any of them. It is cut into pieces that
 //! write disjoint memory, so that threads take them in any order.
 
+pub(crate) mod add;
 pub(crate) mod argmax;
 pub(crate) mod attention;
+pub(crate) mod embed;
 pub(crate) mod epilogue;
+pub(crate) mod gather_rows;
 pub(crate) mod linear;
 pub(crate) mod math;
 pub(crate) mod panel;
-pub(crate) mod plan;
 pub(crate) mod rms_norm;
 pub(crate) mod rope;
-pub(crate) mod rows;
+mod scratch;
+pub(crate) mod silu_and_mul;
 pub(crate) mod store_kv;
 #[cfg(test)]
 mod tests;
 pub(crate) mod tile;
 
-use crate::simd::{self, Isa, LANES};
+use crate::simd::{self, Isa};
 
-/// Floats of a thread's scratch for sums.
-pub(crate) const SUMS: usize = 128 << 10;
-
-/// A thread's own memory.
-#[derive(Debug)]
-pub(crate) struct Scratch {
-    lines: Vec<Line>,
-}
-
-/// Sixteen floats on a cache line.
-#[derive(Debug, Clone, Copy)]
-#[repr(align(64))]
-struct Line(#[allow(dead_code)] [f32; LANES]);
-
-impl Scratch {
-    pub(crate) fn new() -> Scratch {
-        Scratch { lines: vec![Line([0.0; LANES]); SUMS / LANES] }
-    }
-
-    /// Bytes of a thread's scratch.
-    pub(crate) const BYTES: usize = 4 * SUMS;
-
-    /// The first `len` floats, on a cache line, with whatever they hold.
-    #[inline(always)]
-    pub(crate) fn floats(&mut self, len: usize) -> &mut [f32] {
-        let lines = &mut self.lines[..len.div_ceil(LANES)];
-        // SAFETY: a line is sixteen floats without padding.
-        unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), len) }
-    }
-}
+pub(crate) use scratch::Scratch;
 
 /// A recorded operation.
 macro_rules! ops {
@@ -90,16 +64,16 @@ macro_rules! ops {
 }
 
 ops! {
-    Embed(rows::Embed), |op| op.rows;
-    GatherRows(rows::GatherRows), |op| op.rows;
-    Add(rows::Add), |op| op.pieces();
-    SiluAndMul(rows::SiluAndMul), |op| op.pieces();
-    RmsNorm(rms_norm::RmsNorm), |op| op.rows;
-    Rope(rope::Rope), |op| op.rows;
+    Embed(embed::Embed), |op| op.rows;
+    GatherRows(gather_rows::GatherRows), |op| op.rows;
+    Add(add::Add), |op| op.pieces();
+    SiluAndMul(silu_and_mul::SiluAndMul), |op| op.pieces();
+    RmsNorm(rms_norm::RmsNorm), |op| op.pieces();
+    Rope(rope::Rope), |op| op.pieces();
     StoreKv(store_kv::StoreKv), |op| op.rows;
     Pack(panel::Pack), |op| op.pieces();
     Attention(attention::Attention), |op| op.pieces();
-    Merge(attention::Merge), |op| op.pieces();
+    Merge(attention::merge::Merge), |op| op.pieces();
     ArgmaxRuns(argmax::ArgmaxRuns), |op| op.pieces();
     ArgmaxRows(argmax::ArgmaxRows), |op| op.rows;
 }

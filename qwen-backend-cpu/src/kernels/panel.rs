@@ -88,7 +88,7 @@ pub(crate) fn to_bf16(v: f32) -> u32 {
 }
 
 impl Kernel for Pack {
-    type Scratch = super::Scratch;
+    type Scratch = super::scratch::Scratch;
 
     #[inline(always)]
     unsafe fn piece<S: Simd>(&self, _: S, piece: usize, _: &mut Self::Scratch) {

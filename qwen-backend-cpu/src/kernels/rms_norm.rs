@@ -1,4 +1,4 @@
-//! Root-mean-square norm (Zhang and Sennrich 2019), with the residual added before it where asked.
+//! Root-mean-square norm (Zhang and Sennrich 2019).
 //!
 //! ```text
 //! out = x / sqrt(mean(x^2) + eps) * weight
@@ -6,8 +6,8 @@
 //!
 //! Squares are summed in 64 lanes that are folded in a fixed order, so that no sum has more than a 64th of the row.
 
-use super::Scratch;
 use super::math::{load_first, store_first};
+use super::scratch::Scratch;
 use crate::memory::Cells;
 use crate::simd::{Kernel, LANES, Simd};
 
@@ -15,13 +15,18 @@ use crate::simd::{Kernel, LANES, Simd};
 #[derive(Debug)]
 pub(crate) struct RmsNorm {
     pub(crate) x: Cells<f32>,
-    /// What is added to `x`, which then keeps the sum.
-    pub(crate) add: Option<Cells<f32>>,
     pub(crate) weight: Cells<f32>,
     pub(crate) eps: f32,
     pub(crate) out: Cells<f32>,
     pub(crate) width: usize,
     pub(crate) rows: usize,
+}
+
+impl RmsNorm {
+    pub(crate) fn pieces(&self) -> usize {
+        // Rows of nothing have no end that buffers set.
+        if self.width == 0 { 0 } else { self.rows }
+    }
 }
 
 impl Kernel for RmsNorm {
@@ -34,18 +39,9 @@ impl Kernel for RmsNorm {
         let whole = width - tail;
         // SAFETY: a row is one piece's alone; operations that write the inputs are over.
         unsafe {
-            let x = self.x.slice_mut(row * width, width).as_mut_ptr();
             let out = self.out.slice_mut(row * width, width).as_mut_ptr();
             let weight = self.weight.slice(0, width).as_ptr();
-            if let Some(y) = &self.add {
-                let y = y.slice(row * width, width).as_ptr();
-                for i in (0..whole).step_by(LANES) {
-                    s.store(s.add(s.load(x.add(i)), s.load(y.add(i))), x.add(i));
-                }
-                for i in whole..width {
-                    *x.add(i) += *y.add(i);
-                }
-            }
+            let x = self.x.slice(row * width, width).as_ptr();
             let mut sums = [s.splat(0.0); 4];
             let mut i = 0;
             while i + 4 * LANES <= whole {

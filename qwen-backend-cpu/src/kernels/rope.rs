@@ -7,8 +7,8 @@
 
 use qwen_core::backend::HeadLayout;
 
-use super::Scratch;
 use super::math::{load_first, store_first};
+use super::scratch::Scratch;
 use crate::memory::Cells;
 use crate::simd::{Kernel, LANES, Simd};
 
@@ -38,6 +38,13 @@ pub(crate) unsafe fn rotate<S: Simd>(s: S, a: *mut f32, b: *mut f32, cos: *const
 #[inline(always)]
 fn turn<S: Simd>(s: S, x: S::F, y: S::F, cos: S::F, sin: S::F) -> (S::F, S::F) {
     (s.sub(s.mul(x, cos), s.mul(y, sin)), s.add(s.mul(y, cos), s.mul(x, sin)))
+}
+
+impl Rope {
+    pub(crate) fn pieces(&self) -> usize {
+        // Rows of nothing have no end that buffers set.
+        if self.heads.qkv_size() == 0 { 0 } else { self.rows }
+    }
 }
 
 impl Kernel for Rope {

@@ -6,8 +6,8 @@
 use qwen_core::Encoding;
 use qwen_core::backend::HeadLayout;
 
-use super::Scratch;
 use super::math::load_first;
+use super::scratch::Scratch;
 use crate::kv::Store;
 use crate::memory::Cells;
 use crate::simd::{Kernel, LANES, Simd};

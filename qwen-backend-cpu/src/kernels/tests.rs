@@ -54,7 +54,13 @@ fn encode(encoding: Encoding, values: &[f32]) -> Vec<u8> {
 fn pack(encoding: Encoding, rows: usize, cols: usize, data: &[u8]) -> Arc<Matrix> {
     let parts = [MatrixPart::whole(encoding, rows, cols, data).unwrap()];
     let view = WeightView { name: "test", role: WeightRole::Linear, parts: &parts };
-    Arc::new(Matrix::pack(&view, |count, f| (0..count).for_each(f)).unwrap())
+    Arc::new(
+        Matrix::pack(&view, |count, f| {
+            (0..count).for_each(f);
+            Ok(())
+        })
+        .unwrap(),
+    )
 }
 
 /// `x w` for `tokens` rows of `x`, by the kernels of `isa`.
@@ -270,7 +276,11 @@ fn rows_decode_to_what_was_packed() {
             let whole = MatrixPart::whole(encoding, rows, cols, &data).unwrap();
             let parts = [whole.cut(0..11, 0..cols).unwrap(), whole.cut(11..rows, 0..cols).unwrap()];
             let view = WeightView { name: "test", role, parts: &parts };
-            let w = Matrix::pack(&view, |count, f| (0..count).for_each(f)).unwrap();
+            let w = Matrix::pack(&view, |count, f| {
+                (0..count).for_each(f);
+                Ok(())
+            })
+            .unwrap();
             let mut row = vec![0.0; cols];
             for r in 0..rows {
                 w.decode_row(r, &mut row);

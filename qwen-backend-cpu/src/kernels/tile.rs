@@ -10,6 +10,9 @@
 
 use crate::simd::{LANES, Simd};
 
+/// The most tokens of a tile on any instruction set.
+pub(crate) const MOST_TOKENS: usize = 12;
+
 /// How the elements of a group lie and meet those of `x`.
 pub(crate) trait Weights<S: Simd> {
     /// Columns of a line.

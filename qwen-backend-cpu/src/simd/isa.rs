@@ -22,7 +22,6 @@ pub enum Isa {
 }
 
 impl Isa {
-    /// All of them, slowest first.
     /// All of them, whether this CPU has them or not.
     pub const ALL: [Isa; 5] = [Isa::Scalar, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16, Isa::Neon];
 
@@ -113,13 +112,13 @@ impl Isa {
 
 /// Whether AMD made this CPU.
 fn is_amd() -> bool {
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
     {
         let leaf = std::arch::x86_64::__cpuid(0);
         let vendor = [leaf.ebx, leaf.edx, leaf.ecx].map(u32::to_le_bytes);
         vendor.as_flattened() == b"AuthenticAMD"
     }
-    #[cfg(not(target_arch = "x86_64"))]
+    #[cfg(not(all(target_arch = "x86_64", not(miri))))]
     false
 }
 

@@ -8,16 +8,19 @@ use qwen_core::backend::{
 };
 use qwen_core::{Backend, Encoding, Result};
 
-pub(crate) const HIDDEN: usize = 96;
-pub(crate) const INNER: usize = 80;
-pub(crate) const CONTEXT: usize = 640;
+// Miri is some thousand times slower.
+pub(crate) const HIDDEN: usize = if cfg!(miri) { 34 } else { 96 };
+pub(crate) const INNER: usize = if cfg!(miri) { 18 } else { 80 };
+pub(crate) const CONTEXT: usize = if cfg!(miri) { 320 } else { 640 };
 const BLOCK: usize = 16;
-pub(crate) const HEADS: HeadLayout = HeadLayout { num_attention_heads: 6, num_key_value_heads: 2, head_dim: 32 };
+pub(crate) const HEADS: HeadLayout =
+    HeadLayout { num_attention_heads: if cfg!(miri) { 2 } else { 6 }, num_key_value_heads: 2, head_dim: 32 };
 
 /// A layer, its K/V and the buffers of a step.
 pub(crate) struct Small {
     pub(crate) b: CpuBackend,
     pub(crate) interrupt: Interrupt,
+    host: Host,
     qkv_w: CpuWeight,
     o_w: CpuWeight,
     gate_up: CpuWeight,
@@ -51,14 +54,62 @@ pub(crate) fn values(seed: u64, len: usize) -> Vec<f32> {
         .collect()
 }
 
+/// What a host has done to the floating-point state of a thread before it calls: MXCSR, or nothing.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Host(pub(crate) Option<u32>);
+
+impl Host {
+    /// Call `f` in that state, and check that it is the same afterwards.
+    pub(crate) fn call<R>(self, f: impl FnOnce() -> R) -> R {
+        let Some(state) = self.0 else { return f() };
+        let before = mxcsr();
+        set_mxcsr(state);
+        let result = f();
+        let after = mxcsr();
+        set_mxcsr(before);
+        // A host in the default state may find flags of exceptions that occurred.
+        assert_eq!(after & !0x3f, state & !0x3f, "the host's state was not restored");
+        result
+    }
+}
+
+/// The floating-point state of this thread.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn mxcsr() -> u32 {
+    let mut register = 0u32;
+    // SAFETY: stores four bytes at the address given.
+    unsafe { std::arch::asm!("stmxcsr [{}]", in(reg) &raw mut register, options(nostack)) };
+    register
+}
+
+/// Change it.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn set_mxcsr(register: u32) {
+    // SAFETY: reads four bytes at the address given; what runs until the state is restored is the subject of a test.
+    unsafe { std::arch::asm!("ldmxcsr [{}]", in(reg) &raw const register, options(nostack)) };
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+pub(crate) fn mxcsr() -> u32 {
+    0
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+pub(crate) fn set_mxcsr(_: u32) {}
+
 impl Small {
     pub(crate) fn new(options: CpuOptions) -> Small {
-        let mut b = CpuBackend::new(options).unwrap();
+        Small::of_host(options, Host::default())
+    }
+
+    /// As `new`, loaded and run by a host in that state.
+    pub(crate) fn of_host(options: CpuOptions, host: Host) -> Small {
+        let mut b = host.call(|| CpuBackend::new(options)).unwrap();
         let mut load = |role, rows: usize, cols: usize, seed| {
             let data: Vec<u8> =
                 values(seed, rows * cols).into_iter().flat_map(|v| half_bits(v * 0.2).to_le_bytes()).collect();
             let parts = [MatrixPart::whole(Encoding::Bf16, rows, cols, &data).unwrap()];
-            b.load(&WeightView { name: "test", role, parts: &parts }).unwrap()
+            host.call(|| b.load(&WeightView { name: "test", role, parts: &parts })).unwrap()
         };
         let qkv_w = load(WeightRole::Qkv, HEADS.qkv_size(), HIDDEN, 1);
         let o_w = load(WeightRole::Linear, HIDDEN, HEADS.q_size(), 2);
@@ -98,6 +149,7 @@ impl Small {
         Small {
             b,
             interrupt: Interrupt::default(),
+            host,
             qkv_w,
             o_w,
             gate_up,
@@ -134,6 +186,11 @@ impl Small {
         self.b.write_indices(&mut self.inputs.context_lens, &[(first + tokens) as u32]).unwrap();
         let table: Vec<u32> = (0..CONTEXT / BLOCK).map(|i| Self::slot(i * BLOCK) / BLOCK as u32).collect();
         self.b.write_indices(&mut self.inputs.block_tables, &table).unwrap();
+    }
+
+    /// Write other lengths than `inputs` did.
+    pub(crate) fn write_cu_seqlens(&mut self, cu_seqlens_q: &[u32]) {
+        self.b.write_indices(&mut self.inputs.cu_seqlens_q, cu_seqlens_q).unwrap();
     }
 
     /// Store NaNs in every slot.
@@ -180,6 +237,11 @@ impl Small {
 
     pub(crate) fn try_run(&mut self, tokens: usize) -> Result<()> {
         let key = StepKey { num_tokens: tokens, num_seqs: 1, num_logits: 1, max_seqlen_q: tokens };
+        let host = self.host;
+        host.call(|| self.step(key, tokens))
+    }
+
+    fn step(&mut self, key: StepKey, tokens: usize) -> Result<()> {
         let Small {
             qkv_w, o_w, gate_up, down, norm, bias, residual, x, qkv, attended, act, scratch, inputs, kv, ..
         } = self;

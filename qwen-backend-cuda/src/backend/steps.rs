@@ -1,154 +1,104 @@
-//! Steps: what a body issues is recorded on the host, and then queued as a whole.
+//! Steps: the commands of a step's body are recorded on the host, and then queued together.
 //!
-//! A step of single tokens is the same from token to token but for what lies in its inputs. It becomes a CUDA graph,
-//! which the next step with its key launches again in one call. The graph is made of what was recorded, not of the body
-//! itself, so that whatever a first run brings along (kernels to load, workspace to allocate) is over before the
-//! capture begins. Prompts are queued kernel by kernel.
+//! A step of one token for each sequence becomes a CUDA graph, which the next step of its shape launches again in one call.
+//! [`qwen_core::backend::recorder`] decides which steps are kept. The graph is made of the recorded commands, not of the
+//! body itself, so that kernels are loaded and workspace is allocated before the capture begins. Prompts are queued kernel
+//! by kernel.
 
-use std::collections::HashMap;
+use std::sync::Arc;
 
-use qwen_core::backend::{Interrupt, StepInputs, StepKey};
-use qwen_core::{Error, Result};
+use qwen_core::Result;
+use qwen_core::backend::StepKey;
+use qwen_core::backend::recorder::{self, Record, Recorder, Recording};
 
 use super::CudaBackend;
-use crate::driver::Graph;
-use crate::gpu::Work;
-use crate::nccl::{Exchange, LOST};
+use crate::driver::{Command, Enqueue, Graph};
+use crate::nccl::LOST;
 
-/// Recorded steps that are kept.
-const KEPT: usize = 64;
+/// Lengths of prompts that are run at load: each is multiplied by another kernel.
+const PROMPT_LENGTHS: [usize; 3] = [8, 64, 256];
 
-/// Tokens of prompts that are run at load: each is multiplied by another kernel.
-const PROMPTS: [usize; 3] = [8, 64, 256];
+/// Numbers of sequences whose steps of single tokens are recorded at load.
+const SEQUENCE_COUNTS: [usize; 4] = [1, 2, 4, 8];
 
-/// Single tokens whose steps are recorded at load.
-const SINGLES: [usize; 4] = [1, 2, 4, 8];
-
-/// Recorded steps, and the one that is being recorded.
+/// A recorded step that can run again.
+// Public as `Record::Step` of a public type; nothing outside of this crate can name it.
 #[derive(Debug)]
-pub(super) struct Steps {
-    replays: bool,
-    recorded: HashMap<StepKey, Recorded>,
-    pub(super) recording: Option<Recording>,
-    /// The sizes of the step inputs, once one has been seen: how far a step can be padded.
-    room: Option<Room>,
-}
-
-/// A step that can run again.
-#[derive(Debug)]
-struct Recorded {
+pub struct Step {
     graph: Graph,
-    /// A sum over ranks that it has: where one of the ranks is gone, the graph would wait for it for ever.
-    sum: Option<Exchange>,
-    /// Keeps the arrays alive that the graph reads and writes.
-    _work: Vec<Work>,
+    /// A collective operation of the step: if a peer of it is lost, the graph would wait for ever.
+    call: Option<Arc<dyn Enqueue>>,
+    /// Keeps the arrays of the graph alive.
+    _commands: Vec<Command>,
 }
 
-/// What the body of a step has issued so far.
-#[derive(Debug, Default)]
-pub(super) struct Recording {
-    pub(super) work: Vec<Work>,
-    pub(super) replayable: bool,
-}
-
-/// The largest step that the inputs have room for.
-#[derive(Debug, Clone, Copy)]
-struct Room {
-    tokens: usize,
-    seqs: usize,
-    logits: usize,
-}
-
-impl Steps {
-    pub(super) fn new(replays: bool) -> Self {
-        Steps { replays, recorded: HashMap::new(), recording: None, room: None }
-    }
-
-    /// Take note of the sizes of `inputs`.
-    pub(super) fn learn(&mut self, inputs: &StepInputs<CudaBackend>) {
-        let tokens = inputs.input_ids.0.len.min(inputs.slot_mapping.0.len);
-        let (seqs, logits) = (inputs.context_lens.0.len, inputs.logits_indices.0.len);
-        let Room { tokens: t, seqs: s, logits: l } = self.room.unwrap_or(Room { tokens, seqs, logits });
-        self.room = Some(Room { tokens: tokens.min(t), seqs: seqs.min(s), logits: logits.min(l) });
-    }
-
-    /// The shape that a step is padded to: few shapes of steps of single tokens, so that few are recorded.
-    pub(super) fn padded(&self, key: StepKey) -> StepKey {
-        let Some(room) = self.room.filter(|_| key.max_seqlen_q == 1 && key.num_tokens == key.num_seqs) else {
-            return key;
-        };
-        let seqs = padded_count(key.num_seqs).min(room.seqs).min(room.tokens).max(key.num_seqs);
-        let num_logits = padded_count(key.num_logits).min(room.logits).max(key.num_logits);
-        StepKey { num_tokens: seqs, num_seqs: seqs, num_logits, ..key }
-    }
-}
-
-/// So many sequences, or rows of logits, as a step is padded to: what a kernel takes at once.
-fn padded_count(count: usize) -> usize {
-    match count {
-        0..=4 => count.next_power_of_two().min(count * 2),
-        5..=64 => count.next_multiple_of(8),
-        _ => count.next_multiple_of(32),
-    }
+/// Shapes of steps to run at load.
+pub(super) fn warmup_shapes() -> Vec<StepKey> {
+    recorder::warmup_shapes(&PROMPT_LENGTHS, &SEQUENCE_COUNTS)
 }
 
 impl CudaBackend {
-    pub(super) fn steps_to_warm(&self) -> Vec<StepKey> {
-        let prompt = |num_tokens| StepKey { num_tokens, num_seqs: 1, num_logits: 1, max_seqlen_q: num_tokens };
-        let single = |count| StepKey { num_tokens: count, num_seqs: count, num_logits: count, max_seqlen_q: 1 };
-        PROMPTS.map(prompt).into_iter().chain(SINGLES.map(single)).collect()
+    /// Queue `command`, or record it as a part of the step that is being recorded.
+    pub(super) fn queue(&mut self, command: Option<Command>) -> Result<()> {
+        let Some(command) = command else { return Ok(()) };
+        match self.recorder.recording() {
+            Some(_) => {
+                self.recorded.push(command);
+                Ok(())
+            }
+            None => self.gpu.issue(&command),
+        }
     }
 
-    pub(super) fn run_step(
-        &mut self,
-        key: StepKey,
-        interrupt: &Interrupt,
-        body: &mut dyn FnMut(&mut Self) -> Result<()>,
-    ) -> Result<()> {
+    /// Queue the commands that were recorded so far: the host is about to write, read or wait.
+    pub(super) fn flush(&mut self) -> Result<()> {
+        self.recorder.submit_early();
+        std::mem::take(&mut self.recorded).iter().try_for_each(|command| self.gpu.issue(command))
+    }
+
+    /// Refuse steps after the context or a rank was lost.
+    pub(super) fn check_steps(&mut self) -> Result<()> {
         self.gpu.check("step")?;
-        if interrupt.is_raised() {
-            return Err(Error::Cancelled);
-        }
-        if self.steps.recorded.values().any(|recorded| recorded.sum.as_ref().is_some_and(Exchange::is_lost)) {
-            // NCCL waits for this before it gives up what it has.
-            self.steps.recorded.clear();
+        let lost = |step: &Step| step.call.as_ref().is_some_and(|call| call.is_lost());
+        if self.recorder.kept().any(lost) {
+            // NCCL waits until these are dropped before it frees its memory.
+            self.recorder.clear();
             return Err(self.gpu.error("step", LOST));
         }
-        if let Some(recorded) = self.steps.recorded.get(&key) {
-            return self.gpu.replay(&recorded.graph);
-        }
-        self.steps.recording = Some(Recording { work: Vec::new(), replayable: true });
-        let result = body(self);
-        let Some(Recording { work, replayable }) = self.steps.recording.take() else { return result };
-        result?;
-        if interrupt.is_raised() {
-            return Err(Error::Cancelled);
-        }
-        let single = key.max_seqlen_q <= 1 && self.steps.recorded.len() < KEPT;
-        if self.steps.replays && replayable && single && !work.is_empty() {
-            match self.gpu.capture(&work)? {
-                Some(graph) => {
-                    self.gpu.replay(&graph)?;
-                    let sum = work.iter().find_map(Work::exchange).cloned();
-                    self.steps.recorded.insert(key, Recorded { graph, sum, _work: work });
-                    return Ok(());
-                }
-                // A driver that does not record these kernels runs them all the same.
-                None => self.steps.replays = false,
-            }
-        }
-        work.iter().try_for_each(|work| self.gpu.issue(work))
+        Ok(())
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+impl Record for CudaBackend {
+    type Step = Step;
 
-    #[test]
-    fn steps_are_padded_to_few_sizes() {
-        let sizes: Vec<usize> = (0..=8).map(padded_count).collect();
-        assert_eq!(sizes, [0, 1, 2, 4, 4, 8, 8, 8, 8]);
-        assert_eq!([9, 33, 64, 65, 100].map(padded_count), [16, 40, 64, 96, 128]);
+    fn recorder(&mut self) -> &mut Recorder<Step> {
+        &mut self.recorder
+    }
+
+    fn replay(&mut self, step: &Arc<Step>) -> Result<()> {
+        self.gpu.replay(&step.graph)
+    }
+
+    fn discard(&mut self) {
+        self.recorded.clear();
+    }
+
+    fn submit(&mut self, recording: Recording) -> Result<Option<Arc<Step>>> {
+        let commands = std::mem::take(&mut self.recorded);
+        if recording.keep && !commands.is_empty() {
+            if let Some(graph) = self.gpu.capture(&commands)? {
+                self.gpu.replay(&graph)?;
+                let call = commands.iter().find_map(|command| match command {
+                    Command::Call(call) => Some(call.clone()),
+                    Command::Launch(..) => None,
+                });
+                return Ok(Some(Arc::new(Step { graph, call, _commands: commands })));
+            }
+            // A driver that does not record these kernels still runs them.
+            self.recorder.stop_keeping();
+        }
+        commands.iter().try_for_each(|command| self.gpu.issue(command))?;
+        Ok(None)
     }
 }

@@ -1,7 +1,7 @@
-//! A card that is none: its kernels run on the processor, as they are asked for.
+//! An emulated GPU: kernels run on the CPU, synchronously.
 //!
-//! Memory is the host's, filled with NaNs at first, with guard words before and after each array that are looked at
-//! after every kernel: one that wrote beyond an array is named with it.
+//! Memory is the host's, filled with NaNs at first. Guard words before and after each array are checked after every kernel,
+//! and one that wrote beyond an array is reported with its name.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ptr::NonNull;
@@ -9,37 +9,37 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::library::{Kernels, Recorded};
 use super::{Driver, Fault, GraphId, Launch, Outcome, host};
-use crate::card_info::CardInfo;
+use crate::device::DeviceProperties;
 use crate::kernel::Kernel;
 
-/// Bytes of the guard on either side of an array, and what they are filled with: as f32 a NaN, as an index none.
+/// Bytes of the guard on either side of an array, and the byte that fills it: a NaN as f32, out of range as an index.
 const GUARD: usize = host::ALIGN;
 const GUARD_BYTE: u8 = 0xff;
 
-/// Guards begin otherwise than what kernels poison with, so that a copy of poison is seen, too.
+/// Guards differ from what the emulator poisons memory with, so that a copy of poison is detected, too.
 const GUARD_WORD: [u8; 4] = [0x5a, 0xa5, 0xff, 0xff];
 
-/// A card that is none: what it says of itself, and how its threads run.
+/// The properties of an emulated GPU, and how its threads run.
 #[derive(Debug, Clone)]
-pub struct EmulatedCard {
+pub struct EmulatedGpu {
     kernels: Kernels,
     compute_capability: (u32, u32),
     reverse: bool,
 }
 
-impl EmulatedCard {
-    /// A card of compute capability 9.0 whose threads run in order.
+impl EmulatedGpu {
+    /// A GPU of compute capability 9.0 whose threads run in order.
     pub fn new(kernels: &Kernels) -> Self {
-        EmulatedCard { kernels: kernels.clone(), compute_capability: (9, 0), reverse: false }
+        EmulatedGpu { kernels: kernels.clone(), compute_capability: (9, 0), reverse: false }
     }
 
-    /// What the card says it can do: decides which kernels are taken.
+    /// The compute capability, which decides the kernels that the backend chooses.
     pub fn compute_capability(mut self, major: u32, minor: u32) -> Self {
         self.compute_capability = (major, minor);
         self
     }
 
-    /// Run the threads of a block backwards. A missing barrier that one order hides shows in the other.
+    /// Run the threads of a block in reverse. One order shows a missing barrier that the other hides.
     pub fn reverse(mut self, reverse: bool) -> Self {
         self.reverse = reverse;
         self
@@ -53,51 +53,51 @@ struct Allocation {
     bytes: usize,
 }
 
-// SAFETY: memory like that of a vector, owned by the driver's table.
+// SAFETY: memory like that of a vector, which only the driver's table owns.
 unsafe impl Send for Allocation {}
 
 #[derive(Debug, Default)]
 struct State {
-    /// By the address of the array, behind its guard.
+    /// By the address of the array, which follows its guard.
     allocations: BTreeMap<u64, Allocation>,
     capturing: Option<Vec<Recorded>>,
     graphs: HashMap<GraphId, Vec<Recorded>>,
     next_graph: GraphId,
 }
 
-/// The driver of an [`EmulatedCard`].
+/// The driver of an [`EmulatedGpu`].
 #[derive(Debug)]
 pub(crate) struct Emulated {
-    info: CardInfo,
-    card: EmulatedCard,
+    info: DeviceProperties,
+    gpu: EmulatedGpu,
     state: Mutex<State>,
 }
 
 impl Emulated {
-    pub(crate) fn new(card: EmulatedCard) -> Self {
-        let info = CardInfo {
+    pub(crate) fn new(gpu: EmulatedGpu) -> Self {
+        let info = DeviceProperties {
             ordinal: 0,
             name: "emulated".into(),
-            compute_capability: card.compute_capability,
+            compute_capability: gpu.compute_capability,
             multiprocessors: 4,
             memory: 256 << 20,
-            max_shared_bytes: if card.compute_capability >= (8, 0) { 99 << 10 } else { 64 << 10 },
+            max_shared_bytes: if gpu.compute_capability >= (8, 0) { 99 << 10 } else { 64 << 10 },
             driver: (12, 1),
         };
-        Emulated { info, card, state: Mutex::default() }
+        Emulated { info, gpu, state: Mutex::default() }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Run a kernel and look at all guards.
+    /// Run a kernel and check all guards.
     ///
     /// # Safety
     /// As [`Driver::launch`].
     unsafe fn run(&self, state: &State, launch: &Recorded) -> Outcome<()> {
         // SAFETY: as the caller says.
-        unsafe { self.card.kernels.run(launch, self.card.reverse) }?;
+        unsafe { self.gpu.kernels.run(launch, self.gpu.reverse) }?;
         for allocation in state.allocations.values() {
             if !allocation.is_whole() {
                 let Allocation { what, bytes, .. } = allocation;
@@ -110,8 +110,8 @@ impl Emulated {
 
 impl Allocation {
     fn new(what: &str, bytes: usize) -> Outcome<Self> {
-        let start = host::take(bytes + 2 * GUARD)?;
-        // SAFETY: so many bytes were just taken.
+        let start = host::alloc(bytes.checked_add(2 * GUARD).ok_or(Fault::OutOfMemory)?)?;
+        // SAFETY: this many bytes were just allocated.
         unsafe {
             start.as_ptr().write_bytes(GUARD_BYTE, bytes + 2 * GUARD);
             for guard in [0, GUARD + bytes] {
@@ -138,13 +138,13 @@ impl Allocation {
 
 impl Drop for Allocation {
     fn drop(&mut self) {
-        // SAFETY: taken by `new` with so many bytes, given back once.
-        unsafe { host::give(self.start, self.bytes + 2 * GUARD) }
+        // SAFETY: allocated by `new` with this size, freed once.
+        unsafe { host::free(self.start, self.bytes + 2 * GUARD) }
     }
 }
 
 impl Driver for Emulated {
-    fn info(&self) -> &CardInfo {
+    fn info(&self) -> &DeviceProperties {
         &self.info
     }
 
@@ -164,12 +164,12 @@ impl Driver for Emulated {
     }
 
     fn pin(&self, bytes: usize) -> Outcome<NonNull<u8>> {
-        host::take(bytes)
+        host::alloc(bytes)
     }
 
     unsafe fn unpin(&self, start: NonNull<u8>, bytes: usize) {
         // SAFETY: as the caller says.
-        unsafe { host::give(start, bytes) }
+        unsafe { host::free(start, bytes) }
     }
 
     unsafe fn zero(&self, to: u64, bytes: usize) -> Outcome<()> {
@@ -195,7 +195,7 @@ impl Driver for Emulated {
         if kernel.needs_tensor_cores() && !self.info.has_tensor_cores() {
             return Err(Fault::Refused(format!("{kernel} needs compute capability 8.0")));
         }
-        match self.card.kernels.params_size(kernel) {
+        match self.gpu.kernels.params_size(kernel) {
             Some(size) if size == expected => Ok(()),
             Some(size) => Err(Fault::Refused(format!("{kernel} takes {size} bytes of parameters, not {expected}"))),
             None => Err(Fault::Refused(format!("there is no kernel `{kernel}`"))),

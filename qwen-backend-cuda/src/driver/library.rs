@@ -1,4 +1,4 @@
-//! The kernels as a library that g++ makes of their sources (emulator/): compiling, loading and calling it.
+//! The emulator's library: the kernels' sources compiled by g++ with emulator/, loaded and called.
 
 use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,7 +15,7 @@ use super::{Fault, Outcome};
 use crate::kernel::Kernel;
 use crate::params::Packed;
 
-/// A launch without what it keeps alive, which a graph's owner keeps.
+/// A launch without its arrays, which the graph's owner keeps alive.
 #[derive(Debug, Clone)]
 pub(super) struct Recorded {
     pub(super) kernel: Kernel,
@@ -23,21 +23,21 @@ pub(super) struct Recorded {
     pub(super) params: Packed,
 }
 
-/// The kernels compiled for the processor.
+/// The kernels, compiled for the CPU.
 ///
 /// ```no_run
-/// use qwen_backend_cuda::emulator::{EmulatedCard, Kernels};
+/// use qwen_backend_cuda::emulator::{EmulatedGpu, Kernels};
 /// use qwen_backend_cuda::{CudaBackend, CudaOptions};
 /// let kernels = Kernels::build(&std::env::temp_dir())?;
-/// let card = EmulatedCard::new(&kernels).compute_capability(9, 0);
-/// let backend = CudaBackend::new(CudaOptions::new().emulated(card))?;
+/// let gpu = EmulatedGpu::new(&kernels).compute_capability(9, 0);
+/// let backend = CudaBackend::new(CudaOptions::new().emulated(gpu))?;
 /// # let _ = backend;
 /// # Ok::<(), qwen_core::Error>(())
 /// ```
 #[derive(Debug, Clone)]
 pub struct Kernels(Arc<Mutex<Calls>>);
 
-/// The functions of the library. Its state is global: calls of a process are made one after the other.
+/// The functions of the library. Its state is global, so a process makes one call at a time.
 #[derive(Debug)]
 struct Calls {
     emulate: Emulate,
@@ -45,11 +45,11 @@ struct Calls {
     names: unsafe extern "C" fn(*mut c_char, c_ulong) -> c_int,
     waits: unsafe extern "C" fn(*mut c_char, c_ulong) -> c_int,
     without: unsafe extern "C" fn(*const c_char),
-    /// Where threads waited since somebody asked.
+    /// Where threads waited since the last call of [`Kernels::waits`].
     waited: BTreeSet<String>,
-    /// Kernels that ran since somebody asked.
+    /// Kernels that ran since the last call of [`Kernels::launched`].
     launched: BTreeSet<String>,
-    /// Keeps the functions there.
+    /// Keeps the functions loaded.
     _library: Library,
 }
 
@@ -62,7 +62,7 @@ impl Calls {
 
 /// The lines that a function of the library lists.
 fn listed(function: unsafe extern "C" fn(*mut c_char, c_ulong) -> c_int) -> Vec<String> {
-    // SAFETY: without room it only says how many bytes it needs; then it is given as many.
+    // SAFETY: with a null pointer it only returns the size it needs; the second call has a buffer of that size.
     let text = unsafe {
         let needed = function(std::ptr::null_mut(), 0);
         let mut text = vec![0_u8; needed.max(1) as usize];
@@ -87,18 +87,18 @@ impl Kernels {
     /// Compile the kernels into `folder`, unless it holds them already, and load them.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] when there is no compiler; [`Error::InvalidFile`] with what it says of the sources.
+    /// [`Error::Unsupported`] when there is no compiler; [`Error::InvalidFile`] with its messages.
     pub fn build(folder: &Path) -> Result<Self> {
-        // Tests of one process that come at once wait for the first to compile.
+        // Tests of one process share one compilation.
         static COMPILING: Mutex<()> = Mutex::new(());
         let _compiling = COMPILING.lock().unwrap_or_else(PoisonError::into_inner);
         Self::load(&compile(folder)?)
     }
 
-    /// Load a library that emulator/build.sh made, once in a process: its state is one, however often it is asked for.
+    /// Load a library that emulator/build.sh made. A process loads it once and shares its state.
     ///
     /// # Errors
-    /// [`Error::InvalidFile`] when it is no such library.
+    /// [`Error::InvalidFile`] when it is not such a library.
     pub fn load(path: &Path) -> Result<Self> {
         static LOADED: Mutex<BTreeMap<PathBuf, Kernels>> = Mutex::new(BTreeMap::new());
         let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
@@ -113,8 +113,7 @@ impl Kernels {
     fn open(path: &Path) -> Result<Self> {
         let invalid =
             |error: libloading::Error| Error::InvalidFile { path: path.to_path_buf(), reason: error.to_string() };
-        // SAFETY: the library is the one that build.sh makes; it does nothing when it is loaded, and its functions have
-        // these types.
+        // SAFETY: a library made by build.sh runs nothing when it is loaded, and its functions have these types.
         unsafe {
             let library = Library::new(path).map_err(invalid)?;
             Ok(Kernels(Arc::new(Mutex::new(Calls {
@@ -145,7 +144,7 @@ impl Kernels {
         }
     }
 
-    /// Where threads waited for each other or for a copy since this was asked last, as `FILE:LINE`.
+    /// Where threads waited for each other or for a copy since the last call, as `FILE:LINE`.
     pub fn waits(&self) -> BTreeSet<String> {
         std::mem::take(&mut self.calls().waited)
     }
@@ -155,12 +154,12 @@ impl Kernels {
         listed(self.calls().names).into_iter().collect()
     }
 
-    /// The names of the kernels that ran since this was asked last.
+    /// The names of the kernels that ran since the last call.
     pub fn launched(&self) -> BTreeSet<String> {
         std::mem::take(&mut self.calls().launched)
     }
 
-    /// Pass over the wait `FILE:LINE` from now on, or over none: to show that it is needed and its absence found.
+    /// Skip the wait `FILE:LINE` from now on, or none: so that a test can show that each wait is needed.
     pub fn without(&self, wait: Option<&str>) {
         let wait = CString::new(wait.unwrap_or_default()).unwrap_or_default();
         // SAFETY: it copies the text.
@@ -171,7 +170,7 @@ impl Kernels {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Bytes of a kernel's parameters; none where the library has no such kernel.
+    /// Bytes of a kernel's parameters; `None` if the library has no such kernel.
     pub(crate) fn params_size(&self, kernel: Kernel) -> Option<usize> {
         let name = CString::new(kernel.to_string()).ok()?;
         // SAFETY: it reads the name.
@@ -205,7 +204,7 @@ impl Kernels {
         calls.launched.insert(launch.kernel.to_string());
         match failed {
             0 => Ok(()),
-            // As on a card, whose context a fault takes with it.
+            // As on a GPU, whose context is lost with a fault.
             _ => Err(Fault::Lost(lines(&message).join(" "))),
         }
     }
@@ -239,7 +238,7 @@ fn compile(folder: &Path) -> Result<PathBuf> {
     if library.exists() {
         return Ok(library);
     }
-    // Another process may be at it: each makes its own, and the last one stays.
+    // Another process may be compiling, too: each writes its own file, and the last rename wins.
     let unfinished = folder.join(format!("qwen-cuda-kernels-{}.tmp", std::process::id()));
     let ran = Command::new("sh").arg(&script).arg(&unfinished).output();
     let output =

@@ -1,8 +1,8 @@
-//! What there is on this machine, asked of the driver's library, which is looked for when the program runs.
+//! The NVIDIA GPUs of this machine, as the driver's library reports them. The library is opened at run time.
 //!
-//! cudarc panics where the library or one of its functions is missing, so that a machine is looked over before
-//! anything else is asked of it: is there a driver, is it new enough to have all functions and to read the compiled
-//! kernels, is there such a card, can it run them.
+//! cudarc panics if the library or one of its functions is missing, so everything is checked before it is used: that there
+//! is a driver, that it is new enough to have all functions and to read the compiled kernels, that the GPU exists and that
+//! it runs them.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -11,47 +11,68 @@ use cudarc::driver::sys::{self, CUdevice_attribute_enum as Attribute, CUresult};
 use qwen_core::{Error, Result};
 
 use super::Entered;
-use crate::card_info::CardInfo;
+use crate::device::DeviceProperties;
 
-/// The version of CUDA that a driver has to speak: the compiled kernels are PTX 8.1, which came with it.
+/// The version of CUDA that a driver has to support: the first with PTX 8.1, in which the kernels are compiled.
 const DRIVER: (u32, u32) = (12, 1);
 
-/// The least compute capability that the compiled kernels run on.
+/// The lowest compute capability that the compiled kernels run on.
 const CAPABILITY: (u32, u32) = (7, 5);
 
-/// The cards of this machine. None is opened.
+/// The NVIDIA GPUs of this machine, in CUDA's order. None is opened.
 ///
 /// # Errors
-/// [`Error::Unsupported`] when there is no driver, or one that is too old.
-pub(crate) fn cards() -> Result<Vec<CardInfo>> {
+/// [`Error::Unsupported`] when there is no driver, one that is too old, or one that finds no GPU.
+///
+/// ```
+/// match qwen_backend_cuda::devices() {
+///     Ok(devices) => devices.iter().for_each(|device| println!("{device}")),
+///     Err(error) => println!("{error}"),
+/// }
+/// ```
+pub fn devices() -> Result<Vec<DeviceProperties>> {
     guarded(all)
 }
 
-fn all() -> Result<Vec<CardInfo>> {
+fn all() -> Result<Vec<DeviceProperties>> {
     let driver = start()?;
-    let count = result::device::get_count().map_err(|error| refused("counting cards", error))?;
+    let count = result::device::get_count().map_err(|error| refused("counting GPUs", error))?;
     match count {
-        ..=0 => Err(no_card()),
+        ..=0 => Err(no_gpu()),
         _ => (0..count as usize).map(|ordinal| describe(ordinal, driver)).collect(),
     }
 }
 
-/// A card by its number.
+/// The properties of the GPU with this number. It is not opened.
 ///
 /// # Errors
-/// [`Error::Unsupported`] as [`super::card::Card::open`].
-pub(crate) fn info(ordinal: usize) -> Result<CardInfo> {
+/// [`Error::Unsupported`] when there is no driver, no such GPU, or one that the kernels do not run on, with what was
+/// found.
+///
+/// ```
+/// if let Ok(device) = qwen_backend_cuda::device(0) {
+///     assert_eq!(device.ordinal, 0);
+/// }
+/// ```
+pub fn device(ordinal: usize) -> Result<DeviceProperties> {
     guarded(|| Ok(find(ordinal)?.1))
 }
 
-/// Bytes of a card's memory that are free.
+/// Free bytes of the memory of the GPU with this number. Its context is opened to ask, so that the memory of a context is
+/// not among them.
 ///
 /// # Errors
-/// As [`super::card::Card::open`].
-pub(crate) fn free_bytes(ordinal: usize) -> Result<u64> {
+/// As [`crate::CudaBackend::new`].
+///
+/// ```
+/// if let Ok(free) = qwen_backend_cuda::free_bytes(0) {
+///     println!("{free} bytes are free");
+/// }
+/// ```
+pub fn free_bytes(ordinal: usize) -> Result<u64> {
     guarded(|| {
         let (device, info) = find(ordinal)?;
-        // SAFETY: the device is one that the driver named; what is retained is released below.
+        // SAFETY: the driver named the device; the context is released below.
         let context = unsafe { result::primary_ctx::retain(device) }.map_err(|error| refused(&info, error))?;
         // SAFETY: the context was just retained.
         let free = unsafe { enter(context) }.and_then(|_entered| result::mem_get_info());
@@ -61,7 +82,7 @@ pub(crate) fn free_bytes(ordinal: usize) -> Result<u64> {
     })
 }
 
-/// Make `context` that of this thread until the result is dropped.
+/// Make `context` current on this thread until the result is dropped.
 ///
 /// # Safety
 /// The context is retained for as long.
@@ -70,13 +91,13 @@ pub(super) unsafe fn enter(context: sys::CUcontext) -> std::result::Result<Enter
     unsafe { sys::cuCtxPushCurrent_v2(context) }.result()?;
     fn leave() {
         let mut left = std::ptr::null_mut();
-        // SAFETY: a context was pushed on this thread before, and what was pushed since is popped.
+        // SAFETY: the context was pushed on this thread, and every one that was pushed since has been popped.
         let _ = unsafe { sys::cuCtxPopCurrent_v2(&mut left) };
     }
     Ok(Entered::new(leave))
 }
 
-/// What `run` says, or an error where it panics: cudarc does where a function of the library is missing.
+/// The result of `run`, or an error if it panics: cudarc panics if a function of the library is missing.
 pub(super) fn guarded<T>(run: impl FnOnce() -> Result<T>) -> Result<T> {
     catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().map(String::as_str);
@@ -85,15 +106,15 @@ pub(super) fn guarded<T>(run: impl FnOnce() -> Result<T>) -> Result<T> {
     })
 }
 
-/// Start the driver: the version of CUDA that it speaks.
+/// Start the driver. Returns the version of CUDA that it supports.
 fn start() -> Result<(u32, u32)> {
-    // SAFETY: it opens the driver's library by its name, as every use of it does.
+    // SAFETY: it only opens the driver's library by name.
     if !unsafe { sys::is_culib_present() } {
         let reason = "no NVIDIA driver was found on this machine: install one, or choose another device";
         return Err(Error::unsupported("CUDA", reason));
     }
     let mut version = 0;
-    // SAFETY: it may be called before anything else, and writes one number.
+    // SAFETY: it may be called before initialisation, and writes one number.
     let known = unsafe { sys::cuDriverGetVersion(&mut version) }.result();
     known.map_err(|error| refused("the driver", error))?;
     let driver = new_enough(version)?;
@@ -101,12 +122,13 @@ fn start() -> Result<(u32, u32)> {
     Ok(driver)
 }
 
-/// The version of CUDA, major and minor, in a driver's number of it.
+/// Decode the driver's version number of CUDA, refusing one that is too old.
 fn new_enough(version: i32) -> Result<(u32, u32)> {
     let driver = ((version / 1000) as u32, (version % 1000 / 10) as u32);
     if driver < DRIVER {
         let (needed, found) = (format!("{}.{}", DRIVER.0, DRIVER.1), format!("{}.{}", driver.0, driver.1));
-        let reason = format!("it speaks CUDA {found}, {needed} is needed: install a driver of the series 530 or later");
+        let reason =
+            format!("it supports CUDA {found}, {needed} is needed: install a driver of the series 530 or later");
         return Err(Error::unsupported("this NVIDIA driver", reason));
     }
     Ok(driver)
@@ -114,21 +136,21 @@ fn new_enough(version: i32) -> Result<(u32, u32)> {
 
 fn started(initialised: std::result::Result<(), DriverError>) -> Result<()> {
     initialised.map_err(|error| match error.0 {
-        CUresult::CUDA_ERROR_NO_DEVICE => no_card(),
+        CUresult::CUDA_ERROR_NO_DEVICE => no_gpu(),
         _ => refused("the driver", error),
     })
 }
 
-fn no_card() -> Error {
-    Error::unsupported("CUDA", "the driver finds no card that this process may use")
+fn no_gpu() -> Error {
+    Error::unsupported("CUDA", "the driver finds no GPU that this process may use")
 }
 
-/// The card with this number among those there are, if the kernels run on it.
-fn chosen(cards: &[CardInfo], ordinal: usize) -> Result<&CardInfo> {
-    let Some(info) = cards.get(ordinal) else {
-        let listed: Vec<String> = cards.iter().map(ToString::to_string).collect();
+/// The GPU with this number, if it exists and the kernels run on it.
+fn chosen(devices: &[DeviceProperties], ordinal: usize) -> Result<&DeviceProperties> {
+    let Some(info) = devices.get(ordinal) else {
+        let listed: Vec<String> = devices.iter().map(ToString::to_string).collect();
         let reason = format!("there is only {}", listed.join("; "));
-        return Err(Error::unsupported(format!("CUDA card {ordinal}"), reason));
+        return Err(Error::unsupported(format!("CUDA GPU {ordinal}"), reason));
     };
     if info.compute_capability < CAPABILITY {
         let reason = format!("the kernels need compute capability {}.{} or more", CAPABILITY.0, CAPABILITY.1);
@@ -137,20 +159,20 @@ fn chosen(cards: &[CardInfo], ordinal: usize) -> Result<&CardInfo> {
     Ok(info)
 }
 
-/// The card with this number, if the kernels run on it.
-pub(super) fn find(ordinal: usize) -> Result<(sys::CUdevice, CardInfo)> {
+/// The GPU with this number, if the kernels run on it.
+pub(super) fn find(ordinal: usize) -> Result<(sys::CUdevice, DeviceProperties)> {
     let info = chosen(&all()?, ordinal)?.clone();
     let device = result::device::get(ordinal as i32).map_err(|error| refused(&info, error))?;
     Ok((device, info))
 }
 
-fn describe(ordinal: usize, driver: (u32, u32)) -> Result<CardInfo> {
+fn describe(ordinal: usize, driver: (u32, u32)) -> Result<DeviceProperties> {
     let facts = || {
         let device = result::device::get(ordinal as i32)?;
         // SAFETY: the driver named the device.
         let attribute =
             |attribute| unsafe { result::device::get_attribute(device, attribute) }.map(|value| value as u32);
-        Ok(CardInfo {
+        Ok(DeviceProperties {
             ordinal,
             name: result::device::get_name(device)?,
             compute_capability: (
@@ -164,7 +186,7 @@ fn describe(ordinal: usize, driver: (u32, u32)) -> Result<CardInfo> {
             driver,
         })
     };
-    facts().map_err(|error| refused(&format!("card {ordinal}"), error))
+    facts().map_err(|error| refused(&format!("GPU {ordinal}"), error))
 }
 
 pub(super) fn refused(what: &(impl ToString + ?Sized), error: DriverError) -> Error {
@@ -174,7 +196,7 @@ pub(super) fn refused(what: &(impl ToString + ?Sized), error: DriverError) -> Er
     Error::Device { device: what.to_string(), op: "open".into(), reason: reason_of(error) }
 }
 
-/// What the driver says of an error.
+/// The driver's description of an error.
 pub(super) fn reason_of(error: DriverError) -> String {
     let text = |text: std::result::Result<&std::ffi::CStr, DriverError>| {
         text.map_or_else(|_| String::new(), |text| text.to_string_lossy().into_owned())
@@ -189,10 +211,10 @@ pub(super) fn reason_of(error: DriverError) -> String {
 mod tests {
     use super::*;
 
-    fn card(ordinal: usize, compute_capability: (u32, u32)) -> CardInfo {
-        CardInfo {
+    fn gpu(ordinal: usize, compute_capability: (u32, u32)) -> DeviceProperties {
+        DeviceProperties {
             ordinal,
-            name: format!("card {ordinal}"),
+            name: format!("gpu {ordinal}"),
             compute_capability,
             multiprocessors: 1,
             memory: 1 << 30,
@@ -209,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn an_old_driver_is_refused_with_what_it_speaks_and_what_is_needed() {
+    fn an_old_driver_is_refused_with_its_version_and_the_one_needed() {
         assert_eq!(new_enough(12_010).unwrap(), (12, 1));
         assert_eq!(new_enough(13_020).unwrap(), (13, 2));
         let refused = refusal(new_enough(11_080));
@@ -217,29 +239,29 @@ mod tests {
     }
 
     #[test]
-    fn a_driver_without_a_card_is_refused() {
+    fn a_driver_without_a_gpu_is_refused() {
         started(Ok(())).unwrap();
-        assert!(refusal(started(Err(DriverError(CUresult::CUDA_ERROR_NO_DEVICE)))).contains("no card"));
+        assert!(refusal(started(Err(DriverError(CUresult::CUDA_ERROR_NO_DEVICE)))).contains("no GPU"));
     }
 
     #[test]
-    fn a_card_that_is_not_there_or_too_old_is_refused_with_what_there_is() {
-        let cards = [card(0, (9, 0)), card(1, (7, 0))];
-        assert_eq!(chosen(&cards, 0).unwrap(), &cards[0]);
-        let absent = refusal(chosen(&cards, 2));
-        assert!(absent.contains("CUDA card 2") && absent.contains("card 0") && absent.contains("card 1"), "{absent}");
-        let old = refusal(chosen(&cards, 1));
+    fn a_gpu_that_is_absent_or_too_old_is_refused_with_those_found() {
+        let devices = [gpu(0, (9, 0)), gpu(1, (7, 0))];
+        assert_eq!(chosen(&devices, 0).unwrap(), &devices[0]);
+        let absent = refusal(chosen(&devices, 2));
+        assert!(absent.contains("CUDA GPU 2") && absent.contains("gpu 0") && absent.contains("gpu 1"), "{absent}");
+        let old = refusal(chosen(&devices, 1));
         assert!(old.contains("compute capability 7.0") && old.contains("7.5 or more"), "{old}");
     }
 
     #[test]
-    fn a_context_that_has_no_memory_is_out_of_memory() {
-        let error = refused("card 0", DriverError(CUresult::CUDA_ERROR_OUT_OF_MEMORY));
+    fn a_context_without_memory_is_out_of_memory() {
+        let error = refused("gpu 0", DriverError(CUresult::CUDA_ERROR_OUT_OF_MEMORY));
         assert!(matches!(&error, Error::OutOfMemory { .. }) && error.to_string().contains("context"), "{error}");
     }
 
     #[test]
-    fn a_missing_function_of_the_driver_is_no_panic() {
+    fn a_missing_function_of_the_driver_is_an_error() {
         let refused = refusal(guarded(|| -> Result<()> { panic!("no cuSomething") }));
         assert!(refused.contains("cuSomething"), "{refused}");
     }

@@ -1,57 +1,57 @@
-//! A driver that runs nothing: it hands out addresses and checks what it is asked, so that the launches of models too
-//! large for any machine at hand can be looked over.
+//! A driver that runs nothing: it hands out addresses and checks every call, so that the launches of models too large
+//! for the machine at hand are tested.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::{Driver, Fault, GraphId, Launch, Outcome, host};
-use crate::card_info::CardInfo;
-use crate::gpu::taken_bytes;
+use crate::device::DeviceProperties;
 use crate::kernel::Kernel;
+use crate::sizes::taken_bytes;
 
 /// The first address that is handed out.
 const FIRST: u64 = 1 << 32;
 
-/// What was asked of a [`Recorder`] so far.
+/// The calls that a [`RecordingDriver`] has seen.
 #[derive(Debug, Default, Clone)]
-pub(crate) struct Asked {
-    /// Live memory by its address: what it is for, and its bytes.
+pub(crate) struct Calls {
+    /// Live memory by address: its name and its bytes.
     live: BTreeMap<u64, (String, usize)>,
     next: u64,
     prepared: HashSet<Kernel>,
     /// The arrays of the launches that are being captured.
     capturing: Option<Vec<(u64, usize)>>,
-    /// Those of each graph.
+    /// The arrays of each graph.
     graphs: HashMap<GraphId, Vec<(u64, usize)>>,
     next_graph: GraphId,
-    /// Whether memory may neither be taken nor given back.
+    /// Whether memory may be neither allocated nor freed.
     frozen: bool,
     /// Whether the next wait finds that the context is lost.
     lost: bool,
-    /// Calls that were made when they may not be, and cannot fail themselves.
+    /// Forbidden calls that cannot return an error.
     pub(crate) violations: Vec<String>,
-    /// Kernels that were launched by name, in order, those of a capture included.
+    /// Launched kernels in order, including those of a capture.
     pub(crate) launched: Vec<Kernel>,
     pub(crate) graphs_launched: usize,
 }
 
-impl Asked {
-    /// Bytes of a card's memory that live arrays take.
+impl Calls {
+    /// Bytes of a GPU's memory that live arrays take.
     pub(crate) fn live_bytes(&self) -> u64 {
         self.live.values().map(|(_, bytes)| taken_bytes(*bytes)).sum()
     }
 }
 
-/// The driver. Clones are one.
+/// The driver. Clones share their state.
 #[derive(Debug, Clone)]
-pub(crate) struct Recorder {
-    info: CardInfo,
-    asked: Arc<Mutex<Asked>>,
+pub(crate) struct RecordingDriver {
+    info: DeviceProperties,
+    calls: Arc<Mutex<Calls>>,
 }
 
-impl Recorder {
-    /// A card of this compute capability, with as much memory as one likes.
+impl RecordingDriver {
+    /// A GPU of this compute capability, with unlimited memory.
     pub(crate) fn new(compute_capability: (u32, u32)) -> Self {
         let max_shared_bytes = match compute_capability {
             (7, 5) => 64 << 10,
@@ -59,7 +59,7 @@ impl Recorder {
             (9, 0) => 227 << 10,
             _ => 99 << 10,
         };
-        let info = CardInfo {
+        let info = DeviceProperties {
             ordinal: 0,
             name: "recorder".into(),
             compute_capability,
@@ -68,27 +68,27 @@ impl Recorder {
             max_shared_bytes,
             driver: (12, 1),
         };
-        let asked = Asked { next: FIRST, ..Asked::default() };
-        Recorder { info, asked: Arc::new(Mutex::new(asked)) }
+        let calls = Calls { next: FIRST, ..Calls::default() };
+        RecordingDriver { info, calls: Arc::new(Mutex::new(calls)) }
     }
 
-    /// What was asked so far.
-    pub(crate) fn asked(&self) -> Asked {
+    /// The calls so far.
+    pub(crate) fn calls(&self) -> Calls {
         self.lock().clone()
     }
 
-    /// From now on memory may neither be taken nor given back, or may again.
+    /// From now on memory may be neither allocated nor freed, or may be again.
     pub(crate) fn freeze(&self, frozen: bool) {
         self.lock().frozen = frozen;
     }
 
-    /// The next wait finds that a kernel has faulted.
+    /// The next wait reports that a kernel has faulted.
     pub(crate) fn lose(&self) {
         self.lock().lost = true;
     }
 
-    fn lock(&self) -> MutexGuard<'_, Asked> {
-        self.asked.lock().unwrap()
+    fn lock(&self) -> MutexGuard<'_, Calls> {
+        self.calls.lock().unwrap()
     }
 
     fn outside_of_capture(&self, what: &str) -> Outcome<()> {
@@ -99,8 +99,8 @@ impl Recorder {
     }
 
     fn within(&self, what: &str, address: u64, bytes: usize) -> Outcome<()> {
-        let asked = self.lock();
-        let array = asked.live.range(..=address).next_back();
+        let calls = self.lock();
+        let array = calls.live.range(..=address).next_back();
         match array {
             Some((start, (_, held))) if address + bytes as u64 <= start + *held as u64 => Ok(()),
             _ => Err(Fault::Refused(format!("{what} of {bytes} bytes at {address:#x}, which are not all taken"))),
@@ -108,8 +108,8 @@ impl Recorder {
     }
 
     fn check(&self, launch: &Launch) -> std::result::Result<(), String> {
-        let Launch { kernel, grid: [x, y, z], params, touched } = launch;
-        if *x >= 1 << 31 || *y > 65_535 || *z > 65_535 || x * y.min(&1) * z.min(&1) == 0 {
+        let Launch { kernel, grid: [x, y, z], params, accessed } = launch;
+        if *x >= 1 << 31 || *y > 65_535 || *z > 65_535 || [x, y, z].contains(&&0) {
             return Err(format!("a grid of {x} x {y} x {z}"));
         }
         if kernel.threads() > 1024 || !kernel.threads().is_multiple_of(32) {
@@ -121,30 +121,30 @@ impl Recorder {
         if kernel.needs_tensor_cores() && !self.info.has_tensor_cores() {
             return Err("there are no such tensor cores".into());
         }
-        let asked = self.lock();
-        if !asked.prepared.contains(kernel) {
+        let calls = self.lock();
+        if !calls.prepared.contains(kernel) {
             return Err("it was never prepared".into());
         }
-        for touched in touched {
-            match asked.live.get(&touched.array.address) {
-                Some((_, bytes)) if *bytes >= touched.bytes => {}
+        for access in accessed {
+            match calls.live.get(&access.array.address) {
+                Some((_, bytes)) if *bytes >= access.bytes => {}
                 Some((what, bytes)) => {
-                    return Err(format!("`{}`: {} bytes of {what}, which has {bytes}", touched.name, touched.bytes));
+                    return Err(format!("`{}`: {} bytes of {what}, which has {bytes}", access.name, access.bytes));
                 }
-                None => return Err(format!("`{}` is not alive", touched.name)),
+                None => return Err(format!("`{}` is not alive", access.name)),
             }
         }
         for (field, address) in params.addresses(kernel.fields()) {
-            if address != 0 && !touched.iter().any(|touched| touched.array.address == address) {
-                return Err(format!("`{field}` is no array that the launch keeps"));
+            if address != 0 && !accessed.iter().any(|access| access.array.address == address) {
+                return Err(format!("`{field}` is not an array that the launch keeps"));
             }
         }
         Ok(())
     }
 }
 
-impl Driver for Recorder {
-    fn info(&self) -> &CardInfo {
+impl Driver for RecordingDriver {
+    fn info(&self) -> &DeviceProperties {
         &self.info
     }
 
@@ -154,25 +154,25 @@ impl Driver for Recorder {
 
     fn alloc(&self, what: &str, bytes: usize) -> Outcome<u64> {
         self.outside_of_capture("memory was taken")?;
-        let mut asked = self.lock();
-        if asked.frozen {
+        let mut calls = self.lock();
+        if calls.frozen {
             return Err(Fault::Refused(format!("{bytes} bytes for {what} were taken within a step")));
         }
-        if asked.live_bytes() + bytes as u64 > self.info.memory {
+        if calls.live_bytes().saturating_add(bytes as u64) > self.info.memory {
             return Err(Fault::OutOfMemory);
         }
-        let address = asked.next;
+        let address = calls.next;
         // A gap, so that what runs over the end is in nothing.
-        asked.next += (bytes as u64 + 256).next_multiple_of(256);
-        asked.live.insert(address, (what.into(), bytes));
+        calls.next += (bytes as u64 + 256).next_multiple_of(256);
+        calls.live.insert(address, (what.into(), bytes));
         Ok(address)
     }
 
     unsafe fn free(&self, address: u64) {
-        let mut asked = self.lock();
-        let known = asked.live.remove(&address).is_some();
-        if asked.frozen || asked.capturing.is_some() || !known {
-            asked.violations.push(format!("memory at {address:#x} was given back, known: {known}"));
+        let mut calls = self.lock();
+        let known = calls.live.remove(&address).is_some();
+        if calls.frozen || calls.capturing.is_some() || !known {
+            calls.violations.push(format!("memory at {address:#x} was given back, known: {known}"));
         }
     }
 
@@ -181,12 +181,12 @@ impl Driver for Recorder {
         if self.lock().frozen {
             return Err(Fault::Refused(format!("{bytes} bytes were pinned within a step")));
         }
-        host::take(bytes)
+        host::alloc(bytes)
     }
 
     unsafe fn unpin(&self, start: NonNull<u8>, bytes: usize) {
         // SAFETY: as the caller says.
-        unsafe { host::give(start, bytes) }
+        unsafe { host::free(start, bytes) }
     }
 
     unsafe fn zero(&self, to: u64, bytes: usize) -> Outcome<()> {
@@ -214,10 +214,10 @@ impl Driver for Recorder {
 
     unsafe fn launch(&self, launch: &Launch) -> Outcome<()> {
         self.check(launch).map_err(|reason| Fault::Refused(format!("{}: {reason}", launch.kernel)))?;
-        let mut asked = self.lock();
-        asked.launched.push(launch.kernel);
-        if let Some(captured) = &mut asked.capturing {
-            captured.extend(launch.touched.iter().map(|touched| (touched.array.address, touched.bytes)));
+        let mut calls = self.lock();
+        calls.launched.push(launch.kernel);
+        if let Some(captured) = &mut calls.capturing {
+            captured.extend(launch.accessed.iter().map(|access| (access.array.address, access.bytes)));
         }
         Ok(())
     }
@@ -229,24 +229,24 @@ impl Driver for Recorder {
     }
 
     fn end_capture(&self) -> Outcome<GraphId> {
-        let mut asked = self.lock();
-        let Some(captured) = asked.capturing.take() else {
+        let mut calls = self.lock();
+        let Some(captured) = calls.capturing.take() else {
             return Err(Fault::Refused("no capture had begun".into()));
         };
-        let id = asked.next_graph;
-        asked.next_graph += 1;
-        asked.graphs.insert(id, captured);
+        let id = calls.next_graph;
+        calls.next_graph += 1;
+        calls.graphs.insert(id, captured);
         Ok(id)
     }
 
     unsafe fn launch_graph(&self, graph: GraphId) -> Outcome<()> {
         self.outside_of_capture("a graph was launched")?;
-        let mut asked = self.lock();
-        asked.graphs_launched += 1;
-        let Some(arrays) = asked.graphs.get(&graph) else {
+        let mut calls = self.lock();
+        calls.graphs_launched += 1;
+        let Some(arrays) = calls.graphs.get(&graph) else {
             return Err(Fault::Refused(format!("there is no graph {graph}")));
         };
-        let alive = |(start, bytes): &(u64, usize)| asked.live.get(start).is_some_and(|(_, held)| held >= bytes);
+        let alive = |(start, bytes): &(u64, usize)| calls.live.get(start).is_some_and(|(_, held)| held >= bytes);
         match arrays.iter().all(alive) {
             true => Ok(()),
             false => Err(Fault::Refused(format!("graph {graph} has arrays that were given back"))),

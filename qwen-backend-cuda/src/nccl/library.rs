@@ -1,4 +1,4 @@
-//! The functions of NCCL that sums and hand-overs need, from its library, which is looked for when a group is made.
+//! The functions of NCCL that collectives need, from its library, which is opened when a group is made.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::sync::OnceLock;
@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 use libloading::Library;
 use qwen_core::{Error, Result};
 
-/// Bytes of the id that the ranks of a group share.
+/// Bytes of the identifier that the ranks of a group share.
 pub(super) const ID_BYTES: usize = 128;
 
 /// `ncclFloat32` and `ncclSum`.
@@ -21,7 +21,7 @@ pub(super) struct UniqueId(pub(super) [u8; ID_BYTES]);
 #[derive(Clone, Copy)]
 pub(super) struct Comm(pub(super) *mut c_void);
 
-// SAFETY: a handle, which any thread may hand to the library.
+// SAFETY: a handle, which any thread may pass to the library.
 unsafe impl Send for Comm {}
 // SAFETY: as above.
 unsafe impl Sync for Comm {}
@@ -31,14 +31,14 @@ type ReceiveFrom = unsafe extern "C" fn(*mut c_void, usize, c_int, c_int, *mut c
 type AllReduce =
     unsafe extern "C" fn(*const c_void, *mut c_void, usize, c_int, c_int, *mut c_void, *mut c_void) -> c_int;
 
-/// What ranks do with values.
+/// A collective operation of the ranks on f32 values, in place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Deed {
-    /// Sum them, on all ranks.
-    Sum,
-    /// Give them to a rank.
+pub(crate) enum CollectiveOp {
+    /// Replace the values by their sum over all ranks.
+    AllReduce,
+    /// Send the values to a rank.
     Send(usize),
-    /// Take them from a rank.
+    /// Receive the values from a rank.
     Receive(usize),
 }
 
@@ -51,7 +51,7 @@ pub(super) struct Nccl {
     pub(super) send: SendTo,
     pub(super) recv: ReceiveFrom,
     pub(super) get_error_string: unsafe extern "C" fn(c_int) -> *const c_char,
-    /// Keeps the functions there.
+    /// Keeps the functions loaded.
     pub(super) _library: Option<Library>,
 }
 
@@ -80,10 +80,10 @@ impl Nccl {
         }
     }
 
-    /// A new id.
+    /// A new identifier.
     pub(super) fn unique_id(&self) -> std::result::Result<UniqueId, String> {
         let mut id = UniqueId([0; ID_BYTES]);
-        // SAFETY: it writes an id.
+        // SAFETY: it writes an identifier.
         let code = unsafe { (self.get_unique_id)(&mut id) };
         self.check("ncclGetUniqueId", code).map(|()| id)
     }
@@ -91,7 +91,7 @@ impl Nccl {
     /// Join the group of `id`. Waits for the other ranks.
     ///
     /// # Safety
-    /// The card's context is that of this thread.
+    /// The GPU's context is current on this thread.
     pub(super) unsafe fn join(&self, id: UniqueId, rank: usize, ranks: usize) -> std::result::Result<Comm, String> {
         let mut comm = std::ptr::null_mut();
         // SAFETY: as the caller says; it writes a communicator.
@@ -99,14 +99,14 @@ impl Nccl {
         self.check("ncclCommInitRank", code).map(|()| Comm(comm))
     }
 
-    /// Queue what the ranks do with `len` values, in place.
+    /// Queue a collective operation on `len` values.
     ///
     /// # Safety
-    /// The card's context is that of this thread; `values` lie on the card and stay, `stream` is one of it, and `comm` a
-    /// communicator that was not aborted.
-    pub(super) unsafe fn exchange(
+    /// The GPU's context is current on this thread; `values` lie on the GPU and stay alive until the operation has run,
+    /// `stream` is a stream of the GPU, and `comm` a communicator that was not aborted.
+    pub(super) unsafe fn queue(
         &self,
-        deed: Deed,
+        op: CollectiveOp,
         values: *mut c_void,
         len: usize,
         comm: Comm,
@@ -114,30 +114,30 @@ impl Nccl {
     ) -> std::result::Result<(), String> {
         // SAFETY: as the caller says.
         unsafe {
-            match deed {
-                Deed::Sum => {
+            match op {
+                CollectiveOp::AllReduce => {
                     self.check("ncclAllReduce", (self.all_reduce)(values, values, len, FLOAT32, SUM, comm.0, stream))
                 }
-                Deed::Send(to) => {
+                CollectiveOp::Send(to) => {
                     self.check("ncclSend", (self.send)(values, len, FLOAT32, to as c_int, comm.0, stream))
                 }
-                Deed::Receive(from) => {
+                CollectiveOp::Receive(from) => {
                     self.check("ncclRecv", (self.recv)(values, len, FLOAT32, from as c_int, comm.0, stream))
                 }
             }
         }
     }
 
-    /// What NCCL says of a result other than success.
+    /// Turn a result other than success into NCCL's description of it.
     fn check(&self, op: &str, code: c_int) -> std::result::Result<(), String> {
         if code == 0 {
             return Ok(());
         }
-        // SAFETY: it gives a text that stays, for every number.
+        // SAFETY: it returns a static text for every code.
         let text = unsafe { (self.get_error_string)(code) };
         let text = match text.is_null() {
             true => format!("error {code}"),
-            // SAFETY: a text of the library, ended by a zero.
+            // SAFETY: a text of the library that ends with a zero.
             false => unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned(),
         };
         Err(format!("{op}: {text}"))

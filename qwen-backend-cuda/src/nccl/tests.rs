@@ -1,5 +1,5 @@
-//! Groups over a stand-in for NCCL that sums on the host, for ranks that are threads on emulated cards: what is shown is
-//! how ranks join, sum, and come away from each other.
+//! Groups over a stand-in for NCCL that sums on the host, with ranks as threads on emulated GPUs: how ranks join, sum, and
+//! leave when one is lost.
 
 use std::collections::HashMap;
 use std::ffi::{c_char, c_int};
@@ -9,8 +9,8 @@ use std::thread;
 
 use qwen_conformance::model::{GEOMETRIES, Geometry, RandomModel};
 use qwen_core::Precision;
-use qwen_core::backend::{AllReduce, Interrupt};
-use qwen_core::batch::{Batch, Damage, Limits, SequenceStep, StepOutput, WantLogits};
+use qwen_core::backend::{AllReduce, Backend, Interrupt};
+use qwen_core::batch::{Batch, Limits, SequenceStep, StepOutput, WantLogits};
 use qwen_core::kv::BlockId;
 use qwen_core::model::Model;
 use qwen_core::model::spec::ModelSpec;
@@ -19,9 +19,10 @@ use qwen_core::rope::Rope;
 use qwen_core::runner::{ModelRunner, Runner};
 
 use super::*;
-use crate::CudaOptions;
-use crate::driver::emulated::Emulated;
-use crate::emulator::{EmulatedCard, Kernels};
+use crate::backend::CudaBackend;
+use crate::driver::emulated::{Emulated, EmulatedGpu};
+use crate::driver::library::Kernels;
+use crate::options::CudaOptions;
 
 /// A group of the stand-in.
 #[derive(Default)]
@@ -34,13 +35,13 @@ struct Group {
 struct State {
     joined: usize,
     ranks: usize,
-    /// What the ranks have brought to the sum that is being made, and how many have.
+    /// The current sum, and how many ranks have contributed to it.
     sum: Vec<f32>,
     brought: usize,
-    /// Sums that are made, and the last of them.
+    /// Sums that are complete, and the last of them.
     made: usize,
     last: Vec<f32>,
-    /// What is on its way, by sender and receiver.
+    /// Values that were sent and not received, by sender and receiver.
     sent: HashMap<(c_int, c_int), Vec<Vec<f32>>>,
     aborted: Vec<c_int>,
 }
@@ -65,7 +66,7 @@ unsafe extern "C" fn comm_init_rank(comm: *mut *mut c_void, ranks: c_int, id: Un
     state.ranks = ranks as usize;
     state.joined += 1;
     group.changed.notify_all();
-    // As NCCL: for ever, where a rank does not come.
+    // As NCCL, wait for ever if a rank does not join.
     state = group.changed.wait_while(state, |state| state.joined < state.ranks).unwrap();
     drop(state);
     // SAFETY: the caller gives room for a communicator.
@@ -90,7 +91,7 @@ unsafe extern "C" fn all_reduce(
     comm: *mut c_void,
     _: *mut c_void,
 ) -> c_int {
-    // SAFETY: made above; the emulated card's memory is the host's, and has so many values.
+    // SAFETY: made above; the emulated GPU's memory is the host's, and holds `len` values.
     let (Member { group, rank }, values, to) = unsafe {
         let (from, to) = (from.cast::<f32>(), to.cast::<f32>());
         (&*comm.cast::<Member>(), std::slice::from_raw_parts(from, len).to_vec(), to)
@@ -122,7 +123,7 @@ unsafe extern "C" fn send(
     comm: *mut c_void,
     _: *mut c_void,
 ) -> c_int {
-    // SAFETY: made above; the emulated card's memory is the host's, and has so many values.
+    // SAFETY: made above; the emulated GPU's memory is the host's, and holds `len` values.
     let (Member { group, rank }, values) =
         unsafe { (&*comm.cast::<Member>(), std::slice::from_raw_parts(from.cast::<f32>(), len).to_vec()) };
     lock(&group.state).sent.entry((*rank, to)).or_default().push(values);
@@ -159,7 +160,7 @@ const TABLE: Nccl =
 
 static STAND_IN: Nccl = TABLE;
 
-/// A group whose sums are asked for and never made.
+/// A group whose sums are accepted and never computed.
 pub(crate) fn silent_group(backend: &CudaBackend) -> NcclGroup {
     unsafe extern "C" fn ask(
         _: *const c_void,
@@ -179,12 +180,12 @@ pub(crate) fn silent_group(backend: &CudaBackend) -> NcclGroup {
     NcclGroup::of(&SILENT, Comm(std::ptr::null_mut()), backend.driver())
 }
 
-/// Let so many ranks do as `body` says, each on a thread and a card of its own. None without kernels to emulate.
+/// Run `body` for `count` ranks, each on a thread and an emulated GPU of its own. `None` without a compiler.
 fn over_ranks<T: Send>(count: usize, body: impl Fn(CudaBackend, Ranks) -> T + Sync) -> Option<Vec<T>> {
     let kernels = Kernels::for_tests()?;
     let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).unwrap().port();
     let run = |rank| {
-        let driver = Arc::new(Emulated::new(EmulatedCard::new(&kernels)));
+        let driver = Arc::new(Emulated::new(EmulatedGpu::new(&kernels)));
         let ranks = Ranks::new(rank, count).unwrap().at("127.0.0.1", port);
         body(CudaBackend::on(driver, &CudaOptions::new().precision(Precision::Exact)), ranks)
     };
@@ -194,7 +195,12 @@ fn over_ranks<T: Send>(count: usize, body: impl Fn(CudaBackend, Ranks) -> T + Sy
     })
 }
 
-/// The same with two ranks that are connected.
+/// Join the ranks of `transport` by the stand-in.
+fn join(backend: &CudaBackend, transport: &Transport) -> Result<NcclGroup> {
+    NcclGroup::join_by(&STAND_IN, backend.driver(), "a GPU", transport)
+}
+
+/// Run `body` for two ranks that are connected.
 fn two_ranks<T: Send>(body: impl Fn(CudaBackend, Transport) -> T + Sync) -> Option<[T; 2]> {
     let connect = |ranks: Ranks| ranks.rendezvous(&[("model", "none".into())]).unwrap();
     over_ranks(2, |backend, ranks| body(backend, connect(ranks)))?.try_into().ok()
@@ -231,8 +237,8 @@ fn answer(runner: &mut dyn Runner) -> Result<Vec<u32>> {
         batch.push(SequenceStep { input_ids, num_computed_tokens, block_table: &blocks, logits })?;
         let mut output = StepOutput::default();
         runner.execute(&batch, &mut output, &Interrupt::default())?;
-        if let Some(Damage { place, .. }) = output.damage.pop() {
-            return Err(Error::NonFinite { sequence: 0, place });
+        if let Some(damage) = output.damage.first() {
+            return Err(Error::NonFinite { place: damage.place.clone(), sequence: damage.seq as u64 });
         }
         bits.extend(output.logits.iter().map(|logit| logit.to_bits()));
     }
@@ -245,7 +251,7 @@ fn by_layers(model: &RandomModel) -> Option<Result<Vec<u32>>> {
         let ranks = ranks.pipeline_parallel();
         let spec = ranks.part(&model.config)?;
         let transport = Arc::new(ranks.rendezvous(&[("model", "random".into())])?);
-        let group = NcclGroup::join_by(&STAND_IN, &backend, &*transport)?;
+        let group = join(&backend, &transport)?;
         let runner = load(backend, spec, model).with_neighbours(Arc::new(group));
         match transport.rank() {
             0 => answer(&mut DistributedRunner::new(runner, transport)),
@@ -256,11 +262,11 @@ fn by_layers(model: &RandomModel) -> Option<Result<Vec<u32>>> {
 }
 
 #[test]
-fn stages_hand_activations_from_card_to_card() {
+fn stages_send_activations_from_gpu_to_gpu() {
     let model = model();
     let Some(staged) = by_layers(&model) else { return };
     let kernels = Kernels::for_tests().unwrap();
-    let whole = Emulated::new(EmulatedCard::new(&kernels));
+    let whole = Emulated::new(EmulatedGpu::new(&kernels));
     let whole = CudaBackend::on(Arc::new(whole), &CudaOptions::new().precision(Precision::Exact));
     assert_eq!(staged.unwrap(), answer(&mut load(whole, ModelSpec::new(&model.config), &model)).unwrap());
 }
@@ -285,32 +291,32 @@ fn stages_find_where_a_value_first_was_not_finite() {
 }
 
 #[test]
-fn ranks_sum_on_their_cards_and_on_the_host() {
+fn ranks_sum_on_their_gpus_and_on_the_host() {
     let sums = two_ranks(|mut backend, transport| {
-        let group = NcclGroup::join_by(&STAND_IN, &backend, &transport).unwrap();
+        let group = join(&backend, &transport).unwrap();
         let own = 10.0 * transport.rank() as f32;
         let mut x = backend.alloc(3).unwrap();
         backend.write(&mut x, &[own, own + 1.0, own + 2.0]).unwrap();
         backend.all_reduce(AllReduce { x: &mut x, len: 3, group: &group }).unwrap();
-        let mut on_card = [0.0; 3];
-        backend.read(&x, &mut on_card).unwrap();
+        let mut on_gpu = [0.0; 3];
+        backend.read(&x, &mut on_gpu).unwrap();
         let mut on_host = [own; 2];
         group.all_reduce(&mut on_host).unwrap();
-        // Nobody goes before the other has its sums.
+        // No rank leaves before the other has its sums.
         transport.all_reduce_min(0).unwrap();
-        (on_card, on_host)
+        (on_gpu, on_host)
     });
-    for (on_card, on_host) in sums.into_iter().flatten() {
-        assert_eq!((on_card, on_host), ([10.0, 12.0, 14.0], [10.0, 10.0]));
+    for (on_gpu, on_host) in sums.into_iter().flatten() {
+        assert_eq!((on_gpu, on_host), ([10.0, 12.0, 14.0], [10.0, 10.0]));
     }
 }
 
 #[test]
-fn a_rank_that_does_not_join_keeps_nobody_waiting() {
+fn a_rank_that_does_not_join_leaves_no_rank_waiting() {
     let Some([joining, _]) = two_ranks(|backend, transport| match transport.rank() {
-        0 => NcclGroup::join_by(&STAND_IN, &backend, &transport).map(drop),
+        0 => join(&backend, &transport).map(drop),
         _ => {
-            // As far as one that then runs out of memory.
+            // As a rank that runs out of memory here.
             transport.all_reduce_min(0)?;
             transport.broadcast(&mut Vec::new())
         }
@@ -323,11 +329,11 @@ fn a_rank_that_does_not_join_keeps_nobody_waiting() {
 #[test]
 fn a_rank_that_is_lost_ends_the_sums_of_the_others() {
     let Some([summing, _]) = two_ranks(|backend, transport| {
-        let group = NcclGroup::join_by(&STAND_IN, &backend, &transport)?;
-        // Both are in it.
+        let group = join(&backend, &transport)?;
+        // Both have joined.
         transport.all_reduce_min(0)?;
         match transport.rank() {
-            // The first sum waits for the other rank until that is gone; what it gives is worth nothing.
+            // The first sum waits for the other rank until it is lost; its values are undefined.
             0 => group.all_reduce(&mut [1.0]).and_then(|()| group.all_reduce(&mut [1.0])),
             _ => Ok(()),
         }

@@ -1,4 +1,4 @@
-//! What the tests run on: the kernels on the processor.
+//! The emulated GPUs that the tests run on.
 
 #![allow(dead_code, reason = "each test uses a part")]
 
@@ -9,14 +9,14 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use qwen_backend_cuda::ceilings::CeilingMeter;
-use qwen_backend_cuda::emulator::{EmulatedCard, Kernels};
+use qwen_backend_cuda::emulator::{EmulatedGpu, Kernels};
 use qwen_backend_cuda::{CudaBackend, CudaOptions};
 use qwen_conformance::{Outcome, Suite, cases};
 use qwen_core::{Error, Precision, Result};
 
 use sizes::CHECKS;
 
-/// A card without tensor cores for bf16, and one with them.
+/// Compute capabilities without tensor cores for bf16, and with them.
 pub(crate) const TURING: (u32, u32) = (7, 5);
 pub(crate) const HOPPER: (u32, u32) = (9, 0);
 
@@ -30,18 +30,18 @@ pub(crate) fn kernels() -> Result<&'static Kernels> {
     })
 }
 
-/// An emulated card.
-fn card(capability: (u32, u32), reverse: bool) -> Result<EmulatedCard> {
-    Ok(EmulatedCard::new(kernels()?).compute_capability(capability.0, capability.1).reverse(reverse))
+/// An emulated GPU.
+fn gpu(capability: (u32, u32), reverse: bool) -> Result<EmulatedGpu> {
+    Ok(EmulatedGpu::new(kernels()?).compute_capability(capability.0, capability.1).reverse(reverse))
 }
 
-/// A backend on an emulated card.
+/// A backend on an emulated GPU.
 pub(crate) fn backend(capability: (u32, u32), precision: Precision, reverse: bool) -> Result<CudaBackend> {
-    CudaBackend::new(CudaOptions::new().emulated(card(capability, reverse)?).precision(precision))
+    CudaBackend::new(CudaOptions::new().emulated(gpu(capability, reverse)?).precision(precision))
 }
 
-/// Cards and precisions that take different kernels.
-pub(crate) const CARDS: [((u32, u32), Precision); 3] =
+/// GPUs and precisions that use different kernels.
+pub(crate) const GPUS: [((u32, u32), Precision); 3] =
     [(TURING, Precision::Exact), (TURING, Precision::Fast), (HOPPER, Precision::Fast)];
 
 /// Cases of the suite that, beside the checks of sizes, reach every kernel in little time.
@@ -59,7 +59,7 @@ const CASES: [&str; 11] = [
     "kv/copy_blocks",
 ];
 
-/// Something that runs kernels and looks at what they wrote.
+/// Something that runs kernels and checks what they wrote.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Probe {
     Case(&'static str),
@@ -74,9 +74,9 @@ impl Probe {
         CASES.into_iter().map(Probe::Case).chain([Probe::Ceilings]).chain(checks)
     }
 
-    /// What it finds wrong on one of [`CARDS`].
-    pub(crate) fn run(self, card: usize, reverse: bool) -> Result<(), String> {
-        let (capability, precision) = CARDS[card];
+    /// Run it on one of [`GPUS`]. The error is what it found wrong.
+    pub(crate) fn run(self, gpu: usize, reverse: bool) -> Result<(), String> {
+        let (capability, precision) = GPUS[gpu];
         let make = move || backend(capability, precision, reverse);
         match self {
             Probe::Case(name) => {
@@ -93,8 +93,8 @@ impl Probe {
     }
 }
 
-/// The figures mean nothing here: the kernels run.
+/// The figures mean nothing on the emulator, but the kernels run.
 fn ceilings(capability: (u32, u32), reverse: bool) -> Result<()> {
-    let options = CudaOptions::new().emulated(card(capability, reverse)?);
+    let options = CudaOptions::new().emulated(gpu(capability, reverse)?);
     CeilingMeter::new(&options)?.measure(Duration::from_micros(1)).map(drop)
 }

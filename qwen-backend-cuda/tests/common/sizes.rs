@@ -14,7 +14,7 @@ use qwen_core::backend::{KvSpec, PagedAttention, StepInputs, StoreKv};
 use qwen_core::reference::Reference;
 use qwen_core::{Backend, Encoding, Precision};
 
-/// An operation and what has to hold of it: what is wrong, if something is.
+/// Run operations and compare their results. The error is what is wrong.
 pub(crate) type Check = fn(&mut CudaBackend) -> Result<(), String>;
 
 /// All of them by name.
@@ -42,7 +42,7 @@ fn near(b: &mut CudaBackend, op: &impl Op) -> Result<Vec<Values>, String> {
     Ok(got)
 }
 
-/// For each kernel of few tokens, all that becomes of the sums.
+/// Each kernel of few tokens with every epilogue.
 fn products_of_few(b: &mut CudaBackend) -> Result<(), String> {
     let form = Form::Own;
     for encoding in [Encoding::F32, Encoding::Bf16, Encoding::F16] {

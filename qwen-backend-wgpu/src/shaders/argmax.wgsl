@@ -1,5 +1,5 @@
-// The index of a row's largest value, the lowest one among equals, or 0xffffffff where one is not finite. One
-// workgroup a row.
+// The index of a row's largest value, the lowest one among equals, or 0xffffffff if a value is not finite. One workgroup a
+// row.
 
 struct Params {
     width: u32,
@@ -18,8 +18,8 @@ const NON_FINITE: u32 = 0xffffffffu;
 var<workgroup> best_key: array<u32, WIDTH>;
 var<workgroup> best_index: array<u32, WIDTH>;
 
-// Orders like the value, as an integer: comparisons of floats may assume that there are no infinities. Greater than
-// all keys of finite values for what is not finite. Both zeros are one.
+// An integer with the order of the values, since comparisons of floats may assume that there are no infinities. Values that
+// are not finite have the greatest key; both zeros have the same.
 fn key(value: f32) -> u32 {
     let bits = bitcast<u32>(value);
     if (bits & 0x7f800000u) == 0x7f800000u {

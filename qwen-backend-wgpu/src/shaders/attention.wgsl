@@ -1,9 +1,9 @@
 // Causal attention over the paged store, for a tile of ROWS query rows that share a K/V head.
 //
-// A row is a token's query head. Positions are taken in spans of SPAN, each reduced alone: a thread has a position's
-// scores for all rows, then a pair of value channels for all rows: four rows lie in a vector, so that one read of
-// workgroup memory serves four sums. With SPLIT a workgroup takes one span and leaves a
-// record for attention_merge (few rows, long contexts); without it takes all spans in order. Bits are the same.
+// A row is a token's query head. Positions are taken in partitions of PARTITION, each reduced on its own: a thread computes
+// one position's scores for all rows, then a pair of value channels for all rows. Four rows lie in a vector, so that one
+// read of workgroup memory serves four sums. With SPLIT a workgroup takes one partition and writes a partial result for
+// attention_merge (few rows, long contexts); without it a workgroup takes all partitions in order. The bits are the same.
 
 struct Params {
     num_tokens: u32,
@@ -17,14 +17,14 @@ struct Params {
     first_head: u32,
     // 1 / sqrt(head_dim)
     scale: f32,
-    // Spans that a query head's records have room for.
-    max_spans: u32,
+    // Partitions that a query head's partial results have room for.
+    num_partitions: u32,
     // Tokens before this piece of the batch, whose tokens are counted from 0 here.
     first_token: u32,
 }
 
-// A thread for each position of a span.
-const WIDTH: u32 = SPAN;
+// A thread for each position of a partition.
+const WIDTH: u32 = PARTITION;
 // Vectors of four rows.
 const QUADS: u32 = ROWS / 4u;
 const HEAD_DIM: u32 = 2u * HALF_DIM;
@@ -48,19 +48,19 @@ const PARTS: u32 = WIDTH / HALF_DIM;
 //#else
 @group(0) @binding(6) var<storage, read> values: array<vec2<f32>>;
 //#endif
-// Records of spans with SPLIT, else rows of all query heads.
+// With SPLIT partial results of partitions, else rows of all query heads.
 @group(0) @binding(7) var<storage, read_write> out: array<f32>;
 
 // [channel][row]: queries, the channels in the order of the keys.
 var<workgroup> queries: array<vec4<f32>, QUADS * HEAD_DIM>;
-// [position][row]: scores, then weights. Not in vectors: a thread writes one row's, and such a write may touch the whole
-// vector.
-var<workgroup> scores: array<f32, ROWS * SPAN>;
-var<workgroup> slots: array<u32, SPAN>;
+// [position][row]: scores, then weights. Not in vectors: a thread writes the value of one row, and such a write may touch
+// the whole vector.
+var<workgroup> scores: array<f32, ROWS * PARTITION>;
+var<workgroup> slots: array<u32, PARTITION>;
 var<workgroup> reduced: array<f32, WIDTH>;
-// [part][row][pair] of all parts but the first.
+// [part][row][pair] of all parts except the first.
 var<workgroup> parts: array<vec2<f32>, max(1u, (PARTS - 1u) * ROWS * HALF_DIM)>;
-// Of each row: where it comes from, how many positions it sees, and the state of its sum.
+// Of each row: its token, head and sequence, how many positions it sees, and the state of its sum.
 var<workgroup> row_token: array<u32, ROWS>;
 var<workgroup> row_head: array<u32, ROWS>;
 var<workgroup> row_seq: array<u32, ROWS>;
@@ -89,6 +89,12 @@ fn key_pairs(head: u32, slot: u32, four: u32) -> Four {
     let at = ((head * params.num_slots + slot) * HALF_DIM) / 2u + 2u * four;
     return Four(keys[at], keys[at + 1u]);
     //#endif
+}
+
+// Positions of a sequence: never more than its block table has room for, whatever the array holds. Lengths and sums bound
+// the loops below, and a kernel of this step may have written them.
+fn context_of(seq: u32) -> u32 {
+    return min(context_lens[seq], params.max_blocks_per_seq * params.block_size);
 }
 
 // What channel `channel` of a key adds to the scores of all rows.
@@ -136,7 +142,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         let seq = sequence_of(params.first_token + token);
         var visible = 0u;
         if exists && seq < params.num_seqs {
-            visible = context_lens[seq] + params.first_token + token + 1u - cu_seqlens_q[seq + 1u];
+            visible = context_of(seq) + params.first_token + token + 1u - cu_seqlens_q[seq + 1u];
         }
         row_token[local] = select(0u, token, exists);
         row_head[local] = select(0u, first_head + h, exists);
@@ -167,20 +173,21 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let part = local / HALF_DIM;
     var attended: array<vec2<f32>, ROWS>;
 
-    // A tile may reach over the end of a sequence: then each sequence takes its turn.
+    // A tile may reach over the end of a sequence: then its sequences are treated one after the other.
     let seqs = min(sequence_of(params.first_token + last_token) + 1u, params.num_seqs);
     for (var seq = sequence_of(params.first_token + first_token); seq < seqs; seq++) {
         let last = min(params.first_token + last_token + 1u, cu_seqlens_q[seq + 1u]);
-        let end = context_lens[seq] + last - cu_seqlens_q[seq + 1u];
+        let context = context_of(seq);
+        let end = min(context + last - cu_seqlens_q[seq + 1u], context);
         let visible = select(0u, row_visible[row], row_seq[row] == seq);
         //#if SPLIT
-        let first_span = group.z * SPAN;
-        let spans_end = min(end, first_span + SPAN);
+        let first_position = group.z * PARTITION;
+        let positions_end = min(end, first_position + PARTITION);
         //#else
-        let first_span = 0u;
-        let spans_end = end;
+        let first_position = 0u;
+        let positions_end = end;
         //#endif
-        for (var first = first_span; first < spans_end; first += SPAN) {
+        for (var first = first_position; first < positions_end; first += PARTITION) {
             let position = first + local;
             if position < end {
                 let block = block_tables[seq * params.max_blocks_per_seq + position / params.block_size];
@@ -202,7 +209,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             workgroupBarrier();
 
             var largest = LOWEST;
-            for (var i = lane; i < SPAN; i += LANES) {
+            for (var i = lane; i < PARTITION; i += LANES) {
                 if first + i < visible {
                     largest = max(largest, scores[i * ROWS + row]);
                 }
@@ -214,7 +221,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             }
             workgroupBarrier();
             var total = 0.0;
-            for (var i = lane; i < SPAN; i += LANES) {
+            for (var i = lane; i < PARTITION; i += LANES) {
                 var weight = 0.0;
                 if first + i < visible {
                     weight = exp_negative(scores[i * ROWS + row] - largest);
@@ -236,19 +243,19 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
                 let share = merge(row_largest[row], row_total[row], largest, total);
                 row_largest[row] = share.largest;
                 row_total[row] = share.total;
-                row_share[row] = vec2(share.before, share.span);
+                row_share[row] = vec2(share.before, share.added);
                 //#endif
             }
 
             var sums: array<vec2<f32>, ROWS>;
             if part < PARTS {
-                let count = min(SPAN, end - first);
+                let count = min(PARTITION, end - first);
                 var first_channel: array<vec4<f32>, QUADS>;
                 var second_channel: array<vec4<f32>, QUADS>;
                 for (var p = part; p < count; p += PARTS) {
                     let v = value_pair(head, slots[p], pair);
                     for (var q = 0u; q < QUADS; q++) {
-                        // A weight of nothing takes nothing, not even from a value that is not finite.
+                        // A weight of 0 adds nothing, not even if the value is not finite.
                         let s = p * ROWS + 4u * q;
                         let weights = vec4(scores[s], scores[s + 1u], scores[s + 2u], scores[s + 3u]);
                         let taken = weights > vec4(0.0);
@@ -289,11 +296,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     if part == 0u {
         for (var r = 0u; r < ROWS; r++) {
             //#if SPLIT
-            // Of the rows of the tile those that exist and see some of the span.
-            let exists = group.x % tiles * ROWS + r < heads_per_kv && row_visible[r] > group.z * SPAN;
-            let head_of_row = (params.first_token + row_token[r]) * params.num_attention_heads + row_head[r];
-            let record = head_of_row * params.max_spans + group.z;
-            let at = record * (HEAD_DIM + 2u);
+            // Only rows of the tile that exist and see some of the partition.
+            let exists = group.x % tiles * ROWS + r < heads_per_kv && row_visible[r] > group.z * PARTITION;
+            let output_row = (params.first_token + row_token[r]) * params.num_attention_heads + row_head[r];
+            let partial = output_row * params.num_partitions + group.z;
+            let at = partial * (HEAD_DIM + 2u);
             if exists {
                 out[at + 2u * pair] = attended[r].x;
                 out[at + 2u * pair + 1u] = attended[r].y;

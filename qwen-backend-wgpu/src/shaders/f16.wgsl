@@ -1,7 +1,7 @@
-// f32 to f16, written out: how `pack2x16float` rounds is left to the driver.
+// f32 to f16, written out: WGSL leaves it to the driver how `pack2x16float` rounds.
 
-// The bits of the f16 nearest to `value`, of two equally near the even one. What lies beyond the largest is stored as
-// that; a NaN stays one.
+// The bits of the f16 nearest to `value`, of two equally near the even one. Values beyond the largest f16 become the
+// largest; a NaN stays a NaN.
 fn f16_bits(value: f32) -> u32 {
     let bits = bitcast<u32>(value);
     let sign = (bits >> 16u) & 0x8000u;
@@ -14,7 +14,7 @@ fn f16_bits(value: f32) -> u32 {
         let rounded = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13u) & 1u)) >> 13u;
         return sign | min(rounded, 0x7bffu);
     }
-    // Below the normal range: in units of 2^-24. From 25 places on nothing is left.
+    // Below the normal range: in units of 2^-24. A shift by 25 places or more leaves nothing.
     let significand = (magnitude & 0x7fffffu) | 0x800000u;
     let places = min(126u - (magnitude >> 23u), 25u);
     return sign | ((significand + (1u << (places - 1u)) - 1u + ((significand >> places) & 1u)) >> places);

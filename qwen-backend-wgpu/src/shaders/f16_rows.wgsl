@@ -1,7 +1,7 @@
-// Rows of activations as f16 and a scale each: what cooperative matrices take.
+// Rows of activations as f16 with a scale each, as cooperative matrices take them.
 //
-// A row is multiplied by the power of two that brings its largest value to 2^14 .. 2^15, so that none overflows, and
-// only those below 2^-28 of the largest have fewer bits than other f16. One workgroup a row.
+// A row is multiplied by the power of two that brings its largest value to 2^14 .. 2^15, so that no value overflows, and
+// only values below 2^-28 of the largest have fewer bits than other f16. One workgroup a row.
 
 struct Params {
     // Columns, and eights of them.
@@ -20,7 +20,7 @@ const WIDTH: u32 = 64u;
 @group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
 //#endif
 @group(0) @binding(2) var<storage, read_write> packed: array<vec4<u32>>;
-// What a row has to be multiplied by again.
+// What the products of a row are multiplied by, to undo its scaling.
 @group(0) @binding(3) var<storage, read_write> scales: array<f32>;
 
 struct Eight {
@@ -31,7 +31,7 @@ struct Eight {
 //#include activations
 //#include f16
 
-// The bits of the largest magnitude: as integers they are in the order of the values, and a NaN is above all.
+// The bits of the largest magnitude: as integers they have the order of the values, and a NaN is above all of them.
 var<workgroup> largest: array<u32, WIDTH>;
 
 @compute @workgroup_size(WIDTH)

@@ -1,4 +1,4 @@
-// out[i] = x[indices[i]] over rows of `width` values.
+// out[i] = x[indices[i]] over rows of `width` values. Rows that `x` does not have leave `out` as it is.
 
 struct Params {
     width: u32,

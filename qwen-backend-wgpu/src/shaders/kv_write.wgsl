@@ -1,5 +1,5 @@
-// Keys and values into the paged store: [head][slot][pair]. A key's pair is a rotary one, (i, i + half_dim): what rotates
-// together is stored together. A value's pair are neighbours.
+// Writes keys and values to the paged store: [head][slot][pair]. A pair of a key is a rotary pair, (i, i + half_dim); a pair
+// of a value is two neighbours. Slots beyond the store, as those of padding, are not written.
 
 //#if KEY_F16
 alias KeyPair = u32;

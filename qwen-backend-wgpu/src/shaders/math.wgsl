@@ -1,6 +1,6 @@
-// Functions whose accuracy WGSL leaves to the driver, written out so that each device computes the same.
+// Functions whose accuracy WGSL leaves to the driver, written out so that every device computes the same.
 
-// e^x for x <= 0, and 0 below -87, within 2 ulp, and NaN for one: 2^n times a polynomial on |r| <= ln(2) / 2.
+// e^x for x <= 0 within 2 ulp, 0 below -87, NaN for a NaN: 2^n times a polynomial on |r| <= ln(2) / 2.
 fn exp_negative(x: f32) -> f32 {
     let n = round(x * 1.44269504);
     // ln(2) in two parts, the first short enough that n times it is exact.
@@ -13,12 +13,12 @@ fn exp_negative(x: f32) -> f32 {
     p = fma(p, r, 1.0);
     p = fma(p, r, 1.0);
     let scale = bitcast<f32>(u32(i32(max(n, -126.0)) + 127) << 23u);
-    // Below -87 and no NaN, asked of the bits: a driver that expects no NaN may answer comparisons of one either way.
+    // Below -87 and no NaN, by the bits: a driver that expects no NaN may compare one either way.
     let bits = bitcast<u32>(x);
     return select(p * scale, 0.0, bits > 0xc2ae0000u && bits <= 0xff800000u);
 }
 
-// x / (1 + e^-x) by the exponential of what is not positive, so that nothing overflows.
+// x / (1 + e^-x) by the exponential of -|x|, so that nothing overflows.
 fn silu(x: f32) -> f32 {
     let e = exp_negative(-abs(x));
     return x * select(e, 1.0, x >= 0.0) / (1.0 + e);

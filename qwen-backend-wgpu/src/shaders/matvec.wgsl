@@ -46,7 +46,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         }
         //#endif
         for (var p = 0u; p < PAIRS; p++) {
-            // What is beyond the last pair reads the last one, and is dropped below.
+            // Pairs beyond the last one read the last one; their sums are dropped below.
             let rows = local_rows(min(first_pair + p, params.pairs - 1u));
             let w0 = weights(rows.x, chunk);
             let w1 = weights(rows.y, chunk);

@@ -1,7 +1,7 @@
-// The norm of the rows that a product takes, computed by each of its workgroups instead of a kernel before it.
+// The norm of the rows that a product multiplies, computed by each of its workgroups instead of a kernel before it.
 //
-// A sum of squares has the order that it has in rms_norm: strands of every 256th value, then a tree of strands. So the
-// bits are the same, whichever kernel norms.
+// A sum of squares has the same order as in rms_norm: strands of every 256th value, then a tree of strands. So the bits do
+// not depend on which kernel norms.
 
 const STRANDS: u32 = 256u;
 

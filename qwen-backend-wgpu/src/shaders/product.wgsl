@@ -1,7 +1,7 @@
-// What the matrix products share: their parameters and arrays, and what becomes of a sum.
+// What the matrix products share: their parameters and arrays, and the epilogues that take the sums.
 //
-// The rows of a packed matrix go in pairs, the unit that an epilogue takes: gate and up of the MLP, what rotates
-// together, or just neighbours.
+// An epilogue takes the rows of a packed matrix in pairs: gate and up of the MLP, two rows that rotate together, or
+// neighbours.
 
 struct Params {
     // Rows of activations.
@@ -22,10 +22,10 @@ struct Params {
     half_dim: u32,
     num_slots: u32,
     //#if COOPERATIVE
-    // Of the power of two that the sums are to be multiplied by for the sake of the weights, biased.
+    // The biased exponent of the power of two that undoes the scaling of the weights.
     weight_exponent: u32,
     //#else
-    // Of the norm before.
+    // Of the norm of the activations.
     eps: f32,
     //#endif
 }

@@ -1,6 +1,6 @@
-// out = x / sqrt(mean(x^2) + eps) * weight, one workgroup a row; with ADD, x += y first.
+// out = x / sqrt(mean(x^2) + eps) * weight, one workgroup a row.
 //
-// norm.wgsl does the same within a product, in the same order.
+// norm.wgsl computes the same within a product, in the same order.
 
 struct Params {
     hidden_size: u32,
@@ -10,16 +10,9 @@ struct Params {
 const WIDTH: u32 = 256u;
 
 @group(0) @binding(0) var<uniform> params: Params;
-//#if ADD
-@group(0) @binding(1) var<storage, read_write> x: array<f32>;
-//#else
 @group(0) @binding(1) var<storage, read> x: array<f32>;
-//#endif
 @group(0) @binding(2) var<storage, read> weight: array<f32>;
 @group(0) @binding(3) var<storage, read_write> out: array<f32>;
-//#if ADD
-@group(0) @binding(4) var<storage, read> y: array<f32>;
-//#endif
 
 var<workgroup> partial: array<f32, WIDTH>;
 
@@ -28,12 +21,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let first = group.x * params.hidden_size;
     var sum = 0.0;
     for (var i = local; i < params.hidden_size; i += WIDTH) {
-        //#if ADD
-        let value = x[first + i] + y[first + i];
-        x[first + i] = value;
-        //#else
         let value = x[first + i];
-        //#endif
         sum = fma(value, value, sum);
     }
     partial[local] = sum;

@@ -1,4 +1,4 @@
-//! What becomes of faults, and of memory when models go.
+//! Faults of the device, and the memory of dropped models.
 
 use std::collections::HashMap;
 use std::sync::mpsc::channel;
@@ -12,7 +12,7 @@ use super::*;
 #[test]
 fn a_lost_device_ends_with_an_error_and_another_one_works() {
     let Some(backend) = backend(Precision::Fast) else { return };
-    let device = backend.gpu().device.clone();
+    let device = backend.gpu.device.handle.clone();
     let mut lost = runner(backend).unwrap();
     let id = step(&mut lost, &[1, 2, 3], 0).unwrap();
     device.destroy();
@@ -40,9 +40,9 @@ fn request(prompt: [u32; 3]) -> Request {
     Request { prompt: prompt.to_vec(), goal: Goal::Generate(params) }
 }
 
-/// Two requests lose their device between two tokens; a third comes when it is gone. The ids of the first tokens.
+/// Two requests lose their device between two tokens; a third is added after that. Returns the ids of the first tokens.
 fn lose_a_device(backend: WgpuBackend) -> Vec<Option<u32>> {
-    let device = backend.gpu().device.clone();
+    let device = backend.gpu.device.handle.clone();
     let intake = Intake::default();
     let mut engine = EngineCore::new(Box::new(runner(backend).unwrap()), intake.clone());
     let mut add = |prompt| engine.add(request(prompt), intake.ticket().unwrap()).unwrap();
@@ -59,7 +59,7 @@ fn lose_a_device(backend: WgpuBackend) -> Vec<Option<u32>> {
         }
         for id in ids {
             match ended.get(id) {
-                // One of them has the error itself, the others its text.
+                // One of the requests has the error itself, the others its text.
                 Some(Error::Device { reason, .. } | Error::StepFailed { reason }) => {
                     assert!(reason.contains("lost"), "{reason}");
                 }
@@ -78,7 +78,7 @@ fn requests_end_when_their_device_is_lost_and_an_engine_loads_again() {
     let Some(backend) = backend(Precision::Fast) else { return };
     let (sender, receiver) = channel();
     std::thread::spawn(move || sender.send(lose_a_device(backend)));
-    // Far longer than it takes: what is caught is waiting for a device that is gone.
+    // A watchdog: a request that waits for a lost device would never end.
     let first = receiver.recv_timeout(Duration::from_secs(120)).expect("requests of a lost device end");
     let mut again = runner(self::backend(Precision::Fast).unwrap()).unwrap();
     let prompts: [(&[u32], usize); 2] = [(&[1, 2, 3], 0), (&[4, 5, 6], 0)];
@@ -88,10 +88,10 @@ fn requests_end_when_their_device_is_lost_and_an_engine_loads_again() {
 #[test]
 fn what_exceeds_the_device_is_refused_by_name() {
     let Some(mut backend) = backend(Precision::Fast) else { return };
-    let most = backend.gpu().limits.max_buffer_size;
+    let most = backend.gpu.device.limits.max_buffer_size;
     let error = backend.alloc(most as usize / 4 + 64).unwrap_err().to_string();
     assert!(error.contains("activations") && error.contains(&most.to_string()), "{error}");
-    // A refusal breaks nothing.
+    // The device is still usable.
     let mut buffer = backend.alloc(4).unwrap();
     backend.write(&mut buffer, &[1.0; 4]).unwrap();
     backend.synchronize().unwrap();
@@ -115,7 +115,7 @@ fn arrays_of_another_device_are_refused() {
 #[test]
 fn ten_models_give_the_memory_back() {
     let Some(first) = backend(Precision::Fast) else { return };
-    let (device, queue) = (first.gpu().device.clone(), first.gpu().queue.clone());
+    let (device, queue) = (first.gpu.device.handle.clone(), first.gpu.device.queue.clone());
     let info = first.adapter().clone();
     drop(first);
     let allocated = || {
@@ -127,7 +127,7 @@ fn ten_models_give_the_memory_back() {
         return;
     };
     for cycle in 0..10 {
-        let gpu = Gpu::new(device.clone(), queue.clone(), info.clone());
+        let gpu = Gpu::new(Device::new(device.clone(), queue.clone(), info.clone(), None));
         let mut runner = runner(WgpuBackend::on(gpu, Precision::Fast)).unwrap();
         step(&mut runner, &[1, 2, 3], 0).unwrap();
         assert!(allocated().unwrap() > before + 7_000_000, "the model is not on the device");

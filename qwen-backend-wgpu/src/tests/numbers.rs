@@ -1,4 +1,4 @@
-//! Numbers that the conformance suite does not look at closely enough: bits, and what is not finite.
+//! Results that the conformance suite does not compare closely enough: bits, and values that are not finite.
 
 use qwen_core::backend::{HeadLayout, KvSpec, QkvRopeStore, StepInputs, StepKey};
 use qwen_core::backend::{Linear, PagedAttention, StoreKv, composed};
@@ -56,7 +56,7 @@ fn a_row_of_a_tiled_product_does_not_depend_on_the_others() {
 #[test]
 fn cooperative_matrices_neither_overflow_nor_lose_what_is_small() {
     let Some(mut backend) = backend_with(Precision::Fast, CapabilitySet::Best) else { return };
-    if backend.gpu().cooperative.is_none() {
+    if backend.gpu.device.cooperative.is_none() {
         return println!("skipped: {} offers no cooperative matrices of f16", backend.adapter());
     }
     let (rows, cols, outputs) = (40, 100, 37);
@@ -162,14 +162,14 @@ fn what_is_not_finite_in_attention_reaches_its_output() {
     let Some(mut backend) = backend(Precision::Exact) else { return };
     let (width, positions) = (HEADS.qkv_size(), 300);
     let mut rows = values(positions * width, 5);
-    // So that an infinite key has an infinite score, not one below all others.
+    // So that an infinite key has an infinite score instead of one below all others.
     rows.chunks_exact_mut(width).for_each(|row| (row[3], row[16 + 3]) = (0.5, 0.25));
     // One query, whose spans run side by side, and two, which take all spans in order.
     for queries in [1, 2] {
         assert!(attend(&mut backend, &rows, queries).iter().all(|value| value.is_finite()));
         for bad in [f32::NAN, -f32::NAN, f32::INFINITY] {
             for position in [0, 127, 128, 298] {
-                // Of a key, which all queries see.
+                // In a key, which all queries see.
                 let mut rows = rows.clone();
                 rows[position * width + HEADS.q_size() + 3] = bad;
                 let out = attend(&mut backend, &rows, queries);
@@ -181,7 +181,7 @@ fn what_is_not_finite_in_attention_reaches_its_output() {
             let (hit, spared) = (&out[(queries - 1) * HEADS.q_size()..][..16], &out[queries * HEADS.q_size() - 16..]);
             assert!(hit.iter().all(|value| value.is_nan()) && spared.iter().all(|value| value.is_finite()), "{out:?}");
         }
-        // All scores -inf: nothing to divide by, which is not what lay there before.
+        // All scores are -inf: the sum of the weights is 0, and the output must not be what lay there before.
         let mut rows = rows.clone();
         for row in rows.chunks_exact_mut(width) {
             row[..HEADS.q_size()].fill(1e30);
@@ -195,7 +195,7 @@ fn what_is_not_finite_in_attention_reaches_its_output() {
 #[test]
 fn keys_and_values_are_rounded_to_the_nearest_even_f16() {
     let Some(mut backend) = backend(Precision::Fast) else { return };
-    // Each f16 and its neighbours in f32, what lies between it and the next, and that's neighbours.
+    // Each f16 with its neighbours in f32, and the middle between it and the next f16 with its neighbours.
     let mut edges: Vec<f32> = Vec::new();
     for bits in 0..0x7c00 {
         let (this, next) = (half::f16::from_bits(bits).to_f32(), half::f16::from_bits(bits + 1).to_f32());
@@ -223,7 +223,7 @@ fn keys_and_values_are_rounded_to_the_nearest_even_f16() {
     backend
         .store_kv(StoreKv { qkv: &rows, slot_mapping: &slots, kv: &mut kv, layer: 0, heads, rows: positions })
         .unwrap();
-    let slab = &kv.store().layers[0][0];
+    let slab = &kv.0.layers[0][0];
     for array in [&slab.keys, &slab.values] {
         let stored = backend.read_array(array, edges.len());
         for (word, edge) in stored.into_iter().zip(&edges) {
@@ -262,7 +262,7 @@ fn a_rotation_has_the_same_bits_in_each_kernel() {
             .chunks_exact(outputs)
             .flat_map(|row| row[..HEADS.q_size()].iter().map(|value| value.to_bits()).collect::<Vec<_>>())
             .collect();
-        let keys = backend.read_array(&kv.store().layers[0][0].keys, rows * HEADS.head_dim);
+        let keys = backend.read_array(&kv.0.layers[0][0].keys, rows * HEADS.head_dim);
         (queries, keys)
     };
     assert_eq!(run(true), run(false));

@@ -1,4 +1,4 @@
-//! What a step makes, submits, reads and costs the host.
+//! What a step makes, submits and reads, and what it costs the host.
 
 use qwen_conformance::{Suite, cases, published};
 
@@ -58,13 +58,13 @@ fn after_a_warm_up_the_first_answer_makes_nothing() {
     let objects = stats.objects();
     let id = step(&mut runner, &[5; 20], 0).unwrap();
     let next = step(&mut runner, &[id], 20).unwrap();
-    // The buffer that results are read through alone.
+    // Nothing but the buffer that results are read through, if it was not planned.
     assert!(stats.objects() <= objects + 1, "{} objects", stats.objects() - objects);
-    // Nor does the first token of two conversations at once.
+    // Neither does the first token of two sequences at once.
     let objects = stats.objects();
     execute(&mut runner, &[(&[5], 0), (&[5], 0)], true).unwrap();
     assert_eq!(stats.objects(), objects);
-    // And padding has left nothing behind.
+    // The padding of the warm-up has left nothing behind.
     let mut cold = self::runner(cold).unwrap();
     assert_eq!(step(&mut cold, &[5; 20], 0).unwrap(), id);
     assert_eq!(step(&mut cold, &[id], 20).unwrap(), next);
@@ -106,7 +106,7 @@ impl WeightSource for Zeros {
 }
 
 /// The host's part of a decode step of the 0.5B shape, on a device that computes nothing. It depends on the number of
-/// layers, not on how wide they are. How long it takes is printed; that nothing is made in it, asserted.
+/// layers, not on their width. The time is printed; that the step makes nothing is asserted.
 #[test]
 fn the_host_time_of_a_decode_step_of_24_layers() {
     let backend = idle_backend(Precision::Fast);
@@ -133,7 +133,7 @@ fn the_host_time_of_a_decode_step_of_24_layers() {
 fn prompts_of_all_lengths_and_batches_of_all_sizes_make_nothing() {
     let backend = idle_backend(Precision::Fast);
     let stats = backend.stats();
-    let places = backend.gpu().params.passing_places();
+    let slots = backend.gpu.params.transient_slots();
     let mut runner = runner(backend).unwrap();
     for length in [1, 2, 9] {
         execute(&mut runner, &[(&vec![1; length], 0)], false).unwrap();
@@ -151,16 +151,16 @@ fn prompts_of_all_lengths_and_batches_of_all_sizes_make_nothing() {
             steps += 1;
         }
     }
-    // Products and attention of each step have parameters of their own: more than there are places.
-    assert!(2 * steps > places, "{steps} steps, {places} places");
+    // Products and attention of each step have parameters of their own: more than there are slots.
+    assert!(2 * steps > slots, "{steps} steps, {slots} slots");
 }
 
 #[test]
-fn parameters_that_pass_change_no_result() {
+fn transient_parameters_change_no_result() {
     let Some(wide) = backend(Precision::Fast) else { return };
     let Some(mut narrow) = backend(Precision::Fast) else { return };
-    // Fewer places than one step has parameters: it goes to the device in parts.
-    narrow.gpu_mut().params.shrink(3, 4);
+    // Fewer slots than one step has parameters: it is submitted in parts.
+    narrow.gpu.params.shrink(3, 4);
     let stats = narrow.stats();
     let [mut wide, mut narrow] = [wide, narrow].map(|backend| runner(backend).unwrap());
     let before = stats.submissions();
@@ -177,7 +177,7 @@ fn parameters_that_pass_change_no_result() {
 }
 
 #[test]
-fn long_prompts_go_to_the_device_in_parts_and_tokens_at_once() {
+fn long_prompts_are_submitted_in_parts_and_tokens_at_once() {
     let Some(whole) = backend(Precision::Fast) else { return };
     let Some(mut parts) = backend(Precision::Fast) else { return };
     // A prompt of 64 tokens multiplies 3.9 million weights with each.
@@ -202,9 +202,9 @@ fn long_prompts_go_to_the_device_in_parts_and_tokens_at_once() {
     assert!((4..=24).contains(&prompts[1]), "{} submissions", prompts[1]);
 }
 
-/// What the conformance suite asks for on a device that computes nothing. The shader of each is checked as it is made.
+/// The conformance suite on a device that computes nothing. Each shader that it requests is checked as it is made.
 #[test]
-fn the_suite_asks_for_no_kernel_beyond_the_variants() {
+fn the_suite_requests_no_kernel_beyond_the_variants() {
     for precision in [Precision::Exact, Precision::Fast] {
         let suite = Suite::new(move || Ok(idle_backend(precision)));
         for case in cases::<WgpuBackend>() {

@@ -1,4 +1,4 @@
-//! What the tests run on.
+//! The adapters that tests run on.
 
 #![allow(dead_code, reason = "each test uses a part")]
 
@@ -11,7 +11,7 @@ pub(crate) fn options() -> WgpuOptions {
     WgpuOptions::new().adapter(AdapterChoice::Name(name)).pipeline_cache(false)
 }
 
-/// A backend on it.
+/// A backend on that adapter.
 pub(crate) fn backend(capabilities: CapabilitySet, precision: Precision) -> Result<WgpuBackend> {
     WgpuBackend::new(options().capabilities(capabilities).precision(precision))
 }

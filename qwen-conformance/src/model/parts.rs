@@ -39,7 +39,7 @@ fn run_ranks<B: Backend>(rig: &Rig<'_, B>, geometry: Geometry, ranks: usize) -> 
             .enumerate()
             .map(|(rank, (group, b))| {
                 scope.spawn(move || {
-                    let spec = ModelSpec::new(&model.config).shard(Shard { rank, ranks })?;
+                    let spec = ModelSpec::new(&model.config).shard(Shard { rank, world_size: ranks })?;
                     let mut runner = load(b, spec, model)?.with_group(Arc::new(group));
                     run_steps(&mut runner, &prompts(), &mixed_steps(), None)
                 })

@@ -4,6 +4,7 @@ pub mod add;
 pub mod argmax;
 pub mod attention;
 pub mod embed;
+pub mod extremes;
 pub mod gate_up_silu;
 pub mod gather_rows;
 pub mod kv;

@@ -5,6 +5,7 @@ use std::ops::Range;
 use super::{Inputs, RAGGED_ROWS};
 use crate::op::{Allowed, Cost, Data, Guarded, Op, Output};
 use crate::rig::Rig;
+use crate::scenario::cos_sin;
 use crate::tolerance;
 use qwen_core::Precision;
 use qwen_core::backend::{self, Backend, HeadLayout};
@@ -26,13 +27,6 @@ pub const GEOMETRIES: [(&str, HeadLayout); 7] = [
 /// Heads side by side.
 pub const fn heads(num_attention_heads: usize, num_key_value_heads: usize, head_dim: usize) -> HeadLayout {
     HeadLayout { num_attention_heads, num_key_value_heads, head_dim }
-}
-
-/// The cosines and sines of `position` as [`qwen_core::backend::StepInputs::cos_sin`] holds them, for a theta of 1e6.
-pub fn cos_sin(position: usize, head_dim: usize) -> Vec<f32> {
-    let angle = |i: usize| position as f64 * 1e6f64.powf(-2.0 * i as f64 / head_dim as f64);
-    let half = 0..head_dim / 2;
-    half.clone().map(|i| angle(i).cos() as f32).chain(half.map(|i| angle(i).sin() as f32)).collect()
 }
 
 /// `rope`: query and key heads rotated in place.

@@ -6,7 +6,10 @@ use crate::compare;
 use crate::op::Guarded;
 use crate::rig::Rig;
 use qwen_core::Encoding;
-use qwen_core::backend::{self, Backend, Interrupt, StepKey, WeightRole};
+use qwen_core::backend::{
+    self, Argmax, Backend, Embed, GatherRows, HeadLayout, Interrupt, KvSpec, PagedAttention, StepInputs, StepKey,
+    StoreKv, WeightRole,
+};
 use qwen_core::error::{Error, Result};
 
 const HIDDEN: usize = 64;
@@ -180,5 +183,110 @@ pub fn failing_body<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
     let got = mlp.residual.read(&mut b)?.0;
     let expected = eager(rig, 1, ROWS, Form::Own)?;
     rig.note(|| "the step after it".into(), compare::bits(&got, &expected, HIDDEN));
+    Ok(())
+}
+
+/// Rows of `width` values whose `argmax` is `indices`.
+fn rows_of<B: Backend>(b: &mut B, indices: &[u32], width: usize) -> Result<B::Buffer> {
+    let mut values = vec![0.0; indices.len() * width];
+    for (row, index) in values.chunks_exact_mut(width).zip(indices) {
+        row[*index as usize] = 1.0;
+    }
+    let mut buffer = b.alloc(values.len())?;
+    b.write(&mut buffer, &values)?;
+    Ok(buffer)
+}
+
+/// Operations read indices that an earlier operation of the same step writes: they read what it wrote, or the step is
+/// refused. They neither check nor use what lay there before.
+pub fn written_indices<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
+    const HEADS: HeadLayout = HeadLayout { num_attention_heads: 2, num_key_value_heads: 1, head_dim: 32 };
+    const TOKENS: usize = 3;
+    let spec = KvSpec {
+        key_encodings: vec![rig.precision.kv_encoding()],
+        value_encoding: rig.precision.kv_encoding(),
+        num_blocks: 8,
+        block_size: 32,
+        num_key_value_heads: 1,
+        head_dim: 32,
+    };
+    let key = StepKey { num_tokens: TOKENS, num_seqs: 2, num_logits: TOKENS, max_seqlen_q: 2 };
+    let x = Inputs::Normal.rows(40, 0..TOKENS, HEADS.qkv_size());
+    let mut results: Vec<Option<Vec<f32>>> = Vec::new();
+    for in_a_step in [false, true] {
+        let mut b = rig.another()?;
+        let mut kv = b.kv(&spec)?;
+        let mut qkv = b.alloc(x.len())?;
+        b.write(&mut qkv, &x)?;
+        let (mut attended, mut gathered) = (b.alloc(TOKENS * HEADS.q_size())?, b.alloc(TOKENS * HEADS.qkv_size())?);
+        let mut embedded = b.alloc(TOKENS * 64)?;
+        let table = Matrix::stacked(WeightRole::Embedding, &[(Encoding::Bf16, 80)], 64).load(&mut b)?;
+        // Two sequences: a token at position 0 of block 2, and two tokens at positions 4 and 5 of block 1.
+        let slots = rows_of(&mut b, &[64, 36, 37], 256)?;
+        let cu_seqlens = rows_of(&mut b, &[0, 1, 3], 8)?;
+        let context_lens = rows_of(&mut b, &[1, 6], 64)?;
+        let tables = rows_of(&mut b, &[2, 1], 8)?;
+        let rows = rows_of(&mut b, &[2, 0, 1], 80)?;
+        let mut inputs = StepInputs::<B> {
+            input_ids: b.alloc_indices(TOKENS)?,
+            cos_sin: b.alloc(TOKENS * 32)?,
+            slot_mapping: b.alloc_indices(TOKENS)?,
+            cu_seqlens_q: b.alloc_indices(3)?,
+            context_lens: b.alloc_indices(2)?,
+            block_tables: b.alloc_indices(2)?,
+            max_blocks_per_seq: 1,
+            logits_indices: b.alloc_indices(TOKENS)?,
+        };
+        // Whoever looks too early finds slots, lengths and blocks that there are not.
+        for (indices, len) in [
+            (&mut inputs.slot_mapping, TOKENS),
+            (&mut inputs.cu_seqlens_q, 3),
+            (&mut inputs.context_lens, 2),
+            (&mut inputs.block_tables, 2),
+            (&mut inputs.input_ids, TOKENS),
+        ] {
+            b.write_indices(indices, &vec![1_000_000; len])?;
+        }
+        let mut body = |b: &mut B| {
+            let out = &mut inputs.slot_mapping;
+            b.argmax(Argmax { x: &slots, out, width: 256, valid: 256, rows: TOKENS })?;
+            let (slot_mapping, kv) = (&inputs.slot_mapping, &mut kv);
+            b.store_kv(StoreKv { qkv: &qkv, slot_mapping, kv, layer: 0, heads: HEADS, rows: TOKENS })?;
+            let out = &mut inputs.cu_seqlens_q;
+            b.argmax(Argmax { x: &cu_seqlens, out, width: 8, valid: 8, rows: 3 })?;
+            let out = &mut inputs.context_lens;
+            b.argmax(Argmax { x: &context_lens, out, width: 64, valid: 64, rows: 2 })?;
+            let out = &mut inputs.block_tables;
+            b.argmax(Argmax { x: &tables, out, width: 8, valid: 8, rows: 2 })?;
+            let (inputs_, out) = (&inputs, &mut attended);
+            b.paged_attention(PagedAttention { qkv: &qkv, kv, layer: 0, heads: HEADS, inputs: inputs_, out, key })?;
+            b.argmax(Argmax { x: &rows, out: &mut inputs.input_ids, width: 80, valid: 80, rows: TOKENS })?;
+            let indices = &inputs.input_ids;
+            b.embed(Embed { ids: indices, table: &table, out: &mut embedded, rows: TOKENS })?;
+            let (out, width) = (&mut gathered, HEADS.qkv_size());
+            b.gather_rows(GatherRows { x: &qkv, indices, out, width, rows: TOKENS })
+        };
+        let outcome = match in_a_step {
+            true => b.step(key, &Interrupt::default(), &mut body),
+            false => body(&mut b),
+        };
+        let outcome = outcome.and_then(|()| b.synchronize());
+        let mut read = Vec::new();
+        for (buffer, width) in [(&attended, HEADS.q_size()), (&embedded, 64), (&gathered, HEADS.qkv_size())] {
+            let mut values = vec![0.0; TOKENS * width];
+            b.read(buffer, &mut values)?;
+            read.extend(values);
+        }
+        results.push(outcome.is_ok().then_some(read));
+        if !in_a_step {
+            outcome?;
+        }
+    }
+    let same = match &results[..] {
+        [Some(eager), Some(step)] => compare::bits(step, eager, 1),
+        // A refusal.
+        _ => Ok(()),
+    };
+    rig.note(|| "indices that the step writes before it reads them".into(), same);
     Ok(())
 }

@@ -7,13 +7,17 @@ use super::{
     SiluAndMul, StoreKv,
 };
 use crate::error::Result;
+use crate::size;
 
 /// The composed form of [`Backend::argmax`]: reads the rows back and searches on the host.
 pub fn argmax<B: Backend>(b: &mut B, op: Argmax<'_, B>) -> Result<()> {
     let Argmax { x, out, width, valid, rows } = op;
-    let mut row = vec![0.0; rows * width];
-    b.read(x, &mut row)?;
-    let ids: Vec<u32> = row.chunks_exact(width).map(|row| argmax_row(row.get(..valid).unwrap_or(row))).collect();
+    let mut values = size::zeros("rows", &[rows, width])?;
+    b.read(x, &mut values)?;
+    let mut ids = size::zeros("rows", &[rows])?;
+    for (row, id) in ids.iter_mut().enumerate() {
+        *id = argmax_row(&values[row * width..][..valid.min(width)]);
+    }
     b.write_indices(out, &ids)
 }
 
@@ -66,7 +70,7 @@ pub fn gate_up_silu<B: Backend>(b: &mut B, op: GateUpSilu<'_, B>) -> Result<()> 
 /// The composed form of [`Backend::linear_add`].
 pub fn linear_add<B: Backend>(b: &mut B, op: LinearAdd<'_, B>) -> Result<()> {
     let LinearAdd { x, w, group, scratch, residual, hidden_size, rows } = op;
-    let len = rows * hidden_size;
+    let len = size::values("rows", &[rows, hidden_size])?;
     b.linear(Linear { x, w, bias: None, out: scratch, rows })?;
     if let Some(group) = group {
         b.all_reduce(AllReduce { x: scratch, len, group })?;
@@ -77,7 +81,7 @@ pub fn linear_add<B: Backend>(b: &mut B, op: LinearAdd<'_, B>) -> Result<()> {
 /// The composed form of [`Backend::all_reduce`]: over the host.
 pub fn all_reduce<B: Backend>(b: &mut B, op: AllReduce<'_, B>) -> Result<()> {
     let AllReduce { x, len, group } = op;
-    let mut values = vec![0.0; len];
+    let mut values = size::zeros("len", &[len])?;
     b.read(x, &mut values)?;
     group.all_reduce(&mut values)?;
     b.write(x, &values)

@@ -28,6 +28,7 @@ use crate::config::Config;
 use crate::encoding::Encoding;
 use crate::error::{Error, Result};
 use crate::files::{self, invalid};
+use crate::float_env::FloatEnv;
 use crate::generation_config::GenerationConfig;
 use shard::Shard;
 
@@ -152,6 +153,7 @@ impl Checkpoint {
     /// [`Error::Io`] or [`Error::InvalidFile`] naming the file and what is wrong with it, [`Error::MissingTensor`] if a
     /// shard lacks what the index promises, and the errors of [`Config::from_json`].
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let _float_env = FloatEnv::enter();
         let path = path.as_ref();
         let folder = Folder::list(path)?;
         let config = Config::from_file(folder.config_json()?)?;

@@ -82,9 +82,10 @@ impl Intake {
         Ok(Ticket { canceller, place: Place(self.0.clone()) })
     }
 
-    /// Room for `rows` rows of logits between the engine and a reader.
+    /// Room for `rows` rows of logits between the engine and a reader, at least for one.
     pub fn window(&self, rows: usize) -> RowWindow {
-        RowWindow { free: Arc::new(AtomicUsize::new(rows)), shared: self.0.clone() }
+        let size = rows.max(1);
+        RowWindow { size, free: Arc::new(AtomicUsize::new(size)), shared: self.0.clone() }
     }
 
     /// What the engine has computed, and what cancels have cost other requests.
@@ -202,6 +203,7 @@ impl Canceller {
 /// room for. Made by [`Intake::window`].
 #[derive(Debug, Clone)]
 pub struct RowWindow {
+    size: usize,
     free: Arc<AtomicUsize>,
     shared: Arc<Shared>,
 }
@@ -212,6 +214,11 @@ impl RowWindow {
         self.free.load(Ordering::SeqCst)
     }
 
+    /// Whether the reader has taken all rows that were computed for it.
+    pub(super) fn is_open(&self) -> bool {
+        self.free() >= self.size
+    }
+
     /// Note that a row is on its way to the reader. Only the engine takes, so that `free` rows stay free until it does.
     pub(super) fn take(&self) {
         let _ = self.free.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |free| free.checked_sub(1));
@@ -219,7 +226,8 @@ impl RowWindow {
 
     /// Note that the reader has taken a row.
     pub fn give_back(&self) {
-        if self.free.fetch_add(1, Ordering::SeqCst) == 0 {
+        let free = self.free.fetch_add(1, Ordering::SeqCst) + 1;
+        if free == 1 || free == self.size {
             self.shared.signal();
         }
     }

@@ -6,12 +6,13 @@
 
 mod intake;
 mod interruption;
-mod sampling;
 mod scheduler;
 mod sequence;
+mod verdicts;
 
 use crate::batch::{Batch, Limits, StepOutput};
 use crate::error::{Error, Result};
+use crate::float_env::FloatEnv;
 use crate::runner::Runner;
 pub use intake::{Canceller, Intake, RowWindow, Ticket};
 pub use interruption::Work;
@@ -67,6 +68,7 @@ impl EngineCore {
     /// # Errors
     /// As [`Request::check`].
     pub fn add(&mut self, request: Request, ticket: Ticket) -> Result<SeqId> {
+        let _float_env = FloatEnv::enter();
         self.scheduler.add(request, ticket, self.runner.limits())
     }
 
@@ -78,6 +80,7 @@ impl EngineCore {
     /// Run one step and report what happened to which sequence. False when there was nothing to compute: no request, or
     /// only such whose readers have no room for rows. Then [`Intake::wait`] tells when to try again.
     pub fn step(&mut self, mut report: impl FnMut(SeqId, Event)) -> bool {
+        let _float_env = FloatEnv::enter();
         let EngineCore { runner, scheduler, batch, output, intake } = self;
         scheduler.remove_cancelled(&mut report);
         scheduler.schedule();
@@ -88,7 +91,7 @@ impl EngineCore {
             scheduler.fill(batch)?;
             runner.execute(batch, output, interrupt)
         });
-        match outcome.and_then(|()| sampling::verdicts(scheduler, output, runner.limits())) {
+        match outcome.and_then(|()| verdicts::verdicts(scheduler, output, runner.limits())) {
             Ok(verdicts) => scheduler.update(verdicts, &mut report),
             // A request of the step was cancelled: the others run the step again.
             Err(Error::Cancelled) if interrupted => scheduler.remove_cancelled(&mut report),

@@ -5,6 +5,7 @@
 //! left goes to prompts in order of arrival. So a long prompt delays running answers by one chunk at most, and each of
 //! `n` running sequences is served at least once in `n / max_num_batched_tokens` steps, rounded up. A sequence is
 //! admitted once the blocks of its longest possible answer are free, so no running sequence is ever preempted.
+//! Only one whose reader has no room for its rows gives way to those that wait, and is computed again later.
 
 use std::collections::VecDeque;
 
@@ -42,6 +43,8 @@ pub(super) enum Verdict {
 pub(super) struct Scheduler {
     waiting: VecDeque<Sequence>,
     running: Vec<Sequence>,
+    /// Those that gave up their blocks, since their readers have no room for rows.
+    stalled: Vec<Sequence>,
     pub(super) pool: BlockPool,
     next_id: u64,
     /// Completed steps.
@@ -61,6 +64,7 @@ impl Scheduler {
         Scheduler {
             waiting: VecDeque::new(),
             running: Vec::new(),
+            stalled: Vec::new(),
             pool: BlockPool::new(limits.num_blocks),
             next_id: 0,
             step: 0,
@@ -82,7 +86,7 @@ impl Scheduler {
     }
 
     pub(super) fn is_idle(&self) -> bool {
-        self.waiting.is_empty() && self.running.is_empty()
+        self.waiting.is_empty() && self.running.is_empty() && self.stalled.is_empty()
     }
 
     /// Admit waiting sequences in order of arrival, while there are blocks, and share out the tokens of the next step.
@@ -103,7 +107,7 @@ impl Scheduler {
         for &index in order.iter() {
             let sequence = &running[index];
             let mut more = budget.min(sequence.num_ready_tokens() - 1);
-            if let Task::Score(_) = sequence.task {
+            if sequence.wanted(1) == WantLogits::All {
                 more = more.min(rows);
                 rows -= more;
             }
@@ -119,13 +123,27 @@ impl Scheduler {
     }
 
     fn admit(&mut self) {
-        while self.running.len() < self.max_num_seqs {
-            let Some(sequence) = self.waiting.front_mut() else { break };
-            let Ok(table) = BlockTable::for_positions(sequence.max_len, self.block_size, &mut self.pool) else { break };
-            sequence.block_table = table;
-            sequence.last_step = self.step;
-            sequence.place = None;
-            self.running.extend(self.waiting.pop_front());
+        // Where a reader waits again, so does its sequence.
+        let stalled = std::mem::take(&mut self.stalled);
+        let (awaited, stalled): (Vec<_>, Vec<_>) = stalled.into_iter().partition(Sequence::is_awaited);
+        self.stalled = stalled;
+        self.waiting.extend(awaited);
+        while let Some(sequence) = self.waiting.front_mut() {
+            let has_room = self.running.len() < self.max_num_seqs;
+            let table = has_room.then(|| BlockTable::for_positions(sequence.max_len, self.block_size, &mut self.pool));
+            if let Some(Ok(table)) = table {
+                sequence.block_table = table;
+                sequence.last_step = self.step;
+                sequence.place = None;
+                self.running.extend(self.waiting.pop_front());
+            } else if let Some(index) = self.running.iter().position(Sequence::is_stalled) {
+                let mut sequence = self.running.remove(index);
+                std::mem::replace(&mut sequence.block_table, BlockTable::new(self.block_size)).free(&mut self.pool);
+                sequence.num_computed_tokens = 0;
+                self.stalled.push(sequence);
+            } else {
+                break;
+            }
         }
     }
 
@@ -190,8 +208,9 @@ impl Scheduler {
                 }
                 Verdict::Logits(rows) => {
                     for row in rows {
-                        if let Task::Score(window) = &sequence.task {
+                        if let Task::Score { window, num_scored } = &mut sequence.task {
                             window.take();
+                            *num_scored += 1;
                         }
                         report(sequence.id, Event::Logits(row));
                     }
@@ -203,13 +222,15 @@ impl Scheduler {
     }
 
     pub(super) fn remove_cancelled(&mut self, report: &mut impl FnMut(SeqId, Event)) {
-        self.waiting.retain(|sequence| {
+        let mut keep = |sequence: &Sequence| {
             let cancelled = sequence.canceller.is_cancelled();
             if cancelled {
                 report(sequence.id, Event::Finished(FinishReason::Cancelled));
             }
             !cancelled
-        });
+        };
+        self.waiting.retain(&mut keep);
+        self.stalled.retain(&mut keep);
         let cancelled = self.running.iter().enumerate().filter(|(_, sequence)| sequence.canceller.is_cancelled());
         let ends = cancelled.map(|(index, _)| (index, Event::Finished(FinishReason::Cancelled))).collect();
         self.end(ends, report);

@@ -122,8 +122,15 @@ pub(super) struct Sequence {
 /// What is made of the logits.
 #[derive(Debug)]
 pub(super) enum Task {
-    Generate { stop_token_ids: Vec<u32>, sampler: Sampler },
-    Score(RowWindow),
+    Generate {
+        stop_token_ids: Vec<u32>,
+        sampler: Sampler,
+    },
+    /// `num_scored` tokens have given their rows.
+    Score {
+        window: RowWindow,
+        num_scored: usize,
+    },
 }
 
 impl Sequence {
@@ -135,7 +142,7 @@ impl Sequence {
             Goal::Generate(GenerateParams { stop_token_ids, sampling, .. }) => {
                 Task::Generate { stop_token_ids, sampler: Sampler::new(sampling, &prompt)? }
             }
-            Goal::Score(window) => Task::Score(window),
+            Goal::Score(window) => Task::Score { window, num_scored: 0 },
         };
         let Ticket { canceller, place } = ticket;
         Ok(Sequence {
@@ -161,18 +168,33 @@ impl Sequence {
     pub(super) fn num_ready_tokens(&self) -> usize {
         match &self.task {
             Task::Generate { .. } => self.num_pending_tokens(),
-            Task::Score(window) => self.num_pending_tokens().min(window.free()),
+            // Those whose K/V was given up are computed once more, without rows.
+            Task::Score { num_scored, .. } if self.num_computed_tokens < *num_scored => {
+                num_scored - self.num_computed_tokens
+            }
+            Task::Score { window, .. } => self.num_pending_tokens().min(window.free()),
         }
     }
 
     /// The rows that are wanted of a step with its next `num_tokens` tokens.
     pub(super) fn wanted(&self, num_tokens: usize) -> WantLogits {
         match &self.task {
-            Task::Score(_) => WantLogits::All,
+            Task::Score { num_scored, .. } if self.num_computed_tokens < *num_scored => WantLogits::None,
+            Task::Score { .. } => WantLogits::All,
             Task::Generate { .. } if num_tokens < self.num_pending_tokens() => WantLogits::None,
             Task::Generate { sampler, .. } if sampler.is_argmax() => WantLogits::Argmax,
             Task::Generate { .. } => WantLogits::Last,
         }
+    }
+
+    /// Whether the reader of its rows has no room, so that it cannot go on by itself.
+    pub(super) fn is_stalled(&self) -> bool {
+        matches!(&self.task, Task::Score { window, .. } if window.free() == 0)
+    }
+
+    /// Whether the reader has taken all its rows, so that it is worth while to go on.
+    pub(super) fn is_awaited(&self) -> bool {
+        matches!(&self.task, Task::Score { window, .. } if window.is_open())
     }
 
     /// Why the request ends here, if it does.
@@ -183,7 +205,7 @@ impl Sequence {
                 Some(FinishReason::Stop)
             }
             Task::Generate { .. } => (self.tokens.len() >= self.max_len).then_some(FinishReason::Length),
-            Task::Score(_) => (self.num_pending_tokens() == 0).then_some(FinishReason::Length),
+            Task::Score { .. } => (self.num_pending_tokens() == 0).then_some(FinishReason::Length),
         }
     }
 }

@@ -7,6 +7,7 @@ use crate::backend::{Backend, KvSpec, StepInputs, WeightView};
 use crate::batch::Limits;
 use crate::encoding::Encoding;
 use crate::error::Result;
+use crate::float_env::FloatEnv;
 use crate::precision::Precision;
 use crate::size;
 
@@ -22,6 +23,7 @@ impl<B: Backend> Model<B> {
         source: &dyn WeightSource,
         progress: &mut dyn FnMut(f32),
     ) -> Result<Self> {
+        let _float_env = FloatEnv::enter();
         limits.check()?;
         b.prepare(limits, &spec.shape())?;
         let total = spec.weights().len() as f32;

@@ -124,7 +124,7 @@ impl ModelSpec {
     /// # Errors
     /// [`Error::InvalidArgument`] when the ranks do not divide the heads or the inner width.
     pub fn shard(mut self, shard: Shard) -> Result<Self> {
-        let Shard { rank, ranks } = shard;
+        let Shard { rank, world_size: ranks } = shard;
         let HeadLayout { num_attention_heads, num_key_value_heads, .. } = self.whole.heads;
         if rank >= ranks || !self.divides(ranks) {
             let works: Vec<String> = self.rank_counts().map(|ranks| ranks.to_string()).collect();
@@ -205,13 +205,13 @@ impl ModelSpec {
 
     /// `0..size` cut to this rank's equal share.
     fn share(&self, size: usize) -> Range<usize> {
-        let len = size / self.shard.ranks;
+        let len = size / self.shard.world_size;
         self.shard.rank * len..(self.shard.rank + 1) * len
     }
 
     /// The rows of this rank's K/V heads.
     fn kv_rows(&self) -> Range<usize> {
-        let first = self.shard.rank * self.whole.heads.num_key_value_heads / self.shard.ranks;
+        let first = self.shard.rank * self.whole.heads.num_key_value_heads / self.shard.world_size;
         first * self.heads.head_dim..(first + self.heads.num_key_value_heads) * self.heads.head_dim
     }
 

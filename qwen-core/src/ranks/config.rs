@@ -196,7 +196,7 @@ impl Ranks {
             let stage = (self.rank + ranks - 1) % ranks;
             return spec.stage(stage * layers / ranks..(stage + 1) * layers / ranks);
         }
-        let spec = spec.shard(Shard { rank: self.rank, ranks: self.world_size })?;
+        let spec = spec.shard(Shard { rank: self.rank, world_size: self.world_size })?;
         Ok(if self.is_leader() { spec } else { spec.without_head() })
     }
 

@@ -295,14 +295,3 @@ fn fitting(message: io::Result<Message>) -> Result<Message> {
 pub(super) fn damaged(rank: usize, reason: &str) -> Error {
     Error::RankFailed { rank, reason: format!("it sent a message that makes no sense: {reason}") }
 }
-
-#[cfg(test)]
-impl Transport {
-    /// The bare connections, on which no heartbeats are sent any more.
-    pub(super) fn into_silence(mut self) -> Vec<TcpStream> {
-        self.end_heartbeat();
-        let streams = self.peers.iter().map(|peer| peer.outlet.stream()).collect();
-        self.peers.clear();
-        streams
-    }
-}

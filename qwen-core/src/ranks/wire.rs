@@ -268,6 +268,20 @@ mod tests {
         }
 
         #[test]
+        fn reports_of_damage_come_back_and_random_ones_stay_within_the_step(
+            seqs in proptest::collection::vec((0usize..4, ".{0,20}"), 0..=4),
+            random in proptest::collection::vec(any::<u8>(), 0..40),
+        ) {
+            let found: Vec<Damage> = seqs.into_iter().map(|(seq, place)| Damage { seq, place }).collect();
+            let mut writer = Writer::default();
+            writer.damage(&found);
+            prop_assert_eq!(damage_from_bytes(&writer.0, 4).unwrap(), found);
+            if let Ok(found) = damage_from_bytes(&random, 4) {
+                prop_assert!(found.len() <= 4 && found.iter().all(|damage| damage.seq < 4));
+            }
+        }
+
+        #[test]
         fn a_damaged_step_is_refused_or_within_the_limits(
             batch in batches(),
             damage in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),

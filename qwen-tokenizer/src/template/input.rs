@@ -1,11 +1,11 @@
 //! What a chat template is given: messages, tools and variables, as template values.
 
-use minijinja::Value;
-use minijinja::value::ValueKind;
+use std::sync::Arc;
+
 use serde_json::{Map, Value as Json};
 
-use super::json;
 use crate::error::{Error, Result};
+use crate::jinja::{Budget, Value, json};
 use crate::message::{Content, ContentPart, Message};
 use crate::tool::{Tool, ToolCall};
 
@@ -176,38 +176,43 @@ impl<'a> ChatInput<'a> {
         self.now.or_else(system_time)
     }
 
-    /// The template's variables. `takes_parts` tells what becomes of contents that are lists.
-    pub(super) fn to_variables(&self, takes_parts: impl Fn() -> bool) -> Result<Vec<(String, Value)>> {
-        let parse = |what: &str, text| {
-            let value = json::parse(text).map_err(wrong(what))?;
-            match value.kind() {
-                ValueKind::Seq | ValueKind::None => Ok(value),
-                kind => Err(Error::Json { what: what.into(), problem: format!("expected a list, found {kind}") }),
+    /// The template's variables. `takes_parts` tells what becomes of contents that are lists; `budget` counts.
+    pub(super) fn to_variables(
+        &self,
+        takes_parts: impl Fn() -> bool,
+        budget: &Budget,
+    ) -> Result<Vec<(Arc<str>, Value)>> {
+        let parse = |what: &str, text| match json::parse(text, budget).map_err(wrong(what))? {
+            value @ (Value::List(_) | Value::None) => Ok(value),
+            value => {
+                Err(Error::Json { what: what.into(), problem: format!("expected a list, found {}", value.kind()) })
             }
         };
         let messages = match self.messages {
             Source::Json(text) => parse("messages", text)?,
             Source::Typed(messages) => {
-                let messages: Result<Vec<Value>> =
-                    messages.iter().enumerate().map(|(i, message)| message_value(i, message, &takes_parts)).collect();
-                Value::from(messages?)
+                let value = |(i, message)| message_value(i, message, &takes_parts, budget);
+                let messages = messages.iter().enumerate().map(value).collect::<Result<_>>()?;
+                json::list(messages, budget).map_err(wrong("messages"))?
             }
         };
         let tools = match self.tools {
             Source::Json(text) => parse("tools", text)?,
-            Source::Typed([]) => Value::from(()),
+            Source::Typed([]) => Value::None,
             Source::Typed(tools) => {
-                let tools = tools.iter().map(|tool| json::convert_entries(tool.json(), 0).map(Value::from_pairs));
-                Value::from(tools.collect::<std::result::Result<Vec<Value>, _>>().map_err(wrong("tools"))?)
+                let tool = |tool: &Tool| json::dict(json::convert_entries(tool.json(), 0, budget)?, budget);
+                let tools = tools.iter().map(tool).collect::<std::result::Result<_, _>>();
+                tools.and_then(|tools| json::list(tools, budget)).map_err(wrong("tools"))?
             }
         };
-        let mut variables = vec![
+        let mut variables: Vec<(Arc<str>, Value)> = vec![
             ("messages".into(), messages),
             ("tools".into(), tools),
-            ("documents".into(), Value::from(())),
-            ("add_generation_prompt".into(), Value::from(self.add_generation_prompt)),
+            ("documents".into(), Value::None),
+            ("add_generation_prompt".into(), Value::Bool(self.add_generation_prompt)),
         ];
-        variables.extend(json::convert_entries(&self.variables, 0).map_err(wrong("variables"))?);
+        let others = json::convert_entries(&self.variables, 0, budget).map_err(wrong("variables"))?;
+        variables.extend(others.into_iter().map(|(name, value)| (name.into(), value)));
         Ok(variables)
     }
 }
@@ -218,59 +223,61 @@ fn wrong(what: &str) -> impl FnOnce(String) -> Error + use<> {
     move |problem| Error::Json { what, problem }
 }
 
-fn message_value(index: usize, message: &Message, takes_parts: &impl Fn() -> bool) -> Result<Value> {
+fn message_value(index: usize, message: &Message, takes_parts: &impl Fn() -> bool, budget: &Budget) -> Result<Value> {
     let wrong = |key: &str| wrong(&format!("messages[{index}].{key}"));
-    let mut entries = vec![("role".to_owned(), Value::from(message.role.as_str()))];
+    let mut entries = vec![("role".to_owned(), json::string(message.role.as_str(), budget))];
     let content = match &message.content {
         None => None,
-        Some(Content::Text(text)) => Some(Value::from(text.as_str())),
+        Some(Content::Text(text)) => Some(json::string(text, budget)),
         Some(Content::Parts(parts)) if takes_parts() => {
-            let parts = parts.iter().map(|part| json::convert(&Json::Object(part.clone().into()), 0));
-            Some(Value::from(parts.collect::<std::result::Result<Vec<_>, _>>().map_err(wrong("content"))?))
+            let part = |part: &ContentPart| json::convert(&Json::Object(part.clone().into()), 0, budget);
+            let parts = parts.iter().map(part).collect::<std::result::Result<_, _>>();
+            Some(parts.and_then(|parts| json::list(parts, budget)).map_err(wrong("content"))?)
         }
-        Some(Content::Parts(parts)) => Some(joined(index, parts)?),
-        Some(Content::Other(json)) => Some(json::convert(json, 0).map_err(wrong("content"))?),
+        Some(Content::Parts(parts)) => Some(joined(index, parts, budget)?),
+        Some(Content::Other(other)) => Some(json::convert(other, 0, budget).map_err(wrong("content"))?),
     };
     entries.extend(content.map(|content| ("content".into(), content)));
     if !message.tool_calls.is_empty() {
-        let calls: std::result::Result<Vec<Value>, _> = message.tool_calls.iter().map(call_value).collect();
-        entries.push(("tool_calls".into(), Value::from(calls.map_err(wrong("tool_calls"))?)));
+        let calls =
+            message.tool_calls.iter().map(|call| call_value(call, budget)).collect::<std::result::Result<_, _>>();
+        let calls = calls.and_then(|calls| json::list(calls, budget)).map_err(wrong("tool_calls"))?;
+        entries.push(("tool_calls".into(), calls));
     }
     if let Some(id) = &message.tool_call_id {
-        entries.push(("tool_call_id".into(), Value::from(id.as_str())));
+        entries.push(("tool_call_id".into(), json::string(id, budget)));
     }
-    entries.extend(json::convert_entries(&message.extra, 0).map_err(wrong("extra"))?);
-    Ok(Value::from_pairs(entries))
+    entries.extend(json::convert_entries(&message.extra, 0, budget).map_err(wrong("extra"))?);
+    json::dict(entries, budget).map_err(wrong("extra"))
 }
 
-fn joined(index: usize, parts: &[ContentPart]) -> Result<Value> {
-    let text = |part: &'_ ContentPart| match part.as_text() {
-        Some(text) => Ok(text.to_owned()),
-        None => Err(Error::ContentPart { index, kind: part.kind() }),
-    };
-    let texts: Vec<String> = parts.iter().map(text).collect::<Result<_>>()?;
-    Ok(Value::from(texts.join("\n")))
+fn joined(index: usize, parts: &[ContentPart], budget: &Budget) -> Result<Value> {
+    let mut texts = Vec::with_capacity(parts.len());
+    for part in parts {
+        texts.push(part.as_text().ok_or_else(|| Error::ContentPart { index, kind: part.kind() })?);
+    }
+    Ok(json::string(&texts.join("\n"), budget))
 }
 
-fn call_value(call: &ToolCall) -> std::result::Result<Value, String> {
+fn call_value(call: &ToolCall, budget: &Budget) -> std::result::Result<Value, String> {
     let function = &call.function;
     let arguments = match function.arguments.as_str() {
         // What servers send for a function without parameters.
-        text if text.trim().is_empty() => Value::from_pairs::<[(&str, Value); 0], _, _>([]),
+        text if text.trim().is_empty() => json::dict(Vec::new(), budget)?,
         // A model may have written what is no object; the template then gets the text, as in transformers.
-        text => match json::parse(text) {
-            Ok(value) if value.kind() == ValueKind::Map => value,
-            _ => Value::from(text),
+        text => match json::parse(text, budget) {
+            Ok(value @ Value::Dict(_)) => value,
+            _ => json::string(text, budget),
         },
     };
     let mut entries = Vec::new();
-    entries.extend(call.id.as_ref().map(|id| ("id".to_owned(), Value::from(id.as_str()))));
-    entries.push(("type".into(), Value::from("function")));
-    let mut inner = vec![("name".to_owned(), Value::from(function.name.as_str())), ("arguments".into(), arguments)];
-    inner.extend(json::convert_entries(&function.extra, 0)?);
-    entries.push(("function".into(), Value::from_pairs(inner)));
-    entries.extend(json::convert_entries(&call.extra, 0)?);
-    Ok(Value::from_pairs(entries))
+    entries.extend(call.id.as_ref().map(|id| ("id".to_owned(), json::string(id, budget))));
+    entries.push(("type".into(), Value::str("function")));
+    let mut inner = vec![("name".to_owned(), json::string(&function.name, budget)), ("arguments".into(), arguments)];
+    inner.extend(json::convert_entries(&function.extra, 0, budget)?);
+    entries.push(("function".into(), json::dict(inner, budget)?));
+    entries.extend(json::convert_entries(&call.extra, 0, budget)?);
+    json::dict(entries, budget)
 }
 
 #[cfg(not(all(target_family = "wasm", target_os = "unknown")))]

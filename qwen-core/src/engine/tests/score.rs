@@ -67,6 +67,34 @@ fn a_slow_reader_holds_up_itself_only() {
 }
 
 #[test]
+fn a_reader_without_room_gives_way_to_those_that_wait() {
+    // It would keep all the sequences of a step, or all the blocks.
+    for limits in [Limits { max_num_seqs: 1, ..limits() }, Limits { num_blocks: 16, ..limits() }] {
+        let mut rig = Rig::new(limits, |_| {});
+        let prompt: Vec<u32> = (0..62).map(|i| i % 7).collect();
+        let (score, _, window) = rig.add_score(&prompt, 3);
+        while rig.step() {}
+        assert_eq!(rig.found[&score].rows.len(), 3);
+        for _ in 0..3 {
+            let answer = rig.add(endless(request(&[1; 10], 20)));
+            while rig.step() {}
+            assert_eq!(rig.found[&answer].tokens.len(), 20);
+            window.give_back();
+        }
+        let (cancelled, canceller, _) = rig.add_score(&prompt, 0);
+        let answer = rig.add(endless(request(&[1; 10], 20)));
+        while rig.step() {}
+        canceller.cancel();
+        (0..prompt.len()).for_each(|_| window.give_back());
+        let found = rig.run();
+        assert_eq!(found[&cancelled].end.as_deref(), Some("Cancelled"));
+        assert_eq!(found[&answer].tokens.len(), 20);
+        // Computed again in part, and each row came once.
+        assert_eq!(largest(&found[&score]), prompt.iter().map(|id| *id as usize + 1).collect::<Vec<_>>());
+    }
+}
+
+#[test]
 fn a_damaged_row_ends_its_score_only() {
     let mut rig = rig();
     let (bad, _, _) = rig.add_score(&[1, 2, 3, 4, 5, BAD, 1, 2], 100);

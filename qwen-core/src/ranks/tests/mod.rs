@@ -75,3 +75,10 @@ fn admitted(ranks: &Ranks, port: u16) -> TcpStream {
     assert_eq!(frame::read(&mut stream, 100).unwrap().kind, Kind::Proof);
     stream
 }
+
+/// A connection of `ranks` after the rendezvous, on which only the test sends and reads.
+fn welcomed(ranks: &Ranks, port: u16) -> TcpStream {
+    let mut stream = admitted(ranks, port);
+    assert_eq!(frame::read(&mut stream, 100).unwrap().kind, Kind::Welcome);
+    stream
+}

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::{free_port, on_ranks, rank, same};
+use super::{free_port, on_ranks, rank, same, welcomed};
 use crate::collective::{Collective, ThreadGroup};
 use crate::error::Error;
 use crate::error::Result;
@@ -102,9 +102,9 @@ fn a_call_that_waits_for_a_rank_fails_before_the_hook_runs() {
     let port = free_port();
     let (leave, leaves) = mpsc::channel::<()>();
     let leaving = thread::spawn(move || {
-        let streams = rank(1, 2, port).rendezvous(&same()).unwrap().into_silence();
+        let stream = welcomed(&rank(1, 2, port), port);
         let _ = leaves.recv();
-        streams[0].shutdown(Shutdown::Both).unwrap();
+        stream.shutdown(Shutdown::Both).unwrap();
     });
     let transport = rank(0, 2, port).rendezvous(&same()).unwrap();
     let (release, held) = mpsc::channel::<()>();
@@ -180,10 +180,9 @@ fn a_rank_that_falls_silent_has_failed() {
     let (finish, finished) = mpsc::channel::<()>();
     // A rank that connects, and then neither sends anything nor closes.
     let silent = thread::spawn(move || {
-        let ranks = rank(1, 2, port).heartbeat_timeout(Duration::from_millis(400));
-        let streams = ranks.rendezvous(&same()).unwrap().into_silence();
+        let stream = welcomed(&rank(1, 2, port).heartbeat_timeout(Duration::from_millis(400)), port);
         let _ = finished.recv();
-        drop(streams);
+        drop(stream);
     });
     let transport = rank(0, 2, port).heartbeat_timeout(Duration::from_millis(400)).rendezvous(&same()).unwrap();
     let started = Instant::now();
@@ -197,12 +196,11 @@ fn a_rank_that_falls_silent_has_failed() {
 /// It sends heartbeats and nothing else for many times the timeout.
 #[test]
 fn a_rank_that_computes_for_long_has_not_failed() {
-    let (port, timeout) = (free_port(), Duration::from_millis(400));
+    let (port, timeout) = (free_port(), Duration::from_secs(1));
     let computing = thread::spawn(move || {
-        let ranks = rank(1, 2, port).heartbeat_timeout(timeout);
-        let stream = &mut ranks.rendezvous(&same()).unwrap().into_silence()[0];
-        // Each heartbeat of rank 0 is answered by one, until four times the timeout has passed.
-        for _ in 0..16 {
+        let stream = &mut welcomed(&rank(1, 2, port).heartbeat_timeout(timeout), port);
+        // Each heartbeat of rank 0 is answered by one, until three times the timeout has passed.
+        for _ in 0..12 {
             assert_eq!(frame::read(stream, 10).unwrap().kind, Kind::Heartbeat);
             frame::write(stream, Kind::Heartbeat, &[]).unwrap();
         }
@@ -221,8 +219,7 @@ fn a_rank_that_computes_for_long_has_not_failed() {
 fn a_rank_that_sends_a_message_byte_by_byte_has_failed() {
     let (port, timeout) = (free_port(), Duration::from_millis(400));
     let slow = thread::spawn(move || {
-        let ranks = rank(1, 2, port).heartbeat_timeout(timeout);
-        let stream = &mut ranks.rendezvous(&same()).unwrap().into_silence()[0];
+        let stream = &mut welcomed(&rank(1, 2, port).heartbeat_timeout(timeout), port);
         stream.write_all(&[0, 0, 1, 0, Kind::Number as u8]).unwrap();
         // A byte for each heartbeat of rank 0, of which there are four in the timeout.
         while frame::read(stream, 1000).is_ok() && stream.write_all(&[0]).is_ok() {}
@@ -238,7 +235,7 @@ fn a_rank_that_sends_a_message_byte_by_byte_has_failed() {
 fn a_length_beyond_the_bound_ends_the_transport() {
     let port = free_port();
     let other = thread::spawn(move || {
-        let stream = &mut rank(1, 2, port).rendezvous(&same()).unwrap().into_silence()[0];
+        let stream = &mut welcomed(&rank(1, 2, port), port);
         stream.write_all(&[0xff, 0xff, 0xff, 0xff, Kind::Number as u8]).unwrap();
         while frame::read(stream, 1000).is_ok() {}
     });
@@ -274,7 +271,7 @@ fn messages_out_of_turn_are_refused() {
 fn bytes_that_are_no_message_end_the_transport() {
     let port = free_port();
     let other = thread::spawn(move || {
-        let stream = &mut rank(1, 2, port).rendezvous(&same()).unwrap().into_silence()[0];
+        let stream = &mut welcomed(&rank(1, 2, port), port);
         stream.write_all(&[9, 9, 9, 9, 200]).unwrap();
         // Until the other end has read them.
         while frame::read(stream, 1000).is_ok() {}

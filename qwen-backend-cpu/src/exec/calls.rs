@@ -1,0 +1,115 @@
+//! Calls of one function from several threads, for work that is no step: packing weights.
+//!
+//! The function may borrow from its caller, while the jobs that a host's pool is given may start at any later time, or
+//! never: the pool's threads may all be busy, or blocked by the host. So the calling thread makes every call that nobody
+//! else has claimed, then closes the door and waits only for jobs that are inside.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+
+use qwen_core::float_env::FloatEnv;
+
+use super::wait::lock;
+
+/// What the threads share.
+struct Calls {
+    f: *const (dyn Fn(usize) + Sync),
+    count: usize,
+    next: AtomicUsize,
+    /// Set when a call panicked.
+    failed: AtomicBool,
+    door: Mutex<Door>,
+    left: Condvar,
+}
+
+#[derive(Default)]
+struct Door {
+    closed: bool,
+    inside: usize,
+}
+
+// SAFETY: `f` is `Sync`; whoever follows the pointer is inside the door, see `join`.
+unsafe impl Send for Calls {}
+// SAFETY: as above.
+unsafe impl Sync for Calls {}
+
+/// Call `f` with each number below `count`, on this thread and on up to `helpers` jobs that `spawn` starts. False when a
+/// call panicked.
+pub(super) fn for_each(
+    count: usize,
+    f: &(dyn Fn(usize) + Sync),
+    helpers: usize,
+    spawn: impl Fn(Box<dyn FnOnce() + Send>),
+) -> bool {
+    let f: *const (dyn Fn(usize) + Sync + '_) = f;
+    // SAFETY: only the lifetime changes; `close` returns when nobody uses the pointer any more or ever will.
+    let f = unsafe { std::mem::transmute::<*const (dyn Fn(usize) + Sync + '_), *const (dyn Fn(usize) + Sync)>(f) };
+    let calls = Arc::new(Calls {
+        f,
+        count,
+        next: AtomicUsize::new(0),
+        failed: AtomicBool::new(false),
+        door: Mutex::default(),
+        left: Condvar::new(),
+    });
+    // Whatever happens in between, jobs that start later must find the door closed.
+    let closing = Closing(&calls);
+    for _ in 0..helpers.min(count.saturating_sub(1)) {
+        let calls = calls.clone();
+        spawn(Box::new(move || calls.join()));
+    }
+    // SAFETY: `f` is borrowed for the length of this function.
+    unsafe { calls.work() };
+    drop(closing);
+    !calls.failed.load(Ordering::Relaxed)
+}
+
+struct Closing<'a>(&'a Calls);
+
+impl Drop for Closing<'_> {
+    fn drop(&mut self) {
+        let mut door = lock(&self.0.door);
+        door.closed = true;
+        while door.inside > 0 {
+            door = self.0.left.wait(door).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+impl Calls {
+    /// A job: take part, unless all is over.
+    fn join(&self) {
+        {
+            let mut door = lock(&self.door);
+            if door.closed {
+                return;
+            }
+            door.inside += 1;
+        }
+        // SAFETY: the caller of `for_each` waits until nobody is inside, so that `f` is still borrowed.
+        unsafe { self.work() };
+        lock(&self.door).inside -= 1;
+        self.left.notify_all();
+    }
+
+    /// Make calls until all are claimed.
+    ///
+    /// # Safety
+    /// `f` is borrowed meanwhile.
+    unsafe fn work(&self) {
+        let _float_env = FloatEnv::enter();
+        // SAFETY: passed on to the caller.
+        let f = unsafe { &*self.f };
+        loop {
+            let i = self.next.fetch_add(1, Ordering::Relaxed);
+            if i >= self.count {
+                return;
+            }
+            if catch_unwind(AssertUnwindSafe(|| f(i))).is_err() {
+                self.failed.store(true, Ordering::Relaxed);
+                return;
+            }
+        }
+    }
+}

@@ -1,0 +1,311 @@
+//! Causal attention of query heads over the paged K/V store.
+//!
+//! ```text
+//! out = sum_p softmax_p(q . k[p] / sqrt(dim)) * v[p]            over the positions p that the token sees
+//! ```
+//!
+//! Positions are cut into fixed spans of [`SPAN`]. Each span is reduced by itself: its scores, their maximum `m`, the
+//! exponentials and their sum `l`, the weighted values `o`; then it is merged into what the spans before it gave (online
+//! softmax, Milakov and Gimelshein 2018; Dao et al. 2022). A row's spans are merged in order, so that it makes no
+//! difference whether its token came in one prompt, in chunks or alone, nor where blocks lie, nor which thread took
+//! which span.
+//!
+//! A task is a K/V head, a few tokens of a sequence and all query heads that share the K/V head, in tiles of
+//! [`Simd::TOKENS`] rows; or, where there are too few of those for the threads (a token far into its context), one span
+//! of that, whose results [`merge`] then joins. Scores and weighted sums are products of the register tile of
+//! [`super::tile`]: a block of keys is a weight matrix whose rows are positions, one of values has channels for rows.
+//!
+//! Positions that a row does not see get weight zero, and those that no row of a tile sees are not used at all: whatever
+//! lies in unused parts of a block has no influence.
+
+pub(crate) mod geometry;
+pub(crate) mod merge;
+pub(crate) mod schedule;
+
+use std::sync::Arc;
+
+use qwen_core::Encoding;
+use qwen_core::backend::HeadLayout;
+
+use super::math::exp;
+use super::panel::Tiles;
+use super::scratch::{SUMS, Scratch};
+use super::tile::{self, Weights, accumulate, by_tokens};
+use crate::kv::{Store, padded_dim};
+use crate::memory::Cells;
+use crate::simd::{Kernel, LANES, Simd};
+
+use geometry::{SPAN, partial_len};
+use merge::{finish, merge};
+use schedule::{Schedule, Task};
+
+/// Bytes that keys and values are fetched ahead.
+const AHEAD: usize = 1024;
+
+/// Attention of one layer; a piece is a task of the schedule.
+#[derive(Debug)]
+pub(crate) struct Attention {
+    pub(crate) qkv: Cells<f32>,
+    pub(crate) kv: Store,
+    pub(crate) layer: usize,
+    pub(crate) heads: HeadLayout,
+    pub(crate) block_tables: Cells<u32>,
+    pub(crate) schedule: Arc<Schedule>,
+    /// Results of spans that wait for [`merge::Merge`].
+    pub(crate) partials: Cells<f32>,
+    pub(crate) out: Cells<f32>,
+}
+
+impl Attention {
+    pub(crate) fn pieces(&self) -> usize {
+        self.schedule.tasks.len()
+    }
+}
+
+impl Kernel for Attention {
+    type Scratch = Scratch;
+
+    #[inline(always)]
+    unsafe fn piece<S: Simd>(&self, s: S, piece: usize, scratch: &mut Scratch) {
+        // SAFETY: passed on to the caller; the encoding names the elements.
+        unsafe {
+            match (self.kv.spec.key_encodings[self.layer], self.kv.spec.value_encoding) {
+                (Encoding::F16, Encoding::F16) => self.task::<S, tile::F16, tile::F16>(s, piece, scratch),
+                (_, Encoding::F16) => self.task::<S, tile::F32, tile::F16>(s, piece, scratch),
+                (_, _) => self.task::<S, tile::F32, tile::F32>(s, piece, scratch),
+            }
+        }
+    }
+}
+
+/// What a task works on: rows of queries and their running results, and room for a tile and a span.
+struct Rows<'a> {
+    q: &'a mut [f32],
+    o: &'a mut [f32],
+    m: &'a mut [f32],
+    l: &'a mut [f32],
+    /// `[row of the tile][SPAN]` scores, then weights.
+    scores: &'a mut [f32],
+    /// `[row of the tile][channel]` of this span.
+    part: &'a mut [f32],
+}
+
+impl Attention {
+    /// # Safety
+    /// As [`Kernel::piece`], and the elements of the keys are those of `K`, of the values those of `V`.
+    #[inline(always)]
+    unsafe fn task<S: Simd, K: Weights<S, X = f32>, V: Weights<S, X = f32>>(
+        &self,
+        s: S,
+        piece: usize,
+        scratch: &mut Scratch,
+    ) {
+        let task = &self.schedule.tasks[piece];
+        let (dim, padded) = (self.heads.head_dim, padded_dim(&self.kv.spec));
+        let group = self.heads.num_attention_heads / self.heads.num_key_value_heads;
+        let count = task.tokens * group;
+        let memory = scratch.floats(SUMS);
+        let (q, memory) = memory.split_at_mut((count * dim).next_multiple_of(LANES));
+        let (o, memory) = memory.split_at_mut(count * padded);
+        let (scores, memory) = memory.split_at_mut(S::TOKENS * SPAN);
+        let (part, memory) = memory.split_at_mut(S::TOKENS * padded);
+        let (m, memory) = memory.split_at_mut(count);
+        let rows = Rows { q, o, m, l: &mut memory[..count], scores, part };
+        rows.o.fill(0.0);
+        rows.m.fill(f32::NEG_INFINITY);
+        rows.l.fill(0.0);
+        for (r, q) in rows.q.chunks_exact_mut(dim).take(count).enumerate() {
+            let head = task.head * group + r % group;
+            // SAFETY: operations that write the queries are over.
+            q.copy_from_slice(unsafe {
+                self.qkv.slice((task.first_token + r / group) * self.heads.qkv_size() + head * dim, dim)
+            });
+        }
+        let tiles = Tiles::new(count, S::TOKENS);
+        for span in task.spans.0..task.spans.1 {
+            for i in 0..tiles.count {
+                let (first, end) = (tiles.start(i), tiles.start(i + 1));
+                let visible = |r: usize| (task.visible + r / group).saturating_sub(span * SPAN).min(SPAN);
+                let most = visible(end - 1);
+                if most == 0 {
+                    continue;
+                }
+                let q = &rows.q[first * dim..];
+                // SAFETY: passed on to the caller.
+                unsafe {
+                    by_tokens!(end - first, S::TOKENS,
+                        T => self.scores::<S, K, T>(s, task, span, most, q, rows.scores));
+                }
+                let mut reduced = [(0.0, 0.0); 12];
+                for r in first..end {
+                    let scores = &mut rows.scores[(r - first) * SPAN..][..SPAN];
+                    reduced[r - first] = softmax(s, scores, visible(r), most, 1.0 / (dim as f32).sqrt());
+                }
+                // SAFETY: passed on to the caller.
+                unsafe {
+                    by_tokens!(end - first, S::TOKENS,
+                        T => self.weigh::<S, V, T>(s, task, span, most, rows.scores, rows.part));
+                }
+                for r in first..end {
+                    let (m, l) = reduced[r - first];
+                    let part = &rows.part[(r - first) * padded..][..padded];
+                    if let Some(first) = task.partial {
+                        let len = partial_len(padded);
+                        // SAFETY: only this task writes it.
+                        let partial = unsafe { self.partials.slice_mut((first + r) * len, len) };
+                        partial[..padded].copy_from_slice(part);
+                        partial[padded] = m;
+                        partial[padded + 1] = l;
+                    } else if visible(r) > 0 {
+                        merge(s, &mut rows.m[r], &mut rows.l[r], &mut rows.o[r * padded..][..padded], m, l, part);
+                    }
+                }
+            }
+        }
+        if task.partial.is_some() {
+            return;
+        }
+        for r in 0..count {
+            let head = task.head * group + r % group;
+            let at = (task.first_token + r / group) * self.heads.q_size() + head * dim;
+            // SAFETY: only this task writes these heads of the token.
+            unsafe { finish(s, &rows.o[r * padded..][..padded], rows.l[r], self.out.slice_mut(at, dim)) };
+        }
+    }
+
+    /// The products of `T` queries with the keys of a span.
+    ///
+    /// # Safety
+    /// As [`Kernel::piece`].
+    #[inline(always)]
+    unsafe fn scores<S: Simd, W: Weights<S, X = f32>, const T: usize>(
+        &self,
+        s: S,
+        task: &Task,
+        span: usize,
+        most: usize,
+        q: &[f32],
+        scores: &mut [f32],
+    ) {
+        let dim = self.heads.head_dim;
+        let keys = |i: usize| {
+            let position = span * SPAN + i * LANES;
+            let (block, within) = self.block(task, position);
+            self.kv.keys(self.layer, block, task.head).wrapping_add(within / LANES * dim * W::LINE).cast_const()
+        };
+        let groups = most.div_ceil(LANES);
+        let (q, scores) = (q[..T * dim].as_ptr(), scores[..T * SPAN].as_mut_ptr());
+        let mut i = 0;
+        // SAFETY: the blocks of visible positions belong to the sequence, and operations that write them are over.
+        unsafe {
+            while S::GROUPS == 2 && i + 1 < groups {
+                let w = [keys(i), keys(i + 1)];
+                let acc = accumulate::<S, W, 2, T, AHEAD>(s, [[s.splat(0.0); 2]; T], w, q, 1, dim, dim);
+                for (t, acc) in acc.into_iter().enumerate() {
+                    s.store(acc[0], scores.add(t * SPAN + i * LANES));
+                    s.store(acc[1], scores.add(t * SPAN + (i + 1) * LANES));
+                }
+                i += 2;
+            }
+            while i < groups {
+                let acc = accumulate::<S, W, 1, T, AHEAD>(s, [[s.splat(0.0)]; T], [keys(i)], q, 1, dim, dim);
+                for (t, acc) in acc.into_iter().enumerate() {
+                    s.store(acc[0], scores.add(t * SPAN + i * LANES));
+                }
+                i += 1;
+            }
+        }
+    }
+
+    /// The values of a span, weighted for `T` rows.
+    ///
+    /// # Safety
+    /// As [`Kernel::piece`].
+    #[inline(always)]
+    unsafe fn weigh<S: Simd, W: Weights<S, X = f32>, const T: usize>(
+        &self,
+        s: S,
+        task: &Task,
+        span: usize,
+        most: usize,
+        weights: &[f32],
+        part: &mut [f32],
+    ) {
+        let padded = padded_dim(&self.kv.spec);
+        let size = self.kv.spec.block_size;
+        let (weights, part) = (weights[..T * SPAN].as_ptr(), part[..T * padded].as_mut_ptr());
+        let mut i = 0;
+        // SAFETY: as in `scores`.
+        unsafe {
+            while i < padded / LANES {
+                let pair = S::GROUPS == 2 && i + 1 < padded / LANES;
+                let mut two = [[s.splat(0.0); 2]; T];
+                let mut one = [[s.splat(0.0); 1]; T];
+                let mut done = 0;
+                while done < most {
+                    let (block, within) = self.block(task, span * SPAN + done);
+                    let lines = (size - within).min(most - done);
+                    let at = self.kv.values(self.layer, block, task.head).cast_const();
+                    let at = at.add((i * size + within) * W::LINE);
+                    let x = weights.add(done);
+                    if pair {
+                        let w = [at, at.add(size * W::LINE)];
+                        two = accumulate::<S, W, 2, T, 0>(s, two, w, x, 1, SPAN, lines);
+                    } else {
+                        one = accumulate::<S, W, 1, T, 0>(s, one, [at], x, 1, SPAN, lines);
+                    }
+                    done += lines;
+                }
+                for t in 0..T {
+                    if pair {
+                        s.store(two[t][0], part.add(t * padded + i * LANES));
+                        s.store(two[t][1], part.add(t * padded + (i + 1) * LANES));
+                    } else {
+                        s.store(one[t][0], part.add(t * padded + i * LANES));
+                    }
+                }
+                i += if pair { 2 } else { 1 };
+            }
+        }
+    }
+
+    /// The block that holds a position of the task's sequence, and where in it.
+    #[inline(always)]
+    fn block(&self, task: &Task, position: usize) -> (usize, usize) {
+        let size = self.kv.spec.block_size;
+        // SAFETY: tables are inputs of the step, constant within it.
+        let block = unsafe { self.block_tables.slice(task.table + position / size, 1)[0] };
+        (block as usize, position % size)
+    }
+}
+
+/// Scale the scores of a row and turn the first `visible` of them into weights, the others up to `most` into zeros.
+/// Returns the largest score and the sum of the weights.
+#[inline(always)]
+fn softmax<S: Simd>(s: S, scores: &mut [f32], visible: usize, most: usize, scale: f32) -> (f32, f32) {
+    let (scale, lowest) = (s.splat(scale), s.splat(f32::NEG_INFINITY));
+    let used = visible.div_ceil(LANES);
+    let mut max = lowest;
+    let p = scores.as_mut_ptr();
+    // SAFETY: a row has `SPAN` scores, and `most` is not above that.
+    unsafe {
+        for i in 0..used {
+            let at = p.add(i * LANES);
+            let v = s.first(visible - i * LANES, s.mul(s.load(at), scale), lowest);
+            s.store(v, at);
+            max = s.max(max, v);
+        }
+        let m = s.hmax(max);
+        let mut sum = s.splat(0.0);
+        for i in 0..used {
+            let at = p.add(i * LANES);
+            let v = exp(s, s.sub(s.load(at), s.splat(m)));
+            s.store(v, at);
+            sum = s.add(sum, v);
+        }
+        for i in used..most.div_ceil(LANES) {
+            s.store(s.splat(0.0), p.add(i * LANES));
+        }
+        (m, s.sum(sum))
+    }
+}

@@ -1,0 +1,34 @@
+//! Rows picked out of a matrix of activations.
+
+use super::scratch::Scratch;
+use crate::memory::Cells;
+use crate::simd::{Kernel, Simd};
+
+/// `out[i] = x[indices[i]]`, zeros for an index outside; a piece is a row.
+#[derive(Debug)]
+pub(crate) struct GatherRows {
+    pub(crate) x: Cells<f32>,
+    pub(crate) indices: Cells<u32>,
+    pub(crate) out: Cells<f32>,
+    pub(crate) width: usize,
+    pub(crate) rows: usize,
+}
+
+impl Kernel for GatherRows {
+    type Scratch = Scratch;
+
+    #[inline(always)]
+    unsafe fn piece<S: Simd>(&self, _: S, row: usize, _: &mut Scratch) {
+        let width = self.width;
+        // SAFETY: a row is one piece's alone; operations that write the inputs are over.
+        unsafe {
+            let out = self.out.slice_mut(row * width, width);
+            let index = self.indices.slice(row, 1)[0] as usize;
+            if width > 0 && index < self.x.len() / width {
+                out.copy_from_slice(self.x.slice(index * width, width));
+            } else {
+                out.fill(0.0);
+            }
+        }
+    }
+}

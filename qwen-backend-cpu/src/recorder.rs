@@ -1,0 +1,212 @@
+//! Operands are checked and operations gather here until they run.
+//!
+//! Within a step operations gather in a list that runs when the step's body is over, or earlier when something has to be
+//! read. Outside of a step each runs at once. The list, the packed activations and the schedule of the attention keep their
+//! memory from step to step.
+
+use qwen_core::backend::{HeadLayout, Interrupt, ModelShape};
+use qwen_core::batch::Limits;
+use qwen_core::{Encoding, Error, Precision, Result, size};
+
+use crate::error::device_error;
+use crate::exec::Executor;
+use crate::footprint::workspace;
+use crate::inputs::InputReader;
+use crate::kernels::Op;
+use crate::kernels::epilogue::Epilogue;
+use crate::kernels::linear::{Linear, Split};
+use crate::kernels::panel::{Pack, Panel, Tiles};
+use crate::kv::Store;
+use crate::matrix::Matrix;
+use crate::memory::{Cells, Plain};
+use crate::simd::Isa;
+
+/// Checks and records the operations of one backend, and runs them.
+#[derive(Debug)]
+pub(crate) struct Recorder {
+    /// Tells the arrays of this backend from those of others.
+    pub(crate) id: u64,
+    pub(crate) isa: Isa,
+    pub(crate) precision: Precision,
+    pub(crate) executor: Executor,
+    pub(crate) reader: InputReader,
+    /// Kernels' workspace: packed activations, partial results of attention, the best of runs of logits.
+    pub(crate) panel: Cells<u32>,
+    pub(crate) partials: Cells<f32>,
+    pub(crate) best: Cells<u32>,
+    ops: Vec<Op>,
+    /// The interrupt of the step being recorded.
+    step: Option<Interrupt>,
+    /// Whether an operation that has yet to run writes indices.
+    writes_indices: bool,
+}
+
+/// An operand and how many elements the operation needs of it; `None` where that exceeds the address space.
+pub(crate) type Need<'a, T> = (&'static str, &'a Cells<T>, Option<usize>);
+
+impl Recorder {
+    pub(crate) fn new(id: u64, isa: Isa, precision: Precision, executor: Executor) -> Result<Recorder> {
+        Ok(Recorder {
+            id,
+            isa,
+            precision,
+            executor,
+            reader: InputReader::default(),
+            panel: Cells::zeroed(0, id)?,
+            partials: Cells::zeroed(0, id)?,
+            best: Cells::zeroed(0, id)?,
+            ops: Vec::new(),
+            step: None,
+            writes_indices: false,
+        })
+    }
+
+    /// Take the memory that kernels need beside their operands in the largest step.
+    ///
+    /// # Errors
+    /// When it is refused.
+    pub(crate) fn reserve(&mut self, limits: &Limits, shape: &ModelShape) -> Result<()> {
+        let [panel, best] = workspace(limits, shape);
+        grow(&mut self.panel, size::values("max_num_batched_tokens", &panel)?)?;
+        grow(&mut self.best, size::values("max_num_logits", &best)?)?;
+        Ok(())
+    }
+
+    /// Begin a step: operations are recorded from now on.
+    ///
+    /// # Errors
+    /// [`Error::Device`] within another step.
+    pub(crate) fn begin(&mut self, interrupt: &Interrupt) -> Result<()> {
+        if self.step.is_some() {
+            return Err(device_error("step", "a step within a step".into()));
+        }
+        self.step = Some(interrupt.clone());
+        Ok(())
+    }
+
+    /// End the step: run what it recorded, unless its body failed or the interrupt is raised, and forget it.
+    ///
+    /// # Errors
+    /// Those of the body; [`Error::Cancelled`] when the interrupt is raised before the end; what running reports.
+    pub(crate) fn end(&mut self, body: Result<()>) -> Result<()> {
+        let interrupted = self.step.as_ref().is_some_and(Interrupt::is_raised);
+        let result = match body {
+            Ok(()) if interrupted => Err(Error::Cancelled),
+            Ok(()) => self.flush(),
+            Err(error) => Err(error),
+        };
+        self.step = None;
+        self.ops.clear();
+        self.writes_indices = false;
+        result
+    }
+
+    /// Record an operation; outside of a step it runs now.
+    pub(crate) fn record(&mut self, op: Op) -> Result<()> {
+        self.ops.push(op);
+        if self.step.is_some() { Ok(()) } else { self.flush() }
+    }
+
+    /// Record two operations, the second of which needs the first.
+    pub(crate) fn record_both(&mut self, first: Op, second: Op) -> Result<()> {
+        self.ops.push(first);
+        self.record(second)
+    }
+
+    /// Run what is recorded.
+    pub(crate) fn flush(&mut self) -> Result<()> {
+        self.writes_indices = false;
+        // SAFETY: operands belong to this backend, as `operand` checks for each operation, and whoever touches them does so
+        // through `&mut self`; operations depend on earlier ones only.
+        unsafe { self.executor.run(self.isa, &mut self.ops, self.step.as_ref()) }
+    }
+
+    /// Note that the operation recorded next writes indices.
+    pub(crate) fn will_write_indices(&mut self) {
+        self.reader.note_write();
+        self.writes_indices = true;
+    }
+
+    /// Make sure that the host may read any indices: run the recorded operations if one of them writes some.
+    pub(crate) fn settle_indices(&mut self) -> Result<()> {
+        if self.writes_indices { self.flush() } else { Ok(()) }
+    }
+
+    /// A handle to an operand of `op` with at least as many elements as it needs.
+    pub(crate) fn operand<T: Plain>(&self, op: &str, (name, cells, need): Need<'_, T>) -> Result<Cells<T>> {
+        let Some(need) = need else {
+            return Err(device_error(op, format!("the size of `{name}` exceeds the address space")));
+        };
+        if cells.owner() != self.id {
+            return Err(device_error(op, format!("`{name}` belongs to another backend")));
+        }
+        if cells.len() < need {
+            return Err(device_error(op, format!("`{name}` has {} elements, {need} are needed", cells.len())));
+        }
+        Ok(cells.clone())
+    }
+
+    /// Check that `kv` serves `layer` and `heads`.
+    pub(crate) fn store(&self, op: &str, kv: &Store, layer: usize, heads: &HeadLayout) -> Result<Store> {
+        let spec = &kv.spec;
+        self.operand(op, ("kv", &kv.cells, Some(0)))?;
+        // A store has heads, and heads have channels.
+        if layer >= spec.num_layers()
+            || heads.num_key_value_heads != spec.num_key_value_heads
+            || heads.head_dim != spec.head_dim
+            || heads.num_attention_heads == 0
+            || !heads.num_attention_heads.is_multiple_of(heads.num_key_value_heads)
+        {
+            return Err(device_error(op, format!("layer {layer} and {heads:?} do not fit a store of {spec:?}")));
+        }
+        Ok(kv.clone())
+    }
+
+    /// The slots of `rows` tokens, checked.
+    pub(crate) fn slots(&mut self, op: &str, slots: &Cells<u32>, kv: &Store, rows: usize) -> Result<Cells<u32>> {
+        let slots = self.operand(op, ("slot_mapping", slots, Some(rows)))?;
+        self.settle_indices()?;
+        // SAFETY: nothing runs, no recorded operation writes indices, and all else that does takes `&mut self`.
+        self.reader.check_slots(op, unsafe { slots.slice(0, rows) }, &kv.spec)?;
+        Ok(slots)
+    }
+
+    /// Record a product of `rows` rows of `x` with `w`; `together` units of rows stay in one piece.
+    pub(crate) fn product(
+        &mut self,
+        op: &str,
+        x: &Cells<f32>,
+        w: &std::sync::Arc<Matrix>,
+        rows: usize,
+        together: usize,
+        epilogue: Epilogue,
+    ) -> Result<()> {
+        let layout = w.layout;
+        let x = self.operand(op, ("x", x, rows.checked_mul(layout.cols)))?;
+        if rows == 0 || layout.rows == 0 {
+            return Ok(());
+        }
+        let bf16 = self.precision == Precision::Fast && self.isa.has_bf16_dot() && layout.encoding == Encoding::Bf16;
+        let cols = layout.padded_cols();
+        let cells = grow(&mut self.panel, Panel::words(rows, cols, bf16))?;
+        let panel = Panel { cells, tiles: Tiles::new(rows, self.isa.tile_tokens()), cols, bf16 };
+        let split = Split::new(w, &panel, together, self.executor.threads());
+        let pack = Pack { x, cols: layout.cols, panel: panel.clone() };
+        self.record_both(Op::Pack(pack), Op::Linear(Linear { w: w.clone(), panel, epilogue, split }))
+    }
+}
+
+/// Make `cells` hold `len` elements.
+pub(crate) fn grow<T: Plain>(cells: &mut Cells<T>, len: usize) -> Result<Cells<T>> {
+    if cells.len() < len {
+        *cells = Cells::zeroed(len, cells.owner())?;
+    }
+    Ok(cells.clone())
+}
+
+/// Values of all query heads of a token, and of a row of the q|k|v buffer, unless they exceed the address space.
+pub(crate) fn head_sizes(heads: &HeadLayout) -> (Option<usize>, Option<usize>) {
+    let HeadLayout { num_attention_heads, num_key_value_heads, head_dim } = *heads;
+    let all = num_key_value_heads.checked_mul(2).and_then(|kv| kv.checked_add(num_attention_heads));
+    (num_attention_heads.checked_mul(head_dim), all.and_then(|all| all.checked_mul(head_dim)))
+}

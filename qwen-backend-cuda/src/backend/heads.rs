@@ -1,0 +1,54 @@
+//! `rope` and `store_kv`: heads of q|k|v rows, rotated in place or stored.
+
+use qwen_core::Result;
+use qwen_core::backend::{HeadLayout, Rope, StoreKv};
+
+use super::{CudaBackend, CudaBuffer};
+use crate::kernel::Kernel;
+use crate::launch::Args;
+use crate::params::Heads;
+
+impl CudaBackend {
+    pub(super) fn queue_rope(&mut self, op: Rope<'_, Self>) -> Result<()> {
+        let Rope { qkv, cos_sin, heads, rows, .. } = op;
+        self.check_heads("rope", &heads)?;
+        let mut args = Args::new(&self.gpu, "rope");
+        let params = Heads {
+            cos_sin: args.take("cos_sin", &cos_sin.0.array, &[4, rows, heads.head_dim])?,
+            ..qkv_params(&mut args, qkv, heads, rows)?
+        };
+        let command = args.launch(Kernel::Rope, [rows, 1, 1], &params)?;
+        self.queue(command)
+    }
+
+    pub(super) fn queue_store_kv(&mut self, op: StoreKv<'_, Self>) -> Result<()> {
+        let StoreKv { qkv, slot_mapping, kv, layer, heads, rows, .. } = op;
+        let store = &kv.0;
+        self.check_store("store_kv", store, layer, &heads)?;
+        let (held, [kv_heads, slots, width]) = (&store.layers[layer], store.array_shape());
+        let mut args = Args::new(&self.gpu, "store_kv");
+        let params = Heads {
+            slot_mapping: args.take("slot_mapping", &slot_mapping.0.array, &[4, rows])?,
+            keys: args.take("keys", &held.keys, &[held.key_element.bytes(), kv_heads, slots, width])?,
+            values: args.take("values", &held.values, &[held.value_element.bytes(), kv_heads, slots, width])?,
+            num_slots: store.num_slots(),
+            key_encoding: held.key_element.code(),
+            value_encoding: held.value_element.code(),
+            ..qkv_params(&mut args, qkv, heads, rows)?
+        };
+        let command = args.launch(Kernel::StoreKv, [rows, 1, 1], &params)?;
+        self.queue(command)
+    }
+}
+
+/// The parameters that both kernels take.
+fn qkv_params(args: &mut Args<'_>, qkv: &CudaBuffer, heads: HeadLayout, rows: usize) -> Result<Heads> {
+    Ok(Heads {
+        qkv: args.take("qkv", &qkv.0.array, &[4, rows, heads.qkv_size()])?,
+        rows: args.size(rows)?,
+        num_attention_heads: args.size(heads.num_attention_heads)?,
+        num_key_value_heads: args.size(heads.num_key_value_heads)?,
+        head_dim: args.size(heads.head_dim)?,
+        ..Heads::default()
+    })
+}

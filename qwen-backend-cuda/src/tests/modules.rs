@@ -1,0 +1,51 @@
+//! The compiled kernels: every one is there as it is launched, for the driver and for the emulator.
+
+use crate::driver::library::Kernels;
+use crate::kernel::Kernel;
+use crate::modules;
+
+/// The number between `before` and `after` in `text`.
+fn number(text: &str, before: &str, after: &str) -> usize {
+    let rest = text.split_once(before).unwrap_or_else(|| panic!("no `{before}` in {text}")).1;
+    rest.split_once(after).unwrap().0.parse().unwrap()
+}
+
+fn params_size(kernel: Kernel) -> usize {
+    kernel.fields().iter().map(|field| field.bytes).sum()
+}
+
+#[test]
+fn every_kernel_is_compiled_as_it_is_launched() {
+    for kernel in Kernel::all() {
+        let name = kernel.to_string();
+        let (_, text) = modules::of(&name).unwrap_or_else(|| panic!("no text for {name}"));
+        let begins = format!(".visible .entry {name}(");
+        let head = text.split_once(&begins).unwrap_or_else(|| panic!("no entry {name}")).1.split_once('{').unwrap().0;
+        assert_eq!(number(head, ".b8 p[", "]"), params_size(kernel), "parameters of {name}");
+        assert_eq!(number(head, ".maxntid ", ","), kernel.threads(), "threads of {name}");
+        // Kernels for every GPU are compiled for the lowest capability.
+        let target = if kernel.needs_tensor_cores() { 80 } else { 75 };
+        assert_eq!(number(text, ".target sm_", "\n"), target, "target of {name}");
+    }
+}
+
+#[test]
+fn every_text_is_launched_and_read_by_drivers_of_cuda_12_1() {
+    let launched: Vec<&str> =
+        Kernel::all().iter().filter_map(|kernel| Some(modules::of(&kernel.to_string())?.0)).collect();
+    for (name, text) in modules::MODULES {
+        assert!(launched.contains(name), "{name}");
+        assert!(text.starts_with(".version 8.1\n"), "{name}");
+    }
+    let entries: usize = modules::MODULES.iter().map(|(_, text)| text.matches(".visible .entry ").count()).sum();
+    assert_eq!(entries, Kernel::all().len());
+}
+
+#[test]
+fn the_emulator_has_every_kernel() {
+    let Some(kernels) = Kernels::for_tests() else { return };
+    for kernel in Kernel::all() {
+        assert_eq!(kernels.params_size(kernel), Some(params_size(kernel)), "{kernel}");
+    }
+    assert_eq!(kernels.names(), Kernel::all().iter().map(Kernel::to_string).collect());
+}

@@ -1,0 +1,53 @@
+//! Activations as f16 with a scale for each row, as products by cooperative matrices take them.
+
+use qwen_core::{Encoding, Result};
+
+use crate::executor::{KernelCall, WgpuBackend, Words, words};
+use crate::geometry::f16_row_words;
+use crate::runtime::array::Array;
+use crate::runtime::commands::{Cost, Grid};
+use crate::shader::Shader;
+use crate::weight::{Layout, Matrix};
+
+/// Exponent of the largest value after scaling, for activations and weights. Far from overflow, and so high that bits are
+/// lost only from values too small to count.
+const LARGEST_EXPONENT: u32 = 14;
+
+/// Where the rows of a product lie as f16. Clones are the same arrays.
+#[derive(Debug, Clone)]
+pub(super) struct F16Rows {
+    pub(super) values: Array,
+    /// Words of a row in `values`.
+    pub(super) width: usize,
+    /// `[row]`
+    pub(super) scales: Array,
+}
+
+/// The biased exponent of what the sums are multiplied by, since the kernel divides the weights by it.
+pub(super) fn weight_exponent(w: &Matrix) -> u32 {
+    match w.layout.encoding {
+        Encoding::Bf16 => w.largest_exponent.saturating_sub(LARGEST_EXPONENT).clamp(1, 253),
+        // f16 weights are not scaled.
+        _ => 127,
+    }
+}
+
+/// Queue the rounding of `rows` rows of `x`, which a matrix with this layout will be multiplied with.
+pub(super) fn round(b: &mut WgpuBackend, op: &str, x: &Words, layout: &Layout, rows: usize) -> Result<F16Rows> {
+    let width = f16_row_words(layout.cols);
+    // Without a plan: as many rows as `x` holds, so that longer steps make nothing.
+    let most = (x.len / layout.cols.max(1)).max(rows) as u64;
+    let (device, workspace) = (&b.gpu.device, &mut b.workspace);
+    let [needed_words, most_words] = [rows as u64, most].map(|rows| rows.saturating_mul(width as u64));
+    let values = workspace.f16_values.array(device, "activations as f16", needed_words, most_words)?;
+    let scales = workspace.f16_scales.array(device, "scales of activations", rows as u64, most)?;
+    let shader = Shader::new("f16_rows").flag_if(!layout.cols.is_multiple_of(8), "RAGGED");
+    for piece in b.pieces(op, rows, &[layout.cols, width])? {
+        let bindings =
+            [x.array.read(words(&piece, layout.cols)), values.write(words(&piece, width)), scales.write(0..rows)];
+        let params = b.params(op, &[layout.cols, layout.chunks(), piece.start])?;
+        let grid = Grid::fixed([piece.len(), 1, 1]);
+        b.queue(KernelCall { op, shader: &shader, bindings: &bindings, params: &params, grid, cost: Cost::default() })?;
+    }
+    Ok(F16Rows { values, width, scales })
+}

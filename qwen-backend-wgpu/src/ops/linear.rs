@@ -1,0 +1,221 @@
+//! Matrix products, plain and fused with what comes before or after: a kernel for each slab of the matrix and each piece
+//! of the batch.
+
+use qwen_core::Result;
+use qwen_core::backend::{GateUpSilu, HeadLayout, Linear, LinearAdd, Norm, QkvRopeStore, StepInputs, composed};
+
+use crate::executor::{KernelCall, WgpuBackend, WgpuBuffer, Words, words};
+use crate::geometry::TILE_FROM;
+use crate::kv::{Slab, Store};
+use crate::ops::f16_rows;
+use crate::ops::product::{EpilogueKind, ProductKernel, ProductShader};
+use crate::ops::store_kv::check_store;
+use crate::runtime::commands::{Cost, Grid};
+use crate::weight::Matrix;
+
+/// The last word of the parameters: the epsilon of a norm, or the exponent of the weights' scale.
+const LAST_PARAM: usize = 11;
+
+/// What a product does with its sums, and where they go.
+enum Epilogue<'a> {
+    Write {
+        out: &'a Words,
+        bias: Option<&'a Words>,
+    },
+    Add {
+        residual: &'a Words,
+    },
+    Silu {
+        out: &'a Words,
+    },
+    Heads {
+        qkv: &'a Words,
+        bias: &'a Words,
+        inputs: &'a StepInputs<WgpuBackend>,
+        heads: HeadLayout,
+        slab: &'a Slab,
+        store: &'a Store,
+        layer: usize,
+    },
+}
+
+impl<'a> Epilogue<'a> {
+    fn kind(&self) -> EpilogueKind {
+        match self {
+            Epilogue::Write { bias, .. } => EpilogueKind::Write { bias: bias.is_some() },
+            Epilogue::Add { .. } => EpilogueKind::Add,
+            Epilogue::Silu { .. } => EpilogueKind::Silu,
+            Epilogue::Heads { store, layer, .. } => EpilogueKind::Heads(store.types(*layer)),
+        }
+    }
+
+    /// Where the sums go, and values of a row there, for a matrix of `rows` rows.
+    fn out(&self, rows: usize) -> (&'a Words, usize) {
+        match self {
+            Epilogue::Write { out, .. } => (out, rows),
+            Epilogue::Add { residual } => (residual, rows),
+            Epilogue::Silu { out } => (out, rows / 2),
+            Epilogue::Heads { qkv, .. } => (qkv, rows),
+        }
+    }
+}
+
+/// The activations of a product.
+#[derive(Clone, Copy)]
+struct Activations<'a> {
+    x: &'a Words,
+    /// Weight and epsilon of the norm that the product begins with.
+    norm: Option<(&'a Words, f32)>,
+}
+
+impl<'a> Activations<'a> {
+    fn new(x: &'a WgpuBuffer, norm: Option<&Norm<'a, WgpuBackend>>) -> Self {
+        Activations { x: &x.0, norm: norm.map(|norm| (&norm.weight.0, norm.eps)) }
+    }
+}
+
+pub(crate) fn linear(b: &mut WgpuBackend, op: Linear<'_, WgpuBackend>) -> Result<()> {
+    let Linear { x, w, bias, out, rows, .. } = op;
+    let width = w.0.layout.rows;
+    if let Some(bias) = bias {
+        b.need("linear", "bias", &bias.0, &[width])?;
+    }
+    let epilogue = Epilogue::Write { out: &out.0, bias: bias.map(|bias| &bias.0) };
+    product(b, "linear", Activations::new(x, None), &w.0, rows, &epilogue)
+}
+
+pub(crate) fn linear_add(b: &mut WgpuBackend, op: LinearAdd<'_, WgpuBackend>) -> Result<()> {
+    if op.group.is_some() {
+        return composed::linear_add(b, op);
+    }
+    let LinearAdd { x, w, residual, hidden_size, rows, .. } = op;
+    let width = w.0.layout.rows;
+    if width != hidden_size {
+        return Err(b.error("linear_add", format!("{width} rows of weights for a residual of {hidden_size}")));
+    }
+    let epilogue = Epilogue::Add { residual: &residual.0 };
+    product(b, "linear_add", Activations::new(x, None), &w.0, rows, &epilogue)
+}
+
+pub(crate) fn gate_up_silu(b: &mut WgpuBackend, mut op: GateUpSilu<'_, WgpuBackend>) -> Result<()> {
+    let layout = &op.w.0.layout;
+    if !layout.gate_up || layout.rows / 2 != op.intermediate_size {
+        return composed::gate_up_silu(b, op);
+    }
+    if !fuses_norm(b, op.rows, 4) {
+        op.x = composed::normed(b, op.norm.take(), op.x, op.rows)?;
+    }
+    let GateUpSilu { norm, x, w, out, rows, .. } = op;
+    let epilogue = Epilogue::Silu { out: &out.0 };
+    product(b, "gate_up_silu", Activations::new(x, norm.as_ref()), &w.0, rows, &epilogue)
+}
+
+/// One kernel where neither the matrix nor the layer of the store is cut, else the composed form.
+pub(crate) fn qkv_rope_store(b: &mut WgpuBackend, mut op: QkvRopeStore<'_, WgpuBackend>) -> Result<()> {
+    let name = "qkv_rope_store";
+    check_store(b, name, &op.kv.0, op.layer, &op.heads)?;
+    let (layout, slabs) = (&op.w.0.layout, op.kv.0.layers[op.layer].len());
+    if slabs > 1 || layout.num_slabs() > 1 || layout.rows != op.heads.qkv_size() || layout.gate_up {
+        return composed::qkv_rope_store(b, op);
+    }
+    if !fuses_norm(b, op.rows, 9) {
+        op.x = composed::normed(b, op.norm.take(), op.x, op.rows)?;
+    }
+    let QkvRopeStore { norm, x, w, bias, inputs, heads, qkv, kv, layer, rows, .. } = op;
+    b.need(name, "bias", &bias.0, &[w.0.layout.rows])?;
+    b.need(name, "cos_sin", &inputs.cos_sin.0, &[rows, heads.head_dim])?;
+    b.need(name, "slot_mapping", &inputs.slot_mapping.words, &[rows])?;
+    let (store, slab) = (&kv.0, &kv.0.layers[layer][0]);
+    let epilogue = Epilogue::Heads { qkv: &qkv.0, bias: &bias.0, inputs, heads, slab, store, layer };
+    product(b, name, Activations::new(x, norm.as_ref()), &w.0, rows, &epilogue)
+}
+
+/// Whether a product of `rows` rows of activations norms them itself, for which its kernel is given `arrays` arrays.
+///
+/// Each of its workgroups then norms the same few rows, which costs less than a kernel that all of them wait for. Many
+/// rows are normed once. The bits are the same.
+fn fuses_norm(b: &WgpuBackend, rows: usize, arrays: u32) -> bool {
+    rows < TILE_FROM && arrays <= b.gpu.device.limits.max_storage_buffers_per_shader_stage
+}
+
+/// Queue `w x` for each slab of `w`, with what `epilogue` does with the sums.
+fn product(
+    b: &mut WgpuBackend,
+    op: &str,
+    activations: Activations<'_>,
+    w: &Matrix,
+    rows: usize,
+    epilogue: &Epilogue<'_>,
+) -> Result<()> {
+    let layout = &w.layout;
+    let Activations { x, norm } = activations;
+    let (out, width) = epilogue.out(layout.rows);
+    b.need(op, "x", x, &[rows, layout.cols])?;
+    b.need(op, "out", out, &[rows, width])?;
+    if let Some((weight, _)) = norm {
+        b.need(op, "norm", weight, &[layout.cols])?;
+    }
+    let kernel = ProductKernel::choose(b.precision, b.gpu.device.cooperative, layout.encoding, rows);
+    let shader = ProductShader {
+        kernel,
+        encoding: layout.encoding,
+        gate_up: layout.gate_up,
+        ragged: !layout.cols.is_multiple_of(8),
+        norm: norm.is_some(),
+        epilogue: epilogue.kind(),
+    };
+    let shader = shader.shader();
+    let (pairs_per_group, tokens_per_group) = kernel.tile();
+    let rounded = match kernel {
+        ProductKernel::Cooperative(_) => Some(f16_rows::round(b, op, x, layout, rows)?),
+        _ => None,
+    };
+    let (x, x_width) = match &rounded {
+        Some(rounded) => (&rounded.values, rounded.width),
+        None => (&x.array, layout.cols),
+    };
+    for piece in b.pieces(op, rows, &[x_width, width])? {
+        for (pairs, slab) in layout.slabs().zip(&w.slabs) {
+            let mut bindings =
+                vec![x.read(words(&piece, x_width)), slab.read_all(), out.array.write(words(&piece, width))];
+            let mut params =
+                vec![piece.len(), layout.cols, layout.chunks(), pairs.len(), pairs.start, layout.rows, piece.start];
+            match epilogue {
+                Epilogue::Write { bias: Some(bias), .. } => bindings.push(bias.array.read(0..layout.rows)),
+                Epilogue::Heads { bias, inputs, heads, slab, store, .. } => {
+                    let HeadLayout { num_attention_heads, num_key_value_heads, head_dim } = *heads;
+                    params.extend([num_attention_heads, num_key_value_heads, head_dim / 2, store.num_slots]);
+                    bindings.extend([
+                        bias.array.read(0..layout.rows),
+                        inputs.cos_sin.0.array.read(0..rows * head_dim),
+                        inputs.slot_mapping.words.array.read(0..rows),
+                        slab.keys.write_all(),
+                        slab.values.write_all(),
+                    ]);
+                }
+                _ => {}
+            }
+            let mut params = b.params(op, &params)?;
+            if let Some((weight, eps)) = norm {
+                bindings.push(weight.array.read(0..layout.cols));
+                params.resize(LAST_PARAM, 0);
+                params.push(eps.to_bits());
+            }
+            if let Some(rounded) = &rounded {
+                bindings.push(rounded.scales.read(0..rows));
+                params.resize(LAST_PARAM, 0);
+                params.push(f16_rows::weight_exponent(w));
+            }
+            let groups = [pairs.len().div_ceil(pairs_per_group), piece.len().div_ceil(tokens_per_group), 1];
+            let slab_rows = 2 * pairs.len() as u64;
+            let cost = Cost {
+                multiply_adds: (slab_rows * layout.cols as u64).saturating_mul(piece.len() as u64),
+                weight_bytes: (slab_rows * layout.row_bytes() as u64).saturating_mul(groups[1] as u64),
+                ..Cost::default()
+            };
+            let grid = Grid::fixed(groups);
+            b.queue(KernelCall { op, shader: &shader, bindings: &bindings, params: &params, grid, cost })?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,178 @@
+//! The kernels of matrix products, and which one takes which matrix and how many rows.
+
+use qwen_core::{Encoding, Precision};
+
+use crate::adapter::Cooperative;
+use crate::geometry::TILE_FROM;
+use crate::kv::KvTypes;
+use crate::shader::Shader;
+
+/// Threads that share a row in `matvec.wgsl`.
+const LANES: u32 = 32;
+/// Groups of that many threads in a workgroup.
+const GROUPS: u32 = 2;
+
+/// A kernel that multiplies a matrix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ProductKernel {
+    /// For few rows, bound by reading the matrix: `tokens` of them at a time, one or four.
+    Matvec { tokens: u32 },
+    /// For many rows, bound by arithmetic.
+    Tiled,
+    /// For many rows, by cooperative matrices.
+    Cooperative(Cooperative),
+}
+
+impl ProductKernel {
+    /// The kernel for `rows` rows. Chosen by all rows, not by those of a piece, so that how a device splits changes no
+    /// result.
+    pub(super) fn choose(
+        precision: Precision,
+        cooperative: Option<Cooperative>,
+        encoding: Encoding,
+        rows: usize,
+    ) -> Self {
+        match cooperative.filter(|_| encoding != Encoding::F32) {
+            _ if precision != Precision::Fast || rows < TILE_FROM => {
+                ProductKernel::Matvec { tokens: if rows == 1 { 1 } else { 4 } }
+            }
+            Some(cooperative) => ProductKernel::Cooperative(cooperative),
+            None => ProductKernel::Tiled,
+        }
+    }
+
+    /// Pairs of matrix rows, and tokens, of a workgroup.
+    pub(super) fn tile(self) -> (usize, usize) {
+        match self {
+            ProductKernel::Matvec { tokens } => ((GROUPS * self.pairs_per_lane()) as usize, tokens as usize),
+            ProductKernel::Tiled => (32, 64),
+            ProductKernel::Cooperative(Cooperative { size, .. }) => (2 * size as usize, 4 * size as usize),
+        }
+    }
+
+    /// Pairs of rows that a thread of `matvec.wgsl` sums: with one token it has registers for two.
+    fn pairs_per_lane(self) -> u32 {
+        if self == (ProductKernel::Matvec { tokens: 1 }) { 2 } else { 1 }
+    }
+}
+
+/// A shader that uses cooperative matrices.
+pub(crate) fn cooperative_shader(kernel: &'static str, Cooperative { size, subgroup }: Cooperative) -> Shader {
+    let shader = Shader::new(kernel).flag("COOPERATIVE").flag_if(size == 16, "SIZE_16");
+    shader.constant("SUBGROUP_SIZE", subgroup)
+}
+
+/// What a kernel does with the sums of a pair of rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum EpilogueKind {
+    /// Writes them, with a bias added or without.
+    Write { bias: bool },
+    /// Adds them to what is there.
+    Add,
+    /// Writes `silu` of the first times the second.
+    Silu,
+    /// Rotates queries and keys, and stores keys and values.
+    Heads(KvTypes),
+}
+
+impl EpilogueKind {
+    /// The first binding that it leaves free.
+    fn free_binding(self) -> u32 {
+        match self {
+            EpilogueKind::Heads(_) => 9,
+            EpilogueKind::Write { bias: true } => 5,
+            _ => 4,
+        }
+    }
+}
+
+/// All that determines the shader of a product.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct ProductShader {
+    pub(crate) kernel: ProductKernel,
+    pub(crate) encoding: Encoding,
+    /// Whether gate and up rows are pairs.
+    pub(crate) gate_up: bool,
+    /// Whether the number of columns is no multiple of eight.
+    pub(crate) ragged: bool,
+    /// Whether activations are normed first.
+    pub(crate) norm: bool,
+    pub(crate) epilogue: EpilogueKind,
+}
+
+impl ProductShader {
+    pub(crate) fn shader(self) -> Shader {
+        let ProductShader { kernel, encoding, gate_up, ragged, norm, epilogue } = self;
+        let (shader, ragged) = match kernel {
+            ProductKernel::Cooperative(cooperative) => {
+                let shader = cooperative_shader("matmul_cooperative", cooperative)
+                    .constant("SCALES_BINDING", epilogue.free_binding());
+                // Its activations are padded.
+                (shader, false)
+            }
+            ProductKernel::Tiled => (Shader::new("matmul"), ragged),
+            ProductKernel::Matvec { tokens } => {
+                let shader = Shader::new("matvec")
+                    .constant("LANES", LANES)
+                    .constant("GROUPS", GROUPS)
+                    .constant("PAIRS", kernel.pairs_per_lane())
+                    .constant("TOKENS", tokens);
+                (shader, ragged)
+            }
+        };
+        let order = match epilogue {
+            EpilogueKind::Heads(_) => "ORDER_HEADS",
+            _ if gate_up => "ORDER_GATE_UP",
+            _ => "ORDER_PLAIN",
+        };
+        let shader = shader.encoding(encoding).flag_if(ragged, "RAGGED").flag(order);
+        let shader = match epilogue {
+            EpilogueKind::Write { bias } => shader.flag("EPILOGUE_WRITE").flag_if(bias, "BIAS"),
+            EpilogueKind::Add => shader.flag("EPILOGUE_ADD"),
+            EpilogueKind::Silu => shader.flag("EPILOGUE_SILU"),
+            EpilogueKind::Heads(types) => types.flags(shader.flag("EPILOGUE_HEADS")),
+        };
+        match norm {
+            true => shader.flag("NORM").constant("NORM_BINDING", epilogue.free_binding()),
+            false => shader,
+        }
+    }
+
+    /// All shaders that the backend requests with these kernels.
+    #[cfg(test)]
+    pub(crate) fn all(kernels: &[ProductKernel]) -> Vec<Self> {
+        let epilogues = [
+            EpilogueKind::Write { bias: false },
+            EpilogueKind::Write { bias: true },
+            EpilogueKind::Add,
+            EpilogueKind::Silu,
+        ];
+        let epilogues: Vec<EpilogueKind> = epilogues.into_iter().chain(KvTypes::ALL.map(EpilogueKind::Heads)).collect();
+        let mut all = Vec::new();
+        for &kernel in kernels {
+            for encoding in [Encoding::Bf16, Encoding::F16, Encoding::F32] {
+                for &epilogue in &epilogues {
+                    for bits in 0..8 {
+                        let [gate_up, ragged, norm] = [1, 2, 4].map(|bit| bits & bit != 0);
+                        all.push(ProductShader { kernel, encoding, gate_up, ragged, norm, epilogue });
+                    }
+                }
+            }
+        }
+        all.retain(|product| product.is_requested());
+        all
+    }
+
+    #[cfg(test)]
+    fn is_requested(&self) -> bool {
+        let few = matches!(self.kernel, ProductKernel::Matvec { .. });
+        let cooperative = matches!(self.kernel, ProductKernel::Cooperative(_));
+        let orders = match self.epilogue {
+            EpilogueKind::Silu => self.gate_up,
+            EpilogueKind::Heads(_) => !self.gate_up,
+            _ => true,
+        };
+        let norms = !self.norm || few && matches!(self.epilogue, EpilogueKind::Silu | EpilogueKind::Heads(_));
+        orders && norms && !(cooperative && (self.ragged || self.encoding == Encoding::F32))
+    }
+}

@@ -1,0 +1,97 @@
+//! From the rows of a step's output to what becomes of each sequence. Damage in a row ends its sequence only.
+
+use super::scheduler::{Scheduled, Scheduler, Verdict};
+use super::sequence::{Sequence, Task};
+use crate::batch::{Limits, StepOutput, WantLogits};
+use crate::error::{Error, Result};
+
+/// The verdict on each scheduled sequence, in order.
+///
+/// # Errors
+/// [`Error::Device`] when the output does not have the rows that the step wants, or has an id that is none.
+pub(super) fn verdicts(scheduler: &mut Scheduler, output: &mut StepOutput, limits: &Limits) -> Result<Vec<Verdict>> {
+    let scheduled = scheduler.scheduled().to_vec();
+    let mut rows = Rows { output, limits, next: 0 };
+    let verdicts = scheduled.iter().enumerate().map(|(seq, &part)| {
+        let verdict = verdict(scheduler.sequence(part), part, &mut rows)?;
+        Ok(verdict.unwrap_or_else(|| Verdict::Failed(rows.damage(seq, scheduler.sequence(part)))))
+    });
+    verdicts.collect()
+}
+
+/// What the step made of one sequence, or `None` when a row of it is damaged.
+fn verdict(sequence: &mut Sequence, part: Scheduled, rows: &mut Rows<'_>) -> Result<Option<Verdict>> {
+    let position = sequence.tokens.len() - sequence.prompt_len;
+    match (&mut sequence.task, part.logits) {
+        (_, WantLogits::None) => Ok(Some(Verdict::Prompt)),
+        (Task::Score { .. }, _) => {
+            let mut logits = Vec::with_capacity(part.num_tokens);
+            for _ in 0..part.num_tokens {
+                let (id, values) = rows.next_with_values()?;
+                logits.extend(id.map(|_| values.to_vec()));
+            }
+            Ok((logits.len() == part.num_tokens).then_some(Verdict::Logits(logits)))
+        }
+        (Task::Generate { sampler, .. }, WantLogits::Argmax) => Ok(rows.next()?.map(|id| {
+            sampler.accept(id);
+            Verdict::Token(id)
+        })),
+        (Task::Generate { sampler, .. }, _) => {
+            let num_token_ids = rows.limits.num_token_ids;
+            let (id, values) = rows.next_with_values()?;
+            let values = values.get_mut(..num_token_ids).unwrap_or_default();
+            Ok(id.and_then(|_| sampler.sample(position, values)).map(Verdict::Token))
+        }
+    }
+}
+
+/// The rows of a step's output, one after the other.
+struct Rows<'a> {
+    output: &'a mut StepOutput,
+    limits: &'a Limits,
+    next: usize,
+}
+
+impl Rows<'_> {
+    /// The id of the next row's largest logit, `None` when the row is damaged.
+    fn next(&mut self) -> Result<Option<u32>> {
+        let id = self.output.argmax.get(self.next).copied().ok_or_else(|| self.missing())?;
+        self.next += 1;
+        match id.filter(|id| *id as usize >= self.limits.num_token_ids) {
+            Some(id) => {
+                Err(failed(format!("id {id} is not below {}, the number of token ids", self.limits.num_token_ids)))
+            }
+            None => Ok(id),
+        }
+    }
+
+    /// The same, with the row's logits.
+    fn next_with_values(&mut self) -> Result<(Option<u32>, &mut [f32])> {
+        let (start, width) = (self.next.saturating_mul(self.limits.vocab_size), self.limits.vocab_size);
+        if self.output.logits.len() < start.saturating_add(width) {
+            return Err(self.missing());
+        }
+        let id = self.next()?;
+        Ok((id, self.output.logits.get_mut(start..start + width).unwrap_or_default()))
+    }
+
+    fn missing(&self) -> Error {
+        let StepOutput { argmax, logits, .. } = &*self.output;
+        failed(format!("row {} is wanted, {} ids and {} logits came", self.next, argmax.len(), logits.len()))
+    }
+
+    /// The error of the sequence that is number `seq` of the step, of which a row is damaged.
+    fn damage(&self, seq: usize, sequence: &Sequence) -> Error {
+        let found = self.output.damage.iter().find(|damage| damage.seq == seq);
+        let mut place = found.map_or("the output head", |damage| damage.place.as_str()).to_owned();
+        // Only the last part of a prompt is looked at; what it attends to may have been damaged before.
+        if sequence.num_computed_tokens > 0 && sequence.num_computed_tokens < sequence.prompt_len {
+            place += ", or before it in an earlier part of the prompt";
+        }
+        Error::NonFinite { sequence: sequence.id.0, place }
+    }
+}
+
+fn failed(reason: String) -> Error {
+    Error::Device { device: "the runner".into(), op: "execute".into(), reason }
+}

@@ -1,0 +1,77 @@
+//! Jinja, as much of it as chat templates use, with every cost bounded.
+//!
+//! The engine is the crate's own because a template comes with a checkpoint, and a hostile one must neither end nor
+//! exhaust the process: here the source's nesting, the values' nesting, the work and the memory of one rendering all
+//! have limits (see `limits`), and chains of any length cost no stack. What a template means is Jinja's to say: texts are
+//! those of Jinja 3 in the sandbox of transformers, byte for byte, which `tests/jinja.rs` holds it to.
+//!
+//! From source to text: `lexer` makes tokens, `parser` a tree (`ast`), `render` runs its tags and `eval` its
+//! expressions. `value` is what they compute with, `json` makes values of the caller's input, `ops` are operators, `access` is what is inside a value,
+//! `methods`, `filters`, `collections`, `predicates` and `functions` are what templates call, `python` and `format` write
+//! values as Python does, `scope` holds variables, `marks` tells control tokens apart, `clock` is the date.
+//!
+//! What a chat is made of is not known here; see `template`.
+
+mod access;
+mod arguments;
+mod ast;
+mod clock;
+mod collections;
+mod eval;
+mod filters;
+mod format;
+mod functions;
+pub(crate) mod json;
+mod lexer;
+mod limits;
+mod marks;
+mod methods;
+mod ops;
+mod parser;
+mod predicates;
+mod python;
+mod render;
+mod scope;
+mod value;
+
+use std::sync::Arc;
+
+pub(crate) use self::limits::{Budget, FaultKind};
+pub(crate) use self::marks::Marks;
+pub(crate) use self::parser::SyntaxError;
+pub(crate) use self::value::Value;
+
+/// A parsed template.
+#[derive(Debug)]
+pub(crate) struct Program {
+    tree: ast::Tree,
+}
+
+/// Where and why a rendering stopped.
+#[derive(Debug)]
+pub(crate) struct Stopped {
+    /// The line, counted from 1.
+    pub(crate) line: usize,
+    pub(crate) kind: FaultKind,
+}
+
+impl Program {
+    /// Parses a template; with marks in place of the control tokens that it writes, if `marks` are given.
+    pub(crate) fn parse(source: &str, marks: Option<&Marks>) -> Result<Self, SyntaxError> {
+        Ok(Self { tree: parser::parse(source, marks)? })
+    }
+
+    /// Renders the template to a text of at most `room` bytes. `now` are the seconds since 1970 for templates that write
+    /// the date.
+    pub(crate) fn render(
+        &self,
+        variables: impl IntoIterator<Item = (Arc<str>, Value)>,
+        now: Option<i64>,
+        room: usize,
+        budget: &Budget,
+    ) -> Result<String, Stopped> {
+        let scopes = scope::Scopes::new(variables);
+        let mut renderer = render::Renderer::new(&self.tree, scopes, now, room, budget);
+        renderer.run().map_err(|fault| Stopped { line: renderer.line as usize, kind: fault.kind() })
+    }
+}

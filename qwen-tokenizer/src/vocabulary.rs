@@ -1,0 +1,173 @@
+//! The `model` of tokenizer.json: the tokens of byte-level BPE and their merges.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use ahash::AHashMap;
+use serde::Deserialize;
+use serde::de::{self, Deserializer, SeqAccess, Visitor};
+use tokenizers::models::bpe::BPE;
+
+use crate::bounded::{BoundedList, BoundedMap};
+use crate::error::{Error, Result, TOKENIZER_JSON};
+
+/// Four times the largest vocabulary of known models.
+const MAX_TOKENS: usize = 1 << 20;
+const MAX_MERGES: usize = 1 << 21;
+/// Ids beyond this are a mistake: memory is planned for all ids below the highest one.
+pub(crate) const MAX_ID: u32 = (1 << 24) - 1;
+/// The longest token in bytes. Known ones stay below 1 KB.
+pub(crate) const MAX_TOKEN_BYTES: usize = 1 << 12;
+
+/// Byte-level BPE, and what must be known of its tokens.
+pub(crate) struct Model {
+    pub(crate) bpe: BPE,
+    /// The characters, which are bytes, of the longest token.
+    pub(crate) longest: usize,
+    pub(crate) highest_id: Option<u32>,
+}
+
+#[derive(Deserialize)]
+pub(crate) struct Vocabulary<'a> {
+    #[serde(rename = "type", borrow)]
+    kind: Option<Cow<'a, str>>,
+    dropout: Option<f32>,
+    unk_token: Option<String>,
+    continuing_subword_prefix: Option<String>,
+    end_of_word_suffix: Option<String>,
+    #[serde(default)]
+    fuse_unk: bool,
+    #[serde(default)]
+    byte_fallback: bool,
+    #[serde(default)]
+    ignore_merges: bool,
+    vocab: Option<BoundedMap<u32, MAX_TOKENS>>,
+    #[serde(borrow)]
+    merges: Option<BoundedList<Merge<'a>, MAX_MERGES>>,
+}
+
+impl Vocabulary<'_> {
+    pub(crate) fn build(self) -> Result<Model> {
+        self.check()?;
+        let (Some(BoundedMap(vocab)), Some(BoundedList(merges))) = (self.vocab, self.merges) else {
+            return Err(Error::invalid(TOKENIZER_JSON, "model", "has no `vocab` or no `merges`"));
+        };
+        for (token, id) in &vocab {
+            check_token("model.vocab", token, *id)?;
+        }
+        let highest_id = vocab.values().copied().max();
+        let longest = vocab.keys().map(|token| token.chars().count()).max().unwrap_or(0);
+        let merges = check_merges(merges, &vocab)?;
+        // No cache of words: the library keeps it in thread-local storage, which outlives the tokenizer.
+        let mut builder = BPE::builder().cache_capacity(0).fuse_unk(self.fuse_unk).ignore_merges(self.ignore_merges);
+        if let Some(unk_token) = self.unk_token {
+            if !vocab.contains_key(&unk_token) {
+                let problem = format!("`{unk_token}` is not in `model.vocab`");
+                return Err(Error::invalid(TOKENIZER_JSON, "model.unk_token", problem));
+            }
+            builder = builder.unk_token(unk_token);
+        }
+        let bpe = builder.vocab_and_merges(vocab, merges).build();
+        let bpe = bpe.map_err(|e| Error::invalid(TOKENIZER_JSON, "model.merges", e))?;
+        Ok(Model { bpe, longest, highest_id })
+    }
+
+    fn check(&self) -> Result<()> {
+        const HELP: &str = "this crate reads byte-level BPE as Qwen2.5 has it";
+        let refuse = |key: &str, found: &dyn fmt::Display| {
+            Err(Error::unsupported(TOKENIZER_JSON, &format!("model.{key}"), found, HELP))
+        };
+        let is_set = |text: &Option<String>| text.as_ref().is_some_and(|t| !t.is_empty());
+        match &self.kind {
+            Some(kind) if kind != "BPE" => return refuse("type", kind),
+            _ => {}
+        }
+        if is_set(&self.continuing_subword_prefix) {
+            return refuse("continuing_subword_prefix", &"a prefix");
+        }
+        if is_set(&self.end_of_word_suffix) {
+            return refuse("end_of_word_suffix", &"a suffix");
+        }
+        if self.byte_fallback {
+            return refuse("byte_fallback", &"true");
+        }
+        match self.dropout {
+            Some(dropout) if dropout != 0.0 => refuse("dropout", &dropout),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// One merge: `"a b"` in older files, `["a", "b"]` in newer ones.
+struct Merge<'a>(Cow<'a, str>, Cow<'a, str>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Merge<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        struct MergeVisitor;
+
+        fn split(merge: &str) -> Option<(&str, &str)> {
+            merge.split_once(' ').filter(|(_, right)| !right.contains(' '))
+        }
+
+        impl<'de> Visitor<'de> for MergeVisitor {
+            type Value = Merge<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a merge: two tokens with a space between them, or a list of two tokens")
+            }
+
+            fn visit_borrowed_str<E: de::Error>(self, merge: &'de str) -> std::result::Result<Self::Value, E> {
+                let (left, right) = split(merge).ok_or_else(|| E::invalid_value(de::Unexpected::Str(merge), &self))?;
+                Ok(Merge(left.into(), right.into()))
+            }
+
+            fn visit_str<E: de::Error>(self, merge: &str) -> std::result::Result<Self::Value, E> {
+                let (left, right) = split(merge).ok_or_else(|| E::invalid_value(de::Unexpected::Str(merge), &self))?;
+                Ok(Merge(left.to_owned().into(), right.to_owned().into()))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> std::result::Result<Self::Value, A::Error> {
+                let mut next =
+                    |i| seq.next_element::<Cow<'de, str>>()?.ok_or_else(|| de::Error::invalid_length(i, &self));
+                let merge = Merge(next(0)?, next(1)?);
+                match seq.next_element::<de::IgnoredAny>()? {
+                    Some(_) => Err(de::Error::invalid_length(3, &self)),
+                    None => Ok(merge),
+                }
+            }
+        }
+
+        deserializer.deserialize_any(MergeVisitor)
+    }
+}
+
+/// Owned merges, none of which makes a token longer than the longest of the vocabulary.
+///
+/// The library's builder copies each pair into a buffer of that length and would panic on a longer one; that the
+/// three tokens exist it checks itself.
+fn check_merges(merges: Vec<Merge<'_>>, vocab: &AHashMap<String, u32>) -> Result<Vec<(String, String)>> {
+    let longest = vocab.keys().map(String::len).max().unwrap_or(0);
+    let mut owned = Vec::with_capacity(merges.len());
+    for (i, Merge(left, right)) in merges.into_iter().enumerate() {
+        if left.len() + right.len() > longest {
+            let key = format!("model.merges[{i}]");
+            let problem = format!("`{left}` and `{right}` make a token which is not in `model.vocab`");
+            return Err(Error::invalid(TOKENIZER_JSON, &key, problem));
+        }
+        owned.push((left.into_owned(), right.into_owned()));
+    }
+    Ok(owned)
+}
+
+/// A token's length and id are within bounds.
+pub(crate) fn check_token(key: &str, token: &str, id: u32) -> Result<()> {
+    if id > MAX_ID {
+        let problem = format!("the id {id} of `{token:.40}` is beyond {MAX_ID}, the highest one");
+        return Err(Error::invalid(TOKENIZER_JSON, key, problem));
+    }
+    if token.len() > MAX_TOKEN_BYTES {
+        let problem = format!("the token with the id {id} has {} bytes, more than {MAX_TOKEN_BYTES}", token.len());
+        return Err(Error::invalid(TOKENIZER_JSON, key, problem));
+    }
+    Ok(())
+}
