@@ -122,7 +122,9 @@ mod tests {
     fn calls_are_made_once_each_with_and_without_helpers() {
         for helpers in [0, 1, 3] {
             let made: Vec<AtomicUsize> = (0..50).map(|_| AtomicUsize::new(0)).collect();
-            let call = |i: usize| drop(made[i].fetch_add(1, Ordering::Relaxed));
+            let call = |i: usize| {
+                made[i].fetch_add(1, Ordering::Relaxed);
+            };
             assert!(for_each(made.len(), &call, helpers, |job| drop(std::thread::spawn(job))));
             assert!(made.iter().all(|made| made.load(Ordering::Relaxed) == 1), "{helpers} helpers");
         }
@@ -133,7 +135,9 @@ mod tests {
         let late = Mutex::new(Vec::new());
         {
             let borrowed = AtomicUsize::new(0);
-            let call = |_: usize| drop(borrowed.fetch_add(1, Ordering::Relaxed));
+            let call = |_: usize| {
+                borrowed.fetch_add(1, Ordering::Relaxed);
+            };
             assert!(for_each(20, &call, 2, |job| lock(&late).push(job)));
             assert_eq!(borrowed.into_inner(), 20);
         }
