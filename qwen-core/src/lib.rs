@@ -2,7 +2,19 @@
 //!
 //! This crate knows no text and no kernel. The way of a token: [`engine::EngineCore`] schedules a [`batch::Batch`], a
 //! [`runner::Runner`] carries it to a device, [`model::Model`] issues the operations of a [`Backend`], and
-//! [`sampling::Sampler`] draws from the logits that come back. [`mod@reference`] is the specification of every operation.
+//! [`sampling::Sampler`] draws from the logits that come back.
+//!
+//! # Map
+//!
+//! | part | modules |
+//! |---|---|
+//! | the engine, plain code on integers | [`engine`], [`sampling`], [`batch`], [`kv`] |
+//! | the model, generic over a backend | [`model`], [`runner`], [`rope`], [`plan`] |
+//! | the seam to devices | [`backend`], [`mod@reference`] (the specification of every operation), [`collective`] |
+//! | checkpoints | [`checkpoint`], [`config`], [`generation_config`] |
+//! | numerics | [`encoding`], [`precision`], [`size`], [`float_env`] |
+//! | several processes | [`ranks`] |
+//! | the machine, and what goes wrong | [`memory`], [`error`] |
 
 pub mod backend;
 pub mod batch;
