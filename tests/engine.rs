@@ -169,7 +169,8 @@ fn rows_of_logits_are_those_of_the_whole_and_come_beside_answers() {
 
 #[test]
 fn damage_ends_its_own_sequence() {
-    const BAD: u32 = 250;
+    // In no prompt below, and far from the likeliest wherever one of the answers draws.
+    const BAD: u32 = 234;
     let folder = Folder::new("damage");
     let shape = Shape { tied: false, ..SMALL };
     write_checkpoint(&folder.0, shape, |name, bytes| {
@@ -179,7 +180,6 @@ fn damage_ends_its_own_sequence() {
         }
     });
     let without_bad = |len, seed| -> Vec<u32> { prompt(len, seed).into_iter().map(|id| id % 200).collect() };
-    // No answer draws the token itself.
     let choose = |seed: u64| match seed % 2 {
         0 => sampled(seed).temperature(0.7).top_k(3),
         _ => sampled(seed).temperature(0.0),

@@ -84,8 +84,9 @@ impl Rows<'_> {
     fn damage(&self, seq: usize, sequence: &Sequence) -> Error {
         let found = self.output.damage.iter().find(|damage| damage.seq == seq);
         let mut place = found.map_or("the output head", |damage| damage.place.as_str()).to_owned();
-        // Only the last part of a prompt is looked at; what it attends to may have been damaged before.
-        if sequence.num_computed_tokens > 0 && sequence.num_computed_tokens < sequence.prompt_len {
+        // Only the last part of a prompt is looked at: what its layers attend to may have been damaged before.
+        let has_earlier_part = sequence.num_computed_tokens > 0 && sequence.num_computed_tokens < sequence.prompt_len;
+        if has_earlier_part && place != "the embedding" {
             place += ", or before it in an earlier part of the prompt";
         }
         Error::NonFinite { sequence: sequence.id.0, place }
