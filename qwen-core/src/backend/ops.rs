@@ -13,7 +13,7 @@ pub struct StepInputs<B: Backend> {
     pub input_ids: B::Indices,
     /// `[num_tokens, head_dim]`: the cosines of a token's position, then its sines, `head_dim / 2` each.
     pub cos_sin: B::Buffer,
-    /// `[num_tokens]` where a token's K/V goes: `block * block_size + offset`, or [`PAD_SLOT`].
+    /// `[num_tokens]` where a token's K/V goes: `block * block_size + offset`, or [`super::PAD_SLOT`].
     pub slot_mapping: B::Indices,
     /// `[num_seqs + 1]` prefix sums of the tokens of each sequence. Padding sequences repeat the last sum.
     pub cu_seqlens_q: B::Indices,
