@@ -102,13 +102,15 @@ impl Backend for Recording {
 
     fn alloc(&mut self, len: usize) -> Result<BufferId> {
         self.outside_of_a_step("alloc")?;
-        self.device.buffers.push(vec![0.0; len]);
+        let buffer = self.device.reference.alloc(len)?;
+        self.device.buffers.push(buffer);
         Ok(BufferId(self.device.buffers.len() - 1))
     }
 
     fn alloc_indices(&mut self, len: usize) -> Result<IndicesId> {
         self.outside_of_a_step("alloc_indices")?;
-        self.device.indices.push(vec![0; len]);
+        let indices = self.device.reference.alloc_indices(len)?;
+        self.device.indices.push(indices);
         Ok(IndicesId(self.device.indices.len() - 1))
     }
 

@@ -141,7 +141,9 @@ impl Backend for Faulty {
     }
 
     fn alloc(&mut self, len: usize) -> Result<Vec<f32>> {
-        Ok(vec![if self.is(Fault::NotZeroAtFirst) { 1e-30 } else { 0.0 }; len])
+        let mut buffer = self.inner.alloc(len)?;
+        buffer.fill(if self.is(Fault::NotZeroAtFirst) { 1e-30 } else { 0.0 });
+        Ok(buffer)
     }
 
     fn alloc_indices(&mut self, len: usize) -> Result<Vec<u32>> {
