@@ -13,9 +13,9 @@
 
 use qwen::core::backend::{
     Add, DeviceInfo, Embed, GatherRows, HeadLayout, Interrupt, KvSpec, Linear, PAD_SLOT, PagedAttention, RmsNorm, Rope,
-    RowReader, SiluAndMul, StepKey, StoreKv, WeightShape, WeightView,
+    RowReader, SiluAndMul, StepKey, StoreKv, WeightShape, WeightView, host::Operands,
 };
-use qwen::core::{Backend, Error, Footprint, Precision, Result};
+use qwen::core::{Backend, Error, Footprint, Precision, Result, size};
 
 fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
     let mut args = std::env::args().skip(1);
@@ -97,8 +97,13 @@ fn dot(a: &[f32], b: &[f32]) -> f32 {
 // What the plan before loading asks: all encodings become f32.
 impl Footprint for RowMajor {
     fn weight_bytes(&self, shape: &WeightShape) -> Result<u64> {
-        Ok(4 * (shape.rows() * shape.cols) as u64)
+        Ok(size::bytes(4, &[shape.rows(), shape.cols]))
     }
+}
+
+/// The operands of `op`, to be checked: an operation may be asked for more than its buffers hold.
+fn operands(op: &str) -> Operands<'_> {
+    Operands { device: "row-major example", op }
 }
 
 impl Backend for RowMajor {
@@ -117,16 +122,17 @@ impl Backend for RowMajor {
     }
 
     fn alloc(&mut self, len: usize) -> Result<Floats> {
-        Ok(vec![0.0; len])
+        size::zeros("len", &[len])
     }
 
     fn alloc_indices(&mut self, len: usize) -> Result<Ids> {
-        Ok(vec![0; len])
+        size::zeros("len", &[len])
     }
 
     fn load(&mut self, view: &WeightView<'_>) -> Result<Matrix> {
+        view.check()?;
         let (rows, cols) = (view.rows(), view.cols());
-        let mut values = vec![0.0; rows * cols];
+        let mut values = size::zeros("rows", &[rows, cols])?;
         let mut out = values.chunks_exact_mut(cols);
         for part in view.parts {
             let mut stored = RowReader::new(part);
@@ -138,11 +144,13 @@ impl Backend for RowMajor {
     }
 
     fn kv(&mut self, spec: &KvSpec) -> Result<Kv> {
-        let kv = Kv { spec: spec.clone(), values: Vec::new() };
-        Ok(Kv { values: vec![0.0; kv.at(spec.num_layers(), 0)], ..kv })
+        let values = size::zeros("num_blocks", &[spec.num_layers(), spec.layer_values()?, 2])?;
+        Ok(Kv { spec: spec.clone(), values })
     }
 
     fn copy_blocks(&mut self, kv: &mut Kv, pairs: &[(u32, u32)]) -> Result<()> {
+        let last = pairs.iter().map(|pair| pair.0.max(pair.1) as usize).max();
+        operands("copy_blocks").need("kv", kv.spec.num_blocks, &[last.map_or(0, |last| last.saturating_add(1))])?;
         for layer in 0..kv.spec.num_layers() {
             for &(from, to) in pairs {
                 let at = |block: u32| kv.at(layer, block as usize * kv.spec.block_size);
@@ -154,21 +162,25 @@ impl Backend for RowMajor {
     }
 
     fn write(&mut self, dst: &mut Floats, src: &[f32]) -> Result<()> {
+        operands("write").need("dst", dst.len(), &[src.len()])?;
         dst[..src.len()].copy_from_slice(src);
         Ok(())
     }
 
     fn write_indices(&mut self, dst: &mut Ids, src: &[u32]) -> Result<()> {
+        operands("write_indices").need("dst", dst.len(), &[src.len()])?;
         dst[..src.len()].copy_from_slice(src);
         Ok(())
     }
 
     fn read(&mut self, src: &Floats, dst: &mut [f32]) -> Result<()> {
+        operands("read").need("src", src.len(), &[dst.len()])?;
         dst.copy_from_slice(&src[..dst.len()]);
         Ok(())
     }
 
     fn read_indices(&mut self, src: &Ids, dst: &mut [u32]) -> Result<()> {
+        operands("read_indices").need("src", src.len(), &[dst.len()])?;
         dst.copy_from_slice(&src[..dst.len()]);
         Ok(())
     }
@@ -184,6 +196,9 @@ impl Backend for RowMajor {
 
     fn embed(&mut self, op: Embed<'_, Self>) -> Result<()> {
         let Embed { ids, table, out, rows } = op;
+        let op = operands("embed");
+        op.need("ids", ids.len(), &[rows])?;
+        op.need("out", out.len(), &[rows, table.cols])?;
         for (out, &id) in out.chunks_exact_mut(table.cols).zip(&ids[..rows]) {
             match table.values.chunks_exact(table.cols).nth(id as usize) {
                 Some(row) => out.copy_from_slice(row),
@@ -195,6 +210,10 @@ impl Backend for RowMajor {
 
     fn linear(&mut self, op: Linear<'_, Self>) -> Result<()> {
         let Linear { x, w, bias, out, rows } = op;
+        let op = operands("linear");
+        op.need("x", x.len(), &[rows, w.cols])?;
+        op.need("out", out.len(), &[rows, w.rows])?;
+        op.need("bias", bias.map_or(w.rows, Vec::len), &[w.rows])?;
         self.for_each_row(rows * w.values.len(), &mut out[..rows * w.rows], 1, |at, out| {
             let (token, row) = (at / w.rows, at % w.rows);
             let product = dot(&x[token * w.cols..][..w.cols], &w.values[row * w.cols..][..w.cols]);
@@ -205,6 +224,13 @@ impl Backend for RowMajor {
 
     fn rms_norm(&mut self, op: RmsNorm<'_, Self>) -> Result<()> {
         let RmsNorm { x, weight: w, eps, out, hidden_size: n, rows } = op;
+        let op = operands("rms_norm");
+        op.need("x", x.len(), &[rows, n])?;
+        op.need("weight", w.len(), &[n])?;
+        op.need("out", out.len(), &[rows, n])?;
+        if n == 0 {
+            return Ok(());
+        }
         for (x, out) in x.chunks_exact(n).zip(out.chunks_exact_mut(n)).take(rows) {
             let scale = 1.0 / (dot(x, x) / n as f32 + eps).sqrt();
             out.iter_mut().zip(x).zip(w).for_each(|((out, x), w)| *out = x * scale * w);
@@ -214,6 +240,10 @@ impl Backend for RowMajor {
 
     fn rope(&mut self, op: Rope<'_, Self>) -> Result<()> {
         let Rope { qkv, cos_sin, heads, rows } = op;
+        let op = operands("rope");
+        op.heads(&heads, None)?;
+        op.need("qkv", qkv.len(), &[rows, heads.qkv_size()])?;
+        op.need("cos_sin", cos_sin.len(), &[rows, heads.head_dim])?;
         let angles = cos_sin.chunks_exact(heads.head_dim);
         for (token, angles) in qkv.chunks_exact_mut(heads.qkv_size()).zip(angles).take(rows) {
             let (cos, sin) = angles.split_at(heads.head_dim / 2);
@@ -229,6 +259,10 @@ impl Backend for RowMajor {
 
     fn store_kv(&mut self, op: StoreKv<'_, Self>) -> Result<()> {
         let StoreKv { qkv, slot_mapping: slots, kv, layer, heads, rows } = op;
+        let op = operands("store_kv");
+        op.heads(&heads, Some((&kv.spec, layer)))?;
+        op.need("qkv", qkv.len(), &[rows, heads.qkv_size()])?;
+        op.slots(slots, rows, &kv.spec)?;
         for (token, &slot) in qkv.chunks_exact(heads.qkv_size()).zip(&slots[..rows]) {
             if slot != PAD_SLOT {
                 let at = kv.at(layer, slot as usize);
@@ -240,6 +274,11 @@ impl Backend for RowMajor {
 
     fn paged_attention(&mut self, op: PagedAttention<'_, Self>) -> Result<()> {
         let PagedAttention { qkv, kv, layer, heads, inputs, out, key } = op;
+        let op = operands("paged_attention");
+        op.heads(&heads, Some((&kv.spec, layer)))?;
+        op.sequences(inputs, &kv.spec, key)?;
+        op.need("qkv", qkv.len(), &[key.num_tokens, heads.qkv_size()])?;
+        op.need("out", out.len(), &[key.num_tokens, heads.q_size()])?;
         let HeadLayout { num_attention_heads, num_key_value_heads, head_dim } = heads;
         let (sums, contexts) = (&inputs.cu_seqlens_q[..=key.num_seqs], &inputs.context_lens[..key.num_seqs]);
         let work = key.num_tokens * heads.q_size() * contexts.iter().max().map_or(0, |len| *len as usize);
@@ -273,6 +312,12 @@ impl Backend for RowMajor {
 
     fn silu_and_mul(&mut self, op: SiluAndMul<'_, Self>) -> Result<()> {
         let SiluAndMul { gate_up, out, intermediate_size: width, rows } = op;
+        let op = operands("silu_and_mul");
+        op.need("gate_up", gate_up.len(), &[rows, 2, width])?;
+        op.need("out", out.len(), &[rows, width])?;
+        if width == 0 {
+            return Ok(());
+        }
         for (gate_up, out) in gate_up.chunks_exact(2 * width).zip(out.chunks_exact_mut(width)).take(rows) {
             let (gate, up) = gate_up.split_at(width);
             out.iter_mut().zip(gate).zip(up).for_each(|((out, gate), up)| *out = gate / (1.0 + (-gate).exp()) * up);
@@ -282,13 +327,22 @@ impl Backend for RowMajor {
 
     fn add(&mut self, op: Add<'_, Self>) -> Result<()> {
         let Add { x, y, len } = op;
+        operands("add").need("x", x.len(), &[len])?;
+        operands("add").need("y", y.len(), &[len])?;
         x.iter_mut().zip(&y[..len]).for_each(|(x, y)| *x += y);
         Ok(())
     }
 
     fn gather_rows(&mut self, op: GatherRows<'_, Self>) -> Result<()> {
         let GatherRows { x, indices: ids, out, width, rows } = op;
+        let op = operands("gather_rows");
+        op.need("indices", ids.len(), &[rows])?;
+        op.need("out", out.len(), &[rows, width])?;
+        if width == 0 {
+            return Ok(());
+        }
         for (out, &row) in out.chunks_exact_mut(width).zip(&ids[..rows]) {
+            op.need("x", x.len(), &[(row as usize).saturating_add(1), width])?;
             out.copy_from_slice(&x[row as usize * width..][..width]);
         }
         Ok(())

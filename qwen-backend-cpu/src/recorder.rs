@@ -151,9 +151,7 @@ impl Recorder {
         let spec = &kv.spec;
         self.operand(op, ("kv", &kv.array, Some(0)))?;
         // A store has heads, and heads have channels.
-        if layer >= spec.num_layers()
-            || heads.num_key_value_heads != spec.num_key_value_heads
-            || heads.head_dim != spec.head_dim
+        if !spec.serves(layer, heads)
             || heads.num_attention_heads == 0
             || !heads.num_attention_heads.is_multiple_of(heads.num_key_value_heads)
         {

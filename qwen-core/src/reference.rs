@@ -4,8 +4,8 @@
 //! it is far too slow for anything else than tests.
 
 use crate::backend::{
-    Add, Backend, DeviceInfo, Embed, GatherRows, HeadLayout, Interrupt, KvSpec, Linear, PAD_SLOT, PagedAttention,
-    RmsNorm, Rope, RowReader, SiluAndMul, StepKey, StoreKv, WeightView,
+    Add, Backend, DeviceInfo, Embed, GatherRows, Interrupt, KvSpec, Linear, PAD_SLOT, PagedAttention, RmsNorm, Rope,
+    RowReader, SiluAndMul, StepKey, StoreKv, WeightView, host::Operands,
 };
 use crate::error::{Error, Result};
 use crate::precision::Precision;
@@ -67,31 +67,9 @@ impl Reference {
     }
 }
 
-/// Check that a buffer is as long as an operation needs it.
-fn need(op: &str, name: &str, len: usize, dimensions: &[usize]) -> Result<()> {
-    let needed = dimensions.iter().try_fold(1usize, |needed, dimension| needed.checked_mul(*dimension));
-    if needed.is_some_and(|needed| needed <= len) {
-        return Ok(());
-    }
-    let reason = format!("`{name}` holds {len} values, {dimensions:?} are needed");
-    Err(Error::Device { device: "reference".into(), op: op.into(), reason })
-}
-
-/// Check that `heads` can be heads at all, and fit `kv` where there is one.
-fn check_heads(op: &str, heads: &HeadLayout, kv: Option<(&KvSpec, usize)>) -> Result<()> {
-    let HeadLayout { num_attention_heads, num_key_value_heads, head_dim } = *heads;
-    let sound = num_key_value_heads > 0
-        && head_dim > 0
-        && num_attention_heads.is_multiple_of(num_key_value_heads)
-        && size::values("heads", &[num_attention_heads, 3, head_dim]).is_ok();
-    let fits = kv.is_none_or(|(spec, layer)| {
-        layer < spec.num_layers() && spec.num_key_value_heads == num_key_value_heads && spec.head_dim == head_dim
-    });
-    if sound && fits {
-        return Ok(());
-    }
-    let reason = format!("{heads:?} do not fit {kv:?}");
-    Err(Error::Device { device: "reference".into(), op: op.into(), reason })
+/// The operands of `op`.
+fn operands(op: &str) -> Operands<'_> {
+    Operands { device: "reference", op }
 }
 
 impl Backend for Reference {
@@ -114,9 +92,6 @@ impl Backend for Reference {
 
     fn load(&mut self, view: &WeightView<'_>) -> Result<Matrix> {
         let (rows, cols) = (view.rows(), view.cols());
-        if rows == 0 || cols == 0 {
-            return Err(Error::argument("weight", format!("`{}` is a matrix of {rows} x {cols}", view.name)));
-        }
         view.check()?;
         let mut values = size::zeros("rows", &[rows, cols])?;
         let mut out = values.chunks_exact_mut(cols);
@@ -139,25 +114,25 @@ impl Backend for Reference {
     }
 
     fn write(&mut self, dst: &mut Vec<f32>, src: &[f32]) -> Result<()> {
-        need("write", "dst", dst.len(), &[src.len()])?;
+        operands("write").need("dst", dst.len(), &[src.len()])?;
         dst[..src.len()].copy_from_slice(src);
         Ok(())
     }
 
     fn write_indices(&mut self, dst: &mut Vec<u32>, src: &[u32]) -> Result<()> {
-        need("write_indices", "dst", dst.len(), &[src.len()])?;
+        operands("write_indices").need("dst", dst.len(), &[src.len()])?;
         dst[..src.len()].copy_from_slice(src);
         Ok(())
     }
 
     fn read(&mut self, src: &Vec<f32>, dst: &mut [f32]) -> Result<()> {
-        need("read", "src", src.len(), &[dst.len()])?;
+        operands("read").need("src", src.len(), &[dst.len()])?;
         dst.copy_from_slice(&src[..dst.len()]);
         Ok(())
     }
 
     fn read_indices(&mut self, src: &Vec<u32>, dst: &mut [u32]) -> Result<()> {
-        need("read_indices", "src", src.len(), &[dst.len()])?;
+        operands("read_indices").need("src", src.len(), &[dst.len()])?;
         dst.copy_from_slice(&src[..dst.len()]);
         Ok(())
     }
@@ -165,7 +140,7 @@ impl Backend for Reference {
     fn copy_blocks(&mut self, kv: &mut KvStore, pairs: &[(u32, u32)]) -> Result<()> {
         let len = kv.spec.block_size * kv.width();
         for &(from, to) in pairs {
-            need("copy_blocks", "kv", kv.spec.num_blocks, &[(from.max(to) as usize).saturating_add(1)])?;
+            operands("copy_blocks").need("kv", kv.spec.num_blocks, &[(from.max(to) as usize).saturating_add(1)])?;
             for layer in 0..kv.spec.num_layers() {
                 let from = kv.at(layer, from as usize * kv.spec.block_size);
                 let to = kv.at(layer, to as usize * kv.spec.block_size);
@@ -182,8 +157,8 @@ impl Backend for Reference {
 
     fn embed(&mut self, op: Embed<'_, Self>) -> Result<()> {
         let Embed { ids, table, out, rows } = op;
-        need("embed", "ids", ids.len(), &[rows])?;
-        need("embed", "out", out.len(), &[rows, table.cols])?;
+        operands("embed").need("ids", ids.len(), &[rows])?;
+        operands("embed").need("out", out.len(), &[rows, table.cols])?;
         for (&id, out) in ids[..rows].iter().zip(out.chunks_exact_mut(table.cols)) {
             match table.row(id as usize) {
                 Some(row) => out.copy_from_slice(row),
@@ -195,9 +170,9 @@ impl Backend for Reference {
 
     fn linear(&mut self, op: Linear<'_, Self>) -> Result<()> {
         let Linear { x, w, bias, out, rows } = op;
-        need("linear", "x", x.len(), &[rows, w.cols])?;
-        need("linear", "out", out.len(), &[rows, w.rows])?;
-        need("linear", "bias", bias.map_or(w.rows, Vec::len), &[w.rows])?;
+        operands("linear").need("x", x.len(), &[rows, w.cols])?;
+        operands("linear").need("out", out.len(), &[rows, w.rows])?;
+        operands("linear").need("bias", bias.map_or(w.rows, Vec::len), &[w.rows])?;
         for (x, out) in x.chunks_exact(w.cols).zip(out.chunks_exact_mut(w.rows)).take(rows) {
             for (r, (out, w)) in out.iter_mut().zip(w.values.chunks_exact(w.cols)).enumerate() {
                 let dot: f64 = x.iter().zip(w).map(|(x, w)| f64::from(*x) * f64::from(*w)).sum();
@@ -209,9 +184,9 @@ impl Backend for Reference {
 
     fn rms_norm(&mut self, op: RmsNorm<'_, Self>) -> Result<()> {
         let RmsNorm { x, weight, eps, hidden_size, out, rows } = op;
-        need("rms_norm", "x", x.len(), &[rows, hidden_size])?;
-        need("rms_norm", "weight", weight.len(), &[hidden_size])?;
-        need("rms_norm", "out", out.len(), &[rows, hidden_size])?;
+        operands("rms_norm").need("x", x.len(), &[rows, hidden_size])?;
+        operands("rms_norm").need("weight", weight.len(), &[hidden_size])?;
+        operands("rms_norm").need("out", out.len(), &[rows, hidden_size])?;
         if hidden_size == 0 {
             return Ok(());
         }
@@ -227,9 +202,9 @@ impl Backend for Reference {
 
     fn rope(&mut self, op: Rope<'_, Self>) -> Result<()> {
         let Rope { qkv, cos_sin, heads, rows } = op;
-        check_heads("rope", &heads, None)?;
-        need("rope", "qkv", qkv.len(), &[rows, heads.qkv_size()])?;
-        need("rope", "cos_sin", cos_sin.len(), &[rows, heads.head_dim])?;
+        operands("rope").heads(&heads, None)?;
+        operands("rope").need("qkv", qkv.len(), &[rows, heads.qkv_size()])?;
+        operands("rope").need("cos_sin", cos_sin.len(), &[rows, heads.head_dim])?;
         let half = heads.head_dim / 2;
         for (qkv, cos_sin) in
             qkv.chunks_exact_mut(heads.qkv_size()).zip(cos_sin.chunks_exact(heads.head_dim)).take(rows)
@@ -248,14 +223,14 @@ impl Backend for Reference {
 
     fn store_kv(&mut self, op: StoreKv<'_, Self>) -> Result<()> {
         let StoreKv { qkv, slot_mapping, kv, layer, heads, rows } = op;
-        check_heads("store_kv", &heads, Some((&kv.spec, layer)))?;
-        need("store_kv", "qkv", qkv.len(), &[rows, heads.qkv_size()])?;
-        need("store_kv", "slot_mapping", slot_mapping.len(), &[rows])?;
+        let operands = operands("store_kv");
+        operands.heads(&heads, Some((&kv.spec, layer)))?;
+        operands.need("qkv", qkv.len(), &[rows, heads.qkv_size()])?;
+        operands.slots(slot_mapping, rows, &kv.spec)?;
         for (qkv, &slot) in qkv.chunks_exact(heads.qkv_size()).zip(&slot_mapping[..rows]) {
             if slot == PAD_SLOT {
                 continue;
             }
-            need("store_kv", "kv", kv.spec.num_slots()?, &[(slot as usize).saturating_add(1)])?;
             let (k, v) = qkv[heads.q_size()..].split_at(heads.kv_size());
             let at = kv.at(layer, slot as usize);
             kv.keys[at..at + k.len()].copy_from_slice(k);
@@ -266,13 +241,11 @@ impl Backend for Reference {
 
     fn paged_attention(&mut self, op: PagedAttention<'_, Self>) -> Result<()> {
         let PagedAttention { qkv, kv, layer, heads, inputs, out, key } = op;
-        let op = "paged_attention";
-        check_heads(op, &heads, Some((&kv.spec, layer)))?;
-        need(op, "cu_seqlens_q", inputs.cu_seqlens_q.len(), &[key.num_seqs.saturating_add(1)])?;
-        need(op, "context_lens", inputs.context_lens.len(), &[key.num_seqs])?;
-        need(op, "block_tables", inputs.block_tables.len(), &[key.num_seqs, inputs.max_blocks_per_seq])?;
-        need(op, "qkv", qkv.len(), &[key.num_tokens, heads.qkv_size()])?;
-        need(op, "out", out.len(), &[key.num_tokens, heads.q_size()])?;
+        let operands = operands("paged_attention");
+        operands.heads(&heads, Some((&kv.spec, layer)))?;
+        operands.sequences(inputs, &kv.spec, key)?;
+        operands.need("qkv", qkv.len(), &[key.num_tokens, heads.qkv_size()])?;
+        operands.need("out", out.len(), &[key.num_tokens, heads.q_size()])?;
         let (head_dim, block_size) = (heads.head_dim, kv.spec.block_size);
         let heads_per_kv = heads.num_attention_heads / heads.num_key_value_heads;
         let scale = 1.0 / (head_dim as f64).sqrt();
@@ -280,15 +253,6 @@ impl Backend for Reference {
             let tokens = inputs.cu_seqlens_q[seq] as usize..inputs.cu_seqlens_q[seq + 1] as usize;
             let context_len = inputs.context_lens[seq] as usize;
             let block_table = &inputs.block_tables[seq * inputs.max_blocks_per_seq..][..inputs.max_blocks_per_seq];
-            need(op, "cu_seqlens_q", key.num_tokens.min(tokens.end), &[tokens.start.max(tokens.end)])?;
-            need(op, "context_lens", context_len, &[tokens.len()])?;
-            need(op, "block_tables", block_table.len(), &[context_len.div_ceil(block_size)])?;
-            let held = block_table
-                .iter()
-                .take(context_len.div_ceil(block_size))
-                .max()
-                .map_or(0, |block| block.saturating_add(1));
-            need(op, "kv", kv.spec.num_blocks, &[held as usize])?;
             for token in tokens.clone() {
                 let visible = context_len - (tokens.end - token) + 1;
                 for head in 0..heads.num_attention_heads {
@@ -321,8 +285,8 @@ impl Backend for Reference {
 
     fn silu_and_mul(&mut self, op: SiluAndMul<'_, Self>) -> Result<()> {
         let SiluAndMul { gate_up, out, intermediate_size, rows } = op;
-        need("silu_and_mul", "gate_up", gate_up.len(), &[rows, 2, intermediate_size])?;
-        need("silu_and_mul", "out", out.len(), &[rows, intermediate_size])?;
+        operands("silu_and_mul").need("gate_up", gate_up.len(), &[rows, 2, intermediate_size])?;
+        operands("silu_and_mul").need("out", out.len(), &[rows, intermediate_size])?;
         if intermediate_size == 0 {
             return Ok(());
         }
@@ -340,21 +304,21 @@ impl Backend for Reference {
 
     fn add(&mut self, op: Add<'_, Self>) -> Result<()> {
         let Add { x, y, len } = op;
-        need("add", "x", x.len(), &[len])?;
-        need("add", "y", y.len(), &[len])?;
+        operands("add").need("x", x.len(), &[len])?;
+        operands("add").need("y", y.len(), &[len])?;
         x[..len].iter_mut().zip(y).for_each(|(x, y)| *x += y);
         Ok(())
     }
 
     fn gather_rows(&mut self, op: GatherRows<'_, Self>) -> Result<()> {
         let GatherRows { x, indices, out, width, rows } = op;
-        need("gather_rows", "indices", indices.len(), &[rows])?;
-        need("gather_rows", "out", out.len(), &[rows, width])?;
+        operands("gather_rows").need("indices", indices.len(), &[rows])?;
+        operands("gather_rows").need("out", out.len(), &[rows, width])?;
         if width == 0 {
             return Ok(());
         }
         for (out, &index) in out.chunks_exact_mut(width).zip(&indices[..rows]) {
-            need("gather_rows", "x", x.len(), &[(index as usize).saturating_add(1), width])?;
+            operands("gather_rows").need("x", x.len(), &[(index as usize).saturating_add(1), width])?;
             out.copy_from_slice(&x[index as usize * width..][..width]);
         }
         Ok(())

@@ -5,6 +5,17 @@
 
 use crate::error::{Error, Result};
 
+/// The product of `factors`; `None` where a usize does not hold it.
+///
+/// ```
+/// use qwen_core::size;
+/// assert_eq!(size::product(&[3, 5]), Some(15));
+/// assert_eq!(size::product(&[3, usize::MAX]), None);
+/// ```
+pub fn product(factors: &[usize]) -> Option<usize> {
+    factors.iter().try_fold(1usize, |product, factor| product.checked_mul(*factor))
+}
+
 /// The product of `factors`, where it can be a number of elements of `element_bytes` in memory.
 ///
 /// # Errors
@@ -18,10 +29,8 @@ use crate::error::{Error, Result};
 /// # Ok::<(), qwen_core::Error>(())
 /// ```
 pub fn checked(name: &'static str, element_bytes: usize, factors: &[usize]) -> Result<usize> {
-    let product = factors.iter().try_fold(1usize, |product, factor| product.checked_mul(*factor));
-    let in_memory =
-        product.filter(|len| len.checked_mul(element_bytes).is_some_and(|bytes| bytes <= isize::MAX as usize));
-    in_memory.ok_or_else(|| {
+    let addressable = |len: &usize| len.checked_mul(element_bytes).is_some_and(|bytes| bytes <= isize::MAX as usize);
+    product(factors).filter(addressable).ok_or_else(|| {
         let factors: Vec<String> = factors.iter().map(usize::to_string).collect();
         let reason =
             format!("{} elements of {element_bytes} bytes exceed what memory can address", factors.join(" x "));

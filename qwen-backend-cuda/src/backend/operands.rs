@@ -51,10 +51,7 @@ impl CudaBackend {
     pub(super) fn check_store(&self, op: &str, store: &Store, layer: usize, heads: &HeadLayout) -> Result<()> {
         self.check_heads(op, heads)?;
         let spec = &store.spec;
-        let fits = layer < store.layers.len()
-            && spec.num_key_value_heads == heads.num_key_value_heads
-            && spec.head_dim == heads.head_dim;
-        match fits {
+        match spec.serves(layer, heads) {
             true => Ok(()),
             false => Err(self.mismatch(op, format!("layer {layer} and {heads:?} do not fit a store of {spec:?}"))),
         }

@@ -21,12 +21,7 @@ pub(crate) fn check_heads(b: &WgpuBackend, op: &str, heads: &HeadLayout) -> Resu
 pub(crate) fn check_store(b: &WgpuBackend, op: &str, store: &Store, layer: usize, heads: &HeadLayout) -> Result<()> {
     check_heads(b, op, heads)?;
     let spec = &store.spec;
-    if layer >= store.layers.len()
-        || spec.num_key_value_heads != heads.num_key_value_heads
-        || spec.head_dim != heads.head_dim
-        || !heads.head_dim.is_multiple_of(8)
-        || !(8..=256).contains(&heads.head_dim)
-    {
+    if !spec.serves(layer, heads) || !heads.head_dim.is_multiple_of(8) || !(8..=256).contains(&heads.head_dim) {
         return Err(b.error(op, format!("layer {layer} and {heads:?} do not fit a store of {spec:?}")));
     }
     Ok(())

@@ -5,10 +5,10 @@ use std::collections::HashSet;
 use half::{bf16, f16};
 use qwen_core::backend::{
     self, DeviceInfo, HeadLayout, Interrupt, KvSpec, MatrixPart, PAD_SLOT, RowReader, StepInputs, StepKey, WeightView,
-    composed,
+    composed, host::Operands,
 };
 use qwen_core::reference::{KvStore, Matrix, Reference};
-use qwen_core::{Backend, Encoding, Precision, Result};
+use qwen_core::{Backend, Encoding, Precision, Result, size};
 
 /// What is wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -151,20 +151,23 @@ impl Backend for Faulty {
     }
 
     fn load(&mut self, view: &WeightView<'_>) -> Result<Self::Weight> {
+        view.check()?;
         let mut parts = view.parts.to_vec();
         if self.is(Fault::IgnoresStride) {
             parts.iter_mut().for_each(|part| part.row_bytes = part.encoding.bytes(part.cols));
         }
-        let mut values = Vec::new();
+        let (rows, cols) = (view.rows(), view.cols());
+        let mut values = size::zeros("rows", &[rows, cols])?;
+        let mut out = values.chunks_exact_mut(cols);
         for part in &parts {
-            let mut rows = RowReader::new(part);
-            for row in 0..part.rows {
-                let mut decoded = vec![0.0; part.cols];
-                part.encoding.decode_row(rows.row(row)?, &mut decoded);
-                values.extend(if self.fast() { to_bf16(&decoded) } else { decoded });
+            let mut stored = RowReader::new(part);
+            for (row, out) in (0..part.rows).zip(&mut out) {
+                part.encoding.decode_row(stored.row(row)?, out);
             }
         }
-        let (rows, cols) = (view.rows(), view.cols());
+        if self.fast() {
+            values = to_bf16(&values);
+        }
         let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
         let parts = [MatrixPart::whole(Encoding::F32, rows, cols, &bytes)?];
         let matrix = self.inner.load(&WeightView { parts: &parts, ..*view })?;
@@ -263,7 +266,7 @@ impl Backend for Faulty {
         let backend::RmsNorm { x, weight, eps, out, hidden_size, rows } = op;
         let eps = if self.is(Fault::NoEpsilon) { 1e-12 } else { eps };
         self.inner.rms_norm(backend::RmsNorm { x, weight, eps, out, hidden_size, rows })?;
-        if self.is(Fault::PlainF32) {
+        if self.is(Fault::PlainF32) && hidden_size > 0 {
             for (x, out) in x.chunks_exact(hidden_size).zip(out.chunks_exact_mut(hidden_size)).take(rows) {
                 let mean = x.iter().map(|x| x * x).sum::<f32>() / hidden_size as f32;
                 let scale = 1.0 / (mean + eps).sqrt();
@@ -323,6 +326,9 @@ impl Backend for Faulty {
 
     fn paged_attention(&mut self, op: backend::PagedAttention<'_, Self>) -> Result<()> {
         let backend::PagedAttention { qkv, kv: (kv, spec), layer, heads, inputs, out, key } = op;
+        let operands = Operands { device: "faulty", op: "paged_attention" };
+        operands.heads(&heads, Some((spec, layer)))?;
+        operands.sequences(inputs, spec, key)?;
         let mut step = StepInputs::<Reference> {
             input_ids: Vec::new(),
             cos_sin: Vec::new(),
@@ -382,6 +388,9 @@ impl Backend for Faulty {
     fn silu_and_mul(&mut self, op: backend::SiluAndMul<'_, Self>) -> Result<()> {
         let backend::SiluAndMul { gate_up, out, intermediate_size: inner, rows } = op;
         self.inner.silu_and_mul(backend::SiluAndMul { gate_up, out, intermediate_size: inner, rows })?;
+        if inner == 0 {
+            return Ok(());
+        }
         for (row, out) in gate_up.chunks_exact(2 * inner).zip(out.chunks_exact_mut(inner)).take(rows) {
             for (i, out) in out.iter_mut().enumerate() {
                 let (gate, up) = (row[i], row[inner + i]);
@@ -411,6 +420,9 @@ impl Backend for Faulty {
         let backend::Argmax { x, out, width, valid, rows } = op;
         let valid = if self.is(Fault::ArgmaxOverAll) { width } else { valid };
         composed::argmax(self, backend::Argmax { x, out, width, valid, rows })?;
+        if width == 0 {
+            return Ok(());
+        }
         for (row, out) in x.chunks_exact(width).zip(out.iter_mut()).take(rows) {
             let finite = row[..valid].iter().map(|value| if value.is_nan() { -1e30 } else { *value });
             match self.fault {

@@ -49,6 +49,13 @@ impl KvSpec {
         self.key_encodings.len()
     }
 
+    /// Whether the store has layer `layer`, with the K/V heads of `heads`.
+    pub fn serves(&self, layer: usize, heads: &HeadLayout) -> bool {
+        layer < self.num_layers()
+            && self.num_key_value_heads == heads.num_key_value_heads
+            && self.head_dim == heads.head_dim
+    }
+
     /// Positions of each layer: the slots that tokens are stored at.
     ///
     /// # Errors

@@ -282,12 +282,15 @@ impl WeightView<'_> {
         WeightShape { role: self.role, parts, cols: self.cols() }
     }
 
-    /// Check that all parts have the same columns.
+    /// Check that the matrix has values, and that all parts have the same columns.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] with the first part that differs.
+    /// [`Error::InvalidArgument`] with the shape of an empty matrix, or with the first part that differs.
     pub fn check(&self) -> Result<()> {
-        let cols = self.cols();
+        let (rows, cols) = (self.rows(), self.cols());
+        if rows == 0 || cols == 0 {
+            return Err(Error::argument("weight", format!("`{}` is a matrix of {rows} x {cols}", self.name)));
+        }
         match self.parts.iter().enumerate().find(|(_, part)| part.cols != cols) {
             None => Ok(()),
             Some((index, part)) => {

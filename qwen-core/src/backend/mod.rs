@@ -32,6 +32,7 @@
 
 pub mod composed;
 mod footprint;
+pub mod host;
 mod interrupt;
 pub(crate) mod layout;
 mod matrix;

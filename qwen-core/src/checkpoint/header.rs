@@ -14,6 +14,7 @@ use crate::encoding::Encoding;
 use crate::error::{Error, Result};
 use crate::files::invalid;
 use crate::json::Entries;
+use crate::size;
 
 /// Bytes of the length that a file begins with.
 const LENGTH_BYTES: usize = 8;
@@ -185,6 +186,5 @@ fn lay_out(path: &Path, mut entries: Vec<(String, Entry)>, data_start: u64, avai
 /// Bits of a tensor, unless they overflow.
 fn bits_of(element: usize, shape: &[usize]) -> Option<u64> {
     // In pointers, not in 64 bits: what is accepted can be counted and addressed on this machine.
-    let elements = shape.iter().try_fold(1usize, |product, &size| product.checked_mul(size))?;
-    (elements as u64).checked_mul(element as u64)
+    (size::product(shape)? as u64).checked_mul(element as u64)
 }
