@@ -18,7 +18,7 @@ impl Engine {
     /// Continue `prompt`, without a chat template. Control tokens in it take effect, as in transformers.
     ///
     /// # Errors
-    /// Without a tokenizer; for an empty prompt; for one beyond the context, with both lengths.
+    /// Without a tokenizer; for an empty prompt; for one beyond the context, which costs little however long it is.
     pub fn generate(&self, prompt: &str, options: &GenerateOptions) -> Result<TextStream> {
         self.stream_text(self.tokenizer()?.encode_within(prompt, true, self.prompt_room())?, options)
     }

@@ -101,7 +101,7 @@ impl Drop for Worker {
         if !self.is_here() {
             return;
         }
-        // Every stream holds an engine handle, so none is open: end the thread, and wait until the memory is given back.
+        // Every stream holds the worker, so none is open: end the thread, and wait until the memory is given back.
         self.submissions = None;
         self.intake.signal();
         if let Some(thread) = self.thread.take().filter(|thread| thread.thread().id() != std::thread::current().id()) {
@@ -129,7 +129,7 @@ fn run(mut core: EngineCore, intake: &Intake, submissions: &Receiver<Submission>
                     }
                 }
                 Err(TryRecvError::Empty) => break,
-                // The last handle was dropped, and with it every stream, since streams hold a handle.
+                // The worker was dropped: no engine and no stream holds it any more.
                 Err(TryRecvError::Disconnected) => return,
             }
         }

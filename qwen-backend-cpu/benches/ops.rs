@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use qwen_backend_cpu::ceilings::CeilingMeter;
 use qwen_backend_cpu::{CpuBackend, CpuBuffer, CpuOptions, CpuWeight};
 use qwen_core::backend::{
-    GateUpSilu, HeadLayout, Interrupt, KvSpec, Linear, LinearAdd, MatrixPart, PagedAttention, QkvRopeStore, RmsNorm,
+    GateUpSilu, HeadLayout, Interrupt, KvSpec, Linear, LinearAdd, MatrixPart, Norm, PagedAttention, QkvRopeStore,
     StepInputs, StepKey, StoreKv, WeightRole, WeightView,
 };
 use qwen_core::{Backend, Encoding, Precision, Result};
@@ -336,17 +336,9 @@ impl Bench {
             b.write(&mut residual, &zeros)?;
             b.step(key, &Interrupt::default(), &mut |b| {
                 for layer in 0..layers {
-                    b.rms_norm(RmsNorm {
-                        x: &residual,
-                        weight: &norm,
-                        eps: 1e-6,
-                        out: &mut x,
-                        hidden_size: hidden,
-                        rows: tokens,
-                    })?;
                     b.qkv_rope_store(QkvRopeStore {
-                        norm: None,
-                        x: &x,
+                        norm: Some(Norm { weight: &norm, eps: 1e-6, hidden_size: hidden, normed: &mut x }),
+                        x: &residual,
                         w: &qkv_w[layer],
                         bias: &bias,
                         inputs: &inputs,
@@ -374,17 +366,9 @@ impl Bench {
                         hidden_size: hidden,
                         rows: tokens,
                     })?;
-                    b.rms_norm(RmsNorm {
-                        x: &residual,
-                        weight: &norm,
-                        eps: 1e-6,
-                        out: &mut x,
-                        hidden_size: hidden,
-                        rows: tokens,
-                    })?;
                     b.gate_up_silu(GateUpSilu {
-                        norm: None,
-                        x: &x,
+                        norm: Some(Norm { weight: &norm, eps: 1e-6, hidden_size: hidden, normed: &mut x }),
+                        x: &residual,
                         w: &gate_up[layer],
                         scratch: &mut scratch,
                         out: &mut act,

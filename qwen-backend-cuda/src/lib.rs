@@ -32,6 +32,7 @@ mod gpu;
 mod kernel;
 mod kv;
 mod launch;
+mod lock;
 mod modules;
 mod nccl;
 mod options;

@@ -17,7 +17,7 @@ use std::ffi::c_void;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use qwen_core::collective::{Collective, ProcessGroup};
@@ -25,6 +25,7 @@ use qwen_core::{Error, Result};
 
 use crate::driver::{Array, Command, Driver, Enqueue, Fault, Outcome};
 use crate::gpu::Gpu;
+use crate::lock::lock;
 pub(crate) use library::CollectiveOp;
 use library::{Comm, ID_BYTES, Nccl, UniqueId};
 
@@ -266,7 +267,3 @@ impl Enqueue for CollectiveCall {
 
 /// Why collective operations are refused.
 pub(crate) const LOST: &str = "another rank was lost";
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}

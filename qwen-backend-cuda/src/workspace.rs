@@ -121,6 +121,8 @@ fn at_least(held: &mut Option<Array>, gpu: &mut Gpu, what: &str, bytes: usize) -
 
 #[cfg(test)]
 mod tests {
+    use qwen_conformance::published::limits;
+
     use super::*;
 
     const SHAPE: ModelShape = ModelShape {
@@ -129,19 +131,6 @@ mod tests {
         vocab_size: 151_936,
         heads: HeadLayout { num_attention_heads: 14, num_key_value_heads: 2, head_dim: 64 },
     };
-
-    fn limits(tokens: usize, logits: usize) -> Limits {
-        Limits {
-            max_model_len: 32_768,
-            max_num_batched_tokens: tokens,
-            max_num_seqs: 8,
-            max_num_logits: logits,
-            block_size: 32,
-            num_blocks: 1024,
-            vocab_size: 151_936,
-            num_token_ids: 151_936,
-        }
-    }
 
     fn sizes(tensor_cores: bool, precision: Precision, limits: &Limits) -> WorkspaceSizes {
         WorkspaceSizes::new(tensor_cores, precision, limits, &SHAPE).unwrap()

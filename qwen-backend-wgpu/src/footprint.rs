@@ -137,7 +137,7 @@ impl Footprint for WgpuFootprint {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use qwen_conformance::published;
+    use qwen_conformance::published::{self, limits};
     use qwen_core::Encoding;
     use qwen_core::backend::{HeadLayout, WeightRole};
     use qwen_core::model::spec::ModelSpec;
@@ -149,19 +149,6 @@ mod tests {
 
     /// What every device takes beside the model: parameters, inputs and 16 rows of logits.
     const BESIDE: u64 = params::SIZE + staging::BYTES + 16 * 4 * 151_936;
-
-    fn limits(tokens: usize, logits: usize) -> Limits {
-        Limits {
-            max_model_len: 32_768,
-            max_num_batched_tokens: tokens,
-            max_num_seqs: 8,
-            max_num_logits: logits,
-            block_size: 32,
-            num_blocks: 1024,
-            vocab_size: 151_936,
-            num_token_ids: 151_936,
-        }
-    }
 
     #[test]
     fn partial_results_count_as_far_as_they_can_be_bound() {

@@ -2,6 +2,7 @@
 
 use qwen_core::Encoding;
 use qwen_core::backend::MatrixPart;
+use qwen_core::batch::Limits;
 use qwen_core::config::Config;
 use qwen_core::error::{Error, Result};
 use qwen_core::model::source::WeightSource;
@@ -33,6 +34,20 @@ pub fn shapes() -> Vec<(&'static str, Config)> {
         shape("72B", [8_192, 80, 64, 8, 29_568, 152_064], false),
     ];
     shapes.into_iter().flatten().collect()
+}
+
+/// The limits of a runner of the 0.5B shape for one sequence of 32,768 positions.
+pub fn limits(max_num_batched_tokens: usize, max_num_logits: usize) -> Limits {
+    Limits {
+        max_model_len: 32_768,
+        max_num_batched_tokens,
+        max_num_seqs: 8,
+        max_num_logits,
+        block_size: 32,
+        num_blocks: 1024,
+        vocab_size: 151_936,
+        num_token_ids: 151_936,
+    }
 }
 
 /// bf16 weights whose key biases are small, of which there are headers alone: enough to plan.

@@ -97,6 +97,28 @@ pub struct Placed<B: Backend> {
 }
 
 impl Scenario {
+    /// Attention of the queries of `qkv` over what the step's sequences see.
+    ///
+    /// # Errors
+    /// What the backend reports.
+    pub fn attend<B: Backend>(
+        &self,
+        b: &mut B,
+        placed: &Placed<B>,
+        qkv: &Guarded<B>,
+        out: &mut Guarded<B>,
+    ) -> Result<()> {
+        b.paged_attention(backend::PagedAttention {
+            qkv: &qkv.buffer,
+            kv: &placed.kv,
+            layer: LAYER,
+            heads: self.heads,
+            inputs: &placed.inputs,
+            out: &mut out.buffer,
+            key: self.key(),
+        })
+    }
+
     /// Sequences of `(computed, tokens)` with permuted blocks of 16 positions and no padding.
     pub fn new(heads: HeadLayout, sequences: &[(usize, usize)]) -> Self {
         let sequence =

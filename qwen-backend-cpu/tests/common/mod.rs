@@ -3,8 +3,8 @@
 
 use qwen_backend_cpu::{CpuBackend, CpuBuffer, CpuKv, CpuOptions, CpuWeight};
 use qwen_core::backend::{
-    GateUpSilu, HeadLayout, Interrupt, KvSpec, LinearAdd, MatrixPart, PagedAttention, QkvRopeStore, RmsNorm,
-    StepInputs, StepKey, StoreKv, WeightRole, WeightView,
+    GateUpSilu, HeadLayout, Interrupt, KvSpec, LinearAdd, MatrixPart, Norm, PagedAttention, QkvRopeStore, StepInputs,
+    StepKey, StoreKv, WeightRole, WeightView,
 };
 use qwen_core::{Backend, Encoding, Result};
 
@@ -246,10 +246,9 @@ impl Small {
             qkv_w, o_w, gate_up, down, norm, bias, residual, x, qkv, attended, act, scratch, inputs, kv, ..
         } = self;
         self.b.step(key, &self.interrupt, &mut |b| {
-            b.rms_norm(RmsNorm { x: residual, weight: norm, eps: 1e-6, out: x, hidden_size: HIDDEN, rows: tokens })?;
             b.qkv_rope_store(QkvRopeStore {
-                norm: None,
-                x,
+                norm: Some(Norm { weight: norm, eps: 1e-6, hidden_size: HIDDEN, normed: x }),
+                x: residual,
                 w: qkv_w,
                 bias,
                 inputs,
@@ -269,10 +268,9 @@ impl Small {
                 hidden_size: HIDDEN,
                 rows: tokens,
             })?;
-            b.rms_norm(RmsNorm { x: residual, weight: norm, eps: 1e-6, out: x, hidden_size: HIDDEN, rows: tokens })?;
             b.gate_up_silu(GateUpSilu {
-                norm: None,
-                x,
+                norm: Some(Norm { weight: norm, eps: 1e-6, hidden_size: HIDDEN, normed: x }),
+                x: residual,
                 w: gate_up,
                 scratch,
                 out: act,

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_void};
 use std::ptr::NonNull;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys::{self, CUresult};
@@ -13,6 +13,7 @@ use super::machine::{enter, find, guarded, reason_of, refused};
 use super::{Driver, Entered, Fault, GraphId, Launch, MARKS, Outcome};
 use crate::device::DeviceProperties;
 use crate::kernel::Kernel;
+use crate::lock::lock;
 use crate::modules;
 
 /// Bytes of shared memory that a kernel may use without an attribute.
@@ -354,8 +355,4 @@ fn compile(ptx: &CStr) -> Outcome<sys::CUmodule> {
         }
         Err(fault) => Err(fault),
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

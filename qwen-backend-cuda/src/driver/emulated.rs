@@ -5,12 +5,13 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::ptr::NonNull;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 use super::library::{Kernels, Recorded};
 use super::{Driver, Fault, GraphId, Launch, Outcome, host};
 use crate::device::DeviceProperties;
 use crate::kernel::Kernel;
+use crate::lock::lock;
 
 /// Bytes of the guard on either side of an array, and the byte that fills it: a NaN as f32, out of range as an index.
 const GUARD: usize = host::ALIGN;
@@ -88,7 +89,7 @@ impl Emulated {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     /// Run a kernel and check all guards.

@@ -6,13 +6,14 @@ use std::ffi::{CString, c_char, c_int, c_uint, c_ulong, c_void};
 use std::hash::{Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use libloading::Library;
 use qwen_core::{Error, Result};
 
 use super::{Fault, Outcome};
 use crate::kernel::Kernel;
+use crate::lock::lock;
 use crate::params::Packed;
 
 /// A launch without its arrays, which the graph's owner keeps alive.
@@ -91,7 +92,7 @@ impl Kernels {
     pub fn build(folder: &Path) -> Result<Self> {
         // Tests of one process share one compilation.
         static COMPILING: Mutex<()> = Mutex::new(());
-        let _compiling = COMPILING.lock().unwrap_or_else(PoisonError::into_inner);
+        let _compiling = lock(&COMPILING);
         Self::load(&compile(folder)?)
     }
 
@@ -101,7 +102,7 @@ impl Kernels {
     /// [`Error::InvalidFile`] when it is not such a library.
     pub fn load(path: &Path) -> Result<Self> {
         static LOADED: Mutex<BTreeMap<PathBuf, Kernels>> = Mutex::new(BTreeMap::new());
-        let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut loaded = lock(&LOADED);
         if let Some(kernels) = loaded.get(path) {
             return Ok(kernels.clone());
         }
@@ -167,7 +168,7 @@ impl Kernels {
     }
 
     fn calls(&self) -> MutexGuard<'_, Calls> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 
     /// Bytes of a kernel's parameters; `None` if the library has no such kernel.

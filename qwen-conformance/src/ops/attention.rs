@@ -4,10 +4,10 @@ use super::rope::{GEOMETRIES, heads};
 use crate::compare;
 use crate::op::{Allowed, Cost, Guarded, Op, Output};
 use crate::rig::Rig;
-use crate::scenario::{Blocks, Keys, LAYER, Placed, Scenario, Sequence};
+use crate::scenario::{Blocks, Keys, Placed, Scenario, Sequence};
 use crate::tolerance;
 use qwen_core::Precision;
-use qwen_core::backend::{self, Backend};
+use qwen_core::backend::Backend;
 use qwen_core::error::Result;
 
 /// `paged_attention` over a scenario.
@@ -49,17 +49,8 @@ impl Op for Attention {
     }
 
     fn issue<B: Backend>(&self, b: &mut B, on: &mut OnDevice<B>) -> Result<()> {
-        let (heads, key) = (self.0.heads, self.0.key());
         let OnDevice { placed, qkv, out } = on;
-        b.paged_attention(backend::PagedAttention {
-            qkv: &qkv.buffer,
-            kv: &placed.kv,
-            layer: LAYER,
-            heads,
-            inputs: &placed.inputs,
-            out: &mut out.buffer,
-            key,
-        })
+        self.0.attend(b, placed, qkv, out)
     }
 
     fn outputs<'a, B: Backend>(&self, on: &'a OnDevice<B>) -> Vec<Output<'a, B>> {

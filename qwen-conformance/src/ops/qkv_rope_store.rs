@@ -8,8 +8,7 @@ use crate::random::Rng;
 use crate::rig::Rig;
 use crate::scenario::{Keys, LAYER, Placed, Scenario};
 use crate::tolerance;
-use qwen_core::backend::composed;
-use qwen_core::backend::{self, Backend, Norm, QkvRopeStore, WeightRole};
+use qwen_core::backend::{Backend, Norm, QkvRopeStore, WeightRole, composed};
 use qwen_core::error::Result;
 use qwen_core::{Encoding, Precision};
 
@@ -122,15 +121,7 @@ impl Op for QkvRopeStoreOp {
             Form::Own => b.qkv_rope_store(op)?,
             Form::Composed => composed::qkv_rope_store(b, op)?,
         }
-        b.paged_attention(backend::PagedAttention {
-            qkv: &qkv.buffer,
-            kv: &placed.kv,
-            layer: LAYER,
-            heads,
-            inputs: &placed.inputs,
-            out: &mut out.buffer,
-            key,
-        })
+        self.scenario.attend(b, placed, qkv, out)
     }
 
     fn outputs<'a, B: Backend>(&self, on: &'a OnDevice<B>) -> Vec<Output<'a, B>> {
