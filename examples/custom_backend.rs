@@ -15,7 +15,8 @@ use qwen::core::backend::{
     Add, DeviceInfo, Embed, GatherRows, HeadLayout, Interrupt, KvSpec, Linear, PAD_SLOT, PagedAttention, RmsNorm, Rope,
     RowReader, SiluAndMul, StepKey, StoreKv, WeightShape, WeightView, host::Operands,
 };
-use qwen::core::{Backend, Error, Footprint, Precision, Result, size};
+use qwen::core::numerics::size;
+use qwen::core::{Backend, Error, Footprint, Precision, Result};
 
 fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
     let mut args = std::env::args().skip(1);

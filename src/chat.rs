@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use qwen_core::engine::{Canceller, FinishReason};
-use qwen_core::float_env::FloatEnv;
+use qwen_core::numerics::float_env::FloatEnv;
 use qwen_tokenizer::{ChatInput, Message, Tool};
 
 use crate::engine::Engine;

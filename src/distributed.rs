@@ -5,10 +5,10 @@
 
 use std::sync::Arc;
 
-use qwen_core::collective::Collective;
+use qwen_core::backend::collective::Collective;
+use qwen_core::model::runner::{ModelRunner, Runner};
 use qwen_core::model::spec::ModelSpec;
 use qwen_core::ranks::{DistributedRunner, TcpGroup, Transport, worker_loop};
-use qwen_core::runner::{ModelRunner, Runner};
 use qwen_core::{Backend, Config, Error, Result};
 
 pub use qwen_core::ranks::Ranks;

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use qwen_core::engine::{Intake, Work};
-use qwen_core::plan::Plan;
-use qwen_core::runner::Runner;
+use qwen_core::model::plan::Plan;
+use qwen_core::model::runner::Runner;
 use qwen_core::{Config, Encoding, GenerationConfig};
 use qwen_tokenizer::Tokenizer;
 

@@ -5,9 +5,9 @@ use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
 use qwen_core::GenerationConfig;
+use qwen_core::engine::sampling::SamplingParams;
 use qwen_core::engine::{Canceller, Event, FinishReason, GenerateParams, Goal, Request};
-use qwen_core::float_env::FloatEnv;
-use qwen_core::sampling::SamplingParams;
+use qwen_core::numerics::float_env::FloatEnv;
 use qwen_tokenizer::DecodeStream;
 
 use crate::engine::Engine;

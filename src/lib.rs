@@ -62,7 +62,7 @@ pub use plan::plan;
 pub use qwen_backend_wgpu::{AdapterChoice, CapabilitySet};
 pub use qwen_core::engine::{Canceller, FinishReason, Work};
 pub use qwen_core::memory;
-pub use qwen_core::plan::Plan;
+pub use qwen_core::model::plan::Plan;
 pub use qwen_core::{Config, Encoding, GenerationConfig, Precision};
 pub use qwen_tokenizer::{ChatInput, ChatTemplate, Content, FunctionCall, Message, Role, Tokenizer, Tool, ToolCall};
 

@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use qwen_core::checkpoint::Checkpoint;
-use qwen_core::float_env::FloatEnv;
-use qwen_core::plan::Plan;
+use qwen_core::model::plan::Plan;
+use qwen_core::numerics::float_env::FloatEnv;
 use qwen_core::{Backend, Config};
 use qwen_tokenizer::Tokenizer;
 
@@ -47,7 +47,7 @@ impl EngineOptions {
     /// no effect.
     ///
     /// ```no_run
-    /// use qwen::core::reference::Reference;
+    /// use qwen::core::backend::reference::Reference;
     /// let engine = qwen::EngineOptions::new().context(512).load_with_backend(Reference::new(), "path/to/Qwen2.5-0.5B")?;
     /// assert_eq!(engine.device_name(), "reference");
     /// # Ok::<(), qwen::Error>(())

@@ -2,11 +2,11 @@
 
 use std::path::Path;
 
-use qwen_core::batch::Limits;
+use qwen_core::backend::Limits;
 use qwen_core::checkpoint::Checkpoint;
-use qwen_core::float_env::FloatEnv;
+use qwen_core::model::plan::{Plan, PlanInput, limits_for};
 use qwen_core::model::spec::ModelSpec;
-use qwen_core::plan::{Plan, PlanInput, limits_for};
+use qwen_core::numerics::float_env::FloatEnv;
 use qwen_core::{Config, Error};
 
 use crate::device::Device;

@@ -8,10 +8,10 @@ use std::sync::mpsc::{self, Receiver, Sender, TryRecvError};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use qwen_core::batch::Limits;
+use qwen_core::backend::Limits;
 use qwen_core::engine::{Canceller, EngineCore, Event, Intake, Request, SeqId, Ticket};
-use qwen_core::float_env::FloatEnv;
-use qwen_core::runner::Runner;
+use qwen_core::model::runner::Runner;
+use qwen_core::numerics::float_env::FloatEnv;
 
 use crate::error::{Error, Result};
 
@@ -153,9 +153,9 @@ fn run(mut core: EngineCore, intake: &Intake, submissions: &Receiver<Submission>
 #[cfg(test)]
 pub(crate) mod tests {
     use qwen_core::backend::Interrupt;
-    use qwen_core::batch::{Batch, StepOutput};
     use qwen_core::engine::{GenerateParams, Goal};
-    use qwen_core::kv::CopyBlock;
+    use qwen_core::model::batch::CopyBlock;
+    use qwen_core::model::batch::{Batch, StepOutput};
 
     use super::*;
 

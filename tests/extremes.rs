@@ -5,7 +5,7 @@ mod common;
 
 use common::{demo, options};
 use qwen::core::Error as ModelError;
-use qwen::core::reference::Reference;
+use qwen::core::backend::reference::Reference;
 use qwen::{Engine, EngineOptions, Error, GenerateOptions, Plan};
 
 const EXTREMES: [usize; 9] = [0, 1, 2, 1 << 20, u32::MAX as usize, 1 << 40, 1 << 53, 1 << 60, usize::MAX];

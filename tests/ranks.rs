@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use common::{Folder, SMALL, Shape, demo, free_port, options, write_checkpoint};
 use qwen::core::Error as ModelError;
-use qwen::core::reference::Reference;
+use qwen::core::backend::reference::Reference;
 use qwen::{Engine, EngineOptions, Error, FinishReason, GenerateOptions, Precision, Ranks};
 
 fn rank(rank: usize, world_size: usize, port: u16) -> Ranks {

@@ -4,11 +4,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use qwen_core::backend::Limits;
 use qwen_core::backend::{
     Add, Argmax, DeviceInfo, Embed, GateUpSilu, GatherRows, Interrupt, KvSpec, Linear, LinearAdd, ModelShape,
     PagedAttention, QkvRopeStore, RmsNorm, Rope, SiluAndMul, StepKey, StoreKv, WeightView, composed,
 };
-use qwen_core::batch::Limits;
 use qwen_core::{Backend, Error, Footprint, Result, memory};
 
 use crate::error::device_error;

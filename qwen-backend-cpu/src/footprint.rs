@@ -1,8 +1,9 @@
 //! What a model takes on the CPU.
 
+use qwen_core::backend::Limits;
 use qwen_core::backend::{KvSpec, ModelShape, WeightShape};
-use qwen_core::batch::Limits;
-use qwen_core::{Footprint, Result, size};
+use qwen_core::numerics::size;
+use qwen_core::{Footprint, Result};
 
 use crate::kernels::Scratch;
 use crate::kernels::argmax::ArgmaxRuns;

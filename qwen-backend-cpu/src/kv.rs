@@ -14,7 +14,8 @@
 use std::sync::Arc;
 
 use qwen_core::backend::KvSpec;
-use qwen_core::{Encoding, Error, Result, size};
+use qwen_core::numerics::size;
+use qwen_core::{Encoding, Error, Result};
 
 use crate::memory::Array;
 use crate::simd::LANES;

@@ -4,9 +4,10 @@
 //! read. Outside of a step each runs at once. The list, the packed activations and the schedule of the attention keep their
 //! memory from step to step.
 
+use qwen_core::backend::Limits;
 use qwen_core::backend::{HeadLayout, Interrupt, ModelShape};
-use qwen_core::batch::Limits;
-use qwen_core::{Encoding, Error, Precision, Result, size};
+use qwen_core::numerics::size;
+use qwen_core::{Encoding, Error, Precision, Result};
 
 use crate::error::device_error;
 use crate::exec::Executor;

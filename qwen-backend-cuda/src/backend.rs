@@ -16,13 +16,13 @@ mod steps;
 
 use std::sync::Arc;
 
+use qwen_core::backend::Limits;
+use qwen_core::backend::collective::Collective;
 use qwen_core::backend::recorder::{self, Recorder};
 use qwen_core::backend::{
     Add, AllReduce, Argmax, DeviceInfo, Embed, GateUpSilu, GatherRows, Interrupt, KvSpec, Linear, LinearAdd,
     ModelShape, PagedAttention, QkvRopeStore, RmsNorm, Rope, SiluAndMul, StepKey, StoreKv, WeightView, composed,
 };
-use qwen_core::batch::Limits;
-use qwen_core::collective::Collective;
 use qwen_core::{Backend, Footprint, Precision, Result};
 
 use crate::device::DeviceProperties;

@@ -1,7 +1,7 @@
 //! What a model takes on a GPU, from shapes only.
 
+use qwen_core::backend::Limits;
 use qwen_core::backend::{KvSpec, ModelShape, WeightShape};
-use qwen_core::batch::Limits;
 use qwen_core::{Footprint, Precision, Result};
 
 use crate::device::DeviceProperties;

@@ -20,7 +20,7 @@ use std::sync::mpsc;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use qwen_core::collective::{Collective, ProcessGroup};
+use qwen_core::backend::collective::{Collective, ProcessGroup};
 use qwen_core::{Error, Result};
 
 use crate::driver::{Array, Command, Driver, Enqueue, Fault, Outcome};

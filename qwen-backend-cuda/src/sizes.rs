@@ -1,7 +1,9 @@
-//! Sizes in the checked arithmetic of [`qwen_core::size`]: every product of sizes in this crate is made here, so that one
-//! without a number is an error, on machines of 32 bits too, and never a small array. And the memory that an array takes.
+//! Sizes in the checked arithmetic of [`qwen_core::numerics::size`]: every product of sizes in this crate is made here,
+//! so that one without a number is an error, on machines of 32 bits too, and never a small array. And the memory that
+//! an array takes.
 
-use qwen_core::{Error, Result, size};
+use qwen_core::numerics::size;
+use qwen_core::{Error, Result};
 
 /// Arrays consist of whole words of this many bytes, the widest access of a kernel.
 const ARRAY_ALIGN: usize = 16;

@@ -6,16 +6,17 @@ mod modules;
 mod sizes;
 
 use qwen_conformance::published;
+use qwen_core::backend::Limits;
+use qwen_core::backend::collective::Shard;
 use qwen_core::backend::{Add, Backend, Interrupt, MatrixPart, RmsNorm, StepKey, WeightRole, WeightView};
-use qwen_core::batch::{Batch, Limits, SequenceStep, StepOutput, WantLogits};
-use qwen_core::collective::Shard;
-use qwen_core::kv::{BlockId, CopyBlock};
 use qwen_core::model::Model;
+use qwen_core::model::batch::{Batch, SequenceStep, StepOutput, WantLogits};
+use qwen_core::model::batch::{BlockId, CopyBlock};
+use qwen_core::model::plan::{Plan, PlanInput, limits_for};
+use qwen_core::model::rope::Rope;
+use qwen_core::model::runner::{ModelRunner, Runner};
 use qwen_core::model::source::WeightSource;
 use qwen_core::model::spec::ModelSpec;
-use qwen_core::plan::{Plan, PlanInput, limits_for};
-use qwen_core::rope::Rope;
-use qwen_core::runner::{ModelRunner, Runner};
 use qwen_core::{Config, Encoding, Error, Precision, Result};
 
 use crate::driver::Launch;

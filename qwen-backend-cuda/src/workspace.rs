@@ -5,9 +5,9 @@
 //! [`Workspace::reserve`] allocates the same bytes before anything is recorded, so that nothing is allocated in a step.
 //! Operations outside of a model, as tests issue them, let it grow.
 
+use qwen_core::backend::Limits;
 use qwen_core::backend::partials::Partials;
 use qwen_core::backend::{HeadLayout, ModelShape};
-use qwen_core::batch::Limits;
 use qwen_core::{Precision, Result};
 
 use crate::driver::Array;

@@ -2,9 +2,9 @@
 
 use qwen_backend_cuda::CudaFootprint;
 use qwen_conformance::published::{self, Headers};
-use qwen_core::batch::Limits;
+use qwen_core::backend::Limits;
+use qwen_core::model::plan::{Plan, PlanInput, limits_for};
 use qwen_core::model::spec::ModelSpec;
-use qwen_core::plan::{Plan, PlanInput, limits_for};
 use qwen_core::{Config, Precision};
 
 /// Prompt tokens of a step, as the facade sets them on GPUs.

@@ -3,12 +3,12 @@
 
 use std::sync::Arc;
 
+use qwen_core::backend::Limits;
 use qwen_core::backend::recorder::{self, warmup_shapes};
 use qwen_core::backend::{
     Add, Argmax, DeviceInfo, Embed, GateUpSilu, GatherRows, Interrupt, KvSpec, Linear, LinearAdd, ModelShape,
     PagedAttention, QkvRopeStore, RmsNorm, Rope, SiluAndMul, StepKey, StoreKv, WeightView,
 };
-use qwen_core::batch::Limits;
 use qwen_core::{Backend, Footprint, Result};
 
 use crate::adapter::AdapterInfo;

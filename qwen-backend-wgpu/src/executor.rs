@@ -4,10 +4,11 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use qwen_core::backend::Limits;
 use qwen_core::backend::ModelShape;
 use qwen_core::backend::recorder::{Record, Recorder, Recording};
-use qwen_core::batch::Limits;
-use qwen_core::{Error, Precision, Result, size};
+use qwen_core::numerics::size;
+use qwen_core::{Error, Precision, Result};
 
 use crate::adapter::AdapterInfo;
 use crate::footprint::WgpuFootprint;

@@ -1,8 +1,9 @@
 //! What a model takes on a device, from the limits of its adapter alone.
 
+use qwen_core::backend::Limits;
 use qwen_core::backend::{KvSpec, ModelShape, WeightShape};
-use qwen_core::batch::Limits;
-use qwen_core::{Error, Footprint, Result, size};
+use qwen_core::numerics::size;
+use qwen_core::{Error, Footprint, Result};
 
 use crate::adapter::{self, AdapterInfo};
 use crate::geometry::WorkspaceSizes;

@@ -1,10 +1,10 @@
 //! How kernels divide their work, as far as others have to know it: the sizes of the memory that they share. Integers
 //! only, no device.
 
+use qwen_core::backend::Limits;
 use qwen_core::backend::ModelShape;
 use qwen_core::backend::partials::Partials;
-use qwen_core::batch::Limits;
-use qwen_core::size;
+use qwen_core::numerics::size;
 
 use crate::runtime::array::bytes_of;
 

@@ -4,7 +4,8 @@
 //! other, so that a head's keys of a block are contiguous.
 
 use qwen_core::backend::KvSpec;
-use qwen_core::{Encoding, Error, Result, size};
+use qwen_core::numerics::size;
+use qwen_core::{Encoding, Error, Result};
 
 use crate::runtime::array::Array;
 use crate::runtime::device::Device;

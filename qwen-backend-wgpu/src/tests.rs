@@ -8,15 +8,16 @@ mod steps;
 
 use std::path::Path;
 
+use qwen_core::backend::Limits;
 use qwen_core::backend::{Backend, Interrupt, MatrixPart, WeightRole, WeightView};
-use qwen_core::batch::{Batch, Limits, SequenceStep, StepOutput, WantLogits};
 use qwen_core::checkpoint::Checkpoint;
-use qwen_core::kv::BlockId;
 use qwen_core::model::Model;
+use qwen_core::model::batch::BlockId;
+use qwen_core::model::batch::{Batch, SequenceStep, StepOutput, WantLogits};
+use qwen_core::model::rope::Rope;
+use qwen_core::model::runner::{ModelRunner, Runner};
 use qwen_core::model::source::WeightSource;
 use qwen_core::model::spec::ModelSpec;
-use qwen_core::rope::Rope;
-use qwen_core::runner::{ModelRunner, Runner};
 use qwen_core::{Config, Encoding, Error, Precision, Result};
 
 use crate::runtime::device::Device;

@@ -7,7 +7,8 @@
 use std::ops::Range;
 
 use qwen_core::backend::{RowReader, WeightRole, WeightShape, WeightView};
-use qwen_core::{Encoding, Error, Result, size};
+use qwen_core::numerics::size;
+use qwen_core::{Encoding, Error, Result};
 
 use crate::runtime::array::Array;
 use crate::runtime::device::Device;

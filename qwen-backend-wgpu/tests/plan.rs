@@ -3,9 +3,9 @@
 
 use qwen_backend_wgpu::{CapabilitySet, WgpuFootprint};
 use qwen_conformance::published::{self, Headers};
-use qwen_core::batch::Limits;
+use qwen_core::backend::Limits;
+use qwen_core::model::plan::{Plan, PlanInput, limits_for};
 use qwen_core::model::spec::ModelSpec;
-use qwen_core::plan::{Plan, PlanInput, limits_for};
 use qwen_core::{Config, Error, Footprint, Precision};
 
 /// Bytes of a binding, and of a buffer, that large GPUs offer.

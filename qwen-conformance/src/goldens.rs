@@ -14,16 +14,17 @@ use serde::Deserialize;
 
 use super::compare::rms_error;
 use qwen_core::Precision;
+use qwen_core::backend::Limits;
 use qwen_core::backend::composed::argmax_row;
 use qwen_core::backend::{Backend, Interrupt};
-use qwen_core::batch::{Batch, Limits, SequenceStep, StepOutput, WantLogits};
 use qwen_core::checkpoint::{Checkpoint, Header};
 use qwen_core::error::{Error, Result};
-use qwen_core::kv::BlockId;
 use qwen_core::model::Model;
+use qwen_core::model::batch::BlockId;
+use qwen_core::model::batch::{Batch, SequenceStep, StepOutput, WantLogits};
+use qwen_core::model::rope::Rope;
+use qwen_core::model::runner::{ModelRunner, Runner};
 use qwen_core::model::spec::ModelSpec;
-use qwen_core::rope::Rope;
-use qwen_core::runner::{ModelRunner, Runner};
 
 /// Tokens of a prompt that are computed at a time: long prompts run in chunks.
 const CHUNK: usize = 128;

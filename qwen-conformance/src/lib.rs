@@ -3,14 +3,15 @@
 //! One macro gives a backend one `#[test]` for each case, here or outside of this workspace:
 //!
 //! ```
-//! use qwen_core::reference::Reference;
+//! use qwen_core::backend::reference::Reference;
 //! qwen_conformance::conformance_tests!(|| Ok(Reference::new()));
 //! ```
 //!
 //! A backend with several precisions or instruction sets names each, and says what is known of it:
 //!
 //! ```
-//! # use qwen_core::{Error, Result, reference::Reference};
+//! # use qwen_core::{Error, Result};
+//! # use qwen_core::backend::reference::Reference;
 //! # fn with_avx512() -> Result<Reference> { Err(Error::unsupported("AVX-512", "this CPU has none")) }
 //! use qwen_conformance::Suite;
 //! qwen_conformance::conformance_tests! {
@@ -25,11 +26,12 @@
 //!
 //! # What a case does
 //!
-//! It runs an [`op::Op`] (an operation with its shapes, as data) on the backend and on [`qwen_core::reference`], on the
-//! same stored weights, and compares within a tolerance that [`tolerance`] derives for the precision that the backend
-//! names in [`qwen_core::Backend::info`]. Each operation runs twice and has to give the same bits. Outputs begin as NaN and
-//! guard words lie behind every buffer: an operation that leaves a value out, takes in what lies behind an input, or
-//! writes behind an output is found. Operations are issued outside of steps, except in the cases about steps.
+//! It runs an [`op::Op`] (an operation with its shapes, as data) on the backend and on
+//! [`qwen_core::backend::reference`], on the same stored weights, and compares within a tolerance that [`tolerance`]
+//! derives for the precision that the backend names in [`qwen_core::Backend::info`]. Each operation runs twice and has
+//! to give the same bits. Outputs begin as NaN and guard words lie behind every buffer: an operation that leaves a
+//! value out, takes in what lies behind an input, or writes behind an output is found. Operations are issued outside of
+//! steps, except in the cases about steps.
 //!
 //! Fused operations are compared in the backend's own form and in the composed form on the same backend.
 //!

@@ -1,9 +1,9 @@
 //! The published models as shapes without weights: for tests of what a device takes for each of them.
 
 use qwen_core::Encoding;
+use qwen_core::backend::Limits;
 use qwen_core::backend::MatrixPart;
-use qwen_core::batch::Limits;
-use qwen_core::config::Config;
+use qwen_core::checkpoint::config::Config;
 use qwen_core::error::{Error, Result};
 use qwen_core::model::source::WeightSource;
 

@@ -8,8 +8,8 @@ use super::compare;
 use super::op::{self, Allowed, Op, Values};
 use qwen_core::Precision;
 use qwen_core::backend::Backend;
+use qwen_core::backend::reference::Reference;
 use qwen_core::error::Result;
-use qwen_core::reference::Reference;
 
 /// Failures that a report shows; there may be thousands.
 const SHOWN: usize = 20;

@@ -2,7 +2,7 @@
 //! guards, steps, determinism, batch-invariance and composed forms do not.
 
 use qwen_conformance::Recording;
-use qwen_core::reference::Reference;
+use qwen_core::backend::reference::Reference;
 
 qwen_conformance::conformance_tests! {
     reference => || Ok(Reference::new()),

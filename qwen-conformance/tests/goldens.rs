@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use qwen_conformance::goldens::{Goldens, folder};
-use qwen_core::reference::Reference;
+use qwen_core::backend::reference::Reference;
 
 /// Prompts of 3,000 tokens take the reference up to eight seconds each; unoptimised, minutes.
 const LONGEST: usize = if cfg!(debug_assertions) { 70 } else { 1 << 20 };

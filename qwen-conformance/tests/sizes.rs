@@ -2,12 +2,12 @@
 
 use qwen_conformance::model::{GEOMETRIES, RandomModel};
 use qwen_conformance::published::{self, Headers};
+use qwen_core::backend::Limits;
+use qwen_core::backend::reference::Reference;
 use qwen_core::backend::{Backend, StoredSizes};
-use qwen_core::batch::Limits;
 use qwen_core::model::Model;
+use qwen_core::model::plan::{Plan, PlanInput, limits_for};
 use qwen_core::model::spec::ModelSpec;
-use qwen_core::plan::{Plan, PlanInput, limits_for};
-use qwen_core::reference::Reference;
 use qwen_core::{Error, Precision};
 
 /// Beyond what any device holds, or nothing at all.

@@ -6,47 +6,29 @@
 //!
 //! # Map
 //!
-//! | part | modules |
+//! | module | what it holds |
 //! |---|---|
-//! | the engine, plain code on integers | [`engine`], [`sampling`], [`batch`], [`kv`] |
-//! | the model, generic over a backend | [`model`], [`runner`], [`rope`], [`plan`] |
-//! | the seam to devices | [`backend`], [`mod@reference`] (the specification of every operation), [`collective`] |
-//! | checkpoints | [`checkpoint`], [`config`], [`generation_config`] |
-//! | numerics | [`encoding`], [`precision`], [`size`], [`float_env`] |
-//! | several processes | [`ranks`] |
-//! | the machine, and what goes wrong | [`memory`], [`error`] |
+//! | [`engine`] | which sequences run in which steps, their K/V blocks, and what is drawn from their logits |
+//! | [`model`] | the transformer over a backend, the batch of a step, and the plan of what a model takes |
+//! | [`backend`] | the seam to devices: the trait, its operations, their specification, collectives between ranks |
+//! | [`checkpoint`] | files: configuration, headers, tensors by name |
+//! | [`numerics`] | how numbers are stored, what may be rounded, and arithmetic of sizes that cannot wrap |
+//! | [`ranks`] | one model in several processes |
+//! | [`memory`], [`error`] | the machine, and what goes wrong |
 
 pub mod backend;
-pub mod batch;
 #[doc(hidden)]
 pub mod ceilings;
 pub mod checkpoint;
-pub mod collective;
-pub mod config;
-pub mod encoding;
 pub mod engine;
 pub mod error;
-mod files;
-pub mod float_env;
-pub mod generation_config;
-mod json;
-pub mod kv;
 pub mod memory;
 pub mod model;
-pub mod plan;
-pub mod precision;
+pub mod numerics;
 pub mod ranks;
-pub mod reference;
-pub mod rope;
-pub mod runner;
-pub mod sampling;
-pub mod size;
 
 pub use backend::{Backend, Footprint, StoredSizes};
-pub use checkpoint::Checkpoint;
-pub use config::{Config, RopeScaling};
-pub use encoding::Encoding;
+pub use checkpoint::{Checkpoint, Config, GenerationConfig, RopeScaling};
 pub use error::{Error, Result};
-pub use generation_config::GenerationConfig;
-pub use precision::Precision;
-pub use rope::Rope;
+pub use model::rope::Rope;
+pub use numerics::{Encoding, Precision};

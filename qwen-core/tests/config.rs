@@ -2,7 +2,7 @@
 
 mod common;
 
-use qwen_core::config::Yarn;
+use qwen_core::checkpoint::config::Yarn;
 use qwen_core::{Config, Encoding, Error, RopeScaling};
 use serde_json::{Value, json};
 

@@ -8,14 +8,14 @@ use std::ops::Range;
 use std::path::Path;
 
 use proptest::prelude::*;
+use qwen_core::backend::reference::Reference;
 use qwen_core::backend::{
     Backend, KvSpec, Linear, MatrixPart, ReadBytes, RowReader, WeightRole, WeightShape, WeightView,
 };
 use qwen_core::checkpoint::Header;
-use qwen_core::encoding::Block;
 use qwen_core::model::source::WeightSource;
 use qwen_core::model::spec::{Cut, ModelSpec, WeightSpec};
-use qwen_core::reference::Reference;
+use qwen_core::numerics::encoding::Block;
 use qwen_core::{Encoding, Error, Result};
 
 const ENCODINGS: [Encoding; 4] = [Encoding::F32, Encoding::F16, Encoding::Bf16, Encoding::Q8_0];
@@ -282,7 +282,8 @@ fn ranks_share_whole_blocks_or_are_refused_by_name() {
         assert_eq!(shape.stored_bytes().unwrap(), (shape.rows() * shape.cols / 32 * 34) as u64);
     }
     // 4864 columns over 2 ranks are 76 blocks each.
-    let shard = |ranks| spec.clone().shard(qwen_core::collective::Shard { rank: 1, world_size: ranks }).unwrap();
+    let shard =
+        |ranks| spec.clone().shard(qwen_core::backend::collective::Shard { rank: 1, world_size: ranks }).unwrap();
     assert!(shard(2).down_proj(0).shape(&Blocks).is_ok());
     let Cut { tensor, cols, .. } = spec.down_proj(3).cuts.remove(0);
     let within = WeightSpec {

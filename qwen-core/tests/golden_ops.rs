@@ -2,8 +2,8 @@
 
 mod common;
 
+use qwen_core::backend::reference::Reference;
 use qwen_core::backend::{HeadLayout, KvSpec, PagedAttention, RmsNorm, Rope, SiluAndMul, StepInputs, StepKey, StoreKv};
-use qwen_core::reference::Reference;
 use qwen_core::{Backend, Encoding};
 use safetensors::SafeTensors;
 

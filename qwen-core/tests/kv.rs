@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 
 use proptest::prelude::*;
-use qwen_core::kv::{BlockId, BlockPool, BlockTable};
+use qwen_core::engine::kv::{BlockPool, BlockTable};
+use qwen_core::model::batch::BlockId;
 
 const BLOCK_SIZE: usize = 4;
 const NUM_BLOCKS: usize = 24;

@@ -1,7 +1,7 @@
 //! Over how many ranks each published model can be cut, and that the parts make up the whole.
 
 use qwen_core::Config;
-use qwen_core::collective::Shard;
+use qwen_core::backend::collective::Shard;
 use qwen_core::model::spec::{Cut, ModelSpec};
 use serde_json::json;
 

@@ -2,7 +2,7 @@
 
 mod common;
 
-use qwen_core::config::Yarn;
+use qwen_core::checkpoint::config::Yarn;
 use qwen_core::{Config, Rope, RopeScaling};
 use safetensors::SafeTensors;
 use serde_json::Value;

@@ -1,7 +1,7 @@
 //! What [`Device::Auto`] means for a model: the GPUs that hold it, best first, then the CPU; and the fallback from one to
 //! the next while loading.
 
-use qwen_core::plan::Plan;
+use qwen_core::model::plan::Plan;
 use qwen_core::{Error, Result};
 
 use super::{Device, Gpu, KINDS};

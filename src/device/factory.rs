@@ -8,12 +8,12 @@ use std::fmt;
 #[cfg(feature = "cpu")]
 use std::sync::Arc;
 
-use qwen_core::batch::Limits;
+use qwen_core::backend::Limits;
 use qwen_core::checkpoint::Checkpoint;
 use qwen_core::model::Model;
+use qwen_core::model::rope::Rope;
+use qwen_core::model::runner::ModelRunner;
 use qwen_core::model::spec::ModelSpec;
-use qwen_core::rope::Rope;
-use qwen_core::runner::ModelRunner;
 use qwen_core::{Backend, Config, Footprint, Precision, Result, memory};
 
 use super::Device;

@@ -8,7 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
-use qwen_core::float_env::FloatEnv;
+use qwen_core::numerics::float_env::FloatEnv;
 
 use super::wait::lock;
 

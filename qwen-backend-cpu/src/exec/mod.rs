@@ -21,7 +21,7 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use qwen_core::backend::Interrupt;
-use qwen_core::float_env::FloatEnv;
+use qwen_core::numerics::float_env::FloatEnv;
 use qwen_core::{Error, Result};
 
 use crate::error::device_error;

@@ -11,7 +11,7 @@ use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Instant;
 
 use qwen_core::backend::Interrupt;
-use qwen_core::float_env::FloatEnv;
+use qwen_core::numerics::float_env::FloatEnv;
 
 use super::wait::{SPIN, lock, spin};
 use crate::kernels::{Op, Scratch};

@@ -2,7 +2,7 @@
 
 use qwen_core::Result;
 use qwen_core::backend::Backend;
-use qwen_core::collective::{Collective, ProcessGroup};
+use qwen_core::backend::collective::{Collective, ProcessGroup};
 
 use super::CudaBackend;
 use super::operands::Words;

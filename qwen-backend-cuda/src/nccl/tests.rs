@@ -9,14 +9,15 @@ use std::thread;
 
 use qwen_conformance::model::{GEOMETRIES, Geometry, RandomModel};
 use qwen_core::Precision;
+use qwen_core::backend::Limits;
 use qwen_core::backend::{AllReduce, Backend, Interrupt};
-use qwen_core::batch::{Batch, Limits, SequenceStep, StepOutput, WantLogits};
-use qwen_core::kv::BlockId;
 use qwen_core::model::Model;
+use qwen_core::model::batch::BlockId;
+use qwen_core::model::batch::{Batch, SequenceStep, StepOutput, WantLogits};
+use qwen_core::model::rope::Rope;
+use qwen_core::model::runner::{ModelRunner, Runner};
 use qwen_core::model::spec::ModelSpec;
 use qwen_core::ranks::{DistributedRunner, Ranks, Transport, worker_loop};
-use qwen_core::rope::Rope;
-use qwen_core::runner::{ModelRunner, Runner};
 
 use super::*;
 use crate::backend::CudaBackend;

@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
+use qwen_core::backend::Limits;
 use qwen_core::backend::{
     Add, Argmax, Backend, Embed, GateUpSilu, GatherRows, HeadLayout, KvSpec, Linear, LinearAdd, MatrixPart, ModelShape,
     PagedAttention, QkvRopeStore, RmsNorm, Rope, SiluAndMul, StepInputs, StepKey, StoreKv, WeightRole, WeightView,
 };
-use qwen_core::batch::Limits;
 use qwen_core::{Encoding, Error, Result};
 
 use crate::backend::CudaBackend;

@@ -3,12 +3,13 @@
 use qwen_backend_cuda::CudaBackend;
 use qwen_conformance::model::{GEOMETRIES, RandomModel};
 use qwen_core::backend::Interrupt;
-use qwen_core::batch::{Batch, Limits, SequenceStep, StepOutput, WantLogits};
-use qwen_core::kv::BlockId;
+use qwen_core::backend::Limits;
 use qwen_core::model::Model;
+use qwen_core::model::batch::BlockId;
+use qwen_core::model::batch::{Batch, SequenceStep, StepOutput, WantLogits};
+use qwen_core::model::rope::Rope;
+use qwen_core::model::runner::{ModelRunner, Runner};
 use qwen_core::model::spec::ModelSpec;
-use qwen_core::rope::Rope;
-use qwen_core::runner::{ModelRunner, Runner};
 use qwen_core::{Precision, Result};
 
 const BLOCK_SIZE: usize = 16;

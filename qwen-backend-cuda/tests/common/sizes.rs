@@ -10,8 +10,8 @@ use qwen_conformance::ops::linear::Linear;
 use qwen_conformance::ops::qkv_rope_store::QkvRopeStoreOp;
 use qwen_conformance::ops::rope::heads;
 use qwen_conformance::{Blocks, Scenario, Sequence, rms_error};
+use qwen_core::backend::reference::Reference;
 use qwen_core::backend::{KvSpec, PagedAttention, StepInputs, StoreKv};
-use qwen_core::reference::Reference;
 use qwen_core::{Backend, Encoding, Precision};
 
 /// Run operations and compare their results. The error is what is wrong.

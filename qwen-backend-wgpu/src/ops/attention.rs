@@ -1,9 +1,10 @@
 //! Attention: partitions of the context side by side with a merge for decoding, tiles of query rows that take all
 //! partitions in order for prompts. The bits are the same.
 
+use qwen_core::Result;
 use qwen_core::backend::PagedAttention;
 use qwen_core::backend::partials::Partials;
-use qwen_core::{Result, size};
+use qwen_core::numerics::size;
 
 use crate::executor::{KernelCall, WgpuBackend, words};
 use crate::geometry::PARTITION;

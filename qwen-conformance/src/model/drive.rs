@@ -2,14 +2,16 @@
 
 use super::weights::{RandomModel, TOKEN_IDS, VOCAB};
 use crate::random::Rng;
+use qwen_core::backend::Limits;
 use qwen_core::backend::{Backend, Interrupt};
-use qwen_core::batch::{Batch, Limits, SequenceStep, StepOutput, WantLogits};
+use qwen_core::engine::kv::{BlockPool, BlockTable};
 use qwen_core::error::Result;
-use qwen_core::kv::{BlockId, BlockPool, BlockTable};
 use qwen_core::model::Model;
+use qwen_core::model::batch::BlockId;
+use qwen_core::model::batch::{Batch, SequenceStep, StepOutput, WantLogits};
+use qwen_core::model::rope::Rope;
+use qwen_core::model::runner::{ModelRunner, Runner};
 use qwen_core::model::spec::ModelSpec;
-use qwen_core::rope::Rope;
-use qwen_core::runner::{ModelRunner, Runner};
 
 /// One step: the tokens that each sequence gets.
 pub(super) type Step = Vec<(usize, usize)>;

@@ -1,4 +1,4 @@
-//! Cases over whole models: small ones with random weights, through [`qwen_core::runner`].
+//! Cases over whole models: small ones with random weights, through [`qwen_core::model::runner`].
 
 mod drive;
 pub mod parts;
@@ -13,11 +13,11 @@ use super::rig::Rig;
 use drive::{Sequences, Step, load_whole, prompt, run_steps};
 use qwen_core::Precision;
 use qwen_core::backend::composed::argmax_row;
+use qwen_core::backend::reference::Reference;
 use qwen_core::backend::{Backend, Interrupt};
-use qwen_core::batch::{Damage, StepOutput};
 use qwen_core::error::{Error, Result};
-use qwen_core::reference::Reference;
-use qwen_core::runner::Runner;
+use qwen_core::model::batch::{Damage, StepOutput};
+use qwen_core::model::runner::Runner;
 pub use weights::{GEOMETRIES, Geometry, RandomModel};
 use weights::{TOKEN_IDS, VOCAB};
 

@@ -7,13 +7,13 @@ use super::weights::{GEOMETRIES, Geometry, RandomModel};
 use super::{allowed, expected, mixed_steps, prompts};
 use crate::op::Allowed;
 use crate::rig::Rig;
+use qwen_core::backend::collective::{Shard, ThreadGroup};
 use qwen_core::backend::{Backend, Interrupt};
-use qwen_core::batch::{Batch, Damage, SequenceStep, StepOutput, WantLogits};
-use qwen_core::collective::{Shard, ThreadGroup};
 use qwen_core::error::{Error, Result};
-use qwen_core::kv::BlockId;
+use qwen_core::model::batch::BlockId;
+use qwen_core::model::batch::{Batch, Damage, SequenceStep, StepOutput, WantLogits};
+use qwen_core::model::runner::{Pipeline, Runner};
 use qwen_core::model::spec::ModelSpec;
-use qwen_core::runner::{Pipeline, Runner};
 
 /// One, two and four ranks in threads, more than there are K/V heads among them: near the reference on each rank, with
 /// the same bits on all of them.

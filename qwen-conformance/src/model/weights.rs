@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use crate::random::{Rng, encode};
 use qwen_core::Encoding;
 use qwen_core::backend::MatrixPart;
-use qwen_core::config::Config;
+use qwen_core::checkpoint::config::Config;
 use qwen_core::error::{Error, Result};
 use qwen_core::model::source::WeightSource;
 

@@ -6,9 +6,9 @@ use crate::op::{Allowed, Cost, Guarded, Op, Output};
 use crate::rig::Rig;
 use crate::tolerance;
 use qwen_core::Precision;
+use qwen_core::backend::collective::ThreadGroup;
 use qwen_core::backend::composed;
 use qwen_core::backend::{self, Backend};
-use qwen_core::collective::ThreadGroup;
 use qwen_core::error::{Error, Result};
 
 /// `add`: one buffer onto another.

@@ -10,9 +10,9 @@ mod ops;
 use std::collections::HashMap;
 
 use ops::Recorded;
+use qwen_core::backend::reference::{KvStore, Matrix, Reference};
 use qwen_core::backend::{self, Backend, DeviceInfo, Interrupt, KvSpec, StepKey, WeightView};
 use qwen_core::error::{Error, Result};
-use qwen_core::reference::{KvStore, Matrix, Reference};
 
 /// The reference behind handles, with a list of operations for each [`StepKey`].
 #[derive(Debug, Default)]

@@ -3,12 +3,13 @@
 use std::collections::HashSet;
 
 use half::{bf16, f16};
+use qwen_core::backend::reference::{KvStore, Matrix, Reference};
 use qwen_core::backend::{
     self, DeviceInfo, HeadLayout, Interrupt, KvSpec, MatrixPart, PAD_SLOT, RowReader, StepInputs, StepKey, WeightView,
     composed, host::Operands,
 };
-use qwen_core::reference::{KvStore, Matrix, Reference};
-use qwen_core::{Backend, Encoding, Precision, Result, size};
+use qwen_core::numerics::size;
+use qwen_core::{Backend, Encoding, Precision, Result};
 
 /// What is wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

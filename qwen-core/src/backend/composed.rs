@@ -7,7 +7,7 @@ use super::{
     SiluAndMul, StoreKv,
 };
 use crate::error::Result;
-use crate::size;
+use crate::numerics::size;
 
 /// The composed form of [`Backend::argmax`]: reads the rows back and searches on the host.
 pub fn argmax<B: Backend>(b: &mut B, op: Argmax<'_, B>) -> Result<()> {

@@ -4,10 +4,10 @@ use std::fmt;
 
 use super::layout::{KvSpec, ModelShape};
 use super::matrix::WeightShape;
-use crate::batch::Limits;
+use crate::backend::Limits;
 use crate::error::Result;
 
-/// The sizes that a device has for the parts of a model: [`crate::plan::Plan`] adds them up.
+/// The sizes that a device has for the parts of a model: [`crate::model::plan::Plan`] adds them up.
 ///
 /// The bodies given here are the stored sizes, which suit a device that keeps things as the files have them. A refusal
 /// is [`crate::Error::Unsupported`] with the figures: what the device cannot hold, however much memory it has.

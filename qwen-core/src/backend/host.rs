@@ -6,7 +6,7 @@
 use super::layout::{HeadLayout, KvSpec, PAD_SLOT, StepKey};
 use super::{Backend, StepInputs};
 use crate::error::{Error, Result};
-use crate::size;
+use crate::numerics::size;
 
 /// The operands of one operation on one device. Its errors are [`Error::Device`] with both names.
 ///

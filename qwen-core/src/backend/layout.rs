@@ -3,10 +3,10 @@
 //!
 //! Nothing here knows the trait or a device. Every other part of the crate may import it.
 
-use crate::encoding::Encoding;
 use crate::error::{Error, Result};
-use crate::precision::Precision;
-use crate::size;
+use crate::numerics::encoding::Encoding;
+use crate::numerics::precision::Precision;
+use crate::numerics::size;
 
 /// The slot of a padding token: it is not stored.
 pub const PAD_SLOT: u32 = u32::MAX;

@@ -7,8 +7,8 @@
 use std::fmt;
 use std::ops::Range;
 
-use crate::encoding::Encoding;
 use crate::error::{Error, Result};
+use crate::numerics::encoding::Encoding;
 
 /// Bytes that are read when they are needed, such as those of a tensor in a file. Several threads read at once.
 pub trait ReadBytes: fmt::Debug + Send + Sync {

@@ -4,7 +4,7 @@
 //! text; the transformer above it ([`crate::model`]) knows no device. The *base operations* have to be written for a
 //! new device; the *fused operations* have bodies built from the base ones (the free functions of [`composed`]), to be
 //! overridden one at a time where the device gains by it. The conformance suite compares each override with its
-//! composed form and both with [`crate::reference`]. docs/writing-a-backend.md walks through it.
+//! composed form and both with [`crate::backend::reference`]. docs/writing-a-backend.md walks through it.
 //!
 //! - `layout.rs`, `matrix.rs`: shapes and stored matrices, plain data that the whole crate imports;
 //! - `ops.rs`: one struct of arguments for each operation;
@@ -30,27 +30,30 @@
 //! - **Threads**: a backend is `Send`, not `Sync`: one thread at a time calls it. [`Interrupt`] is the only part that
 //!   another thread may touch.
 
+pub mod collective;
 pub mod composed;
 mod footprint;
 pub mod host;
 mod interrupt;
 pub(crate) mod layout;
+mod limits;
 mod matrix;
 mod ops;
 pub mod partials;
 pub mod recorder;
+pub mod reference;
 
 pub use footprint::{Footprint, StoredSizes};
 pub use interrupt::Interrupt;
 pub use layout::{DeviceInfo, HeadLayout, KvSpec, ModelShape, NON_FINITE, PAD_SLOT, StepKey};
+pub use limits::Limits;
 pub use matrix::{MatrixPart, ReadBytes, RowReader, WeightRole, WeightShape, WeightView};
 pub use ops::{
     Add, AllReduce, Argmax, Embed, GateUpSilu, GatherRows, Linear, LinearAdd, Norm, PagedAttention, QkvRopeStore,
     RmsNorm, Rope, SiluAndMul, StepInputs, StoreKv,
 };
 
-use crate::batch::Limits;
-use crate::collective::Collective;
+use crate::backend::collective::Collective;
 use crate::error::{Error, Result};
 
 /// A device that holds weights and runs a decoder-only transformer's kernels.

@@ -4,7 +4,7 @@
 //! dense and row-major; `rows` counts the leading rows that the operation computes, and buffers may be longer.
 
 use super::{Backend, HeadLayout, StepKey};
-use crate::collective::Collective;
+use crate::backend::collective::Collective;
 
 /// The inputs of a step that lie on the device. Written before [`Backend::step`], constant within it.
 #[derive(Debug)]

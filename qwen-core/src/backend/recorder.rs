@@ -12,7 +12,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::{Interrupt, StepKey};
-use crate::batch::Limits;
+use crate::backend::Limits;
 use crate::error::{Error, Result};
 
 /// The most recorded steps that are kept.
@@ -162,7 +162,7 @@ pub fn run<D: Record>(
 /// ```
 /// use qwen_core::backend::StepKey;
 /// use qwen_core::backend::recorder::padded;
-/// use qwen_core::batch::Limits;
+/// use qwen_core::backend::Limits;
 /// let limits = Limits {
 ///     max_model_len: 4096,
 ///     max_num_batched_tokens: 512,

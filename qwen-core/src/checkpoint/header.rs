@@ -10,11 +10,11 @@ use std::path::Path;
 use safetensors::tensor::TensorInfo as Entry;
 
 use super::shard::Shard;
-use crate::encoding::Encoding;
+use crate::checkpoint::files::invalid;
+use crate::checkpoint::json::Entries;
 use crate::error::{Error, Result};
-use crate::files::invalid;
-use crate::json::Entries;
-use crate::size;
+use crate::numerics::encoding::Encoding;
+use crate::numerics::size;
 
 /// Bytes of the length that a file begins with.
 const LENGTH_BYTES: usize = 8;

@@ -5,9 +5,9 @@ use std::path::{Component, Path};
 
 use serde::Deserialize;
 
+use crate::checkpoint::files::invalid;
+use crate::checkpoint::json::Entries;
 use crate::error::{Error, Result};
-use crate::files::invalid;
-use crate::json::Entries;
 
 /// A parsed index. Its shards are plain names of files in the folder of the index itself.
 ///

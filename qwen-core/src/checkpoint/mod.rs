@@ -11,8 +11,12 @@
 //! both contents, which nothing can detect: replace checkpoints by renaming, as the tools that download them do.
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+pub mod config;
+mod files;
+pub mod generation_config;
 mod header;
 mod index;
+mod json;
 mod shard;
 
 use std::collections::HashMap;
@@ -20,16 +24,16 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub use config::{Config, RopeScaling};
+pub use generation_config::GenerationConfig;
 pub use header::{Header, TensorInfo};
 pub use index::Index;
 
 use crate::backend::{MatrixPart, ReadBytes};
-use crate::config::Config;
-use crate::encoding::Encoding;
 use crate::error::{Error, Result};
-use crate::files::{self, invalid};
-use crate::float_env::FloatEnv;
-use crate::generation_config::GenerationConfig;
+use crate::numerics::encoding::Encoding;
+use crate::numerics::float_env::FloatEnv;
+use files::invalid;
 use shard::Shard;
 
 /// The most bytes of an index that are read: names of ten times the tensors of the largest model.

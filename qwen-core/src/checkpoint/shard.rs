@@ -7,8 +7,8 @@ use std::fs::File;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
+use crate::checkpoint::files;
 use crate::error::{Error, Result};
-use crate::files;
 
 /// A weights file and its length when it was opened.
 pub(super) struct Shard {

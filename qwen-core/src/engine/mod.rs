@@ -6,14 +6,17 @@
 
 mod intake;
 mod interruption;
+pub mod kv;
+pub mod sampling;
 mod scheduler;
 mod sequence;
 mod verdicts;
 
-use crate::batch::{Batch, Limits, StepOutput};
+use crate::backend::Limits;
 use crate::error::{Error, Result};
-use crate::float_env::FloatEnv;
-use crate::runner::Runner;
+use crate::model::batch::{Batch, StepOutput};
+use crate::model::runner::Runner;
+use crate::numerics::float_env::FloatEnv;
 pub use intake::{Canceller, Intake, RowWindow, Ticket};
 pub use interruption::Work;
 use scheduler::Scheduler;

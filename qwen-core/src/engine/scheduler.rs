@@ -13,9 +13,10 @@ use super::intake::Ticket;
 use super::interruption::Member;
 use super::sequence::{Sequence, Task};
 use super::{Event, FinishReason, Request, SeqId};
-use crate::batch::{Batch, Limits, SequenceStep, WantLogits};
+use crate::backend::Limits;
+use crate::engine::kv::{BlockPool, BlockTable};
 use crate::error::{Error, Result};
-use crate::kv::{BlockPool, BlockTable};
+use crate::model::batch::{Batch, SequenceStep, WantLogits};
 
 /// A running sequence's part of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

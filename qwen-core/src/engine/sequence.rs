@@ -1,10 +1,11 @@
 //! One request on its way: its tokens, its blocks, and what is made of its logits.
 
 use super::intake::{Canceller, Place, RowWindow, Ticket};
-use crate::batch::{Limits, WantLogits};
+use crate::backend::Limits;
+use crate::engine::kv::BlockTable;
+use crate::engine::sampling::{Sampler, SamplingParams};
 use crate::error::{Error, Result};
-use crate::kv::BlockTable;
-use crate::sampling::{Sampler, SamplingParams};
+use crate::model::batch::WantLogits;
 
 /// Names a sequence within its engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -2,8 +2,9 @@
 
 use super::scheduler::{Scheduled, Scheduler, Verdict};
 use super::sequence::{Sequence, Task};
-use crate::batch::{Limits, StepOutput, WantLogits};
+use crate::backend::Limits;
 use crate::error::{Error, Result};
+use crate::model::batch::{StepOutput, WantLogits};
 
 /// The verdict on each scheduled sequence, in order.
 ///

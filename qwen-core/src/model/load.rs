@@ -3,13 +3,13 @@
 use super::source::WeightSource;
 use super::spec::{ModelSpec, WeightSpec};
 use super::{Buffers, Layer, Model};
+use crate::backend::Limits;
 use crate::backend::{Backend, KvSpec, StepInputs, WeightView};
-use crate::batch::Limits;
-use crate::encoding::Encoding;
 use crate::error::Result;
-use crate::float_env::FloatEnv;
-use crate::precision::Precision;
-use crate::size;
+use crate::numerics::encoding::Encoding;
+use crate::numerics::float_env::FloatEnv;
+use crate::numerics::precision::Precision;
+use crate::numerics::size;
 
 impl<B: Backend> Model<B> {
     /// Load the part of a model that `spec` names. `progress` is told the share that is done, from 0 to 1.

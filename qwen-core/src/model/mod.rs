@@ -1,20 +1,24 @@
 //! The transformer, written once over [`Backend`].
 //!
 //! Straight-line code: embedding, layers, norm, output head. Nothing here knows sequences, text or devices; the batch
-//! arrives as device buffers and the result stays on the device (see [`crate::runner`]).
+//! arrives as device buffers and the result stays on the device (see [`crate::model::runner`]).
 
+pub mod batch;
 mod load;
+pub mod plan;
+pub mod rope;
+pub mod runner;
 pub mod source;
 pub mod spec;
 
+use crate::backend::Limits;
+use crate::backend::collective::Collective;
 use crate::backend::{
     Argmax, Backend, Embed, GateUpSilu, GatherRows, Interrupt, Linear, LinearAdd, Norm, PagedAttention, QkvRopeStore,
     RmsNorm, StepInputs, StepKey,
 };
-use crate::batch::Limits;
-use crate::collective::Collective;
 use crate::error::{Error, Result};
-use crate::size;
+use crate::numerics::size;
 use spec::ModelSpec;
 
 /// A Qwen2 decoder, or one rank's or stage's part of it, with its K/V store and all the buffers of a step.

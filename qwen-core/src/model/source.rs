@@ -3,8 +3,8 @@
 
 use crate::backend::MatrixPart;
 use crate::checkpoint::Checkpoint;
-use crate::encoding::Encoding;
 use crate::error::Result;
+use crate::numerics::encoding::Encoding;
 
 /// Gives tensors by the names of published safetensors checkpoints.
 pub trait WeightSource {

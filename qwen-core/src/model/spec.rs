@@ -5,9 +5,9 @@
 use std::ops::Range;
 
 use super::source::WeightSource;
+use crate::backend::collective::Shard;
 use crate::backend::{HeadLayout, ModelShape, WeightRole, WeightShape};
-use crate::collective::Shard;
-use crate::config::Config;
+use crate::checkpoint::config::Config;
 use crate::error::{Error, Result};
 
 /// The part of a model that one backend holds.

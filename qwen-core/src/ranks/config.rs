@@ -4,8 +4,8 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use super::secret::Secret;
-use crate::collective::Shard;
-use crate::config::Config;
+use crate::backend::collective::Shard;
+use crate::checkpoint::config::Config;
 use crate::error::{Error, Result};
 use crate::model::spec::ModelSpec;
 

@@ -7,11 +7,12 @@ use super::frame::Kind;
 use super::transport::{Transport, damaged};
 use super::values::{receive_hidden, send_hidden};
 use super::wire;
+use crate::backend::Limits;
 use crate::backend::{Backend, Interrupt};
-use crate::batch::{Batch, Damage, Limits, StepOutput};
 use crate::error::{Error, Result};
-use crate::kv::CopyBlock;
-use crate::runner::{ModelRunner, Runner};
+use crate::model::batch::CopyBlock;
+use crate::model::batch::{Batch, Damage, StepOutput};
+use crate::model::runner::{ModelRunner, Runner};
 
 /// A [`Runner`] over several processes. It sends each step to the other ranks, which run [`super::worker_loop`],
 /// computes its own part, and reads the logits.

@@ -8,8 +8,9 @@
 //! as well ([`TcpGroup`]), unless the device brings its own collective library. With [`Ranks::pipeline_parallel`] each
 //! rank holds some of the layers, and ranks exchange activations instead of sums.
 //!
-//! No other module of this crate names this one: the model and its runner know a [`crate::collective::Collective`], and
-//! a device's collective library starts from a [`crate::collective::ProcessGroup`].
+//! No other module of this crate names this one: the model and its runner know a
+//! [`crate::backend::collective::Collective`], and a device's collective library starts from a
+//! [`crate::backend::collective::ProcessGroup`].
 //!
 //! | file | holds |
 //! |---|---|

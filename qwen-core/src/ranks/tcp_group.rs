@@ -5,11 +5,11 @@ use std::sync::Arc;
 use super::frame::Kind;
 use super::transport::Transport;
 use super::values::{PIECE, combine};
-use crate::collective::Collective;
+use crate::backend::collective::Collective;
 use crate::error::Result;
 
 /// A [`Collective`] over the ranks of a [`Transport`]. They send their values to rank 0, which adds them in the order of
-/// the ranks and sends the sum to all. The bits are those of [`crate::collective::ThreadGroup`].
+/// the ranks and sends the sum to all. The bits are those of [`crate::backend::collective::ThreadGroup`].
 #[derive(Debug)]
 pub struct TcpGroup {
     transport: Arc<Transport>,

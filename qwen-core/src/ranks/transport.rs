@@ -15,7 +15,7 @@ use super::failure::{Failure, Failures, Reported};
 use super::frame::{Frame, Kind, Message};
 use super::peer::{GOODBYE, Outlet, Peer, spawn};
 use super::wire::{Reader, Writer};
-use crate::collective::ProcessGroup;
+use crate::backend::collective::ProcessGroup;
 use crate::error::{Error, Result};
 
 /// The connections of this rank: to all other ranks on rank 0, to rank 0 on the others. [`Ranks::rendezvous`] makes it.

@@ -4,9 +4,10 @@
 //! version, or no rank at all.
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
-use crate::batch::{Batch, Damage, Limits, SequenceStep, WantLogits};
+use crate::backend::Limits;
 use crate::error::{Error, Result};
-use crate::kv::{BlockId, CopyBlock};
+use crate::model::batch::{Batch, Damage, SequenceStep, WantLogits};
+use crate::model::batch::{BlockId, CopyBlock};
 
 /// The most characters of the name of a damaged place.
 const MAX_PLACE: usize = 200;

@@ -6,7 +6,7 @@ use super::values::{receive_hidden, send_hidden};
 use super::wire::{self, Writer};
 use crate::backend::{Backend, Interrupt};
 use crate::error::Result;
-use crate::runner::{ModelRunner, Runner};
+use crate::model::runner::{ModelRunner, Runner};
 
 /// Compute the steps of rank 0's [`super::DistributedRunner`] until that is dropped. `runner` holds this rank's part of
 /// the model, for the same limits as rank 0's.

@@ -11,9 +11,9 @@ use std::sync::mpsc;
 
 use super::*;
 use crate::backend::Interrupt;
-use crate::batch::Damage;
-use crate::kv::CopyBlock;
-use crate::sampling::SamplingParams;
+use crate::engine::sampling::SamplingParams;
+use crate::model::batch::CopyBlock;
+use crate::model::batch::Damage;
 
 const VOCAB: usize = 10;
 const TOKEN_IDS: usize = 9;

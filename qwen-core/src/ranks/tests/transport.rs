@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::{free_port, on_ranks, rank, same, welcomed};
-use crate::collective::{Collective, ThreadGroup};
+use crate::backend::collective::{Collective, ThreadGroup};
 use crate::error::Error;
 use crate::error::Result;
 use crate::ranks::TcpGroup;

@@ -33,7 +33,7 @@ impl Encoding {
     ///
     /// ```
     /// use qwen_core::Encoding;
-    /// use qwen_core::encoding::Block;
+    /// use qwen_core::numerics::encoding::Block;
     /// assert_eq!(Encoding::Bf16.block(), Block { values: 1, bytes: 2 });
     /// assert_eq!(Encoding::Q8_0.block(), Block { values: 32, bytes: 34 });
     /// ```

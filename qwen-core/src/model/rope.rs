@@ -11,7 +11,7 @@
 
 use std::f64::consts::TAU;
 
-use crate::config::{Config, RopeScaling, Yarn};
+use crate::checkpoint::config::{Config, RopeScaling, Yarn};
 
 /// Inverse frequencies of a model, and the factor on its cos and sin.
 ///

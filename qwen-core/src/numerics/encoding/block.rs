@@ -5,7 +5,7 @@ use std::ops::Range;
 /// The smallest piece of a row that can be read without its neighbours.
 ///
 /// ```
-/// use qwen_core::encoding::Block;
+/// use qwen_core::numerics::encoding::Block;
 ///
 /// let block = Block { values: 32, bytes: 18 };
 /// assert_eq!(block.row_bytes(96), Some(54));

@@ -5,15 +5,16 @@
 
 use std::sync::Arc;
 
+use crate::backend::Limits;
+use crate::backend::collective::Collective;
 use crate::backend::{Backend, Interrupt, NON_FINITE, PAD_SLOT, StepKey};
-use crate::batch::{Batch, Damage, Limits, StepOutput};
-use crate::collective::Collective;
 use crate::error::{Error, Result};
-use crate::float_env::FloatEnv;
-use crate::kv::CopyBlock;
 use crate::model::Model;
+use crate::model::batch::CopyBlock;
+use crate::model::batch::{Batch, Damage, StepOutput};
+use crate::model::rope::Rope;
 use crate::model::spec::ModelSpec;
-use crate::rope::Rope;
+use crate::numerics::float_env::FloatEnv;
 
 /// Runs batches: plain data in, plain data out.
 pub trait Runner: Send {

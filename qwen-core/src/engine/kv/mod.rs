@@ -7,5 +7,5 @@
 mod block_pool;
 mod block_table;
 
-pub use block_pool::{BlockId, BlockPool};
-pub use block_table::{BlockTable, CopyBlock};
+pub use block_pool::BlockPool;
+pub use block_table::BlockTable;

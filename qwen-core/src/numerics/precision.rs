@@ -1,6 +1,6 @@
 //! What a backend may round: a promise about results, not about storage.
 
-use crate::encoding::Encoding;
+use crate::numerics::encoding::Encoding;
 
 /// What a backend may round. docs/numerics.md states the contract of each in figures.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]

@@ -8,13 +8,14 @@ use crate::backend::{
     RowReader, SiluAndMul, StepKey, StoreKv, WeightView, host::Operands,
 };
 use crate::error::{Error, Result};
-use crate::precision::Precision;
-use crate::size;
+use crate::numerics::precision::Precision;
+use crate::numerics::size;
 
 /// The reference device. Always [`Precision::Exact`].
 ///
 /// ```
-/// use qwen_core::{Backend, backend::Add, reference::Reference};
+/// use qwen_core::{Backend, backend::Add};
+/// use qwen_core::backend::reference::Reference;
 /// let mut b = Reference::new();
 /// let mut x = b.alloc(2)?;
 /// b.write(&mut x, &[3.0, 4.0])?;

@@ -2,7 +2,7 @@
 //!
 //! What lives here: the leniency that those files need (integers where floats are meant and the reverse, `null` for
 //! "not set", one id or a list of ids) and errors that name file and key. What a key means lives with its owner:
-//! [`crate::config`] and [`crate::generation_config`].
+//! [`crate::checkpoint::config`] and [`crate::checkpoint::generation_config`].
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 use std::collections::HashSet;
@@ -13,8 +13,8 @@ use std::path::Path;
 use serde::de::{Deserialize, Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
 use serde_json::{Map, Value};
 
+use crate::checkpoint::files::{self, invalid};
 use crate::error::{Error, Result};
-use crate::files::{self, invalid};
 
 /// The most bytes that are read of a configuration file. Published ones have a few kilobytes; a parsed value takes up to
 /// ten times its text.

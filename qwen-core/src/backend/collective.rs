@@ -91,7 +91,7 @@ impl ThreadGroup {
     /// One handle for each of `world_size` threads.
     ///
     /// ```
-    /// use qwen_core::collective::{Collective, ThreadGroup};
+    /// use qwen_core::backend::collective::{Collective, ThreadGroup};
     /// let handles = ThreadGroup::new(2);
     /// std::thread::scope(|s| {
     ///     for (rank, group) in handles.into_iter().enumerate() {

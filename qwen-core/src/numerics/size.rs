@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 /// The product of `factors`; `None` where a usize does not hold it.
 ///
 /// ```
-/// use qwen_core::size;
+/// use qwen_core::numerics::size;
 /// assert_eq!(size::product(&[3, 5]), Some(15));
 /// assert_eq!(size::product(&[3, usize::MAX]), None);
 /// ```
@@ -22,7 +22,7 @@ pub fn product(factors: &[usize]) -> Option<usize> {
 /// [`Error::InvalidArgument`] for `name`, with the factors, when the elements would take more than `isize::MAX` bytes.
 ///
 /// ```
-/// use qwen_core::size;
+/// use qwen_core::numerics::size;
 /// assert_eq!(size::checked("num_blocks", 4, &[3, 5])?, 15);
 /// let error = size::checked("num_blocks", 4, &[1 << 20, usize::MAX]).unwrap_err().to_string();
 /// assert!(error.starts_with("`num_blocks`: 1048576 x "), "{error}");
@@ -61,7 +61,7 @@ pub fn zeros<T: Copy + Default>(name: &'static str, dimensions: &[usize]) -> Res
 /// Bytes of `element_bytes` for each element of these dimensions; `u64::MAX` where that is more than a u64 holds.
 ///
 /// ```
-/// use qwen_core::size;
+/// use qwen_core::numerics::size;
 /// assert_eq!(size::bytes(2, &[3, 5]), 30);
 /// assert_eq!(size::bytes(2, &[usize::MAX, 1 << 20]), u64::MAX);
 /// assert_eq!(size::bytes(2, &[usize::MAX, usize::MAX, 0]), 0);

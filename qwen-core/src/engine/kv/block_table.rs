@@ -1,22 +1,14 @@
 //! The blocks of one sequence, in order of position.
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
-use super::{BlockId, BlockPool};
+use super::BlockPool;
 use crate::error::Result;
-
-/// A block whose content has to be copied before the next step (see [`crate::Backend::copy_blocks`]).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct CopyBlock {
-    /// The shared block.
-    pub from: BlockId,
-    /// The sequence's own copy of it.
-    pub to: BlockId,
-}
+use crate::model::batch::{BlockId, CopyBlock};
 
 /// The blocks of one sequence. Give it back to its pool with [`BlockTable::free`].
 ///
 /// ```
-/// use qwen_core::kv::{BlockPool, BlockTable};
+/// use qwen_core::engine::kv::{BlockPool, BlockTable};
 /// let mut pool = BlockPool::new(8);
 /// let mut a = BlockTable::new(16);
 /// assert!(a.reserve(0, 20, &mut pool)?.is_none());

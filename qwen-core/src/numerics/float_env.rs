@@ -18,7 +18,7 @@ use std::marker::PhantomData;
 /// x86 (SSE) and 64-bit Arm have such a state; elsewhere the value does nothing.
 ///
 /// ```
-/// use qwen_core::float_env::FloatEnv;
+/// use qwen_core::numerics::float_env::FloatEnv;
 /// let third = {
 ///     let _float_env = FloatEnv::enter();
 ///     std::hint::black_box(1.0f32) / std::hint::black_box(3.0f32)

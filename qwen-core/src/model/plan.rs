@@ -2,12 +2,12 @@
 
 use serde::Serialize;
 
-use crate::backend::{Footprint, KvSpec, WeightRole};
-use crate::batch::{Limits, activation_bytes};
+use crate::backend::{Footprint, KvSpec, Limits, ModelShape, WeightRole};
 use crate::error::{Error, Result};
 use crate::model::source::WeightSource;
 use crate::model::spec::ModelSpec;
-use crate::precision::Precision;
+use crate::numerics::precision::Precision;
+use crate::numerics::size;
 
 /// The bytes that a model takes on a device, and whether they are there. As data: print it, serialise it, decide by it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -21,8 +21,8 @@ pub struct Plan {
     pub kv_bytes: u64,
     /// Activations, step inputs, logits and the kernels' workspace.
     pub activation_bytes: u64,
-    /// The most that is taken while loading: the matrices packed so far and, where it lies in the same memory, the stored
-    /// one that is being packed.
+    /// The most that is taken while loading: the matrices packed so far and, where it lies in the same memory, the
+    /// stored one that is being packed.
     pub load_bytes: u64,
     /// The most that is taken at any time: weights, K/V and activations, or the loading of the weights.
     pub total_bytes: u64,
@@ -64,8 +64,8 @@ impl Plan {
     /// Plan for a device with this footprint.
     ///
     /// # Errors
-    /// [`Error::MissingTensor`] when the checkpoint lacks one that the model needs; [`Error::Unsupported`] when the device
-    /// cannot hold one of its matrices.
+    /// [`Error::MissingTensor`] when the checkpoint lacks one that the model needs; [`Error::Unsupported`] when the
+    /// device cannot hold one of its matrices.
     pub fn new(source: &dyn WeightSource, input: &PlanInput<'_>, footprint: &dyn Footprint) -> Result<Self> {
         let PlanInput { spec, precision, context, batch, .. } = *input;
         let mut weight_bytes = spec.vector_bytes();
@@ -85,7 +85,8 @@ impl Plan {
             let kv_spec = KvSpec { num_blocks: limits.num_blocks, ..kv_spec.clone() };
             let scratch = !footprint.fuses_gate_up();
             let activations = activation_bytes(&limits, &spec.shape(), scratch);
-            // A device is only asked about sizes that any device could have, so that its own arithmetic does not overflow.
+            // A device is only asked about sizes that any device could have, so that its own arithmetic does not
+            // overflow.
             let asked = limits
                 .check()
                 .map(|()| (footprint.kv_bytes(&kv_spec), footprint.workspace_bytes(&limits, &spec.shape())));
@@ -168,4 +169,25 @@ pub fn limits_for(limits: &Limits, context: usize, batch: usize) -> Limits {
         max_num_batched_tokens: limits.max_num_batched_tokens.min(context.saturating_mul(batch)),
         ..limits.clone()
     }
+}
+
+/// Bytes of the f32 and u32 buffers that [`crate::model::Model`] makes for these limits; `u64::MAX` where a u64 does
+/// not hold them.
+fn activation_bytes(limits: &Limits, shape: &ModelShape, gate_up_scratch: bool) -> u64 {
+    let ModelShape { hidden_size, intermediate_size, heads, .. } = *shape;
+    let per_token = 3 * hidden_size
+        + heads.qkv_size()
+        + heads.q_size()
+        + intermediate_size * if gate_up_scratch { 3 } else { 1 }
+        + heads.head_dim
+        + 2;
+    let per_seq = limits.max_blocks_per_seq().saturating_add(2);
+    let per_row = limits.vocab_size.saturating_add(hidden_size).saturating_add(2);
+    [
+        size::bytes(4, &[limits.max_num_batched_tokens, per_token]),
+        size::bytes(4, &[limits.max_num_seqs, per_seq]),
+        size::bytes(4, &[limits.max_num_logits, per_row]),
+    ]
+    .into_iter()
+    .fold(0, u64::saturating_add)
 }

@@ -1,8 +1,9 @@
 //! `config.json`: the shape of a model and the constants of its layers.
 //!
 //! A [`Config`] exists only if the file made sense as a whole, so nothing behind it checks again. Not here: sampling
-//! defaults ([`crate::generation_config`]), the frequencies that the rope keys lead to ([`crate::rope`]), and whether the
-//! tensors have these shapes (the model asks [`crate::checkpoint`] for each by shape).
+//! defaults ([`crate::checkpoint::generation_config`]), the frequencies that the rope keys lead to
+//! ([`crate::model::rope`]), and whether the tensors have these shapes (the model asks [`crate::checkpoint`] for each
+//! by shape).
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 mod rope_scaling;
@@ -12,9 +13,9 @@ use std::path::Path;
 use rope_scaling::MAX_POSITIONS;
 pub use rope_scaling::{RopeScaling, Yarn};
 
-use crate::encoding::Encoding;
+use crate::checkpoint::json::{self, Fields};
 use crate::error::{Error, Result};
-use crate::json::{self, Fields};
+use crate::numerics::encoding::Encoding;
 
 // Far above anything published. Within these bounds the bytes of all weights, and of the keys and values of the whole
 // context, fit in 63 bits: code behind the parser multiplies sizes without a thought of overflow.
@@ -139,8 +140,8 @@ impl Config {
         Config::from_json(path, &json::read_config(path)?)
     }
 
-    /// Turn static YaRN on, as the model cards say for long texts: `max_position_embeddings` stretched by `factor`. Where
-    /// the file already has YaRN only its factor changes.
+    /// Turn static YaRN on, as the model cards say for long texts: `max_position_embeddings` stretched by `factor`.
+    /// Where the file already has YaRN only its factor changes.
     ///
     /// The files of some base models state 131,072 positions already; for those
     /// [`Config::with_rope_scaling`] sets the original context, 32,768, by hand.

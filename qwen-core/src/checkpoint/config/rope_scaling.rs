@@ -1,10 +1,10 @@
 //! The rope keys of `config.json`: which frequencies the checkpoint rotates with, in the old style and the new.
 //!
 //! Old files (transformers 4) write `rope_theta` and `rope_scaling` side by side at top level; new ones (5) nest both in
-//! `rope_parameters`. What is done with the result lives in [`crate::rope`].
+//! `rope_parameters`. What is done with the result lives in [`crate::model::rope`].
 
+use crate::checkpoint::json::Fields;
 use crate::error::Result;
-use crate::json::Fields;
 
 /// Far above any published context.
 pub(super) const MAX_POSITIONS: usize = 1 << 27;
@@ -25,7 +25,7 @@ pub enum RopeScaling {
 /// only where long ones are needed.
 ///
 /// ```
-/// use qwen_core::config::Yarn;
+/// use qwen_core::checkpoint::config::Yarn;
 ///
 /// let yarn = Yarn::new(4.0, 32768);
 /// assert_eq!(yarn.max_context(), 131072);

@@ -2,15 +2,12 @@
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
 use crate::error::{Error, Result};
-
-/// The number of a K/V block.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct BlockId(pub u32);
+use crate::model::batch::BlockId;
 
 /// Counts the references to each block and hands out those without any.
 ///
 /// ```
-/// use qwen_core::kv::BlockPool;
+/// use qwen_core::engine::kv::BlockPool;
 /// let mut pool = BlockPool::new(2);
 /// let block = pool.allocate()?;
 /// pool.retain(block);

@@ -9,12 +9,12 @@ use std::collections::HashSet;
 use std::ops::RangeInclusive;
 
 use crate::error::{Error, Result};
-use crate::float_env::FloatEnv;
+use crate::numerics::float_env::FloatEnv;
 
 /// How the next token is chosen. [`SamplingParams::default`] is greedy.
 ///
 /// ```
-/// use qwen_core::sampling::SamplingParams;
+/// use qwen_core::engine::sampling::SamplingParams;
 /// let params = SamplingParams { temperature: 0.7, top_p: 0.8, top_k: 20, seed: 1, ..SamplingParams::default() };
 /// assert!(params.check().is_ok());
 /// assert!(SamplingParams { top_p: 1.5, ..params }.check().is_err());
@@ -108,7 +108,7 @@ impl Sampler {
     /// `None` when there is nothing to choose from: a logit is a NaN or positive infinity, or none is finite.
     ///
     /// ```
-    /// use qwen_core::sampling::{Sampler, SamplingParams};
+    /// use qwen_core::engine::sampling::{Sampler, SamplingParams};
     /// let sampler = &mut Sampler::new(SamplingParams::default(), &[])?;
     /// assert_eq!(sampler.sample(0, &mut [0.0, 2.0, 1.0]), Some(1));
     /// assert_eq!(sampler.sample(1, &mut [0.0, f32::NAN, 1.0]), None);

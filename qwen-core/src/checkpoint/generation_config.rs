@@ -6,9 +6,9 @@
 
 use std::path::Path;
 
+use crate::checkpoint::json::{self, Fields};
+use crate::engine::sampling::SamplingParams;
 use crate::error::Result;
-use crate::json::{self, Fields};
-use crate::sampling::SamplingParams;
 
 /// Sampling defaults under the names that `generation_config.json` has for them. A checkpoint without the file has
 /// [`GenerationConfig::default`], which is what transformers assumes.

@@ -3,62 +3,21 @@
 //! Prompts, chunks of prompts and single tokens stand side by side, without a prefill or decode flag: each sequence
 //! contributes the tokens that it has beyond those computed before, and names the blocks that hold its K/V.
 
-use crate::backend::layout::{ModelShape, PAD_SLOT};
+use crate::backend::Limits;
+use crate::backend::layout::PAD_SLOT;
 use crate::error::{Error, Result};
-use crate::kv::BlockId;
-use crate::size;
 
-/// The sizes that a runner is built for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Limits {
-    /// Positions of a sequence, prompt and answer together.
-    pub max_model_len: usize,
-    /// Tokens of a step, over all sequences.
-    pub max_num_batched_tokens: usize,
-    /// Sequences of a step.
-    pub max_num_seqs: usize,
-    /// Rows of logits of a step.
-    pub max_num_logits: usize,
-    /// Positions of a K/V block.
-    pub block_size: usize,
-    /// K/V blocks.
-    pub num_blocks: usize,
-    /// Rows of the embedding table: ids are below it, and a row of logits is this long.
-    pub vocab_size: usize,
-    /// Ids at or above it are padding of the table and never chosen.
-    pub num_token_ids: usize,
-}
+/// The number of a K/V block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct BlockId(pub u32);
 
-impl Limits {
-    /// Check that a runner can be built for these sizes, whatever its device.
-    ///
-    /// # Errors
-    /// [`Error::InvalidArgument`] with the field, its bound and its value.
-    pub fn check(&self) -> Result<()> {
-        // Positions, slots and rows are u32 on devices; the largest u32 marks padding.
-        let most = PAD_SLOT as usize - 1;
-        let bounds = [
-            ("max_model_len", self.max_model_len, most),
-            ("max_num_batched_tokens", self.max_num_batched_tokens, most),
-            ("max_num_seqs", self.max_num_seqs, most - 1),
-            ("max_num_logits", self.max_num_logits, most),
-            ("block_size", self.block_size, most),
-            ("num_blocks", self.num_blocks, most / self.block_size.max(1)),
-            ("vocab_size", self.vocab_size, most),
-            ("num_token_ids", self.num_token_ids, self.vocab_size),
-        ];
-        for (name, value, most) in bounds {
-            if value == 0 || value > most {
-                return Err(Error::argument(name, format!("must be in 1..={most}, is {value}")));
-            }
-        }
-        Ok(())
-    }
-
-    /// Blocks of the longest sequence.
-    pub fn max_blocks_per_seq(&self) -> usize {
-        self.max_model_len.div_ceil(self.block_size.max(1))
-    }
+/// A block whose content has to be copied before the next step (see [`crate::Backend::copy_blocks`]).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CopyBlock {
+    /// The shared block.
+    pub from: BlockId,
+    /// The sequence's own copy of it.
+    pub to: BlockId,
 }
 
 /// Which rows of logits a sequence wants of a step.
@@ -91,8 +50,8 @@ pub struct SequenceStep<'a> {
 /// The sequences of a step, flattened. Reused from step to step.
 ///
 /// ```
-/// use qwen_core::batch::{Batch, SequenceStep, WantLogits};
-/// use qwen_core::kv::BlockId;
+/// use qwen_core::model::batch::{Batch, SequenceStep, WantLogits};
+/// use qwen_core::model::batch::BlockId;
 /// let mut batch = Batch::new(16);
 /// let block_table = [BlockId(3), BlockId(0)];
 /// let ids = [7, 8, 9];
@@ -302,25 +261,4 @@ impl StepOutput {
             }
         }
     }
-}
-
-/// Bytes of the f32 and u32 buffers that [`crate::model::Model`] makes for these limits; `u64::MAX` where a u64 does not
-/// hold them.
-pub fn activation_bytes(limits: &Limits, shape: &ModelShape, gate_up_scratch: bool) -> u64 {
-    let ModelShape { hidden_size, intermediate_size, heads, .. } = *shape;
-    let per_token = 3 * hidden_size
-        + heads.qkv_size()
-        + heads.q_size()
-        + intermediate_size * if gate_up_scratch { 3 } else { 1 }
-        + heads.head_dim
-        + 2;
-    let per_seq = limits.max_blocks_per_seq().saturating_add(2);
-    let per_row = limits.vocab_size.saturating_add(hidden_size).saturating_add(2);
-    [
-        size::bytes(4, &[limits.max_num_batched_tokens, per_token]),
-        size::bytes(4, &[limits.max_num_seqs, per_seq]),
-        size::bytes(4, &[limits.max_num_logits, per_row]),
-    ]
-    .into_iter()
-    .fold(0, u64::saturating_add)
 }
