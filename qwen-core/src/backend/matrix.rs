@@ -45,6 +45,9 @@ pub struct MatrixPart<'a> {
     pub cols: usize,
     /// Bytes from the beginning of one row to that of the next.
     pub row_bytes: usize,
+    /// Which column of the matrix each stored column is, where they are stored in another order: stored column `j` is
+    /// multiplied with input feature `column_order[j]`. Quantisers that sort columns by importance store them so.
+    pub column_order: Option<&'a [u32]>,
     /// Where the first row of the rectangle begins.
     start: u64,
     data: Data<'a>,
@@ -72,7 +75,8 @@ impl<'a> MatrixPart<'a> {
     /// # Errors
     /// As [`MatrixPart::whole`].
     pub fn strided(encoding: Encoding, rows: usize, cols: usize, row_bytes: usize, data: &'a [u8]) -> Result<Self> {
-        let part = MatrixPart { encoding, rows, cols, row_bytes, start: 0, data: Data::Memory(data) };
+        let part =
+            MatrixPart { encoding, rows, cols, row_bytes, column_order: None, start: 0, data: Data::Memory(data) };
         let needed = part.end()?;
         if needed > data.len() as u64 {
             let reason = format!("{rows} x {cols} values in {encoding} need {needed} bytes, found {}", data.len());
@@ -87,21 +91,40 @@ impl<'a> MatrixPart<'a> {
     /// [`Error::InvalidArgument`] when rows are not whole blocks or the size overflows.
     pub fn stored(encoding: Encoding, rows: usize, cols: usize, source: &'a dyn ReadBytes) -> Result<Self> {
         let row_bytes = row_bytes(encoding, cols)?;
-        let part = MatrixPart { encoding, rows, cols, row_bytes, start: 0, data: Data::Stored(source) };
+        let part =
+            MatrixPart { encoding, rows, cols, row_bytes, column_order: None, start: 0, data: Data::Stored(source) };
         part.end()?;
         Ok(part)
+    }
+
+    /// The same matrix with its columns stored in another order (see [`MatrixPart::column_order`]).
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] unless `order` has every column once.
+    pub fn with_column_order(self, order: &'a [u32]) -> Result<Self> {
+        let mut seen = vec![false; self.cols];
+        let fresh = |&col: &u32| seen.get_mut(col as usize).is_some_and(|seen| !std::mem::replace(seen, true));
+        if order.len() != self.cols || !order.iter().all(fresh) {
+            let reason = format!("{} entries are no permutation of {} columns", order.len(), self.cols);
+            return Err(Error::argument("column_order", reason));
+        }
+        Ok(MatrixPart { column_order: Some(order), ..self })
     }
 
     /// The rectangle of the rows `rows` and the columns `cols`.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] when it does not lie within this one; [`Error::Unsupported`] when its columns do not
-    /// begin and end at the borders of blocks.
+    /// begin and end at the borders of blocks, and for some of the columns of a matrix that stores them in another order.
     pub fn cut(&self, rows: Range<usize>, cols: Range<usize>) -> Result<MatrixPart<'a>> {
         let within = |range: &Range<usize>, size| range.start <= range.end && range.end <= size;
         if !within(&rows, self.rows) || !within(&cols, self.cols) {
             let reason = format!("rows {rows:?}, columns {cols:?} of a {} x {} matrix", self.rows, self.cols);
             return Err(Error::argument("cut", reason));
+        }
+        if self.column_order.is_some() && cols != (0..self.cols) {
+            let reason = "its columns are stored in another order, so that a rank's are spread over all of them";
+            return Err(Error::unsupported(format!("columns {cols:?} of a matrix in {}", self.encoding), reason));
         }
         let bytes = column_bytes(self.encoding, cols.clone())?;
         let start = offset(self.start, rows.start, self.row_bytes)
