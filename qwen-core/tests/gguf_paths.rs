@@ -143,6 +143,6 @@ fn metadata_is_read_without_a_model() {
     let vocabulary = Gguf { tensors: Vec::new(), ..Gguf::model() }.without("qwen2.embedding_length");
     let folder = TempFolder::new().with("vocab.gguf", vocabulary.bytes());
     let metadata = gguf::metadata(folder.path()).expect("a header").expect("a GGUF file");
-    assert_eq!(metadata.strings("tokenizer.ggml.tokens").map(<[String]>::len), Some(6));
+    assert_eq!(metadata.strings("tokenizer.ggml.tokens").map(gguf::Strings::len), Some(6));
     assert_eq!(gguf::metadata(TempFolder::new().path()).expect("a folder"), None);
 }

@@ -6,6 +6,7 @@
 use std::path::Path;
 
 use super::metadata::{Metadata, Value};
+use super::strings::Strings;
 use crate::checkpoint::config::{Config, MAX_LAYERS, MAX_POSITIONS, MAX_VOCABULARY, MAX_WIDTH, RopeScaling, Yarn};
 use crate::checkpoint::generation_config::GenerationConfig;
 use crate::engine::sampling::SamplingParams;
@@ -91,10 +92,10 @@ fn end_tokens(keys: &Keys<'_>) -> Result<Vec<u32>> {
     for key in ["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"] {
         ids.extend(keys.id(key)?);
     }
-    let tokens = keys.metadata.strings("tokenizer.ggml.tokens").unwrap_or_default();
+    let tokens = keys.metadata.strings("tokenizer.ggml.tokens").into_iter().flat_map(Strings::iter);
     let types = keys.metadata.i32s("tokenizer.ggml.token_type").unwrap_or_default();
-    for (id, (token, _)) in tokens.iter().zip(types).enumerate().filter(|(_, (_, kind))| **kind == CONTROL) {
-        if END_MARKS.contains(&token.as_str()) {
+    for (id, (token, _)) in tokens.zip(types).enumerate().filter(|(_, (_, kind))| **kind == CONTROL) {
+        if END_MARKS.contains(&token) {
             ids.extend(u32::try_from(id));
         }
     }
@@ -105,7 +106,7 @@ fn end_tokens(keys: &Keys<'_>) -> Result<Vec<u32>> {
 
 fn vocab_size(keys: &Keys<'_>, rows: Option<usize>) -> Result<usize> {
     let key = "tokenizer.ggml.tokens";
-    let tokens = keys.metadata.strings(key).map(<[String]>::len);
+    let tokens = keys.metadata.strings(key).map(Strings::len);
     let size = match (rows, tokens) {
         (Some(rows), Some(tokens)) if tokens > rows => {
             let reason = format!("has {tokens} tokens, the embedding table only {rows} rows: the file is damaged");

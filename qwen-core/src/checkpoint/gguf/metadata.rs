@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 use super::reader::{Reader, shown};
+use super::strings::Strings;
 use crate::error::Result;
 
 /// Arrays within arrays are read to this depth. No published file nests any.
@@ -20,8 +21,8 @@ const MAX_DEPTH: usize = 4;
 /// let metadata = checkpoint.gguf_metadata().expect("it is a GGUF file");
 /// assert_eq!(metadata.get_str("general.architecture"), Some("qwen2"));
 /// assert_eq!(metadata.get_u32("qwen2.block_count"), Some(24));
-/// let tokens = metadata.strings("tokenizer.ggml.tokens").unwrap_or_default();
-/// println!("{} tokens", tokens.len());
+/// let tokens = metadata.strings("tokenizer.ggml.tokens").expect("it has a vocabulary");
+/// println!("{} tokens, the last one {:?}", tokens.len(), tokens.iter().last());
 /// # Ok::<(), qwen_core::Error>(())
 /// ```
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -62,7 +63,7 @@ pub enum Array {
     I32(Vec<i32>),
     F32(Vec<f32>),
     Bool(Vec<bool>),
-    String(Vec<String>),
+    String(Strings),
     Array(Vec<Array>),
     U64(Vec<u64>),
     I64(Vec<i64>),
@@ -116,7 +117,7 @@ impl Metadata {
     }
 
     /// A list of strings.
-    pub fn strings(&self, key: &str) -> Option<&[String]> {
+    pub fn strings(&self, key: &str) -> Option<&Strings> {
         match self.get(key)? {
             Value::Array(Array::String(values)) => Some(values),
             _ => None,
@@ -254,10 +255,7 @@ impl Array {
             5 => Array::I32(reader.numbers(i32::from_le_bytes)?),
             6 => Array::F32(reader.numbers(f32::from_le_bytes)?),
             7 => Array::Bool(reader.numbers(|[byte]: [u8; 1]| byte != 0)?),
-            8 => {
-                let count = reader.count(size_of::<u64>() as u64, size_of::<String>())?;
-                Array::String((0..count).map(|_| reader.string()).collect::<Result<_>>()?)
-            }
+            8 => Array::String(Strings::read(reader)?),
             9 => {
                 // The type and the count of each.
                 let count = reader.count(12, size_of::<Array>())?;

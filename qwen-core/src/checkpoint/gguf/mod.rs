@@ -14,6 +14,7 @@ mod metadata;
 pub(super) mod names;
 mod parts;
 mod reader;
+mod strings;
 pub(super) mod types;
 
 use std::collections::HashMap;
@@ -24,6 +25,7 @@ pub use header::Header;
 pub use metadata::{Array, Metadata, Value};
 pub(super) use parts::locate;
 pub use parts::metadata;
+pub use strings::Strings;
 
 use super::files::invalid;
 use super::header::TensorInfo;

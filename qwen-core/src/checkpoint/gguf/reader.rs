@@ -164,11 +164,21 @@ impl<'a> Reader<'a> {
 
     /// A string: its length and its bytes, UTF-8.
     pub(super) fn string(&mut self) -> Result<String> {
+        let mut text = String::new();
+        self.append_string(&mut text)?;
+        Ok(text)
+    }
+
+    /// Append a string to `text`.
+    pub(super) fn append_string(&mut self, text: &mut String) -> Result<()> {
         let len = self.u64()?;
         self.check_left(len)?;
-        self.charge(len.saturating_add(size_of::<String>() as u64))?;
-        let text = std::str::from_utf8(self.take(len)?).map(str::to_owned);
-        text.map_err(|error| self.error(format!("a string of {len} bytes is not UTF-8: {error}")))
+        self.charge(len)?;
+        match std::str::from_utf8(self.take(len)?) {
+            Ok(string) => text.push_str(string),
+            Err(error) => return Err(self.error(format!("a string of {len} bytes is not UTF-8: {error}"))),
+        }
+        Ok(())
     }
 
     /// The name of a key or a tensor.
