@@ -293,14 +293,12 @@ impl<'a> Keys<'a> {
         }
     }
 
-    /// The id of a token. -1 and the largest 32-bit number stand for none.
+    /// The id of a token.
     fn id(&self, key: &str) -> Result<Option<u32>> {
-        match self.metadata.get(key) {
-            None | Some(Value::U32(u32::MAX) | Value::I32(-1)) => Ok(None),
-            Some(value) => match self.metadata.get_u32(key) {
-                Some(id) => Ok(Some(id)),
-                None => Err(self.expected(key, "the id of a token", value)),
-            },
+        match (self.metadata.get(key), self.metadata.token_id(key)) {
+            (None | Some(Value::U32(u32::MAX) | Value::I32(-1)), _) => Ok(None),
+            (Some(_), Some(id)) => Ok(Some(id)),
+            (Some(value), None) => Err(self.expected(key, "the id of a token", value)),
         }
     }
 

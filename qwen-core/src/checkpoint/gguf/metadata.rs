@@ -107,6 +107,11 @@ impl Metadata {
         self.get(key)?.as_u64()
     }
 
+    /// The id of a token; none where the file has -1 or the largest 32-bit number, which stand for that.
+    pub fn token_id(&self, key: &str) -> Option<u32> {
+        self.get_u32(key).filter(|id| *id != u32::MAX)
+    }
+
     /// A number of either width.
     pub fn get_f64(&self, key: &str) -> Option<f64> {
         match self.get(key)? {
