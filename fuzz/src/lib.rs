@@ -4,6 +4,7 @@
 //! accepts. A broken promise panics. libFuzzer calls them through `fuzz_targets/`, on stable [`mutate`] does.
 
 pub mod folder;
+pub mod gguf;
 pub mod mutate;
 pub mod targets;
 

@@ -18,6 +18,8 @@ pub const ALL: &[(&str, Target)] = &[
     ("template", template),
     ("tokenizer", tokenizer),
     ("tokenizer_config", tokenizer_config),
+    ("gguf", crate::gguf::header),
+    ("gguf_tensors", crate::gguf::tensors),
     ("folder", crate::folder::folder),
 ];
 

@@ -14,6 +14,8 @@ use qwen_fuzz::targets::ALL;
 const INPUTS: u64 = 100_000;
 /// One that loads a model takes milliseconds.
 const INPUTS_OF_FOLDERS: u64 = 500;
+/// One that writes a file and reads it takes a tenth of that.
+const INPUTS_OF_FILES: u64 = 10_000;
 
 #[test]
 fn no_target_panics() {
@@ -33,7 +35,11 @@ fn no_target_panics() {
         let mut mutator = Mutator::new(seed, seeds);
         let start = Instant::now();
         let mut count = 0;
-        let inputs = if *name == "folder" { INPUTS_OF_FOLDERS } else { INPUTS };
+        let inputs = match *name {
+            "folder" => INPUTS_OF_FOLDERS,
+            "gguf_tensors" => INPUTS_OF_FILES,
+            _ => INPUTS,
+        };
         while time.map_or(count < inputs, |time| start.elapsed() < time) {
             let input = mutator.input();
             if catch_unwind(|| target(&input)).is_err() {
