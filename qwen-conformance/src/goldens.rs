@@ -5,7 +5,8 @@
 //! and its margins. The manifest also holds what several arithmetics measure on the case, from which the limits follow
 //! (docs/numerics.md).
 //!
-//! The cases of safetensors checkpoints in 16 or 32 bits are run here: the families `dense`, `yarn` and `outliers`.
+//! [`Goldens::open`] has the cases of safetensors checkpoints in 16 or 32 bits, in the families `dense`, `yarn` and
+//! `outliers`; [`Goldens::open_formats`] those of other formats too.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -48,9 +49,9 @@ struct Manifest {
 pub struct GoldenCase {
     /// Its folder.
     pub name: String,
-    /// `dense`, `yarn` or `outliers`.
+    /// `dense`, `yarn`, `outliers`, or the format's own.
     pub family: String,
-    /// How its checkpoint is stored, e.g. `bf16`.
+    /// How its checkpoint is stored, e.g. `bf16` or `gguf-q4_0`.
     pub format: String,
     /// The folder of its checkpoint.
     pub weights: String,
@@ -145,21 +146,26 @@ pub fn folder() -> Option<PathBuf> {
 }
 
 impl Goldens {
-    /// The suite in `folder`.
+    /// The cases of plain checkpoints of the suite in `folder`.
     ///
     /// # Errors
     /// [`Error::Io`] and [`Error::InvalidFile`] for its manifest.
     pub fn open(folder: impl Into<PathBuf>) -> Result<Self> {
+        Goldens::open_formats(folder, |format| matches!(format, "bf16" | "f16" | "f32"))
+    }
+
+    /// The cases of the suite in `folder` whose checkpoints are stored in one of these formats.
+    ///
+    /// # Errors
+    /// As [`Goldens::open`].
+    pub fn open_formats(folder: impl Into<PathBuf>, formats: impl Fn(&str) -> bool) -> Result<Self> {
         let folder = folder.into();
         let path = folder.join("manifest.json");
         let text = read(&path)?;
         let manifest: Manifest = serde_json::from_slice(&text)
             .map_err(|error| Error::InvalidFile { path: path.clone(), reason: error.to_string() })?;
-        let runs = |case: &GoldenCase| {
-            matches!(case.family.as_str(), "dense" | "yarn" | "outliers")
-                && matches!(case.format.as_str(), "bf16" | "f16" | "f32")
-        };
-        Ok(Goldens { folder, cases: manifest.cases.into_iter().filter(runs).collect() })
+        let cases = manifest.cases.into_iter().filter(|case| formats(&case.format)).collect();
+        Ok(Goldens { folder, cases })
     }
 
     /// The cases that can be run.

@@ -2,6 +2,8 @@
 //! small checkpoints written on the spot.
 #![allow(dead_code, unreachable_pub)] // each test binary uses its part
 
+pub mod gguf;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -10,7 +10,7 @@ mod rope_scaling;
 
 use std::path::Path;
 
-use rope_scaling::MAX_POSITIONS;
+pub(super) use rope_scaling::MAX_POSITIONS;
 pub use rope_scaling::{RopeScaling, Yarn};
 
 use crate::checkpoint::json::{self, Fields};
@@ -19,9 +19,9 @@ use crate::numerics::encoding::Encoding;
 
 // Far above anything published. Within these bounds the bytes of all weights, and of the keys and values of the whole
 // context, fit in 63 bits: code behind the parser multiplies sizes without a thought of overflow.
-const MAX_WIDTH: usize = 1 << 20;
-const MAX_LAYERS: usize = 1 << 12;
-const MAX_VOCABULARY: usize = 1 << 24;
+pub(super) const MAX_WIDTH: usize = 1 << 20;
+pub(super) const MAX_LAYERS: usize = 1 << 12;
+pub(super) const MAX_VOCABULARY: usize = 1 << 24;
 
 /// The parameters of a Qwen2.5 model under the names that `config.json` has for them.
 ///
@@ -123,7 +123,7 @@ impl Config {
                 FULL_ATTENTION,
             ));
         }
-        if 4 * config.num_parameters() > isize::MAX as u64 {
+        if !config.fits_pointers() {
             return Err(
                 fields.error("hidden_size", "makes with the other sizes a model too large for this machine's pointers")
             );
@@ -178,6 +178,11 @@ impl Config {
             RopeScaling::None => self.max_position_embeddings,
             RopeScaling::Yarn(yarn) => yarn.max_context(),
         }
+    }
+
+    /// Whether this machine can address all weights as f32.
+    pub(super) fn fits_pointers(&self) -> bool {
+        4 * self.num_parameters() <= isize::MAX as u64
     }
 
     /// Elements of all weights.
