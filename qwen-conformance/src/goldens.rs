@@ -5,7 +5,8 @@
 //! and its margins. The manifest also holds what several arithmetics measure on the case, from which the limits follow
 //! (docs/numerics.md).
 //!
-//! The cases of safetensors checkpoints in 16 or 32 bits are run here: the families `dense`, `yarn` and `outliers`.
+//! Two lists of cases are run here: safetensors checkpoints in 16 or 32 bits, the families `dense`, `yarn` and
+//! `outliers`, and those whose matrices are stored in blocks, `gptq` and `awq`, for backends that take such matrices.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -36,6 +37,7 @@ const BLOCK_SIZE: usize = 16;
 pub struct Goldens {
     folder: PathBuf,
     cases: Vec<GoldenCase>,
+    quantised: Vec<GoldenCase>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -48,7 +50,7 @@ struct Manifest {
 pub struct GoldenCase {
     /// Its folder.
     pub name: String,
-    /// `dense`, `yarn` or `outliers`.
+    /// `dense`, `yarn`, `outliers`, `gptq` or `awq`.
     pub family: String,
     /// How its checkpoint is stored, e.g. `bf16`.
     pub format: String,
@@ -159,12 +161,19 @@ impl Goldens {
             matches!(case.family.as_str(), "dense" | "yarn" | "outliers")
                 && matches!(case.format.as_str(), "bf16" | "f16" | "f32")
         };
-        Ok(Goldens { folder, cases: manifest.cases.into_iter().filter(runs).collect() })
+        let (cases, others): (Vec<_>, Vec<_>) = manifest.cases.into_iter().partition(runs);
+        let in_blocks = |case: &GoldenCase| matches!(case.family.as_str(), "gptq" | "awq");
+        Ok(Goldens { folder, cases, quantised: others.into_iter().filter(in_blocks).collect() })
     }
 
-    /// The cases that can be run.
+    /// The cases in 16 and 32 bits, which every backend runs.
     pub fn cases(&self) -> &[GoldenCase] {
         &self.cases
+    }
+
+    /// The cases whose matrices are stored in blocks.
+    pub fn quantised(&self) -> &[GoldenCase] {
+        &self.quantised
     }
 
     /// Run a case on what `b` is, without the prompts that are longer than `longest`.

@@ -3,17 +3,17 @@
 use std::path::Path;
 use std::time::Instant;
 
-use qwen_conformance::goldens::{Goldens, folder};
+use qwen_conformance::goldens::{GoldenCase, Goldens, folder};
 use qwen_core::backend::reference::Reference;
 
 /// Prompts of 3,000 tokens take the reference up to eight seconds each; unoptimised, minutes.
 const LONGEST: usize = if cfg!(debug_assertions) { 70 } else { 1 << 20 };
 
-fn run(folder: &Path) {
+fn run(folder: &Path, cases: impl Fn(&Goldens) -> &[GoldenCase]) {
     let goldens = Goldens::open(folder).expect("a golden suite");
-    assert!(!goldens.cases().is_empty(), "no cases in {}", folder.display());
+    assert!(!cases(&goldens).is_empty(), "no cases in {}", folder.display());
     let mut failed = Vec::new();
-    for case in goldens.cases() {
+    for case in cases(&goldens) {
         if case.prompt_lengths.iter().all(|len| *len > LONGEST) {
             eprintln!("{:<28} not run: too long for an unoptimised reference", case.name);
             continue;
@@ -32,13 +32,21 @@ fn run(folder: &Path) {
 /// The case that lies in the repository.
 #[test]
 fn fixture() {
-    run(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data/golden"));
+    run(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data/golden"), Goldens::cases);
 }
 
 /// The full suite, where there is one.
 #[test]
 fn full_suite() {
     if let Some(folder) = folder() {
-        run(&folder);
+        run(&folder, Goldens::cases);
+    }
+}
+
+/// GPTQ and AWQ checkpoints, as their files are.
+#[test]
+fn quantised() {
+    if let Some(folder) = folder() {
+        run(&folder, Goldens::quantised);
     }
 }

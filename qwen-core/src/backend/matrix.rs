@@ -142,7 +142,8 @@ impl<'a> MatrixPart<'a> {
             return Err(Error::argument("cut", reason));
         }
         if self.column_order.is_some() && cols != (0..self.cols) {
-            let reason = "its columns are stored in another order, so that a rank's are spread over all of them";
+            let reason = "its columns are stored in another order, so that a rank's are spread over all of them; use one \
+                          rank, or a file that was quantised without act-order (desc_act)";
             return Err(Error::unsupported(format!("columns {cols:?} of a matrix in {}", self.encoding), reason));
         }
         let bytes = column_bytes(self.encoding, cols.clone())?;
