@@ -76,16 +76,21 @@ pub struct Measured {
     pub bf16: f64,
     /// K/V alone rounded to f16.
     pub kv_f16: f64,
+    /// Inputs of matrix products rounded to signed bytes with a scale for every 32; only of quantised weights.
+    #[serde(default)]
+    pub act_q8: Option<f64>,
 }
 
 impl GoldenCase {
     /// The largest error that the contract allows.
     pub fn limit(&self, precision: Precision) -> f64 {
-        let Measured { plain_f64, plain_f32, bf16, kv_f16 } = self.measured;
-        match (precision, self.family.as_str()) {
-            (Precision::Exact, _) => f64::max(1e-5, 3.0 * plain_f32.max(plain_f64)),
-            (Precision::Fast, "outliers") => 1.2 * kv_f16,
-            (Precision::Fast, _) => 1.2 * bf16,
+        let Measured { plain_f64, plain_f32, bf16, kv_f16, act_q8 } = self.measured;
+        let sixteen_bits = ["bf16", "f16", "f32"].iter().any(|format| self.format.ends_with(format));
+        match (precision, self.family.as_str(), act_q8) {
+            (Precision::Exact, ..) => f64::max(1e-5, 3.0 * plain_f32.max(plain_f64)),
+            (Precision::Fast, _, Some(act_q8)) if !sixteen_bits => 1.2 * act_q8,
+            (Precision::Fast, "outliers", _) => 1.2 * kv_f16,
+            (Precision::Fast, ..) => 1.2 * bf16,
         }
     }
 }

@@ -91,15 +91,15 @@ impl Layout {
     /// # Errors
     /// As [`Layout::of_shape`].
     pub(crate) fn of_view(view: &WeightView<'_>) -> Result<Layout> {
-        let parts = view.parts.iter().map(|part| (part.encoding, part.rows, part.column_order));
+        let parts = view.parts.iter().map(|part| (part.encoding, part.rows, part.column_order.clone()));
         Layout::new(view.role, view.rows(), view.cols(), parts)
     }
 
-    fn new<'a>(
+    fn new(
         role: WeightRole,
         rows: usize,
         cols: usize,
-        parts: impl Iterator<Item = (Encoding, usize, Option<&'a [u32]>)>,
+        parts: impl Iterator<Item = (Encoding, usize, Option<Arc<[u32]>>)>,
     ) -> Result<Layout> {
         let mut inputs: Vec<Input> = Vec::new();
         let mut runs: Vec<Run> = Vec::new();
@@ -109,9 +109,9 @@ impl Layout {
                 Encoding::Bf16 => Class::Bf16,
                 _ => Class::Blocks,
             };
-            let same = |input: &Input| input.class == class && input.column_order.as_deref() == order;
+            let same = |input: &Input| input.class == class && input.column_order == order;
             let input = inputs.iter().position(same).unwrap_or_else(|| {
-                inputs.push(Input { class, column_order: order.map(Arc::from) });
+                inputs.push(Input { class, column_order: order.clone() });
                 inputs.len() - 1
             });
             if input >= MOST_INPUTS {

@@ -88,7 +88,7 @@ impl Matrix {
                 }
             };
             let shuffled = self.shuffled && is_blocks(*encoding);
-            parts.push(if shuffled { part.with_column_order(order)? } else { part });
+            parts.push(if shuffled { part.with_column_order(order.as_slice())? } else { part });
         }
         b.load(&WeightView { name: "conformance.weight", role: self.role, parts: &parts })
     }
