@@ -97,9 +97,7 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 | Isa::Avx512 => <super::avx2::Avx2 as super::Simd>::INT8_TOKENS,
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512Vnni | Isa::Avx512Bf16 => {
-                <super::avx512::Avx512<true, true> as super::Simd>::INT8_TOKENS
-            }
+            Isa::Avx512Vnni | Isa::Avx512Bf16 => <super::avx512::Avx512<true, true> as super::Simd>::INT8_TOKENS,
             #[cfg(target_arch = "aarch64")]
             Isa::Neon => <super::neon::Neon as super::Simd>::INT8_TOKENS,
             _ => <super::Scalar as super::Simd>::INT8_TOKENS,
