@@ -190,6 +190,8 @@ impl Op for Linear {
             Inputs::Outliers => tolerance::linear_outliers(precision, encoding, cols),
             // A handful of products has no average either.
             _ if cols < 32 => tolerance::linear_outliers(precision, encoding, cols),
+            // Values of formats with an offset have a mean: the errors of a token then agree over all outputs.
+            _ if is_blocks(encoding) => tolerance::linear(precision, encoding, cols, self.rows.len()),
             _ => tolerance::linear(precision, encoding, cols, self.rows.len() * self.matrix.rows()),
         };
         let x = rms(&self.inputs.rows(SEED, self.rows.clone(), cols));

@@ -252,6 +252,7 @@ pub struct RowReader<'a> {
     part: &'a MatrixPart<'a>,
     buffer: Vec<u8>,
     held: Range<usize>,
+    decoded: Vec<f32>,
 }
 
 impl<'a> RowReader<'a> {
@@ -260,7 +261,7 @@ impl<'a> RowReader<'a> {
 
     /// A reader of the rows of `part`.
     pub fn new(part: &'a MatrixPart<'a>) -> Self {
-        RowReader { part, buffer: Vec::new(), held: 0..0 }
+        RowReader { part, buffer: Vec::new(), held: 0..0, decoded: Vec::new() }
     }
 
     /// The part whose rows it reads.
@@ -286,6 +287,28 @@ impl<'a> RowReader<'a> {
         }
         let at = (row - self.held.start) * bytes;
         Ok(self.buffer.get(at..at + bytes).unwrap_or_default())
+    }
+
+    /// Decode row `row` exactly into `out`, as long as the row, in the order of the input features.
+    ///
+    /// # Errors
+    /// As [`MatrixPart::read`].
+    pub fn decode(&mut self, row: usize, out: &mut [f32]) -> Result<()> {
+        let encoding = self.part.encoding;
+        let Some(order) = &self.part.column_order else {
+            encoding.decode_row(self.row(row)?, out);
+            return Ok(());
+        };
+        let mut decoded = std::mem::take(&mut self.decoded);
+        decoded.resize(out.len(), 0.0);
+        encoding.decode_row(self.row(row)?, &mut decoded);
+        for (&col, &value) in order.iter().zip(&decoded) {
+            if let Some(out) = out.get_mut(col as usize) {
+                *out = value;
+            }
+        }
+        self.decoded = decoded;
+        Ok(())
     }
 }
 
@@ -331,7 +354,8 @@ impl WeightView<'_> {
         WeightShape { role: self.role, parts, cols: self.cols() }
     }
 
-    /// Check that the matrix has values, and that all parts have the same columns.
+    /// Check that the matrix has values, that all parts have the same columns, and that columns are stored in another order
+    /// in block formats only.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] with the shape of an empty matrix, or with the first part that differs.
@@ -339,6 +363,12 @@ impl WeightView<'_> {
         let (rows, cols) = (self.rows(), self.cols());
         if rows == 0 || cols == 0 {
             return Err(Error::argument("weight", format!("`{}` is a matrix of {rows} x {cols}", self.name)));
+        }
+        if let Some(part) =
+            self.parts.iter().find(|part| part.column_order.is_some() && part.encoding.block().values == 1)
+        {
+            let reason = format!("`{}` has a matrix in {} with columns in another order", self.name, part.encoding);
+            return Err(Error::argument("column_order", reason));
         }
         match self.parts.iter().enumerate().find(|(_, part)| part.cols != cols) {
             None => Ok(()),
