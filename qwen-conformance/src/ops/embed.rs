@@ -1,6 +1,6 @@
 //! `embed`.
 
-use super::linear::{Matrix, is_blocks};
+use super::linear::Matrix;
 use crate::op::{Allowed, Cost, Guarded, GuardedIndices, Op, Output};
 use crate::random::Rng;
 use crate::rig::Rig;
@@ -36,7 +36,6 @@ impl Op for Embed {
     fn allowed(&self, precision: Precision, _output: &str) -> Allowed {
         match (precision, self.table.worst_encoding()) {
             (Precision::Exact, _) | (_, Encoding::Bf16) => Allowed::Bits,
-            (_, encoding) if is_blocks(encoding) => Allowed::Bits,
             // The table of a tied model is an input of a product as well, and may be held in 16 bits for that.
             (Precision::Fast, _) => Allowed::rms(1.0 / 256.0),
         }

@@ -125,7 +125,7 @@ impl Matrix {
 }
 
 /// Whether a matrix in `encoding` consists of blocks of several values.
-pub(super) fn is_blocks(encoding: Encoding) -> bool {
+fn is_blocks(encoding: Encoding) -> bool {
     encoding.block().values > 1
 }
 

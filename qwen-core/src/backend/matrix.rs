@@ -19,8 +19,8 @@ pub trait ReadBytes: fmt::Debug + Send + Sync {
     /// [`Error::Io`] with the file, the tensor and the offset.
     fn read_at(&self, offset: u64, out: &mut [u8]) -> Result<()>;
 
-    /// A source of the same bytes, at the same offsets, of which only those in `bytes` will be read: for sources that keep
-    /// a converted form and can keep less of it. `None`, as here, where that makes no difference.
+    /// A source of the same bytes, at the same offsets, of which only those in `bytes` will be read: for sources that
+    /// keep a converted form and can keep less of it. `None`, as here, where that makes no difference.
     fn narrowed<'a>(&self, bytes: Range<u64>) -> Option<Arc<dyn ReadBytes + 'a>>
     where
         Self: 'a,
@@ -102,8 +102,8 @@ impl<'a> MatrixPart<'a> {
         Ok(part)
     }
 
-    /// A whole matrix of `rows` x `cols` that is read from `source`, from its first byte on, row by row. The part and its
-    /// clones own the source: what it holds is given back with the last of them.
+    /// A whole matrix of `rows` x `cols` that is read from `source`, from its first byte on, row by row. The part and
+    /// its clones own the source: what it holds is given back with the last of them.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] when rows are not whole blocks or the size overflows.
@@ -142,8 +142,8 @@ impl<'a> MatrixPart<'a> {
             return Err(Error::argument("cut", reason));
         }
         if self.column_order.is_some() && cols != (0..self.cols) {
-            let reason = "its columns are stored in another order, so that a rank's are spread over all of them; use one \
-                          rank, or a file that was quantised without act-order (desc_act)";
+            let reason = "its columns are stored in another order, so that a rank's are spread over all of them; use \
+                          one rank, or a file that was quantised without act-order (desc_act)";
             return Err(Error::unsupported(format!("columns {cols:?} of a matrix in {}", self.encoding), reason));
         }
         let bytes = column_bytes(self.encoding, cols.clone())?;

@@ -277,12 +277,13 @@ impl Checkpoint {
         self.tensors().map(TensorInfo::bytes).fold(0, u64::saturating_add)
     }
 
-    /// How the values of the tensor `name` are encoded: its elements, or the blocks of a matrix that GPTQ or AWQ stored in
-    /// several tensors. Reads nothing.
+    /// How the values of the tensor `name` are encoded: its elements, or the blocks of a matrix that GPTQ or AWQ stored
+    /// in several tensors. Reads nothing.
     ///
     /// # Errors
-    /// [`Error::MissingTensor`], or [`Error::InvalidTensor`] if its elements are of a type that models are not run from, or
-    /// if the parts of a packed matrix do not belong together.
+    /// [`Error::MissingTensor`]; [`Error::InvalidTensor`] if its elements are of a type that models are not run from, or
+    /// if the parts of a packed matrix do not belong together; [`Error::Unsupported`] for columns that are no whole
+    /// groups; [`Error::InvalidConfig`] if nothing says how the matrix is packed.
     pub fn encoding(&self, name: &str) -> Result<Encoding> {
         match self.packed(name)? {
             Some(packed) => Ok(packed.encoding()),
@@ -309,8 +310,8 @@ impl Checkpoint {
         stored.read(stored.encoding_of_shape(shape)?)
     }
 
-    /// The matrix `name` of `rows` x `cols`, whose bytes are read when somebody asks for its rows. Of a matrix that GPTQ or
-    /// AWQ stored in several tensors, converted rows are held as long as the part or a cut of it.
+    /// The matrix `name` of `rows` x `cols`, whose bytes are read when somebody asks for its rows. Of a matrix that GPTQ
+    /// or AWQ stored in several tensors, converted rows are held as long as the part or a cut of it.
     ///
     /// # Errors
     /// As [`Checkpoint::encoding`], and [`Error::InvalidTensor`] with both shapes if they differ.

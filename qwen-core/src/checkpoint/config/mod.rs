@@ -89,8 +89,8 @@ impl Config {
     /// # Errors
     /// [`Error::InvalidConfig`] names the key that is missing, malformed or contradicts another;
     /// [`Error::Unsupported`] names what the file asks for and this library does not do: another architecture, another
-    /// activation, weights quantised by other methods than GPTQ and AWQ, sliding windows, dual-chunk attention, other rope
-    /// types.
+    /// activation, weights quantised by other methods than GPTQ and AWQ, sliding windows, dual-chunk attention, other
+    /// rope types.
     pub fn from_json(path: impl AsRef<Path>, json: &str) -> Result<Self> {
         let path = path.as_ref();
         let value = json::parse(path, json)?;

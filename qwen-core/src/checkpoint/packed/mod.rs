@@ -3,11 +3,12 @@
 //! Both methods store a matrix `X.weight` as codes (`X.qweight`), scales (`X.scales`) and zero points (`X.qzeros`),
 //! packed into 32-bit integers; GPTQ also the group of each column (`X.g_idx`). A [`Packed`] is found by headers alone,
 //! with all its shapes checked. As a matrix it is rows of [`Encoding::Group`] blocks, converted while they are read
-//! (`rows.rs`), and an order of its columns where those of a group do not lie together (`order.rs`). How the integers
-//! hold codes is in `codes.rs`. Not here: what `quantization_config` says
+//! (`rows.rs`, into the memory of `held.rs`), and an order of its columns where those of a group do not lie together
+//! (`order.rs`). How the integers hold codes is in `codes.rs`. Not here: what `quantization_config` says
 //! ([`crate::checkpoint::config::Quantization`]).
 
 mod codes;
+mod held;
 mod order;
 mod rows;
 

@@ -8,15 +8,14 @@
 //!
 //! [`MatrixPart`]: crate::backend::MatrixPart
 
-use std::borrow::Cow;
 use std::fmt;
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use half::f16;
 
 use super::Packed;
+use super::held::{Held, Made, Memory};
 use crate::backend::ReadBytes;
 use crate::error::{Error, Result};
 use crate::numerics::encoding::Block;
@@ -27,8 +26,8 @@ const SPAN: usize = 128;
 /// Rows begin and end at multiples of this in what is converted: AWQ packs so many together.
 const ROW_UNIT: usize = 8;
 
-/// The scale and the zero point of a block, as the block has them.
-type Head = [u8; 4];
+/// Bytes of a scale and a zero point, as blocks begin with them.
+const HEAD: usize = 4;
 
 /// The source of a matrix's rows.
 pub(super) struct Rows<'a> {
@@ -37,44 +36,15 @@ pub(super) struct Rows<'a> {
     order: Option<Arc<[u32]>>,
     /// The rows that are converted.
     rows: Range<usize>,
-    /// `[row][group]`.
-    heads: Held<Head>,
+    /// Heads `[row][group]`.
+    heads: Held,
     /// Codes `[row][column]` of each span.
-    spans: Vec<Held<u8>>,
+    spans: Vec<Held>,
 }
 
 impl fmt::Debug for Rows<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "rows {:?} of {:?}", self.rows, self.packed)
-    }
-}
-
-/// Something that is made when it is first asked for, by whichever thread asks.
-#[derive(Debug)]
-struct Held<T> {
-    claimed: AtomicBool,
-    /// `None` where making it failed.
-    made: OnceLock<Option<Vec<T>>>,
-}
-
-impl<T: Clone> Held<T> {
-    fn new() -> Self {
-        Held { claimed: AtomicBool::new(false), made: OnceLock::new() }
-    }
-
-    /// Make it, unless another thread does or did.
-    fn begin(&self, make: impl FnOnce() -> Result<Vec<T>>) {
-        if !self.claimed.swap(true, Ordering::Relaxed) {
-            self.made.get_or_init(|| make().ok());
-        }
-    }
-
-    /// What was made. Where that failed it is tried once more, so that each thread has the error.
-    fn get(&self, make: impl Fn() -> Result<Vec<T>>) -> Result<Cow<'_, [T]>> {
-        match self.made.get_or_init(|| make().ok()) {
-            Some(made) => Ok(Cow::Borrowed(made)),
-            None => make().map(Cow::Owned),
-        }
     }
 }
 
@@ -85,8 +55,8 @@ impl<'a> Rows<'a> {
     }
 
     fn of(packed: Packed<'a>, order: Option<Arc<[u32]>>, rows: Range<usize>) -> Self {
-        let spans = (0..packed.cols.div_ceil(SPAN)).map(|_| Held::new()).collect();
-        Rows { packed, order, rows, heads: Held::new(), spans }
+        let spans = (0..packed.cols.div_ceil(SPAN)).map(|_| Held::default()).collect();
+        Rows { packed, order, rows, heads: Held::default(), spans }
     }
 
     fn block(&self) -> Block {
@@ -104,11 +74,11 @@ impl<'a> Rows<'a> {
     }
 
     /// The heads of all blocks of the rows.
-    fn make_heads(&self) -> Result<Vec<Head>> {
+    fn make_heads(&self) -> Result<Memory> {
         let Packed { packing, scales, qzeros, groups, rows: all_rows, .. } = self.packed;
         let (scale_bytes, encoding) = (scales.read_all()?, scales.encoding()?);
         let zero_bytes = qzeros.read_all()?;
-        let mut heads = self.zeros(self.rows.len() * groups)?;
+        let mut heads = self.zeroed(self.rows.len() * groups * HEAD)?;
         let (mut zeros, mut values) = (Vec::with_capacity(all_rows), vec![0.0; all_rows]);
         let scale_rows = scale_bytes.chunks_exact(encoding.bytes(all_rows).max(1));
         let zero_rows = zero_bytes.chunks_exact((zero_bytes.len() / groups.max(1)).max(1));
@@ -118,12 +88,12 @@ impl<'a> Rows<'a> {
             zero_row.as_chunks().0.iter().for_each(|integer| {
                 packing.unpack_zeros(u32::from_le_bytes(*integer), &mut zeros);
             });
-            let of_group = heads.iter_mut().skip(group).step_by(groups);
+            let of_group = heads.as_chunks_mut::<HEAD>().0.iter_mut().skip(group).step_by(groups);
             let pairs = values.iter().zip(&zeros).enumerate().skip(self.rows.start);
             for (head, (row, (value, zero))) in of_group.zip(pairs) {
                 let scale = f16::from_f32(*value);
-                // A NaN is one in F16 too; no file has other values than its own type holds.
-                if scale.to_f32() != *value && !value.is_nan() {
+                // By bits, since a thread may treat subnormal values as zeros. A NaN is one in F16 too.
+                if scale.to_f32().to_bits() != value.to_bits() && !value.is_nan() {
                     return Err(Error::InvalidTensor {
                         name: scales.info.name.clone(),
                         path: scales.shard.path().to_path_buf(),
@@ -139,7 +109,7 @@ impl<'a> Rows<'a> {
     }
 
     /// The codes of span `span`, row by row.
-    fn make_span(&self, span: usize) -> Result<Vec<u8>> {
+    fn make_span(&self, span: usize) -> Result<Memory> {
         let Packed { packing, qweight, .. } = self.packed;
         let columns: Vec<usize> = match &self.order {
             None => self.columns(span).collect(),
@@ -149,9 +119,9 @@ impl<'a> Rows<'a> {
         lines.sort_unstable();
         lines.dedup();
         let line_bytes = 4 * qweight.info.shape.last().copied().unwrap_or_default();
-        let mut integers = self.zeros(lines.len() * line_bytes)?;
+        let mut integers = self.zeroed(lines.len() * line_bytes)?;
         // Neighbours in the file are read at once.
-        let mut rest = integers.as_mut_slice();
+        let mut rest = &mut *integers;
         for run in lines.chunk_by(|line, next| line + 1 == *next) {
             let (out, others) = rest.split_at_mut(run.len() * line_bytes);
             let first = run.first().copied().unwrap_or_default();
@@ -160,7 +130,7 @@ impl<'a> Rows<'a> {
         }
         let words = packing.words(&columns, |line| lines.binary_search(&line).unwrap_or_default());
         let row_bytes = self.code_bytes(columns.len());
-        let mut codes = self.zeros(self.rows.len() * row_bytes)?;
+        let mut codes = self.zeroed(self.rows.len() * row_bytes)?;
         let mut of_rows = vec![0u32; packing.rows_at_once()];
         let tiles = codes.chunks_mut(of_rows.len() * row_bytes);
         for (tile, first) in tiles.zip(self.rows.clone().step_by(of_rows.len())) {
@@ -176,31 +146,15 @@ impl<'a> Rows<'a> {
         Ok(codes)
     }
 
-    /// So many zeros, or the error that there is no memory for the matrix.
-    fn zeros<T: Copy + Default>(&self, len: usize) -> Result<Vec<T>> {
-        let mut zeros = Vec::new();
-        zeros.try_reserve_exact(len).map_err(|_| Error::OutOfMemory {
-            device: "host memory".into(),
-            what: self.packed.qweight.info.name.clone(),
-            bytes: (len as u64).saturating_mul(size_of::<T>() as u64),
-        })?;
-        zeros.resize(len, T::default());
-        Ok(zeros)
+    fn zeroed(&self, len: usize) -> Result<Memory> {
+        Memory::zeroed(len, &self.packed.qweight.info.name)
     }
 
     /// Make block `group` of row `row` out of the heads and the spans from `first_span` on.
-    fn fill(
-        &self,
-        row: usize,
-        group: usize,
-        heads: &[Head],
-        spans: &[Cow<'_, [u8]>],
-        first_span: usize,
-        out: &mut [u8],
-    ) {
+    fn fill(&self, row: usize, group: usize, heads: &[u8], spans: &[Made<'_>], first_span: usize, out: &mut [u8]) {
         let row = row - self.rows.start;
         let Some((head, mut codes)) = out.split_first_chunk_mut() else { return };
-        *head = heads.get(row * self.packed.groups + group).copied().unwrap_or_default();
+        *head = heads.as_chunks::<HEAD>().0.get(row * self.packed.groups + group).copied().unwrap_or_default();
         let group_size = self.packed.encoding.group_size as usize;
         let mut columns = group * group_size..(group + 1) * group_size;
         while !columns.is_empty() {
