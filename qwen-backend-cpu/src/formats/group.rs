@@ -53,7 +53,7 @@ impl<const BITS: usize> Format for Group<BITS> {
     unsafe fn line<S: Simd>(self, s: S, codes: *const u8, line: usize) -> S::Bytes {
         // SAFETY: passed on to the caller.
         let v = unsafe { planes::line(s, BITS, codes, line) };
-        if BITS == 8 { s.from_signed(v) } else { v }
+        if BITS == 8 { s.prepare_signed(v) } else { v }
     }
 
     #[inline(always)]

@@ -277,7 +277,7 @@ impl Format for Iq4Xs {
     #[inline(always)]
     unsafe fn line<S: Simd>(self, s: S, codes: *const u8, line: usize) -> S::Bytes {
         // SAFETY: passed on to the caller.
-        s.from_signed(s.lookup(&iq4::LEVELS, unsafe { planes::line(s, 4, codes, line) }))
+        s.prepare_signed(s.lookup(&iq4::LEVELS, unsafe { planes::line(s, 4, codes, line) }))
     }
 
     #[inline(always)]

@@ -87,7 +87,7 @@ macro_rules! formats {
         #[inline(always)]
         unsafe fn line<S: Simd>(self, s: S, codes: *const u8, line: usize) -> S::Bytes {
             // SAFETY: passed on to the caller.
-            s.from_signed(s.lookup(&iq4::LEVELS, unsafe { planes::line(s, 4, codes, line) }))
+            s.prepare_signed(s.lookup(&iq4::LEVELS, unsafe { planes::line(s, 4, codes, line) }))
         }
     };
     // A scale; codes are signed bytes.
@@ -97,7 +97,7 @@ macro_rules! formats {
         #[inline(always)]
         unsafe fn line<S: Simd>(self, s: S, codes: *const u8, line: usize) -> S::Bytes {
             // SAFETY: passed on to the caller.
-            s.from_signed(unsafe { planes::line(s, 8, codes, line) })
+            s.prepare_signed(unsafe { planes::line(s, 8, codes, line) })
         }
     };
 }

@@ -56,7 +56,7 @@ impl<F: Copy> Affine<F> {
 pub(crate) trait Format: Copy + Send + Sync + 'static {
     /// Bits of a packed code.
     const BITS: usize;
-    /// Whether lines hold signed bytes (made by [`Simd::from_signed`]) instead of codes.
+    /// Whether lines hold signed bytes (made by [`Simd::prepare_signed`]) instead of codes.
     const SIGNED: bool = false;
     /// The largest magnitude of a byte of a line.
     const MOST: i32 = (1 << Self::BITS) - 1;
@@ -100,7 +100,7 @@ pub(crate) trait Format: Copy + Send + Sync + 'static {
     unsafe fn affine<S: Simd>(self, s: S, scales: *const u8, sub: usize) -> Affine<S::F>;
 
     /// Take sub-block `sub` of a block apart where [`Format::STAGED`]: its lines, and the scales of its two halves, sixteen
-    /// rows each. Signed bytes are not yet in the form of [`Simd::from_signed`].
+    /// rows each. Signed bytes are not yet in the form of [`Simd::prepare_signed`].
     #[inline(always)]
     unsafe fn take_apart(self, _: *const u8, _: *const u8, _: usize, _: &mut [u8], _: &mut [f32]) {}
 

@@ -60,7 +60,7 @@ pub(crate) unsafe fn stage<S: Simd, F: Format>(
             format.take_apart(codes, scales, within, lines, values);
             for line in 0..LINES {
                 let at = out.add(LINE * line);
-                s.store_bytes(s.from_signed(s.load_bytes(at)), at);
+                s.store_bytes(s.prepare_signed(s.load_bytes(at)), at);
             }
             return;
         }

@@ -29,6 +29,8 @@ pub(crate) use scratch::Scratch;
 macro_rules! ops {
     ($($variant:ident($ty:ty), $pieces:expr;)*) => {
         /// Any recorded operation.
+        // A box for the large one would allocate in every step.
+        #[allow(clippy::large_enum_variant)]
         #[derive(Debug)]
         pub(crate) enum Op {
             $($variant($ty),)*

@@ -126,7 +126,7 @@ impl Layout {
         let mut layout = Layout { order: Order::Stacked, rows, cols, groups: Vec::new(), inputs, bytes: 0 };
         // Gate and up are one run of both, or a run each.
         let halves = match (role, &runs[..]) {
-            (WeightRole::GateUp, [both]) if rows % 2 == 0 => Some([(both, 0), (both, rows / 2)]),
+            (WeightRole::GateUp, [both]) if rows.is_multiple_of(2) => Some([(both, 0), (both, rows / 2)]),
             (WeightRole::GateUp, [gate, up]) if gate.rows == up.rows => Some([(gate, 0), (up, rows / 2)]),
             _ => None,
         };

@@ -157,7 +157,7 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    fn from_signed(self, v: [__m256i; 2]) -> [__m256i; 2] {
+    fn prepare_signed(self, v: [__m256i; 2]) -> [__m256i; 2] {
         v
     }
 

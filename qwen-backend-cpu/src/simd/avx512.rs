@@ -199,7 +199,7 @@ impl<const BF16: bool, const VNNI: bool> Simd for Avx512<BF16, VNNI> {
     }
 
     #[inline(always)]
-    fn from_signed(self, v: __m512i) -> __m512i {
+    fn prepare_signed(self, v: __m512i) -> __m512i {
         // SAFETY: the token vouches for the features.
         if VNNI { unsafe { _mm512_xor_si512(v, _mm512_set1_epi8(i8::MIN)) } } else { v }
     }

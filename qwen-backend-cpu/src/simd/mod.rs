@@ -51,7 +51,7 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     const INT8_TOKENS: usize;
     /// Whether partial dot products are as wide as their sums. Otherwise they are pairs of i16.
     const WIDE_PARTIAL: bool;
-    /// What [`Simd::from_signed`] adds to each byte.
+    /// What [`Simd::prepare_signed`] adds to each byte.
     const SIGNED_OFFSET: i32;
 
     /// Compute a part in a function of its own.
@@ -115,8 +115,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// The entries of `table` that the bytes, below 16, name.
     fn lookup(self, table: &[i8; 16], v: Self::Bytes) -> Self::Bytes;
     /// Signed bytes in the form that [`Simd::dot_signed`] takes: each plus [`Simd::SIGNED_OFFSET`].
-    fn from_signed(self, v: Self::Bytes) -> Self::Bytes;
-    /// Bytes made by [`Simd::from_signed`], as bytes without a sign that are 128 larger than the signed ones.
+    fn prepare_signed(self, v: Self::Bytes) -> Self::Bytes;
+    /// Bytes made by [`Simd::prepare_signed`], as bytes without a sign that are 128 larger than the signed ones.
     fn flip_sign(self, v: Self::Bytes) -> Self::Bytes;
     /// The four columns as f32, of bytes without a sign.
     fn bytes_to_f(self, v: Self::Bytes) -> [Self::F; 4];
@@ -145,7 +145,7 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// `acc` plus, in each row, the products of its four bytes, which have no sign, with the four signed bytes of `x`.
     /// Exact as long as a partial has room: see [`partial_lines`].
     fn dot(self, acc: Self::Partial, w: Self::Bytes, x: u32) -> Self::Partial;
-    /// As [`Simd::dot`] for bytes made by [`Simd::from_signed`], as if each were [`Simd::SIGNED_OFFSET`] larger than the
+    /// As [`Simd::dot`] for bytes made by [`Simd::prepare_signed`], as if each were [`Simd::SIGNED_OFFSET`] larger than the
     /// signed byte that it was made of. A partial has room for one line.
     fn dot_signed(self, acc: Self::Partial, w: Self::Bytes, x: u32) -> Self::Partial;
     /// The sums of dot products that began as `sums`.

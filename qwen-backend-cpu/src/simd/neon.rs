@@ -213,7 +213,7 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
-    fn from_signed(self, v: [uint8x16_t; 4]) -> [uint8x16_t; 4] {
+    fn prepare_signed(self, v: [uint8x16_t; 4]) -> [uint8x16_t; 4] {
         v
     }
 

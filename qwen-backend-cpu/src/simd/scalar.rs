@@ -205,7 +205,7 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
-    fn from_signed(self, v: [u8; 64]) -> [u8; 64] {
+    fn prepare_signed(self, v: [u8; 64]) -> [u8; 64] {
         v
     }
 

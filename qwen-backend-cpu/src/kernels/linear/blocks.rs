@@ -54,8 +54,8 @@ impl<S: Simd, F: Format, const G: usize> Source<S, G> for Packed<F, G> {
     #[inline(always)]
     unsafe fn begin(&self, s: S, sub: usize) -> ([Affine<S::F>; G], [*const u8; G]) {
         let mut found = [staged::find(self.format, self.scales[0], self.codes[0], sub); G];
-        for g in 1..G {
-            found[g] = staged::find(self.format, self.scales[g], self.codes[g], sub);
+        for (found, (scales, codes)) in found.iter_mut().zip(self.scales.into_iter().zip(self.codes)).skip(1) {
+            *found = staged::find(self.format, scales, codes, sub);
         }
         for (_, codes, _) in found {
             for line in 0..F::BITS {
