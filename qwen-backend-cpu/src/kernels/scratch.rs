@@ -1,10 +1,12 @@
 //! What a kernel writes beside its operands: sums that wait, rows of a tile.
 
-use super::linear::STAGE;
 use crate::simd::LANES;
 
 /// Floats of a thread's scratch for sums.
 pub(crate) const SUMS: usize = 128 << 10;
+
+/// Bytes of a thread's scratch for columns of two groups that were taken apart: 512 of them as f32.
+pub(crate) const STAGE: usize = 64 << 10;
 
 /// A thread's own memory.
 #[derive(Debug)]

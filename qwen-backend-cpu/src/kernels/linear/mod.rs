@@ -25,8 +25,8 @@ use qwen_core::Encoding;
 
 use super::epilogue::Epilogue;
 use super::panel::{Panel, Rounding, Tiles};
-use super::scratch::{SUMS, Scratch};
-use crate::formats;
+use super::scratch::{STAGE, SUMS, Scratch};
+use crate::formats::{self, SUB, staged};
 use crate::matrix::{Group, MOST_INPUTS, Matrix, UNIT};
 use crate::simd::{Kernel, LANES, Simd};
 
@@ -95,8 +95,8 @@ struct Piece {
     stage: *mut u8,
 }
 
-/// Bytes for columns of a unit that were taken apart, as f32 or as lines.
-pub(crate) const STAGE: usize = 4 * SPAN * UNIT;
+// A span of two groups as f32 fits, and so does one as lines.
+const _: () = assert!(4 * SPAN * UNIT <= STAGE && 2 * SPAN / SUB * staged::BYTES <= STAGE);
 
 /// Products of a span for `G` groups and `T` tokens become sums, or are added to them where the span is not the first.
 ///
