@@ -52,3 +52,14 @@ fn gguf() {
         run(&goldens);
     }
 }
+
+/// GPTQ and AWQ checkpoints, as their files are.
+#[test]
+fn gptq_and_awq() {
+    if let Some(folder) = folder() {
+        let formats = |format: &str| format.starts_with("gptq") || format == "awq";
+        let goldens = Goldens::open_formats(folder, formats).expect("a golden suite");
+        assert_eq!(goldens.cases().len(), 6);
+        run(&goldens);
+    }
+}

@@ -18,6 +18,7 @@ pub mod gguf;
 mod header;
 mod index;
 mod json;
+mod packed;
 mod shard;
 
 use std::collections::HashMap;
@@ -34,7 +35,9 @@ use crate::backend::{MatrixPart, ReadBytes};
 use crate::error::{Error, Result};
 use crate::numerics::encoding::Encoding;
 use crate::numerics::float_env::FloatEnv;
+use config::Quantization;
 use files::invalid;
+use packed::Packed;
 use shard::Shard;
 
 /// The most bytes of an index that are read: names of ten times the tensors of the largest model.
@@ -97,14 +100,19 @@ impl Stored {
 
     fn read(&self, encoding: Encoding) -> Result<Tensor<'_>> {
         let TensorInfo { name, shape, .. } = &self.info;
+        Ok(Tensor { name, file: self.shard.path(), encoding, shape, data: self.read_all()? })
+    }
+
+    /// All bytes of the tensor, whatever its type.
+    fn read_all(&self) -> Result<Vec<u8>> {
         let bytes = self.info.bytes();
-        let refused = || Error::OutOfMemory { device: "host memory".into(), what: name.clone(), bytes };
+        let refused = || Error::OutOfMemory { device: "host memory".into(), what: self.info.name.clone(), bytes };
         let len = usize::try_from(bytes).map_err(|_| refused())?;
         let mut data = Vec::new();
         data.try_reserve_exact(len).map_err(|_| refused())?;
         data.resize(len, 0);
         self.read_at(0, &mut data)?;
-        Ok(Tensor { name, file: self.shard.path(), encoding, shape, data })
+        Ok(data)
     }
 }
 
@@ -196,6 +204,13 @@ impl Checkpoint {
             Weights::Single(file) => checkpoint.add_file(file)?,
             Weights::Sharded(index_path) => checkpoint.add_shards(&folder, &index_path)?,
         }
+        // Older GPTQ checkpoints say in a file of its own how they are packed.
+        if checkpoint.config.quantization.is_none()
+            && checkpoint.tensors().any(|tensor| tensor.name.ends_with(packed::CODES))
+            && let Some(file) = folder.file("quantize_config.json")
+        {
+            checkpoint.config.quantization = Some(Quantization::from_file(&file)?);
+        }
         Ok(checkpoint)
     }
 
@@ -262,12 +277,18 @@ impl Checkpoint {
         self.tensors().map(TensorInfo::bytes).fold(0, u64::saturating_add)
     }
 
-    /// How the elements of the tensor `name` are encoded. Reads nothing.
+    /// How the values of the tensor `name` are encoded: its elements, or the blocks of a matrix that GPTQ or AWQ stored
+    /// in several tensors. Reads nothing.
     ///
     /// # Errors
-    /// [`Error::MissingTensor`], or [`Error::InvalidTensor`] if its elements are of a type that models are not run from.
+    /// [`Error::MissingTensor`]; [`Error::InvalidTensor`] if its elements are of a type that models are not run from, or
+    /// if the parts of a packed matrix do not belong together; [`Error::Unsupported`] for columns that are no whole
+    /// groups; [`Error::InvalidConfig`] if nothing says how the matrix is packed.
     pub fn encoding(&self, name: &str) -> Result<Encoding> {
-        self.required(name)?.encoding()
+        match self.packed(name)? {
+            Some(packed) => Ok(packed.encoding()),
+            None => self.required(name)?.encoding(),
+        }
     }
 
     /// Read the tensor `name`.
@@ -289,11 +310,15 @@ impl Checkpoint {
         stored.read(stored.encoding_of_shape(shape)?)
     }
 
-    /// The matrix `name` of `rows` x `cols`, whose bytes are read when somebody asks for its rows.
+    /// The matrix `name` of `rows` x `cols`, whose bytes are read when somebody asks for its rows. Of a matrix that GPTQ
+    /// or AWQ stored in several tensors, converted rows are held as long as the part or a cut of it.
     ///
     /// # Errors
     /// As [`Checkpoint::encoding`], and [`Error::InvalidTensor`] with both shapes if they differ.
     pub fn matrix(&self, name: &str, rows: usize, cols: usize) -> Result<MatrixPart<'_>> {
+        if let Some(packed) = self.packed(name)? {
+            return packed.matrix(rows, cols);
+        }
         let stored = self.required(name)?;
         MatrixPart::stored(stored.encoding_of_shape(&[rows, cols])?, rows, cols, stored)
     }
@@ -303,10 +328,22 @@ impl Checkpoint {
     }
 
     fn required(&self, name: &str) -> Result<&Stored> {
-        self.stored(name).ok_or_else(|| {
-            let in_file = self.gguf.as_ref().and_then(|_| gguf::names::gguf(name));
-            Error::MissingTensor { name: in_file.unwrap_or_else(|| name.into()), path: self.path.clone() }
-        })
+        match (self.stored(name), self.packed(name)?) {
+            (Some(stored), _) => Ok(stored),
+            (None, Some(packed)) => Err(packed.not_a_tensor(name)),
+            (None, None) => {
+                let in_file = self.gguf.as_ref().and_then(|_| gguf::names::gguf(name));
+                Err(Error::MissingTensor { name: in_file.unwrap_or_else(|| name.into()), path: self.path.clone() })
+            }
+        }
+    }
+
+    /// The matrix `name`, if it is stored in several tensors.
+    fn packed(&self, name: &str) -> Result<Option<Packed<'_>>> {
+        match self.stored(name) {
+            Some(_) => Ok(None),
+            None => Packed::find(name, self.config.quantization.as_ref(), &self.path, |name| self.stored(name)),
+        }
     }
 }
 

@@ -31,6 +31,7 @@ pub(super) fn config(path: &Path, metadata: &Metadata, vocab_size: Option<usize>
     let num_attention_heads = required("qwen2.attention.head_count", MAX_WIDTH)?;
     let max_position_embeddings = required("qwen2.context_length", MAX_POSITIONS)?;
     let config = Config {
+        quantization: None,
         hidden_size,
         intermediate_size: required("qwen2.feed_forward_length", MAX_WIDTH)?,
         num_hidden_layers: layers(path, metadata)?,

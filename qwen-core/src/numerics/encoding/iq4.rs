@@ -5,8 +5,10 @@
 
 use std::array;
 
-use super::block::{decode_blocks, half_at, part};
-use super::legacy::nibbles;
+use half::f16;
+
+use super::block::{decode_blocks, half_at, part, part_mut};
+use super::legacy::{nibbles, pack_nibbles};
 
 /// The value of each code, before scales: a constant of the formats.
 pub const LEVELS: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
@@ -30,6 +32,20 @@ pub fn xs_scales(high: [u8; 2], low: [u8; 4]) -> [i8; 8] {
         let high = (high >> (2 * i) & 3) as u8;
         (low | high << 4) as i8 - 32
     })
+}
+
+/// The block of IQ4_XS with these scales and codes.
+pub(super) fn pack_xs(d: f16, scales: &[i8; 8], codes: &[[u8; 32]; 8]) -> [u8; 136] {
+    let scales = scales.map(|scale| (scale + 32) as u8);
+    let high = (0..8).fold(0, |bits, i| bits | u16::from(scales[i] >> 4) << (2 * i));
+    let mut block = [0; 136];
+    *part_mut::<0, 2, _>(&mut block) = d.to_le_bytes();
+    *part_mut::<2, 2, _>(&mut block) = high.to_le_bytes();
+    *part_mut::<4, 4, _>(&mut block) = array::from_fn(|i| scales[2 * i] & 15 | scales[2 * i + 1] << 4);
+    for (stored, codes) in part_mut::<8, 128, _>(&mut block).as_chunks_mut().0.iter_mut().zip(codes) {
+        *stored = pack_nibbles(codes);
+    }
+    block
 }
 
 fn decode(scale: f32, codes: &[u8; 16], out: &mut [f32; 32]) {

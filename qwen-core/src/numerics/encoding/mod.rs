@@ -2,8 +2,8 @@
 //!
 //! Every encoding stores a row of values as whole *blocks*: a fixed number of values in a fixed number of bytes. A plain
 //! element type is a block of one value. One file a family holds the exact scalar decoders, which every kernel is
-//! compared with. Not here: where rows lie ([`crate::backend::MatrixPart`]), how kernels pack them (each backend), and
-//! what kernels may round ([`crate::Precision`]).
+//! compared with; `quantize` holds their inverses. Not here: where rows lie ([`crate::backend::MatrixPart`]), how kernels
+//! pack them (each backend), and what kernels may round ([`crate::Precision`]).
 
 mod block;
 mod float;
@@ -15,6 +15,7 @@ pub mod iq4;
 pub mod k_quants;
 pub mod legacy;
 mod q8;
+mod quantize;
 
 use std::fmt;
 use std::str::FromStr;
