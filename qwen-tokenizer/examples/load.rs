@@ -1,5 +1,5 @@
-//! How long a checkpoint's tokenizer takes to load, from its folder and from what a GGUF file has of it, to encode a long
-//! text and to render a chat.
+//! How long a checkpoint's tokenizer takes to load, from its folder and from what a GGUF file has of it, to encode a
+//! long text and to render a chat.
 //!
 //! `cargo run --release -p qwen-tokenizer --example load -- FOLDER`
 

@@ -14,7 +14,7 @@ use crate::added::{AddedToken, AddedTokens};
 use crate::components::Components;
 use crate::config::{Config, DEFAULT_TEMPLATE};
 use crate::error::{Error, Result};
-use crate::file::MAX_ADDED_TOKENS;
+use crate::file::{MAX_ADDED_TOKENS, MAX_BYTES};
 use crate::pipeline::Pipeline;
 use crate::split::{BYTE_LEVEL_PATTERN, LinearSplit, QWEN2_PATTERN};
 use crate::vocabulary::{MAX_MERGES, MAX_TOKENS, Model, check_token};
@@ -79,9 +79,13 @@ impl GgufVocabulary<'_> {
             return Err(Error::unsupported(self.file, "tokenizer.ggml.model", found, help));
         }
         let components = self.components()?;
-        for (key, found, most) in [(TOKENS, self.tokens.len(), MAX_TOKENS), (MERGES, self.merges.len(), MAX_MERGES)] {
-            if found > most {
-                return Err(self.invalid(key, format!("has {found} entries, more than {most}")));
+        for (key, list, most) in [(TOKENS, self.tokens, MAX_TOKENS), (MERGES, self.merges, MAX_MERGES)] {
+            if list.len() > most {
+                return Err(self.invalid(key, format!("has {} entries, more than {most}", list.len())));
+            }
+            let bytes = list.iter().fold(0, |bytes: u64, text| bytes.saturating_add(text.len() as u64));
+            if bytes > MAX_BYTES {
+                return Err(self.invalid(key, format!("has {bytes} bytes, more than {MAX_BYTES}")));
             }
         }
         let (mut vocab, added) = self.tokens()?;
@@ -184,8 +188,7 @@ impl GgufVocabulary<'_> {
         Ok(merges)
     }
 
-    /// The first merge with a token that is not there. To ask for each one before it is needed would take as long as the
-    /// rest of loading.
+    /// The first merge with a token that is not there. The library finds it while it builds, and does not say which.
     fn unknown_merge(&self) -> Error {
         let tokens = self.tokens.iter().zip(self.token_types).filter(|(token, kind)| !is_padding(token, **kind));
         let known: HashSet<&str> = tokens.map(|(token, _)| *token).collect();
@@ -210,10 +213,7 @@ impl GgufVocabulary<'_> {
             ("unk_token", "tokenizer.ggml.unknown_token_id", self.unknown_token_id),
         ] {
             let Some(id) = id else { continue };
-            let at = usize::try_from(id).ok().filter(|&at| at < self.tokens.len());
-            let (Some(&token), Some(&kind)) =
-                (at.and_then(|at| self.tokens.get(at)), at.and_then(|at| self.token_types.get(at)))
-            else {
+            let Some((&token, &kind)) = self.tokens.iter().zip(self.token_types).nth(id as usize) else {
                 return Err(self.invalid(key, format!("is {id}, and there are {} tokens", self.tokens.len())));
             };
             if !is_padding(token, kind) {

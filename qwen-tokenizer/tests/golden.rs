@@ -1,7 +1,7 @@
 //! The checkpoint's own tokenizer against ids and texts that Python's transformers gives.
 //!
-//! Each test takes it from tokenizer.json and from the metadata of a GGUF file that llama.cpp made. The goldens are found
-//! by `QWEN_GOLDEN`, else in `../shared/golden` beside the workspace; where they are absent these tests say so and pass.
+//! It is taken from tokenizer.json and from the metadata of a GGUF file that llama.cpp made. The goldens are found by
+//! `QWEN_GOLDEN`, else in `../shared/golden` beside the workspace; where they are absent these tests say so and pass.
 //! The tests of `fixture.rs`, `gguf.rs` and `properties.rs` run everywhere.
 
 mod common;
