@@ -5,6 +5,7 @@
 
 pub mod folder;
 pub mod mutate;
+pub mod packed;
 pub mod targets;
 
 /// Make a binary of a target: libFuzzer's under cargo-fuzz, else one that runs the target on the files named by its

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use qwen_core::checkpoint::config::Quantization;
 use qwen_core::checkpoint::{Header, Index};
 use qwen_core::{Config, GenerationConfig, Rope};
 use qwen_tokenizer::{ChatInput, ChatTemplate, Error, GgufVocabulary, Message, Tokenizer};
@@ -14,11 +15,13 @@ pub const ALL: &[(&str, Target)] = &[
     ("header", header),
     ("config", config),
     ("generation_config", generation_config),
+    ("quantization_config", quantization_config),
     ("index", index),
     ("template", template),
     ("tokenizer", tokenizer),
     ("tokenizer_config", tokenizer_config),
     ("gguf_vocabulary", gguf_vocabulary),
+    ("packed", crate::packed::packed),
     ("folder", crate::folder::folder),
 ];
 
@@ -76,6 +79,26 @@ pub fn generation_config(text: &[u8]) {
     assert!(!config.do_sample || config.temperature > 0.0);
     assert!((0.0..=1.0).contains(&config.top_p) && (0.0..=1.0).contains(&config.min_p));
     assert!(config.repetition_penalty > 0.0 && config.repetition_penalty.is_finite());
+}
+
+/// A `quantization_config`, as the file beside a `config.json` and within one: an accepted one has groups that blocks
+/// can have, and both places read alike.
+pub fn quantization_config(text: &[u8]) {
+    let Some(text) = utf8(text) else { return };
+    let alone = Quantization::from_json("quantize_config.json", text).ok();
+    assert!(alone.iter().all(|it| it.group_size.is_none_or(|size| size > 0 && size.is_multiple_of(32))), "{alone:?}");
+    let Ok(mut object) = serde_json::from_str::<serde_json::Value>(text) else { return };
+    let Some(keys) = object.as_object_mut() else { return };
+    if keys.get("quant_method").is_none_or(serde_json::Value::is_null) {
+        keys.insert("quant_method".into(), "gptq".into());
+    }
+    let config = serde_json::json!({
+        "model_type": "qwen2", "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1,
+        "num_attention_heads": 1, "vocab_size": 64, "max_position_embeddings": 64, "rms_norm_eps": 1e-6,
+        "rope_theta": 1e6, "quantization_config": object,
+    });
+    let within = Config::from_json("config.json", &config.to_string()).ok();
+    assert_eq!(within.and_then(|config| config.quantization), alone);
 }
 
 /// A `model.safetensors.index.json`: no shard of an accepted one is outside the folder.

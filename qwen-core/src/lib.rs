@@ -1,8 +1,8 @@
 //! Checkpoints, the transformer over a [`Backend`] trait, batches, K/V, sampling, and an engine by token ids.
 //!
-//! This crate knows no text and no kernel. The way of a token: [`engine::EngineCore`] schedules a [`batch::Batch`], a
-//! [`runner::Runner`] carries it to a device, [`model::Model`] issues the operations of a [`Backend`], and
-//! [`sampling::Sampler`] draws from the logits that come back.
+//! This crate knows no text and no kernel. The way of a token: [`engine::EngineCore`] schedules a
+//! [`model::batch::Batch`], a [`model::runner::Runner`] carries it to a device, [`model::Model`] issues the operations of
+//! a [`Backend`], and [`engine::sampling::Sampler`] draws from the logits that come back.
 //!
 //! # Map
 //!

@@ -47,7 +47,7 @@ pub(crate) const GPUS: [((u32, u32), Precision); 3] =
 /// Cases of the suite that, beside the checks of sizes, reach every kernel in little time.
 const CASES: [&str; 11] = [
     "embed/rows",
-    "rms_norm/plain",
+    "rms_norm/shapes",
     "rope/every_geometry",
     "attention/ragged_batches",
     "attention/contexts",

@@ -98,15 +98,8 @@ impl Backend for Reference {
         let mut out = values.chunks_exact_mut(cols);
         for part in view.parts {
             let mut stored = RowReader::new(part);
-            let mut decoded = vec![0.0; cols];
             for (row, out) in (0..part.rows).zip(&mut out) {
-                part.encoding.decode_row(stored.row(row)?, &mut decoded);
-                match part.column_order {
-                    None => out.copy_from_slice(&decoded),
-                    Some(order) => {
-                        order.iter().zip(&decoded).for_each(|(&col, &value)| out[col as usize] = value);
-                    }
-                }
+                stored.decode(row, out)?;
             }
         }
         Ok(Matrix { rows, cols, values })

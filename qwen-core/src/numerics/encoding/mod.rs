@@ -2,15 +2,25 @@
 //!
 //! Every encoding stores a row of values as whole *blocks*: a fixed number of values in a fixed number of bytes. A plain
 //! element type is a block of one value. One file a family holds the exact scalar decoders, which every kernel is
-//! compared with. Not here: where rows lie ([`crate::backend::MatrixPart`]), how kernels pack them (each backend), and
-//! what kernels may round ([`crate::Precision`]).
+//! compared with; `quantize` holds their inverses. Not here: where rows lie ([`crate::backend::MatrixPart`]), how kernels
+//! pack them (each backend), and what kernels may round ([`crate::Precision`]).
 
 mod block;
 mod float;
+pub mod grids;
 mod group;
+mod iq2;
+mod iq3;
+pub mod iq4;
+pub mod k_quants;
+pub mod legacy;
 mod q8;
+mod quantize;
 
 use std::fmt;
+use std::str::FromStr;
+
+use crate::{Error, Result};
 
 pub use block::Block;
 pub use group::{GroupBits, GroupEncoding};
@@ -66,6 +76,30 @@ pub enum Encoding {
 }
 
 impl Encoding {
+    /// All encodings that have a name, which are all but [`Encoding::Group`].
+    pub const NAMED: [Encoding; 20] = [
+        Encoding::F32,
+        Encoding::F16,
+        Encoding::Bf16,
+        Encoding::Q4_0,
+        Encoding::Q4_1,
+        Encoding::Q5_0,
+        Encoding::Q5_1,
+        Encoding::Q8_0,
+        Encoding::Q2K,
+        Encoding::Q3K,
+        Encoding::Q4K,
+        Encoding::Q5K,
+        Encoding::Q6K,
+        Encoding::Iq4Nl,
+        Encoding::Iq4Xs,
+        Encoding::Iq2Xxs,
+        Encoding::Iq2Xs,
+        Encoding::Iq2S,
+        Encoding::Iq3Xxs,
+        Encoding::Iq3S,
+    ];
+
     /// The block that rows consist of.
     ///
     /// ```
@@ -136,8 +170,23 @@ impl Encoding {
             Encoding::F16 => float::decode_f16(bytes, out),
             Encoding::Bf16 => float::decode_bf16(bytes, out),
             Encoding::Q8_0 => q8::decode(bytes, out),
+            Encoding::Q4_0 => legacy::decode_q4_0(bytes, out),
+            Encoding::Q4_1 => legacy::decode_q4_1(bytes, out),
+            Encoding::Q5_0 => legacy::decode_q5_0(bytes, out),
+            Encoding::Q5_1 => legacy::decode_q5_1(bytes, out),
+            Encoding::Q2K => k_quants::decode_q2_k(bytes, out),
+            Encoding::Q3K => k_quants::decode_q3_k(bytes, out),
+            Encoding::Q4K => k_quants::decode_q4_k(bytes, out),
+            Encoding::Q5K => k_quants::decode_q5_k(bytes, out),
+            Encoding::Q6K => k_quants::decode_q6_k(bytes, out),
+            Encoding::Iq4Nl => iq4::decode_nl(bytes, out),
+            Encoding::Iq4Xs => iq4::decode_xs(bytes, out),
+            Encoding::Iq2Xxs => iq2::decode_xxs(bytes, out),
+            Encoding::Iq2Xs => iq2::decode_xs(bytes, out),
+            Encoding::Iq2S => iq2::decode_s(bytes, out),
+            Encoding::Iq3Xxs => iq3::decode_xxs(bytes, out),
+            Encoding::Iq3S => iq3::decode_s(bytes, out),
             Encoding::Group(group) => group.decode(bytes, out),
-            other => todo!("{other}"),
         }
     }
 }
@@ -168,6 +217,26 @@ impl fmt::Display for Encoding {
             Encoding::Group(group) => {
                 return write!(f, "INT{} in groups of {}", group.bits.count(), group.group_size);
             }
+        })
+    }
+}
+
+/// Reads the name that an encoding is displayed by, in capitals or not.
+///
+/// ```
+/// use qwen_core::Encoding;
+/// assert_eq!("q4_k".parse::<Encoding>().unwrap(), Encoding::Q4K);
+/// let error = "Q9_K".parse::<Encoding>().unwrap_err();
+/// assert!(error.to_string().contains("`Q9_K`") && error.to_string().contains("Q4_K, "));
+/// ```
+impl FromStr for Encoding {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        let named = |encoding: &Encoding| encoding.to_string().eq_ignore_ascii_case(name);
+        Encoding::NAMED.into_iter().find(named).ok_or_else(|| {
+            let names = Encoding::NAMED.map(|encoding| encoding.to_string()).join(", ");
+            Error::argument("encoding", format!("`{name}` is none of {names}"))
         })
     }
 }
