@@ -5,7 +5,7 @@ use std::path::Path;
 use qwen_core::checkpoint::config::Quantization;
 use qwen_core::checkpoint::{Header, Index};
 use qwen_core::{Config, GenerationConfig, Rope};
-use qwen_tokenizer::{ChatInput, ChatTemplate, Message, Tokenizer};
+use qwen_tokenizer::{ChatInput, ChatTemplate, Error, GgufVocabulary, Message, Tokenizer};
 
 /// What is fuzzed: it takes any bytes and panics where a promise is broken.
 pub type Target = fn(&[u8]);
@@ -22,6 +22,7 @@ pub const ALL: &[(&str, Target)] = &[
     ("tokenizer_config", tokenizer_config),
     ("gguf", crate::gguf::header),
     ("gguf_tensors", crate::gguf::tensors),
+    ("gguf_vocabulary", gguf_vocabulary),
     ("packed", crate::packed::packed),
     ("folder", crate::folder::folder),
 ];
@@ -132,7 +133,54 @@ const TEXT: &str = "It's  a test: 123 n\u{e9}e\u{301} \u{5929}\u{1f600}\t\n <|im
 
 /// A `tokenizer.json`: an accepted one encodes, and pieces are the whole.
 pub fn tokenizer(json: &[u8]) {
-    let Ok(tokenizer) = Tokenizer::from_bytes(json, Some(TOKENIZER_CONFIG_JSON)) else { return };
+    if let Ok(tokenizer) = Tokenizer::from_bytes(json, Some(TOKENIZER_CONFIG_JSON)) {
+        codec(&tokenizer);
+    }
+}
+
+/// What a GGUF file has of a tokenizer, in lines of a key and a value, so that any bytes are such lists: a token's key
+/// is its type, a merge's is `merge`. An accepted one encodes, and pieces are the whole.
+pub fn gguf_vocabulary(lines: &[u8]) {
+    let lines = String::from_utf8_lossy(lines);
+    let (mut tokens, mut token_types, mut merges, mut templates) = (vec![], vec![], vec![], vec![]);
+    let mut vocabulary = GgufVocabulary { file: "model.gguf", model: "gpt2", ..Default::default() };
+    for line in lines.lines() {
+        let (key, value) = line.split_once(' ').unwrap_or((line, ""));
+        let id = value.parse().ok();
+        match key {
+            "model" => vocabulary.model = value,
+            "pre" => vocabulary.pre = Some(value),
+            "merge" => merges.push(value),
+            "bos" => vocabulary.bos_token_id = id,
+            "eos" => vocabulary.eos_token_id = id,
+            "pad" => vocabulary.padding_token_id = id,
+            "unk" => vocabulary.unknown_token_id = id,
+            "add_bos" => vocabulary.add_bos_token = true,
+            "template" => vocabulary.chat_template = Some(value),
+            "named" => templates.extend(value.split_once(' ')),
+            "type" => token_types.extend(id.map(|id: u32| id as i32)),
+            kind => {
+                tokens.push(value);
+                token_types.extend(kind.parse::<i32>());
+            }
+        }
+    }
+    let lists = (tokens.as_slice(), token_types.as_slice(), merges.as_slice());
+    (vocabulary.tokens, vocabulary.token_types, vocabulary.merges) = lists;
+    vocabulary.named_chat_templates = &templates;
+    match Tokenizer::from_gguf_vocabulary(&vocabulary) {
+        Ok(tokenizer) => {
+            assert!(tokenizer.num_ids() <= tokens.len() && tokenizer.len() <= tokens.len());
+            codec(&tokenizer);
+        }
+        Err(Error::Invalid { file, .. } | Error::Unsupported { file, .. }) => assert_eq!(file, "model.gguf"),
+        // A template's.
+        Err(_) => {}
+    }
+}
+
+/// An accepted tokenizer encodes, and pieces are the whole.
+fn codec(tokenizer: &Tokenizer) {
     for parse_special in [false, true] {
         let Ok(ids) = tokenizer.encode(TEXT, parse_special) else { continue };
         assert!(ids.iter().all(|&id| (id as usize) < tokenizer.num_ids()), "{ids:?}");
@@ -143,7 +191,7 @@ pub fn tokenizer(json: &[u8]) {
         text.extend(stream.finish());
         assert_eq!(text, tokenizer.decode(&ids, false));
     }
-    chat(&tokenizer);
+    chat(tokenizer);
 }
 
 /// A `tokenizer_config.json`: an accepted one renders chats or says why not.

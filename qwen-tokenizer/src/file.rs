@@ -19,7 +19,7 @@ use crate::pipeline::Pipeline;
 use crate::vocabulary::Vocabulary;
 
 /// Twice the largest file that known models of any family have; beyond it lies a mistake or an attack.
-const MAX_BYTES: u64 = 64 << 20;
+pub(crate) const MAX_BYTES: u64 = 64 << 20;
 /// Known models have up to some thousands.
 pub(crate) const MAX_ADDED_TOKENS: usize = 1 << 14;
 

@@ -4,6 +4,8 @@
 //! spells that rule out and keeps added tokens apart. Here the one is put into the terms of the other, so that ids and
 //! texts are the same from either. Reading GGUF is not done here: whoever does hands over what it found.
 
+use std::collections::HashSet;
+
 use ahash::AHashMap;
 use tokenizers::models::bpe::BPE;
 use tokenizers::normalizers::{NFC, NormalizerWrapper};
@@ -12,7 +14,7 @@ use crate::added::{AddedToken, AddedTokens};
 use crate::components::Components;
 use crate::config::{Config, DEFAULT_TEMPLATE};
 use crate::error::{Error, Result};
-use crate::file::MAX_ADDED_TOKENS;
+use crate::file::{MAX_ADDED_TOKENS, MAX_BYTES};
 use crate::pipeline::Pipeline;
 use crate::split::{BYTE_LEVEL_PATTERN, LinearSplit, QWEN2_PATTERN};
 use crate::vocabulary::{MAX_MERGES, MAX_TOKENS, Model, check_token};
@@ -77,14 +79,18 @@ impl GgufVocabulary<'_> {
             return Err(Error::unsupported(self.file, "tokenizer.ggml.model", found, help));
         }
         let components = self.components()?;
-        for (key, found, most) in [(TOKENS, self.tokens.len(), MAX_TOKENS), (MERGES, self.merges.len(), MAX_MERGES)] {
-            if found > most {
-                return Err(self.invalid(key, format!("has {found} entries, more than {most}")));
+        for (key, list, most) in [(TOKENS, self.tokens, MAX_TOKENS), (MERGES, self.merges, MAX_MERGES)] {
+            if list.len() > most {
+                return Err(self.invalid(key, format!("has {} entries, more than {most}", list.len())));
+            }
+            let bytes = list.iter().fold(0, |bytes: u64, text| bytes.saturating_add(text.len() as u64));
+            if bytes > MAX_BYTES {
+                return Err(self.invalid(key, format!("has {bytes} bytes, more than {MAX_BYTES}")));
             }
         }
         let (mut vocab, added) = self.tokens()?;
         let merges = self.merges(&mut vocab, &added)?;
-        let model = Model::new(BPE::builder(), vocab, merges).map_err(|e| self.invalid(MERGES, e.to_string()))?;
+        let model = Model::new(BPE::builder(), vocab, merges).map_err(|_| self.unknown_merge())?;
         Ok((added, Pipeline::new(components, model), self.config()?))
     }
 
@@ -155,30 +161,46 @@ impl GgufVocabulary<'_> {
         Ok((vocab, added))
     }
 
-    /// The merges, all of whose tokens are in `vocab` then: an added token may be one that BPE makes, too.
+    /// The merges. Added tokens that BPE makes, too, are put into `vocab`.
     fn merges(&self, vocab: &mut AHashMap<String, u32>, added: &AddedTokens) -> Result<Vec<(String, String)>> {
+        let mut longest = vocab.keys().map(String::len).max().unwrap_or(0);
         let mut merges = Vec::with_capacity(self.merges.len());
         let mut merged = String::new();
         for (i, merge) in self.merges.iter().enumerate() {
-            let invalid = |problem: String| self.invalid(&format!("{MERGES}[{i}]"), problem);
             let parts = merge.split_once(' ').filter(|(left, right)| !left.is_empty() && !right.is_empty());
             let Some((left, right)) = parts.filter(|(_, right)| !right.contains(' ')) else {
-                return Err(invalid(format!("`{merge:.80}` is not two tokens with a space between them")));
+                let problem = format!("`{merge:.80}` is not two tokens with a space between them");
+                return Err(self.invalid(&format!("{MERGES}[{i}]"), problem));
             };
             merged.clear();
             merged.extend([left, right]);
             for token in [left, right, &merged] {
-                if vocab.contains_key(token) {
-                    continue;
+                if let Some(added) = added.by_content(token) {
+                    vocab.entry(token.to_owned()).or_insert(added.id);
+                    longest = longest.max(token.len());
                 }
-                let Some(added) = added.by_content(token) else {
-                    return Err(invalid(format!("`{merge:.80}` needs `{token:.80}`, which is not in {TOKENS}")));
-                };
-                vocab.insert(token.to_owned(), added.id);
+            }
+            if merged.len() > longest {
+                return Err(self.unknown_merge());
             }
             merges.push((left.to_owned(), right.to_owned()));
         }
         Ok(merges)
+    }
+
+    /// The first merge with a token that is not there. The library finds it while it builds, and does not say which.
+    fn unknown_merge(&self) -> Error {
+        let tokens = self.tokens.iter().zip(self.token_types).filter(|(token, kind)| !is_padding(token, **kind));
+        let known: HashSet<&str> = tokens.map(|(token, _)| *token).collect();
+        for (i, merge) in self.merges.iter().enumerate() {
+            let merged = merge.replace(' ', "");
+            let mut needed = merge.split(' ').chain([merged.as_str()]);
+            if let Some(token) = needed.find(|token| !known.contains(token)) {
+                let problem = format!("`{merge:.80}` needs `{token:.80}`, which is not in {TOKENS}");
+                return self.invalid(&format!("{MERGES}[{i}]"), problem);
+            }
+        }
+        self.invalid(MERGES, "one is longer than every token".into())
     }
 
     /// The templates and named tokens.
@@ -191,10 +213,7 @@ impl GgufVocabulary<'_> {
             ("unk_token", "tokenizer.ggml.unknown_token_id", self.unknown_token_id),
         ] {
             let Some(id) = id else { continue };
-            let at = usize::try_from(id).ok().filter(|&at| at < self.tokens.len());
-            let (Some(&token), Some(&kind)) =
-                (at.and_then(|at| self.tokens.get(at)), at.and_then(|at| self.token_types.get(at)))
-            else {
+            let Some((&token, &kind)) = self.tokens.iter().zip(self.token_types).nth(id as usize) else {
                 return Err(self.invalid(key, format!("is {id}, and there are {} tokens", self.tokens.len())));
             };
             if !is_padding(token, kind) {

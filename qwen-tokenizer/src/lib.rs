@@ -40,9 +40,10 @@
 //!
 //! # Where things are
 //!
-//! [`Tokenizer`] in `tokenizer` (and `lookup`) puts the parts together: `file` and `config` read the checkpoint's files,
-//! `gguf` takes a GGUF file's vocabulary, `added` finds control tokens, `pipeline` and `split` encode the text between them, `decode` goes back; `message` and
-//! `tool` are the types of a chat, `template` renders it by `jinja`, `chat` encodes the result.
+//! [`Tokenizer`] in `tokenizer` (and `lookup`) puts the parts together: `file` and `config` read the checkpoint's
+//! files, `gguf` takes the vocabulary of a GGUF file; `added` finds control tokens, `pipeline` and `split` encode the
+//! text between them, `decode` goes back; `message` and `tool` are the types of a chat, `template` renders it by
+//! `jinja`, `chat` encodes the result.
 
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::string_slice)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::string_slice))]

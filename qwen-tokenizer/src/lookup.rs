@@ -128,7 +128,8 @@ impl Tokenizer {
         self.inner.added.iter().map(|token| token.id)
     }
 
-    /// The id of tokenizer_config.json's `eos_token`, or a GGUF file's `eos_token_id`, with which this checkpoint's template ends a turn.
+    /// The id of tokenizer_config.json's `eos_token`, or a GGUF file's `eos_token_id`, with which this checkpoint's
+    /// template ends a turn.
     ///
     /// generation_config.json may name further ids that end an answer; stop at any of them.
     ///
