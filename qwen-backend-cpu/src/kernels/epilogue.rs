@@ -129,6 +129,8 @@ impl Heads {
         tokens: usize,
         sums: &mut [f32],
     ) {
+        // One pointer for all: a slice of the sums would take the others' right to them.
+        let (base, len) = (sums.as_mut_ptr(), sums.len());
         let dim = self.heads.head_dim;
         let per_head = dim / UNIT;
         let (queries, keys) = (self.heads.num_attention_heads, self.heads.num_key_value_heads);
@@ -136,27 +138,31 @@ impl Heads {
             let head = first_unit / per_head + h;
             for token in 0..tokens {
                 let row = start + token;
-                // Where channel `i` of the head lies among the sums.
-                let at = |i: usize| ((h * per_head + i / UNIT) * tokens + token) * UNIT + i % UNIT;
+                // Sixteen channels of the head among the sums, from channel `i` on.
+                let at = |i: usize| {
+                    let first = ((h * per_head + i / UNIT) * tokens + token) * UNIT + i % UNIT;
+                    assert!(first + LANES <= len, "channel {i} of head {head}");
+                    base.wrapping_add(first)
+                };
                 // SAFETY: passed on to the caller; sixteen channels from a multiple of 16 on lie side by side.
                 unsafe {
                     let bias = self.bias.slice(head * dim, dim).as_ptr();
                     for i in (0..dim).step_by(LANES) {
-                        let p = sums[at(i)..][..LANES].as_mut_ptr();
+                        let p = at(i);
                         s.store(s.add(s.load(p), s.load(bias.add(i))), p);
                     }
                     if head < queries + keys {
                         let cos = self.cos_sin.slice(row * dim, dim).as_ptr();
                         for i in (0..dim / 2).step_by(LANES) {
-                            let a = sums[at(i)..][..LANES].as_mut_ptr();
-                            let b = sums[at(i + dim / 2)..][..LANES].as_mut_ptr();
+                            let a = at(i);
+                            let b = at(i + dim / 2);
                             rotate(s, a, b, cos.add(i), cos.add(dim / 2 + i));
                         }
                     }
                     if head < queries {
                         let out = self.qkv.slice_mut(row * self.heads.qkv_size() + head * dim, dim).as_mut_ptr();
                         for i in (0..dim).step_by(LANES) {
-                            s.store(s.load(sums[at(i)..][..LANES].as_ptr()), out.add(i));
+                            s.store(s.load(at(i)), out.add(i));
                         }
                         continue;
                     }
@@ -165,7 +171,7 @@ impl Heads {
                         continue;
                     }
                     for i in (0..dim).step_by(LANES) {
-                        let p = sums[at(i)..][..LANES].as_ptr();
+                        let p = at(i);
                         if head < queries + keys {
                             store_kv::store_key(s, &self.kv, self.layer, head - queries, slot, i, s.load(p), LANES);
                         } else {
