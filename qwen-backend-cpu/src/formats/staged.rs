@@ -88,14 +88,17 @@ pub(crate) unsafe fn values<S: Simd, F: Format>(
     sub: usize,
     out: *mut f32,
 ) {
-    let mut apart = [0u8; BYTES];
+    /// Floats lie behind the lines.
+    #[repr(align(64))]
+    struct Aligned([u8; BYTES]);
+    let mut apart = Aligned([0; BYTES]);
     // SAFETY: passed on to the caller; a staged sub-block fits.
     unsafe {
         let (affine, codes) = if F::STAGED {
-            stage(s, format, scales, codes, sub, apart.as_mut_ptr());
-            let floats = apart.as_ptr().add(LINES * LINE).cast::<f32>();
+            stage(s, format, scales, codes, sub, apart.0.as_mut_ptr());
+            let floats = apart.0.as_ptr().add(LINES * LINE).cast::<f32>();
             let scale = [s.load(floats), s.load(floats.add(LANES))];
-            (Affine { scale, offset: [s.splat(0.0); 2], zero: s.splat(0.0) }, apart.as_ptr())
+            (Affine { scale, offset: [s.splat(0.0); 2], zero: s.splat(0.0) }, apart.0.as_ptr())
         } else {
             let (scales, codes, within) = find(format, scales, codes, sub);
             (format.affine(s, scales, within), codes)
