@@ -22,7 +22,7 @@ use crate::weight::Layout;
 /// let table = WeightShape { role: WeightRole::Embedding, parts: vec![(Encoding::Bf16, 151_936)], cols: 896 };
 /// let footprint = WgpuFootprint::with_limits(128 << 20, 256 << 20);
 /// assert_eq!(footprint.weight_slabs(&table)?, 3);
-/// assert_eq!(footprint.weight_bytes(&table)?, table.stored_bytes());
+/// assert_eq!(footprint.weight_bytes(&table)?, table.stored_bytes()?);
 /// # Ok::<(), qwen_core::Error>(())
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
