@@ -24,7 +24,7 @@ mod output;
 /// How fast a model runs.
 #[derive(Parser)]
 struct Args {
-    /// The folder of the checkpoint.
+    /// The folder of the checkpoint, or a GGUF file.
     #[arg(long)]
     model: PathBuf,
     /// Tokens of the prompt.

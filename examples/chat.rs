@@ -26,7 +26,7 @@ use rustyline::{Config, DefaultEditor};
 /// Chat with a Qwen2.5 model.
 #[derive(Parser)]
 struct Args {
-    /// The folder of the checkpoint; the demo checkpoint when absent.
+    /// The folder of the checkpoint, or a GGUF file; the demo checkpoint when absent.
     #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/demo-model"))]
     model: PathBuf,
     /// Answer this on stdout and end.

@@ -138,7 +138,7 @@ impl Backend for RowMajor {
         for part in view.parts {
             let mut stored = RowReader::new(part);
             for (row, out) in (0..part.rows).zip(&mut out) {
-                part.encoding.decode_row(stored.row(row)?, out);
+                stored.decode(row, out)?;
             }
         }
         Ok(Matrix { rows, cols, values })

@@ -18,7 +18,7 @@ mod output;
 /// The devices of this machine, and how a model fits on each.
 #[derive(Parser)]
 struct Args {
-    /// The folder of a checkpoint to plan for each device.
+    /// The folder of a checkpoint, or a GGUF file, to plan for each device.
     #[arg(long)]
     model: Option<PathBuf>,
     /// Positions of a conversation; the longest that fits when absent.

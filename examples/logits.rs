@@ -16,7 +16,7 @@ use safetensors::tensor::{Dtype, TensorView};
 /// The logits of prompts and their greedy continuations.
 #[derive(Parser)]
 struct Args {
-    /// The folder of the checkpoint.
+    /// The folder of the checkpoint, or a GGUF file.
     #[arg(long)]
     model: PathBuf,
     /// A prompt of token ids, separated by commas. May be repeated.

@@ -19,7 +19,7 @@ mod output;
 /// How much memory a model takes, before it is loaded.
 #[derive(Parser)]
 struct Args {
-    /// The folder of the checkpoint.
+    /// The folder of the checkpoint, or a GGUF file.
     #[arg(long)]
     model: PathBuf,
     /// Positions of a conversation; the longest that fits when absent.

@@ -14,7 +14,7 @@ use qwen::{ChatInput, Device, Engine, GenerateOptions, Message};
 /// The model card's Python quickstart.
 #[derive(Parser)]
 struct Args {
-    /// The folder of the checkpoint.
+    /// The folder of the checkpoint, or a GGUF file.
     #[arg(default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/demo-model"))]
     model_name: PathBuf,
     /// Where to run: auto, cpu, cuda, cuda:ORDINAL, wgpu, wgpu:INDEX, wgpu:NAME.

@@ -21,7 +21,7 @@ use qwen::{Device, EngineOptions, GenerateOptions, Ranks};
 /// Answer a question with a model that runs over several processes.
 #[derive(Parser)]
 struct Args {
-    /// The folder of the checkpoint, on each machine; the demo checkpoint when absent.
+    /// The folder of the checkpoint, or a GGUF file, on each machine; the demo checkpoint when absent.
     #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/demo-model"))]
     model: PathBuf,
     /// The question.

@@ -1,12 +1,13 @@
 //! Texts and conversations to token ids.
 //!
 //! ```text
-//! cargo run --release --example tokenize -- --model DIR --json IN --out OUT
+//! cargo run --release --example tokenize -- --model PATH --json IN --out OUT
 //! ```
 //!
 //! IN is a list of `{"text": "...", "parse_special": true}` or `{"messages": [...], "tools": [...],
 //! "add_generation_prompt": true, "trust_contents": false}`; the values shown are the defaults. OUT is the same list with
-//! `ids`, and `text` for conversations. DIR needs only the tokenizer's files.
+//! `ids`, and `text` for conversations. PATH is a folder that needs only the
+//! tokenizer's files, or a GGUF file.
 
 use std::error::Error;
 use std::fs;
@@ -19,7 +20,8 @@ use serde_json::{Value, json};
 /// Texts and conversations to token ids.
 #[derive(Parser)]
 struct Args {
-    /// The folder with tokenizer.json, and tokenizer_config.json or chat_template.jinja for conversations.
+    /// The folder with tokenizer.json, and tokenizer_config.json or chat_template.jinja for conversations; or a GGUF file,
+    /// or a folder that holds one.
     #[arg(long)]
     model: PathBuf,
     /// The list to encode.
@@ -32,7 +34,7 @@ struct Args {
 
 fn main() -> Result<(), Box<dyn Error>> {
     let args = Args::parse();
-    let tokenizer = Tokenizer::from_dir(&args.model)?;
+    let tokenizer = qwen::load_tokenizer(&args.model)?;
     let mut items: Vec<Value> = serde_json::from_slice(&fs::read(&args.json)?)?;
     for (index, item) in items.iter_mut().enumerate() {
         encode(&tokenizer, item).map_err(|error| format!("{}: item {index}: {error}", args.json.display()))?;

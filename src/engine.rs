@@ -1,7 +1,7 @@
 //! A loaded model: a handle to a thread that computes. What it can be asked for is beside the answers: `generate.rs`,
 //! `logits.rs` and `chat.rs`; `load.rs` makes it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use qwen_core::engine::{Intake, Work};
@@ -11,7 +11,7 @@ use qwen_core::{Config, Encoding, GenerationConfig};
 use qwen_tokenizer::Tokenizer;
 
 use crate::device::Device;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::worker::Worker;
 
 /// A loaded model. Cheap to clone; all clones are one model, and may be used from any thread.
@@ -35,9 +35,30 @@ struct Inner {
     parts: EngineParts,
 }
 
-/// The folder that holds no tokenizer files.
-#[derive(Debug)]
-pub(crate) struct MissingTokenizer(pub(crate) PathBuf);
+/// Why a model has no tokenizer.
+#[derive(Debug, Clone)]
+pub(crate) struct MissingTokenizer {
+    path: PathBuf,
+    reason: &'static str,
+}
+
+impl MissingTokenizer {
+    pub(crate) fn in_folder(path: &Path) -> Self {
+        let reason = "there is no tokenizer.json: put it beside the weights, or work by token ids";
+        MissingTokenizer { path: path.into(), reason }
+    }
+
+    pub(crate) fn in_gguf(path: &Path) -> Self {
+        let reason = "the file has no vocabulary (key `tokenizer.ggml.tokens`): use another one, or work by token ids";
+        MissingTokenizer { path: path.into(), reason }
+    }
+}
+
+impl From<MissingTokenizer> for Error {
+    fn from(MissingTokenizer { path, reason }: MissingTokenizer) -> Self {
+        qwen_core::Error::unsupported(format!("text with {}", path.display()), reason).into()
+    }
+}
 
 /// What a handle knows about its model.
 #[derive(Debug)]
@@ -79,23 +100,20 @@ impl Engine {
     /// # Errors
     /// When the checkpoint came without one: such an engine works by token ids.
     pub fn tokenizer(&self) -> Result<&Tokenizer> {
-        self.inner.parts.tokenizer.as_ref().map_err(|MissingTokenizer(path)| {
-            let reason = "there is no tokenizer.json: put it beside the weights, or work by token ids";
-            qwen_core::Error::unsupported(format!("text with {}", path.display()), reason).into()
-        })
+        self.inner.parts.tokenizer.as_ref().map_err(|missing| missing.clone().into())
     }
 
-    /// What config.json says, with the options' YaRN.
+    /// What config.json, or a GGUF file, says, with the options' YaRN.
     pub fn config(&self) -> &Config {
         &self.inner.parts.config
     }
 
-    /// What generation_config.json says.
+    /// What generation_config.json, or a GGUF file, says.
     pub fn generation_config(&self) -> &GenerationConfig {
         &self.inner.parts.generation_config
     }
 
-    /// Tokens that end an answer: of config.json, generation_config.json and the tokenizer together.
+    /// Tokens that end an answer: of config.json, generation_config.json (or a GGUF file) and the tokenizer together.
     pub fn stop_token_ids(&self) -> &[u32] {
         &self.inner.parts.stop_token_ids
     }
@@ -110,7 +128,7 @@ impl Engine {
         &self.inner.parts.plan
     }
 
-    /// How the checkpoint's matrices are encoded.
+    /// How the checkpoint's matrices are encoded: as most values of the layers are, where it mixes several encodings.
     pub fn weight_encoding(&self) -> Encoding {
         self.inner.parts.weight_encoding
     }

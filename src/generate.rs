@@ -15,12 +15,16 @@ use crate::error::{Error, Result};
 use crate::worker::{Stamped, Worker};
 
 impl Engine {
-    /// Continue `prompt`, without a chat template. Control tokens in it take effect, as in transformers.
+    /// Continue `prompt`, without a chat template. Control tokens in it take effect, as in transformers. A GGUF file may ask
+    /// for a token before it ([`leading_token_id`](qwen_tokenizer::Tokenizer::leading_token_id)).
     ///
     /// # Errors
     /// Without a tokenizer; for an empty prompt; for one beyond the context, which costs little however long it is.
     pub fn generate(&self, prompt: &str, options: &GenerateOptions) -> Result<TextStream> {
-        self.stream_text(self.tokenizer()?.encode_within(prompt, true, self.prompt_room())?, options)
+        let tokenizer = self.tokenizer()?;
+        let mut ids: Vec<u32> = tokenizer.leading_token_id().into_iter().collect();
+        ids.extend(tokenizer.encode_within(prompt, true, self.prompt_room().saturating_sub(ids.len()))?);
+        self.stream_text(ids, options)
     }
 
     /// Continue a prompt of token ids.

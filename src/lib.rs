@@ -47,6 +47,7 @@ mod logits;
 mod options;
 mod plan;
 mod stop;
+mod vocabulary;
 mod worker;
 
 pub use chat::{Chat, Reply};
@@ -65,6 +66,7 @@ pub use qwen_core::memory;
 pub use qwen_core::model::plan::Plan;
 pub use qwen_core::{Config, Encoding, GenerationConfig, Precision};
 pub use qwen_tokenizer::{ChatInput, ChatTemplate, Content, FunctionCall, Message, Role, Tokenizer, Tool, ToolCall};
+pub use vocabulary::load_tokenizer;
 
 /// The layers below the facade: for backends, and for programs that work by token ids.
 pub use qwen_core as core;

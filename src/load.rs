@@ -1,25 +1,28 @@
-//! Loading: from a folder and options to an [`Engine`], or to this process's part of a model that several share.
+//! Loading: from a folder or a file and options to an [`Engine`], or to this process's part of a model that several share.
 
 use std::path::Path;
 
 use qwen_core::checkpoint::Checkpoint;
 use qwen_core::model::plan::Plan;
+use qwen_core::model::spec::ModelSpec;
 use qwen_core::numerics::float_env::FloatEnv;
-use qwen_core::{Backend, Config};
+use qwen_core::{Backend, Config, Encoding};
 use qwen_tokenizer::Tokenizer;
 
 use crate::device::Device;
 use crate::device::auto::{Candidate, first_that_loads};
 use crate::device::factory::{CustomBackend, DeviceFactory, LoadRequest};
 use crate::distributed::{self, Fingerprint, Loaded, Peers};
-use crate::engine::{Engine, EngineParts, MissingTokenizer};
+use crate::engine::{Engine, EngineParts};
 use crate::error::Result;
 use crate::options::EngineOptions;
 use crate::plan::{Planner, config_of};
 use crate::stop::stop_token_ids;
+use crate::vocabulary;
 
 impl Engine {
-    /// Load the model in the folder `path` with the default options.
+    /// Load the model at `path` with the default options: a folder with `config.json` and safetensors, a GGUF file or any
+    /// part of a split one, or a folder with one GGUF model ([`Checkpoint::open`]).
     ///
     /// # Errors
     /// What is wrong with the checkpoint or the memory, with what to do about it.
@@ -105,11 +108,7 @@ fn load_engine(
     distributed::check_leads(&options.ranks)?;
     let checkpoint = Checkpoint::open(path)?;
     let config = config_of(&checkpoint, options)?;
-    let folder = if path.is_dir() { path } else { path.parent().unwrap_or(path) };
-    let tokenizer = match folder.join("tokenizer.json").exists() {
-        true => Ok(Tokenizer::from_dir(folder)?),
-        false => Err(MissingTokenizer(folder.to_owned())),
-    };
+    let tokenizer = vocabulary::of_checkpoint(&checkpoint)?;
     let chosen_by = tokenizer.as_ref().ok().filter(|_| !options.allow_padding_tokens);
     let num_token_ids = chosen_by.map_or(config.vocab_size, Tokenizer::num_ids);
     let planner = Planner::new(options, &checkpoint, &config, num_token_ids)?;
@@ -119,7 +118,7 @@ fn load_engine(
     let generation_config = checkpoint.generation_config().clone();
     let parts = EngineParts {
         stop_token_ids: stop_token_ids(&config, &generation_config, tokenizer.as_ref().ok()),
-        weight_encoding: checkpoint.encoding("model.layers.0.mlp.down_proj.weight")?,
+        weight_encoding: most_used_encoding(&planner.spec, &checkpoint)?,
         tokenizer,
         generation_config,
         plan,
@@ -129,6 +128,25 @@ fn load_engine(
         config,
     };
     Engine::start(loaded.engine()?, parts, options.max_waiting)
+}
+
+/// The encoding of most values of the layers' matrices: files of blocks mix several.
+fn most_used_encoding(spec: &ModelSpec, checkpoint: &Checkpoint) -> qwen_core::Result<Encoding> {
+    let mut values: Vec<(Encoding, u64)> = Vec::new();
+    for layer in spec.layers.clone() {
+        for weight in [spec.qkv_proj(layer), spec.o_proj(layer), spec.gate_up_proj(layer), spec.down_proj(layer)] {
+            let shape = weight.shape(checkpoint)?;
+            for (encoding, rows) in shape.parts {
+                let more = rows as u64 * shape.cols as u64;
+                match values.iter_mut().find(|(known, _)| *known == encoding) {
+                    Some((_, sum)) => *sum += more,
+                    None => values.push((encoding, more)),
+                }
+            }
+        }
+    }
+    let most = values.into_iter().max_by_key(|(_, sum)| *sum);
+    most.map_or_else(|| checkpoint.encoding(spec.norm()), |(encoding, _)| Ok(encoding))
 }
 
 /// Load this process's part of the model at `path`, and compute rank 0's steps until its engine is dropped.

@@ -29,6 +29,18 @@ grep -q prompt_share_of_arithmetic "$out/bench.json"
 run custom_backend
 run devices -- --model "$demo"
 
+# A GGUF file, its folder, and any part of a split one are models like others.
+gguf="${QWEN_GOLDEN:-../shared/golden}/gguf-split-q4_0"
+if [ -d "$gguf" ]; then
+    run plan -- --model "$gguf"
+    echo '[{"text": "Hello"}]' >"$out/text.json"
+    run tokenize -- --model "$gguf" --json "$out/text.json" --out "$out/gguf.json"
+    run logits -- --model "$gguf/model-00002-of-00004.gguf" --ids 1,2,3 --prompt "Hello" --out "$out/gguf.safetensors"
+    run bench -- --model "$gguf" --prompt-tokens 16 --new-tokens 4 --repeat 1
+else
+    echo "!!!! NO GOLDENS at $gguf: no example runs on a GGUF file !!!!"
+fi
+
 # A model over several processes answers as it does in one process.
 run ranks -- --ranks 1 --prompt "What is 3 + 4?" >"$out/one"
 run ranks -- --ranks 2 --prompt "What is 3 + 4?" | tee "$out/two"

@@ -4,7 +4,9 @@
 //! accepts. A broken promise panics. libFuzzer calls them through `fuzz_targets/`, on stable [`mutate`] does.
 
 pub mod folder;
+pub mod gguf;
 pub mod mutate;
+pub mod packed;
 pub mod targets;
 
 /// Make a binary of a target: libFuzzer's under cargo-fuzz, else one that runs the target on the files named by its

@@ -2,9 +2,10 @@
 
 use std::path::Path;
 
+use qwen_core::checkpoint::config::Quantization;
 use qwen_core::checkpoint::{Header, Index};
 use qwen_core::{Config, GenerationConfig, Rope};
-use qwen_tokenizer::{ChatInput, ChatTemplate, Message, Tokenizer};
+use qwen_tokenizer::{ChatInput, ChatTemplate, Error, GgufVocabulary, Message, Tokenizer};
 
 /// What is fuzzed: it takes any bytes and panics where a promise is broken.
 pub type Target = fn(&[u8]);
@@ -14,10 +15,15 @@ pub const ALL: &[(&str, Target)] = &[
     ("header", header),
     ("config", config),
     ("generation_config", generation_config),
+    ("quantization_config", quantization_config),
     ("index", index),
     ("template", template),
     ("tokenizer", tokenizer),
     ("tokenizer_config", tokenizer_config),
+    ("gguf", crate::gguf::header),
+    ("gguf_tensors", crate::gguf::tensors),
+    ("gguf_vocabulary", gguf_vocabulary),
+    ("packed", crate::packed::packed),
     ("folder", crate::folder::folder),
 ];
 
@@ -77,6 +83,26 @@ pub fn generation_config(text: &[u8]) {
     assert!(config.repetition_penalty > 0.0 && config.repetition_penalty.is_finite());
 }
 
+/// A `quantization_config`, as the file beside a `config.json` and within one: an accepted one has groups that blocks
+/// can have, and both places read alike.
+pub fn quantization_config(text: &[u8]) {
+    let Some(text) = utf8(text) else { return };
+    let alone = Quantization::from_json("quantize_config.json", text).ok();
+    assert!(alone.iter().all(|it| it.group_size.is_none_or(|size| size > 0 && size.is_multiple_of(32))), "{alone:?}");
+    let Ok(mut object) = serde_json::from_str::<serde_json::Value>(text) else { return };
+    let Some(keys) = object.as_object_mut() else { return };
+    if keys.get("quant_method").is_none_or(serde_json::Value::is_null) {
+        keys.insert("quant_method".into(), "gptq".into());
+    }
+    let config = serde_json::json!({
+        "model_type": "qwen2", "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1,
+        "num_attention_heads": 1, "vocab_size": 64, "max_position_embeddings": 64, "rms_norm_eps": 1e-6,
+        "rope_theta": 1e6, "quantization_config": object,
+    });
+    let within = Config::from_json("config.json", &config.to_string()).ok();
+    assert_eq!(within.and_then(|config| config.quantization), alone);
+}
+
 /// A `model.safetensors.index.json`: no shard of an accepted one is outside the folder.
 pub fn index(text: &[u8]) {
     let path = Path::new("model.safetensors.index.json");
@@ -107,7 +133,54 @@ const TEXT: &str = "It's  a test: 123 n\u{e9}e\u{301} \u{5929}\u{1f600}\t\n <|im
 
 /// A `tokenizer.json`: an accepted one encodes, and pieces are the whole.
 pub fn tokenizer(json: &[u8]) {
-    let Ok(tokenizer) = Tokenizer::from_bytes(json, Some(TOKENIZER_CONFIG_JSON)) else { return };
+    if let Ok(tokenizer) = Tokenizer::from_bytes(json, Some(TOKENIZER_CONFIG_JSON)) {
+        codec(&tokenizer);
+    }
+}
+
+/// What a GGUF file has of a tokenizer, in lines of a key and a value, so that any bytes are such lists: a token's key
+/// is its type, a merge's is `merge`. An accepted one encodes, and pieces are the whole.
+pub fn gguf_vocabulary(lines: &[u8]) {
+    let lines = String::from_utf8_lossy(lines);
+    let (mut tokens, mut token_types, mut merges, mut templates) = (vec![], vec![], vec![], vec![]);
+    let mut vocabulary = GgufVocabulary { file: "model.gguf", model: "gpt2", ..Default::default() };
+    for line in lines.lines() {
+        let (key, value) = line.split_once(' ').unwrap_or((line, ""));
+        let id = value.parse().ok();
+        match key {
+            "model" => vocabulary.model = value,
+            "pre" => vocabulary.pre = Some(value),
+            "merge" => merges.push(value),
+            "bos" => vocabulary.bos_token_id = id,
+            "eos" => vocabulary.eos_token_id = id,
+            "pad" => vocabulary.padding_token_id = id,
+            "unk" => vocabulary.unknown_token_id = id,
+            "add_bos" => vocabulary.add_bos_token = true,
+            "template" => vocabulary.chat_template = Some(value),
+            "named" => templates.extend(value.split_once(' ')),
+            "type" => token_types.extend(id.map(|id: u32| id as i32)),
+            kind => {
+                tokens.push(value);
+                token_types.extend(kind.parse::<i32>());
+            }
+        }
+    }
+    let lists = (tokens.as_slice(), token_types.as_slice(), merges.as_slice());
+    (vocabulary.tokens, vocabulary.token_types, vocabulary.merges) = lists;
+    vocabulary.named_chat_templates = &templates;
+    match Tokenizer::from_gguf_vocabulary(&vocabulary) {
+        Ok(tokenizer) => {
+            assert!(tokenizer.num_ids() <= tokens.len() && tokenizer.len() <= tokens.len());
+            codec(&tokenizer);
+        }
+        Err(Error::Invalid { file, .. } | Error::Unsupported { file, .. }) => assert_eq!(file, "model.gguf"),
+        // A template's.
+        Err(_) => {}
+    }
+}
+
+/// An accepted tokenizer encodes, and pieces are the whole.
+fn codec(tokenizer: &Tokenizer) {
     for parse_special in [false, true] {
         let Ok(ids) = tokenizer.encode(TEXT, parse_special) else { continue };
         assert!(ids.iter().all(|&id| (id as usize) < tokenizer.num_ids()), "{ids:?}");
@@ -118,7 +191,7 @@ pub fn tokenizer(json: &[u8]) {
         text.extend(stream.finish());
         assert_eq!(text, tokenizer.decode(&ids, false));
     }
-    chat(&tokenizer);
+    chat(tokenizer);
 }
 
 /// A `tokenizer_config.json`: an accepted one renders chats or says why not.

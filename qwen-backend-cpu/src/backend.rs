@@ -285,8 +285,8 @@ impl Backend for CpuBackend {
     }
 
     fn qkv_rope_store(&mut self, op: QkvRopeStore<'_, Self>) -> Result<()> {
-        let layout = op.w.0.layout;
-        if !Heads::suits(&op.heads) || layout.order != Order::Stacked || Some(layout.rows) != head_sizes(&op.heads).1 {
+        let layout = &op.w.0.layout;
+        if !Heads::suits(&op.heads) || !layout.is_stacked() || Some(layout.rows) != head_sizes(&op.heads).1 {
             return composed::qkv_rope_store(self, op);
         }
         let QkvRopeStore { norm, x, w, bias, inputs, heads, qkv, kv, layer, rows } = op;
@@ -302,7 +302,7 @@ impl Backend for CpuBackend {
     }
 
     fn gate_up_silu(&mut self, op: GateUpSilu<'_, Self>) -> Result<()> {
-        let layout = op.w.0.layout;
+        let layout = &op.w.0.layout;
         if layout.order != Order::GateUp || Some(layout.rows) != op.intermediate_size.checked_mul(2) {
             return composed::gate_up_silu(self, op);
         }

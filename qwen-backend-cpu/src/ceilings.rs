@@ -174,7 +174,7 @@ unsafe fn read<S: Simd, const N: usize>(s: S, p: *const f32) {
 struct Multiply<const BF16: bool>;
 
 impl<const BF16: bool> Kernel for Multiply<BF16> {
-    const BF16_DOT: bool = BF16;
+    const DOTS: bool = BF16;
     type Scratch = ();
 
     #[inline(always)]

@@ -27,7 +27,7 @@ pub struct CpuFootprint;
 
 impl Footprint for CpuFootprint {
     fn weight_bytes(&self, shape: &WeightShape) -> Result<u64> {
-        Ok(Layout::of_shape(shape)?.bytes() as u64)
+        Ok(Layout::of_shape(shape)?.bytes as u64)
     }
 
     fn kv_bytes(&self, spec: &KvSpec) -> Result<u64> {

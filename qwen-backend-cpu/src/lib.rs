@@ -18,6 +18,7 @@ pub mod ceilings;
 mod error;
 mod exec;
 mod footprint;
+mod formats;
 mod host;
 mod inputs;
 mod kernels;

@@ -7,7 +7,7 @@
 use qwen_core::backend::Limits;
 use qwen_core::backend::{HeadLayout, Interrupt, ModelShape};
 use qwen_core::numerics::size;
-use qwen_core::{Encoding, Error, Precision, Result};
+use qwen_core::{Error, Precision, Result};
 
 use crate::error::device_error;
 use crate::exec::Executor;
@@ -16,11 +16,11 @@ use crate::inputs::InputReader;
 use crate::kernels::Op;
 use crate::kernels::epilogue::Epilogue;
 use crate::kernels::linear::{Linear, Split};
-use crate::kernels::panel::{Pack, Panel, Tiles};
+use crate::kernels::panel::{Pack, Panel, Rounding, Tiles};
 use crate::kv::Store;
-use crate::matrix::Matrix;
+use crate::matrix::{Class, MOST_INPUTS, Matrix};
 use crate::memory::{Array, Element};
-use crate::simd::Isa;
+use crate::simd::{Isa, LANES};
 
 /// Checks and records the operations of one backend, and runs them.
 #[derive(Debug)]
@@ -180,18 +180,34 @@ impl Recorder {
         together: usize,
         epilogue: Epilogue,
     ) -> Result<()> {
-        let layout = w.layout;
+        let layout = &w.layout;
         let x = self.operand(op, ("x", x, rows.checked_mul(layout.cols)))?;
         if rows == 0 || layout.rows == 0 {
             return Ok(());
         }
-        let bf16 = self.precision == Precision::Fast && self.isa.has_bf16_dot() && layout.encoding == Encoding::Bf16;
-        let cols = layout.padded_cols();
-        let array = grow(&mut self.panel, Panel::words(rows, cols, bf16))?;
-        let panel = Panel { array, tiles: Tiles::new(rows, self.isa.tile_tokens()), cols, bf16 };
-        let split = Split::new(w, &panel, together, self.executor.threads());
-        let pack = Pack { x, cols: layout.cols, panel: panel.clone() };
-        self.record_both(Op::Pack(pack), Op::Linear(Linear { w: w.clone(), panel, epilogue, split }))
+        let fast = self.precision == Precision::Fast;
+        let rounding = |class| match class {
+            Class::Bf16 if fast && self.isa.has_bf16_dot() => Rounding::Pairs,
+            Class::Blocks if fast => Rounding::Int8,
+            _ => Rounding::Full,
+        };
+        let int8 = layout.inputs.iter().any(|input| rounding(input.class) == Rounding::Int8);
+        let most = if int8 { self.isa.tile_tokens().min(self.isa.int8_tile_tokens()) } else { self.isa.tile_tokens() };
+        let (tiles, cols) = (Tiles::new(rows, most), layout.padded_cols());
+        let mut starts = [0; MOST_INPUTS + 1];
+        for (i, input) in layout.inputs.iter().enumerate() {
+            starts[i + 1] = starts[i] + Panel::words(rows, cols, rounding(input.class)).next_multiple_of(LANES);
+        }
+        let array = grow(&mut self.panel, starts[layout.inputs.len()])?;
+        let mut panels = [const { None }; MOST_INPUTS];
+        for (i, input) in layout.inputs.iter().enumerate() {
+            let panel = Panel { array: array.clone(), start: starts[i], tiles, cols, rounding: rounding(input.class) };
+            panels[i] = Some(panel.clone());
+            let (x, column_order) = (x.clone(), input.column_order.clone());
+            self.ops.push(Op::Pack(Pack { x, cols: layout.cols, column_order, panel }));
+        }
+        let split = Split::new(w, &tiles, together, self.executor.threads());
+        self.record(Op::Linear(Linear { w: w.clone(), panels, tiles, epilogue, split }))
     }
 }
 

@@ -14,6 +14,8 @@ qwen_conformance::conformance_tests! {
     avx2_fast => || backend(Isa::Avx2, Precision::Fast),
     avx512_exact => || backend(Isa::Avx512, Precision::Exact),
     avx512_fast => || backend(Isa::Avx512, Precision::Fast),
+    avx512_vnni_exact => || backend(Isa::Avx512Vnni, Precision::Exact),
+    avx512_vnni_fast => || backend(Isa::Avx512Vnni, Precision::Fast),
     avx512_bf16_exact => || backend(Isa::Avx512Bf16, Precision::Exact),
     avx512_bf16_fast => || backend(Isa::Avx512Bf16, Precision::Fast),
     neon_exact => || backend(Isa::Neon, Precision::Exact),

@@ -7,11 +7,10 @@ use qwen_backend_cpu::{CpuBackend, CpuOptions, Isa};
 use qwen_conformance::goldens::{Goldens, folder};
 use qwen_core::{Error, Precision};
 
-fn run(folder: &Path, precision: Precision) {
-    let goldens = Goldens::open(folder).expect("a golden suite");
-    assert!(!goldens.cases().is_empty(), "no cases in {}", folder.display());
+fn run(goldens: &Goldens, precision: Precision) {
+    assert!(!goldens.cases().is_empty(), "no cases in {goldens:?}");
     let mut failed = Vec::new();
-    for isa in [Isa::Scalar, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16, Isa::Neon] {
+    for isa in Isa::ALL {
         // Plain loops take the long prompts too long; the conformance suite covers their lengths.
         let longest = if isa == Isa::Scalar { 300 } else { usize::MAX };
         for case in goldens.cases().iter().filter(|case| case.prompt_lengths.iter().any(|len| *len <= longest)) {
@@ -34,8 +33,16 @@ fn run(folder: &Path, precision: Precision) {
     assert!(failed.is_empty(), "{}", failed.join("\n"));
 }
 
-fn fixture() -> std::path::PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data/golden")
+fn fixture() -> Goldens {
+    Goldens::open(Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data/golden")).expect("a golden suite")
+}
+
+/// All cases of the suite whose formats begin with one of these.
+fn formats(prefixes: &[&str], precision: Precision) {
+    if let Some(folder) = folder() {
+        let named = |format: &str| prefixes.iter().any(|prefix| format.starts_with(prefix));
+        run(&Goldens::open_formats(folder, named).expect("a golden suite"), precision);
+    }
 }
 
 #[test]
@@ -51,13 +58,33 @@ fn fixture_fast() {
 #[test]
 fn full_suite_exact() {
     if let Some(folder) = folder() {
-        run(&folder, Precision::Exact);
+        run(&Goldens::open(folder).expect("a golden suite"), Precision::Exact);
     }
 }
 
 #[test]
 fn full_suite_fast() {
     if let Some(folder) = folder() {
-        run(&folder, Precision::Fast);
+        run(&Goldens::open(folder).expect("a golden suite"), Precision::Fast);
     }
+}
+
+#[test]
+fn gguf_exact() {
+    formats(&["gguf"], Precision::Exact);
+}
+
+#[test]
+fn gguf_fast() {
+    formats(&["gguf"], Precision::Fast);
+}
+
+#[test]
+fn gptq_and_awq_exact() {
+    formats(&["gptq", "awq"], Precision::Exact);
+}
+
+#[test]
+fn gptq_and_awq_fast() {
+    formats(&["gptq", "awq"], Precision::Fast);
 }

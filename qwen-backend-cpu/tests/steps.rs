@@ -127,7 +127,7 @@ fn a_busy_pool_does_not_hold_a_load_up() {
 #[test]
 fn options_are_checked() {
     assert!(matches!("sse9".parse::<Isa>(), Err(Error::InvalidArgument { .. })));
-    for isa in [Isa::Scalar, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16, Isa::Neon] {
+    for isa in Isa::ALL {
         assert_eq!(isa.name().parse::<Isa>().unwrap(), isa);
         match CpuBackend::new(options().isa(isa)) {
             Ok(b) => assert!(isa.is_available() && b.isa() == isa && b.info().name.contains(isa.name())),

@@ -53,7 +53,7 @@ pub mod tolerance;
 mod workload;
 
 pub use compare::rms_error;
-pub use random::Rng;
+pub use random::{Rng, random_blocks};
 pub use recording::{BufferId, IndicesId, KvId, Recording, WeightId};
 pub use rig::Rig;
 pub use scenario::{Blocks, Keys, Scenario, Sequence};
@@ -116,6 +116,11 @@ macro_rules! __conformance_cases {
             embed { rows ids_outside_of_the_table }
             linear {
                 f32 f16 bf16 stacked_parts cut_rectangles biases outliers add_to_residual batch_invariance
+            }
+            blocks {
+                q4_0 q4_1 q5_0 q5_1 q8_0 q2_k q3_k q4_k q5_k q6_k iq4_nl iq4_xs iq2_xxs iq2_xs iq2_s iq3_xxs iq3_s
+                int4_groups int8_groups mixed_parts column_orders cut_rectangles outliers non_finite add_to_residual
+                batch_invariance
             }
             rms_norm { shapes batch_invariance }
             rope { every_geometry batch_invariance }

@@ -71,6 +71,49 @@ pub(crate) fn encode(encoding: Encoding, values: &[f32]) -> Vec<u8> {
     }
 }
 
+/// A matrix of `rows` x `cols` in a block format: random codes, with scales for which values have a deviation of about
+/// `1 / sqrt(cols)`.
+///
+/// # Panics
+/// When rows are not whole blocks, and for encodings without blocks.
+pub fn random_blocks(rng: &mut Rng, encoding: Encoding, rows: usize, cols: usize) -> Vec<u8> {
+    let block = encoding.block();
+    assert!(cols.is_multiple_of(block.values), "{cols} columns of {encoding}");
+    // Where a block has its f16 scales, and about the RMS of a value where these are 1.
+    let (scales, size): (&[usize], f32) = match encoding {
+        Encoding::Q4_0 => (&[0], 4.6),
+        Encoding::Q4_1 => (&[0, 2], 9.0),
+        Encoding::Q5_0 => (&[0], 9.2),
+        Encoding::Q5_1 => (&[0, 2], 18.0),
+        Encoding::Q8_0 => (&[0], 74.0),
+        Encoding::Q2K => (&[80, 82], 14.0),
+        Encoding::Q3K => (&[108], 42.0),
+        Encoding::Q4K => (&[0, 2], 320.0),
+        Encoding::Q5K => (&[0, 2], 650.0),
+        Encoding::Q6K => (&[208], 1360.0),
+        Encoding::Iq4Nl => (&[0], 68.0),
+        Encoding::Iq4Xs => (&[0], 1260.0),
+        Encoding::Iq2Xxs | Encoding::Iq2Xs | Encoding::Iq2S => (&[0], 50.0),
+        Encoding::Iq3Xxs => (&[0], 140.0),
+        Encoding::Iq3S => (&[0], 130.0),
+        Encoding::Group(group) => (&[0], (1 << group.bits.count()) as f32 / 3.0),
+        other => panic!("{other} has no blocks"),
+    };
+    let size = size * (cols as f32).sqrt();
+    let mut bytes: Vec<u8> = (0..rows * cols / block.values * block.bytes).map(|_| rng.next_u64() as u8).collect();
+    for block in bytes.chunks_exact_mut(block.bytes) {
+        for at in scales {
+            let scale = f16::from_f32((0.5 + rng.below(1000) as f32 / 1000.0) / size);
+            block[*at..at + 2].copy_from_slice(&scale.to_le_bytes());
+        }
+        if let Encoding::Group(group) = encoding {
+            let zero = rng.below((1 << group.bits.count()) + 1) as u16;
+            block[2..4].copy_from_slice(&zero.to_le_bytes());
+        }
+    }
+    bytes
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

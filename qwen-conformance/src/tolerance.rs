@@ -12,7 +12,8 @@
 //! the mean square of ulp over the binades. Independent errors of two inputs add as squares; a weight that is stored
 //! as bf16 has none. [`linear`] allows a tenth more and three deviations of the mean of so many squares, which a kernel
 //! fails that rounds its sums or results to bf16 as well, or its inputs to 8 bits per block. Where a few inputs dominate
-//! there is no averaging: the bound is then the largest error of a rounding, 2^-8 ([`linear_outliers`]).
+//! there is no averaging: the bound is then the largest error of a rounding, 2^-8 ([`linear_outliers`]). Activations that
+//! meet a block format may be rounded to signed bytes, with a scale for every 32 of them ([`INT8`]).
 
 use qwen_core::{Encoding, Precision};
 
@@ -24,6 +25,10 @@ pub const BF16: f64 = 1.66e-3;
 
 /// RMS error of rounding a normally distributed value to f16, relative to its RMS: 3 bits more than bf16.
 pub const F16: f64 = BF16 / 8.0;
+
+/// RMS error of rounding 32 normally distributed values to signed bytes with one scale, relative to their RMS: the largest
+/// of 32 is 2.2 deviations on the average, 2.23 in RMS, a step a 127th of that.
+pub const INT8: f64 = 2.23 / 127.0 / 3.464;
 
 /// A single value may be this many times the tolerance off.
 ///
@@ -46,6 +51,8 @@ pub fn linear(precision: Precision, encoding: Encoding, cols: usize, outputs: us
     sum(cols)
         + match precision {
             Precision::Exact => 0.0,
+            // The sums of a block are scaled one after the other.
+            Precision::Fast if is_blocks(encoding) => 1.1 * chance * INT8,
             Precision::Fast => 1.1 * chance * BF16 * f64::sqrt(rounded_inputs(encoding)),
         }
 }
@@ -55,8 +62,14 @@ pub fn linear_outliers(precision: Precision, encoding: Encoding, cols: usize) ->
     sum(cols)
         + match precision {
             Precision::Exact => 0.0,
+            // Half a step of a scale that the largest value of a block makes.
+            Precision::Fast if is_blocks(encoding) => 1.0 / 254.0,
             Precision::Fast => f64::sqrt(rounded_inputs(encoding)) / 256.0,
         }
+}
+
+fn is_blocks(encoding: Encoding) -> bool {
+    encoding.block().values > 1
 }
 
 fn rounded_inputs(encoding: Encoding) -> f64 {

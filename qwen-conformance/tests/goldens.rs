@@ -9,9 +9,8 @@ use qwen_core::backend::reference::Reference;
 /// Prompts of 3,000 tokens take the reference up to eight seconds each; unoptimised, minutes.
 const LONGEST: usize = if cfg!(debug_assertions) { 70 } else { 1 << 20 };
 
-fn run(folder: &Path) {
-    let goldens = Goldens::open(folder).expect("a golden suite");
-    assert!(!goldens.cases().is_empty(), "no cases in {}", folder.display());
+fn run(goldens: &Goldens) {
+    assert!(!goldens.cases().is_empty(), "no cases in {goldens:?}");
     let mut failed = Vec::new();
     for case in goldens.cases() {
         if case.prompt_lengths.iter().all(|len| *len > LONGEST) {
@@ -32,13 +31,35 @@ fn run(folder: &Path) {
 /// The case that lies in the repository.
 #[test]
 fn fixture() {
-    run(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data/golden"));
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data/golden");
+    run(&Goldens::open(folder).expect("a golden suite"));
 }
 
 /// The full suite, where there is one.
 #[test]
 fn full_suite() {
     if let Some(folder) = folder() {
-        run(&folder);
+        run(&Goldens::open(folder).expect("a golden suite"));
+    }
+}
+
+/// The cases of GGUF files, computed from their own blocks.
+#[test]
+fn gguf() {
+    if let Some(folder) = folder() {
+        let goldens = Goldens::open_formats(folder, |format| format.starts_with("gguf")).expect("a golden suite");
+        assert!(goldens.cases().len() >= 20, "{} cases", goldens.cases().len());
+        run(&goldens);
+    }
+}
+
+/// GPTQ and AWQ checkpoints, as their files are.
+#[test]
+fn gptq_and_awq() {
+    if let Some(folder) = folder() {
+        let formats = |format: &str| format.starts_with("gptq") || format == "awq";
+        let goldens = Goldens::open_formats(folder, formats).expect("a golden suite");
+        assert_eq!(goldens.cases().len(), 6);
+        run(&goldens);
     }
 }

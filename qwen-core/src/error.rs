@@ -27,10 +27,11 @@ pub enum Error {
         /// What is wrong with it, with the offending figures.
         reason: String,
     },
-    /// A key of a JSON configuration file is missing, of the wrong kind, or contradicts another.
+    /// A key of a configuration file, or of the metadata of a GGUF file, is missing, of the wrong kind, or contradicts
+    /// another.
     #[error("{path}: key `{key}`: {reason}", path = path.display())]
     InvalidConfig {
-        /// The file, e.g. `config.json`.
+        /// The file, e.g. `config.json` or `model.gguf`.
         path: PathBuf,
         /// The key, dotted when nested.
         key: String,

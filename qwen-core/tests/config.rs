@@ -346,8 +346,6 @@ fn other_models_are_refused_by_name() {
         ("architectures", json!(["Qwen2ForRewardModel"]), "Qwen2ForRewardModel"),
         ("hidden_act", json!("gelu"), "\"gelu\""),
         ("dual_chunk_attention_config", json!({"chunk_size": 262144}), "dual_chunk_attention_config"),
-        ("quantization_config", json!({"quant_method": "gptq", "bits": 4}), "gptq"),
-        ("quantization_config", json!({"quant_method": "awq"}), "awq"),
         ("quantization_config", json!({}), "unnamed"),
         ("compression_config", json!({"quant_method": "compressed-tensors"}), "compressed-tensors"),
         ("use_mrope", json!(true), "use_mrope"),

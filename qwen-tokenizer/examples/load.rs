@@ -1,12 +1,16 @@
-//! How long a checkpoint's tokenizer takes to load, to encode a long text and to render a chat.
+//! How long a checkpoint's tokenizer takes to load, from its folder and from what a GGUF file has of it, to encode a
+//! long text and to render a chat.
 //!
 //! `cargo run --release -p qwen-tokenizer --example load -- FOLDER`
 
-use std::time::Instant;
+use std::error::Error;
+use std::path::Path;
+use std::time::{Duration, Instant};
 
-use qwen_tokenizer::{ChatInput, Message, Result, Tokenizer};
+use qwen_tokenizer::{ChatInput, GgufVocabulary, Message, Tokenizer};
+use serde_json::Value;
 
-fn main() -> Result<()> {
+fn main() -> Result<(), Box<dyn Error>> {
     let Some(folder) = std::env::args().nth(1) else {
         eprintln!("usage: load FOLDER, a folder with tokenizer.json");
         std::process::exit(2);
@@ -15,6 +19,7 @@ fn main() -> Result<()> {
         let start = Instant::now();
         let tokenizer = Tokenizer::from_dir(&folder)?;
         println!("load {run}: {:?}", start.elapsed());
+        println!("from the lists of a GGUF file: {:?}", load_gguf(Path::new(&folder))?);
 
         let text = "It is a truth universally acknowledged, 天地玄黄 123 fn main() {}\n".repeat(20_000);
         let start = Instant::now();
@@ -35,4 +40,24 @@ fn main() -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Makes the lists that a GGUF file has of tokenizer.json, and takes the time to load a tokenizer from them.
+fn load_gguf(folder: &Path) -> Result<Duration, Box<dyn Error>> {
+    let json: Value = serde_json::from_slice(&std::fs::read(folder.join("tokenizer.json"))?)?;
+    let vocab = json["model"]["vocab"].as_object().ok_or("no vocab")?;
+    let mut tokens = vec![""; vocab.len()];
+    for (token, id) in vocab {
+        *id.as_u64().and_then(|id| tokens.get_mut(id as usize)).ok_or("ids with gaps")? = token;
+    }
+    let merges: Option<Vec<&str>> =
+        json["model"]["merges"].as_array().ok_or("no merges")?.iter().map(Value::as_str).collect();
+    let token_types = vec![1; tokens.len()];
+    let merges = merges.ok_or("merges as pairs")?;
+    let lists = GgufVocabulary { tokens: &tokens, token_types: &token_types, merges: &merges, ..Default::default() };
+    let start = Instant::now();
+    let tokenizer = Tokenizer::from_gguf_vocabulary(&GgufVocabulary { model: "gpt2", pre: Some("qwen2"), ..lists })?;
+    let time = start.elapsed();
+    drop(tokenizer);
+    Ok(time)
 }

@@ -1,4 +1,4 @@
-//! The tokens of `added_tokens`: control tokens such as `<|im_end|>`, which stand outside BPE.
+//! Added tokens: control tokens such as `<|im_end|>`, which stand outside BPE.
 //!
 //! Here lives how they are found in a text and which of them are `special`. What is done with the text between
 //! them is `pipeline`'s business.
@@ -7,10 +7,10 @@ use ahash::AHashMap;
 use aho_corasick::{AhoCorasick, MatchKind};
 use serde::Deserialize;
 
-use crate::error::{Error, Result, TOKENIZER_JSON};
+use crate::error::{Error, Result};
 use crate::vocabulary::check_token;
 
-/// One entry of tokenizer.json's `added_tokens`.
+/// One entry of tokenizer.json's `added_tokens`, or a control or user-defined token of a GGUF file.
 #[derive(Debug, Clone, Deserialize)]
 pub(crate) struct AddedToken {
     pub(crate) id: u32,
@@ -24,7 +24,7 @@ pub(crate) struct AddedToken {
     #[serde(default)]
     pub(crate) rstrip: bool,
     #[serde(default)]
-    single_word: bool,
+    pub(crate) single_word: bool,
 }
 
 /// What finds the tokens takes some hundred bytes for each of theirs.
@@ -48,27 +48,28 @@ pub(crate) struct AddedTokens {
 }
 
 impl AddedTokens {
-    pub(crate) fn new(tokens: Vec<AddedToken>) -> Result<Self> {
+    /// Takes the added tokens of `file`, where `key_of` names the one at a place.
+    pub(crate) fn new(file: &str, key_of: fn(usize, &AddedToken) -> String, tokens: Vec<AddedToken>) -> Result<Self> {
         let mut bytes = 0;
         for (i, token) in tokens.iter().enumerate() {
+            let invalid = |problem: String| Error::invalid(file, &key_of(i, token), problem);
             if token.content.is_empty() {
-                return Err(Error::invalid(TOKENIZER_JSON, &format!("added_tokens[{i}].content"), "is empty"));
+                return Err(invalid("is empty".into()));
             }
-            check_token(&format!("added_tokens[{i}]"), &token.content, token.id)?;
+            check_token(&token.content, token.id).map_err(invalid)?;
             bytes += token.content.len();
             if bytes > MAX_BYTES {
-                let problem = format!("has more than {MAX_BYTES} bytes of tokens");
-                return Err(Error::invalid(TOKENIZER_JSON, "added_tokens", problem));
+                return Err(invalid(format!("is where the added tokens pass {MAX_BYTES} bytes in all")));
             }
             if token.single_word {
-                let key = format!("added_tokens[{i}].single_word");
-                return Err(Error::unsupported(TOKENIZER_JSON, &key, "true", "no Qwen2.5 tokenizer has it"));
+                let key = format!("{}.single_word", key_of(i, token));
+                return Err(Error::unsupported(file, &key, "true", "no Qwen2.5 tokenizer has it"));
             }
         }
         let finder = AhoCorasick::builder()
             .match_kind(MatchKind::LeftmostLongest)
             .build(tokens.iter().map(|token| &token.content))
-            .map_err(|e| Error::invalid(TOKENIZER_JSON, "added_tokens", e))?;
+            .map_err(|e| Error::invalid(file, "the added tokens", e))?;
         let by_id = tokens.iter().enumerate().map(|(i, token)| (token.id, i)).collect();
         let by_content = tokens.iter().enumerate().map(|(i, token)| (token.content.clone(), i)).collect();
         Ok(Self { tokens, by_id, by_content, finder })

@@ -15,6 +15,8 @@ pub(crate) struct Codec {
     pub(crate) pipeline: Pipeline,
     pub(crate) len: usize,
     pub(crate) num_ids: usize,
+    /// What a text that is no chat begins with.
+    pub(crate) leading_id: Option<u32>,
     /// The most bytes of text that one id stands for; `None` where there is no such bound.
     pub(crate) most_bytes: Option<usize>,
 }

@@ -31,13 +31,15 @@ const MAX_TEMPLATES: usize = 64;
 /// The longest special token as JSON.
 const MAX_TOKEN_JSON: usize = 1 << 16;
 
-/// What tokenizer_config.json says about chats.
+/// What tokenizer_config.json, or a GGUF file, says about chats.
 #[derive(Debug, Default)]
 pub(crate) struct Config {
     /// Name and source.
     pub(crate) templates: Vec<(String, String)>,
     /// Variable (`eos_token`, ...) and the token's text.
     pub(crate) named_tokens: Vec<(&'static str, String)>,
+    /// What a text that is no chat begins with; read from GGUF files only.
+    pub(crate) leading_token_id: Option<u32>,
 }
 
 impl Config {
@@ -72,7 +74,7 @@ impl Config {
         for (name, token) in named {
             named_tokens.extend(token_text(name, token)?.map(|text| (name, text)));
         }
-        Ok(Self { templates: templates(TOKENIZER_CONFIG_JSON, json.chat_template)?, named_tokens })
+        Ok(Self { templates: templates(TOKENIZER_CONFIG_JSON, json.chat_template)?, named_tokens, ..Self::default() })
     }
 
     fn set_default(&mut self, source: String) {

@@ -19,9 +19,9 @@ use crate::pipeline::Pipeline;
 use crate::vocabulary::Vocabulary;
 
 /// Twice the largest file that known models of any family have; beyond it lies a mistake or an attack.
-const MAX_BYTES: u64 = 64 << 20;
+pub(crate) const MAX_BYTES: u64 = 64 << 20;
 /// Known models have up to some thousands.
-const MAX_ADDED_TOKENS: usize = 1 << 14;
+pub(crate) const MAX_ADDED_TOKENS: usize = 1 << 14;
 
 /// Reads a file of a tokenizer's folder; `None` where it does not exist.
 pub(crate) fn read(path: &Path, limit: u64) -> Result<Option<Vec<u8>>> {
@@ -63,7 +63,7 @@ pub(crate) fn parse(json: &[u8]) -> Result<(AddedTokens, Pipeline)> {
         let key = if e.is_data() { "its keys" } else { "its JSON" };
         Error::invalid(TOKENIZER_JSON, key, e)
     })?;
-    let added = AddedTokens::new(file.added_tokens.0)?;
+    let added = AddedTokens::new(TOKENIZER_JSON, |i, _| format!("added_tokens[{i}]"), file.added_tokens.0)?;
     let components = Components::parse(file.normalizer, file.pre_tokenizer, file.post_processor, file.decoder)?;
     Ok((added, Pipeline::new(components, file.model.build()?)))
 }

@@ -35,13 +35,15 @@
 //! # What is not here
 //!
 //! Models, sampling and stopping are in `qwen-core`; finding tool calls in an answer is the facade's. Only byte-level
-//! BPE in tokenizer.json is read, as every Qwen2.5 checkpoint has it.
+//! BPE is read, from tokenizer.json or from the vocabulary of a GGUF file, as every Qwen2.5 checkpoint has it; the GGUF
+//! file itself is opened elsewhere.
 //!
 //! # Where things are
 //!
-//! [`Tokenizer`] in `tokenizer` (and `lookup`) puts the parts together: `file` and `config` read the checkpoint's files,
-//! `added` finds control tokens, `pipeline` and `split` encode the text between them, `decode` goes back; `message` and
-//! `tool` are the types of a chat, `template` renders it by `jinja`, `chat` encodes the result.
+//! [`Tokenizer`] in `tokenizer` (and `lookup`) puts the parts together: `file` and `config` read the checkpoint's
+//! files, `gguf` takes the vocabulary of a GGUF file; `added` finds control tokens, `pipeline` and `split` encode the
+//! text between them, `decode` goes back; `message` and `tool` are the types of a chat, `template` renders it by
+//! `jinja`, `chat` encodes the result.
 
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::string_slice)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::string_slice))]
@@ -56,6 +58,7 @@ mod config;
 mod decode;
 mod error;
 mod file;
+mod gguf;
 mod jinja;
 mod lookup;
 mod message;
@@ -69,6 +72,7 @@ mod vocabulary;
 pub use chat::EncodedChat;
 pub use decode::DecodeStream;
 pub use error::{Error, Result};
+pub use gguf::GgufVocabulary;
 pub use message::{Content, ContentPart, Message, Role};
 pub use template::{ChatInput, ChatTemplate};
 pub use tokenizer::Tokenizer;

@@ -128,7 +128,8 @@ impl Tokenizer {
         self.inner.added.iter().map(|token| token.id)
     }
 
-    /// The id of tokenizer_config.json's `eos_token`, with which this checkpoint's template ends a turn.
+    /// The id of tokenizer_config.json's `eos_token`, or a GGUF file's `eos_token_id`, with which this checkpoint's
+    /// template ends a turn.
     ///
     /// generation_config.json may name further ids that end an answer; stop at any of them.
     ///
@@ -143,7 +144,7 @@ impl Tokenizer {
         self.named_token_id("eos_token")
     }
 
-    /// The id of tokenizer_config.json's `pad_token`.
+    /// The id of tokenizer_config.json's `pad_token`, or a GGUF file's `padding_token_id`.
     ///
     /// ```
     /// # let json = include_bytes!("../tests/data/tokenizer.json");
@@ -154,6 +155,22 @@ impl Tokenizer {
     /// ```
     pub fn pad_token_id(&self) -> Option<u32> {
         self.named_token_id("pad_token")
+    }
+
+    /// The id that a text which is no chat begins with, where a GGUF file asks for it by `add_bos_token`; files of
+    /// Qwen2.5 do not. Neither [`encode`](Self::encode) nor a chat adds it: a text may be a part of another, and a
+    /// template writes what its chats begin with.
+    ///
+    /// ```
+    /// # let json = include_bytes!("../tests/data/tokenizer.json");
+    /// # let tokenizer = qwen_tokenizer::Tokenizer::from_bytes(json, None)?;
+    /// let mut prompt: Vec<u32> = tokenizer.leading_token_id().into_iter().collect();
+    /// prompt.extend(tokenizer.encode("Once upon a time", false)?);
+    /// assert_eq!(prompt, tokenizer.encode("Once upon a time", false)?);
+    /// # Ok::<(), qwen_tokenizer::Error>(())
+    /// ```
+    pub fn leading_token_id(&self) -> Option<u32> {
+        self.inner.leading_id
     }
 
     fn named_token_id(&self, name: &str) -> Option<u32> {

@@ -19,6 +19,12 @@ const SPACES_TAIL: &str = r"|\s+(?!\S)|\s+";
 pub(crate) const BYTE_LEVEL_PATTERN: &str =
     r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 
+/// The pattern of Qwen2 and Qwen2.5, as their tokenizer.json has it.
+pub(crate) const QWEN2_PATTERN: &str = concat!(
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*",
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+);
+
 /// The most bytes of a compiled pattern, so that none takes long to search with.
 const MAX_COMPILED_BYTES: usize = 1 << 21;
 

@@ -7,13 +7,15 @@ use std::sync::Arc;
 
 use tokenizers::Model;
 
-use crate::added::Segment;
+use crate::added::{AddedTokens, Segment};
 use crate::chat::{Chat, EncodedChat, Room};
 use crate::codec::Codec;
 use crate::config::{CHAT_TEMPLATE_JINJA, CHAT_TEMPLATE_JSON, Config, TOKENIZER_CONFIG_JSON, TOOL_USE_TEMPLATE};
 use crate::decode::DecodeStream;
 use crate::error::{Error, Result, TOKENIZER_JSON};
 use crate::file;
+use crate::gguf::GgufVocabulary;
+use crate::pipeline::Pipeline;
 use crate::template::{ChatInput, ChatTemplate};
 
 /// Text to ids and back, for one checkpoint.
@@ -58,7 +60,8 @@ impl Tokenizer {
         let looked_for = [TOKENIZER_CONFIG_JSON, CHAT_TEMPLATE_JINJA, CHAT_TEMPLATE_JSON]
             .map(|name| folder.join(name).display().to_string())
             .join(", ");
-        Self::new(&json, Config::from_dir(folder)?, looked_for)
+        let (added, pipeline) = file::parse(&json)?;
+        Self::new(added, pipeline, Config::from_dir(folder)?, looked_for)
     }
 
     /// Loads a tokenizer from the bytes of tokenizer.json and, for chats, of tokenizer_config.json.
@@ -77,11 +80,40 @@ impl Tokenizer {
             Some(json) => (Config::from_bytes(json)?, "`chat_template` in the given tokenizer_config.json"),
             None => (Config::default(), "no tokenizer_config.json was given"),
         };
-        Self::new(tokenizer_json, config, looked_for.into())
+        let (added, pipeline) = file::parse(tokenizer_json)?;
+        Self::new(added, pipeline, config, looked_for.into())
     }
 
-    fn new(tokenizer_json: &[u8], config: Config, looked_for: String) -> Result<Self> {
-        let (added, pipeline) = file::parse(tokenizer_json)?;
+    /// Takes the vocabulary that a GGUF file carries. Ids and texts are those of the same model's tokenizer.json.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for another model than byte-level BPE and for an unknown rule of splitting,
+    /// [`Error::Invalid`] for damaged lists; both name the file, the key and the index. Errors of the chat templates
+    /// are those of [`with_chat_template`](Self::with_chat_template).
+    ///
+    /// ```
+    /// use qwen_tokenizer::{GgufVocabulary, Tokenizer};
+    ///
+    /// let tokenizer = Tokenizer::from_gguf_vocabulary(&GgufVocabulary {
+    ///     file: "model.gguf",
+    ///     model: "gpt2",
+    ///     pre: Some("qwen2"),
+    ///     tokens: &["h", "i", "Ġ", "hi", "<|im_end|>", "[PAD5]"],
+    ///     token_types: &[1, 1, 1, 1, 3, 5],
+    ///     merges: &["h i"],
+    ///     eos_token_id: Some(4),
+    ///     ..Default::default()
+    /// })?;
+    /// assert_eq!(tokenizer.encode("hi hi<|im_end|>", true)?, [3, 2, 3, 4]);
+    /// assert_eq!((tokenizer.eos_token_id(), tokenizer.num_ids()), (Some(4), 5)); // padding is no token
+    /// # Ok::<(), qwen_tokenizer::Error>(())
+    /// ```
+    pub fn from_gguf_vocabulary(vocabulary: &GgufVocabulary<'_>) -> Result<Self> {
+        let (added, pipeline, config) = vocabulary.parse()?;
+        Self::new(added, pipeline, config, format!("tokenizer.chat_template in {}", vocabulary.file))
+    }
+
+    fn new(added: AddedTokens, pipeline: Pipeline, config: Config, looked_for: String) -> Result<Self> {
         let model = pipeline.model();
         let in_vocab = |content: &str| model.token_to_id(content).is_some();
         let highest = pipeline.highest_id().into_iter().chain(added.iter().map(|token| token.id)).max();
@@ -97,7 +129,9 @@ impl Tokenizer {
             };
             *slot = Some(Chat::new(ChatTemplate::named(name, source, &chats.named_tokens)?, &added)?);
         }
-        Ok(Self { inner: Arc::new(Codec { added, pipeline, len, num_ids, most_bytes }), chats: Arc::new(chats) })
+        let leading_id = config.leading_token_id;
+        let codec = Codec { added, pipeline, len, num_ids, leading_id, most_bytes };
+        Ok(Self { inner: Arc::new(codec), chats: Arc::new(chats) })
     }
 
     /// This tokenizer with another chat template, for every chat.

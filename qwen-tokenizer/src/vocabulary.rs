@@ -6,14 +6,14 @@ use std::fmt;
 use ahash::AHashMap;
 use serde::Deserialize;
 use serde::de::{self, Deserializer, SeqAccess, Visitor};
-use tokenizers::models::bpe::BPE;
+use tokenizers::models::bpe::{BPE, BpeBuilder};
 
 use crate::bounded::{BoundedList, BoundedMap};
 use crate::error::{Error, Result, TOKENIZER_JSON};
 
 /// Four times the largest vocabulary of known models.
-const MAX_TOKENS: usize = 1 << 20;
-const MAX_MERGES: usize = 1 << 21;
+pub(crate) const MAX_TOKENS: usize = 1 << 20;
+pub(crate) const MAX_MERGES: usize = 1 << 21;
 /// Ids beyond this are a mistake: memory is planned for all ids below the highest one.
 pub(crate) const MAX_ID: u32 = (1 << 24) - 1;
 /// The longest token in bytes. Known ones stay below 1 KB.
@@ -25,6 +25,22 @@ pub(crate) struct Model {
     /// The characters, which are bytes, of the longest token.
     pub(crate) longest: usize,
     pub(crate) highest_id: Option<u32>,
+}
+
+impl Model {
+    /// No merge may make a token longer than the longest of `vocab`: the library copies each pair into a buffer of that
+    /// length and would panic. That the three tokens of a merge exist it checks itself.
+    pub(crate) fn new(
+        builder: BpeBuilder,
+        vocab: AHashMap<String, u32>,
+        merges: Vec<(String, String)>,
+    ) -> tokenizers::Result<Self> {
+        let highest_id = vocab.values().copied().max();
+        let longest = vocab.keys().map(|token| token.chars().count()).max().unwrap_or(0);
+        // No cache of words: the library keeps it in thread-local storage, which outlives the tokenizer.
+        let bpe = builder.cache_capacity(0).vocab_and_merges(vocab, merges).build()?;
+        Ok(Self { bpe, longest, highest_id })
+    }
 }
 
 #[derive(Deserialize)]
@@ -53,13 +69,10 @@ impl Vocabulary<'_> {
             return Err(Error::invalid(TOKENIZER_JSON, "model", "has no `vocab` or no `merges`"));
         };
         for (token, id) in &vocab {
-            check_token("model.vocab", token, *id)?;
+            check_token(token, *id).map_err(|problem| Error::invalid(TOKENIZER_JSON, "model.vocab", problem))?;
         }
-        let highest_id = vocab.values().copied().max();
-        let longest = vocab.keys().map(|token| token.chars().count()).max().unwrap_or(0);
         let merges = check_merges(merges, &vocab)?;
-        // No cache of words: the library keeps it in thread-local storage, which outlives the tokenizer.
-        let mut builder = BPE::builder().cache_capacity(0).fuse_unk(self.fuse_unk).ignore_merges(self.ignore_merges);
+        let mut builder = BPE::builder().fuse_unk(self.fuse_unk).ignore_merges(self.ignore_merges);
         if let Some(unk_token) = self.unk_token {
             if !vocab.contains_key(&unk_token) {
                 let problem = format!("`{unk_token}` is not in `model.vocab`");
@@ -67,9 +80,7 @@ impl Vocabulary<'_> {
             }
             builder = builder.unk_token(unk_token);
         }
-        let bpe = builder.vocab_and_merges(vocab, merges).build();
-        let bpe = bpe.map_err(|e| Error::invalid(TOKENIZER_JSON, "model.merges", e))?;
-        Ok(Model { bpe, longest, highest_id })
+        Model::new(builder, vocab, merges).map_err(|e| Error::invalid(TOKENIZER_JSON, "model.merges", e))
     }
 
     fn check(&self) -> Result<()> {
@@ -142,9 +153,6 @@ impl<'de: 'a, 'a> Deserialize<'de> for Merge<'a> {
 }
 
 /// Owned merges, none of which makes a token longer than the longest of the vocabulary.
-///
-/// The library's builder copies each pair into a buffer of that length and would panic on a longer one; that the
-/// three tokens exist it checks itself.
 fn check_merges(merges: Vec<Merge<'_>>, vocab: &AHashMap<String, u32>) -> Result<Vec<(String, String)>> {
     let longest = vocab.keys().map(String::len).max().unwrap_or(0);
     let mut owned = Vec::with_capacity(merges.len());
@@ -159,15 +167,13 @@ fn check_merges(merges: Vec<Merge<'_>>, vocab: &AHashMap<String, u32>) -> Result
     Ok(owned)
 }
 
-/// A token's length and id are within bounds.
-pub(crate) fn check_token(key: &str, token: &str, id: u32) -> Result<()> {
+/// A token's length and id are within bounds, or what is wrong with them.
+pub(crate) fn check_token(token: &str, id: u32) -> std::result::Result<(), String> {
     if id > MAX_ID {
-        let problem = format!("the id {id} of `{token:.40}` is beyond {MAX_ID}, the highest one");
-        return Err(Error::invalid(TOKENIZER_JSON, key, problem));
+        return Err(format!("the id {id} of `{token:.40}` is beyond {MAX_ID}, the highest one"));
     }
     if token.len() > MAX_TOKEN_BYTES {
-        let problem = format!("the token with the id {id} has {} bytes, more than {MAX_TOKEN_BYTES}", token.len());
-        return Err(Error::invalid(TOKENIZER_JSON, key, problem));
+        return Err(format!("the token with the id {id} has {} bytes, more than {MAX_TOKEN_BYTES}", token.len()));
     }
     Ok(())
 }

@@ -110,7 +110,7 @@ fn what_would_be_misread_is_refused() {
         ("/added_tokens/0/id", json!(u32::MAX), "the id 4294967295 of"),
         ("/added_tokens/0/content", json!("x".repeat(5000)), "has 5000 bytes"),
         ("/model/vocab/!", json!(1 << 24), "the id 16777216 of `!`"),
-        ("/added_tokens/0/content", json!(""), "added_tokens[0].content: is empty"),
+        ("/added_tokens/0/content", json!(""), "added_tokens[0]: is empty"),
     ] {
         let error = with(pointer, value).unwrap_err().to_string();
         assert!(error.starts_with("tokenizer.json: ") && error.contains(says), "{pointer}: {error}");

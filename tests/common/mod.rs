@@ -1,6 +1,9 @@
 //! What several test programs share: where models are, and small checkpoints made on the spot.
 #![allow(dead_code, unreachable_pub)]
 
+#[path = "../../qwen-core/tests/common/gguf.rs"]
+pub mod gguf;
+
 use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -16,6 +19,17 @@ pub fn demo() -> PathBuf {
 /// The demo checkpoint, loaded with a context that leaves room for several conversations.
 pub fn demo_engine() -> Engine {
     options().batch(4).load(demo()).expect("the demo checkpoint loads")
+}
+
+/// The golden suite: `$QWEN_GOLDEN`, else `shared/golden` beside the repository. Says so where there is none.
+pub fn golden() -> Option<PathBuf> {
+    let beside = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/golden");
+    let folder = std::env::var_os("QWEN_GOLDEN").map_or_else(beside, PathBuf::from);
+    let found = folder.join("manifest.json").exists().then_some(folder);
+    if found.is_none() {
+        eprintln!("SKIPPED: no golden suite (QWEN_GOLDEN)");
+    }
+    found
 }
 
 /// Options for small tests.

@@ -60,7 +60,7 @@ impl Epilogue {
                 Epilogue::Write { bias, out } => {
                     for token in 0..tokens {
                         for g in 0..2 * units {
-                            let Group { row, lanes } = layout.group(2 * first_unit + g);
+                            let Group { row, lanes, .. } = layout.groups[2 * first_unit + g];
                             let p = sums[((g / 2) * tokens + token) * UNIT + g % 2 * LANES..][..LANES].as_ptr();
                             let out = out.slice_mut((start + token) * layout.rows + row, lanes).as_mut_ptr();
                             let bias = bias.as_ref().map(|bias| bias.slice(row, lanes).as_ptr());
@@ -71,7 +71,7 @@ impl Epilogue {
                 Epilogue::Add { residual } => {
                     for token in 0..tokens {
                         for g in 0..2 * units {
-                            let Group { row, lanes } = layout.group(2 * first_unit + g);
+                            let Group { row, lanes, .. } = layout.groups[2 * first_unit + g];
                             let p = sums[((g / 2) * tokens + token) * UNIT + g % 2 * LANES..][..LANES].as_ptr();
                             let out = residual.slice_mut((start + token) * layout.rows + row, lanes).as_mut_ptr();
                             write(s, s.load(p), Some(out.cast_const()), out, lanes);
@@ -82,7 +82,7 @@ impl Epilogue {
                     let width = layout.rows / 2;
                     for token in 0..tokens {
                         for unit in 0..units {
-                            let Group { row, lanes } = layout.group(2 * (first_unit + unit));
+                            let Group { row, lanes, .. } = layout.groups[2 * (first_unit + unit)];
                             let p = sums[(unit * tokens + token) * UNIT..][..UNIT].as_ptr();
                             let out = out.slice_mut((start + token) * width + row, lanes).as_mut_ptr();
                             write(s, silu_mul(s, s.load(p), s.load(p.add(LANES))), None, out, lanes);

@@ -29,10 +29,11 @@ pub(crate) use scratch::Scratch;
 macro_rules! ops {
     ($($variant:ident($ty:ty), $pieces:expr;)*) => {
         /// Any recorded operation.
+        // A box for the large one would allocate in every step.
+        #[allow(clippy::large_enum_variant)]
         #[derive(Debug)]
         pub(crate) enum Op {
             $($variant($ty),)*
-            Linear(linear::Linear),
         }
 
         impl Op {
@@ -40,7 +41,6 @@ macro_rules! ops {
             pub(crate) fn pieces(&self) -> usize {
                 match self {
                     $(Op::$variant(op) => { let count: fn(&$ty) -> usize = $pieces; count(op) })*
-                    Op::Linear(op) => op.pieces(),
                 }
             }
 
@@ -54,8 +54,6 @@ macro_rules! ops {
                 unsafe {
                     match self {
                         $(Op::$variant(op) => simd::run(isa, op, piece, scratch),)*
-                        Op::Linear(op) if op.panel.bf16 => simd::run(isa, &linear::Dot(op), piece, scratch),
-                        Op::Linear(op) => simd::run(isa, &linear::Full(op), piece, scratch),
                     }
                 }
             }
@@ -72,6 +70,7 @@ ops! {
     Rope(rope::Rope), |op| op.pieces();
     StoreKv(store_kv::StoreKv), |op| op.rows;
     Pack(panel::Pack), |op| op.pieces();
+    Linear(linear::Linear), |op| op.pieces();
     Attention(attention::Attention), |op| op.pieces();
     Merge(attention::merge::Merge), |op| op.pieces();
     ArgmaxRuns(argmax::ArgmaxRuns), |op| op.pieces();

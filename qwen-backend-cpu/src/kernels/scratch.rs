@@ -5,10 +5,14 @@ use crate::simd::LANES;
 /// Floats of a thread's scratch for sums.
 pub(crate) const SUMS: usize = 128 << 10;
 
+/// Bytes of a thread's scratch for columns of two groups that were taken apart: 512 of them as f32.
+pub(crate) const STAGE: usize = 64 << 10;
+
 /// A thread's own memory.
 #[derive(Debug)]
 pub(crate) struct Scratch {
     lines: Vec<Line>,
+    stage: Vec<Line>,
 }
 
 /// Sixteen floats on a cache line.
@@ -18,17 +22,31 @@ struct Line(#[allow(dead_code)] [f32; LANES]);
 
 impl Scratch {
     pub(crate) fn new() -> Scratch {
-        Scratch { lines: vec![Line([0.0; LANES]); SUMS / LANES] }
+        let lines = |floats| vec![Line([0.0; LANES]); floats / LANES];
+        Scratch { lines: lines(SUMS), stage: lines(STAGE / 4) }
     }
 
     /// Bytes of a thread's scratch.
-    pub(crate) const BYTES: usize = 4 * SUMS;
+    pub(crate) const BYTES: usize = 4 * SUMS + STAGE;
+
+    /// As [`Scratch::floats`], and [`STAGE`] bytes beside them.
+    #[inline(always)]
+    pub(crate) fn sums_and_stage(&mut self, len: usize) -> (&mut [f32], &mut [u8]) {
+        // SAFETY: a line is 64 bytes without padding, and the borrows are of different vectors.
+        let stage = unsafe { std::slice::from_raw_parts_mut(self.stage.as_mut_ptr().cast(), STAGE) };
+        (floats(&mut self.lines, len), stage)
+    }
 
     /// The first `len` floats, on a cache line, with whatever they hold.
     #[inline(always)]
     pub(crate) fn floats(&mut self, len: usize) -> &mut [f32] {
-        let lines = &mut self.lines[..len.div_ceil(LANES)];
-        // SAFETY: a line is sixteen floats without padding.
-        unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), len) }
+        floats(&mut self.lines, len)
     }
+}
+
+#[inline(always)]
+fn floats(lines: &mut [Line], len: usize) -> &mut [f32] {
+    let lines = &mut lines[..len.div_ceil(LANES)];
+    // SAFETY: a line is sixteen floats without padding.
+    unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), len) }
 }

@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
+use qwen_conformance::{Rng, random_blocks};
 use qwen_core::Encoding;
 use qwen_core::backend::{MatrixPart, WeightRole, WeightView};
 
 use super::epilogue::Epilogue;
 use super::linear::{Linear, SPAN, Split};
 use super::math::exp;
-use super::panel::{Pack, Panel, Tiles, to_bf16};
+use super::panel::{INT8_WORDS, Pack, Panel, Rounding, SCALE, Tiles, to_bf16, to_int8};
 use super::{Op, Scratch};
 use crate::matrix::Matrix;
 use crate::memory::Array;
@@ -64,24 +65,22 @@ fn pack(encoding: Encoding, rows: usize, cols: usize, data: &[u8]) -> Arc<Matrix
 }
 
 /// `x w` for `tokens` rows of `x`, by the kernels of `isa`.
-fn product(isa: Isa, w: &Arc<Matrix>, x: &[f32], tokens: usize, bf16: bool) -> Vec<f32> {
-    let layout = w.layout;
+fn product(isa: Isa, w: &Arc<Matrix>, x: &[f32], tokens: usize, rounding: Rounding) -> Vec<f32> {
+    let layout = &w.layout;
     let cols = layout.padded_cols();
     let array = Array::zeroed(x.len(), 0).unwrap();
     // SAFETY: nobody else has the memory.
     unsafe { array.slice_mut(0, x.len()) }.copy_from_slice(x);
     let out = Array::zeroed(tokens * layout.rows, 0).unwrap();
-    let panel = Panel {
-        array: Array::zeroed(Panel::words(tokens, cols, bf16), 0).unwrap(),
-        tiles: Tiles::new(tokens, isa.tile_tokens()),
-        cols,
-        bf16,
-    };
-    let split = Split::new(w, &panel, 1, 2);
+    let tiles = Tiles::new(tokens, isa.tile_tokens().min(isa.int8_tile_tokens()));
+    let words = Panel::words(tokens, cols, rounding);
+    let panel = Panel { array: Array::zeroed(words, 0).unwrap(), start: 0, tiles, cols, rounding };
+    let split = Split::new(w, &tiles, 1, 2);
     let epilogue = Epilogue::Write { bias: None, out: out.clone() };
+    let panels = [Some(panel.clone()), None, None, None];
     let ops = [
-        Op::Pack(Pack { x: array, cols: layout.cols, panel: panel.clone() }),
-        Op::Linear(Linear { w: w.clone(), panel, epilogue, split }),
+        Op::Pack(Pack { x: array, cols: layout.cols, column_order: None, panel }),
+        Op::Linear(Linear { w: w.clone(), panels, tiles, epilogue, split }),
     ];
     let mut scratch = Scratch::new();
     for op in &ops {
@@ -125,7 +124,7 @@ fn products_are_right_on_every_instruction_set() {
             let x = random.values(tokens * cols);
             let mut fused: Option<Vec<f32>> = None;
             for isa in Isa::available() {
-                let out = product(isa, &w, &x, tokens, false);
+                let out = product(isa, &w, &x, tokens, Rounding::Full);
                 for (i, &got) in out.iter().enumerate() {
                     let (t, r) = (i / rows, i % rows);
                     let terms = x[t * cols..][..cols].iter().zip(&decoded[r * cols..][..cols]);
@@ -156,7 +155,7 @@ fn dot_products_match_their_twin() {
         let tokens = 1 + random.next() as usize % 27;
         let x = random.values(tokens * cols);
         for isa in Isa::available() {
-            let out = product(isa, &w, &x, tokens, true);
+            let out = product(isa, &w, &x, tokens, Rounding::Pairs);
             for (i, &got) in out.iter().enumerate() {
                 let (t, r) = (i / rows, i % rows);
                 let want = twin_of_dot(&bits[r * cols..][..cols], &x[t * cols..][..cols]);
@@ -172,20 +171,93 @@ fn dot_products_match_their_twin() {
 #[test]
 fn one_token_or_many_give_the_same_bits() {
     let mut random = Random::new();
-    for (encoding, bf16) in [(Encoding::Bf16, true), (Encoding::Bf16, false), (Encoding::F16, false)] {
+    for (encoding, rounding) in
+        [(Encoding::Bf16, Rounding::Pairs), (Encoding::Bf16, Rounding::Full), (Encoding::F16, Rounding::Full)]
+    {
         let (rows, cols, tokens) = (96, 1100, 40);
         let w = pack(encoding, rows, cols, &encode(encoding, &random.values(rows * cols)));
         let x = random.values(tokens * cols);
         for isa in Isa::available() {
-            let all = product(isa, &w, &x, tokens, bf16);
+            let all = product(isa, &w, &x, tokens, rounding);
             for n in 1..=13 {
                 for first in (0..tokens - n).step_by(n) {
-                    let part = product(isa, &w, &x[first * cols..(first + n) * cols], n, bf16);
+                    let part = product(isa, &w, &x[first * cols..(first + n) * cols], n, rounding);
                     assert_eq!(part, all[first * rows..(first + n) * rows], "{isa}, {n} tokens from {first}");
                 }
             }
         }
     }
+}
+
+/// The sum that a row's kernel forms of a block format, in plain loops over decoded values: exact integers would be the
+/// same, so that only the order of the f32 operations is left.
+fn twin_of_int8(encoding: Encoding, row: &[u8], x: &[f32]) -> f64 {
+    let mut w = vec![0.0; x.len()];
+    encoding.decode_row(row, &mut w);
+    let mut sum = 0.0;
+    for (w, x) in w.as_chunks::<32>().0.iter().zip(x.as_chunks::<32>().0) {
+        let words = to_int8(x);
+        let scale = f64::from(f32::from_bits(words[SCALE]));
+        let bytes = words[..8].iter().flat_map(|word| word.to_le_bytes()).map(|byte| f64::from(byte as i8));
+        sum += w.iter().zip(bytes).map(|(w, x)| f64::from(*w) * x * scale).sum::<f64>();
+    }
+    sum
+}
+
+#[test]
+fn block_formats_match_their_twin_on_every_instruction_set() {
+    let (rows, tokens) = (70, 17);
+    for encoding in Encoding::NAMED.into_iter().filter(|encoding| encoding.block().values > 1) {
+        let cols = 1536;
+        let mut random = Random::new();
+        let bytes = random_blocks(&mut Rng::new(random.next()), encoding, rows, cols);
+        let (w, x) = (pack(encoding, rows, cols, &bytes), random.values(tokens * cols));
+        let mut fused: Option<Vec<f32>> = None;
+        for isa in Isa::available() {
+            let out = product(isa, &w, &x, tokens, Rounding::Int8);
+            for (i, &got) in out.iter().enumerate() {
+                let (t, r) = (i / rows, i % rows);
+                let x = &x[t * cols..][..cols];
+                let row = &bytes[r * encoding.bytes(cols)..][..encoding.bytes(cols)];
+                let want = twin_of_int8(encoding, row, x);
+                let size = x.iter().map(|x| f64::from(x * x)).sum::<f64>().sqrt();
+                let error = (f64::from(got) - want).abs();
+                assert!(error <= 2e-5 * size.max(want.abs()), "{isa} {encoding} token {t} row {r}: {got} not {want}");
+            }
+            for n in [1, 2, 3, 4, 5, 6, 7, 11] {
+                for first in (0..tokens - n).step_by(n) {
+                    let part = product(isa, &w, &x[first * cols..(first + n) * cols], n, Rounding::Int8);
+                    assert_eq!(
+                        part,
+                        out[first * rows..(first + n) * rows],
+                        "{isa} {encoding}, {n} tokens from {first}"
+                    );
+                }
+            }
+            // All that fuse multiply and add agree bit for bit.
+            if isa != Isa::Scalar {
+                let first = fused.get_or_insert_with(|| out.clone());
+                assert_eq!(&out, first, "{isa} {encoding}");
+            }
+        }
+    }
+}
+
+#[test]
+fn int8_rounds_to_nearest_and_spares_the_rest_from_what_is_not_finite() {
+    let mut x = [0.0; 32];
+    assert_eq!(to_int8(&x), [0; INT8_WORDS]);
+    (x[3], x[4], x[20]) = (127.0, -2.5, 1.4);
+    let words = to_int8(&x);
+    assert_eq!(f32::from_bits(words[SCALE]), 1.0);
+    assert_eq!([words[0], words[1], words[5]], [127 << 24, 254, 1]);
+    for damage in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        x[9] = damage;
+        assert!(f32::from_bits(to_int8(&x)[SCALE]).is_nan());
+    }
+    // A quotient that overflows.
+    assert_eq!(to_int8(&[1e-45; 32]), [0; INT8_WORDS]);
+    assert_eq!(f32::from_bits(to_int8(&[-3e38; 32])[SCALE]), 3e38 / 127.0);
 }
 
 /// `e^x` of sixteen values.

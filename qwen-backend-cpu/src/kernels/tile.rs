@@ -197,7 +197,8 @@ macro_rules! by_tokens {
     };
     (@ $tokens:expr, $max:expr, $n:ident => $call:expr, $($number:literal)*) => {
         match $tokens {
-            $($number if $number <= $max => {
+            // A constant, so that calls with more than the most tokens are not even compiled.
+            $($number if const { $number <= $max } => {
                 const $n: usize = $number;
                 $call
             })*

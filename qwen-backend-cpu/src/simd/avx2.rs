@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Kernel, Simd};
+use super::{Kernel, Part, Simd};
 
 /// AVX2, FMA and F16C.
 #[derive(Debug, Clone, Copy)]
@@ -20,6 +20,17 @@ pub(super) unsafe fn enter<K: Kernel>(kernel: &K, piece: usize, scratch: &mut K:
     unsafe { kernel.piece(Avx2(()), piece, scratch) }
 }
 
+/// Compute `part` compiled for AVX2.
+///
+/// # Safety
+/// As [`Part::run`], and the CPU has the features.
+#[inline(never)]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) unsafe fn enter_part<P: Part>(part: &P) {
+    // SAFETY: passed on to the caller.
+    unsafe { part.run(Avx2(())) }
+}
+
 /// Methods made of intrinsics.
 macro_rules! methods {
     ($(fn $name:ident($($arg:ident: $ty:ty),*) -> $ret:ty { $($body:tt)* })*) => {$(
@@ -35,9 +46,23 @@ impl Simd for Avx2 {
     type F = Two;
     type Pairs = [__m256i; 2];
 
+    type Bytes = [__m256i; 2];
+    type Ints = [__m256i; 2];
+    type Partial = [__m256i; 2];
+
     // Twelve sums, two weights and a broadcast value fill the 16 registers.
     const GROUPS: usize = 1;
     const TOKENS: usize = 6;
+    // Eight partials, a line of two, a broadcast value and its product.
+    const INT8_TOKENS: usize = 4;
+    const WIDE_PARTIAL: bool = false;
+    const SIGNED_OFFSET: i32 = 0;
+
+    #[inline(always)]
+    unsafe fn call<P: Part>(self, part: &P) {
+        // SAFETY: the token vouches for the features, the caller for the part.
+        unsafe { enter_part(part) }
+    }
 
     #[inline(always)]
     unsafe fn load(self, p: *const f32) -> Two {
@@ -83,7 +108,121 @@ impl Simd for Avx2 {
         self.mul_add(w0, self.splat(f32::from_bits(x << 16)), odd)
     }
 
+    #[inline(always)]
+    unsafe fn load_bytes(self, p: *const u8) -> [__m256i; 2] {
+        // SAFETY: the token vouches for the features, the caller for the pointer.
+        unsafe { [_mm256_loadu_si256(p.cast()), _mm256_loadu_si256(p.add(32).cast())] }
+    }
+
+    #[inline(always)]
+    unsafe fn store_bytes(self, v: [__m256i; 2], p: *mut u8) {
+        // SAFETY: the token vouches for the features, the caller for the pointer.
+        unsafe {
+            _mm256_storeu_si256(p.cast(), v[0]);
+            _mm256_storeu_si256(p.add(32).cast(), v[1]);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_ints(self, p: *const u8) -> [__m256i; 2] {
+        // SAFETY: passed on to the caller.
+        unsafe { self.load_bytes(p) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_u8(self, p: *const u8) -> [__m256i; 2] {
+        // SAFETY: the token vouches for the features, the caller for the pointer.
+        unsafe {
+            let v = _mm_loadu_si128(p.cast());
+            [_mm256_cvtepu8_epi32(v), _mm256_cvtepu8_epi32(_mm_unpackhi_epi64(v, v))]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_i8(self, p: *const u8) -> [__m256i; 2] {
+        // SAFETY: the token vouches for the features, the caller for the pointer.
+        unsafe {
+            let v = _mm_loadu_si128(p.cast());
+            [_mm256_cvtepi8_epi32(v), _mm256_cvtepi8_epi32(_mm_unpackhi_epi64(v, v))]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_u16(self, p: *const u8) -> [__m256i; 2] {
+        // SAFETY: the token vouches for the features, the caller for the pointer.
+        unsafe {
+            let [low, high] = [_mm_loadu_si128(p.cast()), _mm_loadu_si128(p.add(16).cast())];
+            [_mm256_cvtepu16_epi32(low), _mm256_cvtepu16_epi32(high)]
+        }
+    }
+
+    #[inline(always)]
+    fn prepare_signed(self, v: [__m256i; 2]) -> [__m256i; 2] {
+        v
+    }
+
     methods! {
+        fn shift_right(v: [__m256i; 2], n: u32, mask: u8) -> [__m256i; 2] {
+            let (n, mask) = (_mm256_set1_epi32(n as i32), _mm256_set1_epi8(mask as i8));
+            [_mm256_and_si256(_mm256_srlv_epi32(v[0], n), mask), _mm256_and_si256(_mm256_srlv_epi32(v[1], n), mask)]
+        }
+        fn shift_left(v: [__m256i; 2], n: u32, mask: u8) -> [__m256i; 2] {
+            let (n, mask) = (_mm256_set1_epi32(n as i32), _mm256_set1_epi8(mask as i8));
+            [_mm256_and_si256(_mm256_sllv_epi32(v[0], n), mask), _mm256_and_si256(_mm256_sllv_epi32(v[1], n), mask)]
+        }
+        fn or_bytes(a: [__m256i; 2], b: [__m256i; 2]) -> [__m256i; 2] {
+            [_mm256_or_si256(a[0], b[0]), _mm256_or_si256(a[1], b[1])]
+        }
+        fn lookup(table: &[i8; 16], v: [__m256i; 2]) -> [__m256i; 2] {
+            let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast()));
+            [_mm256_shuffle_epi8(table, v[0]), _mm256_shuffle_epi8(table, v[1])]
+        }
+        fn flip_sign(v: [__m256i; 2]) -> [__m256i; 2] {
+            v.map(|v| _mm256_xor_si256(v, _mm256_set1_epi8(i8::MIN)))
+        }
+        fn bytes_to_f(v: [__m256i; 2]) -> [Two; 4] {
+            let byte = _mm256_set1_epi32(0xff);
+            [0, 8, 16, 24].map(|n| {
+                let n = _mm256_set1_epi32(n);
+                v.map(|v| _mm256_cvtepi32_ps(_mm256_and_si256(_mm256_srlv_epi32(v, n), byte)))
+            })
+        }
+        fn splat_ints(v: i32) -> [__m256i; 2] { [_mm256_set1_epi32(v); 2] }
+        fn bits(v: [__m256i; 2], n: u32, mask: i32) -> [__m256i; 2] {
+            let (n, mask) = (_mm256_set1_epi32(n as i32), _mm256_set1_epi32(mask));
+            [_mm256_and_si256(_mm256_srlv_epi32(v[0], n), mask), _mm256_and_si256(_mm256_srlv_epi32(v[1], n), mask)]
+        }
+        fn join(low: [__m256i; 2], high: [__m256i; 2]) -> [__m256i; 2] {
+            [
+                _mm256_or_si256(low[0], _mm256_slli_epi32::<4>(high[0])),
+                _mm256_or_si256(low[1], _mm256_slli_epi32::<4>(high[1])),
+            ]
+        }
+        fn add_ints(a: [__m256i; 2], b: [__m256i; 2]) -> [__m256i; 2] {
+            [_mm256_add_epi32(a[0], b[0]), _mm256_add_epi32(a[1], b[1])]
+        }
+        fn ints_to_f(v: [__m256i; 2]) -> Two { [_mm256_cvtepi32_ps(v[0]), _mm256_cvtepi32_ps(v[1])] }
+        fn partial(_sums: [__m256i; 2]) -> [__m256i; 2] { [_mm256_setzero_si256(); 2] }
+        fn dot(acc: [__m256i; 2], w: [__m256i; 2], x: u32) -> [__m256i; 2] {
+            let x = _mm256_set1_epi32(x as i32);
+            [
+                _mm256_add_epi16(acc[0], _mm256_maddubs_epi16(w[0], x)),
+                _mm256_add_epi16(acc[1], _mm256_maddubs_epi16(w[1], x)),
+            ]
+        }
+        fn dot_signed(acc: [__m256i; 2], w: [__m256i; 2], x: u32) -> [__m256i; 2] {
+            // The sign of each weight moves to its factor; -128 becomes 128, which a byte without a sign holds.
+            let x = _mm256_set1_epi32(x as i32);
+            let product = |w| _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
+            [_mm256_add_epi16(acc[0], product(w[0])), _mm256_add_epi16(acc[1], product(w[1]))]
+        }
+        fn fold(sums: [__m256i; 2], partial: [__m256i; 2]) -> [__m256i; 2] {
+            let one = _mm256_set1_epi16(1);
+            [
+                _mm256_add_epi32(sums[0], _mm256_madd_epi16(partial[0], one)),
+                _mm256_add_epi32(sums[1], _mm256_madd_epi16(partial[1], one)),
+            ]
+        }
         fn splat(v: f32) -> Two { [_mm256_set1_ps(v); 2] }
         fn widen(pairs: [__m256i; 2]) -> [Two; 2] {
             let upper = _mm256_set1_epi32(0xffff_0000_u32 as i32);

@@ -9,13 +9,15 @@ use qwen_core::Error;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Isa {
-    /// Element Rust.
+    /// Plain Rust.
     Scalar,
     /// x86-64 with AVX2, FMA and F16C: Haswell, Zen and later.
     Avx2,
     /// x86-64 with AVX-512 F, BW, DQ and VL: Skylake-X, Zen 4 and later.
     Avx512,
-    /// [`Isa::Avx512`] and the bf16 dot product: Cooper Lake, Sapphire Rapids, Zen 4 and later.
+    /// [`Isa::Avx512`] and the dot product of bytes: Ice Lake, Zen 4 and later.
+    Avx512Vnni,
+    /// [`Isa::Avx512Vnni`] and the dot product of bf16: Cooper Lake, Sapphire Rapids, Zen 4 and later.
     Avx512Bf16,
     /// 64-bit Arm.
     Neon,
@@ -23,7 +25,7 @@ pub enum Isa {
 
 impl Isa {
     /// All of them, whether this CPU has them or not.
-    pub const ALL: [Isa; 5] = [Isa::Scalar, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16, Isa::Neon];
+    pub const ALL: [Isa; 6] = [Isa::Scalar, Isa::Avx2, Isa::Avx512, Isa::Avx512Vnni, Isa::Avx512Bf16, Isa::Neon];
 
     /// Those that this CPU has, slowest first.
     pub fn available() -> Vec<Isa> {
@@ -58,7 +60,8 @@ impl Isa {
                 Isa::Scalar => true,
                 Isa::Avx2 => avx2(),
                 Isa::Avx512 => avx512(),
-                Isa::Avx512Bf16 => avx512() && is_x86_feature_detected!("avx512bf16"),
+                Isa::Avx512Vnni => avx512() && is_x86_feature_detected!("avx512vnni"),
+                Isa::Avx512Bf16 => Isa::Avx512Vnni.is_available() && is_x86_feature_detected!("avx512bf16"),
                 Isa::Neon => false,
             }
         }
@@ -79,10 +82,25 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => <super::avx2::Avx2 as super::Simd>::TOKENS,
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 | Isa::Avx512Bf16 => <super::avx512::Avx512<true> as super::Simd>::TOKENS,
+            Isa::Avx512 | Isa::Avx512Vnni | Isa::Avx512Bf16 => {
+                <super::avx512::Avx512<true, true> as super::Simd>::TOKENS
+            }
             #[cfg(target_arch = "aarch64")]
             Isa::Neon => <super::neon::Neon as super::Simd>::TOKENS,
             _ => <super::Scalar as super::Simd>::TOKENS,
+        }
+    }
+
+    /// The most tokens of a register tile of integer dot products.
+    pub(crate) fn int8_tile_tokens(self) -> usize {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 | Isa::Avx512 => <super::avx2::Avx2 as super::Simd>::INT8_TOKENS,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Vnni | Isa::Avx512Bf16 => <super::avx512::Avx512<true, true> as super::Simd>::INT8_TOKENS,
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => <super::neon::Neon as super::Simd>::INT8_TOKENS,
+            _ => <super::Scalar as super::Simd>::INT8_TOKENS,
         }
     }
 
@@ -92,6 +110,7 @@ impl Isa {
             Isa::Scalar => "scalar",
             Isa::Avx2 => "avx2",
             Isa::Avx512 => "avx512",
+            Isa::Avx512Vnni => "avx512-vnni",
             Isa::Avx512Bf16 => "avx512-bf16",
             Isa::Neon => "neon",
         }

@@ -36,10 +36,29 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// Sixteen pairs of bf16, as the weights have them: the lower half of each 32 bits comes first.
     type Pairs: Copy;
 
+    /// Sixteen rows by four columns of bytes: the four bytes of a row side by side.
+    type Bytes: Copy;
+    /// Sixteen i32.
+    type Ints: Copy;
+    /// Integer dot products on their way: sixteen i32, or pairs of i16 that [`Simd::fold`] adds up.
+    type Partial: Copy;
+
     /// Groups of sixteen rows in a register tile.
     const GROUPS: usize;
     /// The most tokens in a register tile.
     const TOKENS: usize;
+    /// The most tokens in a register tile of integer dot products.
+    const INT8_TOKENS: usize;
+    /// Whether partial dot products are as wide as their sums. Otherwise they are pairs of i16.
+    const WIDE_PARTIAL: bool;
+    /// What [`Simd::prepare_signed`] adds to each byte.
+    const SIGNED_OFFSET: i32;
+
+    /// Compute a part in a function of its own.
+    ///
+    /// # Safety
+    /// As [`Part::run`].
+    unsafe fn call<P: Part>(self, part: &P);
 
     /// All lanes `v`.
     fn splat(self, v: f32) -> Self::F;
@@ -83,15 +102,99 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn sum(self, v: Self::F) -> f32;
     /// The largest lane.
     fn hmax(self, v: Self::F) -> f32;
+    /// 64 bytes from memory.
+    unsafe fn load_bytes(self, p: *const u8) -> Self::Bytes;
+    /// 64 bytes to memory.
+    unsafe fn store_bytes(self, v: Self::Bytes, p: *mut u8);
+    /// `(v >> n) & mask` in each byte, for a mask without bits that come from the byte above.
+    fn shift_right(self, v: Self::Bytes, n: u32, mask: u8) -> Self::Bytes;
+    /// `(v << n) & mask` in each byte, for a mask without bits that come from the byte below.
+    fn shift_left(self, v: Self::Bytes, n: u32, mask: u8) -> Self::Bytes;
+    /// `a | b`
+    fn or_bytes(self, a: Self::Bytes, b: Self::Bytes) -> Self::Bytes;
+    /// The entries of `table` that the bytes, below 16, name.
+    fn lookup(self, table: &[i8; 16], v: Self::Bytes) -> Self::Bytes;
+    /// Signed bytes in the form that [`Simd::dot_signed`] takes: each plus [`Simd::SIGNED_OFFSET`].
+    fn prepare_signed(self, v: Self::Bytes) -> Self::Bytes;
+    /// Bytes made by [`Simd::prepare_signed`], as bytes without a sign that are 128 larger than the signed ones.
+    fn flip_sign(self, v: Self::Bytes) -> Self::Bytes;
+    /// The four columns as f32, of bytes without a sign.
+    fn bytes_to_f(self, v: Self::Bytes) -> [Self::F; 4];
+
+    /// All lanes `v`.
+    fn splat_ints(self, v: i32) -> Self::Ints;
+    /// Sixteen u32 from memory.
+    unsafe fn load_ints(self, p: *const u8) -> Self::Ints;
+    /// Sixteen bytes without a sign from memory.
+    unsafe fn load_u8(self, p: *const u8) -> Self::Ints;
+    /// Sixteen signed bytes from memory.
+    unsafe fn load_i8(self, p: *const u8) -> Self::Ints;
+    /// Sixteen u16 from memory.
+    unsafe fn load_u16(self, p: *const u8) -> Self::Ints;
+    /// `(v >> n) & mask`
+    fn bits(self, v: Self::Ints, n: u32, mask: i32) -> Self::Ints;
+    /// `low | high << 4`
+    fn join(self, low: Self::Ints, high: Self::Ints) -> Self::Ints;
+    /// `a + b`
+    fn add_ints(self, a: Self::Ints, b: Self::Ints) -> Self::Ints;
+    /// The nearest f32.
+    fn ints_to_f(self, v: Self::Ints) -> Self::F;
+
+    /// Where partial dot products begin that [`Simd::fold`] adds to `sums`.
+    fn partial(self, sums: Self::Ints) -> Self::Partial;
+    /// `acc` plus, in each row, the products of its four bytes, which have no sign, with the four signed bytes of `x`.
+    /// Exact as long as a partial has room: see [`partial_lines`].
+    fn dot(self, acc: Self::Partial, w: Self::Bytes, x: u32) -> Self::Partial;
+    /// As [`Simd::dot`] for bytes made by [`Simd::prepare_signed`], as if each were [`Simd::SIGNED_OFFSET`] larger than the
+    /// signed byte that it was made of. A partial has room for one line.
+    fn dot_signed(self, acc: Self::Partial, w: Self::Bytes, x: u32) -> Self::Partial;
+    /// The sums of dot products that began as `sums`.
+    fn fold(self, sums: Self::Ints, partial: Self::Partial) -> Self::Ints;
+
     /// Ask for the cache line at `p`, which may be any address.
     fn prefetch(self, p: *const u8);
 }
 
+/// How many lines of four products can be added in a partial before it is folded, for weights up to `most` and `x` in
+/// -127..=127: sums of pairs of products stay within an i16.
+pub(crate) const fn partial_lines<S: Simd>(most: i32) -> usize {
+    if S::WIDE_PARTIAL {
+        return 8;
+    }
+    match i16::MAX as i32 / (2 * 127 * most) {
+        8.. => 8,
+        4.. => 4,
+        2.. => 2,
+        _ => 1,
+    }
+}
+
+/// Part of a kernel's body that is compiled as a function of its own: a body that has many of them, one for each format,
+/// would otherwise be a single function of a size that compilers do not take well.
+pub(crate) trait Part {
+    /// The dot product that it profits from: it is compiled for CPUs with that, too.
+    const DOT: Dot;
+
+    /// Compute it. Implementations are `#[inline(always)]`, and so is all they call with vectors.
+    ///
+    /// # Safety
+    /// As [`Kernel::piece`].
+    unsafe fn run<S: Simd>(&self, s: S);
+}
+
+/// Dot products that some instruction sets have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Dot {
+    None,
+    Bf16,
+    Int8,
+}
+
 /// A kernel's body: pieces of one operation.
 pub(crate) trait Kernel {
-    /// Whether the body profits from a bf16 dot product, so that it is compiled for that too.
+    /// Whether the body profits from dot products of bf16 and of bytes, so that it is compiled for those too.
     #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
-    const BF16_DOT: bool = false;
+    const DOTS: bool = false;
     /// What the body writes beside its operands: a thread's own memory.
     type Scratch;
 
@@ -113,9 +216,11 @@ pub(crate) unsafe fn run<K: Kernel>(isa: Isa, kernel: &K, piece: usize, scratch:
     unsafe {
         match isa {
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512Bf16 if K::BF16_DOT => avx512::enter_bf16(kernel, piece, scratch),
+            Isa::Avx512Bf16 if K::DOTS => avx512::enter_bf16(kernel, piece, scratch),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512Bf16 | Isa::Avx512 => avx512::enter(kernel, piece, scratch),
+            Isa::Avx512Vnni if K::DOTS => avx512::enter_vnni(kernel, piece, scratch),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Bf16 | Isa::Avx512Vnni | Isa::Avx512 => avx512::enter(kernel, piece, scratch),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => avx2::enter(kernel, piece, scratch),
             #[cfg(target_arch = "aarch64")]

@@ -2,13 +2,21 @@
 
 use std::arch::aarch64::*;
 
-use super::{Kernel, Simd};
+use super::{Kernel, Part, Simd};
 
 /// NEON with f16 conversions, both part of the baseline.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Neon(());
 
 type Four = [float32x4_t; 4];
+
+impl Neon {
+    #[inline(always)]
+    fn ints(self, lanes: [i32; 16]) -> [int32x4_t; 4] {
+        // SAFETY: `lanes` has sixteen i32.
+        [0, 4, 8, 12].map(|i| unsafe { vld1q_s32(lanes.as_ptr().add(i)) })
+    }
+}
 
 /// Run a piece of `kernel`; the target has the features without asking.
 ///
@@ -34,9 +42,27 @@ impl Simd for Neon {
     type F = Four;
     type Pairs = [uint32x4_t; 4];
 
+    type Bytes = [uint8x16_t; 4];
+    type Ints = [int32x4_t; 4];
+    type Partial = [int32x4_t; 4];
+
     // 24 sums, four weights and the broadcast values fill the 32 registers.
     const GROUPS: usize = 1;
     const TOKENS: usize = 6;
+    const INT8_TOKENS: usize = 4;
+    const WIDE_PARTIAL: bool = true;
+    const SIGNED_OFFSET: i32 = 0;
+
+    #[inline(always)]
+    unsafe fn call<P: Part>(self, part: &P) {
+        #[inline(never)]
+        unsafe fn enter<P: Part>(part: &P) {
+            // SAFETY: passed on to the caller.
+            unsafe { part.run(Neon(())) }
+        }
+        // SAFETY: passed on to the caller.
+        unsafe { enter(part) }
+    }
 
     #[inline(always)]
     unsafe fn load(self, p: *const f32) -> Four {
@@ -143,6 +169,154 @@ impl Simd for Neon {
         // SAFETY: `lanes` has sixteen f32.
         unsafe { self.store(v, lanes.as_mut_ptr()) };
         super::Scalar.hmax(lanes)
+    }
+
+    #[inline(always)]
+    unsafe fn load_bytes(self, p: *const u8) -> [uint8x16_t; 4] {
+        // SAFETY: the caller vouches for the pointer.
+        [0, 16, 32, 48].map(|i| unsafe { vld1q_u8(p.add(i)) })
+    }
+
+    #[inline(always)]
+    unsafe fn store_bytes(self, v: [uint8x16_t; 4], p: *mut u8) {
+        for (i, v) in v.into_iter().enumerate() {
+            // SAFETY: the caller vouches for the pointer.
+            unsafe { vst1q_u8(p.add(16 * i), v) }
+        }
+    }
+
+    #[inline(always)]
+    fn shift_right(self, v: [uint8x16_t; 4], n: u32, mask: u8) -> [uint8x16_t; 4] {
+        // SAFETY: NEON is part of the target.
+        v.map(|v| unsafe { vandq_u8(vshlq_u8(v, vdupq_n_s8(-(n as i8))), vdupq_n_u8(mask)) })
+    }
+
+    #[inline(always)]
+    fn shift_left(self, v: [uint8x16_t; 4], n: u32, mask: u8) -> [uint8x16_t; 4] {
+        // SAFETY: NEON is part of the target.
+        v.map(|v| unsafe { vandq_u8(vshlq_u8(v, vdupq_n_s8(n as i8)), vdupq_n_u8(mask)) })
+    }
+
+    #[inline(always)]
+    fn or_bytes(self, a: [uint8x16_t; 4], b: [uint8x16_t; 4]) -> [uint8x16_t; 4] {
+        // SAFETY: NEON is part of the target.
+        [0, 1, 2, 3].map(|i: usize| unsafe { vorrq_u8(a[i], b[i]) })
+    }
+
+    #[inline(always)]
+    fn lookup(self, table: &[i8; 16], v: [uint8x16_t; 4]) -> [uint8x16_t; 4] {
+        // SAFETY: NEON is part of the target; the table has sixteen bytes.
+        unsafe {
+            let table = vreinterpretq_u8_s8(vld1q_s8(table.as_ptr()));
+            v.map(|v| vqtbl1q_u8(table, v))
+        }
+    }
+
+    #[inline(always)]
+    fn prepare_signed(self, v: [uint8x16_t; 4]) -> [uint8x16_t; 4] {
+        v
+    }
+
+    #[inline(always)]
+    fn flip_sign(self, v: [uint8x16_t; 4]) -> [uint8x16_t; 4] {
+        // SAFETY: NEON is part of the target.
+        v.map(|v| unsafe { veorq_u8(v, vdupq_n_u8(0x80)) })
+    }
+
+    #[inline(always)]
+    fn bytes_to_f(self, v: [uint8x16_t; 4]) -> [Four; 4] {
+        [0, -8, -16, -24].map(|n| {
+            // SAFETY: NEON is part of the target.
+            v.map(|v| unsafe {
+                let v = vshlq_u32(vreinterpretq_u32_u8(v), vdupq_n_s32(n));
+                vcvtq_f32_u32(vandq_u32(v, vdupq_n_u32(0xff)))
+            })
+        })
+    }
+
+    #[inline(always)]
+    fn splat_ints(self, v: i32) -> [int32x4_t; 4] {
+        // SAFETY: NEON is part of the target.
+        [unsafe { vdupq_n_s32(v) }; 4]
+    }
+
+    #[inline(always)]
+    unsafe fn load_ints(self, p: *const u8) -> [int32x4_t; 4] {
+        // SAFETY: the caller vouches for the pointer; bytes need no alignment.
+        [0, 16, 32, 48].map(|i| unsafe { vreinterpretq_s32_u8(vld1q_u8(p.add(i))) })
+    }
+
+    #[inline(always)]
+    unsafe fn load_u8(self, p: *const u8) -> [int32x4_t; 4] {
+        // SAFETY: passed on to the caller.
+        self.ints(unsafe { super::Scalar.load_u8(p) })
+    }
+
+    #[inline(always)]
+    unsafe fn load_i8(self, p: *const u8) -> [int32x4_t; 4] {
+        // SAFETY: passed on to the caller.
+        self.ints(unsafe { super::Scalar.load_i8(p) })
+    }
+
+    #[inline(always)]
+    unsafe fn load_u16(self, p: *const u8) -> [int32x4_t; 4] {
+        // SAFETY: passed on to the caller.
+        self.ints(unsafe { super::Scalar.load_u16(p) })
+    }
+
+    #[inline(always)]
+    fn bits(self, v: [int32x4_t; 4], n: u32, mask: i32) -> [int32x4_t; 4] {
+        // SAFETY: NEON is part of the target.
+        v.map(|v| unsafe {
+            let v = vshlq_u32(vreinterpretq_u32_s32(v), vdupq_n_s32(-(n as i32)));
+            vandq_s32(vreinterpretq_s32_u32(v), vdupq_n_s32(mask))
+        })
+    }
+
+    #[inline(always)]
+    fn join(self, low: [int32x4_t; 4], high: [int32x4_t; 4]) -> [int32x4_t; 4] {
+        // SAFETY: NEON is part of the target.
+        [0, 1, 2, 3].map(|i: usize| unsafe { vorrq_s32(low[i], vshlq_n_s32::<4>(high[i])) })
+    }
+
+    #[inline(always)]
+    fn add_ints(self, a: [int32x4_t; 4], b: [int32x4_t; 4]) -> [int32x4_t; 4] {
+        // SAFETY: NEON is part of the target.
+        [0, 1, 2, 3].map(|i: usize| unsafe { vaddq_s32(a[i], b[i]) })
+    }
+
+    #[inline(always)]
+    fn ints_to_f(self, v: [int32x4_t; 4]) -> Four {
+        // SAFETY: NEON is part of the target.
+        v.map(|v| unsafe { vcvtq_f32_s32(v) })
+    }
+
+    #[inline(always)]
+    fn partial(self, sums: [int32x4_t; 4]) -> [int32x4_t; 4] {
+        sums
+    }
+
+    #[inline(always)]
+    fn dot(self, acc: [int32x4_t; 4], w: [uint8x16_t; 4], x: u32) -> [int32x4_t; 4] {
+        // Codes without a sign stay below 128, so that they are signed bytes too.
+        self.dot_signed(acc, w, x)
+    }
+
+    #[inline(always)]
+    fn dot_signed(self, acc: [int32x4_t; 4], w: [uint8x16_t; 4], x: u32) -> [int32x4_t; 4] {
+        // The dot product of bytes is no part of the baseline: products of 16 bits are added in pairs, twice.
+        // SAFETY: NEON is part of the target.
+        [0, 1, 2, 3].map(|i: usize| unsafe {
+            let (w, x) = (vreinterpretq_s8_u8(w[i]), vreinterpretq_s8_u32(vdupq_n_u32(x)));
+            let low = vpaddlq_s16(vmull_s8(vget_low_s8(w), vget_low_s8(x)));
+            let high = vpaddlq_s16(vmull_high_s8(w, x));
+            vaddq_s32(acc[i], vpaddq_s32(low, high))
+        })
+    }
+
+    #[inline(always)]
+    fn fold(self, _: [int32x4_t; 4], partial: [int32x4_t; 4]) -> [int32x4_t; 4] {
+        partial
     }
 
     #[inline(always)]

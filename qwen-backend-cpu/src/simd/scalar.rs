@@ -4,9 +4,9 @@
 
 use half::f16;
 
-use super::{LANES, Simd};
+use super::{LANES, Part, Simd};
 
-/// Element Rust; every CPU has it.
+/// Plain Rust; every CPU has it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Scalar;
 
@@ -30,8 +30,26 @@ impl Simd for Scalar {
     type F = Lanes;
     type Pairs = [u32; LANES];
 
+    type Bytes = [u8; 4 * LANES];
+    type Ints = [i32; LANES];
+    type Partial = [i32; LANES];
+
     const GROUPS: usize = 1;
     const TOKENS: usize = 4;
+    const INT8_TOKENS: usize = 2;
+    const WIDE_PARTIAL: bool = true;
+    const SIGNED_OFFSET: i32 = 0;
+
+    #[inline(always)]
+    unsafe fn call<P: Part>(self, part: &P) {
+        #[inline(never)]
+        unsafe fn enter<P: Part>(part: &P) {
+            // SAFETY: passed on to the caller.
+            unsafe { part.run(Scalar) }
+        }
+        // SAFETY: passed on to the caller.
+        unsafe { enter(part) }
+    }
 
     #[inline(always)]
     fn splat(self, v: f32) -> Lanes {
@@ -153,7 +171,135 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
+    unsafe fn load_bytes(self, p: *const u8) -> [u8; 64] {
+        // SAFETY: the caller gives a pointer to 64 bytes.
+        unsafe { p.cast::<[u8; 64]>().read() }
+    }
+
+    #[inline(always)]
+    unsafe fn store_bytes(self, v: [u8; 64], p: *mut u8) {
+        // SAFETY: the caller gives a pointer to 64 bytes.
+        unsafe { p.cast::<[u8; 64]>().write(v) }
+    }
+
+    #[inline(always)]
+    fn shift_right(self, v: [u8; 64], n: u32, mask: u8) -> [u8; 64] {
+        v.map(|v| v.wrapping_shr(n) & mask)
+    }
+
+    #[inline(always)]
+    fn shift_left(self, v: [u8; 64], n: u32, mask: u8) -> [u8; 64] {
+        v.map(|v| v.wrapping_shl(n) & mask)
+    }
+
+    #[inline(always)]
+    fn or_bytes(self, a: [u8; 64], b: [u8; 64]) -> [u8; 64] {
+        let mut out = a;
+        out.iter_mut().zip(b).for_each(|(out, b)| *out |= b);
+        out
+    }
+
+    #[inline(always)]
+    fn lookup(self, table: &[i8; 16], v: [u8; 64]) -> [u8; 64] {
+        v.map(|v| table[usize::from(v & 15)] as u8)
+    }
+
+    #[inline(always)]
+    fn prepare_signed(self, v: [u8; 64]) -> [u8; 64] {
+        v
+    }
+
+    #[inline(always)]
+    fn flip_sign(self, v: [u8; 64]) -> [u8; 64] {
+        v.map(|v| v ^ 0x80)
+    }
+
+    #[inline(always)]
+    fn bytes_to_f(self, v: [u8; 64]) -> [Lanes; 4] {
+        [0, 1, 2, 3].map(|column| lanes(|lane| f32::from(v[4 * lane + column])))
+    }
+
+    #[inline(always)]
+    fn splat_ints(self, v: i32) -> [i32; LANES] {
+        [v; LANES]
+    }
+
+    #[inline(always)]
+    unsafe fn load_ints(self, p: *const u8) -> [i32; LANES] {
+        // SAFETY: the caller gives a pointer to sixteen u32.
+        unsafe { p.cast::<[i32; LANES]>().read_unaligned() }
+    }
+
+    #[inline(always)]
+    unsafe fn load_u8(self, p: *const u8) -> [i32; LANES] {
+        // SAFETY: the caller gives a pointer to sixteen bytes.
+        unsafe { p.cast::<[u8; LANES]>().read() }.map(i32::from)
+    }
+
+    #[inline(always)]
+    unsafe fn load_i8(self, p: *const u8) -> [i32; LANES] {
+        // SAFETY: the caller gives a pointer to sixteen bytes.
+        unsafe { p.cast::<[i8; LANES]>().read() }.map(i32::from)
+    }
+
+    #[inline(always)]
+    unsafe fn load_u16(self, p: *const u8) -> [i32; LANES] {
+        // SAFETY: the caller gives a pointer to sixteen u16.
+        unsafe { p.cast::<[u16; LANES]>().read_unaligned() }.map(i32::from)
+    }
+
+    #[inline(always)]
+    fn bits(self, v: [i32; LANES], n: u32, mask: i32) -> [i32; LANES] {
+        v.map(|v| (v as u32).wrapping_shr(n) as i32 & mask)
+    }
+
+    #[inline(always)]
+    fn join(self, low: [i32; LANES], high: [i32; LANES]) -> [i32; LANES] {
+        lanes(|lane| low[lane] | high[lane] << 4)
+    }
+
+    #[inline(always)]
+    fn add_ints(self, a: [i32; LANES], b: [i32; LANES]) -> [i32; LANES] {
+        lanes(|lane| a[lane].wrapping_add(b[lane]))
+    }
+
+    #[inline(always)]
+    fn ints_to_f(self, v: [i32; LANES]) -> Lanes {
+        v.map(|v| v as f32)
+    }
+
+    #[inline(always)]
+    fn partial(self, sums: [i32; LANES]) -> [i32; LANES] {
+        sums
+    }
+
+    #[inline(always)]
+    fn dot(self, acc: [i32; LANES], w: [u8; 64], x: u32) -> [i32; LANES] {
+        let x = x.to_le_bytes();
+        lanes(|lane| (0..4).fold(acc[lane], |sum, i| sum + i32::from(w[4 * lane + i]) * i32::from(x[i] as i8)))
+    }
+
+    #[inline(always)]
+    fn dot_signed(self, acc: [i32; LANES], w: [u8; 64], x: u32) -> [i32; LANES] {
+        let x = x.to_le_bytes();
+        lanes(|lane| (0..4).fold(acc[lane], |sum, i| sum + i32::from(w[4 * lane + i] as i8) * i32::from(x[i] as i8)))
+    }
+
+    #[inline(always)]
+    fn fold(self, _: [i32; LANES], partial: [i32; LANES]) -> [i32; LANES] {
+        partial
+    }
+
+    #[inline(always)]
     fn prefetch(self, _: *const u8) {}
+}
+
+/// A value for each lane.
+#[inline(always)]
+fn lanes<T: Copy + Default>(value: impl Fn(usize) -> T) -> [T; LANES] {
+    let mut out = [T::default(); LANES];
+    out.iter_mut().enumerate().for_each(|(lane, out)| *out = value(lane));
+    out
 }
 
 #[inline(always)]

@@ -4,11 +4,11 @@ use std::ops::Range;
 
 use super::{Form, Inputs, RAGGED_ROWS, rms};
 use crate::op::{Allowed, Cost, Guarded, Op, Output};
-use crate::random::{Rng, encode};
+use crate::random::{Rng, encode, random_blocks};
 use crate::rig::Rig;
 use crate::tolerance;
 use qwen_core::backend::composed;
-use qwen_core::backend::{self, Backend, MatrixPart, WeightRole, WeightView};
+use qwen_core::backend::{self, Backend, MatrixPart, WeightRole, WeightShape, WeightView};
 use qwen_core::error::Result;
 use qwen_core::{Encoding, Precision};
 
@@ -25,17 +25,19 @@ pub struct Matrix {
     pub cols: usize,
     /// Whether each part is cut out of a larger stored matrix, which holds NaN elsewhere, at an odd address.
     pub cut: bool,
+    /// Whether the columns of parts in block formats are stored in another order, and not the same one in each.
+    pub shuffled: bool,
 }
 
 impl Matrix {
     /// A plain matrix of one part.
     pub fn new(encoding: Encoding, rows: usize, cols: usize) -> Self {
-        Matrix { role: WeightRole::Linear, parts: vec![(encoding, rows)], cols, cut: false }
+        Matrix { role: WeightRole::Linear, parts: vec![(encoding, rows)], cols, cut: false, shuffled: false }
     }
 
     /// A matrix of several parts for `role`.
     pub fn stacked(role: WeightRole, parts: &[(Encoding, usize)], cols: usize) -> Self {
-        Matrix { role, parts: parts.to_vec(), cols, cut: false }
+        Matrix { role, parts: parts.to_vec(), cols, cut: false, shuffled: false }
     }
 
     /// Rows of all parts.
@@ -48,8 +50,16 @@ impl Matrix {
         self.parts.iter().map(|(encoding, rows)| encoding.bytes(rows * self.cols)).sum()
     }
 
-    /// The encoding that loses the most when it is rounded to 16 bits.
+    /// Its shape.
+    pub fn shape(&self) -> WeightShape {
+        WeightShape { role: self.role, parts: self.parts.clone(), cols: self.cols }
+    }
+
+    /// The encoding whose products lose the most in Fast: block formats, then those that are rounded to 16 bits.
     pub fn worst_encoding(&self) -> Encoding {
+        if let Some((blocks, _)) = self.parts.iter().find(|(encoding, _)| is_blocks(*encoding)) {
+            return *blocks;
+        }
         let rounded = self.parts.iter().map(|(encoding, _)| *encoding).find(|encoding| *encoding != Encoding::Bf16);
         rounded.unwrap_or(Encoding::Bf16)
     }
@@ -59,6 +69,8 @@ impl Matrix {
     /// # Errors
     /// What the backend reports.
     pub fn load<B: Backend>(&self, b: &mut B) -> Result<B::Weight> {
+        let orders: Vec<Vec<u32>> =
+            (0..self.parts.len()).map(|index| Rng::of(&[SEED, index as u64]).permutation(self.cols)).collect();
         let stored: Vec<(Encoding, usize, Vec<u8>)> = self
             .parts
             .iter()
@@ -66,33 +78,61 @@ impl Matrix {
             .map(|(index, &(encoding, rows))| (encoding, rows, self.stored(index, encoding, rows)))
             .collect();
         let mut parts = Vec::new();
-        for (encoding, rows, bytes) in &stored {
-            parts.push(match self.cut {
+        for ((encoding, rows, bytes), order) in stored.iter().zip(&orders) {
+            let part = match self.cut {
                 false => MatrixPart::whole(*encoding, *rows, self.cols, bytes)?,
                 true => {
-                    let whole = MatrixPart::whole(*encoding, rows + 3, self.cols + 5, &bytes[1..])?;
-                    whole.cut(2..2 + rows, 3..3 + self.cols)?
+                    let [before, after] = margins(*encoding);
+                    let whole = MatrixPart::whole(*encoding, rows + 3, self.cols + before + after, &bytes[1..])?;
+                    whole.cut(2..2 + rows, before..before + self.cols)?
                 }
-            });
+            };
+            let shuffled = self.shuffled && is_blocks(*encoding);
+            parts.push(if shuffled { part.with_column_order(order.as_slice())? } else { part });
         }
         b.load(&WeightView { name: "conformance.weight", role: self.role, parts: &parts })
     }
 
     fn stored(&self, index: usize, encoding: Encoding, rows: usize) -> Vec<u8> {
         let seed = [SEED, index as u64, rows as u64, self.cols as u64];
+        let [before, after] = margins(encoding);
+        let (stored_rows, stride) = (rows + 3, before + self.cols + after);
+        if is_blocks(encoding) {
+            let blocks = random_blocks(&mut Rng::of(&seed), encoding, rows, self.cols);
+            if !self.cut {
+                return blocks;
+            }
+            // Bytes of ones make NaN of an f16.
+            let (row, stride) = (encoding.bytes(self.cols), encoding.bytes(stride));
+            let mut bytes = vec![0xFF; 1 + stored_rows * stride];
+            for (i, values) in blocks.chunks_exact(row).enumerate() {
+                bytes[1 + (i + 2) * stride + encoding.bytes(before)..][..row].copy_from_slice(values);
+            }
+            return bytes;
+        }
         let values = Rng::of(&seed).normals(rows * self.cols, 1.0 / (self.cols as f32).sqrt());
         if !self.cut {
             return encode(encoding, &values);
         }
-        let (stored_rows, stride) = (rows + 3, self.cols + 5);
         let mut all = vec![f32::NAN; stored_rows * stride];
         for (row, values) in values.chunks_exact(self.cols).enumerate() {
-            all[(row + 2) * stride + 3..][..self.cols].copy_from_slice(values);
+            all[(row + 2) * stride + before..][..self.cols].copy_from_slice(values);
         }
         let mut bytes = vec![0];
         bytes.extend(encode(encoding, &all));
         bytes
     }
+}
+
+/// Whether a matrix in `encoding` consists of blocks of several values.
+fn is_blocks(encoding: Encoding) -> bool {
+    encoding.block().values > 1
+}
+
+/// Columns before and behind a rectangle that is cut out of a larger matrix.
+fn margins(encoding: Encoding) -> [usize; 2] {
+    let block = encoding.block().values;
+    if block == 1 { [3, 2] } else { [block, 2 * block] }
 }
 
 /// `linear`, or `linear_add` where there is a residual.
@@ -150,6 +190,8 @@ impl Op for Linear {
             Inputs::Outliers => tolerance::linear_outliers(precision, encoding, cols),
             // A handful of products has no average either.
             _ if cols < 32 => tolerance::linear_outliers(precision, encoding, cols),
+            // Values of formats with an offset have a mean: the errors of a token then agree over all outputs.
+            _ if is_blocks(encoding) => tolerance::linear(precision, encoding, cols, self.rows.len()),
             _ => tolerance::linear(precision, encoding, cols, self.rows.len() * self.matrix.rows()),
         };
         let x = rms(&self.inputs.rows(SEED, self.rows.clone(), cols));

@@ -3,6 +3,7 @@
 pub mod add;
 pub mod argmax;
 pub mod attention;
+pub mod blocks;
 pub mod embed;
 pub mod extremes;
 pub mod gate_up_silu;

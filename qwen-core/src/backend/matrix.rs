@@ -6,6 +6,7 @@
 
 use std::fmt;
 use std::ops::Range;
+use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::numerics::encoding::Encoding;
@@ -17,6 +18,22 @@ pub trait ReadBytes: fmt::Debug + Send + Sync {
     /// # Errors
     /// [`Error::Io`] with the file, the tensor and the offset.
     fn read_at(&self, offset: u64, out: &mut [u8]) -> Result<()>;
+
+    /// A source of the same bytes, at the same offsets, of which only those in `bytes` will be read: for sources that
+    /// keep a converted form and can keep less of it. `None`, as here, where that makes no difference.
+    fn narrowed<'a>(&self, bytes: Range<u64>) -> Option<Arc<dyn ReadBytes + 'a>>
+    where
+        Self: 'a,
+    {
+        let _ = bytes;
+        None
+    }
+}
+
+impl<T: ReadBytes + ?Sized> ReadBytes for &T {
+    fn read_at(&self, offset: u64, out: &mut [u8]) -> Result<()> {
+        T::read_at(self, offset, out)
+    }
 }
 
 /// One stored matrix of a checkpoint, row-major, or a rectangle cut out of it.
@@ -45,16 +62,19 @@ pub struct MatrixPart<'a> {
     pub cols: usize,
     /// Bytes from the beginning of one row to that of the next.
     pub row_bytes: usize,
+    /// Which column of the matrix each stored column is, where they are stored in another order: stored column `j` is
+    /// multiplied with input feature `column_order[j]`. Quantisers that sort columns by importance store them so.
+    pub column_order: Option<Arc<[u32]>>,
     /// Where the first row of the rectangle begins.
     start: u64,
     data: Data<'a>,
 }
 
 /// Where the bytes are.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 enum Data<'a> {
     Memory(&'a [u8]),
-    Stored(&'a dyn ReadBytes),
+    Stored(Arc<dyn ReadBytes + 'a>),
 }
 
 impl<'a> MatrixPart<'a> {
@@ -72,7 +92,8 @@ impl<'a> MatrixPart<'a> {
     /// # Errors
     /// As [`MatrixPart::whole`].
     pub fn strided(encoding: Encoding, rows: usize, cols: usize, row_bytes: usize, data: &'a [u8]) -> Result<Self> {
-        let part = MatrixPart { encoding, rows, cols, row_bytes, start: 0, data: Data::Memory(data) };
+        let part =
+            MatrixPart { encoding, rows, cols, row_bytes, column_order: None, start: 0, data: Data::Memory(data) };
         let needed = part.end()?;
         if needed > data.len() as u64 {
             let reason = format!("{rows} x {cols} values in {encoding} need {needed} bytes, found {}", data.len());
@@ -81,33 +102,61 @@ impl<'a> MatrixPart<'a> {
         Ok(part)
     }
 
-    /// A whole matrix of `rows` x `cols` that is read from `source`, from its first byte on, row by row.
+    /// A whole matrix of `rows` x `cols` that is read from `source`, from its first byte on, row by row. The part and
+    /// its clones own the source: what it holds is given back with the last of them.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] when rows are not whole blocks or the size overflows.
-    pub fn stored(encoding: Encoding, rows: usize, cols: usize, source: &'a dyn ReadBytes) -> Result<Self> {
+    pub fn stored(encoding: Encoding, rows: usize, cols: usize, source: impl ReadBytes + 'a) -> Result<Self> {
         let row_bytes = row_bytes(encoding, cols)?;
-        let part = MatrixPart { encoding, rows, cols, row_bytes, start: 0, data: Data::Stored(source) };
+        let data = Data::Stored(Arc::new(source));
+        let part = MatrixPart { encoding, rows, cols, row_bytes, column_order: None, start: 0, data };
         part.end()?;
         Ok(part)
+    }
+
+    /// The same matrix with its columns stored in another order (see [`MatrixPart::column_order`]).
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] unless `order` has every column once.
+    pub fn with_column_order(self, order: impl Into<Arc<[u32]>>) -> Result<Self> {
+        let order = order.into();
+        let mut seen = vec![false; self.cols];
+        let fresh = |&col: &u32| seen.get_mut(col as usize).is_some_and(|seen| !std::mem::replace(seen, true));
+        if order.len() != self.cols || !order.iter().all(fresh) {
+            let reason = format!("{} entries are no permutation of {} columns", order.len(), self.cols);
+            return Err(Error::argument("column_order", reason));
+        }
+        Ok(MatrixPart { column_order: Some(order), ..self })
     }
 
     /// The rectangle of the rows `rows` and the columns `cols`.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] when it does not lie within this one; [`Error::Unsupported`] when its columns do not
-    /// begin and end at the borders of blocks.
+    /// begin and end at the borders of blocks, and for some of the columns of a matrix that stores them in another order.
     pub fn cut(&self, rows: Range<usize>, cols: Range<usize>) -> Result<MatrixPart<'a>> {
         let within = |range: &Range<usize>, size| range.start <= range.end && range.end <= size;
         if !within(&rows, self.rows) || !within(&cols, self.cols) {
             let reason = format!("rows {rows:?}, columns {cols:?} of a {} x {} matrix", self.rows, self.cols);
             return Err(Error::argument("cut", reason));
         }
+        if self.column_order.is_some() && cols != (0..self.cols) {
+            let reason = "its columns are stored in another order, so that a rank's are spread over all of them; use \
+                          one rank, or a file that was quantised without act-order (desc_act)";
+            return Err(Error::unsupported(format!("columns {cols:?} of a matrix in {}", self.encoding), reason));
+        }
         let bytes = column_bytes(self.encoding, cols.clone())?;
         let start = offset(self.start, rows.start, self.row_bytes)
             .and_then(|start| start.checked_add(bytes.start as u64))
             .ok_or_else(|| self.overflow())?;
-        Ok(MatrixPart { rows: rows.len(), cols: cols.len(), start, ..self.clone() })
+        let mut cut = MatrixPart { rows: rows.len(), cols: cols.len(), start, ..self.clone() };
+        if let Data::Stored(source) = &self.data
+            && let Some(narrowed) = source.narrowed(start..cut.end()?)
+        {
+            cut.data = Data::Stored(narrowed);
+        }
+        Ok(cut)
     }
 
     /// The bytes of the rows `rows`, one after the other: lent where they lie so in memory, else put into `buffer`.
@@ -125,7 +174,7 @@ impl<'a> MatrixPart<'a> {
         let start = offset(self.start, rows.start, self.row_bytes).ok_or_else(|| self.overflow())?;
         let len = row.checked_mul(rows.len()).ok_or_else(|| self.overflow())?;
         let adjacent = rows.len() == 1 || self.row_bytes == row;
-        if let (Data::Memory(data), true) = (self.data, adjacent) {
+        if let (Data::Memory(data), true) = (&self.data, adjacent) {
             return slice(data, start, len).ok_or_else(|| self.overflow());
         }
         // What is in the buffer already is overwritten: only growth is filled with zeros.
@@ -133,7 +182,7 @@ impl<'a> MatrixPart<'a> {
         let step = if adjacent { len } else { row };
         for (index, out) in buffer.chunks_exact_mut(step).enumerate() {
             let start = offset(start, index, self.row_bytes).ok_or_else(|| self.overflow())?;
-            match self.data {
+            match &self.data {
                 Data::Memory(data) => out.copy_from_slice(slice(data, start, row).ok_or_else(|| self.overflow())?),
                 Data::Stored(source) => source.read_at(start, out)?,
             }
@@ -203,6 +252,7 @@ pub struct RowReader<'a> {
     part: &'a MatrixPart<'a>,
     buffer: Vec<u8>,
     held: Range<usize>,
+    decoded: Vec<f32>,
 }
 
 impl<'a> RowReader<'a> {
@@ -211,7 +261,7 @@ impl<'a> RowReader<'a> {
 
     /// A reader of the rows of `part`.
     pub fn new(part: &'a MatrixPart<'a>) -> Self {
-        RowReader { part, buffer: Vec::new(), held: 0..0 }
+        RowReader { part, buffer: Vec::new(), held: 0..0, decoded: Vec::new() }
     }
 
     /// The part whose rows it reads.
@@ -237,6 +287,28 @@ impl<'a> RowReader<'a> {
         }
         let at = (row - self.held.start) * bytes;
         Ok(self.buffer.get(at..at + bytes).unwrap_or_default())
+    }
+
+    /// Decode row `row` exactly into `out`, as long as the row, in the order of the input features.
+    ///
+    /// # Errors
+    /// As [`MatrixPart::read`].
+    pub fn decode(&mut self, row: usize, out: &mut [f32]) -> Result<()> {
+        let encoding = self.part.encoding;
+        let Some(order) = &self.part.column_order else {
+            encoding.decode_row(self.row(row)?, out);
+            return Ok(());
+        };
+        let mut decoded = std::mem::take(&mut self.decoded);
+        decoded.resize(out.len(), 0.0);
+        encoding.decode_row(self.row(row)?, &mut decoded);
+        for (&col, &value) in order.iter().zip(&decoded) {
+            if let Some(out) = out.get_mut(col as usize) {
+                *out = value;
+            }
+        }
+        self.decoded = decoded;
+        Ok(())
     }
 }
 
@@ -282,7 +354,8 @@ impl WeightView<'_> {
         WeightShape { role: self.role, parts, cols: self.cols() }
     }
 
-    /// Check that the matrix has values, and that all parts have the same columns.
+    /// Check that the matrix has values, that all parts have the same columns, and that columns are stored in another order
+    /// in block formats only.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] with the shape of an empty matrix, or with the first part that differs.
@@ -290,6 +363,12 @@ impl WeightView<'_> {
         let (rows, cols) = (self.rows(), self.cols());
         if rows == 0 || cols == 0 {
             return Err(Error::argument("weight", format!("`{}` is a matrix of {rows} x {cols}", self.name)));
+        }
+        if let Some(part) =
+            self.parts.iter().find(|part| part.column_order.is_some() && part.encoding.block().values == 1)
+        {
+            let reason = format!("`{}` has a matrix in {} with columns in another order", self.name, part.encoding);
+            return Err(Error::argument("column_order", reason));
         }
         match self.parts.iter().enumerate().find(|(_, part)| part.cols != cols) {
             None => Ok(()),

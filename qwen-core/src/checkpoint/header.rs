@@ -9,6 +9,7 @@ use std::path::Path;
 
 use safetensors::tensor::TensorInfo as Entry;
 
+use super::gguf::types;
 use super::shard::Shard;
 use crate::checkpoint::files::invalid;
 use crate::checkpoint::json::Entries;
@@ -31,7 +32,9 @@ const MAX_HEADER_BYTES: u64 = 16 << 20;
 pub struct TensorInfo {
     /// Its name.
     pub name: String,
-    /// Its element type as the file writes it: `BF16`, `I32`, ...
+    /// What its file calls it, where `name` is not that: in GGUF models.
+    pub alias: Option<String>,
+    /// Its element type as the file writes it: `BF16`, `I32`, `Q4_K`, ...
     pub dtype: String,
     /// Its dimensions, outermost first.
     pub shape: Vec<usize>,
@@ -42,12 +45,8 @@ pub struct TensorInfo {
 impl TensorInfo {
     /// The element type, if it is one that models can be run from.
     pub fn encoding(&self) -> Option<Encoding> {
-        match self.dtype.as_str() {
-            "F32" => Some(Encoding::F32),
-            "F16" => Some(Encoding::F16),
-            "BF16" => Some(Encoding::Bf16),
-            _ => None,
-        }
+        // The names of GGUF's types, of which safetensors has the plain ones.
+        types::encoding_named(&self.dtype)
     }
 
     /// Bytes that it takes in the file.
@@ -175,7 +174,13 @@ fn lay_out(path: &Path, mut entries: Vec<(String, Entry)>, data_start: u64, avai
         }
         filled = end;
         // Both ends are at most the length of the file.
-        tensors.push(TensorInfo { name, dtype: dtype.to_string(), shape, range: data_start + start..data_start + end });
+        tensors.push(TensorInfo {
+            name,
+            alias: None,
+            dtype: dtype.to_string(),
+            shape,
+            range: data_start + start..data_start + end,
+        });
     }
     if filled < available {
         return Err(invalid(path, format!("has {} bytes that belong to no tensor at its end", available - filled)));

@@ -14,9 +14,11 @@
 pub mod config;
 mod files;
 pub mod generation_config;
+pub mod gguf;
 mod header;
 mod index;
 mod json;
+mod packed;
 mod shard;
 
 use std::collections::HashMap;
@@ -33,7 +35,9 @@ use crate::backend::{MatrixPart, ReadBytes};
 use crate::error::{Error, Result};
 use crate::numerics::encoding::Encoding;
 use crate::numerics::float_env::FloatEnv;
+use config::Quantization;
 use files::invalid;
+use packed::Packed;
 use shard::Shard;
 
 /// The most bytes of an index that are read: names of ten times the tensors of the largest model.
@@ -57,6 +61,7 @@ pub struct Checkpoint {
     /// File by file, in the order in which they lie there: the order to read them in.
     tensors: Vec<Stored>,
     by_name: HashMap<String, usize>,
+    gguf: Option<gguf::Metadata>,
 }
 
 /// A tensor where it lies.
@@ -68,32 +73,46 @@ struct Stored {
 impl Stored {
     /// The element type, or the error that models are not run from this one.
     fn encoding(&self) -> Result<Encoding> {
-        self.info.encoding().ok_or_else(|| self.mismatch("element type F32, F16 or BF16".into()))
+        self.info.encoding().ok_or_else(|| self.mismatch(format!("element type {}", self.loadable())))
     }
 
     /// The element type of a tensor that must have this shape.
     fn encoding_of_shape(&self, shape: &[usize]) -> Result<Encoding> {
         match self.info.encoding() {
             Some(encoding) if self.info.shape == shape => Ok(encoding),
-            _ => Err(self.mismatch(format!("F32, F16 or BF16 {shape:?}"))),
+            _ => Err(self.mismatch(format!("{} {shape:?}", self.loadable()))),
+        }
+    }
+
+    /// The element types that models are run from in files of this kind.
+    fn loadable(&self) -> String {
+        match self.info.alias {
+            Some(_) => format!("one of {}", gguf::types::loadable()),
+            None => "F32, F16 or BF16".into(),
         }
     }
 
     fn mismatch(&self, expected: String) -> Error {
         let found = format!("{} {:?}", self.info.dtype, self.info.shape);
-        Error::InvalidTensor { name: self.info.name.clone(), path: self.shard.path().to_path_buf(), expected, found }
+        let name = self.info.alias.as_ref().unwrap_or(&self.info.name).clone();
+        Error::InvalidTensor { name, path: self.shard.path().to_path_buf(), expected, found }
     }
 
     fn read(&self, encoding: Encoding) -> Result<Tensor<'_>> {
         let TensorInfo { name, shape, .. } = &self.info;
+        Ok(Tensor { name, file: self.shard.path(), encoding, shape, data: self.read_all()? })
+    }
+
+    /// All bytes of the tensor, whatever its type.
+    fn read_all(&self) -> Result<Vec<u8>> {
         let bytes = self.info.bytes();
-        let refused = || Error::OutOfMemory { device: "host memory".into(), what: name.clone(), bytes };
+        let refused = || Error::OutOfMemory { device: "host memory".into(), what: self.info.name.clone(), bytes };
         let len = usize::try_from(bytes).map_err(|_| refused())?;
         let mut data = Vec::new();
         data.try_reserve_exact(len).map_err(|_| refused())?;
         data.resize(len, 0);
         self.read_at(0, &mut data)?;
-        Ok(Tensor { name, file: self.shard.path(), encoding, shape, data })
+        Ok(data)
     }
 }
 
@@ -150,15 +169,23 @@ impl fmt::Debug for Tensor<'_> {
 }
 
 impl Checkpoint {
-    /// Open the checkpoint in folder `path`: `config.json`, optionally `generation_config.json`, and `model.safetensors`,
-    /// or `model.safetensors.index.json` with its shards, or a single other `*.safetensors`.
+    /// Open the checkpoint at `path`:
+    ///
+    /// - a folder with `config.json`, optionally `generation_config.json`, and `model.safetensors`, or
+    ///   `model.safetensors.index.json` with its shards, or a single other `*.safetensors`;
+    /// - a GGUF file, or any part of one that is split;
+    /// - a folder with one GGUF model, which lacks the files of the first kind or some of them.
     ///
     /// # Errors
     /// [`Error::Io`] or [`Error::InvalidFile`] naming the file and what is wrong with it, [`Error::MissingTensor`] if a
-    /// shard lacks what the index promises, and the errors of [`Config::from_json`].
+    /// shard lacks what the index promises, [`Error::InvalidConfig`] and [`Error::Unsupported`] as [`Config::from_json`],
+    /// for the keys of a GGUF file too.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let _float_env = FloatEnv::enter();
         let path = path.as_ref();
+        if let Some(file) = gguf::locate(path)? {
+            return Checkpoint::open_gguf(path, &file);
+        }
         let folder = Folder::list(path)?;
         let config = Config::from_file(folder.config_json()?)?;
         let generation_config = match folder.file("generation_config.json") {
@@ -171,10 +198,18 @@ impl Checkpoint {
             generation_config,
             tensors: Vec::new(),
             by_name: HashMap::new(),
+            gguf: None,
         };
         match folder.weights()? {
             Weights::Single(file) => checkpoint.add_file(file)?,
             Weights::Sharded(index_path) => checkpoint.add_shards(&folder, &index_path)?,
+        }
+        // Older GPTQ checkpoints say in a file of its own how they are packed.
+        if checkpoint.config.quantization.is_none()
+            && checkpoint.tensors().any(|tensor| tensor.name.ends_with(packed::CODES))
+            && let Some(file) = folder.file("quantize_config.json")
+        {
+            checkpoint.config.quantization = Some(Quantization::from_file(&file)?);
         }
         Ok(checkpoint)
     }
@@ -210,17 +245,18 @@ impl Checkpoint {
         Ok(())
     }
 
-    /// The folder.
+    /// The folder or the file that was opened.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// `config.json`.
+    /// `config.json`, or what a GGUF file has in its place.
     pub fn config(&self) -> &Config {
         &self.config
     }
 
-    /// `generation_config.json`, or the defaults if there is none.
+    /// `generation_config.json`, or the defaults if there is none; of a GGUF file its end tokens and its advice on
+    /// sampling.
     pub fn generation_config(&self) -> &GenerationConfig {
         &self.generation_config
     }
@@ -230,8 +266,8 @@ impl Checkpoint {
         self.by_name.contains_key(name)
     }
 
-    /// The tensors of all files, in the order in which they lie there. Those of types that no model here is run from are
-    /// listed too.
+    /// The tensors of all files, in the order in which they lie there, by the names of published safetensors checkpoints.
+    /// Those of types that no model here is run from are listed too.
     pub fn tensors(&self) -> impl ExactSizeIterator<Item = &TensorInfo> {
         self.tensors.iter().map(|stored| &stored.info)
     }
@@ -241,12 +277,18 @@ impl Checkpoint {
         self.tensors().map(TensorInfo::bytes).fold(0, u64::saturating_add)
     }
 
-    /// How the elements of the tensor `name` are encoded. Reads nothing.
+    /// How the values of the tensor `name` are encoded: its elements, or the blocks of a matrix that GPTQ or AWQ stored
+    /// in several tensors. Reads nothing.
     ///
     /// # Errors
-    /// [`Error::MissingTensor`], or [`Error::InvalidTensor`] if its elements are of a type that models are not run from.
+    /// [`Error::MissingTensor`]; [`Error::InvalidTensor`] if its elements are of a type that models are not run from, or
+    /// if the parts of a packed matrix do not belong together; [`Error::Unsupported`] for columns that are no whole
+    /// groups; [`Error::InvalidConfig`] if nothing says how the matrix is packed.
     pub fn encoding(&self, name: &str) -> Result<Encoding> {
-        self.required(name)?.encoding()
+        match self.packed(name)? {
+            Some(packed) => Ok(packed.encoding()),
+            None => self.required(name)?.encoding(),
+        }
     }
 
     /// Read the tensor `name`.
@@ -268,11 +310,15 @@ impl Checkpoint {
         stored.read(stored.encoding_of_shape(shape)?)
     }
 
-    /// The matrix `name` of `rows` x `cols`, whose bytes are read when somebody asks for its rows.
+    /// The matrix `name` of `rows` x `cols`, whose bytes are read when somebody asks for its rows. Of a matrix that GPTQ
+    /// or AWQ stored in several tensors, converted rows are held as long as the part or a cut of it.
     ///
     /// # Errors
     /// As [`Checkpoint::encoding`], and [`Error::InvalidTensor`] with both shapes if they differ.
     pub fn matrix(&self, name: &str, rows: usize, cols: usize) -> Result<MatrixPart<'_>> {
+        if let Some(packed) = self.packed(name)? {
+            return packed.matrix(rows, cols);
+        }
         let stored = self.required(name)?;
         MatrixPart::stored(stored.encoding_of_shape(&[rows, cols])?, rows, cols, stored)
     }
@@ -282,7 +328,22 @@ impl Checkpoint {
     }
 
     fn required(&self, name: &str) -> Result<&Stored> {
-        self.stored(name).ok_or_else(|| Error::MissingTensor { name: name.into(), path: self.path.clone() })
+        match (self.stored(name), self.packed(name)?) {
+            (Some(stored), _) => Ok(stored),
+            (None, Some(packed)) => Err(packed.not_a_tensor(name)),
+            (None, None) => {
+                let in_file = self.gguf.as_ref().and_then(|_| gguf::names::gguf(name));
+                Err(Error::MissingTensor { name: in_file.unwrap_or_else(|| name.into()), path: self.path.clone() })
+            }
+        }
+    }
+
+    /// The matrix `name`, if it is stored in several tensors.
+    fn packed(&self, name: &str) -> Result<Option<Packed<'_>>> {
+        match self.stored(name) {
+            Some(_) => Ok(None),
+            None => Packed::find(name, self.config.quantization.as_ref(), &self.path, |name| self.stored(name)),
+        }
     }
 }
 
@@ -308,10 +369,8 @@ impl<'a> Folder<'a> {
     fn list(path: &'a Path) -> Result<Self> {
         let io = |source| Error::Io { path: path.to_path_buf(), source };
         if !path.metadata().map_err(io)?.is_dir() {
-            return Err(match path.extension() {
-                Some(extension) if extension.eq_ignore_ascii_case("gguf") => gguf(path),
-                _ => invalid(path, "is a file: give the folder that holds config.json and the weights"),
-            });
+            let reason = "is a file: give a .gguf, or the folder that holds config.json and the weights";
+            return Err(invalid(path, reason));
         }
         let mut names = Vec::new();
         for entry in path.read_dir().map_err(io)? {
@@ -358,10 +417,22 @@ impl<'a> Folder<'a> {
         }
     }
 
+    /// Whether a model in safetensors is here with all its files.
+    fn has_whole_safetensors(&self) -> bool {
+        let shards_are_here = |index_path: &Path| {
+            let text = files::read_text(index_path, MAX_INDEX_BYTES);
+            let index = text.and_then(|text| Index::parse(index_path, &text));
+            index.is_ok_and(|index| index.shards().iter().all(|shard| self.file(shard).is_some()))
+        };
+        self.file("config.json").is_some()
+            && match self.weights() {
+                Ok(Weights::Single(_)) => true,
+                Ok(Weights::Sharded(index_path)) => shards_are_here(&index_path),
+                Err(_) => false,
+            }
+    }
+
     fn lacks(&self, wanted: &str) -> Error {
-        if let Some(name) = self.with_extension("gguf").first() {
-            return gguf(&self.path.join(name));
-        }
         let found = match self.names.as_slice() {
             [] => "the folder is empty".to_owned(),
             names => {
@@ -369,11 +440,6 @@ impl<'a> Folder<'a> {
                 format!("found {}{}", shown.join(", "), if names.len() > shown.len() { ", ..." } else { "" })
             }
         };
-        invalid(self.path, format!("not a checkpoint: no {wanted}; {found}"))
+        invalid(self.path, format!("not a checkpoint: no {wanted}, and no *.gguf; {found}"))
     }
-}
-
-fn gguf(path: &Path) -> Error {
-    let reason = "GGUF files cannot be read yet; use the folder of the safetensors checkpoint of the same model";
-    Error::unsupported(format!("GGUF ({})", path.display()), reason)
 }

@@ -5,7 +5,7 @@ use super::spec::{ModelSpec, WeightSpec};
 use super::{Buffers, Layer, Model};
 use crate::backend::Limits;
 use crate::backend::{Backend, KvSpec, StepInputs, WeightView};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::numerics::encoding::Encoding;
 use crate::numerics::float_env::FloatEnv;
 use crate::numerics::precision::Precision;
@@ -110,7 +110,10 @@ fn load_matrix<B: Backend>(b: &mut B, weight: &WeightSpec, source: &dyn WeightSo
         .iter()
         .map(|cut| {
             let whole = source.matrix(&cut.tensor, cut.shape.0, cut.shape.1)?;
-            whole.cut(cut.rows.clone(), cut.cols.clone())
+            whole.cut(cut.rows.clone(), cut.cols.clone()).map_err(|error| match error {
+                Error::Unsupported { what, reason } => Error::unsupported(format!("`{}`: {what}", cut.tensor), reason),
+                error => error,
+            })
         })
         .collect::<Result<Vec<_>>>()?;
     b.load(&WeightView { name: &weight.name, role: weight.role, parts: &parts })

@@ -2,10 +2,11 @@
 
 use serde::Serialize;
 
-use crate::backend::{Footprint, KvSpec, Limits, ModelShape, WeightRole};
+use crate::backend::{Footprint, KvSpec, Limits, ModelShape, WeightRole, WeightShape};
 use crate::error::{Error, Result};
 use crate::model::source::WeightSource;
 use crate::model::spec::ModelSpec;
+use crate::numerics::encoding::Encoding;
 use crate::numerics::precision::Precision;
 use crate::numerics::size;
 
@@ -77,7 +78,11 @@ impl Plan {
             if shape.role == WeightRole::Embedding && !spec.tie_word_embeddings {
                 table_bytes = packed;
             }
-            load_bytes = load_bytes.max(weight_bytes + footprint.staging_bytes(shape.stored_bytes()?));
+            let staging = footprint.staging_bytes(shape.stored_bytes()?);
+            // Matrices of several tensors are converted in the host's memory: the device's own, where it stages
+            // anything.
+            let converted = if staging > 0 { converted_bytes(&shape)? } else { 0 };
+            load_bytes = load_bytes.max(weight_bytes + staging.saturating_add(converted));
         }
         let kv_spec = spec.kv(&input.limits, precision, source)?;
         let sized = |context: usize| {
@@ -152,6 +157,12 @@ impl Plan {
             _ => Ok(()),
         }
     }
+}
+
+/// Bytes of the parts that are held as blocks while they are read, since their files have no rows.
+fn converted_bytes(shape: &WeightShape) -> Result<u64> {
+    let parts = shape.parts.iter().filter(|(encoding, _)| matches!(encoding, Encoding::Group(_)));
+    WeightShape { parts: parts.copied().collect(), ..*shape }.stored_bytes()
 }
 
 /// What depends on the context.

@@ -2,6 +2,9 @@
 //! small checkpoints written on the spot.
 #![allow(dead_code, unreachable_pub)] // each test binary uses its part
 
+pub mod gguf;
+pub mod packer;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -55,5 +58,19 @@ pub fn safetensors(header: &str, data: usize) -> Vec<u8> {
     let mut file = (header.len() as u64).to_le_bytes().to_vec();
     file.extend(header.as_bytes());
     file.extend((0..data).map(|i| i as u8));
+    file
+}
+
+/// The bytes of a safetensors file of these tensors: name, element type, shape and data of each.
+pub fn safetensors_of(tensors: &[(String, &str, Vec<usize>, Vec<u8>)]) -> Vec<u8> {
+    let (mut header, mut data) = (serde_json::Map::new(), Vec::<u8>::new());
+    for (name, dtype, shape, bytes) in tensors {
+        let start = data.len();
+        data.extend(bytes);
+        let entry = serde_json::json!({"dtype": dtype, "shape": shape, "data_offsets": [start, data.len()]});
+        header.insert(name.clone(), entry);
+    }
+    let mut file = safetensors(&serde_json::Value::Object(header).to_string(), 0);
+    file.extend(data);
     file
 }

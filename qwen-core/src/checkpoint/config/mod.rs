@@ -6,11 +6,13 @@
 //! by shape).
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+mod quantization;
 mod rope_scaling;
 
 use std::path::Path;
 
-use rope_scaling::MAX_POSITIONS;
+pub use quantization::{GptqFormat, QuantMethod, Quantization};
+pub(super) use rope_scaling::MAX_POSITIONS;
 pub use rope_scaling::{RopeScaling, Yarn};
 
 use crate::checkpoint::json::{self, Fields};
@@ -19,9 +21,9 @@ use crate::numerics::encoding::Encoding;
 
 // Far above anything published. Within these bounds the bytes of all weights, and of the keys and values of the whole
 // context, fit in 63 bits: code behind the parser multiplies sizes without a thought of overflow.
-const MAX_WIDTH: usize = 1 << 20;
-const MAX_LAYERS: usize = 1 << 12;
-const MAX_VOCABULARY: usize = 1 << 24;
+pub(super) const MAX_WIDTH: usize = 1 << 20;
+pub(super) const MAX_LAYERS: usize = 1 << 12;
+pub(super) const MAX_VOCABULARY: usize = 1 << 24;
 
 /// The parameters of a Qwen2.5 model under the names that `config.json` has for them.
 ///
@@ -74,6 +76,8 @@ pub struct Config {
     pub eos_token_id: Vec<u32>,
     /// What the file says of its tensors. A hint: each tensor states its own type.
     pub torch_dtype: Option<Encoding>,
+    /// How packed matrices are stored, if the checkpoint is a GPTQ or AWQ one.
+    pub quantization: Option<Quantization>,
 }
 
 impl Config {
@@ -85,7 +89,8 @@ impl Config {
     /// # Errors
     /// [`Error::InvalidConfig`] names the key that is missing, malformed or contradicts another;
     /// [`Error::Unsupported`] names what the file asks for and this library does not do: another architecture, another
-    /// activation, quantised weights, sliding windows, dual-chunk attention, other rope types.
+    /// activation, weights quantised by other methods than GPTQ and AWQ, sliding windows, dual-chunk attention, other
+    /// rope types.
     pub fn from_json(path: impl AsRef<Path>, json: &str) -> Result<Self> {
         let path = path.as_ref();
         let value = json::parse(path, json)?;
@@ -115,6 +120,10 @@ impl Config {
             bos_token_id: fields.ids("bos_token_id")?.first().copied(),
             eos_token_id: fields.ids("eos_token_id")?,
             torch_dtype: torch_dtype(fields)?,
+            quantization: match fields.object("quantization_config")? {
+                Some(object) => Some(quantization::parse(&object, None)?),
+                None => None,
+            },
         };
         if let Some(window) = config.sliding_window.filter(|&window| window < config.max_context()) {
             return Err(fields.unsupported(
@@ -123,7 +132,7 @@ impl Config {
                 FULL_ATTENTION,
             ));
         }
-        if 4 * config.num_parameters() > isize::MAX as u64 {
+        if !config.fits_pointers() {
             return Err(
                 fields.error("hidden_size", "makes with the other sizes a model too large for this machine's pointers")
             );
@@ -178,6 +187,11 @@ impl Config {
             RopeScaling::None => self.max_position_embeddings,
             RopeScaling::Yarn(yarn) => yarn.max_context(),
         }
+    }
+
+    /// Whether this machine can address all weights as f32.
+    pub(super) fn fits_pointers(&self) -> bool {
+        4 * self.num_parameters() <= isize::MAX as u64
     }
 
     /// Elements of all weights.
@@ -265,13 +279,9 @@ fn refuse_unsupported(fields: &Fields<'_>) -> Result<()> {
         let reason = "the 1M-token models are not run; use the model of the same size without \"1M\" in its name";
         return Err(fields.unsupported("dual_chunk_attention_config", "dual-chunk attention", reason));
     }
-    for key in ["quantization_config", "compression_config"] {
-        if fields.get(key).is_some() {
-            let object = fields.object(key)?;
-            let method = object.as_ref().map_or(Ok(None), |object| object.str("quant_method"))?;
-            let what = format!("quantisation {:?}", method.unwrap_or("of an unnamed method"));
-            return Err(fields.unsupported(key, &what, "use the bf16, f16 or f32 checkpoint of the same model"));
-        }
+    if fields.get("compression_config").is_some() {
+        let reason = "its layout is not read; use the GPTQ, AWQ, GGUF or 16-bit files of the same model";
+        return Err(fields.unsupported("compression_config", "quantisation \"compressed-tensors\"", reason));
     }
     if fields.bool("use_mrope")? == Some(true) {
         let reason = "multimodal rotary embedding belongs to the vision models";

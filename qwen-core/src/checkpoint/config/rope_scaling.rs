@@ -7,7 +7,7 @@ use crate::checkpoint::json::Fields;
 use crate::error::Result;
 
 /// Far above any published context.
-pub(super) const MAX_POSITIONS: usize = 1 << 27;
+pub(in crate::checkpoint) const MAX_POSITIONS: usize = 1 << 27;
 
 /// How rotary frequencies are stretched beyond the context that the model was trained on.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -86,7 +86,7 @@ impl Yarn {
     }
 
     /// The first field that is out of its bounds, with the reason.
-    pub(super) fn check(&self) -> Result<(), (&'static str, String)> {
+    pub(in crate::checkpoint) fn check(&self) -> Result<(), (&'static str, String)> {
         let positive = |value: f64| value > 0.0 && value.is_finite();
         let bound = MAX_POSITIONS as f64;
         if !(1.0..=bound).contains(&self.factor) {

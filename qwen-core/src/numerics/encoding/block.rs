@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use half::f16;
+
 /// The smallest piece of a row that can be read without its neighbours.
 ///
 /// ```
@@ -46,4 +48,40 @@ impl Block {
             None => None,
         }
     }
+}
+
+/// Decode by `decode` as many whole blocks as both slices have.
+pub(super) fn decode_blocks<const BYTES: usize, const VALUES: usize>(
+    bytes: &[u8],
+    out: &mut [f32],
+    decode: impl Fn(&[u8; BYTES], &mut [f32; VALUES]),
+) {
+    for (block, out) in bytes.as_chunks().0.iter().zip(out.as_chunks_mut().0) {
+        decode(block, out);
+    }
+}
+
+/// The `N` bytes of a block from `AT` on; that they are within it is checked by the compiler.
+pub(super) const fn part<const AT: usize, const N: usize, const BYTES: usize>(block: &[u8; BYTES]) -> &[u8; N] {
+    const { assert!(AT + N <= BYTES) };
+    match block.split_at(AT).1.first_chunk() {
+        Some(part) => part,
+        None => unreachable!(),
+    }
+}
+
+/// The same, to be written.
+pub(super) const fn part_mut<const AT: usize, const N: usize, const BYTES: usize>(
+    block: &mut [u8; BYTES],
+) -> &mut [u8; N] {
+    const { assert!(AT + N <= BYTES) };
+    match block.split_at_mut(AT).1.first_chunk_mut() {
+        Some(part) => part,
+        None => unreachable!(),
+    }
+}
+
+/// The F16 at byte `AT` of a block.
+pub(super) fn half_at<const AT: usize, const BYTES: usize>(block: &[u8; BYTES]) -> f16 {
+    f16::from_le_bytes(*part::<AT, 2, _>(block))
 }

@@ -2,18 +2,32 @@
 //!
 //! Every encoding stores a row of values as whole *blocks*: a fixed number of values in a fixed number of bytes. A plain
 //! element type is a block of one value. One file a family holds the exact scalar decoders, which every kernel is
-//! compared with. Not here: where rows lie ([`crate::backend::MatrixPart`]), how kernels pack them (each backend), and
-//! what kernels may round ([`crate::Precision`]).
+//! compared with; `quantize` holds their inverses. Not here: where rows lie ([`crate::backend::MatrixPart`]), how kernels
+//! pack them (each backend), and what kernels may round ([`crate::Precision`]).
 
 mod block;
 mod float;
+pub mod grids;
+mod group;
+mod iq2;
+mod iq3;
+pub mod iq4;
+pub mod k_quants;
+pub mod legacy;
 mod q8;
+mod quantize;
 
 use std::fmt;
+use std::str::FromStr;
+
+use crate::{Error, Result};
 
 pub use block::Block;
+pub use group::{GroupBits, GroupEncoding};
 
 /// How the values of a stored matrix are encoded.
+///
+/// The names are those of the formats: what GGUF files call `Q4_K` is [`Encoding::Q4K`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Encoding {
@@ -23,26 +37,100 @@ pub enum Encoding {
     F16,
     /// The upper half of a single: 8 bits of exponent, 7 of mantissa.
     Bf16,
-    /// Blocks of 32 signed bytes with one F16 scale before them, as GGUF files have them. No checkpoint reader produces
-    /// it yet; the reference decodes it, the other backends refuse it by name.
+    /// Blocks of 32: an F16 scale, 4-bit codes less 8.
+    Q4_0,
+    /// Blocks of 32: an F16 scale and minimum, 4-bit codes.
+    Q4_1,
+    /// Blocks of 32: an F16 scale, 5-bit codes less 16.
+    Q5_0,
+    /// Blocks of 32: an F16 scale and minimum, 5-bit codes.
+    Q5_1,
+    /// Blocks of 32: an F16 scale, signed bytes.
     Q8_0,
+    /// Blocks of 256: sixteen 4-bit scales and minima, 2-bit codes.
+    Q2K,
+    /// Blocks of 256: sixteen 6-bit scales, 3-bit codes.
+    Q3K,
+    /// Blocks of 256: eight 6-bit scales and minima, 4-bit codes.
+    Q4K,
+    /// Blocks of 256: eight 6-bit scales and minima, 5-bit codes.
+    Q5K,
+    /// Blocks of 256: sixteen 8-bit scales, 6-bit codes less 32.
+    Q6K,
+    /// Blocks of 32: an F16 scale, 4-bit codes that index a table of sixteen values.
+    Iq4Nl,
+    /// Blocks of 256: eight 6-bit scales, 4-bit codes that index a table of sixteen values.
+    Iq4Xs,
+    /// Blocks of 256, about 2.06 bits a value: points of a grid with signs.
+    Iq2Xxs,
+    /// Blocks of 256, about 2.31 bits a value: points of a grid with signs.
+    Iq2Xs,
+    /// Blocks of 256, about 2.56 bits a value: points of a grid with signs.
+    Iq2S,
+    /// Blocks of 256, about 3.06 bits a value: points of a grid with signs.
+    Iq3Xxs,
+    /// Blocks of 256, about 3.44 bits a value: points of a grid with signs.
+    Iq3S,
+    /// Groups of columns with a scale and a zero point, as GPTQ and AWQ have them.
+    Group(GroupEncoding),
 }
 
 impl Encoding {
+    /// All encodings that have a name, which are all but [`Encoding::Group`].
+    pub const NAMED: [Encoding; 20] = [
+        Encoding::F32,
+        Encoding::F16,
+        Encoding::Bf16,
+        Encoding::Q4_0,
+        Encoding::Q4_1,
+        Encoding::Q5_0,
+        Encoding::Q5_1,
+        Encoding::Q8_0,
+        Encoding::Q2K,
+        Encoding::Q3K,
+        Encoding::Q4K,
+        Encoding::Q5K,
+        Encoding::Q6K,
+        Encoding::Iq4Nl,
+        Encoding::Iq4Xs,
+        Encoding::Iq2Xxs,
+        Encoding::Iq2Xs,
+        Encoding::Iq2S,
+        Encoding::Iq3Xxs,
+        Encoding::Iq3S,
+    ];
+
     /// The block that rows consist of.
     ///
     /// ```
     /// use qwen_core::Encoding;
     /// use qwen_core::numerics::encoding::Block;
     /// assert_eq!(Encoding::Bf16.block(), Block { values: 1, bytes: 2 });
-    /// assert_eq!(Encoding::Q8_0.block(), Block { values: 32, bytes: 34 });
+    /// assert_eq!(Encoding::Q4K.block(), Block { values: 256, bytes: 144 });
     /// ```
     pub const fn block(self) -> Block {
-        match self {
-            Encoding::F32 => Block { values: 1, bytes: 4 },
-            Encoding::F16 | Encoding::Bf16 => Block { values: 1, bytes: 2 },
-            Encoding::Q8_0 => Block { values: q8::VALUES, bytes: q8::BYTES },
-        }
+        let (values, bytes) = match self {
+            Encoding::F32 => (1, 4),
+            Encoding::F16 | Encoding::Bf16 => (1, 2),
+            Encoding::Q4_0 | Encoding::Iq4Nl => (32, 18),
+            Encoding::Q4_1 => (32, 20),
+            Encoding::Q5_0 => (32, 22),
+            Encoding::Q5_1 => (32, 24),
+            Encoding::Q8_0 => (32, 34),
+            Encoding::Q2K => (256, 84),
+            Encoding::Q3K => (256, 110),
+            Encoding::Q4K => (256, 144),
+            Encoding::Q5K => (256, 176),
+            Encoding::Q6K => (256, 210),
+            Encoding::Iq4Xs => (256, 136),
+            Encoding::Iq2Xxs => (256, 66),
+            Encoding::Iq2Xs => (256, 74),
+            Encoding::Iq2S => (256, 82),
+            Encoding::Iq3Xxs => (256, 98),
+            Encoding::Iq3S => (256, 110),
+            Encoding::Group(group) => return group.block(),
+        };
+        Block { values, bytes }
     }
 
     /// Bytes of a row of `cols` values; `None` unless they are whole blocks, and where the product overflows.
@@ -82,6 +170,23 @@ impl Encoding {
             Encoding::F16 => float::decode_f16(bytes, out),
             Encoding::Bf16 => float::decode_bf16(bytes, out),
             Encoding::Q8_0 => q8::decode(bytes, out),
+            Encoding::Q4_0 => legacy::decode_q4_0(bytes, out),
+            Encoding::Q4_1 => legacy::decode_q4_1(bytes, out),
+            Encoding::Q5_0 => legacy::decode_q5_0(bytes, out),
+            Encoding::Q5_1 => legacy::decode_q5_1(bytes, out),
+            Encoding::Q2K => k_quants::decode_q2_k(bytes, out),
+            Encoding::Q3K => k_quants::decode_q3_k(bytes, out),
+            Encoding::Q4K => k_quants::decode_q4_k(bytes, out),
+            Encoding::Q5K => k_quants::decode_q5_k(bytes, out),
+            Encoding::Q6K => k_quants::decode_q6_k(bytes, out),
+            Encoding::Iq4Nl => iq4::decode_nl(bytes, out),
+            Encoding::Iq4Xs => iq4::decode_xs(bytes, out),
+            Encoding::Iq2Xxs => iq2::decode_xxs(bytes, out),
+            Encoding::Iq2Xs => iq2::decode_xs(bytes, out),
+            Encoding::Iq2S => iq2::decode_s(bytes, out),
+            Encoding::Iq3Xxs => iq3::decode_xxs(bytes, out),
+            Encoding::Iq3S => iq3::decode_s(bytes, out),
+            Encoding::Group(group) => group.decode(bytes, out),
         }
     }
 }
@@ -92,7 +197,46 @@ impl fmt::Display for Encoding {
             Encoding::F32 => "F32",
             Encoding::F16 => "F16",
             Encoding::Bf16 => "BF16",
+            Encoding::Q4_0 => "Q4_0",
+            Encoding::Q4_1 => "Q4_1",
+            Encoding::Q5_0 => "Q5_0",
+            Encoding::Q5_1 => "Q5_1",
             Encoding::Q8_0 => "Q8_0",
+            Encoding::Q2K => "Q2_K",
+            Encoding::Q3K => "Q3_K",
+            Encoding::Q4K => "Q4_K",
+            Encoding::Q5K => "Q5_K",
+            Encoding::Q6K => "Q6_K",
+            Encoding::Iq4Nl => "IQ4_NL",
+            Encoding::Iq4Xs => "IQ4_XS",
+            Encoding::Iq2Xxs => "IQ2_XXS",
+            Encoding::Iq2Xs => "IQ2_XS",
+            Encoding::Iq2S => "IQ2_S",
+            Encoding::Iq3Xxs => "IQ3_XXS",
+            Encoding::Iq3S => "IQ3_S",
+            Encoding::Group(group) => {
+                return write!(f, "INT{} in groups of {}", group.bits.count(), group.group_size);
+            }
+        })
+    }
+}
+
+/// Reads the name that an encoding is displayed by, in capitals or not.
+///
+/// ```
+/// use qwen_core::Encoding;
+/// assert_eq!("q4_k".parse::<Encoding>().unwrap(), Encoding::Q4K);
+/// let error = "Q9_K".parse::<Encoding>().unwrap_err();
+/// assert!(error.to_string().contains("`Q9_K`") && error.to_string().contains("Q4_K, "));
+/// ```
+impl FromStr for Encoding {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        let named = |encoding: &Encoding| encoding.to_string().eq_ignore_ascii_case(name);
+        Encoding::NAMED.into_iter().find(named).ok_or_else(|| {
+            let names = Encoding::NAMED.map(|encoding| encoding.to_string()).join(", ");
+            Error::argument("encoding", format!("`{name}` is none of {names}"))
         })
     }
 }

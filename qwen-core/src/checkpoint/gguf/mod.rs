@@ -1,0 +1,87 @@
+//! GGUF: one file, or a few, that hold a whole model.
+//!
+//! What lives here: the header of a file ([`Header`]), what it says of itself ([`Metadata`]), the files of a split model,
+//! and a [`Checkpoint`] made of them: the same as any other, with its tensors under their published names. Not here: the
+//! blocks that the types consist of ([`crate::numerics::encoding`]), and the vocabulary that the metadata holds (the text
+//! layer).
+//!
+//! Reading a header never reads a tensor. Whatever a header states is compared with the length of the file and with a
+//! budget of memory before anything is allocated for it.
+
+mod config;
+mod header;
+mod metadata;
+pub(super) mod names;
+mod parts;
+mod reader;
+mod strings;
+pub(super) mod types;
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+
+pub use header::Header;
+pub use metadata::{Array, Metadata, Value};
+pub(super) use parts::locate;
+pub use parts::metadata;
+pub use strings::Strings;
+
+use super::files::invalid;
+use super::header::TensorInfo;
+use super::shard::Shard;
+use super::{Checkpoint, Stored};
+use crate::error::{Error, Result};
+
+impl Checkpoint {
+    /// Open the GGUF model that `file` is or is a part of; `path` is what the caller gave.
+    pub(super) fn open_gguf(path: &Path, file: &Path) -> Result<Self> {
+        let mut parts = parts::open(file)?;
+        let metadata = parts.first_mut().map(|first| std::mem::take(&mut first.header.metadata)).unwrap_or_default();
+        let layers = config::layers(file, &metadata)?;
+        let (mut tensors, mut by_name) = (Vec::new(), HashMap::new());
+        for parts::Part { shard, header } in parts {
+            let shard = Arc::new(shard);
+            for info in header.tensors {
+                let name = names::published(&info.name, layers).ok_or_else(|| unknown(&shard, &info, layers))?;
+                if by_name.insert(name.clone(), tensors.len()).is_some() {
+                    let reason = format!("tensor `{}` is in another part of the model as well", info.name);
+                    return Err(invalid(shard.path(), reason));
+                }
+                let info = TensorInfo { alias: Some(info.name), name, ..info };
+                tensors.push(Stored { shard: shard.clone(), info });
+            }
+        }
+        let table = by_name.get(names::EMBED_TOKENS).and_then(|index| tensors.get(*index));
+        let rows = match table.map(|table| (table, table.info.shape.as_slice())) {
+            None => None,
+            Some((_, [rows, _])) => Some(*rows),
+            Some((table, _)) => return Err(table.mismatch("a matrix".into())),
+        };
+        // An output matrix is there to be used, also in files of models whose configuration says that they are tied.
+        let tied = !by_name.contains_key(names::LM_HEAD);
+        Ok(Checkpoint {
+            path: path.to_path_buf(),
+            config: config::config(file, &metadata, rows, tied)?,
+            generation_config: config::generation_config(file, &metadata)?,
+            tensors,
+            by_name,
+            gguf: Some(metadata),
+        })
+    }
+
+    /// The metadata of a GGUF model, with its vocabulary and its chat template; `None` for other checkpoints.
+    pub fn gguf_metadata(&self) -> Option<&Metadata> {
+        self.gguf.as_ref()
+    }
+}
+
+/// Whatever the model is not computed with changes what the file means, and nobody would notice that it is left out.
+fn unknown(shard: &Shard, info: &TensorInfo, layers: usize) -> Error {
+    let what = format!("tensor `{}` ({})", reader::shown(&info.name), shard.path().display());
+    let reason = format!(
+        "a Qwen2.5 of {layers} layers has none of this name, and without it the results would be others: the file is of \
+         another model or modified, use one that was converted from a plain Qwen2.5"
+    );
+    Error::unsupported(what, reason)
+}
