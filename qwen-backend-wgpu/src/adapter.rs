@@ -90,7 +90,7 @@ impl AdapterInfo {
 
 #[cfg(test)]
 impl AdapterInfo {
-    /// A device without a driver, with the limits of WebGPU's defaults.
+    /// A device without a driver, with the limits of WebGPU's defaults and 1 GiB: its buffers take the host's memory.
     pub(crate) fn idle() -> Self {
         let limits = wgpu::Limits::defaults();
         AdapterInfo {
@@ -99,7 +99,7 @@ impl AdapterInfo {
             api: "noop".into(),
             kind: "other",
             driver: String::new(),
-            memory: None,
+            memory: Some(1 << 30),
             max_binding_bytes: limits.max_storage_buffer_binding_size,
             max_buffer_bytes: limits.max_buffer_size,
             max_workgroup_bytes: limits.max_compute_workgroup_storage_size,

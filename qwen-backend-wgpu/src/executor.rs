@@ -238,13 +238,16 @@ impl WgpuBackend {
     }
 
     /// `rows` in pieces that can be bound, with `widths` words a row in each of the arrays: each piece begins where a
-    /// binding may begin.
+    /// binding may begin. More rows of no width than are bound at once hold nothing to compute: no piece.
     pub(crate) fn pieces(&self, op: &str, rows: usize, widths: &[usize]) -> Result<Vec<Range<usize>>> {
         let limits = &self.gpu.device.limits;
         let most = limits.max_storage_buffer_binding_size as usize / 4;
         let widest = widths.iter().copied().max().unwrap_or(0).max(1);
         if rows <= most / widest {
             return Ok((rows > 0).then_some(0..rows).into_iter().collect());
+        }
+        if widths.iter().all(|width| *width == 0) {
+            return Ok(Vec::new());
         }
         let alignment = (limits.min_storage_buffer_offset_alignment as usize / 4).max(1);
         let aligned = |step: &usize| widths.iter().all(|width| (step * (width % alignment)).is_multiple_of(alignment));

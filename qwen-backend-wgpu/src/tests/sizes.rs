@@ -75,7 +75,6 @@ fn arrays_matrices_and_stores_without_a_number_of_bytes_are_refused() {
 #[test]
 fn a_store_beyond_the_memory_is_refused_before_any_of_it_is_taken() {
     let mut backend = idle_backend(Precision::Fast);
-    backend.gpu.device.info.memory = Some(1 << 30);
     let objects = backend.stats().objects();
     // 2^36 heads of 2 KiB: each slab is small enough, all of them are not.
     let many_heads = kv_spec(1, 16, 1 << (usize::BITS / 2 + 4).min(36), 64);
