@@ -97,8 +97,18 @@ impl GoldenCase {
     /// limit. Errors of activations in signed bytes come near their limit, and the difference of two logits has more than
     /// one of them: there it is five limits, six times what the arithmetic measures.
     pub fn greedy_margin(&self, precision: Precision) -> f64 {
-        let bytes = precision == Precision::Fast && self.is_in_blocks();
-        self.limit(precision) * if bytes { 5.0 } else { 2.0 }
+        self.limit(precision) * if self.rounds_to_bytes(precision) { 5.0 } else { 2.0 }
+    }
+
+    /// How far below the largest computed logit, relative to the RMS of the logits, that of the reference's token may
+    /// be: no way at all, or as far as the limit where activations are signed bytes. The rows of a prompt differ in
+    /// their errors by a factor of five there, and two logits that are closer than the error are a tie.
+    pub fn greedy_tie(&self, precision: Precision) -> f64 {
+        if self.rounds_to_bytes(precision) { self.limit(precision) } else { 0.0 }
+    }
+
+    fn rounds_to_bytes(&self, precision: Precision) -> bool {
+        precision == Precision::Fast && self.is_in_blocks()
     }
 
     /// Whether matrices are stored in a block format.
@@ -120,6 +130,8 @@ pub struct GoldenResult {
     pub limit: f64,
     /// [`GoldenCase::greedy_margin`].
     pub margin: f64,
+    /// [`GoldenCase::greedy_tie`].
+    pub tie: f64,
     /// Greedy tokens that had to be right, and those that were.
     pub greedy: (usize, usize),
     /// Prompts that were run.
@@ -221,6 +233,7 @@ impl Goldens {
             error: 0.0,
             limit: case.limit(precision),
             margin: case.greedy_margin(precision),
+            tie: case.greedy_tie(precision),
             greedy: (0, 0),
             prompts: 0,
         };
@@ -262,7 +275,8 @@ fn run_prompt(runner: &mut dyn Runner, recorded: &Recorded, index: usize, result
         let token = *token as u32;
         if f64::from(*margin) > bound {
             result.greedy.0 += 1;
-            result.greedy.1 += usize::from(argmax_row(&last) == token);
+            let best = f64::from(last[argmax_row(&last) as usize]);
+            result.greedy.1 += usize::from(best - f64::from(last[token as usize]) <= result.tie * norm.sqrt());
         }
         ids.push(token);
         if ids.len() < prompt.len() + greedy.len() {
