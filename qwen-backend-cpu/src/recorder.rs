@@ -152,10 +152,7 @@ impl Recorder {
         let spec = &kv.spec;
         self.operand(op, ("kv", &kv.array, Some(0)))?;
         // A store has heads, and heads have channels.
-        if !spec.serves(layer, heads)
-            || heads.num_attention_heads == 0
-            || !heads.num_attention_heads.is_multiple_of(heads.num_key_value_heads)
-        {
+        if !spec.serves(layer, heads) {
             return Err(device_error(op, format!("layer {layer} and {heads:?} do not fit a store of {spec:?}")));
         }
         Ok(kv.clone())

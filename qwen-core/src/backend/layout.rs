@@ -49,11 +49,14 @@ impl KvSpec {
         self.key_encodings.len()
     }
 
-    /// Whether the store has layer `layer`, with the K/V heads of `heads`.
+    /// Whether the store has layer `layer`, with the K/V heads of `heads`, and each of them serves as many of its query
+    /// heads.
     pub fn serves(&self, layer: usize, heads: &HeadLayout) -> bool {
         layer < self.num_layers()
             && self.num_key_value_heads == heads.num_key_value_heads
             && self.head_dim == heads.head_dim
+            && heads.num_attention_heads > 0
+            && heads.num_attention_heads.is_multiple_of(heads.num_key_value_heads)
     }
 
     /// Positions of each layer: the slots that tokens are stored at.
