@@ -9,10 +9,10 @@ use std::fmt;
 use std::sync::Arc;
 
 use qwen_core::backend::Limits;
-use qwen_core::checkpoint::Checkpoint;
 use qwen_core::model::Model;
 use qwen_core::model::rope::Rope;
 use qwen_core::model::runner::ModelRunner;
+use qwen_core::model::source::WeightSource;
 use qwen_core::model::spec::ModelSpec;
 use qwen_core::{Backend, Config, Footprint, Precision, Result, memory};
 
@@ -47,7 +47,7 @@ pub(crate) struct Capacity {
 
 /// The model to load, or the part of it that this process holds.
 pub(crate) struct LoadRequest<'a> {
-    pub(crate) checkpoint: &'a Checkpoint,
+    pub(crate) source: &'a dyn WeightSource,
     pub(crate) config: &'a Config,
     pub(crate) limits: &'a Limits,
     pub(crate) spec: &'a ModelSpec,
@@ -138,10 +138,10 @@ impl<B: Backend> OpenedDevice for OpenedBackend<B> {
 
     fn load(self: Box<Self>, request: LoadRequest<'_>) -> Result<Loaded> {
         let OpenedBackend { mut backend, join } = *self;
-        let LoadRequest { checkpoint, config, limits, spec, peers, progress } = request;
+        let LoadRequest { source, config, limits, spec, peers, progress } = request;
         let by_heads = spec.shard.world_size > 1;
         let group = peers.map(|peers| join(&backend, peers, by_heads)).transpose()?;
-        let model = Model::load(&mut backend, spec.clone(), limits, checkpoint, &mut |share| progress(share))?;
+        let model = Model::load(&mut backend, spec.clone(), limits, source, &mut |share| progress(share))?;
         let mut runner = ModelRunner::new(backend, model, Rope::new(config), limits.clone());
         if let Some(group) = group {
             runner = if by_heads { runner.with_group(group) } else { runner.with_neighbours(group) };
