@@ -14,7 +14,14 @@ use qwen_core::numerics::float_env::FloatEnv;
 use qwen_core::quantize::{Importances, Progress, QuantizedWeights, TensorMix, write_gguf};
 use qwen_tokenizer::OwnedGgufVocabulary;
 
+use crate::device::factory::LoadRequest;
 use crate::error::Result;
+use crate::options::EngineOptions;
+use crate::plan::{Planner, config_of};
+use crate::vocabulary;
+
+/// Tokens of a piece of the text that importances are measured by.
+const PIECE_TOKENS: usize = 512;
 
 /// The tokens that end an answer whether a file names them or not.
 const KNOWN_ENDS: [&str; 2] = ["<|im_end|>", "<|endoftext|>"];
@@ -100,6 +107,51 @@ impl<'a> Quantizer<'a> {
         let threads = self.threads.unwrap_or_else(|| available_parallelism().unwrap_or(one));
         let bytes = write_gguf(out, &weights, metadata, threads, &mut self.progress)?;
         Ok(QuantizedFile { bytes, has_tokenizer })
+    }
+}
+
+impl EngineOptions {
+    /// Load the model at `path`, run `text` on it, and take from that how much errors matter in each column of its
+    /// matrices: for [`Quantizer::importances`]. The text should be of the kind that the model is used for, chats with
+    /// their control tokens, which count as such; 20,000 tokens are plenty. It is cut into pieces of
+    /// [`EngineOptions::context`] tokens, 512 by default.
+    ///
+    /// ```
+    /// use qwen::{EngineOptions, Quantizer, TensorMix};
+    ///
+    /// let model = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/demo-model");
+    /// let importances = EngineOptions::new().measure_importances(model, "What is 3 + 4? 3 + 4 is 7.")?;
+    /// # let out = std::env::temp_dir().join(format!("qwen-doc-{}-importances.gguf", std::process::id()));
+    /// Quantizer::new(TensorMix::Q4KM).importances(&importances).write(model, &out)?;
+    /// # std::fs::remove_file(&out).unwrap();
+    /// # Ok::<(), qwen::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`EngineOptions::load`]; [`qwen_core::Error::InvalidArgument`] for a text without a token, and for ranks.
+    pub fn measure_importances(self, path: impl AsRef<Path>, text: &str) -> Result<Importances> {
+        let _float_env = FloatEnv::enter();
+        if self.ranks.world_size() > 1 {
+            let reason = "importances are measured on a whole model in one process";
+            return Err(qwen_core::Error::argument("ranks", reason).into());
+        }
+        let checkpoint = Checkpoint::open(path)?;
+        let tokenizer = vocabulary::of_checkpoint(&checkpoint)?.map_err(crate::Error::from)?;
+        let ids = tokenizer.encode(text, true)?;
+        let config = config_of(&checkpoint, &self)?;
+        let planner = Planner::new(&self, &checkpoint, &config, config.vocab_size)?;
+        let piece = self.context.unwrap_or(PIECE_TOKENS).min(config.max_context());
+        let candidate = planner.candidates(&self.device).into_iter().next();
+        let factory = candidate.map_or(self.device.clone(), |candidate| candidate.device).factory()?;
+        let capacity = factory.capacity(&self.settings)?;
+        let plan = planner.plan_within(&capacity, Some(piece))?;
+        plan.check()?;
+        let limits = planner.limits(&capacity, piece, 1);
+        let pieces: Vec<&[u32]> = ids.chunks(piece.min(limits.max_num_batched_tokens)).collect();
+        let progress = |share: f32| self.progress.iter().for_each(|report| report(share));
+        let (source, spec) = (planner.weights.source(), &planner.spec);
+        let request = LoadRequest { source, config: &config, limits: &limits, spec, peers: None, progress: &progress };
+        Ok(factory.open(&self.settings)?.measure(request, &pieces)?)
     }
 }
 

@@ -170,3 +170,61 @@ fn ragged_widths_fall_back() {
         assert!(error < 0.2, "{error}");
     }
 }
+
+/// Importances of the CPU, in its faster precision, are those that the reference measures; they are weighed in the file.
+#[test]
+fn importances_are_measured_by_a_text() {
+    use qwen::core::backend::{Limits, reference::Reference};
+    use qwen::core::model::{Model, rope::Rope, runner::ModelRunner, spec::ModelSpec};
+    use qwen::{Importances, core::Checkpoint};
+
+    let text = "What is 3 + 4? 3 + 4 is 7. The sky is blue. ".repeat(12);
+    let ids = demo_engine().tokenizer().unwrap().encode(&text, true).unwrap();
+    let measured = options().context(64).measure_importances(demo(), &text).unwrap();
+
+    let checkpoint = Checkpoint::open(demo()).unwrap();
+    let config = checkpoint.config();
+    let limits = Limits {
+        max_model_len: 64,
+        max_num_batched_tokens: 64,
+        max_num_seqs: 1,
+        max_num_logits: 1,
+        block_size: 32,
+        num_blocks: 2,
+        vocab_size: config.vocab_size,
+        num_token_ids: config.vocab_size,
+    };
+    let mut backend = Reference::new();
+    let model = Model::load(&mut backend, ModelSpec::new(config), &limits, &checkpoint, &mut |_| {}).unwrap();
+    let mut runner = ModelRunner::new(backend, model, Rope::new(config), limits);
+    let prompts: Vec<&[u32]> = ids.chunks(64).collect();
+    assert!(prompts.len() > 2 && prompts.last().is_some_and(|last| last.len() < 64));
+    let reference = Importances::measure(&mut runner, &prompts, &mut |_| {}).unwrap();
+    assert_eq!((measured.len(), reference.len()), (43, 43));
+    for info in checkpoint.tensors().filter(|info| info.shape.len() == 2) {
+        let (one, other) = (measured.get(&info.name).unwrap(), reference.get(&info.name).unwrap());
+        assert_eq!(one.len(), info.shape[1], "{}", info.name);
+        assert!(one.iter().all(|number| number.is_finite() && *number >= 0.0));
+        assert!(error_of(one, other) < 0.02, "{}: {}", info.name, error_of(one, other));
+    }
+
+    // What the errors of all matrices do to their products with the text: less than without importances.
+    let folder = Folder::new("quantize-importances");
+    let (plain, weighed) = (folder.0.join("plain.gguf"), folder.0.join("weighed.gguf"));
+    Quantizer::new(TensorMix::Q4KM).write(demo(), &plain).unwrap();
+    Quantizer::new(TensorMix::Q4KM).importances(&measured).write(demo(), &weighed).unwrap();
+    let (plain, weighed) = (Checkpoint::open(plain).unwrap(), Checkpoint::open(weighed).unwrap());
+    for info in checkpoint.tensors().filter(|info| info.shape.len() == 2) {
+        let values = |checkpoint: &Checkpoint| checkpoint.tensor(&info.name).unwrap().to_f32();
+        let (exact, importances) = (values(&checkpoint), measured.get(&info.name).unwrap());
+        let error = |made: Vec<f32>| -> f64 {
+            let errors = made.iter().zip(&exact).map(|(one, other)| f64::from(one - other).powi(2));
+            errors.zip(importances.iter().cycle()).map(|(error, importance)| error * f64::from(*importance)).sum()
+        };
+        let (plain, weighed) = (error(values(&plain)), error(values(&weighed)));
+        assert!(weighed < plain, "{}: {weighed} against {plain}", info.name);
+    }
+
+    let error = options().measure_importances(demo(), "").unwrap_err().to_string();
+    assert!(error.contains("no token"), "{error}");
+}

@@ -19,6 +19,9 @@ pub(crate) const MAX_ID: u32 = (1 << 24) - 1;
 /// The longest token in bytes. Known ones stay below 1 KB.
 pub(crate) const MAX_TOKEN_BYTES: usize = 1 << 12;
 
+/// The tokens by their texts, and the merges in their order.
+pub(crate) type Lists = (AHashMap<String, u32>, Vec<(String, String)>);
+
 /// Byte-level BPE, and what must be known of its tokens.
 pub(crate) struct Model {
     pub(crate) bpe: BPE,
@@ -77,7 +80,7 @@ impl Vocabulary<'_> {
     }
 
     /// The tokens and the merges, checked; they are gone from here afterwards.
-    pub(crate) fn take_lists(&mut self) -> Result<(AHashMap<String, u32>, Vec<(String, String)>)> {
+    pub(crate) fn take_lists(&mut self) -> Result<Lists> {
         self.check()?;
         let (Some(BoundedMap(vocab)), Some(BoundedList(merges))) = (self.vocab.take(), self.merges.take()) else {
             return Err(Error::invalid(TOKENIZER_JSON, "model", "has no `vocab` or no `merges`"));

@@ -14,6 +14,7 @@ use qwen_core::model::rope::Rope;
 use qwen_core::model::runner::ModelRunner;
 use qwen_core::model::source::WeightSource;
 use qwen_core::model::spec::ModelSpec;
+use qwen_core::quantize::Importances;
 use qwen_core::{Backend, Config, Footprint, Precision, Result, memory};
 
 use super::Device;
@@ -79,6 +80,10 @@ pub(crate) trait OpenedDevice {
 
     /// Load a model or a part of it, and run it once.
     fn load(self: Box<Self>, request: LoadRequest<'_>) -> Result<Loaded>;
+
+    /// Load a whole model, and measure by `prompts` what its matrices are multiplied with. The request's progress is told
+    /// the share of both.
+    fn measure(self: Box<Self>, request: LoadRequest<'_>, prompts: &[&[u32]]) -> Result<Importances>;
 }
 
 /// A backend that the program brings.
@@ -148,5 +153,14 @@ impl<B: Backend> OpenedDevice for OpenedBackend<B> {
         }
         runner.warm_up()?;
         Ok(Loaded::new(runner, peers))
+    }
+
+    fn measure(self: Box<Self>, request: LoadRequest<'_>, prompts: &[&[u32]]) -> Result<Importances> {
+        let mut backend = self.backend;
+        let LoadRequest { source, config, limits, spec, progress, .. } = request;
+        let model = Model::load(&mut backend, spec.clone(), limits, source, &mut |share| progress(share / 2.0))?;
+        let mut runner = ModelRunner::new(backend, model, Rope::new(config), limits.clone());
+        let share = |done: usize| 0.5 + 0.5 * done as f32 / prompts.len().max(1) as f32;
+        Importances::measure(&mut runner, prompts, &mut |done| progress(share(done)))
     }
 }
