@@ -4,6 +4,7 @@ use std::path::Path;
 
 use qwen_core::checkpoint::Checkpoint;
 use qwen_core::model::plan::Plan;
+use qwen_core::model::source::WeightSource;
 use qwen_core::model::spec::ModelSpec;
 use qwen_core::numerics::float_env::FloatEnv;
 use qwen_core::{Backend, Config, Encoding};
@@ -118,7 +119,7 @@ fn load_engine(
     let generation_config = checkpoint.generation_config().clone();
     let parts = EngineParts {
         stop_token_ids: stop_token_ids(&config, &generation_config, tokenizer.as_ref().ok()),
-        weight_encoding: most_used_encoding(&planner.spec, &checkpoint)?,
+        weight_encoding: most_used_encoding(&planner.spec, planner.weights.source())?,
         tokenizer,
         generation_config,
         plan,
@@ -131,11 +132,11 @@ fn load_engine(
 }
 
 /// The encoding of most values of the layers' matrices: files of blocks mix several.
-fn most_used_encoding(spec: &ModelSpec, checkpoint: &Checkpoint) -> qwen_core::Result<Encoding> {
+fn most_used_encoding(spec: &ModelSpec, source: &dyn WeightSource) -> qwen_core::Result<Encoding> {
     let mut values: Vec<(Encoding, u64)> = Vec::new();
     for layer in spec.layers.clone() {
         for weight in [spec.qkv_proj(layer), spec.o_proj(layer), spec.gate_up_proj(layer), spec.down_proj(layer)] {
-            let shape = weight.shape(checkpoint)?;
+            let shape = weight.shape(source)?;
             for (encoding, rows) in shape.parts {
                 let more = rows as u64 * shape.cols as u64;
                 match values.iter_mut().find(|(known, _)| *known == encoding) {
@@ -146,7 +147,7 @@ fn most_used_encoding(spec: &ModelSpec, checkpoint: &Checkpoint) -> qwen_core::R
         }
     }
     let most = values.into_iter().max_by_key(|(_, sum)| *sum);
-    most.map_or_else(|| checkpoint.encoding(spec.norm()), |(encoding, _)| Ok(encoding))
+    most.map_or_else(|| source.encoding(spec.norm()), |(encoding, _)| Ok(encoding))
 }
 
 /// Load this process's part of the model at `path`, and compute rank 0's steps until its engine is dropped.
@@ -210,8 +211,9 @@ fn load_model(
             let limits = planner.limits(&capacity, plan.context, plan.batch);
             let device_name = opened.name();
             let progress = |share: f32| options.progress.iter().for_each(|report| report(share));
+            let source = planner.weights.source();
             let request =
-                LoadRequest { checkpoint, config, limits: &limits, spec: &planner.spec, peers, progress: &progress };
+                LoadRequest { source, config, limits: &limits, spec: &planner.spec, peers, progress: &progress };
             let loaded = opened.load(request)?;
             Ok((loaded, plan, device, device_name))
         };
@@ -257,6 +259,7 @@ fn fingerprint(
         // The processes may use different devices of one kind.
         ("the device", kind.split(':').next().unwrap_or_default().to_owned()),
         ("`precision`", format!("{:?}", options.settings.precision)),
+        ("`quantize`", options.quantize.map_or("off".into(), |encoding| encoding.to_string())),
         ("`context`", text(options.context)),
         ("`batch`", text(options.batch)),
         ("`max_num_batched_tokens`", text(options.max_num_batched_tokens)),

@@ -5,8 +5,10 @@ use std::path::Path;
 use qwen_core::backend::Limits;
 use qwen_core::checkpoint::Checkpoint;
 use qwen_core::model::plan::{Plan, PlanInput, limits_for};
+use qwen_core::model::source::WeightSource;
 use qwen_core::model::spec::ModelSpec;
 use qwen_core::numerics::float_env::FloatEnv;
+use qwen_core::quantize::{QuantizedWeights, TensorMix};
 use qwen_core::{Config, Error};
 
 use crate::device::Device;
@@ -59,10 +61,26 @@ pub(crate) fn config_of(checkpoint: &Checkpoint, options: &EngineOptions) -> qwe
     }
 }
 
+/// Where the weights come from: the files as they are, or through a quantiser.
+pub(crate) enum Weights<'a> {
+    Stored(&'a Checkpoint),
+    Quantized(QuantizedWeights<'a>),
+}
+
+impl Weights<'_> {
+    pub(crate) fn source(&self) -> &dyn WeightSource {
+        match self {
+            Weights::Stored(checkpoint) => *checkpoint,
+            Weights::Quantized(weights) => weights,
+        }
+    }
+}
+
 /// Plans one model for any device.
 pub(crate) struct Planner<'a> {
     options: &'a EngineOptions,
-    checkpoint: &'a Checkpoint,
+    /// The weights as they will be loaded.
+    pub(crate) weights: Weights<'a>,
     config: &'a Config,
     /// Ids from it on are never chosen.
     num_token_ids: usize,
@@ -86,7 +104,11 @@ impl<'a> Planner<'a> {
             return Err(Error::argument("context", reason));
         }
         let spec = distributed::part_of(&options.ranks, config)?;
-        Ok(Planner { options, checkpoint, config, num_token_ids, spec })
+        let weights = match options.quantize {
+            None => Weights::Stored(checkpoint),
+            Some(encoding) => Weights::Quantized(QuantizedWeights::new(checkpoint, TensorMix::Uniform(encoding))?),
+        };
+        Ok(Planner { options, weights, config, num_token_ids, spec })
     }
 
     /// The devices that `device` stands for, best first.
@@ -121,7 +143,7 @@ impl<'a> Planner<'a> {
                 model_context,
                 available_bytes: self.options.memory_budget.or(capacity.available_bytes),
             };
-            Plan::new(self.checkpoint, &input, &*capacity.footprint)
+            Plan::new(self.weights.source(), &input, &*capacity.footprint)
         };
         let plan = plan_at(context.unwrap_or(model_context.min(DEFAULT_CONTEXT)))?;
         match plan.max_context {

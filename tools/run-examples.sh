@@ -29,6 +29,13 @@ grep -q prompt_share_of_arithmetic "$out/bench.json"
 run custom_backend
 run devices -- --model "$demo"
 
+# A model that was quantised answers, with importances or without.
+run quantize -- "$demo" --to q8_0 --out "$out/small.gguf"
+run chat -- --model "$out/small.gguf" --prompt "Hello!" | tee "$out/answer"
+[ -s "$out/answer" ]
+run quantize -- "$demo" --to q4_k_m --out "$out/small.gguf" --imatrix "$demo/README.md"
+run plan -- --model "$out/small.gguf"
+
 # A GGUF file, its folder, and any part of a split one are models like others.
 gguf="${QWEN_GOLDEN:-../shared/golden}/gguf-split-q4_0"
 if [ -d "$gguf" ]; then

@@ -13,6 +13,7 @@
 //! | [`backend`] | the seam to devices: the trait, its operations, their specification, collectives between ranks |
 //! | [`checkpoint`] | files: configuration, headers, tensors by name |
 //! | [`numerics`] | how numbers are stored, what may be rounded, and arithmetic of sizes that cannot wrap |
+//! | [`quantize`] | a model in 16 bits to block formats, while it is loaded or into a GGUF file |
 //! | [`ranks`] | one model in several processes |
 //! | [`memory`], [`error`] | the machine, and what goes wrong |
 
@@ -25,6 +26,7 @@ pub mod error;
 pub mod memory;
 pub mod model;
 pub mod numerics;
+pub mod quantize;
 pub mod ranks;
 
 pub use backend::{Backend, Footprint, StoredSizes};

@@ -58,18 +58,15 @@ pub(crate) fn read_tokenizer(path: &Path) -> Result<Vec<u8>> {
 
 /// Parses tokenizer.json.
 pub(crate) fn parse(json: &[u8]) -> Result<(AddedTokens, Pipeline)> {
-    check_size(TOKENIZER_JSON, json.len() as u64, MAX_BYTES)?;
-    let file: TokenizerJson<'_> = serde_json::from_slice(json).map_err(|e| {
-        let key = if e.is_data() { "its keys" } else { "its JSON" };
-        Error::invalid(TOKENIZER_JSON, key, e)
-    })?;
-    let added = AddedTokens::new(TOKENIZER_JSON, |i, _| format!("added_tokens[{i}]"), file.added_tokens.0)?;
-    let components = Components::parse(file.normalizer, file.pre_tokenizer, file.post_processor, file.decoder)?;
+    let mut file = TokenizerJson::parse(json)?;
+    let added = file.take_added()?;
+    let components = file.components()?;
     Ok((added, Pipeline::new(components, file.model.build()?)))
 }
 
+/// The file's keys, each checked when it is asked for.
 #[derive(Deserialize)]
-struct TokenizerJson<'a> {
+pub(crate) struct TokenizerJson<'a> {
     #[serde(default)]
     added_tokens: BoundedList<AddedToken, MAX_ADDED_TOKENS>,
     #[serde(borrow)]
@@ -81,5 +78,25 @@ struct TokenizerJson<'a> {
     #[serde(borrow)]
     decoder: Option<&'a RawValue>,
     #[serde(borrow)]
-    model: Vocabulary<'a>,
+    pub(crate) model: Vocabulary<'a>,
+}
+
+impl<'a> TokenizerJson<'a> {
+    pub(crate) fn parse(json: &'a [u8]) -> Result<Self> {
+        check_size(TOKENIZER_JSON, json.len() as u64, MAX_BYTES)?;
+        serde_json::from_slice(json).map_err(|e| {
+            let key = if e.is_data() { "its keys" } else { "its JSON" };
+            Error::invalid(TOKENIZER_JSON, key, e)
+        })
+    }
+
+    /// The added tokens, which are gone from here afterwards.
+    pub(crate) fn take_added(&mut self) -> Result<AddedTokens> {
+        let added = std::mem::take(&mut self.added_tokens.0);
+        AddedTokens::new(TOKENIZER_JSON, |i, _| format!("added_tokens[{i}]"), added)
+    }
+
+    pub(crate) fn components(&self) -> Result<Components> {
+        Components::parse(self.normalizer, self.pre_tokenizer, self.post_processor, self.decoder)
+    }
 }

@@ -28,7 +28,7 @@ const QWEN2_MERGES: (usize, u64) = (151_387, 0x8916_87f6_2ed8_cbd2);
 
 /// Tokens that converters mark as control tokens, for the form of their names, and tokenizer.json of this family does
 /// not mark `special`: they are text of an answer.
-const NOT_SPECIAL: [&str; 6] =
+pub(crate) const NOT_SPECIAL: [&str; 6] =
     ["<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|fim_pad|>", "<|repo_name|>", "<|file_sep|>"];
 
 /// What the metadata of a GGUF file says of its tokenizer, borrowed from whoever read the file.

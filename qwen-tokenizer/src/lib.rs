@@ -41,7 +41,7 @@
 //! # Where things are
 //!
 //! [`Tokenizer`] in `tokenizer` (and `lookup`) puts the parts together: `file` and `config` read the checkpoint's
-//! files, `gguf` takes the vocabulary of a GGUF file; `added` finds control tokens, `pipeline` and `split` encode the
+//! files, `gguf` takes the vocabulary of a GGUF file, `export` makes one; `added` finds control tokens, `pipeline` and `split` encode the
 //! text between them, `decode` goes back; `message` and `tool` are the types of a chat, `template` renders it by
 //! `jinja`, `chat` encodes the result.
 
@@ -57,6 +57,7 @@ mod components;
 mod config;
 mod decode;
 mod error;
+mod export;
 mod file;
 mod gguf;
 mod jinja;
@@ -72,6 +73,7 @@ mod vocabulary;
 pub use chat::EncodedChat;
 pub use decode::DecodeStream;
 pub use error::{Error, Result};
+pub use export::OwnedGgufVocabulary;
 pub use gguf::GgufVocabulary;
 pub use message::{Content, ContentPart, Message, Role};
 pub use template::{ChatInput, ChatTemplate};

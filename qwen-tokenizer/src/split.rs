@@ -35,6 +35,8 @@ pub(crate) struct LinearSplit {
     regex: Regex,
     /// Whether what stands between the matches is dropped.
     only_matches: bool,
+    /// As the file has it.
+    pattern: String,
 }
 
 impl LinearSplit {
@@ -46,12 +48,17 @@ impl LinearSplit {
             Some(head) => builder.build_many(&[head, r"\s+"]),
             None => builder.build(pattern),
         };
-        regex.ok().map(|regex| Self { regex, only_matches: false })
+        regex.ok().map(|regex| Self { regex, only_matches: false, pattern: pattern.into() })
     }
 
     /// This split, with what stands between the matches dropped.
     pub(crate) fn keeping_matches(self) -> Self {
         Self { only_matches: true, ..self }
+    }
+
+    /// The pattern, where no part of a text is dropped.
+    pub(crate) fn isolated_pattern(&self) -> Option<&str> {
+        self.keeps_all().then_some(&self.pattern)
     }
 
     /// Whether no part of a text is dropped.

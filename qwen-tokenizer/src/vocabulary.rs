@@ -19,6 +19,9 @@ pub(crate) const MAX_ID: u32 = (1 << 24) - 1;
 /// The longest token in bytes. Known ones stay below 1 KB.
 pub(crate) const MAX_TOKEN_BYTES: usize = 1 << 12;
 
+/// The tokens by their texts, and the merges in their order.
+pub(crate) type Lists = (AHashMap<String, u32>, Vec<(String, String)>);
+
 /// Byte-level BPE, and what must be known of its tokens.
 pub(crate) struct Model {
     pub(crate) bpe: BPE,
@@ -63,15 +66,8 @@ pub(crate) struct Vocabulary<'a> {
 }
 
 impl Vocabulary<'_> {
-    pub(crate) fn build(self) -> Result<Model> {
-        self.check()?;
-        let (Some(BoundedMap(vocab)), Some(BoundedList(merges))) = (self.vocab, self.merges) else {
-            return Err(Error::invalid(TOKENIZER_JSON, "model", "has no `vocab` or no `merges`"));
-        };
-        for (token, id) in &vocab {
-            check_token(token, *id).map_err(|problem| Error::invalid(TOKENIZER_JSON, "model.vocab", problem))?;
-        }
-        let merges = check_merges(merges, &vocab)?;
+    pub(crate) fn build(mut self) -> Result<Model> {
+        let (vocab, merges) = self.take_lists()?;
         let mut builder = BPE::builder().fuse_unk(self.fuse_unk).ignore_merges(self.ignore_merges);
         if let Some(unk_token) = self.unk_token {
             if !vocab.contains_key(&unk_token) {
@@ -81,6 +77,24 @@ impl Vocabulary<'_> {
             builder = builder.unk_token(unk_token);
         }
         Model::new(builder, vocab, merges).map_err(|e| Error::invalid(TOKENIZER_JSON, "model.merges", e))
+    }
+
+    /// The tokens and the merges, checked; they are gone from here afterwards.
+    pub(crate) fn take_lists(&mut self) -> Result<Lists> {
+        self.check()?;
+        let (Some(BoundedMap(vocab)), Some(BoundedList(merges))) = (self.vocab.take(), self.merges.take()) else {
+            return Err(Error::invalid(TOKENIZER_JSON, "model", "has no `vocab` or no `merges`"));
+        };
+        for (token, id) in &vocab {
+            check_token(token, *id).map_err(|problem| Error::invalid(TOKENIZER_JSON, "model.vocab", problem))?;
+        }
+        let merges = check_merges(merges, &vocab)?;
+        Ok((vocab, merges))
+    }
+
+    /// Whether words that are tokens are taken as they are, whatever the merges would make of them.
+    pub(crate) fn ignores_merges(&self) -> bool {
+        self.ignore_merges
     }
 
     fn check(&self) -> Result<()> {

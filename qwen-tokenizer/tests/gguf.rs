@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 
 use common::{CONFIG_JSON, Form, TOKENIZER_JSON, streamed};
 use proptest::prelude::*;
-use qwen_tokenizer::{ChatInput, Error, GgufVocabulary, Message, Tokenizer, Tool};
+use qwen_tokenizer::{ChatInput, Error, GgufVocabulary, Message, OwnedGgufVocabulary, Tokenizer, Tool};
 use serde_json::{Value, json};
 
 const ROWS: usize = 384;
@@ -272,4 +272,48 @@ fn a_vocabulary_of_nothing_loads_or_is_refused() {
     assert_eq!((tokenizer.len(), tokenizer.num_ids(), tokenizer.encode("Hi", true)), (0, 0, Ok(vec![])));
     let error = Tokenizer::from_gguf_vocabulary(&GgufVocabulary::default()).unwrap_err();
     assert!(matches!(error, Error::Unsupported { .. }), "{error}");
+}
+
+/// The vocabulary that a folder gives is the one that its tokenizer.json spells out, and is read again.
+#[test]
+fn a_folder_gives_the_vocabulary_that_gguf_files_carry() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data");
+    let made = OwnedGgufVocabulary::from_dir(folder, ROWS).unwrap();
+    let form = form();
+    assert_eq!((made.model, made.pre), ("gpt2", "qwen2"));
+    assert_eq!(made.tokens, form.tokens);
+    assert_eq!(made.token_types, form.types);
+    assert_eq!(made.merges, form.merges);
+    assert!(made.chat_template.is_some());
+    let few = OwnedGgufVocabulary::from_dir(folder, 300).unwrap_err().to_string();
+    assert!(few.contains("300 rows"), "{few}");
+    OwnedGgufVocabulary::from_dir(folder, 357).unwrap();
+}
+
+/// What a GGUF file cannot carry is refused by its key.
+#[test]
+fn what_would_be_lost_is_refused() {
+    let folder = std::env::temp_dir().join(format!("qwen-export-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let mut json: Value = serde_json::from_slice(TOKENIZER_JSON).unwrap();
+    let refused = |json: &Value| {
+        std::fs::write(folder.join("tokenizer.json"), json.to_string()).unwrap();
+        OwnedGgufVocabulary::from_dir(&folder, ROWS).unwrap_err().to_string()
+    };
+    for (pointer, value, key) in [
+        ("/normalizer", json!({"type": "NFD"}), "pre_tokenizer"),
+        ("/model/ignore_merges", json!(true), "ignore_merges"),
+        ("/added_tokens/0/lstrip", json!(true), "added_tokens"),
+        ("/added_tokens/0/rstrip", json!(true), "added_tokens"),
+    ] {
+        let mut changed = json.clone();
+        let (parent, name) = pointer.rsplit_once('/').unwrap();
+        changed.pointer_mut(parent).unwrap()[name] = value;
+        let error = refused(&changed);
+        assert!(error.contains(key), "{pointer}: {error}");
+    }
+    json["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = json!(r"\p{N}+");
+    let error = refused(&json);
+    assert!(error.contains("pre_tokenizer"), "{error}");
+    std::fs::remove_dir_all(&folder).ok();
 }

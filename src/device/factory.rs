@@ -9,11 +9,12 @@ use std::fmt;
 use std::sync::Arc;
 
 use qwen_core::backend::Limits;
-use qwen_core::checkpoint::Checkpoint;
 use qwen_core::model::Model;
 use qwen_core::model::rope::Rope;
 use qwen_core::model::runner::ModelRunner;
+use qwen_core::model::source::WeightSource;
 use qwen_core::model::spec::ModelSpec;
+use qwen_core::quantize::Importances;
 use qwen_core::{Backend, Config, Footprint, Precision, Result, memory};
 
 use super::Device;
@@ -47,7 +48,7 @@ pub(crate) struct Capacity {
 
 /// The model to load, or the part of it that this process holds.
 pub(crate) struct LoadRequest<'a> {
-    pub(crate) checkpoint: &'a Checkpoint,
+    pub(crate) source: &'a dyn WeightSource,
     pub(crate) config: &'a Config,
     pub(crate) limits: &'a Limits,
     pub(crate) spec: &'a ModelSpec,
@@ -79,6 +80,10 @@ pub(crate) trait OpenedDevice {
 
     /// Load a model or a part of it, and run it once.
     fn load(self: Box<Self>, request: LoadRequest<'_>) -> Result<Loaded>;
+
+    /// Load a whole model, and measure by `prompts` what its matrices are multiplied with. The request's progress is told
+    /// the share of both.
+    fn measure(self: Box<Self>, request: LoadRequest<'_>, prompts: &[&[u32]]) -> Result<Importances>;
 }
 
 /// A backend that the program brings.
@@ -138,15 +143,24 @@ impl<B: Backend> OpenedDevice for OpenedBackend<B> {
 
     fn load(self: Box<Self>, request: LoadRequest<'_>) -> Result<Loaded> {
         let OpenedBackend { mut backend, join } = *self;
-        let LoadRequest { checkpoint, config, limits, spec, peers, progress } = request;
+        let LoadRequest { source, config, limits, spec, peers, progress } = request;
         let by_heads = spec.shard.world_size > 1;
         let group = peers.map(|peers| join(&backend, peers, by_heads)).transpose()?;
-        let model = Model::load(&mut backend, spec.clone(), limits, checkpoint, &mut |share| progress(share))?;
+        let model = Model::load(&mut backend, spec.clone(), limits, source, &mut |share| progress(share))?;
         let mut runner = ModelRunner::new(backend, model, Rope::new(config), limits.clone());
         if let Some(group) = group {
             runner = if by_heads { runner.with_group(group) } else { runner.with_neighbours(group) };
         }
         runner.warm_up()?;
         Ok(Loaded::new(runner, peers))
+    }
+
+    fn measure(self: Box<Self>, request: LoadRequest<'_>, prompts: &[&[u32]]) -> Result<Importances> {
+        let mut backend = self.backend;
+        let LoadRequest { source, config, limits, spec, progress, .. } = request;
+        let model = Model::load(&mut backend, spec.clone(), limits, source, &mut |share| progress(share / 2.0))?;
+        let mut runner = ModelRunner::new(backend, model, Rope::new(config), limits.clone());
+        let share = |done: usize| 0.5 + 0.5 * done as f32 / prompts.len().max(1) as f32;
+        Importances::measure(&mut runner, prompts, &mut |done| progress(share(done)))
     }
 }

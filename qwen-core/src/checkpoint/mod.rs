@@ -272,6 +272,11 @@ impl Checkpoint {
         self.tensors.iter().map(|stored| &stored.info)
     }
 
+    /// The tensor of this name as its file describes it, of whatever type.
+    pub fn info(&self, name: &str) -> Option<&TensorInfo> {
+        self.stored(name).map(|stored| &stored.info)
+    }
+
     /// Bytes of all tensors.
     pub fn total_bytes(&self) -> u64 {
         self.tensors().map(TensorInfo::bytes).fold(0, u64::saturating_add)

@@ -5,6 +5,7 @@
 
 pub mod batch;
 mod load;
+mod observe;
 pub mod plan;
 pub mod rope;
 pub mod runner;
@@ -130,11 +131,16 @@ impl<B: Backend> Model<B> {
         key: StepKey,
         group: Option<&dyn Collective>,
     ) -> Result<()> {
+        self.attention(b, index, key, group)?;
+        self.mlp(b, index, key, group)
+    }
+
+    /// The first half of a layer.
+    fn attention(&mut self, b: &mut B, index: usize, key: StepKey, group: Option<&dyn Collective>) -> Result<()> {
         let Model { spec, layers, kv, inputs, buffers, .. } = self;
-        let Buffers { residual, normed, qkv, attended, gate_up, inner, projected, .. } = buffers;
+        let Buffers { residual, normed, qkv, attended, projected, .. } = buffers;
         let layer = &layers[index];
         let (rows, heads, hidden_size, eps) = (key.num_tokens, spec.heads, spec.hidden_size, spec.rms_norm_eps);
-
         b.qkv_rope_store(QkvRopeStore {
             norm: Some(Norm { weight: &layer.input_layernorm, eps, hidden_size, normed }),
             x: residual,
@@ -156,8 +162,15 @@ impl<B: Backend> Model<B> {
             residual,
             hidden_size,
             rows,
-        })?;
+        })
+    }
 
+    /// The second half of a layer.
+    fn mlp(&mut self, b: &mut B, index: usize, key: StepKey, group: Option<&dyn Collective>) -> Result<()> {
+        let Model { spec, layers, buffers, .. } = self;
+        let Buffers { residual, normed, gate_up, inner, projected, .. } = buffers;
+        let layer = &layers[index];
+        let (rows, hidden_size, eps) = (key.num_tokens, spec.hidden_size, spec.rms_norm_eps);
         b.gate_up_silu(GateUpSilu {
             norm: Some(Norm { weight: &layer.post_attention_layernorm, eps, hidden_size, normed }),
             x: residual,

@@ -13,7 +13,7 @@ use crate::model::Model;
 use crate::model::batch::CopyBlock;
 use crate::model::batch::{Batch, Damage, StepOutput};
 use crate::model::rope::Rope;
-use crate::model::spec::ModelSpec;
+use crate::model::spec::{ModelSpec, WeightSpec};
 use crate::numerics::float_env::FloatEnv;
 
 /// Runs batches: plain data in, plain data out.
@@ -122,6 +122,25 @@ impl<B: Backend> ModelRunner<B> {
         let ModelRunner { backend, model, group, .. } = self;
         backend.step(key, interrupt, &mut |b| model.forward(b, key, group.as_deref(), interrupt))?;
         Ok(key)
+    }
+
+    /// Run a batch half layer by half layer and show `note` what each matrix of the model is multiplied with: the matrix,
+    /// and one row of its columns for each token. No logits are computed. Outside of [`Backend::step`], for measurements:
+    /// each read waits for the device.
+    ///
+    /// # Errors
+    /// As [`Runner::execute`].
+    pub fn observe(&mut self, batch: &Batch, note: &mut dyn FnMut(&WeightSpec, &[f32])) -> Result<()> {
+        let _float_env = FloatEnv::enter();
+        batch.check(&self.limits)?;
+        let key = self.backend.padded(StepKey {
+            num_tokens: batch.num_tokens(),
+            num_seqs: batch.num_seqs(),
+            num_logits: 0,
+            max_seqlen_q: batch.max_seqlen_q(),
+        });
+        self.write_inputs(batch, key)?;
+        self.model.observe(&mut self.backend, key, batch.num_tokens(), note)
     }
 
     /// The residual stream after [`ModelRunner::run`], for the next stage.

@@ -76,6 +76,24 @@ impl Metadata {
         self.entries.get(key)
     }
 
+    /// Set the value of `key`; what it was before comes back.
+    ///
+    /// ```
+    /// use qwen_core::checkpoint::gguf::{Metadata, Value};
+    ///
+    /// let mut metadata = Metadata::default();
+    /// assert_eq!(metadata.insert("qwen2.block_count", Value::U32(24)), None);
+    /// assert_eq!(metadata.get_u32("qwen2.block_count"), Some(24));
+    /// ```
+    pub fn insert(&mut self, key: impl Into<String>, value: Value) -> Option<Value> {
+        self.entries.insert(key.into(), value)
+    }
+
+    /// Remove the value of `key`.
+    pub fn remove(&mut self, key: &str) -> Option<Value> {
+        self.entries.remove(key)
+    }
+
     /// All keys with their values, in the order of the keys.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = (&str, &Value)> {
         self.entries.iter().map(|(key, value)| (key.as_str(), value))
@@ -145,6 +163,14 @@ impl Metadata {
         }
     }
 
+    /// Append all entries as a file has them.
+    pub(super) fn write(&self, out: &mut Vec<u8>) {
+        for (key, value) in &self.entries {
+            write_string(key, out);
+            value.write(out);
+        }
+    }
+
     /// Read `count` entries.
     pub(super) fn read(reader: &mut Reader<'_>, count: usize) -> Result<Self> {
         let mut entries = BTreeMap::new();
@@ -197,6 +223,30 @@ impl Value {
         }
     }
 
+    fn write(&self, out: &mut Vec<u8>) {
+        match self {
+            Value::U8(value) => write_value(0, value.to_le_bytes(), out),
+            Value::I8(value) => write_value(1, value.to_le_bytes(), out),
+            Value::U16(value) => write_value(2, value.to_le_bytes(), out),
+            Value::I16(value) => write_value(3, value.to_le_bytes(), out),
+            Value::U32(value) => write_value(4, value.to_le_bytes(), out),
+            Value::I32(value) => write_value(5, value.to_le_bytes(), out),
+            Value::F32(value) => write_value(6, value.to_le_bytes(), out),
+            Value::Bool(value) => write_value(7, [u8::from(*value)], out),
+            Value::String(text) => {
+                out.extend(8_u32.to_le_bytes());
+                write_string(text, out);
+            }
+            Value::Array(array) => {
+                out.extend(9_u32.to_le_bytes());
+                array.write(out);
+            }
+            Value::U64(value) => write_value(10, value.to_le_bytes(), out),
+            Value::I64(value) => write_value(11, value.to_le_bytes(), out),
+            Value::F64(value) => write_value(12, value.to_le_bytes(), out),
+        }
+    }
+
     fn read(reader: &mut Reader<'_>) -> Result<Self> {
         Ok(match reader.u32()? {
             0 => Value::U8(u8::from_le_bytes(reader.bytes()?)),
@@ -246,6 +296,31 @@ impl Array {
         self.len() == 0
     }
 
+    fn write(&self, out: &mut Vec<u8>) {
+        let len = self.len() as u64;
+        match self {
+            Array::U8(values) => write_values(0, values, u8::to_le_bytes, out),
+            Array::I8(values) => write_values(1, values, i8::to_le_bytes, out),
+            Array::U16(values) => write_values(2, values, u16::to_le_bytes, out),
+            Array::I16(values) => write_values(3, values, i16::to_le_bytes, out),
+            Array::U32(values) => write_values(4, values, u32::to_le_bytes, out),
+            Array::I32(values) => write_values(5, values, i32::to_le_bytes, out),
+            Array::F32(values) => write_values(6, values, f32::to_le_bytes, out),
+            Array::Bool(values) => write_values(7, values, |value| [u8::from(value)], out),
+            Array::String(strings) => {
+                write_value(8, len.to_le_bytes(), out);
+                strings.iter().for_each(|string| write_string(string, out));
+            }
+            Array::Array(arrays) => {
+                write_value(9, len.to_le_bytes(), out);
+                arrays.iter().for_each(|array| array.write(out));
+            }
+            Array::U64(values) => write_values(10, values, u64::to_le_bytes, out),
+            Array::I64(values) => write_values(11, values, i64::to_le_bytes, out),
+            Array::F64(values) => write_values(12, values, f64::to_le_bytes, out),
+        }
+    }
+
     /// Read an array that lies within `depth - 1` others.
     fn read(reader: &mut Reader<'_>, depth: usize) -> Result<Self> {
         if depth > MAX_DEPTH {
@@ -272,4 +347,21 @@ impl Array {
             other => return Err(reader.error(format!("{other} is no type of a list's values: GGUF has 0 to 12"))),
         })
     }
+}
+
+/// A string as files have it: its length and its bytes.
+pub(super) fn write_string(text: &str, out: &mut Vec<u8>) {
+    out.extend((text.len() as u64).to_le_bytes());
+    out.extend(text.as_bytes());
+}
+
+/// The number of a type and what follows it.
+fn write_value<const N: usize>(kind: u32, bytes: [u8; N], out: &mut Vec<u8>) {
+    out.extend(kind.to_le_bytes());
+    out.extend(bytes);
+}
+
+fn write_values<T: Copy, const N: usize>(kind: u32, values: &[T], bytes: impl Fn(T) -> [u8; N], out: &mut Vec<u8>) {
+    write_value(kind, (values.len() as u64).to_le_bytes(), out);
+    values.iter().for_each(|value| out.extend(bytes(*value)));
 }

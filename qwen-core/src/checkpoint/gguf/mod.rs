@@ -1,7 +1,8 @@
 //! GGUF: one file, or a few, that hold a whole model.
 //!
 //! What lives here: the header of a file ([`Header`]), what it says of itself ([`Metadata`]), the files of a split model,
-//! and a [`Checkpoint`] made of them: the same as any other, with its tensors under their published names. Not here: the
+//! a [`Checkpoint`] made of them (the same as any other, with its tensors under their published names), and writing such
+//! a file ([`GgufWriter`]). Not here: the
 //! blocks that the types consist of ([`crate::numerics::encoding`]), and the vocabulary that the metadata holds (the text
 //! layer).
 //!
@@ -9,23 +10,27 @@
 //! budget of memory before anything is allocated for it.
 
 mod config;
+mod describe;
 mod header;
 mod metadata;
-pub(super) mod names;
+pub(crate) mod names;
 mod parts;
 mod reader;
 mod strings;
 pub(super) mod types;
+mod write;
 
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
+pub use describe::describe;
 pub use header::Header;
 pub use metadata::{Array, Metadata, Value};
 pub(super) use parts::locate;
 pub use parts::metadata;
 pub use strings::Strings;
+pub use write::{GgufWriter, NewTensor};
 
 use super::files::invalid;
 use super::header::TensorInfo;

@@ -22,10 +22,10 @@ const OF_LAYER: [(&str, &str); 12] = [
 ];
 
 /// The published name of the embedding table.
-pub(super) const EMBED_TOKENS: &str = "model.embed_tokens.weight";
+pub(crate) const EMBED_TOKENS: &str = "model.embed_tokens.weight";
 
 /// The published name of the output head.
-pub(super) const LM_HEAD: &str = "lm_head.weight";
+pub(crate) const LM_HEAD: &str = "lm_head.weight";
 
 /// The published name of the tensor that GGUF files call `name`; `None` for one that a model of `layers` layers does not
 /// compute with.
@@ -41,7 +41,7 @@ pub(super) fn published(name: &str, layers: usize) -> Option<String> {
 }
 
 /// What GGUF files call the tensor of this published name.
-pub(in crate::checkpoint) fn gguf(published: &str) -> Option<String> {
+pub(crate) fn gguf(published: &str) -> Option<String> {
     if let Some((gguf, _)) = SINGLE.iter().find(|(_, name)| *name == published) {
         return Some((*gguf).to_owned());
     }

@@ -4,6 +4,7 @@
 
 use std::borrow::Cow;
 
+use crate::error::{Error, Result};
 use crate::numerics::encoding::Encoding;
 
 /// A type by its number in files, with its encoding where models are run from it.
@@ -76,6 +77,15 @@ pub(in crate::checkpoint) fn encoding_named(name: &str) -> Option<Encoding> {
     TYPES.iter().find(|(_, known, _)| *known == name)?.2
 }
 
+/// The number of the type of this encoding.
+pub(super) fn number(encoding: Encoding) -> Result<u32> {
+    let of_type = |(.., known): &&Type| *known == Some(encoding);
+    TYPES.iter().find(of_type).map(|(number, ..)| *number).ok_or_else(|| {
+        let reason = "GGUF has no type for it: decode it to F16 or BF16 first";
+        Error::unsupported(format!("a GGUF tensor in {encoding}"), reason)
+    })
+}
+
 /// The names of the types that models are run from.
 pub(in crate::checkpoint) fn loadable() -> String {
     let names: Vec<&str> =
@@ -94,6 +104,7 @@ mod tests {
             assert_eq!(super::encoding(*number), *encoding);
             if let Some(encoding) = encoding {
                 assert_eq!(encoding.to_string(), *name);
+                assert_eq!(super::number(*encoding).ok(), Some(*number));
             }
         }
         assert!(TYPES.iter().map(|(number, ..)| *number).eq(0..42));
