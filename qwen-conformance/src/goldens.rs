@@ -14,7 +14,6 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use super::compare::rms_error;
-use qwen_core::Precision;
 use qwen_core::backend::Limits;
 use qwen_core::backend::composed::argmax_row;
 use qwen_core::backend::{Backend, Interrupt};
@@ -26,6 +25,7 @@ use qwen_core::model::batch::{Batch, SequenceStep, StepOutput, WantLogits};
 use qwen_core::model::rope::Rope;
 use qwen_core::model::runner::{ModelRunner, Runner};
 use qwen_core::model::spec::ModelSpec;
+use qwen_core::{Encoding, Precision};
 
 /// Tokens of a prompt that are computed at a time: long prompts run in chunks.
 const CHUNK: usize = 128;
@@ -93,12 +93,30 @@ impl GoldenCase {
         }
     }
 
+    /// The largest error that the contract allows with K/V stored in this encoding, whatever the precision.
+    ///
+    /// In Q8_0: with 16-bit weights three times what inputs of products in bf16 measure, with block formats 1.8 times what
+    /// inputs in signed bytes do; in the outlier cases, whose keys keep more bits, what [`Precision::Fast`] is allowed.
+    pub fn limit_with(&self, precision: Precision, kv_encoding: Encoding) -> f64 {
+        let fast = self.limit(Precision::Fast);
+        match kv_encoding {
+            Encoding::Q8_0 if self.family == "outliers" => fast,
+            Encoding::Q8_0 if self.is_in_blocks() => 1.5 * fast,
+            Encoding::Q8_0 => 2.5 * fast,
+            Encoding::F16 => fast,
+            _ => self.limit(precision),
+        }
+    }
+
     /// The margin of greedy tokens, relative to the RMS of the logits, beyond which they equal the reference's: twice the
     /// limit. Errors of activations in signed bytes come near their limit, and the difference of two logits has more than
     /// one of them: there it is five limits, six times what the arithmetic measures.
     pub fn greedy_margin(&self, precision: Precision) -> f64 {
-        let bytes = precision == Precision::Fast && self.is_in_blocks();
-        self.limit(precision) * if bytes { 5.0 } else { 2.0 }
+        self.margin_of(self.limit(precision), precision == Precision::Fast)
+    }
+
+    fn margin_of(&self, limit: f64, rounds_to_bytes: bool) -> f64 {
+        limit * if rounds_to_bytes && self.is_in_blocks() { 5.0 } else { 2.0 }
     }
 
     /// Whether matrices are stored in a block format.
@@ -124,6 +142,8 @@ pub struct GoldenResult {
     pub greedy: (usize, usize),
     /// Prompts that were run.
     pub prompts: usize,
+    /// How the keys of each layer were stored.
+    pub key_encodings: Vec<Encoding>,
 }
 
 impl GoldenResult {
@@ -135,12 +155,14 @@ impl GoldenResult {
 
 impl fmt::Display for GoldenResult {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let GoldenResult { case, precision, error, limit, greedy: (bound, right), prompts, .. } = self;
+        let GoldenResult { case, precision, error, limit, greedy: (bound, right), prompts, key_encodings, .. } = self;
+        let count = |encoding| key_encodings.iter().filter(|key| **key == encoding).count();
+        let keys = [Encoding::F32, Encoding::F16, Encoding::Q8_0].map(count);
         let verdict = if self.holds() { "" } else { "  FAILED" };
         write!(
             f,
             "{case:<28} {precision:?}  error {error:.2e}  limit {limit:.2e}  greedy {right}/{bound}  \
-             {prompts} prompts{verdict}"
+             {prompts} prompts  layers with keys in F32, F16, Q8_0: {keys:?}{verdict}"
         )
     }
 }
@@ -196,7 +218,21 @@ impl Goldens {
     ///
     /// # Errors
     /// What the files and the backend report.
-    pub fn run<B: Backend>(&self, case: &GoldenCase, mut b: B, longest: usize) -> Result<GoldenResult> {
+    pub fn run<B: Backend>(&self, case: &GoldenCase, b: B, longest: usize) -> Result<GoldenResult> {
+        self.run_with(case, b, longest, None)
+    }
+
+    /// As [`Goldens::run`], with K/V stored in this encoding instead of the precision's.
+    ///
+    /// # Errors
+    /// As [`Goldens::run`].
+    pub fn run_with<B: Backend>(
+        &self,
+        case: &GoldenCase,
+        mut b: B,
+        longest: usize,
+        kv_encoding: Option<Encoding>,
+    ) -> Result<GoldenResult> {
         let checkpoint = Checkpoint::open(self.folder.join(&case.weights))?;
         let recorded = Recorded::open(self.folder.join(&case.reference))?;
         let config = checkpoint.config();
@@ -213,16 +249,23 @@ impl Goldens {
             num_token_ids: config.vocab_size,
         };
         let precision = b.info().precision;
-        let model = Model::load(&mut b, ModelSpec::new(config), &limits, &checkpoint, &mut |_| {})?;
+        let mut spec = ModelSpec::new(config);
+        if let Some(encoding) = kv_encoding {
+            spec = spec.with_kv_encoding(encoding)?;
+        }
+        let key_encodings = spec.kv(&limits, precision, &checkpoint)?.key_encodings;
+        let model = Model::load(&mut b, spec, &limits, &checkpoint, &mut |_| {})?;
         let mut runner = ModelRunner::new(b, model, Rope::new(config), limits);
+        let limit = kv_encoding.map_or(case.limit(precision), |encoding| case.limit_with(precision, encoding));
         let mut result = GoldenResult {
             case: case.name.clone(),
             precision,
             error: 0.0,
-            limit: case.limit(precision),
-            margin: case.greedy_margin(precision),
+            limit,
+            margin: case.margin_of(limit, precision == Precision::Fast || kv_encoding == Some(Encoding::Q8_0)),
             greedy: (0, 0),
             prompts: 0,
+            key_encodings,
         };
         for (index, _) in case.prompt_lengths.iter().enumerate().filter(|(_, len)| prompts(len)) {
             run_prompt(&mut runner, &recorded, index, &mut result)?;

@@ -1,6 +1,7 @@
 //! Cases over whole models: small ones with random weights, through [`qwen_core::model::runner`].
 
 mod drive;
+pub mod kv_encoding;
 pub mod parts;
 mod weights;
 

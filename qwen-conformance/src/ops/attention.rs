@@ -1,5 +1,6 @@
 //! `paged_attention`, and through it `store_kv` and `copy_blocks`: a store is only seen by attending to it.
 
+use super::kv_encoding::precision_of;
 use super::rope::{GEOMETRIES, heads};
 use crate::compare;
 use crate::op::{Allowed, Cost, Guarded, Op, Output};
@@ -31,8 +32,9 @@ impl Op for Attention {
     }
 
     fn allowed(&self, precision: Precision, _output: &str) -> Allowed {
-        let Scenario { heads, keys, .. } = &self.0;
+        let Scenario { heads, keys, kv_encodings, .. } = &self.0;
         let score = keys.rms(heads.head_dim);
+        let precision = precision_of(*kv_encodings, precision);
         Allowed::rms(tolerance::attention(precision, heads.head_dim, self.0.max_context(), score))
     }
 
@@ -157,7 +159,7 @@ pub fn batch_invariance<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
     Ok(())
 }
 
-fn among_others<B: Backend>(rig: &mut Rig<'_, B>, alone: Scenario) -> Result<()> {
+pub(super) fn among_others<B: Backend>(rig: &mut Rig<'_, B>, alone: Scenario) -> Result<()> {
     let whole = rig.run(&Attention(alone.clone()))?;
     let other = |id, computed, tokens| Sequence { id, computed, tokens };
     let mine = |computed, tokens| Sequence { computed, tokens, ..alone.sequences[0] };
