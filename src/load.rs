@@ -257,6 +257,7 @@ fn fingerprint(
         // The processes may use different devices of one kind.
         ("the device", kind.split(':').next().unwrap_or_default().to_owned()),
         ("`precision`", format!("{:?}", options.settings.precision)),
+        ("`kv_encoding`", options.kv_encoding.map_or("the default".into(), |encoding| encoding.to_string())),
         ("`context`", text(options.context)),
         ("`batch`", text(options.batch)),
         ("`max_num_batched_tokens`", text(options.max_num_batched_tokens)),
