@@ -120,7 +120,7 @@ impl GoldenCase {
     }
 
     /// Whether matrices are stored in a block format.
-    fn is_in_blocks(&self) -> bool {
+    pub fn is_in_blocks(&self) -> bool {
         !["bf16", "f16", "f32"].iter().any(|format| self.format.ends_with(format))
     }
 }
