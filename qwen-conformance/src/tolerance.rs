@@ -99,3 +99,12 @@ pub fn stored_twice(kv_encodings: Option<(Encoding, Encoding)>) -> f64 {
         _ => 0.0,
     }
 }
+
+/// How far attention may be from the reference where the store has these encodings: the reference rounds blocks, but no
+/// F16.
+pub fn precision_of(encodings: Option<(Encoding, Encoding)>, precision: Precision) -> Precision {
+    match encodings {
+        Some((key, value)) if key == Encoding::F16 || value == Encoding::F16 => Precision::Fast,
+        _ => precision,
+    }
+}

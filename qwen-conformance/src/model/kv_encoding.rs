@@ -3,7 +3,7 @@
 use super::drive::{load, run_steps};
 use super::{GEOMETRIES, RandomModel, mixed_steps, prompts, whole_steps};
 use crate::op::Allowed;
-use crate::ops::kv_encoding::refusal;
+use crate::ops::kv_rows::refusal;
 use crate::rig::Rig;
 use crate::tolerance;
 use qwen_core::Encoding;
@@ -16,7 +16,7 @@ use qwen_core::model::spec::ModelSpec;
 ///
 /// # Errors
 /// What the backend reports.
-pub fn whole_models<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
+pub fn kv_in_blocks<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
     if let Some(reason) = refusal(rig)? {
         return rig.skip(&reason);
     }

@@ -1,6 +1,5 @@
 //! `paged_attention`, and through it `store_kv` and `copy_blocks`: a store is only seen by attending to it.
 
-use super::kv_encoding::precision_of;
 use super::rope::{GEOMETRIES, heads};
 use crate::compare;
 use crate::op::{Allowed, Cost, Guarded, Op, Output};
@@ -34,7 +33,7 @@ impl Op for Attention {
     fn allowed(&self, precision: Precision, _output: &str) -> Allowed {
         let Scenario { heads, keys, kv_encodings, .. } = &self.0;
         let score = keys.rms(heads.head_dim);
-        let precision = precision_of(*kv_encodings, precision);
+        let precision = tolerance::precision_of(*kv_encodings, precision);
         Allowed::rms(tolerance::attention(precision, heads.head_dim, self.0.max_context(), score))
     }
 

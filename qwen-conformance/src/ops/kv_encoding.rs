@@ -1,46 +1,21 @@
 //! K/V stored in blocks of signed bytes (Q8_0): what is stored, attention over it, the same bits in any company. Cases skip,
 //! with the backend's reason, where it stores F32 and F16 alone.
 
+use super::Form;
 use super::attention::{Attention, among_others};
+use super::kv_rows::{self, BOTH, refusal, spec};
 use super::qkv_rope_store::QkvRopeStoreOp;
 use super::rope::{GEOMETRIES, heads};
-use super::{Form, kv_rows};
 use crate::compare;
 use crate::random::Rng;
 use crate::rig::Rig;
 use crate::scenario::{Blocks, Keys, Scenario};
 use crate::tolerance;
+use qwen_core::Encoding;
 use qwen_core::backend::reference::Reference;
-use qwen_core::backend::{Backend, HeadLayout, KvSpec};
+use qwen_core::backend::{Backend, HeadLayout};
 use qwen_core::error::{Error, Result};
 use qwen_core::numerics::encoding::q8;
-use qwen_core::{Encoding, Precision};
-
-pub use crate::model::kv_encoding::whole_models;
-
-/// Keys and values in blocks.
-pub(crate) const BOTH: (Encoding, Encoding) = (Encoding::Q8_0, Encoding::Q8_0);
-
-/// A store of one layer with heads of `head_dim` values.
-fn spec((key, value): (Encoding, Encoding), head_dim: usize) -> KvSpec {
-    KvSpec {
-        key_encodings: vec![key],
-        value_encoding: value,
-        num_blocks: 1,
-        block_size: 16,
-        num_key_value_heads: 1,
-        head_dim,
-    }
-}
-
-/// Why the backend stores no blocks, if it says so.
-pub(crate) fn refusal<B: Backend>(rig: &Rig<'_, B>) -> Result<Option<String>> {
-    match rig.b.footprint().kv_bytes(&spec(BOTH, 64)) {
-        Ok(_) => Ok(None),
-        Err(error @ Error::Unsupported { .. }) => Ok(Some(error.to_string())),
-        Err(error) => Err(error),
-    }
-}
 
 fn scenario(heads: HeadLayout, sequences: &[(usize, usize)]) -> Scenario {
     Scenario { kv_encodings: Some(BOTH), ..Scenario::new(heads, sequences) }
@@ -266,13 +241,4 @@ pub fn non_finite<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// How far attention may be from the reference where the store has these encodings: the reference rounds blocks, but no
-/// F16.
-pub(super) fn precision_of(encodings: Option<(Encoding, Encoding)>, precision: Precision) -> Precision {
-    match encodings {
-        Some((key, value)) if key == Encoding::F16 || value == Encoding::F16 => Precision::Fast,
-        _ => precision,
-    }
 }

@@ -1,12 +1,38 @@
-//! Attention over rows that a case gives: a store of one layer, a sequence of at most [`BLOCK`] positions in each block.
+//! What the cases about K/V in blocks share: whether the backend stores them, and attention over rows that a case gives, in
+//! a store of one layer with a sequence of at most [`BLOCK`] positions in each block.
 
 use crate::op::{Guarded, GuardedIndices};
+use crate::rig::Rig;
 use qwen_core::Encoding;
 use qwen_core::backend::{self, Backend, HeadLayout, KvSpec, PAD_SLOT, StepInputs, StepKey};
-use qwen_core::error::Result;
+use qwen_core::error::{Error, Result};
 
 /// Positions of a block.
 const BLOCK: usize = 32;
+
+/// Keys and values in blocks.
+pub(crate) const BOTH: (Encoding, Encoding) = (Encoding::Q8_0, Encoding::Q8_0);
+
+/// A store of one layer with heads of `head_dim` values.
+pub(super) fn spec((key, value): (Encoding, Encoding), head_dim: usize) -> KvSpec {
+    KvSpec {
+        key_encodings: vec![key],
+        value_encoding: value,
+        num_blocks: 1,
+        block_size: 16,
+        num_key_value_heads: 1,
+        head_dim,
+    }
+}
+
+/// Why the backend stores no blocks, if it says so.
+pub(crate) fn refusal<B: Backend>(rig: &Rig<'_, B>) -> Result<Option<String>> {
+    match rig.b.footprint().kv_bytes(&spec(BOTH, 64)) {
+        Ok(_) => Ok(None),
+        Err(error @ Error::Unsupported { .. }) => Ok(Some(error.to_string())),
+        Err(error) => Err(error),
+    }
+}
 
 /// Store the rows of q|k|v of each sequence, and attend with each sequence's last one. The heads that each gets.
 ///
