@@ -169,8 +169,8 @@ impl EngineOptions {
     /// Quantise the matrices of a model in 16 or 32 bits while it is loaded, so that it takes the memory of this encoding:
     /// as [`Quantizer`](crate::Quantizer) does for [`TensorMix::Uniform`](crate::TensorMix::Uniform), and bit for bit as
     /// the file that it writes. The output head keeps at least Q6_K. Loading takes longer, by 5 seconds (Q8_0) to 50 (Q5_K)
-    /// of a thread's time for
-    /// each billion parameters; a file that is written once loads fast. Default: the encodings of the file.
+    /// of a thread's time for each billion parameters; a file that is written once loads fast. Default: the encodings of
+    /// the file.
     ///
     /// Loading refuses, by name, a model that is quantised already and encodings that nothing is converted to (IQ2, IQ3
     /// and groups).

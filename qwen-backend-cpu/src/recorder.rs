@@ -151,7 +151,6 @@ impl Recorder {
     pub(crate) fn store(&self, op: &str, kv: &Store, layer: usize, heads: &HeadLayout) -> Result<Store> {
         let spec = &kv.spec;
         self.operand(op, ("kv", &kv.array, Some(0)))?;
-        // A store has heads, and heads have channels.
         if !spec.serves(layer, heads) {
             return Err(device_error(op, format!("layer {layer} and {heads:?} do not fit a store of {spec:?}")));
         }

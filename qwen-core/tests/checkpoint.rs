@@ -333,31 +333,7 @@ fn every_golden_checkpoint_opens() {
 
 fn check_golden(name: &str, checkpoint: &Checkpoint) {
     let config = checkpoint.config();
-    let (hidden, inner, vocab) = (config.hidden_size, config.intermediate_size, config.vocab_size);
-    let (q, kv) = (config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim);
-    let mut expected =
-        vec![("model.embed_tokens.weight".into(), vec![vocab, hidden]), ("model.norm.weight".into(), vec![hidden])];
-    if !config.tie_word_embeddings {
-        expected.push(("lm_head.weight".to_owned(), vec![vocab, hidden]));
-    }
-    for layer in 0..config.num_hidden_layers {
-        for (tensor, shape) in [
-            ("input_layernorm.weight", vec![hidden]),
-            ("self_attn.q_proj.weight", vec![q, hidden]),
-            ("self_attn.q_proj.bias", vec![q]),
-            ("self_attn.k_proj.weight", vec![kv, hidden]),
-            ("self_attn.k_proj.bias", vec![kv]),
-            ("self_attn.v_proj.weight", vec![kv, hidden]),
-            ("self_attn.v_proj.bias", vec![kv]),
-            ("self_attn.o_proj.weight", vec![hidden, q]),
-            ("post_attention_layernorm.weight", vec![hidden]),
-            ("mlp.gate_proj.weight", vec![inner, hidden]),
-            ("mlp.up_proj.weight", vec![inner, hidden]),
-            ("mlp.down_proj.weight", vec![hidden, inner]),
-        ] {
-            expected.push((format!("model.layers.{layer}.{tensor}"), shape));
-        }
-    }
+    let expected = common::tensors_of(config);
     assert_eq!(checkpoint.tensors().len(), expected.len(), "{name}");
     for (tensor, shape) in &expected {
         let view = checkpoint.tensor_of_shape(tensor, shape).unwrap_or_else(|error| panic!("{name}: {error}"));

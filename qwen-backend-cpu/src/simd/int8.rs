@@ -1,4 +1,4 @@
-//! The int8 dot product, for the ceiling alone until quantised weights use it.
+//! The int8 dot product of AVX-512 VNNI in a loop by itself, for the ceiling. Products are in `kernels/linear`.
 
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
