@@ -128,10 +128,6 @@ pub struct GoldenResult {
     pub error: f64,
     /// The largest error that the contract allows.
     pub limit: f64,
-    /// [`GoldenCase::greedy_margin`].
-    pub margin: f64,
-    /// [`GoldenCase::greedy_tie`].
-    pub tie: f64,
     /// Greedy tokens that had to be right, and those that were.
     pub greedy: (usize, usize),
     /// Prompts that were run.
@@ -147,7 +143,7 @@ impl GoldenResult {
 
 impl fmt::Display for GoldenResult {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let GoldenResult { case, precision, error, limit, greedy: (bound, right), prompts, .. } = self;
+        let GoldenResult { case, precision, error, limit, greedy: (bound, right), prompts } = self;
         let verdict = if self.holds() { "" } else { "  FAILED" };
         write!(
             f,
@@ -232,20 +228,24 @@ impl Goldens {
             precision,
             error: 0.0,
             limit: case.limit(precision),
-            margin: case.greedy_margin(precision),
-            tie: case.greedy_tie(precision),
             greedy: (0, 0),
             prompts: 0,
         };
         for (index, _) in case.prompt_lengths.iter().enumerate().filter(|(_, len)| prompts(len)) {
-            run_prompt(&mut runner, &recorded, index, &mut result)?;
+            run_prompt(&mut runner, &recorded, case, index, &mut result)?;
         }
         Ok(result)
     }
 }
 
 /// Compare the logits of a prompt, then its greedy continuation, each step after the recorded tokens before it.
-fn run_prompt(runner: &mut dyn Runner, recorded: &Recorded, index: usize, result: &mut GoldenResult) -> Result<()> {
+fn run_prompt(
+    runner: &mut dyn Runner,
+    recorded: &Recorded,
+    case: &GoldenCase,
+    index: usize,
+    result: &mut GoldenResult,
+) -> Result<()> {
     let prompt = recorded.integers(&format!("prompt.{index}"))?;
     let rows = recorded.integers(&format!("rows.{index}"))?;
     let expected = recorded.values(&format!("logits.{index}"))?;
@@ -270,13 +270,14 @@ fn run_prompt(runner: &mut dyn Runner, recorded: &Recorded, index: usize, result
     result.prompts += 1;
 
     let norm = expected.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>() / expected.len().max(1) as f64;
-    let bound = result.margin * norm.sqrt();
+    let bound = case.greedy_margin(result.precision) * norm.sqrt();
+    let tie = case.greedy_tie(result.precision) * norm.sqrt();
     for (token, margin) in greedy.iter().zip(&margins) {
         let token = *token as u32;
         if f64::from(*margin) > bound {
             result.greedy.0 += 1;
             let best = f64::from(last[argmax_row(&last) as usize]);
-            result.greedy.1 += usize::from(best - f64::from(last[token as usize]) <= result.tie * norm.sqrt());
+            result.greedy.1 += usize::from(best - f64::from(last[token as usize]) <= tie);
         }
         ids.push(token);
         if ids.len() < prompt.len() + greedy.len() {
