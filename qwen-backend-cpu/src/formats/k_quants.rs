@@ -7,7 +7,7 @@ use qwen_core::numerics::encoding::{Block, iq4};
 
 use super::legacy::nibbles;
 use super::{Affine, Format, SUB, f16_at, planes, put_lane};
-use crate::simd::{LANES, Simd};
+use crate::simd::{LANES, Simd, array};
 
 /// Bytes of a word, or of an f16, of sixteen rows.
 const WORDS: usize = 4 * LANES;
@@ -116,8 +116,8 @@ impl Format for Q2K {
             )
         };
         Affine {
-            scale: codes.map(|code| s.mul(d, s.ints_to_f(s.bits(code, 0, 15)))),
-            offset: codes.map(|code| s.sub(s.splat(0.0), s.mul(dmin, s.ints_to_f(s.bits(code, 4, 15))))),
+            scale: array!(half < 2 => s.mul(d, s.ints_to_f(s.bits(codes[half], 0, 15)))),
+            offset: array!(half < 2 => s.sub(s.splat(0.0), s.mul(dmin, s.ints_to_f(s.bits(codes[half], 4, 15))))),
             zero: s.splat(0.0),
         }
     }
@@ -154,9 +154,9 @@ impl Format for Q3K {
         // SAFETY: passed on to the caller.
         let (d, words) = unsafe {
             let words = scales.add(HALVES);
-            (s.load_f16(scales.cast()), [0, 1, 2].map(|i| s.load_ints(words.add(i * WORDS))))
+            (s.load_f16(scales.cast()), array!(i < 3 => s.load_ints(words.add(i * WORDS))))
         };
-        let scale = [0, 1].map(|half| {
+        let scale = array!(half < 2 => {
             let i = 2 * sub + half;
             let byte = 8 * (i as u32 % 4);
             let low = s.bits(words[i % 8 / 4], byte + 4 * (i as u32 / 8), 15);
@@ -242,7 +242,7 @@ impl Format for Q6K {
             let at = scales.add(HALVES + 2 * sub * LANES);
             (s.load_f16(scales.cast()), [s.load_i8(at), s.load_i8(at.add(LANES))])
         };
-        let scale = codes.map(|code| s.mul(d, s.ints_to_f(code)));
+        let scale = array!(half < 2 => s.mul(d, s.ints_to_f(codes[half])));
         Affine { scale, offset: [s.splat(0.0); 2], zero: s.splat(0.0) }
     }
 }

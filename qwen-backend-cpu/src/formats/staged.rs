@@ -7,7 +7,7 @@
 //! ```
 
 use super::{Affine, Format, LINE, LINES, SUB};
-use crate::simd::{LANES, Simd};
+use crate::simd::{LANES, Simd, array};
 
 /// Bytes of a sub-block taken apart.
 pub(crate) const BYTES: usize = LINES * LINE + 4 * 4 * LANES;
@@ -32,9 +32,21 @@ pub(crate) unsafe fn affine<S: Simd, F: Format>(s: S, format: F, scales: *const 
     // SAFETY: passed on to the caller.
     let mut affine = unsafe { format.affine(s, scales, within) };
     if F::ZERO_POINTS {
-        affine.offset = affine.scale.map(|scale| s.sub(s.splat(0.0), s.mul(scale, affine.zero)));
+        affine.offset = array!(half < 2 => s.sub(s.splat(0.0), s.mul(affine.scale[half], affine.zero)));
     }
     affine
+}
+
+/// What the sub-block taken apart at `at` is worth.
+///
+/// # Safety
+/// One lies there.
+#[inline(always)]
+pub(crate) unsafe fn affine_apart<S: Simd>(s: S, at: *const u8) -> Affine<S::F> {
+    let floats = at.wrapping_add(LINES * LINE).cast::<f32>();
+    // SAFETY: passed on to the caller.
+    let [scale, offset] = array!(i < 2 => array!(half < 2 => unsafe { s.load(floats.add(LANES * (2 * i + half))) }));
+    Affine { scale, offset, zero: s.splat(0.0) }
 }
 
 /// Take sub-block `sub` of the group at `scales` and `codes` apart.

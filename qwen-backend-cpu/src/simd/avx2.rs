@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Kernel, Part, Simd};
+use super::{Kernel, Part, Simd, array};
 
 /// AVX2, FMA and F16C.
 #[derive(Debug, Clone, Copy)]
@@ -163,12 +163,12 @@ impl Simd for Avx2 {
 
     methods! {
         fn shift_right(v: [__m256i; 2], n: u32, mask: u8) -> [__m256i; 2] {
-            let (n, mask) = (_mm256_set1_epi32(n as i32), _mm256_set1_epi8(mask as i8));
-            [_mm256_and_si256(_mm256_srlv_epi32(v[0], n), mask), _mm256_and_si256(_mm256_srlv_epi32(v[1], n), mask)]
+            let (n, mask) = (_mm_cvtsi32_si128(n as i32), _mm256_set1_epi8(mask as i8));
+            [_mm256_and_si256(_mm256_srl_epi32(v[0], n), mask), _mm256_and_si256(_mm256_srl_epi32(v[1], n), mask)]
         }
         fn shift_left(v: [__m256i; 2], n: u32, mask: u8) -> [__m256i; 2] {
-            let (n, mask) = (_mm256_set1_epi32(n as i32), _mm256_set1_epi8(mask as i8));
-            [_mm256_and_si256(_mm256_sllv_epi32(v[0], n), mask), _mm256_and_si256(_mm256_sllv_epi32(v[1], n), mask)]
+            let (n, mask) = (_mm_cvtsi32_si128(n as i32), _mm256_set1_epi8(mask as i8));
+            [_mm256_and_si256(_mm256_sll_epi32(v[0], n), mask), _mm256_and_si256(_mm256_sll_epi32(v[1], n), mask)]
         }
         fn or_bytes(a: [__m256i; 2], b: [__m256i; 2]) -> [__m256i; 2] {
             [_mm256_or_si256(a[0], b[0]), _mm256_or_si256(a[1], b[1])]
@@ -178,19 +178,20 @@ impl Simd for Avx2 {
             [_mm256_shuffle_epi8(table, v[0]), _mm256_shuffle_epi8(table, v[1])]
         }
         fn flip_sign(v: [__m256i; 2]) -> [__m256i; 2] {
-            v.map(|v| _mm256_xor_si256(v, _mm256_set1_epi8(i8::MIN)))
+            array!(i < 2 => _mm256_xor_si256(v[i], _mm256_set1_epi8(i8::MIN)))
         }
         fn bytes_to_f(v: [__m256i; 2]) -> [Two; 4] {
             let byte = _mm256_set1_epi32(0xff);
-            [0, 8, 16, 24].map(|n| {
-                let n = _mm256_set1_epi32(n);
-                v.map(|v| _mm256_cvtepi32_ps(_mm256_and_si256(_mm256_srlv_epi32(v, n), byte)))
+            array!(column < 4 => {
+                let n = _mm256_set1_epi32(8 * column as i32);
+                array!(i < 2 => _mm256_cvtepi32_ps(_mm256_and_si256(_mm256_srlv_epi32(v[i], n), byte)))
             })
         }
         fn splat_ints(v: i32) -> [__m256i; 2] { [_mm256_set1_epi32(v); 2] }
         fn bits(v: [__m256i; 2], n: u32, mask: i32) -> [__m256i; 2] {
-            let (n, mask) = (_mm256_set1_epi32(n as i32), _mm256_set1_epi32(mask));
-            [_mm256_and_si256(_mm256_srlv_epi32(v[0], n), mask), _mm256_and_si256(_mm256_srlv_epi32(v[1], n), mask)]
+            // Shifts by one count for all lanes: those by a count each take four times as long on some CPUs.
+            let (n, mask) = (_mm_cvtsi32_si128(n as i32), _mm256_set1_epi32(mask));
+            [_mm256_and_si256(_mm256_srl_epi32(v[0], n), mask), _mm256_and_si256(_mm256_srl_epi32(v[1], n), mask)]
         }
         fn join(low: [__m256i; 2], high: [__m256i; 2]) -> [__m256i; 2] {
             [
@@ -213,8 +214,10 @@ impl Simd for Avx2 {
         fn dot_signed(acc: [__m256i; 2], w: [__m256i; 2], x: u32) -> [__m256i; 2] {
             // The sign of each weight moves to its factor; -128 becomes 128, which a byte without a sign holds.
             let x = _mm256_set1_epi32(x as i32);
-            let product = |w| _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
-            [_mm256_add_epi16(acc[0], product(w[0])), _mm256_add_epi16(acc[1], product(w[1]))]
+            array!(i < 2 => {
+                let product = _mm256_maddubs_epi16(_mm256_abs_epi8(w[i]), _mm256_sign_epi8(x, w[i]));
+                _mm256_add_epi16(acc[i], product)
+            })
         }
         fn fold(sums: [__m256i; 2], partial: [__m256i; 2]) -> [__m256i; 2] {
             let one = _mm256_set1_epi16(1);

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Dot, Kernel, Part, Simd};
+use super::{Dot, Kernel, Part, Simd, array};
 
 /// AVX-512 F, BW, DQ, VL (and AVX2, FMA, F16C); with `BF16` also the bf16 dot product, with `VNNI` also that of bytes.
 #[derive(Debug, Clone, Copy)]
@@ -258,8 +258,9 @@ impl<const BF16: bool, const VNNI: bool> Simd for Avx512<BF16, VNNI> {
         }
         fn bytes_to_f(v: __m512i) -> [__m512; 4] {
             let byte = _mm512_set1_epi32(0xff);
-            [0, 8, 16, 24].map(|n| {
-                _mm512_cvtepi32_ps(_mm512_and_si512(_mm512_srlv_epi32(v, _mm512_set1_epi32(n)), byte))
+            array!(column < 4 => {
+                let n = _mm512_set1_epi32(8 * column as i32);
+                _mm512_cvtepi32_ps(_mm512_and_si512(_mm512_srlv_epi32(v, n), byte))
             })
         }
         fn splat_ints(v: i32) -> __m512i { _mm512_set1_epi32(v) }

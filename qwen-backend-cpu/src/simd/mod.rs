@@ -22,6 +22,22 @@ pub(crate) use int8::{INT8_OPS, int8_rounds};
 pub use isa::Isa;
 pub(crate) use scalar::Scalar;
 
+/// An array of what an expression is worth for each index.
+///
+/// In place of `array::map` and closures: those are functions of their own, compiled without the features of the entry,
+/// and each intrinsic in them is a call that passes its vectors through memory.
+macro_rules! array {
+    ($i:ident < $n:expr => $value:expr) => {{
+        let $i = 0;
+        let mut array = [$value; $n];
+        for $i in 1..$n {
+            array[$i] = $value;
+        }
+        array
+    }};
+}
+pub(crate) use array;
+
 /// Lanes of a vector.
 pub(crate) const LANES: usize = 16;
 

@@ -12,7 +12,7 @@ use std::ops::Range;
 
 use crate::formats::{Affine, Format, LINE, LINES, staged};
 use crate::kernels::panel::{INT8_WORDS, SCALE, SCALED_SUMS, SUMS};
-use crate::simd::{LANES, Simd, partial_lines};
+use crate::simd::{Simd, array, partial_lines};
 
 /// Where sub-blocks of `G` groups are read from. The constants are as those of [`Format`]; zero points are offsets here.
 #[allow(clippy::missing_safety_doc)]
@@ -53,18 +53,15 @@ impl<S: Simd, F: Format, const G: usize> Source<S, G> for Packed<F, G> {
 
     #[inline(always)]
     unsafe fn begin(&self, s: S, sub: usize) -> ([Affine<S::F>; G], [*const u8; G]) {
-        let mut found = [staged::find(self.format, self.scales[0], self.codes[0], sub); G];
-        for (found, (scales, codes)) in found.iter_mut().zip(self.scales.into_iter().zip(self.codes)).skip(1) {
-            *found = staged::find(self.format, scales, codes, sub);
-        }
+        let found = array!(g < G => staged::find(self.format, self.scales[g], self.codes[g], sub));
         for (_, codes, _) in found {
             for line in 0..F::BITS {
                 s.prefetch(codes.wrapping_add(AHEAD + LINE * line));
             }
         }
         // SAFETY: passed on to the caller.
-        let affine = found.map(|(scales, _, within)| unsafe { staged::affine(s, self.format, scales, within) });
-        (affine, found.map(|(_, codes, _)| codes))
+        let affine = array!(g < G => unsafe { staged::affine(s, self.format, found[g].0, found[g].2) });
+        (affine, array!(g < G => found[g].1))
     }
 
     #[inline(always)]
@@ -96,14 +93,9 @@ impl<S: Simd, const G: usize, const BITS: i32, const SIGNED: bool, const HALVES:
 
     #[inline(always)]
     unsafe fn begin(&self, s: S, sub: usize) -> ([Affine<S::F>; G], [*const u8; G]) {
-        let at = self.at.map(|at| at.wrapping_add((sub - self.first) * staged::BYTES));
-        let affine = at.map(|at| {
-            let floats = at.wrapping_add(LINES * LINE).cast::<f32>();
-            // SAFETY: passed on to the caller.
-            let load = |i: usize| unsafe { s.load(floats.wrapping_add(LANES * i)) };
-            Affine { scale: [load(0), load(1)], offset: [load(2), load(3)], zero: s.splat(0.0) }
-        });
-        (affine, at)
+        let at = array!(g < G => self.at[g].wrapping_add((sub - self.first) * staged::BYTES));
+        // SAFETY: passed on to the caller.
+        (array!(g < G => unsafe { staged::affine_apart(s, at[g]) }), at)
     }
 
     #[inline(always)]
@@ -135,26 +127,21 @@ pub(crate) unsafe fn accumulate<S: Simd, R: Source<S, G>, const G: usize, const 
         unsafe {
             let (affine, at) = source.begin(s, sub);
             let x = x.add(sub * INT8_WORDS * T);
-            let word = |i: usize, t: usize| *x.add(i * T + t);
-            let float = |i: usize, t: usize| s.splat(f32::from_bits(word(i, t)));
             let mut products = [[s.splat(0.0); G]; T];
             for half in 0..halves {
                 let sums = if R::HALVES { SUMS + 1 + half } else { SUMS };
                 let mut ints = [[s.splat_ints(0); G]; T];
                 if zero != 0 {
                     for (t, ints) in ints.iter_mut().enumerate() {
-                        *ints = [s.splat_ints(-zero * word(sums, t) as i32); G];
+                        *ints = [s.splat_ints(-zero * *x.add(sums * T + t) as i32); G];
                     }
                 }
                 for run in (half * lines..(half + 1) * lines).step_by(room) {
-                    let mut partial = ints.map(|ints| ints.map(|ints| s.partial(ints)));
+                    let mut partial = array!(t < T => array!(g < G => s.partial(ints[t][g])));
                     for line in run..run + room {
-                        let mut w = [source.line(s, at[0], line); G];
-                        for g in 1..G {
-                            w[g] = source.line(s, at[g], line);
-                        }
+                        let w = array!(g < G => source.line(s, at[g], line));
                         for (t, partial) in partial.iter_mut().enumerate() {
-                            let x = word(line, t);
+                            let x = *x.add(line * T + t);
                             for g in 0..G {
                                 partial[g] = if R::SIGNED {
                                     s.dot_signed(partial[g], w[g], x)
@@ -179,13 +166,14 @@ pub(crate) unsafe fn accumulate<S: Simd, R: Source<S, G>, const G: usize, const 
                 }
             }
             for (t, acc) in acc.iter_mut().enumerate() {
-                let scale = float(SCALE, t);
+                let scale = s.splat(f32::from_bits(*x.add(SCALE * T + t)));
                 for g in 0..G {
                     acc[g] = s.mul_add(products[t][g], scale, acc[g]);
                     if R::OFFSETS {
                         for half in 0..halves {
                             let sums = if R::HALVES { SCALED_SUMS + 1 + half } else { SCALED_SUMS };
-                            acc[g] = s.mul_add(affine[g].offset[half], float(sums, t), acc[g]);
+                            let sum = s.splat(f32::from_bits(*x.add(sums * T + t)));
+                            acc[g] = s.mul_add(affine[g].offset[half], sum, acc[g]);
                         }
                     }
                 }

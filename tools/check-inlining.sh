@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# No vector intrinsic is a function of its own in an optimised program: kernels that call them run several times slower.
+# One that is reported was used in a closure or a function that is compiled without the features of its instruction set.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+program=${1:-target/release/examples/bench}
+# `xsave` detects features; `loadu` in `try_map` is a searcher's of the tokenizer, while it is built.
+calls=$(objdump --disassemble --demangle --no-show-raw-insn "$program" |
+    awk '/^[0-9a-f]+ <.*>:$/ { within = $0 } /call.*<core::core_arch::/ { print within " " $NF }' |
+    grep -vE 'x86::xsave|try_map.*_mm256_loadu_si256' | sort | uniq -c || true)
+if [ -n "$calls" ]; then
+    echo "error: intrinsics that are calls in $program:" >&2
+    echo "$calls" >&2
+    exit 1
+fi
+echo "no intrinsic is a call in $program"
