@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use qwen::bench_support::{Ceilings, ceiling_meter};
-use qwen::{Config, Device, Encoding, Engine, EngineOptions, GenerateOptions, Precision, memory};
+use qwen::{Config, Device, Encoding, Engine, EngineOptions, GenerateOptions, Plan, Precision, memory};
 use serde_json::{Value, json};
 
 mod output;
@@ -51,6 +51,9 @@ struct Args {
     /// exact or fast.
     #[arg(long, default_value = "fast")]
     precision: Precision,
+    /// How K/V is stored: f32, f16 or q8_0; as the precision has it when absent.
+    #[arg(long)]
+    kv: Option<Encoding>,
     /// Which features of a GPU wgpu uses: default, or best, which includes those that wgpu calls experimental.
     #[cfg(feature = "wgpu")]
     #[arg(long, default_value_t)]
@@ -69,7 +72,7 @@ struct Work {
 }
 
 impl Work {
-    fn new(args: &Args, config: &Config, kv: Encoding, weight_bytes: f64) -> Self {
+    fn new(args: &Args, config: &Config, plan: &Plan) -> Self {
         let q_size = config.num_attention_heads * config.head_dim;
         let kv_size = config.num_key_value_heads * config.head_dim;
         let layer = config.hidden_size * (2 * q_size + 2 * kv_size + 3 * config.intermediate_size);
@@ -79,11 +82,11 @@ impl Work {
         let positions = tokens * depth + tokens * (tokens + 1.0) / 2.0;
         let attention = 4.0 * positions * (q_size * config.num_hidden_layers) as f64;
         let context = depth + tokens + args.new_tokens as f64 / 2.0;
-        let kv_bytes = context * (2 * kv_size * config.num_hidden_layers * kv.bytes(1)) as f64;
+        let kv_bytes = context * plan.kv_bytes as f64 / (plan.context * plan.batch) as f64;
         Work {
             prompt_flops: batch * (2.0 * weights * tokens + attention),
             // A batch reads the weights once for all.
-            token_bytes: weight_bytes / batch + kv_bytes,
+            token_bytes: plan.read_bytes as f64 / batch + kv_bytes,
         }
     }
 }
@@ -165,8 +168,7 @@ impl Measured {
     fn figures(&self, engine: &Engine, args: &Args) -> Vec<Figure> {
         let prompt_tokens = (args.batch * args.prompt_tokens) as f64;
         let new_tokens = (args.batch * args.new_tokens.saturating_sub(1)) as f64;
-        let plan = engine.plan();
-        let work = Work::new(args, engine.config(), args.precision.kv_encoding(), plan.read_bytes as f64);
+        let work = Work::new(args, engine.config(), engine.plan());
         // The fastest arithmetic that is precise enough for these weights: bf16 dots, f16 matrices or f32.
         let fast = args.precision == Precision::Fast;
         let bf16_dots = fast && engine.weight_encoding() == Encoding::Bf16;
@@ -228,6 +230,7 @@ impl Report<'_> {
             "device": engine.device_name(),
             "selection_reason": engine.selection_reason(),
             "precision": format!("{:?}", args.precision).to_lowercase(),
+            "kv": args.kv.unwrap_or(args.precision.kv_encoding()).to_string().to_lowercase(),
             "prompt_tokens": args.prompt_tokens,
             "new_tokens": args.new_tokens,
             "batch": args.batch,
@@ -249,7 +252,8 @@ impl Report<'_> {
     fn table(&self) -> Result<String, fmt::Error> {
         let mut out = String::new();
         let Report { args, engine, load_seconds, first_token_seconds, .. } = self;
-        writeln!(out, "{} on {}, {:?}", args.model.display(), engine.device_name(), args.precision)?;
+        let kv = args.kv.unwrap_or(args.precision.kv_encoding());
+        writeln!(out, "{} on {}, {:?}, K/V in {kv}", args.model.display(), engine.device_name(), args.precision)?;
         write!(out, "load {load_seconds:.2} s, first token {first_token_seconds:.2} s after the start")?;
         if let Some(peak) = self.peak_resident_bytes {
             write!(out, "\npeak resident {:.1} MiB", peak as f64 / f64::from(1 << 20))?;
@@ -270,6 +274,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         .precision(args.precision)
         .batch(args.batch)
         .context(context.max(64));
+    if let Some(encoding) = args.kv {
+        options = options.kv_encoding(encoding);
+    }
     if let Some(threads) = args.threads {
         options = options.threads(threads);
     }

@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
-use qwen::{Canceller, Chat, Device, EngineOptions, GenerateOptions, Precision, Reply};
+use qwen::{Canceller, Chat, Device, Encoding, EngineOptions, GenerateOptions, Precision, Reply};
 use rustyline::config::Behavior;
 use rustyline::error::ReadlineError;
 use rustyline::{Config, DefaultEditor};
@@ -41,6 +41,9 @@ struct Args {
     /// Compute with f32 activations and K/V.
     #[arg(long)]
     exact: bool,
+    /// How K/V is stored: f32, f16 or q8_0; as the precision has it when absent.
+    #[arg(long)]
+    kv: Option<Encoding>,
     /// Threads; one for each physical core when absent.
     #[arg(long)]
     threads: Option<usize>,
@@ -75,6 +78,9 @@ impl Args {
         let mut options = EngineOptions::new().device(self.device.clone());
         if self.exact {
             options = options.precision(Precision::Exact);
+        }
+        if let Some(encoding) = self.kv {
+            options = options.kv_encoding(encoding);
         }
         if let Some(threads) = self.threads {
             options = options.threads(threads);

@@ -16,7 +16,7 @@ use qwen::core::backend::{
     RowReader, SiluAndMul, StepKey, StoreKv, WeightShape, WeightView, host::Operands,
 };
 use qwen::core::numerics::size;
-use qwen::core::{Backend, Error, Footprint, Precision, Result};
+use qwen::core::{Backend, Encoding, Error, Footprint, Precision, Result};
 
 fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
     let mut args = std::env::args().skip(1);
@@ -145,6 +145,8 @@ impl Backend for RowMajor {
     }
 
     fn kv(&mut self, spec: &KvSpec) -> Result<Kv> {
+        // Fewer bits than these round in a way that a backend has to follow; more bits are allowed.
+        spec.check_encodings("this example", &[Encoding::F32, Encoding::F16])?;
         let values = size::zeros("num_blocks", &[spec.num_layers(), spec.layer_values()?, 2])?;
         Ok(Kv { spec: spec.clone(), values })
     }

@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
-use qwen::{Device, EngineOptions, Plan, Precision};
+use qwen::{Device, Encoding, EngineOptions, Plan, Precision};
 
 mod output;
 
@@ -34,6 +34,9 @@ struct Args {
     /// Compute with f32 activations and K/V.
     #[arg(long)]
     exact: bool,
+    /// How K/V is stored: f32, f16 or q8_0; as the precision has it when absent.
+    #[arg(long)]
+    kv: Option<Encoding>,
     /// Print one JSON object.
     #[arg(long)]
     json: bool,
@@ -44,6 +47,9 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
     let mut options = EngineOptions::new().device(args.device.clone()).batch(args.batch);
     if args.exact {
         options = options.precision(Precision::Exact);
+    }
+    if let Some(encoding) = args.kv {
+        options = options.kv_encoding(encoding);
     }
     if let Some(context) = args.context {
         options = options.context(context);

@@ -260,6 +260,7 @@ fn fingerprint(
         ("the device", kind.split(':').next().unwrap_or_default().to_owned()),
         ("`precision`", format!("{:?}", options.settings.precision)),
         ("`quantize`", options.quantize.map_or("off".into(), |encoding| encoding.to_string())),
+        ("`kv_encoding`", options.kv_encoding.map_or("the default".into(), |encoding| encoding.to_string())),
         ("`context`", text(options.context)),
         ("`batch`", text(options.batch)),
         ("`max_num_batched_tokens`", text(options.max_num_batched_tokens)),

@@ -28,6 +28,7 @@ const MAX_THREADS: usize = 1024;
 pub struct EngineOptions {
     pub(crate) device: Device,
     pub(crate) settings: DeviceSettings,
+    pub(crate) kv_encoding: Option<Encoding>,
     pub(crate) context: Option<usize>,
     pub(crate) batch: Option<usize>,
     pub(crate) yarn_factor: Option<f64>,
@@ -46,6 +47,7 @@ impl fmt::Debug for EngineOptions {
         f.debug_struct("EngineOptions")
             .field("device", &self.device)
             .field("precision", &self.settings.precision)
+            .field("kv_encoding", &self.kv_encoding)
             .field("context", &self.context)
             .field("batch", &self.batch)
             .field("threads", &self.settings.threads)
@@ -70,6 +72,23 @@ impl EngineOptions {
     /// What may be rounded. Default [`Precision::Fast`].
     pub fn precision(mut self, precision: Precision) -> Self {
         self.settings.precision = precision;
+        self
+    }
+
+    /// How K/V is stored: [`Encoding::F32`], [`Encoding::F16`], or [`Encoding::Q8_0`], which takes 53% of the memory of F16
+    /// and rounds what is stored to signed bytes. Layers whose keys have large biases store them with more bits. Default: as
+    /// the precision has it, F32 in [`Precision::Exact`] and F16 in [`Precision::Fast`]. GPUs refuse Q8_0.
+    ///
+    /// ```
+    /// use qwen::{Encoding, EngineOptions};
+    /// let path = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/demo-model");
+    /// let plan = |encoding| qwen::plan(path, &EngineOptions::new().context(2048).kv_encoding(encoding));
+    /// let (f16, q8_0) = (plan(Encoding::F16)?, plan(Encoding::Q8_0)?);
+    /// assert!(q8_0.kv_bytes < f16.kv_bytes * 6 / 10);
+    /// # Ok::<(), qwen::Error>(())
+    /// ```
+    pub fn kv_encoding(mut self, encoding: Encoding) -> Self {
+        self.kv_encoding = Some(encoding);
         self
     }
 

@@ -103,7 +103,10 @@ impl<'a> Planner<'a> {
             let reason = format!("must be 2 to {most}, the model's context, is {context}; YaRN stretches it");
             return Err(Error::argument("context", reason));
         }
-        let spec = distributed::part_of(&options.ranks, config)?;
+        let mut spec = distributed::part_of(&options.ranks, config)?;
+        if let Some(encoding) = options.kv_encoding {
+            spec = spec.with_kv_encoding(encoding)?;
+        }
         let weights = match options.quantize {
             None => Weights::Stored(checkpoint),
             Some(encoding) => Weights::Quantized(QuantizedWeights::new(checkpoint, TensorMix::Uniform(encoding))?),

@@ -31,7 +31,7 @@ impl Footprint for CpuFootprint {
     }
 
     fn kv_bytes(&self, spec: &KvSpec) -> Result<u64> {
-        Ok(kv::bytes(spec))
+        kv::bytes(spec)
     }
 
     fn workspace_bytes(&self, limits: &Limits, shape: &ModelShape) -> Result<u64> {

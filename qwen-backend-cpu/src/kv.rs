@@ -7,18 +7,37 @@
 //! [layer][block][K/V head] { K [position / 16][channel][16 positions],  V [channel / 16][position][16 channels] }
 //! ```
 //!
-//! A head whose width is no multiple of 16 has padding channels in V. Elements are f32, or f16 in the fast precision
-//! (keys by layer, see [`KvSpec::key_encodings`]);
-//! values beyond the largest f16 are stored as that (see [`crate::kernels::store_kv`]).
+//! A head whose width is no multiple of 16 has padding channels in V. Elements are f32 or f16 (keys by layer, see
+//! [`KvSpec::key_encodings`]); values beyond the largest f16 are stored as that (see [`crate::kernels::store_kv`]).
+//!
+//! In Q8_0, whose heads are whole blocks of 32 channels, the blocks of sixteen positions are a tile of [`TILE`] bytes: their
+//! sixteen scales, then the codes, in K with the positions in the lanes, in V with the channels:
+//!
+//! ```text
+//! K [position / 16][channel / 32] { f16 [16 positions],  i8 [32 channels][16 positions] }
+//! V [channel / 32][position / 16] { f16 [16 positions],  i8 [2 halves of the channels][16 positions][16 channels] }
+//! ```
 
 use std::sync::Arc;
 
 use qwen_core::backend::KvSpec;
-use qwen_core::numerics::size;
+use qwen_core::numerics::encoding::q8;
 use qwen_core::{Encoding, Error, Result};
 
 use crate::memory::Array;
 use crate::simd::LANES;
+
+/// Channels of a tile of Q8_0.
+pub(crate) const TILE_CHANNELS: usize = q8::VALUES;
+
+/// Where the codes of a tile begin: behind sixteen scales.
+pub(crate) const TILE_CODES: usize = 2 * LANES;
+
+/// Bytes of a tile: sixteen blocks.
+pub(crate) const TILE: usize = q8::BYTES * LANES;
+
+/// What elements may be.
+const ENCODINGS: [Encoding; 3] = [Encoding::F32, Encoding::F16, Encoding::Q8_0];
 
 /// A K/V store as operations hold it.
 #[derive(Debug, Clone)]
@@ -26,7 +45,7 @@ pub(crate) struct Store {
     pub(crate) spec: Arc<KvSpec>,
     // The first byte of each layer.
     layers: Arc<[usize]>,
-    // f16 elements, or halves of f32 elements.
+    // f16 elements, halves of f32 elements, or two bytes of a tile.
     pub(crate) array: Array<u16>,
 }
 
@@ -41,19 +60,18 @@ fn head_bytes(spec: &KvSpec, key: Encoding) -> usize {
 }
 
 /// Bytes of a store; `u64::MAX` where a u64 does not hold them.
-pub(crate) fn bytes(spec: &KvSpec) -> u64 {
-    spec.key_encodings.iter().fold(0u64, |bytes, key| bytes.saturating_add(layer_bytes(spec, *key)))
+///
+/// # Errors
+/// [`Error::Unsupported`] for encodings without kernels, and for heads that are no whole blocks of theirs.
+pub(crate) fn bytes(spec: &KvSpec) -> Result<u64> {
+    spec.check_encodings("the CPU backend", &ENCODINGS)?;
+    Ok(spec.key_encodings.iter().fold(0u64, |bytes, key| bytes.saturating_add(layer_bytes(spec, *key))))
 }
 
 /// Bytes of a layer, as above.
 fn layer_bytes(spec: &KvSpec, key: Encoding) -> u64 {
-    let positions = [spec.num_blocks, spec.block_size, spec.num_key_value_heads];
-    let values = |encoding: Encoding, dim: usize| {
-        let [blocks, positions, heads] = positions;
-        size::bytes(encoding.bytes(1), &[blocks, positions, heads, dim])
-    };
     let padded_dim = spec.head_dim.checked_next_multiple_of(LANES).unwrap_or(usize::MAX);
-    values(key, spec.head_dim).saturating_add(values(spec.value_encoding, padded_dim))
+    spec.heads_bytes(key, spec.head_dim).saturating_add(spec.heads_bytes(spec.value_encoding, padded_dim))
 }
 
 impl Store {
@@ -65,14 +83,9 @@ impl Store {
             let heads = format!("{} K/V heads of {} channels", spec.num_key_value_heads, spec.head_dim);
             return Err(Error::argument("num_key_value_heads", format!("{heads} hold nothing")));
         }
-        let encodings = spec.key_encodings.iter().chain([&spec.value_encoding]);
-        if let Some(encoding) = encodings.into_iter().find(|e| !matches!(e, Encoding::F32 | Encoding::F16)) {
-            let reason = "the CPU backend stores F32 or F16";
-            return Err(Error::unsupported(format!("a K/V store of {encoding}"), reason));
-        }
         // Slots have numbers of 32 bits, with or without layers.
         spec.layer_values()?;
-        let Some(bytes) = usize::try_from(bytes(spec)).ok().filter(|bytes| *bytes <= isize::MAX as usize) else {
+        let Some(bytes) = usize::try_from(bytes(spec)?).ok().filter(|bytes| *bytes <= isize::MAX as usize) else {
             let shape = format!("{} layers of {} blocks", spec.num_layers(), spec.num_blocks);
             return Err(Error::argument("num_blocks", format!("{shape} exceed what memory can address")));
         };

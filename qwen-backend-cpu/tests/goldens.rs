@@ -5,9 +5,13 @@ use std::path::Path;
 
 use qwen_backend_cpu::{CpuBackend, CpuOptions, Isa};
 use qwen_conformance::goldens::{Goldens, folder};
-use qwen_core::{Error, Precision};
+use qwen_core::{Encoding, Error, Precision};
 
 fn run(goldens: &Goldens, precision: Precision) {
+    run_with(goldens, precision, None);
+}
+
+fn run_with(goldens: &Goldens, precision: Precision, kv_encoding: Option<Encoding>) {
     assert!(!goldens.cases().is_empty(), "no cases in {goldens:?}");
     let mut failed = Vec::new();
     for isa in Isa::ALL {
@@ -16,7 +20,7 @@ fn run(goldens: &Goldens, precision: Precision) {
         for case in goldens.cases().iter().filter(|case| case.prompt_lengths.iter().any(|len| *len <= longest)) {
             let options = CpuOptions::new().isa(isa).precision(precision).threads(2);
             let result = match CpuBackend::new(options) {
-                Ok(backend) => goldens.run(case, backend, longest),
+                Ok(backend) => goldens.run_with(case, backend, longest, kv_encoding),
                 Err(Error::Unsupported { what, reason }) => {
                     eprintln!("SKIPPED: {what}: {reason}");
                     break;
@@ -87,4 +91,23 @@ fn gptq_and_awq_exact() {
 #[test]
 fn gptq_and_awq_fast() {
     formats(&["gptq", "awq"], Precision::Fast);
+}
+
+/// Every case with K/V in blocks of signed bytes.
+fn kv_in_q8_0(precision: Precision) {
+    run_with(&fixture(), precision, Some(Encoding::Q8_0));
+    if let Some(folder) = folder() {
+        let all = Goldens::open_formats(folder, |_| true).expect("a golden suite");
+        run_with(&all, precision, Some(Encoding::Q8_0));
+    }
+}
+
+#[test]
+fn kv_in_q8_0_exact() {
+    kv_in_q8_0(Precision::Exact);
+}
+
+#[test]
+fn kv_in_q8_0_fast() {
+    kv_in_q8_0(Precision::Fast);
 }

@@ -64,6 +64,7 @@ struct StoreSizes {
 
 impl StoreSizes {
     fn new(spec: &KvSpec) -> Result<Self> {
+        spec.check_encodings("the CUDA backend", &[Encoding::F32, Encoding::F16])?;
         let KvSpec { num_blocks, block_size, num_key_value_heads, head_dim, .. } = *spec;
         if block_size == 0 || !block_size.is_multiple_of(16) {
             return Err(Error::unsupported(

@@ -67,9 +67,10 @@ impl StoreLayout {
     /// The layout on a device that binds `max_binding` bytes.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] when the keys or the values of one head cannot be bound, [`Error::InvalidArgument`] when a slot
-    /// number exceeds 32 bits.
+    /// [`Error::Unsupported`] for encodings without kernels and when the keys or the values of one head cannot be bound,
+    /// [`Error::InvalidArgument`] when a slot number exceeds 32 bits.
     pub(crate) fn new(spec: &KvSpec, max_binding: u64) -> Result<Self> {
+        spec.check_encodings("the wgpu backend", &[Encoding::F32, Encoding::F16])?;
         let num_slots = spec.num_slots()?;
         let head_bytes = |encoding: Encoding| size::bytes(encoding.bytes(1), &[num_slots, spec.head_dim]);
         let value_bytes = head_bytes(spec.value_encoding);

@@ -125,6 +125,10 @@ macro_rules! __conformance_cases {
             rms_norm { shapes batch_invariance }
             rope { every_geometry batch_invariance }
             kv { zero_at_first slots_and_layers order_of_slots padding_is_not_stored copy_blocks }
+            kv_encoding {
+                refusals rounding every_geometry ragged_batches outliers mixed_encodings copied_blocks batch_invariance
+                fused_store non_finite
+            }
             attention {
                 every_geometry contexts ragged_batches biased_keys permuted_blocks padding batch_invariance
                 first_position
@@ -135,7 +139,7 @@ macro_rules! __conformance_cases {
             gather_rows { rows }
             argmax { valid_columns ties non_finite }
             steps { replay steps_in_a_row interrupt failing_body written_indices }
-            model { logits batch_invariance permuted_blocks determinism forks greedy interrupt non_finite }
+            model { logits batch_invariance kv_in_blocks permuted_blocks determinism forks greedy interrupt non_finite }
             parts { ranks stages non_finite_stage }
         }
     };

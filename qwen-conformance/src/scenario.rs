@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use super::op::{Guarded, GuardedIndices};
 use super::random::Rng;
+use qwen_core::Encoding;
 use qwen_core::backend::{self, Backend, HeadLayout, KvSpec, PAD_SLOT, StepInputs, StepKey};
 use qwen_core::error::Result;
 
@@ -81,6 +82,8 @@ pub struct Scenario {
     pub blocks: Blocks,
     /// What their keys look like.
     pub keys: Keys,
+    /// How keys and values are stored; as the precision has them where `None`.
+    pub kv_encodings: Option<(Encoding, Encoding)>,
     /// Rows behind those of the sequences that belong to none.
     pub pad_tokens: usize,
     /// Empty sequences behind the others.
@@ -129,6 +132,7 @@ impl Scenario {
             sequences: sequences.iter().enumerate().map(sequence).collect(),
             blocks: Blocks::Permuted,
             keys: Keys::Normal,
+            kv_encodings: None,
             pad_tokens: 0,
             pad_seqs: 0,
         }
@@ -203,9 +207,11 @@ impl Scenario {
         let (tables, spare) = self.tables();
         let used = spare.max(tables.iter().flatten().copied().max().unwrap_or(0)) + 1;
         let copied = self.blocks == Blocks::Copied;
+        let default = b.info().precision.kv_encoding();
+        let (key, value) = self.kv_encodings.unwrap_or((default, default));
         let mut kv = b.kv(&KvSpec {
-            key_encodings: vec![b.info().precision.kv_encoding(); LAYERS],
-            value_encoding: b.info().precision.kv_encoding(),
+            key_encodings: vec![key; LAYERS],
+            value_encoding: value,
             num_blocks: used as usize * if copied { 2 } else { 1 },
             block_size: self.block_size,
             num_key_value_heads: self.heads.num_key_value_heads,

@@ -90,3 +90,21 @@ pub fn attention(precision: Precision, head_dim: usize, context: usize, score: f
         Precision::Fast => exact + 2.0 * F16 * f64::sqrt(2.0 + 2.0 * score * score),
     }
 }
+
+/// For attention over keys and values that two backends computed with different roundings before each stored them: in
+/// blocks of signed bytes a value near a tie may go either way. As if all of them were rounded once more.
+pub fn stored_twice(kv_encodings: Option<(Encoding, Encoding)>) -> f64 {
+    match kv_encodings {
+        Some((key, value)) if is_blocks(key) || is_blocks(value) => 2.0 * INT8,
+        _ => 0.0,
+    }
+}
+
+/// How far attention may be from the reference where the store has these encodings: the reference rounds blocks, but no
+/// F16.
+pub fn precision_of(encodings: Option<(Encoding, Encoding)>, precision: Precision) -> Precision {
+    match encodings {
+        Some((key, value)) if key == Encoding::F16 || value == Encoding::F16 => Precision::Fast,
+        _ => precision,
+    }
+}

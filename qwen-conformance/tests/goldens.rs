@@ -4,12 +4,17 @@ use std::path::Path;
 use std::time::Instant;
 
 use qwen_conformance::goldens::{Goldens, folder};
+use qwen_core::Encoding;
 use qwen_core::backend::reference::Reference;
 
 /// Prompts of 3,000 tokens take the reference up to eight seconds each; unoptimised, minutes.
 const LONGEST: usize = if cfg!(debug_assertions) { 70 } else { 1 << 20 };
 
 fn run(goldens: &Goldens) {
+    run_with(goldens, None);
+}
+
+fn run_with(goldens: &Goldens, kv_encoding: Option<Encoding>) {
     assert!(!goldens.cases().is_empty(), "no cases in {goldens:?}");
     let mut failed = Vec::new();
     for case in goldens.cases() {
@@ -18,7 +23,7 @@ fn run(goldens: &Goldens) {
             continue;
         }
         let start = Instant::now();
-        let result = goldens.run(case, Reference::new(), LONGEST);
+        let result = goldens.run_with(case, Reference::new(), LONGEST, kv_encoding);
         let result = result.unwrap_or_else(|error| panic!("{}: {error}", case.name));
         eprintln!("{result}  {:.1?}", start.elapsed());
         if !result.holds() {
@@ -62,4 +67,19 @@ fn gptq_and_awq() {
         assert_eq!(goldens.cases().len(), 6);
         run(&goldens);
     }
+}
+
+/// K/V in blocks of signed bytes, over every format.
+#[test]
+fn kv_in_q8_0() {
+    if let Some(folder) = folder() {
+        run_with(&Goldens::open_formats(folder, |_| true).expect("a golden suite"), Some(Encoding::Q8_0));
+    }
+}
+
+/// The same of the case that lies in the repository.
+#[test]
+fn fixture_with_kv_in_q8_0() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data/golden");
+    run_with(&Goldens::open(folder).expect("a golden suite"), Some(Encoding::Q8_0));
 }

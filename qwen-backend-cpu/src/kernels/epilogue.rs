@@ -170,13 +170,12 @@ impl Heads {
                     if slot >= self.kv.spec.num_blocks * self.kv.spec.block_size {
                         continue;
                     }
-                    for i in (0..dim).step_by(LANES) {
-                        let p = at(i);
-                        if head < queries + keys {
-                            store_kv::store_key(s, &self.kv, self.layer, head - queries, slot, i, s.load(p), LANES);
-                        } else {
-                            store_kv::store_value(s, &self.kv, self.layer, head - queries - keys, slot, i, s.load(p));
-                        }
+                    // A unit of the sums has as many channels as a block.
+                    let from = |i: usize| at(i).cast_const();
+                    if head < queries + keys {
+                        store_kv::store_key(s, &self.kv, self.layer, head - queries, slot, from);
+                    } else {
+                        store_kv::store_value(s, &self.kv, self.layer, head - queries - keys, slot, from);
                     }
                 }
             }

@@ -1,14 +1,16 @@
 //! Keys and values into the paged store (layout: [`crate::kv`]).
 //!
-//! In the fast precision they are rounded to f16. Qwen2.5's key biases reach hundreds, which f16 holds; a value beyond
-//! its largest, 65504, is stored as that, so that damage stays bounded instead of turning into infinities.
+//! Where they are rounded to f16: Qwen2.5's key biases reach hundreds, which f16 holds; a value beyond its largest, 65504,
+//! is stored as that, so that damage stays bounded instead of turning into infinities. Blocks of signed bytes are those of
+//! [`q8::round`], on every instruction set.
 
 use qwen_core::Encoding;
 use qwen_core::backend::HeadLayout;
+use qwen_core::numerics::encoding::q8;
 
 use super::math::load_first;
 use super::scratch::Scratch;
-use crate::kv::Store;
+use crate::kv::{Store, TILE, TILE_CHANNELS, TILE_CODES};
 use crate::memory::Array;
 use crate::simd::{Kernel, LANES, Simd};
 
@@ -23,49 +25,63 @@ pub(crate) struct StoreKv {
     pub(crate) rows: usize,
 }
 
-/// Store `lanes` channels of a key, from channel `channel` on.
+/// Store the key of a head. `at` gives where channels lie from a multiple of 32 on, 32 of them or as many as are left.
 ///
 /// # Safety
-/// Nothing else touches the slot.
+/// Those channels can be read, and nothing else touches the slot.
 #[inline(always)]
-#[allow(clippy::too_many_arguments)]
 pub(crate) unsafe fn store_key<S: Simd>(
     s: S,
     kv: &Store,
     layer: usize,
     head: usize,
     slot: usize,
-    channel: usize,
-    v: S::F,
-    lanes: usize,
+    at: impl Fn(usize) -> *const f32,
 ) {
+    let dim = kv.spec.head_dim;
     let (block, position) = (slot / kv.spec.block_size, slot % kv.spec.block_size);
-    let at = (position / LANES * kv.spec.head_dim + channel) * LANES + position % LANES;
+    let (group, lane) = (position / LANES, position % LANES);
     let keys = kv.keys(layer, block, head);
-    // SAFETY: the slot lies within the block, and `lanes` channels within the head.
-    unsafe {
-        if kv.spec.key_encodings[layer] == Encoding::F16 {
-            let mut values = [0u16; LANES];
-            s.store_f16(v, values.as_mut_ptr());
-            let out = keys.cast::<u16>().add(at);
-            for (i, value) in values.iter().enumerate().take(lanes) {
-                *out.add(i * LANES) = *value;
-            }
-        } else {
-            let mut values = [0f32; LANES];
-            s.store(v, values.as_mut_ptr());
-            let out = keys.cast::<f32>().add(at);
-            for (i, value) in values.iter().enumerate().take(lanes) {
-                *out.add(i * LANES) = *value;
+    for i in (0..dim).step_by(TILE_CHANNELS) {
+        // SAFETY: passed on to the caller; the slot lies within the block, and the channels within the head.
+        unsafe {
+            match kv.spec.key_encodings[layer] {
+                Encoding::Q8_0 => {
+                    let (scale, codes) = q8::round(&*at(i).cast());
+                    let tile = keys.add((group * dim + i) / TILE_CHANNELS * TILE);
+                    *tile.cast::<u16>().add(lane) = scale.to_bits();
+                    let out = tile.add(TILE_CODES + lane).cast::<i8>();
+                    for (channel, code) in codes.into_iter().enumerate() {
+                        *out.add(channel * LANES) = code;
+                    }
+                }
+                encoding => {
+                    for i in (i..dim.min(i + TILE_CHANNELS)).step_by(LANES) {
+                        let n = LANES.min(dim - i);
+                        let v = load(s, at(i), n);
+                        let first = (group * dim + i) * LANES + lane;
+                        if encoding == Encoding::F16 {
+                            let mut values = [0u16; LANES];
+                            s.store_f16(v, values.as_mut_ptr());
+                            let out = keys.cast::<u16>().add(first);
+                            values.iter().take(n).enumerate().for_each(|(i, value)| *out.add(i * LANES) = *value);
+                        } else {
+                            let mut values = [0f32; LANES];
+                            s.store(v, values.as_mut_ptr());
+                            let out = keys.cast::<f32>().add(first);
+                            values.iter().take(n).enumerate().for_each(|(i, value)| *out.add(i * LANES) = *value);
+                        }
+                    }
+                }
             }
         }
     }
 }
 
-/// Store sixteen channels of a value, from channel `channel` on, padding included.
+/// Store the value of a head, padding included. `at` as in [`store_key`].
 ///
 /// # Safety
-/// Nothing else touches the slot.
+/// As [`store_key`].
 #[inline(always)]
 pub(crate) unsafe fn store_value<S: Simd>(
     s: S,
@@ -73,20 +89,49 @@ pub(crate) unsafe fn store_value<S: Simd>(
     layer: usize,
     head: usize,
     slot: usize,
-    channel: usize,
-    v: S::F,
+    at: impl Fn(usize) -> *const f32,
 ) {
-    let (block, position) = (slot / kv.spec.block_size, slot % kv.spec.block_size);
-    let at = (channel / LANES * kv.spec.block_size + position) * LANES;
+    let (dim, size) = (kv.spec.head_dim, kv.spec.block_size);
+    let (block, position) = (slot / size, slot % size);
     let values = kv.values(layer, block, head);
-    // SAFETY: the slot lies within the block, and the channels within the padded head.
-    unsafe {
-        if kv.spec.value_encoding == Encoding::F16 {
-            s.store_f16(v, values.cast::<u16>().add(at));
-        } else {
-            s.store(v, values.cast::<f32>().add(at));
+    for i in (0..dim).step_by(TILE_CHANNELS) {
+        // SAFETY: passed on to the caller; the slot lies within the block, and the channels within the padded head.
+        unsafe {
+            match kv.spec.value_encoding {
+                Encoding::Q8_0 => {
+                    let (scale, codes) = q8::round(&*at(i).cast());
+                    let tile = values.add((i / TILE_CHANNELS * size + position) / LANES * TILE);
+                    let lane = position % LANES;
+                    *tile.cast::<u16>().add(lane) = scale.to_bits();
+                    for (half, codes) in codes.as_chunks::<LANES>().0.iter().enumerate() {
+                        let out = tile.add(TILE_CODES + (half * LANES + lane) * LANES);
+                        *out.cast::<[i8; LANES]>() = *codes;
+                    }
+                }
+                encoding => {
+                    for i in (i..dim.min(i + TILE_CHANNELS)).step_by(LANES) {
+                        let v = load(s, at(i), LANES.min(dim - i));
+                        let first = (i / LANES * size + position) * LANES;
+                        if encoding == Encoding::F16 {
+                            s.store_f16(v, values.cast::<u16>().add(first));
+                        } else {
+                            s.store(v, values.cast::<f32>().add(first));
+                        }
+                    }
+                }
+            }
         }
     }
+}
+
+/// The first `n` of sixteen values, then zeros.
+///
+/// # Safety
+/// `n` values can be read at `p`.
+#[inline(always)]
+unsafe fn load<S: Simd>(s: S, p: *const f32, n: usize) -> S::F {
+    // SAFETY: passed on to the caller.
+    unsafe { if n == LANES { s.load(p) } else { load_first(s, p, n) } }
 }
 
 impl Kernel for StoreKv {
@@ -105,12 +150,8 @@ impl Kernel for StoreKv {
             let x = self.qkv.slice(at, 2 * self.heads.kv_size()).as_ptr();
             for head in 0..self.heads.num_key_value_heads {
                 let (k, v) = (x.add(head * dim), x.add(self.heads.kv_size() + head * dim));
-                for i in (0..dim).step_by(LANES) {
-                    let lanes = LANES.min(dim - i);
-                    let key = load_first(s, k.add(i), lanes);
-                    store_key(s, &self.kv, self.layer, head, slot, i, key, lanes);
-                    store_value(s, &self.kv, self.layer, head, slot, i, load_first(s, v.add(i), lanes));
-                }
+                store_key(s, &self.kv, self.layer, head, slot, |i| k.add(i));
+                store_value(s, &self.kv, self.layer, head, slot, |i| v.add(i));
             }
         }
     }

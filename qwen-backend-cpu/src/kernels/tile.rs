@@ -42,6 +42,8 @@ pub(crate) trait Weights<S: Simd> {
 pub(crate) struct F32;
 /// f16 weights, f32 `x`.
 pub(crate) struct F16;
+/// Signed bytes, whose scale comes in elsewhere, f32 `x`.
+pub(crate) struct Codes;
 /// bf16 weights, decoded exactly, f32 `x`.
 pub(crate) struct Bf16;
 /// bf16 weights and `x`, multiplied and added by the dot product of pairs.
@@ -85,6 +87,32 @@ impl<S: Simd> Weights<S> for F16 {
     unsafe fn load(s: S, p: *const u8) -> S::F {
         // SAFETY: passed on to the caller.
         unsafe { s.load_f16(p.cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn broadcast(s: S, x: *const f32, _: usize) -> S::F {
+        // SAFETY: passed on to the caller.
+        s.splat(unsafe { *x })
+    }
+
+    #[inline(always)]
+    fn mul_add(s: S, acc: S::F, w: S::F, x: S::F) -> S::F {
+        s.mul_add(w, x, acc)
+    }
+}
+
+impl<S: Simd> Weights<S> for Codes {
+    const COLS: usize = 1;
+    const LINE: usize = LANES;
+    const STEP: usize = 1;
+    type X = f32;
+    type W = S::F;
+    type B = S::F;
+
+    #[inline(always)]
+    unsafe fn load(s: S, p: *const u8) -> S::F {
+        // SAFETY: passed on to the caller.
+        s.ints_to_f(unsafe { s.load_i8(p) })
     }
 
     #[inline(always)]

@@ -31,8 +31,9 @@ impl Op for Attention {
     }
 
     fn allowed(&self, precision: Precision, _output: &str) -> Allowed {
-        let Scenario { heads, keys, .. } = &self.0;
+        let Scenario { heads, keys, kv_encodings, .. } = &self.0;
         let score = keys.rms(heads.head_dim);
+        let precision = tolerance::precision_of(*kv_encodings, precision);
         Allowed::rms(tolerance::attention(precision, heads.head_dim, self.0.max_context(), score))
     }
 
@@ -157,7 +158,7 @@ pub fn batch_invariance<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
     Ok(())
 }
 
-fn among_others<B: Backend>(rig: &mut Rig<'_, B>, alone: Scenario) -> Result<()> {
+pub(super) fn among_others<B: Backend>(rig: &mut Rig<'_, B>, alone: Scenario) -> Result<()> {
     let whole = rig.run(&Attention(alone.clone()))?;
     let other = |id, computed, tokens| Sequence { id, computed, tokens };
     let mine = |computed, tokens| Sequence { computed, tokens, ..alone.sequences[0] };

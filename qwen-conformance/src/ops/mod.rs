@@ -9,6 +9,8 @@ pub mod extremes;
 pub mod gate_up_silu;
 pub mod gather_rows;
 pub mod kv;
+pub mod kv_encoding;
+pub(crate) mod kv_rows;
 pub mod linear;
 pub mod memory;
 pub mod qkv_rope_store;

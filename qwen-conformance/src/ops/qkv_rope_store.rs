@@ -80,7 +80,8 @@ impl Op for QkvRopeStoreOp {
         // Queries and keys have variance 1 + 0.5^2, the bias is not rounded. Both move a score, the values the sum.
         let score = 1.25 * keys.rms(heads.head_dim);
         let attention = tolerance::attention(precision, heads.head_dim, self.scenario.max_context(), score);
-        Allowed::rms(attention + linear * (1.0 + 2.0 * score * score).sqrt())
+        let products = linear * (1.0 + 2.0 * score * score).sqrt();
+        Allowed::rms(attention + products + tolerance::stored_twice(self.scenario.kv_encodings))
     }
 
     fn place<B: Backend>(&self, b: &mut B) -> Result<OnDevice<B>> {

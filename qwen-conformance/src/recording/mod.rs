@@ -11,7 +11,7 @@ use std::collections::HashMap;
 
 use ops::Recorded;
 use qwen_core::backend::reference::{KvStore, Matrix, Reference};
-use qwen_core::backend::{self, Backend, DeviceInfo, Interrupt, KvSpec, StepKey, WeightView};
+use qwen_core::backend::{self, Backend, DeviceInfo, Footprint, Interrupt, KvSpec, StepKey, WeightView};
 use qwen_core::error::{Error, Result};
 
 /// The reference behind handles, with a list of operations for each [`StepKey`].
@@ -98,6 +98,10 @@ impl Backend for Recording {
 
     fn info(&self) -> DeviceInfo {
         DeviceInfo { name: "recording".into(), ..self.device.reference.info() }
+    }
+
+    fn footprint(&self) -> Box<dyn Footprint> {
+        self.device.reference.footprint()
     }
 
     fn alloc(&mut self, len: usize) -> Result<BufferId> {

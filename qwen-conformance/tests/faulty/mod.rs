@@ -5,11 +5,12 @@ use std::collections::HashSet;
 use half::{bf16, f16};
 use qwen_core::backend::reference::{KvStore, Matrix, Reference};
 use qwen_core::backend::{
-    self, DeviceInfo, HeadLayout, Interrupt, KvSpec, MatrixPart, PAD_SLOT, RowReader, StepInputs, StepKey, WeightView,
-    composed, host::Operands,
+    self, DeviceInfo, HeadLayout, Interrupt, KvSpec, MatrixPart, PAD_SLOT, RowReader, StepInputs, StepKey, StoredSizes,
+    WeightView, composed, host::Operands,
 };
+use qwen_core::numerics::encoding::q8;
 use qwen_core::numerics::size;
-use qwen_core::{Backend, Encoding, Precision, Result};
+use qwen_core::{Backend, Encoding, Footprint, Precision, Result};
 
 /// What is wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,6 +27,10 @@ pub(crate) enum Fault {
     FastF16Activations,
     /// Inputs of products are rounded to 8 bits a block of 32.
     FastInt8,
+    /// Codes of K/V in blocks are rounded towards zero.
+    KvBlocksRoundDown,
+    /// Infinities in K/V in blocks become large numbers.
+    KvBlocksHideInfinities,
     /// K/V is stored as bf16.
     FastBf16Kv,
     /// K/V is stored as f16 where it must not be rounded.
@@ -93,6 +98,18 @@ fn to_f16(values: &[f32]) -> Vec<f32> {
     values.iter().map(|value| f16::from_f32(*value).to_f32()).collect()
 }
 
+/// Blocks of 32 of which each value is a whole number of the scale that the largest of them makes.
+fn round_down(values: &[f32], head_dim: usize) -> Vec<f32> {
+    let mut values = values.to_vec();
+    for block in values.chunks_exact_mut(head_dim).flat_map(|head| head.as_chunks_mut::<{ q8::VALUES }>().0) {
+        let scale = q8::round(block).0.to_f32();
+        if scale > 0.0 {
+            block.iter_mut().for_each(|value| *value = (*value / scale).trunc().clamp(-127.0, 127.0) * scale);
+        }
+    }
+    values
+}
+
 fn to_int8(values: &[f32], cols: usize) -> Vec<f32> {
     let round = |block: &[f32]| -> Vec<f32> {
         let step = block.iter().fold(0f32, |max, value| max.max(value.abs())) / 127.0;
@@ -141,6 +158,11 @@ impl Backend for Faulty {
         DeviceInfo { name: format!("faulty ({:?})", self.fault), precision, memory_available: None }
     }
 
+    /// Where K/V is rounded to f16 before the reference gets it, there are no blocks.
+    fn footprint(&self) -> Box<dyn Footprint> {
+        if self.fast() { Box::new(StoredSizes) } else { self.inner.footprint() }
+    }
+
     fn alloc(&mut self, len: usize) -> Result<Vec<f32>> {
         let mut buffer = self.inner.alloc(len)?;
         buffer.fill(if self.is(Fault::NotZeroAtFirst) { 1e-30 } else { 0.0 });
@@ -176,6 +198,7 @@ impl Backend for Faulty {
     }
 
     fn kv(&mut self, spec: &KvSpec) -> Result<Self::Kv> {
+        self.footprint().kv_bytes(spec)?;
         Ok((self.inner.kv(spec)?, spec.clone()))
     }
 
@@ -312,10 +335,15 @@ impl Backend for Faulty {
     }
 
     fn store_kv(&mut self, op: backend::StoreKv<'_, Self>) -> Result<()> {
-        let backend::StoreKv { qkv, slot_mapping, kv: (kv, _), layer, heads, rows } = op;
+        let backend::StoreKv { qkv, slot_mapping, kv: (kv, spec), layer, heads, rows } = op;
+        let kv_is_in_blocks = spec.value_encoding == Encoding::Q8_0;
         let qkv = match self.fault {
             Fault::FastBf16Kv => to_bf16(qkv),
             Fault::ExactF16Kv => to_f16(qkv),
+            Fault::KvBlocksRoundDown if kv_is_in_blocks => round_down(qkv, heads.head_dim),
+            Fault::KvBlocksHideInfinities if kv_is_in_blocks => {
+                qkv.iter().map(|v| v.clamp(-65504.0, 65504.0)).collect()
+            }
             _ if self.fast() => to_f16(qkv),
             _ => qkv.clone(),
         };

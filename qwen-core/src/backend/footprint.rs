@@ -6,6 +6,7 @@ use super::layout::{KvSpec, ModelShape};
 use super::matrix::WeightShape;
 use crate::backend::Limits;
 use crate::error::Result;
+use crate::numerics::encoding::Encoding;
 
 /// The sizes that a device has for the parts of a model: [`crate::model::plan::Plan`] adds them up.
 ///
@@ -39,11 +40,13 @@ pub trait Footprint: fmt::Debug + Send + Sync {
         shape.stored_bytes()
     }
 
-    /// Bytes that [`crate::Backend::kv`] takes on the device.
+    /// Bytes that [`crate::Backend::kv`] takes on the device. A device that stores K/V in blocks overrides it; this body
+    /// refuses them.
     ///
     /// # Errors
     /// When the device cannot hold such a store.
     fn kv_bytes(&self, spec: &KvSpec) -> Result<u64> {
+        spec.check_encodings("this device", &[Encoding::F32, Encoding::F16])?;
         Ok(spec.stored_bytes())
     }
 
@@ -68,7 +71,8 @@ pub trait Footprint: fmt::Debug + Send + Sync {
     }
 }
 
-/// The footprint of a device that keeps weights and K/V as they are stored, and takes nothing beside.
+/// The footprint of a device that keeps weights and K/V as they are stored, K/V in F32 and F16 alone, and takes nothing
+/// beside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct StoredSizes;
 

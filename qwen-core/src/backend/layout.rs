@@ -28,10 +28,10 @@ pub struct DeviceInfo {
 /// The K/V store of a range of layers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KvSpec {
-    /// Element type of the keys of each layer that this store serves. Layers whose key biases are large keep f32 where
-    /// the others round (see [`crate::model::spec::ModelSpec::kv`]).
+    /// How the keys of each layer that this store serves are encoded: F32, F16, or Q8_0 in blocks along a head. Layers
+    /// whose key biases are large keep more bits than the others (see [`crate::model::spec::ModelSpec::kv`]).
     pub key_encodings: Vec<Encoding>,
-    /// Element type of the values.
+    /// How the values are encoded: as the keys, the same in all layers.
     pub value_encoding: Encoding,
     /// Blocks of each layer.
     pub num_blocks: usize,
@@ -81,13 +81,44 @@ impl KvSpec {
         size::values("num_blocks", &[self.num_slots()?, self.num_key_value_heads, self.head_dim])
     }
 
-    /// Bytes of all keys and values in their element types; `u64::MAX` where a u64 does not hold them.
+    /// Bytes of all keys and values as they are encoded; `u64::MAX` where a u64 does not hold them.
     pub fn stored_bytes(&self) -> u64 {
-        let bytes = |encoding: Encoding| {
-            size::bytes(encoding.bytes(1), &[self.num_blocks, self.block_size, self.num_key_value_heads, self.head_dim])
-        };
+        let bytes = |encoding| self.heads_bytes(encoding, self.head_dim);
         let layers = self.key_encodings.iter().map(|key| bytes(*key).saturating_add(bytes(self.value_encoding)));
         layers.fold(0, u64::saturating_add)
+    }
+
+    /// Bytes of the keys of one layer, or of its values, with heads of `width` values: those of a head and what a layout
+    /// pads it with. `u64::MAX` where a u64 does not hold them or a head is no whole blocks.
+    pub fn heads_bytes(&self, encoding: Encoding, width: usize) -> u64 {
+        let block = encoding.block();
+        if !width.is_multiple_of(block.values) {
+            return u64::MAX;
+        }
+        let KvSpec { num_blocks, block_size, num_key_value_heads, .. } = *self;
+        size::bytes(block.bytes, &[num_blocks, block_size, num_key_value_heads, width / block.values])
+    }
+
+    /// Refuse a store in other encodings than those that `device` has kernels for.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] with the encoding, those that there are, and what to do; also where heads are no whole blocks
+    /// of theirs.
+    pub fn check_encodings(&self, device: &str, supported: &[Encoding]) -> Result<()> {
+        for encoding in self.key_encodings.iter().chain([&self.value_encoding]) {
+            if !supported.contains(encoding) {
+                let names: Vec<String> = supported.iter().map(Encoding::to_string).collect();
+                let reason = format!("{device} stores {}: set `kv_encoding` to one of them", names.join(" or "));
+                return Err(Error::unsupported(format!("a K/V store in {encoding}"), reason));
+            }
+            let block = encoding.block().values;
+            if !self.head_dim.is_multiple_of(block) {
+                let what = format!("a K/V store in {encoding} with heads of {} values", self.head_dim);
+                let reason = format!("a head is whole blocks of {block}: set `kv_encoding` to F16");
+                return Err(Error::unsupported(what, reason));
+            }
+        }
+        Ok(())
     }
 }
 

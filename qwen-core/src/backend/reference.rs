@@ -4,10 +4,11 @@
 //! it is far too slow for anything else than tests.
 
 use crate::backend::{
-    Add, Backend, DeviceInfo, Embed, GatherRows, Interrupt, KvSpec, Linear, PAD_SLOT, PagedAttention, RmsNorm, Rope,
-    RowReader, SiluAndMul, StepKey, StoreKv, WeightView, host::Operands,
+    Add, Backend, DeviceInfo, Embed, Footprint, GatherRows, Interrupt, KvSpec, Linear, PAD_SLOT, PagedAttention,
+    RmsNorm, Rope, RowReader, SiluAndMul, StepKey, StoreKv, WeightView, host::Operands,
 };
 use crate::error::{Error, Result};
+use crate::numerics::encoding::{Encoding, q8};
 use crate::numerics::precision::Precision;
 use crate::numerics::size;
 
@@ -43,7 +44,8 @@ impl Matrix {
     }
 }
 
-/// Keys and values, each `[layer][slot][num_key_value_heads * head_dim]`.
+/// Keys and values, each `[layer][slot][num_key_value_heads * head_dim]`: in f32, after what storing them in blocks makes
+/// of them.
 #[derive(Debug)]
 pub struct KvStore {
     spec: KvSpec,
@@ -58,6 +60,28 @@ impl KvStore {
 
     fn at(&self, layer: usize, slot: usize) -> usize {
         (layer * self.spec.num_blocks * self.spec.block_size + slot) * self.width()
+    }
+}
+
+/// What the reference takes: as [`crate::backend::StoredSizes`], and K/V in blocks too.
+#[derive(Debug, Clone, Copy)]
+struct ReferenceSizes;
+
+impl Footprint for ReferenceSizes {
+    fn kv_bytes(&self, spec: &KvSpec) -> Result<u64> {
+        spec.check_encodings("the reference", &KV_ENCODINGS)?;
+        Ok(spec.stored_bytes())
+    }
+}
+
+const KV_ENCODINGS: [Encoding; 3] = [Encoding::F32, Encoding::F16, Encoding::Q8_0];
+
+/// Write keys or values to the store. F16 is kept as f32, which the specification allows; blocks round as
+/// [`q8::round`] says, the heads being whole blocks.
+fn store(encoding: Encoding, row: &[f32], out: &mut [f32]) {
+    out.copy_from_slice(row);
+    if encoding == Encoding::Q8_0 {
+        q8::store_and_read(out);
     }
 }
 
@@ -81,6 +105,10 @@ impl Backend for Reference {
 
     fn info(&self) -> DeviceInfo {
         DeviceInfo { name: "reference".into(), precision: Precision::Exact, memory_available: None }
+    }
+
+    fn footprint(&self) -> Box<dyn Footprint> {
+        Box::new(ReferenceSizes)
     }
 
     fn alloc(&mut self, len: usize) -> Result<Vec<f32>> {
@@ -109,6 +137,7 @@ impl Backend for Reference {
         if spec.block_size == 0 {
             return Err(Error::argument("block_size", "a K/V block holds at least one position"));
         }
+        spec.check_encodings("the reference", &KV_ENCODINGS)?;
         let dimensions = [spec.num_layers(), spec.layer_values()?];
         let (keys, values) = (size::zeros("num_blocks", &dimensions)?, size::zeros("num_blocks", &dimensions)?);
         Ok(KvStore { spec: spec.clone(), keys, values })
@@ -234,8 +263,8 @@ impl Backend for Reference {
             }
             let (k, v) = qkv[heads.q_size()..].split_at(heads.kv_size());
             let at = kv.at(layer, slot as usize);
-            kv.keys[at..at + k.len()].copy_from_slice(k);
-            kv.values[at..at + v.len()].copy_from_slice(v);
+            store(kv.spec.key_encodings[layer], k, &mut kv.keys[at..at + k.len()]);
+            store(kv.spec.value_encoding, v, &mut kv.values[at..at + v.len()]);
         }
         Ok(())
     }

@@ -75,19 +75,28 @@ impl<B: Backend> Model<B> {
 }
 
 impl ModelSpec {
-    /// The K/V store of this part.
+    /// The K/V store of this part: values as [`ModelSpec::with_kv_encoding`] or the precision has them, keys likewise or
+    /// with more bits.
     ///
-    /// Rounding a key to f16 moves its scores by the product of query and rounding error, which grows with the key. The
-    /// key biases of Qwen2.5 reach hundreds in some layers: those layers keep their keys in f32.
+    /// Rounding a key moves its scores by the product of query and rounding error, which grows with the key. The key biases
+    /// of Qwen2.5 reach hundreds in some layers. So a layer's keys are stored in
+    ///
+    /// - Q8_0 where asked for, and no key bias of the layer is larger than 4 in magnitude;
+    /// - F16 where 16 or 8 bits were asked for, and none is larger than 16;
+    /// - F32 else.
     ///
     /// # Errors
     /// [`crate::Error::MissingTensor`] when the source lacks a bias.
     pub fn kv(&self, limits: &Limits, precision: Precision, source: &dyn WeightSource) -> Result<KvSpec> {
-        let value_encoding = precision.kv_encoding();
+        let value_encoding = self.kv_encoding.unwrap_or(precision.kv_encoding());
         let key_encoding = |layer| {
             let [_, (tensor, len, _), _] = self.qkv_bias(layer);
             let largest = source.vector(&tensor, len)?.into_iter().map(f32::abs).fold(0.0, f32::max);
-            Ok(if largest > WIDE_KEY_BIAS { Encoding::F32 } else { value_encoding })
+            Ok(match value_encoding {
+                Encoding::Q8_0 if largest > BYTE_KEY_BIAS && largest <= WIDE_KEY_BIAS => Encoding::F16,
+                _ if largest > WIDE_KEY_BIAS => Encoding::F32,
+                encoding => encoding,
+            })
         };
         Ok(KvSpec {
             key_encodings: self.layers.clone().map(key_encoding).collect::<Result<_>>()?,
@@ -103,6 +112,11 @@ impl ModelSpec {
 /// Key biases beyond this make f32 keys. With it an f16 key is off by at most 2^-7, less than bf16 products leave of a
 /// key of size 1.
 const WIDE_KEY_BIAS: f32 = 16.0;
+
+/// Key biases beyond this make keys of 16 bits where the others have 8. A bias sets the scale of its block, whose other
+/// 31 values then have that much fewer steps; up to here they have about as many as the largest of 32 normally distributed
+/// keys would leave them.
+const BYTE_KEY_BIAS: f32 = 4.0;
 
 fn load_matrix<B: Backend>(b: &mut B, weight: &WeightSpec, source: &dyn WeightSource) -> Result<B::Weight> {
     let parts = weight

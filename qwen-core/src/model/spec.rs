@@ -9,6 +9,7 @@ use crate::backend::collective::Shard;
 use crate::backend::{HeadLayout, ModelShape, WeightRole, WeightShape};
 use crate::checkpoint::config::Config;
 use crate::error::{Error, Result};
+use crate::numerics::encoding::Encoding;
 
 /// The part of a model that one backend holds.
 #[derive(Debug, Clone, PartialEq)]
@@ -31,6 +32,8 @@ pub struct ModelSpec {
     pub layers: Range<usize>,
     /// This rank.
     pub shard: Shard,
+    /// How K/V is stored; as the precision has it where nothing was chosen.
+    pub(crate) kv_encoding: Option<Encoding>,
     head: bool,
     whole: Whole,
 }
@@ -90,6 +93,9 @@ impl WeightSpec {
 }
 
 impl ModelSpec {
+    /// The encodings that K/V can be stored in: 32, 16 and 8.5 bits a value.
+    pub const KV_ENCODINGS: [Encoding; 3] = [Encoding::F32, Encoding::F16, Encoding::Q8_0];
+
     /// The sizes of this part that decide what a step takes on a device.
     pub fn shape(&self) -> ModelShape {
         let ModelSpec { hidden_size, intermediate_size, vocab_size, heads, .. } = *self;
@@ -113,6 +119,7 @@ impl ModelSpec {
             num_hidden_layers: config.num_hidden_layers,
             layers: 0..config.num_hidden_layers,
             shard: Shard::WHOLE,
+            kv_encoding: None,
             head: true,
             whole: Whole { intermediate_size: config.intermediate_size, heads },
         }
@@ -168,6 +175,25 @@ impl ModelSpec {
             && num_attention_heads.is_multiple_of(ranks)
             && (num_key_value_heads.is_multiple_of(ranks) || ranks.is_multiple_of(num_key_value_heads))
             && self.whole.intermediate_size.is_multiple_of(ranks)
+    }
+
+    /// Store K/V in `encoding`, one of [`ModelSpec::KV_ENCODINGS`], instead of what the precision has
+    /// ([`crate::Precision::kv_encoding`]). Keys keep more bits where their biases need them ([`ModelSpec::kv`]).
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for other encodings, and where heads are no whole blocks of it.
+    pub fn with_kv_encoding(mut self, encoding: Encoding) -> Result<Self> {
+        if !Self::KV_ENCODINGS.contains(&encoding) {
+            let names = Self::KV_ENCODINGS.map(|encoding| encoding.to_string()).join(", ");
+            return Err(Error::argument("kv_encoding", format!("must be one of {names}, is {encoding}")));
+        }
+        let block = encoding.block().values;
+        if !self.heads.head_dim.is_multiple_of(block) {
+            let heads = format!("{encoding} has blocks of {block}, the model heads of {} values", self.heads.head_dim);
+            return Err(Error::argument("kv_encoding", format!("{heads}: take F16")));
+        }
+        self.kv_encoding = Some(encoding);
+        Ok(self)
     }
 
     /// The part without its output head: for ranks whose logits nobody reads.

@@ -21,6 +21,7 @@
 pub(crate) mod geometry;
 pub(crate) mod merge;
 pub(crate) mod schedule;
+mod stored;
 
 use std::sync::Arc;
 
@@ -30,7 +31,7 @@ use qwen_core::backend::HeadLayout;
 use super::math::exp;
 use super::panel::Tiles;
 use super::scratch::{SUMS, Scratch};
-use super::tile::{self, Weights, accumulate, by_tokens};
+use super::tile::{self, by_tokens};
 use crate::kv::{Store, padded_dim};
 use crate::memory::Array;
 use crate::simd::{Kernel, LANES, Simd};
@@ -38,6 +39,7 @@ use crate::simd::{Kernel, LANES, Simd};
 use geometry::{SPAN, partial_len};
 use merge::{finish, merge};
 use schedule::{Schedule, Task};
+use stored::{Blocks, Plain, Stored};
 
 /// Bytes that keys and values are fetched ahead.
 const AHEAD: usize = 1024;
@@ -67,14 +69,8 @@ impl Kernel for Attention {
 
     #[inline(always)]
     unsafe fn piece<S: Simd>(&self, s: S, piece: usize, scratch: &mut Scratch) {
-        // SAFETY: passed on to the caller; the encoding names the elements.
-        unsafe {
-            match (self.kv.spec.key_encodings[self.layer], self.kv.spec.value_encoding) {
-                (Encoding::F16, Encoding::F16) => self.task::<S, tile::F16, tile::F16>(s, piece, scratch),
-                (_, Encoding::F16) => self.task::<S, tile::F32, tile::F16>(s, piece, scratch),
-                (_, _) => self.task::<S, tile::F32, tile::F32>(s, piece, scratch),
-            }
-        }
+        // SAFETY: passed on to the caller.
+        unsafe { self.task(s, piece, scratch) }
     }
 }
 
@@ -92,14 +88,10 @@ struct Rows<'a> {
 
 impl Attention {
     /// # Safety
-    /// As [`Kernel::piece`], and the elements of the keys are those of `K`, of the values those of `V`.
+    /// As [`Kernel::piece`].
     #[inline(always)]
-    unsafe fn task<S: Simd, K: Weights<S, X = f32>, V: Weights<S, X = f32>>(
-        &self,
-        s: S,
-        piece: usize,
-        scratch: &mut Scratch,
-    ) {
+    unsafe fn task<S: Simd>(&self, s: S, piece: usize, scratch: &mut Scratch) {
+        let (keys, values) = (self.kv.spec.key_encodings[self.layer], self.kv.spec.value_encoding);
         let task = &self.schedule.tasks[piece];
         let (dim, padded) = (self.heads.head_dim, padded_dim(&self.kv.spec));
         let group = self.heads.num_attention_heads / self.heads.num_key_value_heads;
@@ -131,20 +123,27 @@ impl Attention {
                     continue;
                 }
                 let q = &rows.q[first * dim..];
-                // SAFETY: passed on to the caller.
+                // SAFETY: passed on to the caller; the encoding names the elements.
                 unsafe {
-                    by_tokens!(end - first, S::TOKENS,
-                        T => self.scores::<S, K, T>(s, task, span, most, q, rows.scores));
+                    by_tokens!(end - first, S::TOKENS, T => match keys {
+                        Encoding::Q8_0 => self.scores::<S, Blocks, T>(s, task, span, most, q, rows.scores),
+                        Encoding::F16 => self.scores::<S, Plain<tile::F16>, T>(s, task, span, most, q, rows.scores),
+                        _ => self.scores::<S, Plain<tile::F32>, T>(s, task, span, most, q, rows.scores),
+                    });
                 }
                 let mut reduced = [(0.0, 0.0); 12];
                 for r in first..end {
                     let scores = &mut rows.scores[(r - first) * SPAN..][..SPAN];
                     reduced[r - first] = softmax(s, scores, visible(r), most, 1.0 / (dim as f32).sqrt());
                 }
-                // SAFETY: passed on to the caller.
+                let (weights, part) = (&*rows.scores, &mut *rows.part);
+                // SAFETY: passed on to the caller; the encoding names the elements.
                 unsafe {
-                    by_tokens!(end - first, S::TOKENS,
-                        T => self.weigh::<S, V, T>(s, task, span, most, rows.scores, rows.part));
+                    by_tokens!(end - first, S::TOKENS, T => match values {
+                        Encoding::Q8_0 => self.weigh::<S, Blocks, T>(s, task, span, most, weights, part),
+                        Encoding::F16 => self.weigh::<S, Plain<tile::F16>, T>(s, task, span, most, weights, part),
+                        _ => self.weigh::<S, Plain<tile::F32>, T>(s, task, span, most, weights, part),
+                    });
                 }
                 for r in first..end {
                     let (m, l) = reduced[r - first];
@@ -178,7 +177,7 @@ impl Attention {
     /// # Safety
     /// As [`Kernel::piece`].
     #[inline(always)]
-    unsafe fn scores<S: Simd, W: Weights<S, X = f32>, const T: usize>(
+    unsafe fn scores<S: Simd, K: Stored<S>, const T: usize>(
         &self,
         s: S,
         task: &Task,
@@ -191,7 +190,7 @@ impl Attention {
         let keys = |i: usize| {
             let position = span * SPAN + i * LANES;
             let (block, within) = self.block(task, position);
-            self.kv.keys(self.layer, block, task.head).wrapping_add(within / LANES * dim * W::LINE).cast_const()
+            self.kv.keys(self.layer, block, task.head).wrapping_add(within / LANES * K::group_bytes(dim)).cast_const()
         };
         let groups = most.div_ceil(LANES);
         let (q, scores) = (q[..T * dim].as_ptr(), scores[..T * SPAN].as_mut_ptr());
@@ -199,17 +198,14 @@ impl Attention {
         // SAFETY: the blocks of visible positions belong to the sequence, and operations that write them are over.
         unsafe {
             while S::GROUPS == 2 && i + 1 < groups {
-                let w = [keys(i), keys(i + 1)];
-                let acc = accumulate::<S, W, 2, T, AHEAD>(s, [[s.splat(0.0); 2]; T], w, q, 1, dim, dim);
-                for (t, acc) in acc.into_iter().enumerate() {
+                for (t, acc) in K::score::<2, T>(s, [keys(i), keys(i + 1)], q, dim).into_iter().enumerate() {
                     s.store(acc[0], scores.add(t * SPAN + i * LANES));
                     s.store(acc[1], scores.add(t * SPAN + (i + 1) * LANES));
                 }
                 i += 2;
             }
             while i < groups {
-                let acc = accumulate::<S, W, 1, T, AHEAD>(s, [[s.splat(0.0)]; T], [keys(i)], q, 1, dim, dim);
-                for (t, acc) in acc.into_iter().enumerate() {
+                for (t, acc) in K::score::<1, T>(s, [keys(i)], q, dim).into_iter().enumerate() {
                     s.store(acc[0], scores.add(t * SPAN + i * LANES));
                 }
                 i += 1;
@@ -222,7 +218,7 @@ impl Attention {
     /// # Safety
     /// As [`Kernel::piece`].
     #[inline(always)]
-    unsafe fn weigh<S: Simd, W: Weights<S, X = f32>, const T: usize>(
+    unsafe fn weigh<S: Simd, V: Stored<S>, const T: usize>(
         &self,
         s: S,
         task: &Task,
@@ -246,13 +242,11 @@ impl Attention {
                     let (block, within) = self.block(task, span * SPAN + done);
                     let lines = (size - within).min(most - done);
                     let at = self.kv.values(self.layer, block, task.head).cast_const();
-                    let at = at.add((i * size + within) * W::LINE);
                     let x = weights.add(done);
                     if pair {
-                        let w = [at, at.add(size * W::LINE)];
-                        two = accumulate::<S, W, 2, T, 0>(s, two, w, x, 1, SPAN, lines);
+                        two = V::weigh::<2, T>(s, two, at, size, i, within, x, lines);
                     } else {
-                        one = accumulate::<S, W, 1, T, 0>(s, one, [at], x, 1, SPAN, lines);
+                        one = V::weigh::<1, T>(s, one, at, size, i, within, x, lines);
                     }
                     done += lines;
                 }

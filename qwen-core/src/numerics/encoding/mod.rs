@@ -14,7 +14,7 @@ mod iq3;
 pub mod iq4;
 pub mod k_quants;
 pub mod legacy;
-mod q8;
+pub mod q8;
 mod quantize;
 
 use std::fmt;

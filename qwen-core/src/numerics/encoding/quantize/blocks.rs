@@ -7,7 +7,7 @@ use std::array;
 use half::f16;
 
 use super::search::{self, Levels, Whole};
-use super::{each_block, neighbour, scale_for};
+use super::{each_block, neighbour};
 use crate::numerics::encoding::legacy::Legacy;
 use crate::numerics::encoding::{iq4, q8};
 
@@ -59,14 +59,8 @@ pub(super) fn iq4_nl(values: &[f32], importance: Option<&[f32]>, out: &mut Vec<u
 /// most, since F16 has too few digits for their scale.
 pub(super) fn q8_0(values: &[f32], _: Option<&[f32]>, out: &mut Vec<u8>) {
     each_block(values, None, out, |values: &Values, _| {
-        let largest = values.iter().fold(0.0, |largest: f32, value| largest.max(value.abs()));
-        let scale = scale_for(largest, 127.0);
-        let codes = search::codes::<Whole<-127, 127>, VALUES>(values, scale.to_f32(), 0.0);
-        let mut block = [0; q8::BYTES];
-        let [low, high, stored @ ..] = &mut block;
-        [*low, *high] = scale.to_le_bytes();
-        *stored = codes.map(|code| code.wrapping_sub(127));
-        block
+        let (scale, codes) = q8::round(values);
+        q8::block(scale, codes)
     });
 }
 

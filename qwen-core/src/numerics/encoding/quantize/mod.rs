@@ -142,6 +142,7 @@ fn weights<const VALUES: usize>(_: &[f32; VALUES], importance: Option<&[f32; VAL
 }
 
 /// The finite F16 number that is `steps` above the one nearest to `value` in magnitude, of the same sign.
+#[inline]
 fn neighbour(value: f32, steps: i32) -> f16 {
     let nearest = f16::from_f32(value).to_bits();
     let magnitude = i32::from(nearest & 0x7fff) + steps;
@@ -149,7 +150,8 @@ fn neighbour(value: f32, steps: i32) -> f16 {
 }
 
 /// The F16 number by which the whole number `highest` becomes `largest`, both zero or above.
-fn scale_for(largest: f32, highest: f32) -> f16 {
+#[inline]
+pub(super) fn scale_for(largest: f32, highest: f32) -> f16 {
     let nearest = neighbour(largest / highest, 0);
     // Among the smallest F16 numbers the nearest may be far too small.
     if largest > (highest + 0.5) * nearest.to_f32() { neighbour(largest / highest, 1) } else { nearest }
