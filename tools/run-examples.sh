@@ -36,6 +36,11 @@ run chat -- --model "$out/small.gguf" --prompt "Hello!" | tee "$out/answer"
 run quantize -- "$demo" --to q4_k_m --out "$out/small.gguf" --imatrix "$demo/README.md"
 run plan -- --model "$out/small.gguf"
 
+# What it costs is measured beside the model that it was made of; by itself that has no divergence.
+run perplexity -- --model "$out/small.gguf" --base "$demo" --text "$demo/README.md" --window 32
+run perplexity -- --model "$demo" --base "$demo" --precision exact --text "$demo/README.md" --window 32 --json >"$out/ppl.json"
+grep -q '"divergence":0.0' "$out/ppl.json"
+
 # A GGUF file, its folder, and any part of a split one are models like others.
 gguf="${QWEN_GOLDEN:-../shared/golden}/gguf-split-q4_0"
 if [ -d "$gguf" ]; then

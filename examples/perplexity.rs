@@ -1,0 +1,149 @@
+//! How well a model predicts a text, and how far it is from another: what a block format costs.
+//!
+//! ```text
+//! cargo run --release --example perplexity -- --model small.gguf --text text.txt --base path/to/Qwen2.5-1.5B
+//! ```
+//!
+//! The text is cut into windows. The second half of each is predicted, every token after all that precede it in the
+//! window, as llama.cpp's `llama-perplexity` does. Perplexity is the exponential of the mean negative log-likelihood;
+//! against `--base`, usually the same model in 16 bits, the divergence is the mean of KL(base || model), and top-1 the
+//! share of positions where both name the same token.
+
+use std::error::Error;
+use std::path::{Path, PathBuf};
+
+use clap::Parser;
+use qwen::{Device, Engine, EngineOptions, Precision};
+use serde_json::json;
+
+mod output;
+
+/// How well a model predicts a text, and how far it is from another.
+#[derive(Parser)]
+struct Args {
+    /// The folder of the checkpoint, or a GGUF file.
+    #[arg(long)]
+    model: PathBuf,
+    /// The text.
+    #[arg(long)]
+    text: PathBuf,
+    /// A model with the same vocabulary to compare with.
+    #[arg(long)]
+    base: Option<PathBuf>,
+    /// Tokens of a window.
+    #[arg(long, default_value_t = 512, value_parser = clap::value_parser!(u32).range(4..))]
+    window: u32,
+    /// The most windows; all when absent.
+    #[arg(long)]
+    windows: Option<usize>,
+    /// Where to run: auto, cpu, cuda, cuda:ORDINAL, wgpu, wgpu:INDEX, wgpu:NAME.
+    #[arg(long, default_value = "cpu")]
+    device: Device,
+    /// exact or fast, of the model; the base is exact.
+    #[arg(long, default_value = "fast")]
+    precision: Precision,
+    /// Threads; one for each physical core when absent.
+    #[arg(long)]
+    threads: Option<usize>,
+    /// Print one JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Args {
+    fn load(&self, model: &Path, precision: Precision) -> qwen::Result<Engine> {
+        let options =
+            EngineOptions::new().device(self.device.clone()).precision(precision).context(self.window as usize);
+        match self.threads {
+            Some(threads) => options.threads(threads).load(model),
+            None => options.load(model),
+        }
+    }
+}
+
+/// What positions add up to.
+#[derive(Default)]
+struct Totals {
+    positions: usize,
+    negative_log_likelihood: f64,
+    /// Its squares, for the error of the mean.
+    squares: f64,
+    divergence: f64,
+    same: usize,
+}
+
+/// Log-probabilities of a row of logits.
+fn log_softmax(row: &[f32]) -> Vec<f64> {
+    let max = f64::from(row.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+    let sum: f64 = row.iter().map(|logit| (f64::from(*logit) - max).exp()).sum();
+    row.iter().map(|logit| f64::from(*logit) - max - sum.ln()).collect()
+}
+
+fn most_likely(row: &[f64]) -> Option<usize> {
+    (0..row.len()).max_by(|a, b| row[*a].total_cmp(&row[*b]))
+}
+
+impl Totals {
+    /// Add the positions whose next tokens are the second half of `window`.
+    fn add(&mut self, window: &[u32], model: &Engine, base: Option<&Engine>) -> qwen::Result<()> {
+        let first = window.len() / 2;
+        let mut base_rows = base.map(|base| base.logits_rows(window)).transpose()?;
+        for (position, row) in model.logits_rows(window)?.enumerate() {
+            let base_row = base_rows.as_mut().and_then(Iterator::next).transpose()?;
+            let (row, Some(next)) = (row?, window.get(position + 1)) else { continue };
+            if position < first {
+                continue;
+            }
+            let row = log_softmax(&row);
+            let surprise = -row[*next as usize];
+            self.positions += 1;
+            self.negative_log_likelihood += surprise;
+            self.squares += surprise * surprise;
+            if let Some(base_row) = base_row {
+                let base_row = log_softmax(&base_row);
+                self.divergence += base_row.iter().zip(&row).map(|(p, q)| p.exp() * (p - q)).sum::<f64>();
+                self.same += usize::from(most_likely(&base_row) == most_likely(&row));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let args = Args::parse();
+    let text = std::fs::read_to_string(&args.text).map_err(|error| format!("{}: {error}", args.text.display()))?;
+    let model = args.load(&args.model, args.precision)?;
+    let base = args.base.as_ref().map(|base| args.load(base, Precision::Exact)).transpose()?;
+    let ids = model.tokenizer()?.encode(&text, false)?;
+    if let Some(base) = &base
+        && (base.tokenizer()?.encode(&text, false)? != ids || base.config().vocab_size != model.config().vocab_size)
+    {
+        return Err("the base has another vocabulary".into());
+    }
+    let mut totals = Totals::default();
+    for window in ids.chunks_exact(args.window as usize).take(args.windows.unwrap_or(usize::MAX)) {
+        totals.add(window, &model, base.as_ref())?;
+    }
+    if totals.positions == 0 {
+        return Err(format!("the text has {} tokens, and a window takes {}", ids.len(), args.window).into());
+    }
+    let n = totals.positions as f64;
+    let mean = totals.negative_log_likelihood / n;
+    let perplexity = mean.exp();
+    let error = perplexity * ((totals.squares / n - mean * mean).max(0.0) / n).sqrt();
+    let (divergence, same) = (totals.divergence / n, totals.same as f64 / n);
+    if args.json {
+        let mut figures = json!({"positions": totals.positions, "perplexity": perplexity, "perplexity_error": error});
+        if base.is_some() {
+            figures["divergence"] = divergence.into();
+            figures["top_1"] = same.into();
+        }
+        return Ok(output::print(figures)?);
+    }
+    output::print(format!("perplexity  {perplexity:.4} +/- {error:.4} over {} tokens", totals.positions))?;
+    if base.is_some() {
+        output::print(format!("divergence  {divergence:.6} nats from the base"))?;
+        output::print(format!("top-1       {:.2} % the same", 100.0 * same))?;
+    }
+    Ok(())
+}
