@@ -82,7 +82,7 @@ impl EngineOptions {
     /// ```
     /// use qwen::{Encoding, EngineOptions};
     /// let path = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/demo-model");
-    /// let plan = |encoding| qwen::plan(path, &EngineOptions::new().context(2048).kv_encoding(encoding));
+    /// let plan = |encoding| qwen::plan(path, &EngineOptions::new().context(1024).kv_encoding(encoding));
     /// let (f16, q8_0) = (plan(Encoding::F16)?, plan(Encoding::Q8_0)?);
     /// assert!(q8_0.kv_bytes < f16.kv_bytes * 6 / 10);
     /// # Ok::<(), qwen::Error>(())
