@@ -63,6 +63,12 @@ struct Args {
     json: bool,
 }
 
+impl Args {
+    fn kv_encoding(&self) -> Encoding {
+        self.kv.unwrap_or(self.precision.kv_encoding())
+    }
+}
+
 /// The work that a throughput counts.
 struct Work {
     /// Floating point operations of the prompt.
@@ -230,7 +236,7 @@ impl Report<'_> {
             "device": engine.device_name(),
             "selection_reason": engine.selection_reason(),
             "precision": format!("{:?}", args.precision).to_lowercase(),
-            "kv": args.kv.unwrap_or(args.precision.kv_encoding()).to_string().to_lowercase(),
+            "kv": args.kv_encoding().to_string().to_lowercase(),
             "prompt_tokens": args.prompt_tokens,
             "new_tokens": args.new_tokens,
             "batch": args.batch,
@@ -252,7 +258,7 @@ impl Report<'_> {
     fn table(&self) -> Result<String, fmt::Error> {
         let mut out = String::new();
         let Report { args, engine, load_seconds, first_token_seconds, .. } = self;
-        let kv = args.kv.unwrap_or(args.precision.kv_encoding());
+        let kv = args.kv_encoding();
         writeln!(out, "{} on {}, {:?}, K/V in {kv}", args.model.display(), engine.device_name(), args.precision)?;
         write!(out, "load {load_seconds:.2} s, first token {first_token_seconds:.2} s after the start")?;
         if let Some(peak) = self.peak_resident_bytes {

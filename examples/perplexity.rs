@@ -75,8 +75,8 @@ struct Totals {
 /// Log-probabilities of a row of logits.
 fn log_softmax(row: &[f32]) -> Vec<f64> {
     let max = f64::from(row.iter().copied().fold(f32::NEG_INFINITY, f32::max));
-    let sum: f64 = row.iter().map(|logit| (f64::from(*logit) - max).exp()).sum();
-    row.iter().map(|logit| f64::from(*logit) - max - sum.ln()).collect()
+    let log_sum = row.iter().map(|logit| (f64::from(*logit) - max).exp()).sum::<f64>().ln();
+    row.iter().map(|logit| f64::from(*logit) - max - log_sum).collect()
 }
 
 fn most_likely(row: &[f64]) -> Option<usize> {

@@ -178,7 +178,6 @@ impl fmt::Display for GoldenResult {
             greedy: (bound, right),
             prompts,
             key_encodings,
-            ..
         } = self;
         let count = |encoding| key_encodings.iter().filter(|key| **key == encoding).count();
         let keys = [Encoding::F32, Encoding::F16, Encoding::Q8_0].map(count);

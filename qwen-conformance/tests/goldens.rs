@@ -36,10 +36,13 @@ fn run_with(goldens: &Goldens, kv_encoding: Option<Encoding>) {
 }
 
 /// The case that lies in the repository.
+fn in_repository() -> Goldens {
+    Goldens::open(Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data/golden")).expect("a golden suite")
+}
+
 #[test]
 fn fixture() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data/golden");
-    run(&Goldens::open(folder).expect("a golden suite"));
+    run(&in_repository());
 }
 
 /// The full suite, where there is one.
@@ -79,9 +82,7 @@ fn kv_in_q8_0() {
     }
 }
 
-/// The same of the case that lies in the repository.
 #[test]
 fn fixture_with_kv_in_q8_0() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data/golden");
-    run_with(&Goldens::open(folder).expect("a golden suite"), Some(Encoding::Q8_0));
+    run_with(&in_repository(), Some(Encoding::Q8_0));
 }

@@ -108,9 +108,7 @@ pub(crate) unsafe fn values<S: Simd, F: Format>(
     unsafe {
         let (affine, codes) = if F::STAGED {
             stage(s, format, scales, codes, sub, apart.0.as_mut_ptr());
-            let floats = apart.0.as_ptr().add(LINES * LINE).cast::<f32>();
-            let scale = [s.load(floats), s.load(floats.add(LANES))];
-            (Affine { scale, offset: [s.splat(0.0); 2], zero: s.splat(0.0) }, apart.0.as_ptr())
+            (affine_apart(s, apart.0.as_ptr()), apart.0.as_ptr())
         } else {
             let (scales, codes, within) = find(format, scales, codes, sub);
             (format.affine(s, scales, within), codes)

@@ -25,7 +25,8 @@ pub(crate) struct StoreKv {
     pub(crate) rows: usize,
 }
 
-/// Store the key of a head. `at` gives where channels lie from a multiple of 32 on, 32 of them or as many as are left.
+/// Store the key of a head. `at` gives where channels lie: sixteen of them from a multiple of 16 on, 32 from a multiple of
+/// 32 on, or as many as are left.
 ///
 /// # Safety
 /// Those channels can be read, and nothing else touches the slot.
@@ -38,43 +39,47 @@ pub(crate) unsafe fn store_key<S: Simd>(
     slot: usize,
     at: impl Fn(usize) -> *const f32,
 ) {
-    let dim = kv.spec.head_dim;
+    let (dim, encoding) = (kv.spec.head_dim, kv.spec.key_encodings[layer]);
     let (block, position) = (slot / kv.spec.block_size, slot % kv.spec.block_size);
     let (group, lane) = (position / LANES, position % LANES);
     let keys = kv.keys(layer, block, head);
-    for i in (0..dim).step_by(TILE_CHANNELS) {
-        // SAFETY: passed on to the caller; the slot lies within the block, and the channels within the head.
-        unsafe {
-            match kv.spec.key_encodings[layer] {
-                Encoding::Q8_0 => {
-                    let (scale, codes) = q8::round(&*at(i).cast());
-                    let tile = keys.add((group * dim + i) / TILE_CHANNELS * TILE);
-                    *tile.cast::<u16>().add(lane) = scale.to_bits();
-                    let out = tile.add(TILE_CODES + lane).cast::<i8>();
-                    for (channel, code) in codes.into_iter().enumerate() {
-                        *out.add(channel * LANES) = code;
-                    }
-                }
-                encoding => {
-                    for i in (i..dim.min(i + TILE_CHANNELS)).step_by(LANES) {
-                        let n = LANES.min(dim - i);
-                        let v = load(s, at(i), n);
-                        let first = (group * dim + i) * LANES + lane;
-                        if encoding == Encoding::F16 {
-                            let mut values = [0u16; LANES];
-                            s.store_f16(v, values.as_mut_ptr());
-                            let out = keys.cast::<u16>().add(first);
-                            values.iter().take(n).enumerate().for_each(|(i, value)| *out.add(i * LANES) = *value);
-                        } else {
-                            let mut values = [0f32; LANES];
-                            s.store(v, values.as_mut_ptr());
-                            let out = keys.cast::<f32>().add(first);
-                            values.iter().take(n).enumerate().for_each(|(i, value)| *out.add(i * LANES) = *value);
-                        }
-                    }
-                }
+    // SAFETY: passed on to the caller; the slot lies within the block, and the channels within the head.
+    unsafe {
+        if encoding == Encoding::Q8_0 {
+            for i in (0..dim).step_by(TILE_CHANNELS) {
+                let (scale, codes) = q8::round(&*at(i).cast());
+                let tile = keys.add((group * dim + i) / TILE_CHANNELS * TILE);
+                *tile.cast::<u16>().add(lane) = scale.to_bits();
+                scatter(&codes, tile.add(TILE_CODES + lane).cast());
+            }
+            return;
+        }
+        for i in (0..dim).step_by(LANES) {
+            let n = LANES.min(dim - i);
+            let v = load(s, at(i), n);
+            let first = (group * dim + i) * LANES + lane;
+            if encoding == Encoding::F16 {
+                let mut values = [0u16; LANES];
+                s.store_f16(v, values.as_mut_ptr());
+                scatter(&values[..n], keys.cast::<u16>().add(first));
+            } else {
+                let mut values = [0f32; LANES];
+                s.store(v, values.as_mut_ptr());
+                scatter(&values[..n], keys.cast::<f32>().add(first));
             }
         }
+    }
+}
+
+/// Put the channels of one position into lines of sixteen positions.
+///
+/// # Safety
+/// An element of each of `values.len()` lines can be written, the first at `out`.
+#[inline(always)]
+unsafe fn scatter<T: Copy>(values: &[T], out: *mut T) {
+    for (i, value) in values.iter().enumerate() {
+        // SAFETY: passed on to the caller.
+        unsafe { *out.add(i * LANES) = *value }
     }
 }
 
@@ -91,34 +96,30 @@ pub(crate) unsafe fn store_value<S: Simd>(
     slot: usize,
     at: impl Fn(usize) -> *const f32,
 ) {
-    let (dim, size) = (kv.spec.head_dim, kv.spec.block_size);
+    let (dim, size, encoding) = (kv.spec.head_dim, kv.spec.block_size, kv.spec.value_encoding);
     let (block, position) = (slot / size, slot % size);
     let values = kv.values(layer, block, head);
-    for i in (0..dim).step_by(TILE_CHANNELS) {
-        // SAFETY: passed on to the caller; the slot lies within the block, and the channels within the padded head.
-        unsafe {
-            match kv.spec.value_encoding {
-                Encoding::Q8_0 => {
-                    let (scale, codes) = q8::round(&*at(i).cast());
-                    let tile = values.add((i / TILE_CHANNELS * size + position) / LANES * TILE);
-                    let lane = position % LANES;
-                    *tile.cast::<u16>().add(lane) = scale.to_bits();
-                    for (half, codes) in codes.as_chunks::<LANES>().0.iter().enumerate() {
-                        let out = tile.add(TILE_CODES + (half * LANES + lane) * LANES);
-                        *out.cast::<[i8; LANES]>() = *codes;
-                    }
+    // SAFETY: passed on to the caller; the slot lies within the block, and the channels within the padded head.
+    unsafe {
+        if encoding == Encoding::Q8_0 {
+            let lane = position % LANES;
+            for i in (0..dim).step_by(TILE_CHANNELS) {
+                let (scale, codes) = q8::round(&*at(i).cast());
+                let tile = values.add((i / TILE_CHANNELS * size + position) / LANES * TILE);
+                *tile.cast::<u16>().add(lane) = scale.to_bits();
+                for (half, codes) in codes.as_chunks::<LANES>().0.iter().enumerate() {
+                    *tile.add(TILE_CODES + (half * LANES + lane) * LANES).cast::<[i8; LANES]>() = *codes;
                 }
-                encoding => {
-                    for i in (i..dim.min(i + TILE_CHANNELS)).step_by(LANES) {
-                        let v = load(s, at(i), LANES.min(dim - i));
-                        let first = (i / LANES * size + position) * LANES;
-                        if encoding == Encoding::F16 {
-                            s.store_f16(v, values.cast::<u16>().add(first));
-                        } else {
-                            s.store(v, values.cast::<f32>().add(first));
-                        }
-                    }
-                }
+            }
+            return;
+        }
+        for i in (0..dim).step_by(LANES) {
+            let v = load(s, at(i), LANES.min(dim - i));
+            let first = (i / LANES * size + position) * LANES;
+            if encoding == Encoding::F16 {
+                s.store_f16(v, values.cast::<u16>().add(first));
+            } else {
+                s.store(v, values.cast::<f32>().add(first));
             }
         }
     }

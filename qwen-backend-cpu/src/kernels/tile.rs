@@ -8,7 +8,7 @@
 //! depends on the number of tokens or groups, so that all shapes of tile give a row the same bits. Attention uses the
 //! same tile for its scores and its weighted sums.
 
-use crate::simd::{LANES, Simd};
+use crate::simd::{LANES, Simd, array};
 
 /// The most tokens of a tile on any instruction set.
 pub(crate) const MOST_TOKENS: usize = 12;
@@ -49,82 +49,41 @@ pub(crate) struct Bf16;
 /// bf16 weights and `x`, multiplied and added by the dot product of pairs.
 pub(crate) struct Bf16Dot;
 
-impl<S: Simd> Weights<S> for F32 {
-    const COLS: usize = 1;
-    const LINE: usize = 4 * LANES;
-    const STEP: usize = 1;
-    type X = f32;
-    type W = S::F;
-    type B = S::F;
+/// Weights of one column a line that become f32 as they are loaded: the name, the bytes of a weight, the load.
+macro_rules! single_columns {
+    ($($name:ident, $bytes:literal, |$s:ident, $p:ident| $load:expr;)*) => {$(
+        impl<S: Simd> Weights<S> for $name {
+            const COLS: usize = 1;
+            const LINE: usize = $bytes * LANES;
+            const STEP: usize = 1;
+            type X = f32;
+            type W = S::F;
+            type B = S::F;
 
-    #[inline(always)]
-    unsafe fn load(s: S, p: *const u8) -> S::F {
-        // SAFETY: passed on to the caller.
-        unsafe { s.load(p.cast()) }
-    }
+            #[inline(always)]
+            unsafe fn load($s: S, $p: *const u8) -> S::F {
+                // SAFETY: passed on to the caller.
+                unsafe { $load }
+            }
 
-    #[inline(always)]
-    unsafe fn broadcast(s: S, x: *const f32, _: usize) -> S::F {
-        // SAFETY: passed on to the caller.
-        s.splat(unsafe { *x })
-    }
+            #[inline(always)]
+            unsafe fn broadcast(s: S, x: *const f32, _: usize) -> S::F {
+                // SAFETY: passed on to the caller.
+                s.splat(unsafe { *x })
+            }
 
-    #[inline(always)]
-    fn mul_add(s: S, acc: S::F, w: S::F, x: S::F) -> S::F {
-        s.mul_add(w, x, acc)
-    }
+            #[inline(always)]
+            fn mul_add(s: S, acc: S::F, w: S::F, x: S::F) -> S::F {
+                s.mul_add(w, x, acc)
+            }
+        }
+    )*};
 }
 
-impl<S: Simd> Weights<S> for F16 {
-    const COLS: usize = 1;
-    const LINE: usize = 2 * LANES;
-    const STEP: usize = 1;
-    type X = f32;
-    type W = S::F;
-    type B = S::F;
-
-    #[inline(always)]
-    unsafe fn load(s: S, p: *const u8) -> S::F {
-        // SAFETY: passed on to the caller.
-        unsafe { s.load_f16(p.cast()) }
-    }
-
-    #[inline(always)]
-    unsafe fn broadcast(s: S, x: *const f32, _: usize) -> S::F {
-        // SAFETY: passed on to the caller.
-        s.splat(unsafe { *x })
-    }
-
-    #[inline(always)]
-    fn mul_add(s: S, acc: S::F, w: S::F, x: S::F) -> S::F {
-        s.mul_add(w, x, acc)
-    }
-}
-
-impl<S: Simd> Weights<S> for Codes {
-    const COLS: usize = 1;
-    const LINE: usize = LANES;
-    const STEP: usize = 1;
-    type X = f32;
-    type W = S::F;
-    type B = S::F;
-
-    #[inline(always)]
-    unsafe fn load(s: S, p: *const u8) -> S::F {
-        // SAFETY: passed on to the caller.
-        s.ints_to_f(unsafe { s.load_i8(p) })
-    }
-
-    #[inline(always)]
-    unsafe fn broadcast(s: S, x: *const f32, _: usize) -> S::F {
-        // SAFETY: passed on to the caller.
-        s.splat(unsafe { *x })
-    }
-
-    #[inline(always)]
-    fn mul_add(s: S, acc: S::F, w: S::F, x: S::F) -> S::F {
-        s.mul_add(w, x, acc)
-    }
+single_columns! {
+    F32, 4, |s, p| s.load(p.cast());
+    F16, 2, |s, p| s.load_f16(p.cast());
+    Codes, 1, |s, p| s.ints_to_f(s.load_i8(p));
 }
 
 impl<S: Simd> Weights<S> for Bf16 {
@@ -198,10 +157,7 @@ pub(crate) unsafe fn accumulate<S: Simd, W: Weights<S>, const G: usize, const T:
     for i in 0..lines {
         // SAFETY: the caller vouches for the lines and elements; a prefetch may have any address.
         unsafe {
-            let mut line = [W::load(s, w[0].add(i * W::LINE)); G];
-            for g in 1..G {
-                line[g] = W::load(s, w[g].add(i * W::LINE));
-            }
+            let line = array!(g < G => W::load(s, w[g].add(i * W::LINE)));
             if AHEAD > 0 {
                 for w in w {
                     s.prefetch(w.wrapping_add(i * W::LINE + AHEAD));

@@ -1,16 +1,16 @@
 //! The K/V store: what it holds at first, slots, layers, padding, copies.
 
 use super::attention::Attention;
+use super::kv_rows;
 use super::rope::heads;
 use crate::compare;
-use crate::op::{Guarded, GuardedIndices};
 use crate::rig::Rig;
 use crate::scenario::{Blocks, Scenario};
 use qwen_core::Encoding;
-use qwen_core::backend::{self, Backend, KvSpec, PAD_SLOT, StepInputs, StepKey};
+use qwen_core::backend::{Backend, HeadLayout, KvSpec, PAD_SLOT};
 use qwen_core::error::Result;
 
-const HEADS: qwen_core::backend::HeadLayout = heads(5, 1, 64);
+const HEADS: HeadLayout = heads(5, 1, 64);
 const BLOCK: usize = 16;
 const BLOCKS: usize = 4;
 
@@ -44,46 +44,14 @@ impl<'a, 'b, B: Backend> Store<'a, 'b, B> {
     fn store(&mut self, layer: usize, at: &[(u32, usize)]) -> Result<()> {
         let values: Vec<f32> = at.iter().flat_map(|(_, seed)| self.row(*seed)).collect();
         let slots: Vec<u32> = at.iter().map(|(slot, _)| *slot).collect();
-        let x = Guarded::new(&mut self.rig.b, &values)?;
-        let slots = GuardedIndices::new(&mut self.rig.b, &slots)?;
-        self.rig.b.store_kv(backend::StoreKv {
-            qkv: &x.buffer,
-            slot_mapping: &slots.buffer,
-            kv: &mut self.kv,
-            layer,
-            heads: HEADS,
-            rows: at.len(),
-        })
+        kv_rows::store(&mut self.rig.b, HEADS, (&mut self.kv, layer), &slots, &values)
     }
 
     /// What a fixed query sees of each block of a layer: a value that changes with any of its bits.
     fn look(&mut self, layer: usize) -> Result<Vec<f32>> {
-        let b = &mut self.rig.b;
-        let key = StepKey { num_tokens: BLOCKS, num_seqs: BLOCKS, num_logits: 0, max_seqlen_q: 1 };
         let row = Scenario::new(HEADS, &[]).qkv_row(2000, 0);
-        let indices = |b: &mut B, values: Vec<u32>| Ok::<_, qwen_core::Error>(GuardedIndices::new(b, &values)?.buffer);
-        let inputs = StepInputs {
-            input_ids: indices(b, vec![0; BLOCKS])?,
-            cos_sin: Guarded::new(b, &vec![0.0; BLOCKS * HEADS.head_dim])?.buffer,
-            slot_mapping: indices(b, vec![PAD_SLOT; BLOCKS])?,
-            cu_seqlens_q: indices(b, (0..=BLOCKS as u32).collect())?,
-            context_lens: indices(b, vec![BLOCK as u32; BLOCKS])?,
-            block_tables: indices(b, (0..BLOCKS as u32).collect())?,
-            max_blocks_per_seq: 1,
-            logits_indices: indices(b, vec![])?,
-        };
-        let qkv = Guarded::new(b, &row.repeat(BLOCKS))?;
-        let mut out = Guarded::output(b, BLOCKS * HEADS.q_size())?;
-        b.paged_attention(backend::PagedAttention {
-            qkv: &qkv.buffer,
-            kv: &self.kv,
-            layer,
-            heads: HEADS,
-            inputs: &inputs,
-            out: &mut out.buffer,
-            key,
-        })?;
-        Ok(out.read(b)?.0)
+        let context_lens = vec![BLOCK as u32; BLOCKS];
+        kv_rows::look(&mut self.rig.b, HEADS, (&self.kv, layer), context_lens, &row.repeat(BLOCKS))
     }
 
     fn same(&mut self, what: &str, got: &[f32], expected: &[f32]) {

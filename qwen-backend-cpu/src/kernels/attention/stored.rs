@@ -88,10 +88,7 @@ impl<S: Simd, W: Weights<S, X = f32>> Stored<S> for Plain<W> {
         // SAFETY: passed on to the caller.
         unsafe {
             let first = values.add((group * size + within) * W::LINE);
-            let mut w = [first; G];
-            for (g, w) in w.iter_mut().enumerate() {
-                *w = first.add(g * size * W::LINE);
-            }
+            let w = array!(g < G => first.add(g * size * W::LINE));
             accumulate::<S, W, G, T, 0>(s, acc, w, x, 1, SPAN, lines)
         }
     }
@@ -155,10 +152,7 @@ impl<S: Simd> Stored<S> for Blocks {
                     s.store(s.mul(s.load(x.add(t * SPAN + done)), scales), scaled.as_mut_ptr());
                 }
                 let first = tile.add(TILE_CODES + group % 2 * LANES * LANES);
-                let mut codes = [first; G];
-                for (g, codes) in codes.iter_mut().enumerate() {
-                    *codes = first.add(g * LANES * LANES);
-                }
+                let codes = array!(g < G => first.add(g * LANES * LANES));
                 let x = scaled.as_ptr().cast();
                 acc = accumulate::<S, Codes, G, T, 0>(s, acc, codes, x, 1, LANES, LANES.min(lines - done));
             }

@@ -6,7 +6,7 @@ use super::super::tile::by_tokens;
 use super::blocks::{self, Apart, Packed};
 use super::{Groups, SPAN, put};
 use crate::formats::{Form, Format, SUB, staged, with_format};
-use crate::simd::{Dot, Part, Simd};
+use crate::simd::{Dot, Part, Simd, array};
 
 /// Multiply groups of one block format with activations that were rounded to int8.
 ///
@@ -167,17 +167,11 @@ impl<const BITS: i32, const SIGNED: bool, const HALVES: bool, const OFFSETS: boo
     #[inline(always)]
     unsafe fn groups<S: Simd, const G: usize>(&self, s: S, first: usize) {
         let part = self.part;
-        let mut at = [std::ptr::null(); G];
-        for (g, at) in at.iter_mut().enumerate() {
-            *at = apart(part, first + g).cast_const();
-        }
+        let at = array!(g < G => apart(part, first + g).cast_const());
         let source = Apart::<G, BITS, SIGNED, HALVES, OFFSETS> { first: self.subs.start, at, zero: self.zero };
         for tile in part.piece.tiles.clone() {
             let (start, n) = part.tile(tile);
-            let mut sums = [std::ptr::null_mut(); G];
-            for (g, sums) in sums.iter_mut().enumerate() {
-                *sums = part.sums(first + g, start);
-            }
+            let sums = array!(g < G => part.sums(first + g, start));
             // SAFETY: passed on to the caller.
             unsafe {
                 by_tokens!(n, S::INT8_TOKENS, T => {
