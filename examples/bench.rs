@@ -6,7 +6,8 @@
 //!
 //! The device's ceilings are measured between the repeats, since a shared machine's bandwidth drifts within minutes. A
 //! throughput counts work that was done: the work of a prompt is two operations for each weight outside of the
-//! embedding and each token, and attention; the bytes of a generated token are the weights and the K/V that are read.
+//! embedding and each token, and attention; the bytes of a generated token are the weights and the K/V that are read. A
+//! prompt's share of the arithmetic is the time that this work takes at the ceilings, in the run's time.
 //! Every figure is the median of the repeats, with the smallest and the largest.
 
 use std::error::Error;
@@ -15,7 +16,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use qwen::bench_support::{Ceilings, ceiling_meter};
+use qwen::bench_support::{Ceilings, ceiling_meter, load_at_depth};
 use qwen::{Config, Device, Encoding, Engine, EngineOptions, GenerateOptions, Plan, Precision, memory};
 use serde_json::{Value, json};
 
@@ -36,9 +37,12 @@ struct Args {
     /// Conversations at the same time.
     #[arg(long, default_value_t = 1)]
     batch: usize,
-    /// Positions of the context before the prompt.
+    /// Positions of the context before the prompt, rounded down to whole K/V blocks. They are filled, not computed.
     #[arg(long, default_value_t = 0)]
     depth: usize,
+    /// Stretch the context by this factor (YaRN).
+    #[arg(long)]
+    yarn: Option<f64>,
     /// Threads; one for each physical core when absent.
     #[arg(long)]
     threads: Option<usize>,
@@ -71,8 +75,10 @@ impl Args {
 
 /// The work that a throughput counts.
 struct Work {
-    /// Floating point operations of the prompt.
-    prompt_flops: f64,
+    /// Operations of the prompt in products with weights.
+    matrix_ops: f64,
+    /// Operations of the prompt in attention.
+    attention_ops: f64,
     /// Bytes that generating one token reads, averaged over the answer.
     token_bytes: f64,
 }
@@ -90,7 +96,8 @@ impl Work {
         let context = depth + tokens + args.new_tokens as f64 / 2.0;
         let kv_bytes = context * plan.kv_bytes as f64 / (plan.context * plan.batch) as f64;
         Work {
-            prompt_flops: batch * (2.0 * weights * tokens + attention),
+            matrix_ops: batch * 2.0 * weights * tokens,
+            attention_ops: batch * attention,
             // A batch reads the weights once for all.
             token_bytes: plan.read_bytes as f64 / batch + kv_bytes,
         }
@@ -142,12 +149,7 @@ fn converse(engine: &Engine, batch: usize, tokens: usize, new: usize) -> qwen::R
 }
 
 fn run(engine: &Engine, args: &Args) -> qwen::Result<Run> {
-    let before = match args.depth {
-        0 => 0.0,
-        depth => converse(engine, args.batch, depth, 1)?.prompt,
-    };
-    let whole = converse(engine, args.batch, args.depth + args.prompt_tokens, args.new_tokens)?;
-    Ok(Run { prompt: whole.prompt - before, ..whole })
+    converse(engine, args.batch, args.prompt_tokens, args.new_tokens)
 }
 
 /// A measured figure, with its names in JSON and in the table, and its unit in the table.
@@ -175,15 +177,22 @@ impl Measured {
         let prompt_tokens = (args.batch * args.prompt_tokens) as f64;
         let new_tokens = (args.batch * args.new_tokens.saturating_sub(1)) as f64;
         let work = Work::new(args, engine.config(), engine.plan());
-        // The fastest arithmetic that is precise enough for these weights: bf16 dots, f16 matrices or f32.
+        // The fastest arithmetic that is precise enough for these weights: dots of int8 or bf16, f16 matrices or f32.
         let fast = args.precision == Precision::Fast;
-        let bf16_dots = fast && engine.weight_encoding() == Encoding::Bf16;
-        let f16_matrices = fast && engine.weight_encoding() != Encoding::F32;
-        let arithmetic = |c: &Ceilings| {
+        let encoding = engine.weight_encoding();
+        let bf16_dots = fast && encoding == Encoding::Bf16;
+        let f16_matrices = fast && encoding != Encoding::F32;
+        let int8_dots = fast && encoding.block().values > 1;
+        let matrix_rate = |c: &Ceilings| {
             let bf16 = c.bf16_flops_per_second.filter(|_| bf16_dots);
             let f16 = c.f16_matrix_flops_per_second.filter(|_| f16_matrices);
-            [bf16, f16].into_iter().flatten().fold(c.f32_flops_per_second, f64::max)
+            let int8 = c.int8_ops_per_second.filter(|_| int8_dots);
+            [bf16, f16, int8].into_iter().flatten().fold(c.f32_flops_per_second, f64::max)
         };
+        // Attention is f32 on the CPU; GPUs multiply in it as they do with weights.
+        let on_cpu = engine.device() == Some(&Device::Cpu);
+        let attention_rate = |c: &Ceilings| if on_cpu { c.f32_flops_per_second } else { matrix_rate(c) };
+        let least_seconds = |c: &Ceilings| work.matrix_ops / matrix_rate(c) + work.attention_ops / attention_rate(c);
         let of_runs = |figure: &dyn Fn(&Run) -> f64| spread(self.runs.iter().map(figure));
         let of_ceilings = |figure: fn(&Ceilings) -> Option<f64>| spread(self.ceilings.iter().filter_map(figure));
         let (tokens, bytes, flops, ops) = ((1.0, "tokens/s"), (1e9, "GB/s"), (1e9, "Gflop/s"), (1e9, "Gop/s"));
@@ -208,7 +217,7 @@ impl Measured {
                 "prompt_share_of_arithmetic",
                 "prompt of arithmetic",
                 percent,
-                self.share(|run| work.prompt_flops / run.prompt, arithmetic),
+                self.share(|run| 1.0 / run.prompt, |c| 1.0 / least_seconds(c)),
             ),
         ]
         .into_iter()
@@ -283,6 +292,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     if let Some(encoding) = args.kv {
         options = options.kv_encoding(encoding);
     }
+    if let Some(factor) = args.yarn {
+        options = options.yarn(factor);
+    }
     if let Some(threads) = args.threads {
         options = options.threads(threads);
     }
@@ -294,7 +306,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let free_bytes = |device: &Device| device.free_bytes().ok().flatten();
     let free_before = free_bytes(&args.device);
     let started = Instant::now();
-    let engine = options.clone().load(&args.model)?;
+    let engine = load_at_depth(options.clone(), &args.model, args.depth, args.batch)?;
     let load_seconds = started.elapsed().as_secs_f64();
     converse(&engine, 1, 8, 1)?;
     let first_token_seconds = started.elapsed().as_secs_f64();

@@ -1,12 +1,17 @@
-//! What the example `bench` needs beside the public API: the ceilings of a device. Not for programs: it may change at any
-//! time.
+//! What the example `bench` needs beside the public API: the ceilings of a device, and conversations that begin at a
+//! depth. Not for programs: it may change at any time.
 
 use std::fmt;
+use std::path::Path;
 use std::time::Duration;
 
+use qwen_core::backend::{Interrupt, Limits};
 pub use qwen_core::ceilings::Ceilings;
+use qwen_core::model::batch::{Batch, BlockId, CopyBlock, SequenceStep, StepOutput, WantLogits};
+use qwen_core::model::runner::Runner;
 
 use crate::device::Device;
+use crate::engine::Engine;
 use crate::error::Result;
 use crate::options::EngineOptions;
 
@@ -66,5 +71,114 @@ impl CeilingMeter for qwen_backend_cuda::ceilings::CeilingMeter {
 impl CeilingMeter for qwen_backend_wgpu::ceilings::CeilingMeter {
     fn measure(&mut self, budget: Duration) -> qwen_core::Result<Ceilings> {
         self.measure(budget)
+    }
+}
+
+/// Load the model at `path` as an engine whose conversations, at most `batch` at a time, begin after `depth` positions,
+/// rounded down to whole K/V blocks. Their K/V is that of one block of tokens again and again, so that nobody waits for a
+/// long prompt: what is computed next takes the time that it takes after any text of that length. Its values mean nothing.
+///
+/// # Errors
+/// As [`EngineOptions::load`], and when the context of `options` has no position beyond `depth`.
+pub fn load_at_depth(options: EngineOptions, path: &Path, depth: usize, batch: usize) -> Result<Engine> {
+    options.load_wrapped(path, |runner| Ok(Box::new(AtDepth::new(runner, depth, batch)?)))
+}
+
+/// Runs batches on `runner` as if a prefix had been computed before each sequence.
+struct AtDepth {
+    runner: Box<dyn Runner>,
+    /// What is left beside the prefixes.
+    limits: Limits,
+    /// The blocks of each sequence's prefix.
+    prefixes: Vec<Vec<BlockId>>,
+    batch: Batch,
+}
+
+impl AtDepth {
+    fn new(mut runner: Box<dyn Runner>, depth: usize, batch: usize) -> Result<Self> {
+        let mut limits = runner.limits().clone();
+        let block_size = limits.block_size;
+        let blocks = depth / block_size;
+        let too_deep = || qwen_core::Error::argument("depth", "leaves the conversations no room");
+        let taken = blocks.checked_mul(batch).ok_or_else(too_deep)?;
+        let left = limits.num_blocks.checked_sub(taken).filter(|left| *left > 0).ok_or_else(too_deep)?;
+        limits.num_blocks = left;
+        limits.max_model_len =
+            limits.max_model_len.checked_sub(blocks * block_size).filter(|len| *len > 0).ok_or_else(too_deep)?;
+        let ids = (left..left + taken).map(|block| BlockId(block as u32)).collect::<Vec<_>>();
+        if let [first, others @ ..] = &ids[..] {
+            let tokens: Vec<u32> = (0..block_size).map(|id| (id % limits.vocab_size) as u32).collect();
+            let mut step = Batch::new(block_size);
+            let (block_table, logits) = (std::slice::from_ref(first), WantLogits::Argmax);
+            step.push(SequenceStep { input_ids: &tokens, num_computed_tokens: 0, block_table, logits })?;
+            runner.execute(&step, &mut StepOutput::default(), &Interrupt::default())?;
+            let copies: Vec<_> = others.iter().map(|to| CopyBlock { from: *first, to: *to }).collect();
+            runner.copy_blocks(&copies)?;
+        }
+        let prefixes = (0..batch).map(|n| ids[n * blocks..][..blocks].to_vec()).collect();
+        Ok(AtDepth { runner, limits, prefixes, batch: Batch::new(block_size) })
+    }
+}
+
+impl Runner for AtDepth {
+    fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    fn execute(&mut self, batch: &Batch, output: &mut StepOutput, interrupt: &Interrupt) -> qwen_core::Result<()> {
+        let AtDepth { runner, limits, prefixes, batch: deep } = self;
+        if batch.num_seqs() > prefixes.len() {
+            let reason = format!("{} conversations, the engine was loaded for {}", batch.num_seqs(), prefixes.len());
+            return Err(qwen_core::Error::argument("batch", reason));
+        }
+        let before = prefixes.first().map_or(0, Vec::len);
+        deep.clone_from(batch);
+        let positions = (before * limits.block_size) as u32;
+        deep.positions.iter_mut().chain(&mut deep.context_lens).for_each(|position| *position += positions);
+        deep.block_tables.clear();
+        deep.cu_blocks.truncate(1);
+        for (prefix, own) in prefixes.iter().zip(batch.cu_blocks.windows(2)) {
+            deep.block_tables.extend(prefix.iter().map(|block| block.0));
+            deep.block_tables.extend(&batch.block_tables[own[0] as usize..own[1] as usize]);
+            deep.cu_blocks.push(deep.block_tables.len() as u32);
+        }
+        runner.execute(deep, output, interrupt)
+    }
+
+    fn copy_blocks(&mut self, copies: &[CopyBlock]) -> qwen_core::Result<()> {
+        self.runner.copy_blocks(copies)
+    }
+}
+
+#[cfg(all(test, feature = "cpu"))]
+mod tests {
+    use super::*;
+    use crate::generate::GenerateOptions;
+
+    const DEMO: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/demo-model");
+
+    #[test]
+    fn a_conversation_at_a_depth_sees_what_lies_before_it() {
+        let options = || EngineOptions::new().context(256);
+        let answer = |engine: &Engine, ids: Vec<u32>| -> Vec<u32> {
+            let options = GenerateOptions::new().greedy().ignore_eos(true).max_new_tokens(20);
+            engine.generate_ids(ids, &options).unwrap().collect::<Result<_>>().unwrap()
+        };
+        let own = [70, 71, 72];
+        let whole = options().load(DEMO).unwrap();
+        // One block, so that the prefix is the text of its tokens.
+        let block = 32;
+        let expected = answer(&whole, (0..block).chain(own).collect());
+        assert_ne!(expected, answer(&whole, own.into()), "the prefix makes a difference");
+        let deep = load_at_depth(options(), DEMO.as_ref(), block as usize + 5, 1).unwrap();
+        assert_eq!(answer(&deep, own.into()), expected);
+    }
+
+    #[test]
+    fn a_depth_without_room_is_an_error() {
+        for (depth, batch) in [(256, 1), (128, 2), (usize::MAX, 1), (usize::MAX, usize::MAX)] {
+            let error = load_at_depth(EngineOptions::new().context(256), DEMO.as_ref(), depth, batch).unwrap_err();
+            assert!(error.to_string().contains("depth"), "{error}");
+        }
     }
 }

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use qwen_core::checkpoint::Checkpoint;
 use qwen_core::model::plan::Plan;
+use qwen_core::model::runner::Runner;
 use qwen_core::model::source::WeightSource;
 use qwen_core::model::spec::ModelSpec;
 use qwen_core::numerics::float_env::FloatEnv;
@@ -43,8 +44,17 @@ impl EngineOptions {
     /// # Errors
     /// What is wrong with the checkpoint, the options or the memory, with what to do about it.
     pub fn load(self, path: impl AsRef<Path>) -> Result<Engine> {
+        self.load_wrapped(path.as_ref(), Ok)
+    }
+
+    /// As [`EngineOptions::load`], with a runner that `wrap` makes of the model's.
+    pub(crate) fn load_wrapped(
+        self,
+        path: &Path,
+        wrap: impl FnOnce(Box<dyn Runner>) -> Result<Box<dyn Runner>>,
+    ) -> Result<Engine> {
         let candidates = |planner: &Planner<'_>| named_devices(planner, &self.device);
-        load_engine(path.as_ref(), &self, candidates)
+        load_engine(path, &self, candidates, wrap)
     }
 
     /// Load the model at `path` on a backend of the program's own, in the backend's precision. Options about devices have
@@ -61,7 +71,7 @@ impl EngineOptions {
     /// As [`EngineOptions::load`].
     pub fn load_with_backend<B: Backend>(mut self, backend: B, path: impl AsRef<Path>) -> Result<Engine> {
         self.settings.precision = backend.info().precision;
-        load_engine(path.as_ref(), &self, |_| own_backend(backend))
+        load_engine(path.as_ref(), &self, |_| own_backend(backend), Ok)
     }
 
     /// As a rank other than 0, load this rank's part of the model at `path` and compute rank 0's steps until its engine is
@@ -104,6 +114,7 @@ fn load_engine(
     path: &Path,
     options: &EngineOptions,
     candidates: impl FnOnce(&Planner<'_>) -> Candidates,
+    wrap: impl FnOnce(Box<dyn Runner>) -> Result<Box<dyn Runner>>,
 ) -> Result<Engine> {
     let _float_env = FloatEnv::enter();
     distributed::check_leads(&options.ranks)?;
@@ -128,7 +139,7 @@ fn load_engine(
         selection_reason,
         config,
     };
-    Engine::start(loaded.engine()?, parts, options.max_waiting)
+    Engine::start(wrap(loaded.engine()?)?, parts, options.max_waiting)
 }
 
 /// The encoding of most values of the layers' matrices: files of blocks mix several.

@@ -75,7 +75,8 @@ fn main() -> Result<()> {
             bench.linear(&format!("{model} down"), hidden, inner, tokens)?;
         }
         bench.linear(&format!("{model} lm_head"), 151_936, hidden, 1)?;
-        for (tokens, context) in [(512, 512), (512, 8192), (1, 512), (1, 8192)] {
+        for (tokens, context) in [(512, 512), (512, 8192), (32, 8192), (32, 131_072), (1, 512), (1, 8192), (1, 131_072)]
+        {
             bench.attention(&format!("{model} attention"), heads, tokens, context)?;
         }
         for tokens in [1, 512] {
@@ -219,6 +220,7 @@ impl Bench {
     }
 
     /// The inputs of a step in which one sequence has `tokens` tokens, the last at `context - 1`.
+    /// The last `tokens` of `context` positions.
     fn inputs(&mut self, dim: usize, tokens: usize, context: usize) -> Result<StepInputs<CpuBackend>> {
         let blocks = context.div_ceil(BLOCK);
         let mut indices = |values: Vec<u32>| -> Result<_> {
@@ -256,19 +258,17 @@ impl Bench {
         if !self.wants(&name) {
             return Ok(());
         }
-        let layers = if self.once { 1 } else { 28 };
+        let layer_bytes = 4 * context * heads.num_key_value_heads * heads.head_dim;
+        let layers = if self.once { 1 } else { (WEIGHT_BYTES / layer_bytes).clamp(1, 28) };
         let (spec, mut kv) = self.store(heads, layers, context)?;
-        let inputs = self.inputs(heads.head_dim, context, context)?;
-        let qkv = self.buffer(context * heads.qkv_size())?;
-        for layer in 0..layers {
-            self.b.store_kv(StoreKv {
-                qkv: &qkv,
-                slot_mapping: &inputs.slot_mapping,
-                kv: &mut kv,
-                layer,
-                heads,
-                rows: context,
-            })?;
+        let rows = context.min(512);
+        let qkv = self.buffer(rows * heads.qkv_size())?;
+        for end in (rows..=context).step_by(rows) {
+            let StepInputs { slot_mapping, .. } = self.inputs(heads.head_dim, rows, end)?;
+            for layer in 0..layers {
+                let kv = &mut kv;
+                self.b.store_kv(StoreKv { qkv: &qkv, slot_mapping: &slot_mapping, kv, layer, heads, rows })?;
+            }
         }
         let inputs = self.inputs(heads.head_dim, tokens, context)?;
         let mut out = self.b.alloc(tokens * heads.q_size())?;

@@ -4,6 +4,7 @@
 //! [`CeilingMeter`] measures in slices as short as the caller likes, so that a bench can take them in turn with its
 //! work: on a machine shared with others both then see the same neighbours.
 
+use std::array;
 use std::hint::black_box;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -12,7 +13,7 @@ use qwen_core::Result;
 use qwen_core::ceilings::Ceilings;
 
 use crate::memory::Array;
-use crate::simd::{self, INT8_OPS, Isa, Kernel, LANES, Simd, int8_rounds};
+use crate::simd::{self, Isa, Kernel, LANES, Simd};
 
 /// Bytes that are read before any is read again: more than caches hold.
 const READ_BYTES: usize = 1 << 30;
@@ -88,12 +89,15 @@ impl CeilingMeter {
         Some(self.rate(budget, flops, || unsafe { simd::run(isa, &Multiply::<true>, 0, &mut ()) }))
     }
 
-    /// int8 operations a second.
+    /// int8 operations a second, by the instruction set's own way: where it has no dot product of bytes, by products of
+    /// pairs that are summed in 16 bits.
     pub fn int8_ops(&self, budget: Duration) -> Option<f64> {
-        int8_rounds(1)?;
-        Some(self.rate(budget, (ROUNDS * INT8_OPS) as f64, || {
-            black_box(int8_rounds(ROUNDS));
-        }))
+        if self.isa == Isa::Scalar {
+            return None;
+        }
+        let ops = ROUNDS as f64 * 8.0 * (LANES * chains(self.isa)) as f64;
+        // SAFETY: touches no memory; the CPU has the instruction set.
+        Some(self.rate(budget, ops, || unsafe { simd::run(self.isa, &MultiplyBytes, 0, &mut ()) }))
     }
 
     /// Units of work a second, all threads together, when each call of `work` is `units`.
@@ -198,5 +202,38 @@ fn multiply<S: Simd, const BF16: bool, const N: usize>(s: S) {
     }
     for acc in acc {
         black_box(s.hmax(acc));
+    }
+}
+
+/// Dot products of bytes in registers.
+struct MultiplyBytes;
+
+impl Kernel for MultiplyBytes {
+    const DOTS: bool = true;
+    type Scratch = ();
+
+    #[inline(always)]
+    unsafe fn piece<S: Simd>(&self, s: S, _: usize, (): &mut ()) {
+        if S::TOKENS >= 12 { multiply_bytes::<S, 12>(s) } else { multiply_bytes::<S, 6>(s) }
+    }
+}
+
+#[inline(always)]
+fn multiply_bytes<S: Simd, const N: usize>(s: S) {
+    let w = [black_box(3u8); 4 * LANES];
+    // All differ and none is known, so that no product serves for two.
+    let x: [u32; N] = black_box(array::from_fn(|i| 0x0101_0101 * i as u32));
+    let zero = s.splat_ints(0);
+    let mut acc = [s.partial(zero); N];
+    for _ in 0..ROUNDS {
+        // Told nothing of the bytes, the compiler has to multiply in every round.
+        // SAFETY: the array has the bytes.
+        let w = unsafe { s.load_bytes(black_box(w.as_ptr())) };
+        for i in 0..N {
+            acc[i] = s.dot(acc[i], w, x[i]);
+        }
+    }
+    for acc in acc {
+        black_box(s.hmax(s.ints_to_f(s.fold(zero, acc))));
     }
 }

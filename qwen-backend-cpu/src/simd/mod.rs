@@ -12,13 +12,11 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
-mod int8;
 mod isa;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod scalar;
 
-pub(crate) use int8::{INT8_OPS, int8_rounds};
 pub use isa::Isa;
 pub(crate) use scalar::Scalar;
 
