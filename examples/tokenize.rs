@@ -6,7 +6,8 @@
 //!
 //! IN is a list of `{"text": "...", "parse_special": true}` or `{"messages": [...], "tools": [...],
 //! "add_generation_prompt": true, "trust_contents": false}`; the values shown are the defaults. OUT is the same list with
-//! `ids`, and `text` for conversations. PATH is a folder that needs only the
+//! `ids`, and `text` for conversations. Where control tokens are parsed, a text is a prompt, and gets what the tokenizer
+//! puts around one. PATH is a folder that needs only the
 //! tokenizer's files, or a GGUF file.
 
 use std::error::Error;
@@ -15,6 +16,8 @@ use std::path::PathBuf;
 
 use clap::Parser;
 use qwen::{ChatInput, Message, Tokenizer, Tool};
+use serde::Deserialize;
+use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 /// Texts and conversations to token ids.
@@ -35,22 +38,35 @@ struct Args {
 fn main() -> Result<(), Box<dyn Error>> {
     let args = Args::parse();
     let tokenizer = qwen::load_tokenizer(&args.model)?;
-    let mut items: Vec<Value> = serde_json::from_slice(&fs::read(&args.json)?)?;
-    for (index, item) in items.iter_mut().enumerate() {
-        encode(&tokenizer, item).map_err(|error| format!("{}: item {index}: {error}", args.json.display()))?;
+    let json = fs::read(&args.json)?;
+    let mut items: Vec<Value> = serde_json::from_slice(&json)?;
+    // The text of messages keeps what `Value` rounds: integers of more than 64 bits.
+    let texts: Vec<Texts> = serde_json::from_slice(&json)?;
+    for (index, (item, texts)) in items.iter_mut().zip(&texts).enumerate() {
+        encode(&tokenizer, item, texts).map_err(|error| format!("{}: item {index}: {error}", args.json.display()))?;
     }
     fs::write(&args.out, serde_json::to_vec(&items)?)?;
     Ok(())
 }
 
-fn encode(tokenizer: &Tokenizer, item: &mut Value) -> Result<(), Box<dyn Error>> {
+/// The parts of an item that are conversations.
+#[derive(Deserialize)]
+struct Texts {
+    messages: Option<Box<RawValue>>,
+    tools: Option<Box<RawValue>>,
+}
+
+fn encode(tokenizer: &Tokenizer, item: &mut Value, texts: &Texts) -> Result<(), Box<dyn Error>> {
     let flag = |key: &str, default: bool| item.get(key).and_then(Value::as_bool).unwrap_or(default);
     if let Some(text) = item.get("text").and_then(Value::as_str).filter(|_| item.get("messages").is_none()) {
-        item["ids"] = json!(tokenizer.encode(text, flag("parse_special", true))?);
+        item["ids"] = json!(match flag("parse_special", true) {
+            true => tokenizer.encode_prompt(text, usize::MAX)?,
+            false => tokenizer.encode(text, false)?,
+        });
         return Ok(());
     }
-    let messages: Vec<Message> = serde_json::from_value(item.get("messages").cloned().ok_or("no text, no messages")?)?;
-    let tools: Option<Vec<Tool>> = serde_json::from_value(item.get("tools").cloned().unwrap_or_default())?;
+    let messages: Vec<Message> = serde_json::from_str(texts.messages.as_ref().ok_or("no text, no messages")?.get())?;
+    let tools: Option<Vec<Tool>> = serde_json::from_str(texts.tools.as_ref().map_or("null", |tools| tools.get()))?;
     let tools = tools.unwrap_or_default();
     let input = ChatInput::new(&messages)
         .tools(&tools)

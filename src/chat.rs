@@ -4,10 +4,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use qwen_core::engine::{Canceller, FinishReason};
 use qwen_core::numerics::float_env::FloatEnv;
-use qwen_tokenizer::{ChatInput, Message, Tool};
+use qwen_tokenizer::{ChatInput, EncodedChat, Message, Role, Tool};
 
 use crate::engine::Engine;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::generate::{GenerateOptions, Stats, TextStream};
 
 impl Engine {
@@ -39,8 +39,30 @@ pub struct Chat {
 #[derive(Debug, Default)]
 struct History {
     messages: Vec<Message>,
-    // A reply that is still alive writes its message when it ends.
+    /// The last prompt and its answer, as the model read and wrote them, and the messages that they are.
+    encoded: Option<(EncodedChat, Vec<Message>)>,
+    /// Counts the changes after which an answer to what was before belongs nowhere.
+    edition: u64,
+    /// A reply that is still alive writes its message when it ends.
     replying: bool,
+}
+
+impl History {
+    /// Change what was said; an answer that still arrives does not join.
+    fn edit<T>(&mut self, change: impl FnOnce(&mut Vec<Message>) -> T) -> T {
+        self.edition += 1;
+        self.replying = false;
+        self.encoded = None;
+        change(&mut self.messages)
+    }
+
+    fn check_idle(&self) -> Result<()> {
+        if self.replying {
+            let reason = "a reply is still arriving: read it to its end, cancel it or drop it";
+            return Err(qwen_core::Error::argument("chat", reason).into());
+        }
+        Ok(())
+    }
 }
 
 impl Chat {
@@ -57,8 +79,10 @@ impl Chat {
     /// Begin with this system message. Without one most templates insert their own.
     pub fn system(self, text: impl Into<String>) -> Self {
         self.with(|history| {
-            history.messages.retain(|message| message.role != qwen_tokenizer::Role::System);
-            history.messages.insert(0, Message::system(text));
+            history.edit(|messages| {
+                messages.retain(|message| message.role != Role::System);
+                messages.insert(0, Message::system(text));
+            });
         });
         self
     }
@@ -82,16 +106,28 @@ impl Chat {
         self
     }
 
-    /// Say something and get the answer.
+    /// Say something and get the answer. Where none of it arrives, because the reply is dropped or cancelled or fails
+    /// before, what was asked leaves the conversation, too.
     ///
     /// # Errors
     /// As [`Chat::reply`].
     pub fn send(&mut self, text: impl Into<String>) -> Result<Reply> {
+        let options = self.options.clone();
+        self.send_with(text, &options)
+    }
+
+    /// [`Chat::send`] with options for this answer alone.
+    ///
+    /// # Errors
+    /// As [`Chat::reply`].
+    pub fn send_with(&mut self, text: impl Into<String>, options: &GenerateOptions) -> Result<Reply> {
         self.push(Message::user(text))?;
-        self.reply().inspect_err(|_| {
+        let mut reply = self.reply_with(options).inspect_err(|_| {
             // What could not be sent was not said.
             self.with(|history| history.messages.pop());
-        })
+        })?;
+        reply.takes_question = true;
+        Ok(reply)
     }
 
     /// Add a message, e.g. the result of a tool, without asking for an answer.
@@ -100,35 +136,73 @@ impl Chat {
     /// While a reply is still arriving.
     pub fn push(&mut self, message: Message) -> Result<()> {
         self.with(|history| {
-            if history.replying {
-                let reason = "a reply is still arriving: read it to its end, cancel it or drop it";
-                return Err(qwen_core::Error::argument("chat", reason).into());
-            }
+            history.check_idle()?;
             history.messages.push(message);
             Ok(())
         })
     }
 
-    /// An answer to the messages so far. It joins them when it is complete, cancelled or dropped.
+    /// Take back the last message. `None` where nothing was said.
+    ///
+    /// # Errors
+    /// While a reply is still arriving.
+    pub fn pop(&mut self) -> Result<Option<Message>> {
+        self.with(|history| {
+            history.check_idle()?;
+            Ok(history.edit(Vec::pop))
+        })
+    }
+
+    /// Replace the whole conversation: to go on with one that was saved, or to change what was said.
+    ///
+    /// # Errors
+    /// While a reply is still arriving.
+    pub fn set_messages(&mut self, messages: Vec<Message>) -> Result<()> {
+        self.with(|history| {
+            history.check_idle()?;
+            history.edit(|all| *all = messages);
+            Ok(())
+        })
+    }
+
+    /// An answer to the messages so far. It joins them when it is complete, and as far as it came when it is cancelled or
+    /// dropped; where nothing came, nothing joins them. The model reads its earlier answers as it wrote them, id for id,
+    /// unless the template rewrites them.
     ///
     /// # Errors
     /// What the template says of the messages, and a prompt beyond the context, which costs little however long it is.
     pub fn reply(&mut self) -> Result<Reply> {
+        let options = self.options.clone();
+        self.reply_with(&options)
+    }
+
+    /// [`Chat::reply`] with options for this answer alone.
+    ///
+    /// # Errors
+    /// As [`Chat::reply`].
+    pub fn reply_with(&mut self, options: &GenerateOptions) -> Result<Reply> {
         let _float_env = FloatEnv::enter();
-        let messages = self.messages();
+        let (messages, encoded) = self.with(|history| {
+            let known = history.encoded.as_ref().filter(|(_, messages)| history.messages.starts_with(messages));
+            (history.messages.clone(), known.map(|(encoded, _)| encoded.clone()))
+        });
         let input = ChatInput::new(&messages)
             .tools(&self.tools)
             .add_generation_prompt(true)
             .trust_contents(self.trust_contents);
-        let encoded = self.engine.tokenizer()?.encode_chat_within(&input, self.engine.prompt_room())?;
-        let stream = self.engine.stream_text(encoded.ids, &self.options)?;
-        self.with(|history| {
-            if std::mem::replace(&mut history.replying, true) {
-                return Err(qwen_core::Error::argument("chat", "a reply is still arriving").into());
-            }
-            Ok::<_, Error>(())
-        })?;
-        Ok(Reply { stream, text: String::new(), history: Some(self.history.clone()) })
+        let (tokenizer, room) = (self.engine.tokenizer()?, self.engine.prompt_room());
+        let prompt = match &encoded {
+            Some(before) => tokenizer.encode_chat_after(&input, room, before)?,
+            None => tokenizer.encode_chat_within(&input, room)?,
+        };
+        self.with(|history| history.check_idle())?;
+        let stream = self.engine.stream_text(prompt.ids.clone(), options)?;
+        let edition = self.with(|history| {
+            history.replying = true;
+            history.edition
+        });
+        let history = Some(self.history.clone());
+        Ok(Reply { stream, text: String::new(), prompt, history, edition, takes_question: false })
     }
 
     /// The conversation so far.
@@ -136,9 +210,9 @@ impl Chat {
         self.with(|history| history.messages.clone())
     }
 
-    /// Forget everything but the system message.
+    /// Forget everything but the system message. An answer that still arrives does not join the conversation.
     pub fn clear(&mut self) {
-        self.with(|history| history.messages.retain(|message| message.role == qwen_tokenizer::Role::System));
+        self.with(|history| history.edit(|messages| messages.retain(|message| message.role == Role::System)));
     }
 
     fn with<T>(&self, f: impl FnOnce(&mut History) -> T) -> T {
@@ -151,8 +225,13 @@ impl Chat {
 pub struct Reply {
     stream: TextStream,
     text: String,
+    prompt: EncodedChat,
     // `None` once the answer has joined the conversation.
     history: Option<Arc<Mutex<History>>>,
+    /// That of the history when the answer began.
+    edition: u64,
+    /// Whether the question leaves the conversation where no answer comes.
+    takes_question: bool,
 }
 
 impl Reply {
@@ -165,6 +244,16 @@ impl Reply {
             piece?;
         }
         Ok(self.text.clone())
+    }
+
+    /// The ids of the prompt: the whole conversation so far.
+    pub fn prompt_ids(&self) -> &[u32] {
+        &self.prompt.ids
+    }
+
+    /// The ids of the answer so far; see [`TextStream::ids`].
+    pub fn ids(&self) -> &[u32] {
+        self.stream.ids()
     }
 
     /// A handle that stops the answer from any thread, also while the prompt is being computed.
@@ -184,10 +273,23 @@ impl Reply {
 
     /// Let the answer, as far as it came, join the conversation.
     fn close(&mut self) {
-        if let Some(history) = self.history.take() {
-            let mut history = history.lock().unwrap_or_else(PoisonError::into_inner);
-            history.messages.push(Message::assistant(self.text.clone()));
-            history.replying = false;
+        let Some(history) = self.history.take() else { return };
+        let mut history = history.lock().unwrap_or_else(PoisonError::into_inner);
+        if history.edition != self.edition {
+            return;
+        }
+        history.replying = false;
+        let is_complete = matches!(self.finish_reason(), Some(FinishReason::Stop | FinishReason::Length));
+        if self.text.is_empty() && !is_complete {
+            if self.takes_question {
+                history.messages.pop();
+            }
+            return;
+        }
+        history.messages.push(Message::assistant(self.text.clone()));
+        if self.stream.is_whole() {
+            let encoded = self.prompt.clone().answered(&self.text, self.stream.ids());
+            history.encoded = Some((encoded, history.messages.clone()));
         }
     }
 }

@@ -15,15 +15,14 @@ use crate::error::{Error, Result};
 use crate::worker::{Stamped, Worker};
 
 impl Engine {
-    /// Continue `prompt`, without a chat template. Control tokens in it take effect, as in transformers. A GGUF file may ask
-    /// for a token before it ([`leading_token_id`](qwen_tokenizer::Tokenizer::leading_token_id)).
+    /// Continue `prompt`, without a chat template. Control tokens in it take effect, and what the tokenizer puts around a
+    /// text is there, as in transformers ([`encode_prompt`](qwen_tokenizer::Tokenizer::encode_prompt)).
     ///
     /// # Errors
     /// Without a tokenizer; for an empty prompt; for one beyond the context, which costs little however long it is.
     pub fn generate(&self, prompt: &str, options: &GenerateOptions) -> Result<TextStream> {
         let tokenizer = self.tokenizer()?;
-        let mut ids: Vec<u32> = tokenizer.leading_token_id().into_iter().collect();
-        ids.extend(tokenizer.encode_within(prompt, true, self.prompt_room().saturating_sub(ids.len()))?);
+        let ids = tokenizer.encode_prompt(prompt, self.prompt_room())?;
         self.stream_text(ids, options)
     }
 
@@ -293,11 +292,14 @@ impl Drop for TokenStream {
 pub struct TextStream {
     tokens: TokenStream,
     decoder: Option<DecodeStream>,
+    ids: Vec<u32>,
+    /// Whether the pieces so far are the text of these ids, and no part of a character is missing.
+    is_whole: bool,
 }
 
 impl TextStream {
     pub(crate) fn new(tokens: TokenStream, decoder: DecodeStream) -> Self {
-        TextStream { tokens, decoder: Some(decoder) }
+        TextStream { tokens, decoder: Some(decoder), ids: Vec::new(), is_whole: true }
     }
 
     /// A handle that stops the answer from any thread, also while the prompt is being computed.
@@ -315,6 +317,15 @@ impl TextStream {
         self.tokens.stats()
     }
 
+    /// The ids of the answer so far, without the stop token. The last may be a part of a character that is not whole yet.
+    pub fn ids(&self) -> &[u32] {
+        &self.ids
+    }
+
+    pub(crate) fn is_whole(&self) -> bool {
+        self.is_whole
+    }
+
     /// Wait for the whole answer.
     ///
     /// # Errors
@@ -330,12 +341,20 @@ impl Iterator for TextStream {
     fn next(&mut self) -> Option<Result<String>> {
         while let Some(decoder) = &mut self.decoder {
             let piece = match self.tokens.next() {
-                Some(Ok(id)) => decoder.push(id),
+                Some(Ok(id)) => {
+                    self.ids.push(id);
+                    let piece = decoder.push(id);
+                    self.is_whole = !decoder.is_pending();
+                    piece
+                }
                 Some(Err(error)) => {
                     self.decoder = None;
                     return Some(Err(error));
                 }
-                None => self.decoder.take().and_then(|mut decoder| decoder.finish()),
+                None => {
+                    self.is_whole = true;
+                    self.decoder.take().and_then(|mut decoder| decoder.finish())
+                }
             };
             if let Some(piece) = piece.filter(|piece| !piece.is_empty()) {
                 return Some(Ok(piece));

@@ -39,7 +39,7 @@ pub(crate) fn of_checkpoint(checkpoint: &Checkpoint) -> Result<std::result::Resu
         // A tokenizer.json beside the file may belong to another model.
         return Ok(from_metadata(path, metadata)?.ok_or_else(|| MissingTokenizer::in_gguf(path)));
     }
-    match path.join("tokenizer.json").exists() {
+    match Tokenizer::is_in(path) {
         true => Ok(Ok(Tokenizer::from_dir(path)?)),
         false => Ok(Err(MissingTokenizer::in_folder(path))),
     }

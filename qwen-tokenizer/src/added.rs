@@ -27,8 +27,13 @@ pub(crate) struct AddedToken {
     pub(crate) single_word: bool,
 }
 
+/// Known models have up to some thousands.
+pub(crate) const MAX_ADDED_TOKENS: usize = 1 << 14;
 /// What finds the tokens takes some hundred bytes for each of theirs.
 const MAX_BYTES: usize = 1 << 18;
+
+/// The longest end of a text that is looked at as the beginning of a token.
+const MOST_BEGUN: usize = 64;
 
 /// A stretch of a text, as far as control tokens go.
 #[derive(Debug, Clone, Copy)]
@@ -97,27 +102,52 @@ impl AddedTokens {
         self.by_content.get(content).and_then(|&i| self.tokens.get(i))
     }
 
-    /// The tokens that a template writes: those in its source, and those of its variables.
-    pub(crate) fn written_in<'a>(&'a self, source: &str, named: impl Iterator<Item = &'a str>) -> Vec<&'a AddedToken> {
-        let mut places: Vec<usize> = self.finder.find_iter(source).map(|found| found.pattern().as_usize()).collect();
-        places.extend(named.filter_map(|content| self.by_content.get(content)).copied());
-        places.sort_unstable();
-        places.dedup();
-        places.into_iter().filter_map(|place| self.tokens.get(place)).collect()
+    /// Where in `text` a token begins: one that stands there, or one whose end may follow behind the text.
+    pub(crate) fn starts(&self, text: &str) -> Vec<usize> {
+        let mut starts = Vec::new();
+        let mut from = 0;
+        // Tokens may overlap, so the search goes on behind the first character of each.
+        while let Some(found) = text.get(from..).and_then(|rest| self.finder.find(rest)) {
+            let at = from + found.start();
+            starts.push(at);
+            from = at + text.get(at..).and_then(|rest| rest.chars().next()).map_or(1, char::len_utf8);
+        }
+        let last = text.char_indices().rev().take_while(|(at, _)| text.len() - at <= MOST_BEGUN);
+        let begins = |end: &str| self.tokens.iter().any(|t| t.content.len() > end.len() && t.content.starts_with(end));
+        starts.extend(last.map(|(at, _)| at).filter(|at| text.get(*at..).is_some_and(begins)));
+        starts.sort_unstable();
+        starts.dedup();
+        starts
     }
 
     /// Cuts `text` at every control token written in it.
     pub(crate) fn segments<'a>(&'a self, text: &'a str) -> Vec<Segment<'a>> {
+        self.segments_by(text, text)
+    }
+
+    /// Cuts `text` where there are control tokens in `guarded`, which has as many characters.
+    pub(crate) fn segments_by<'a>(&'a self, guarded: &str, text: &'a str) -> Vec<Segment<'a>> {
         let mut segments = Vec::new();
-        let mut done = 0;
-        for found in self.finder.find_iter(text) {
-            if let Some(between) = text.get(done..found.start()).filter(|s| !s.is_empty()) {
-                segments.push(Segment::Text(between));
-            }
+        let (mut done, mut rest) = (0, text);
+        for found in self.finder.find_iter(guarded) {
+            let between = cut(&mut rest, guarded.get(done..found.start()).unwrap_or_default());
+            segments.extend(Some(between).filter(|between| !between.is_empty()).map(Segment::Text));
             segments.extend(self.tokens.get(found.pattern().as_usize()).map(Segment::Token));
+            cut(&mut rest, guarded.get(found.range()).unwrap_or_default());
             done = found.end();
         }
-        segments.extend(text.get(done..).filter(|s| !s.is_empty()).map(Segment::Text));
+        segments.extend(Some(rest).filter(|rest| !rest.is_empty()).map(Segment::Text));
         segments
     }
+}
+
+/// Cuts as many characters off `rest` as `like` has.
+fn cut<'a>(rest: &mut &'a str, like: &str) -> &'a str {
+    let at = match rest.get(..like.len()) == Some(like) {
+        true => like.len(),
+        false => like.chars().zip(rest.chars()).map(|(_, c)| c.len_utf8()).sum(),
+    };
+    let (first, after) = rest.split_at_checked(at).unwrap_or((rest, ""));
+    *rest = after;
+    first
 }

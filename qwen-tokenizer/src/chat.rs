@@ -1,14 +1,10 @@
-//! A chat to ids: the template's control tokens are control tokens, everybody else's are text.
+//! A chat to ids: control tokens of the template and of the model are control tokens, everybody else's are text.
 //!
-//! How the two are told apart is said in `jinja::marks`. Here the marks are chosen, and the marked text is
-//! checked against the plain one and cut at them.
+//! How they are told apart is said in `guard`.
 
-use std::collections::HashSet;
-
-use ahash::AHashMap;
-
-use crate::added::{AddedToken, AddedTokens, Segment};
+use crate::added::{AddedTokens, Segment};
 use crate::error::{Error, Result};
+use crate::guard::Guards;
 use crate::template::{ChatInput, ChatTemplate};
 
 /// A chat as the model reads it.
@@ -21,6 +17,32 @@ pub struct EncodedChat {
     pub ids: Vec<u32>,
 }
 
+impl EncodedChat {
+    /// This prompt with what the model answered to it: the ids that it generated, and their text.
+    ///
+    /// ```
+    /// # let json = include_bytes!("../tests/data/tokenizer.json");
+    /// # let config = include_bytes!("../tests/data/tokenizer_config.json");
+    /// # let tokenizer = qwen_tokenizer::Tokenizer::from_bytes(json, Some(config))?;
+    /// use qwen_tokenizer::{ChatInput, Message};
+    /// let mut messages = vec![Message::user("Hi")];
+    /// let prompt = tokenizer.encode_chat(&ChatInput::new(&messages))?;
+    /// // Models need not write a text as the tokenizer would.
+    /// let answer = [tokenizer.encode("H", false)?, tokenizer.encode("i", false)?].concat();
+    /// messages.extend([Message::assistant("Hi"), Message::user("Bye")]);
+    /// let before = prompt.answered("Hi", &answer);
+    /// let next = tokenizer.encode_chat_after(&ChatInput::new(&messages), usize::MAX, &before)?;
+    /// assert!(next.ids.starts_with(&before.ids));
+    /// # Ok::<(), qwen_tokenizer::Error>(())
+    /// ```
+    #[must_use]
+    pub fn answered(mut self, text: &str, ids: &[u32]) -> Self {
+        self.text.push_str(text);
+        self.ids.extend_from_slice(ids);
+        self
+    }
+}
+
 /// How long a chat may be.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Room {
@@ -29,111 +51,31 @@ pub(crate) struct Room {
     pub(crate) bytes: Option<usize>,
 }
 
-/// A template with its marked twin.
-#[derive(Debug)]
-pub(crate) struct Chat {
-    pub(crate) template: ChatTemplate,
-    marked: Marked,
-}
-
-#[derive(Debug)]
-struct Marked {
-    template: ChatTemplate,
-    /// The content of each control token that the template knows, and its mark.
-    marks: Vec<(String, char)>,
-    /// Where each mark is in `marks`.
-    places: AHashMap<char, usize>,
-}
-
-/// Marks are characters for private use, from here on.
-const FIRST_MARK: char = '\u{f0000}';
-
-impl Chat {
-    pub(crate) fn new(template: ChatTemplate, added: &AddedTokens) -> Result<Self> {
-        let tokens = added.written_in(template.source(), template.named_tokens());
-        let marked = Marked::new(&template, &tokens, "")?;
-        Ok(Self { template, marked })
+/// Renders `input` and gives the stretches of its text to `encode`. What of it is `before` keeps those ids.
+pub(crate) fn encode(
+    template: &ChatTemplate,
+    input: &ChatInput<'_>,
+    added: &AddedTokens,
+    room: Room,
+    before: Option<&EncodedChat>,
+    encode: impl FnOnce(&[Segment<'_>]) -> Result<Vec<u32>>,
+) -> Result<EncodedChat> {
+    let variables = template.variables(input)?;
+    let too_many = || Error::TooManyTokens { limit: room.tokens, bytes: None };
+    let text = template.render_within(&variables, room.bytes.unwrap_or(usize::MAX))?.ok_or_else(too_many)?;
+    let mut guards = Guards::new(added, &text);
+    let guarded = if input.trusts_contents() { None } else { variables.guarded(&mut guards) };
+    let guarded = guarded.map(|guarded| template.render_variables(&guarded)).transpose()?;
+    let guarded = guarded.as_deref().unwrap_or(&text);
+    if !guards.is_text(guarded) {
+        return Err(Error::ControlTokensRewritten);
     }
-
-    /// Renders `input` and gives the stretches of its text to `encode`.
-    pub(crate) fn encode(
-        &self,
-        input: &ChatInput<'_>,
-        added: &AddedTokens,
-        room: Room,
-        encode: impl FnOnce(&[Segment<'_>]) -> Result<Vec<u32>>,
-    ) -> Result<EncodedChat> {
-        let variables = self.template.variables(input)?;
-        let too_many = || Error::TooManyTokens { limit: room.tokens, bytes: None };
-        let text = self.template.render_within(&variables, room.bytes.unwrap_or(usize::MAX))?.ok_or_else(too_many)?;
-        if input.trusts_contents() {
-            let ids = encode(&added.segments(&text))?;
-            return Ok(EncodedChat { text, ids });
-        }
-        // Private-use characters hardly occur in chats. Where they do, others serve as marks.
-        let others;
-        let marked = if text.chars().any(|c| self.marked.is_mark(c)) {
-            let tokens: Vec<&AddedToken> =
-                self.marked.marks.iter().filter_map(|(content, _)| added.by_content(content)).collect();
-            others = Marked::new(&self.template, &tokens, &text)?;
-            &others
-        } else {
-            &self.marked
-        };
-        let marked_text = marked.template.render_variables(&variables)?;
-        let segments = marked.segments(&marked_text, added);
-        if !is_text(&segments, &text) {
-            return Err(Error::ControlTokensRewritten);
-        }
-        let ids = encode(&segments)?;
-        Ok(EncodedChat { text, ids })
+    let known = before.and_then(|before| Some((before, text.strip_prefix(&before.text)?)));
+    let (mut ids, rest) = known.map_or((Vec::new(), text.as_str()), |(before, rest)| (before.ids.clone(), rest));
+    let guarded = guards.last(guarded, rest);
+    ids.extend(encode(&added.segments_by(guarded, rest))?);
+    if ids.len() > room.tokens {
+        return Err(too_many());
     }
-}
-
-impl Marked {
-    /// Marks `tokens` by characters which do not occur in `text`.
-    fn new(template: &ChatTemplate, tokens: &[&AddedToken], text: &str) -> Result<Self> {
-        let taken: HashSet<char> = text.chars().filter(|c| *c >= FIRST_MARK).collect();
-        let free = ('\u{100000}'..='\u{10fffd}').chain(FIRST_MARK..='\u{ffffd}').filter(|c| !taken.contains(c));
-        let marks: Vec<(String, char)> = tokens.iter().map(|token| token.content.clone()).zip(free).collect();
-        if marks.len() < tokens.len() {
-            return Err(Error::ControlTokensRewritten);
-        }
-        let places = marks.iter().enumerate().map(|(at, (_, mark))| (*mark, at)).collect();
-        Ok(Self { template: template.marked(&marks)?, marks, places })
-    }
-
-    fn is_mark(&self, c: char) -> bool {
-        c >= FIRST_MARK && self.places.contains_key(&c)
-    }
-
-    /// Cuts a marked text at its marks.
-    fn segments<'a>(&self, text: &'a str, added: &'a AddedTokens) -> Vec<Segment<'a>> {
-        let mut segments = Vec::new();
-        let mut done = 0;
-        for (at, c) in text.char_indices().filter(|(_, c)| *c >= FIRST_MARK) {
-            let Some((content, _)) = self.places.get(&c).and_then(|&place| self.marks.get(place)) else { continue };
-            segments.extend(text.get(done..at).filter(|part| !part.is_empty()).map(Segment::Text));
-            segments.extend(added.by_content(content).map(Segment::Token));
-            done = at + c.len_utf8();
-        }
-        segments.extend(text.get(done..).filter(|part| !part.is_empty()).map(Segment::Text));
-        segments
-    }
-}
-
-/// Whether the segments with their tokens written out are `text`.
-fn is_text(segments: &[Segment<'_>], text: &str) -> bool {
-    let mut rest = text;
-    for segment in segments {
-        let part = match segment {
-            Segment::Text(part) => part,
-            Segment::Token(token) => token.content.as_str(),
-        };
-        match rest.strip_prefix(part) {
-            Some(after) => rest = after,
-            None => return false,
-        }
-    }
-    rest.is_empty()
+    Ok(EncodedChat { text, ids })
 }

@@ -6,6 +6,7 @@ use tokenizers::Model;
 
 use crate::added::{AddedTokens, Segment};
 use crate::alphabet::push_token_bytes;
+use crate::components::Around;
 use crate::error::{Error, Result};
 use crate::pipeline::Pipeline;
 
@@ -15,8 +16,8 @@ pub(crate) struct Codec {
     pub(crate) pipeline: Pipeline,
     pub(crate) len: usize,
     pub(crate) num_ids: usize,
-    /// What a text that is no chat begins with.
-    pub(crate) leading_id: Option<u32>,
+    /// What stands around a text that is no chat.
+    pub(crate) around: Around,
     /// The most bytes of text that one id stands for; `None` where there is no such bound.
     pub(crate) most_bytes: Option<usize>,
 }

@@ -9,6 +9,7 @@ use tokenizers::normalizers::{Lowercase, NFC, NFD, NFKC, NFKD, NormalizerWrapper
 
 use crate::error::{Error, Result, TOKENIZER_JSON};
 use crate::split::{BYTE_LEVEL_PATTERN, LinearSplit};
+use crate::vocabulary::MAX_ID;
 
 /// The longest component as JSON text. Those of known files stay below 4 KB.
 const MAX_BYTES: usize = 1 << 16;
@@ -21,6 +22,15 @@ const MAX_PATTERN_BYTES: usize = 1 << 12;
 pub(crate) struct Components {
     pub(crate) normalizers: Vec<NormalizerWrapper>,
     pub(crate) splits: Vec<LinearSplit>,
+    /// What stands before and behind a text that is no chat.
+    pub(crate) around: Around,
+}
+
+/// Ids that `TemplateProcessing` puts around a text.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Around {
+    pub(crate) leading: Vec<u32>,
+    pub(crate) trailing: Vec<u32>,
 }
 
 impl Components {
@@ -43,8 +53,10 @@ impl Components {
         }
         all.add_splits(steps("pre_tokenizer", "pretokenizers", pre_tokenizer)?)?;
         for (key, step) in steps("post_processor", "processors", post_processor)? {
-            if !matches!(kind(&step), "ByteLevel" | "TemplateProcessing") {
-                return refuse(&key, kind(&step), "ByteLevel and TemplateProcessing are");
+            match kind(&step) {
+                "ByteLevel" => {}
+                "TemplateProcessing" => all.around.add(&key, &step)?,
+                other => return refuse(&key, other, "ByteLevel and TemplateProcessing are"),
             }
         }
         match steps("decoder", "decoders", decoder)?.as_slice() {
@@ -84,6 +96,41 @@ impl Components {
             }
         }
         refuse("pre_tokenizer", "a sequence without ByteLevel at its end", help)
+    }
+}
+
+impl Around {
+    /// Adds what a step puts around a single text; a later step's ids stand outside of an earlier one's.
+    fn add(&mut self, key: &str, step: &Value) -> Result<()> {
+        let invalid = |name: &str, problem: String| Error::invalid(TOKENIZER_JSON, &format!("{key}.{name}"), problem);
+        let Some(pieces) = step.get("single").and_then(Value::as_array) else {
+            return Err(invalid("single", "expected a list of pieces".into()));
+        };
+        let (mut leading, mut trailing) = (Vec::new(), Vec::new());
+        let mut texts = 0;
+        for piece in pieces {
+            if piece.get("Sequence").is_some() {
+                texts += 1;
+                continue;
+            }
+            let Some(name) = piece.pointer("/SpecialToken/id").and_then(Value::as_str) else {
+                return Err(invalid("single", "expected `SpecialToken` or `Sequence` in each piece".into()));
+            };
+            let ids = step.get("special_tokens").and_then(|tokens| tokens.get(name)).and_then(|token| token.get("ids"));
+            let ids = ids.and_then(Value::as_array).map(|ids| ids.iter().map(|id| u32::try_from(id.as_u64()?).ok()));
+            let ids = ids.and_then(Iterator::collect::<Option<Vec<u32>>>);
+            let ids = ids.filter(|ids| ids.iter().all(|id| *id <= MAX_ID)).ok_or_else(|| {
+                invalid("special_tokens", format!("has no ids for `{name:.40}`, which `single` names"))
+            })?;
+            if texts == 0 { leading.extend(ids) } else { trailing.extend(ids) }
+        }
+        if texts != 1 {
+            return Err(invalid("single", format!("has the text {texts} times")));
+        }
+        leading.append(&mut self.leading);
+        self.leading = leading;
+        self.trailing.extend(trailing);
+        Ok(())
     }
 }
 

@@ -71,13 +71,16 @@ impl OwnedGgufVocabulary {
         let folder = folder.as_ref();
         let json = file::read_tokenizer(&folder.join(TOKENIZER_JSON))?;
         let mut file = TokenizerJson::parse(&json)?;
-        let added = file.take_added()?;
+        let tokens = file.take_added();
         let pre = rule(&file.components()?)?;
         if file.model.ignores_merges() {
             let help = "a GGUF file of this family cannot say so";
             return Err(Error::unsupported(TOKENIZER_JSON, "model.ignore_merges", true, help));
         }
         let (vocab, merges) = file.model.take_lists()?;
+        let mut config = Config::from_dir(folder)?;
+        let declared = std::mem::take(&mut config.declared);
+        let added = file::added_tokens(tokens, declared, |token| vocab.get(token).copied(), vocab.len())?;
         let mut vocabulary = OwnedGgufVocabulary {
             model: "gpt2",
             pre,
@@ -85,7 +88,7 @@ impl OwnedGgufVocabulary {
             ..Self::default()
         };
         vocabulary.set_tokens(vocab.into_iter(), &added, rows)?;
-        vocabulary.set_config(Config::from_dir(folder)?);
+        vocabulary.set_config(config);
         vocabulary.check()?;
         Ok(vocabulary)
     }

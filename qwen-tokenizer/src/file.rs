@@ -4,24 +4,25 @@
 //! made of it is bounded, not only its bytes: the numbers of tokens and merges, and the size of each component.
 //! The components are in `components`, the vocabulary in `vocabulary`.
 
+use std::borrow::Cow;
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
+use tokenizers::Model as _;
 
-use crate::added::{AddedToken, AddedTokens};
+use crate::added::{AddedToken, AddedTokens, MAX_ADDED_TOKENS};
 use crate::bounded::BoundedList;
 use crate::components::Components;
+use crate::declared::{DeclaredToken, with_declared};
 use crate::error::{Error, Result, TOKENIZER_JSON};
 use crate::pipeline::Pipeline;
 use crate::vocabulary::Vocabulary;
 
 /// Twice the largest file that known models of any family have; beyond it lies a mistake or an attack.
 pub(crate) const MAX_BYTES: u64 = 64 << 20;
-/// Known models have up to some thousands.
-pub(crate) const MAX_ADDED_TOKENS: usize = 1 << 14;
 
 /// Reads a file of a tokenizer's folder; `None` where it does not exist.
 pub(crate) fn read(path: &Path, limit: u64) -> Result<Option<Vec<u8>>> {
@@ -44,6 +45,34 @@ pub(crate) fn read(path: &Path, limit: u64) -> Result<Option<Vec<u8>>> {
     Ok(Some(bytes))
 }
 
+/// JSON as Python writes and reads it, where `NaN` and `Infinity` are numbers: they become `null`.
+pub(crate) fn without_nan(json: &[u8]) -> Cow<'_, [u8]> {
+    const WORDS: [&[u8]; 3] = [b"-Infinity", b"Infinity", b"NaN"];
+    let has = |word: &[u8]| json.windows(word.len()).any(|window| window == word);
+    if !has(b"NaN") && !has(b"Infinity") {
+        return Cow::Borrowed(json);
+    }
+    let (mut out, mut rest, mut in_string) = (Vec::with_capacity(json.len()), json, false);
+    while let Some((&byte, after)) = rest.split_first() {
+        if let Some(word) = WORDS.iter().find(|word| !in_string && rest.starts_with(word)) {
+            out.extend_from_slice(b"null");
+            rest = rest.get(word.len()..).unwrap_or_default();
+            continue;
+        }
+        out.push(byte);
+        rest = after;
+        match byte {
+            b'"' => in_string = !in_string,
+            b'\\' if in_string => {
+                out.extend(rest.first());
+                rest = rest.get(1..).unwrap_or_default();
+            }
+            _ => {}
+        }
+    }
+    Cow::Owned(out)
+}
+
 pub(crate) fn check_size(file: &str, bytes: u64, limit: u64) -> Result<()> {
     if bytes > limit {
         return Err(Error::TooLarge { file: file.into(), bytes, limit });
@@ -53,15 +82,37 @@ pub(crate) fn check_size(file: &str, bytes: u64, limit: u64) -> Result<()> {
 
 /// Reads tokenizer.json of a folder.
 pub(crate) fn read_tokenizer(path: &Path) -> Result<Vec<u8>> {
-    read(path, MAX_BYTES)?.ok_or_else(|| Error::Read { path: path.into(), reason: "there is no such file".into() })
+    read(path, MAX_BYTES)?.ok_or_else(|| missing(path))
 }
 
-/// Parses tokenizer.json.
-pub(crate) fn parse(json: &[u8]) -> Result<(AddedTokens, Pipeline)> {
+/// That a folder has no tokenizer.
+pub(crate) fn missing(path: &Path) -> Error {
+    Error::Read {
+        path: path.into(),
+        reason: "there is no such file, nor vocab.json and merges.txt in its place".into(),
+    }
+}
+
+/// Parses tokenizer.json. Tokens of `declared` that it lacks are added.
+pub(crate) fn parse(json: &[u8], declared: Vec<DeclaredToken>) -> Result<(AddedTokens, Pipeline)> {
     let mut file = TokenizerJson::parse(json)?;
-    let added = file.take_added()?;
+    let tokens = file.take_added();
     let components = file.components()?;
-    Ok((added, Pipeline::new(components, file.model.build()?)))
+    let pipeline = Pipeline::new(components, file.model.build()?);
+    let model = pipeline.model();
+    let added = added_tokens(tokens, declared, |token| model.token_to_id(token), model.get_vocab_size())?;
+    Ok((added, pipeline))
+}
+
+/// The added tokens of tokenizer.json and those that are declared elsewhere, checked.
+pub(crate) fn added_tokens(
+    tokens: Vec<AddedToken>,
+    declared: Vec<DeclaredToken>,
+    vocab_id: impl Fn(&str) -> Option<u32>,
+    vocab_size: usize,
+) -> Result<AddedTokens> {
+    let tokens = with_declared(tokens, declared, vocab_id, vocab_size);
+    AddedTokens::new(TOKENIZER_JSON, |i, _| format!("added_tokens[{i}]"), tokens)
 }
 
 /// The file's keys, each checked when it is asked for.
@@ -91,9 +142,8 @@ impl<'a> TokenizerJson<'a> {
     }
 
     /// The added tokens, which are gone from here afterwards.
-    pub(crate) fn take_added(&mut self) -> Result<AddedTokens> {
-        let added = std::mem::take(&mut self.added_tokens.0);
-        AddedTokens::new(TOKENIZER_JSON, |i, _| format!("added_tokens[{i}]"), added)
+    pub(crate) fn take_added(&mut self) -> Vec<AddedToken> {
+        std::mem::take(&mut self.added_tokens.0)
     }
 
     pub(crate) fn components(&self) -> Result<Components> {

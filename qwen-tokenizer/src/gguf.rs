@@ -10,11 +10,11 @@ use ahash::AHashMap;
 use tokenizers::models::bpe::BPE;
 use tokenizers::normalizers::{NFC, NormalizerWrapper};
 
-use crate::added::{AddedToken, AddedTokens};
+use crate::added::{AddedToken, AddedTokens, MAX_ADDED_TOKENS};
 use crate::components::Components;
 use crate::config::{Config, DEFAULT_TEMPLATE};
 use crate::error::{Error, Result};
-use crate::file::{MAX_ADDED_TOKENS, MAX_BYTES};
+use crate::file::MAX_BYTES;
 use crate::pipeline::Pipeline;
 use crate::split::{BYTE_LEVEL_PATTERN, LinearSplit, QWEN2_PATTERN};
 use crate::vocabulary::{MAX_MERGES, MAX_TOKENS, Model, check_token};
@@ -63,7 +63,7 @@ pub struct GgufVocabulary<'a> {
     /// The token for what is unknown, which byte-level BPE never writes.
     pub unknown_token_id: Option<u32>,
     /// Whether a text begins with `bos_token_id`; see
-    /// [`Tokenizer::leading_token_id`](crate::Tokenizer::leading_token_id).
+    /// [`Tokenizer::encode_prompt`](crate::Tokenizer::encode_prompt).
     pub add_bos_token: bool,
     /// The key `tokenizer.chat_template`.
     pub chat_template: Option<&'a str>,

@@ -29,21 +29,23 @@
 //!
 //! # Who may write control tokens
 //!
-//! The template may; contents may not. A message that says `<|im_end|>` says just these characters, and cannot end
-//! its turn. [`ChatInput::trust_contents`] turns this off.
+//! The template and the model may; others may not. A user's or a tool's message that says `<|im_end|>` says just these
+//! characters, and cannot end its turn. What the assistant said is what the model generated: its `<tool_call>` is the
+//! control token. [`ChatInput::trust_contents`] trusts all contents.
 //!
 //! # What is not here
 //!
 //! Models, sampling and stopping are in `qwen-core`; finding tool calls in an answer is the facade's. Only byte-level
-//! BPE is read, from tokenizer.json or from the vocabulary of a GGUF file, as every Qwen2.5 checkpoint has it; the GGUF
+//! BPE is read, from tokenizer.json, from vocab.json and merges.txt, or from the vocabulary of a GGUF file, as every Qwen2.5 checkpoint has it; the GGUF
 //! file itself is opened elsewhere.
 //!
 //! # Where things are
 //!
 //! [`Tokenizer`] in `tokenizer` (and `lookup`) puts the parts together: `file` and `config` read the checkpoint's
-//! files, `gguf` takes the vocabulary of a GGUF file, `export` makes one; `added` finds control tokens, `pipeline` and `split` encode the
+//! files, `older` those of folders without tokenizer.json, `declared` adds the tokens that tokenizer.json lacks, `gguf` takes the vocabulary of a GGUF file, `export` makes
+//! one; `added` finds control tokens, `pipeline` and `split` encode the
 //! text between them, `decode` goes back; `message` and `tool` are the types of a chat, `template` renders it by
-//! `jinja`, `chat` encodes the result.
+//! `jinja`, `guard` tells control tokens apart, `chat` encodes the result.
 
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::string_slice)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::string_slice))]
@@ -55,14 +57,18 @@ mod chat;
 mod codec;
 mod components;
 mod config;
+mod declared;
 mod decode;
+mod entries;
 mod error;
 mod export;
 mod file;
 mod gguf;
+mod guard;
 mod jinja;
 mod lookup;
 mod message;
+mod older;
 mod pipeline;
 mod split;
 mod template;

@@ -157,22 +157,6 @@ impl Tokenizer {
         self.named_token_id("pad_token")
     }
 
-    /// The id that a text which is no chat begins with, where a GGUF file asks for it by `add_bos_token`; files of
-    /// Qwen2.5 do not. Neither [`encode`](Self::encode) nor a chat adds it: a text may be a part of another, and a
-    /// template writes what its chats begin with.
-    ///
-    /// ```
-    /// # let json = include_bytes!("../tests/data/tokenizer.json");
-    /// # let tokenizer = qwen_tokenizer::Tokenizer::from_bytes(json, None)?;
-    /// let mut prompt: Vec<u32> = tokenizer.leading_token_id().into_iter().collect();
-    /// prompt.extend(tokenizer.encode("Once upon a time", false)?);
-    /// assert_eq!(prompt, tokenizer.encode("Once upon a time", false)?);
-    /// # Ok::<(), qwen_tokenizer::Error>(())
-    /// ```
-    pub fn leading_token_id(&self) -> Option<u32> {
-        self.inner.leading_id
-    }
-
     fn named_token_id(&self, name: &str) -> Option<u32> {
         let (_, token) = self.chats.named_tokens.iter().find(|(named, _)| *named == name)?;
         self.token_to_id(token)

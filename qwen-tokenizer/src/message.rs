@@ -3,14 +3,17 @@
 //! Here live the types and their JSON. How a message reaches a template is `template::input`'s business; calls
 //! and tools are in `tool`.
 
+use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value};
 
+use crate::entries::Entries;
 use crate::tool::ToolCall;
 
 /// One message of a chat.
 ///
-/// Keys which this type does not know are kept in `extra` and reach the template.
+/// Keys which this type does not know are kept in `extra` and reach the template. It is read from JSON alone, since
+/// arguments of calls are kept as the text that they are there.
 ///
 /// ```
 /// use qwen_tokenizer::Message;
@@ -24,19 +27,19 @@ use crate::tool::ToolCall;
 /// assert_eq!(message.extra["name"], "bob");
 /// # Ok::<(), serde_json::Error>(())
 /// ```
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct Message {
     /// Who speaks.
     pub role: Role,
     /// What is said; none in a message that is only calls.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub content: Option<Content>,
     /// The calls an assistant makes.
-    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "null_as_empty")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub tool_calls: Vec<ToolCall>,
     /// The call that a tool's message answers.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub tool_call_id: Option<String>,
     /// Every other key.
     #[serde(flatten)]
@@ -118,12 +121,17 @@ impl Message {
     }
 }
 
-fn null_as_empty<'de, D, T>(deserializer: D) -> Result<Vec<T>, D::Error>
-where
-    D: Deserializer<'de>,
-    T: Deserialize<'de>,
-{
-    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
+impl<'de> Deserialize<'de> for Message {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let mut json = Entries::deserialize(deserializer)?;
+        Ok(Self {
+            role: json.take_as("role")?.ok_or_else(|| D::Error::missing_field("role"))?,
+            content: json.take_as("content")?,
+            tool_calls: json.take_as("tool_calls")?.unwrap_or_default(),
+            tool_call_id: json.take_as("tool_call_id")?,
+            extra: json.rest()?,
+        })
+    }
 }
 
 /// Who speaks in a message.

@@ -12,7 +12,7 @@ use tokenizers::tokenizer::NormalizedString;
 use tokenizers::{Model as _, Normalizer};
 
 use crate::alphabet::char_of;
-use crate::components::Components;
+use crate::components::{Around, Components};
 use crate::error::{Error, Result};
 use crate::split::LinearSplit;
 use crate::vocabulary::Model;
@@ -27,6 +27,7 @@ const MOST_SHRINKING: usize = 4;
 pub(crate) struct Pipeline {
     normalizers: Vec<NormalizerWrapper>,
     splits: Vec<LinearSplit>,
+    around: Around,
     model: BPE,
     highest_id: Option<u32>,
     /// The characters that stand for bytes.
@@ -37,14 +38,19 @@ pub(crate) struct Pipeline {
 
 impl Pipeline {
     pub(crate) fn new(components: Components, model: Model) -> Self {
-        let Components { normalizers, splits } = components;
+        let Components { normalizers, splits, around } = components;
         let Model { bpe: model, longest, highest_id } = model;
         let alphabet: Vec<char> = (0..=255).map(char_of).collect();
         let has_all = alphabet.iter().all(|c| model.token_to_id(c.encode_utf8(&mut [0; 4])).is_some());
         let keeps_all = has_all && splits.iter().all(LinearSplit::keeps_all);
         let shrinking = if normalizers.is_empty() { 1 } else { MOST_SHRINKING };
         let most_bytes = keeps_all.then_some(longest.saturating_mul(shrinking));
-        Self { normalizers, splits, model, highest_id, alphabet, most_bytes }
+        Self { normalizers, splits, around, model, highest_id, alphabet, most_bytes }
+    }
+
+    /// What stands around a text that is no chat.
+    pub(crate) fn around(&self) -> &Around {
+        &self.around
     }
 
     pub(crate) fn model(&self) -> &BPE {

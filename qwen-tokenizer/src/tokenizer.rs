@@ -8,15 +8,16 @@ use std::sync::Arc;
 use tokenizers::Model;
 
 use crate::added::{AddedTokens, Segment};
-use crate::chat::{Chat, EncodedChat, Room};
+use crate::chat::{self, EncodedChat, Room};
 use crate::codec::Codec;
+use crate::components::Around;
 use crate::config::{CHAT_TEMPLATE_JINJA, CHAT_TEMPLATE_JSON, Config, TOKENIZER_CONFIG_JSON, TOOL_USE_TEMPLATE};
 use crate::decode::DecodeStream;
 use crate::error::{Error, Result, TOKENIZER_JSON};
-use crate::file;
 use crate::gguf::GgufVocabulary;
 use crate::pipeline::Pipeline;
 use crate::template::{ChatInput, ChatTemplate};
+use crate::{file, older};
 
 /// Text to ids and back, for one checkpoint.
 ///
@@ -42,8 +43,8 @@ pub struct Tokenizer {
 
 /// What chats need.
 pub(crate) struct Chats {
-    default: Option<Chat>,
-    tool_use: Option<Chat>,
+    default: Option<ChatTemplate>,
+    tool_use: Option<ChatTemplate>,
     pub(crate) named_tokens: Vec<(&'static str, String)>,
     /// Where templates were looked for.
     looked_for: String,
@@ -52,16 +53,33 @@ pub(crate) struct Chats {
 impl Tokenizer {
     /// Loads the tokenizer of a checkpoint's folder.
     ///
-    /// tokenizer.json must be there. tokenizer_config.json and chat_template.jinja may be: a tokenizer without them
+    /// tokenizer.json must be there, or vocab.json and merges.txt, as older folders have it. tokenizer_config.json and chat_template.jinja may be: a tokenizer without them
     /// encodes and decodes, and says so when asked for a chat.
     pub fn from_dir(folder: impl AsRef<Path>) -> Result<Self> {
         let folder = folder.as_ref();
-        let json = file::read_tokenizer(&folder.join(TOKENIZER_JSON))?;
         let looked_for = [TOKENIZER_CONFIG_JSON, CHAT_TEMPLATE_JINJA, CHAT_TEMPLATE_JSON]
             .map(|name| folder.join(name).display().to_string())
             .join(", ");
-        let (added, pipeline) = file::parse(&json)?;
-        Self::new(added, pipeline, Config::from_dir(folder)?, looked_for)
+        let mut config = Config::from_dir(folder)?;
+        let declared = std::mem::take(&mut config.declared);
+        let path = folder.join(TOKENIZER_JSON);
+        let (added, pipeline) = match file::read(&path, file::MAX_BYTES)? {
+            Some(json) => file::parse(&json, declared)?,
+            None => older::read(folder, declared)?.ok_or_else(|| file::missing(&path))?,
+        };
+        Self::new(added, pipeline, config, looked_for)
+    }
+
+    /// Whether a folder has the files that [`from_dir`](Self::from_dir) needs.
+    ///
+    /// ```
+    /// use qwen_tokenizer::Tokenizer;
+    /// assert!(Tokenizer::is_in(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data")));
+    /// assert!(!Tokenizer::is_in(concat!(env!("CARGO_MANIFEST_DIR"), "/src")));
+    /// ```
+    pub fn is_in(folder: impl AsRef<Path>) -> bool {
+        let has = |name: &str| folder.as_ref().join(name).exists();
+        has(TOKENIZER_JSON) || (has(older::VOCAB_JSON) && has(older::MERGES_TXT))
     }
 
     /// Loads a tokenizer from the bytes of tokenizer.json and, for chats, of tokenizer_config.json.
@@ -76,11 +94,11 @@ impl Tokenizer {
     /// # }
     /// ```
     pub fn from_bytes(tokenizer_json: &[u8], tokenizer_config_json: Option<&[u8]>) -> Result<Self> {
-        let (config, looked_for) = match tokenizer_config_json {
+        let (mut config, looked_for) = match tokenizer_config_json {
             Some(json) => (Config::from_bytes(json)?, "`chat_template` in the given tokenizer_config.json"),
             None => (Config::default(), "no tokenizer_config.json was given"),
         };
-        let (added, pipeline) = file::parse(tokenizer_json)?;
+        let (added, pipeline) = file::parse(tokenizer_json, std::mem::take(&mut config.declared))?;
         Self::new(added, pipeline, config, looked_for.into())
     }
 
@@ -115,11 +133,11 @@ impl Tokenizer {
 
     fn new(added: AddedTokens, pipeline: Pipeline, config: Config, looked_for: String) -> Result<Self> {
         let model = pipeline.model();
-        let in_vocab = |content: &str| model.token_to_id(content).is_some();
+        let in_vocab = |content: &str| model.token_to_id(content);
         let highest = pipeline.highest_id().into_iter().chain(added.iter().map(|token| token.id)).max();
         let num_ids = highest.map_or(0, |id| id as usize + 1);
         let most_bytes = pipeline.most_bytes().filter(|_| !added.any_strips()).map(|bytes| bytes.max(added.longest()));
-        let len = model.get_vocab_size() + added.iter().filter(|token| !in_vocab(&token.content)).count();
+        let len = model.get_vocab_size() + added.iter().filter(|token| in_vocab(&token.content).is_none()).count();
         let mut chats = Chats { default: None, tool_use: None, named_tokens: config.named_tokens, looked_for };
         for (name, source) in &config.templates {
             let slot = match name.as_str() {
@@ -127,10 +145,17 @@ impl Tokenizer {
                 crate::config::DEFAULT_TEMPLATE => &mut chats.default,
                 _ => continue,
             };
-            *slot = Some(Chat::new(ChatTemplate::named(name, source, &chats.named_tokens)?, &added)?);
+            *slot = Some(ChatTemplate::named(name, source, &chats.named_tokens)?);
         }
-        let leading_id = config.leading_token_id;
-        let codec = Codec { added, pipeline, len, num_ids, leading_id, most_bytes };
+        let mut around = pipeline.around().clone();
+        if around.leading.is_empty() && config.adds_bos {
+            let bos = chats.named_tokens.iter().find(|(name, _)| *name == "bos_token");
+            let id =
+                |(_, text): &(_, String)| added.by_content(text).map_or_else(|| in_vocab(text), |token| Some(token.id));
+            around.leading.extend(bos.and_then(id));
+        }
+        around.leading.extend(config.leading_token_id);
+        let codec = Codec { added, pipeline, len, num_ids, around, most_bytes };
         Ok(Self { inner: Arc::new(codec), chats: Arc::new(chats) })
     }
 
@@ -148,13 +173,13 @@ impl Tokenizer {
     /// ```
     pub fn with_chat_template(&self, source: &str) -> Result<Self> {
         let named_tokens = self.chats.named_tokens.clone();
-        let template = ChatTemplate::named(crate::config::DEFAULT_TEMPLATE, source, &named_tokens)?;
-        let default = Some(Chat::new(template, &self.inner.added)?);
+        let default = Some(ChatTemplate::named(crate::config::DEFAULT_TEMPLATE, source, &named_tokens)?);
         let chats = Chats { default, tool_use: None, named_tokens, looked_for: String::new() };
         Ok(Self { inner: Arc::clone(&self.inner), chats: Arc::new(chats) })
     }
 
-    /// Encodes a text. No token is added at its beginning or end.
+    /// Encodes a text. No token is added at its beginning or end: a text may be a part of another. A prompt that is no
+    /// chat is [`encode_prompt`](Self::encode_prompt)'s.
     ///
     /// With `parse_special`, control tokens written in the text become control tokens: for prompts that a program
     /// wrote. Without, they are text like any other: for what a user typed. This concerns every added token of
@@ -197,6 +222,30 @@ impl Tokenizer {
         }
     }
 
+    /// Encodes a prompt that is no chat, as transformers' `tokenizer(text)` does: control tokens written in it are control
+    /// tokens, and what tokenizer.json (`post_processor`) or a GGUF file (`add_bos_token`) puts around a text is there.
+    /// Qwen2.5 puts nothing around it, models made of others' tokenizers a BOS before it. A chat's template writes what
+    /// its chats begin with.
+    ///
+    /// # Errors
+    /// [`Error::TooManyTokens`] for a prompt of more than `limit` ids.
+    ///
+    /// ```
+    /// # let tokenizer = qwen_tokenizer::Tokenizer::from_bytes(include_bytes!("../tests/data/tokenizer.json"), None)?;
+    /// let prompt = tokenizer.encode_prompt("Once upon a time", 100)?;
+    /// assert_eq!(prompt, tokenizer.encode("Once upon a time", true)?); // nothing around it here
+    /// # Ok::<(), qwen_tokenizer::Error>(())
+    /// ```
+    pub fn encode_prompt(&self, text: &str, limit: usize) -> Result<Vec<u32>> {
+        let Around { leading, trailing } = &self.inner.around;
+        let room =
+            limit.checked_sub(leading.len() + trailing.len()).ok_or(Error::TooManyTokens { limit, bytes: None })?;
+        let mut ids = leading.clone();
+        ids.extend(self.encode_within(text, true, room)?);
+        ids.extend(trailing);
+        Ok(ids)
+    }
+
     /// Renders a chat with the checkpoint's template and encodes it.
     ///
     /// Control tokens in contents stay text unless [`ChatInput::trust_contents`] says otherwise. For contents without
@@ -235,10 +284,31 @@ impl Tokenizer {
     /// # Ok::<(), qwen_tokenizer::Error>(())
     /// ```
     pub fn encode_chat_within(&self, input: &ChatInput<'_>, limit: usize) -> Result<EncodedChat> {
-        let chat = self.chat_for(input.has_tools())?;
+        self.encode_chat_from(input, limit, None)
+    }
+
+    /// [`encode_chat_within`](Self::encode_chat_within) for a chat that goes on after `before`, an earlier prompt of it and
+    /// what was [answered](EncodedChat::answered): where its text begins with that, its ids begin with those. So a model
+    /// reads its own answers as it wrote them, and what was computed for them stays of use. Where the template rewrites
+    /// earlier answers, as those do that drop their thinking, the whole chat is encoded again.
+    ///
+    /// # Errors
+    /// As [`encode_chat_within`](Self::encode_chat_within).
+    pub fn encode_chat_after(&self, input: &ChatInput<'_>, limit: usize, before: &EncodedChat) -> Result<EncodedChat> {
+        self.encode_chat_from(input, limit, Some(before))
+    }
+
+    fn encode_chat_from(
+        &self,
+        input: &ChatInput<'_>,
+        limit: usize,
+        before: Option<&EncodedChat>,
+    ) -> Result<EncodedChat> {
+        let template = self.template_for(input.has_tools())?;
         let most_bytes = self.inner.most_bytes.and_then(|bytes| bytes.checked_mul(limit));
         let room = Room { tokens: limit, bytes: most_bytes };
-        chat.encode(input, &self.inner.added, room, |segments| self.inner.encode_segments(segments, limit))
+        let encode = |segments: &[Segment<'_>]| self.inner.encode_segments(segments, limit);
+        chat::encode(template, input, &self.inner.added, room, before, encode)
     }
 
     /// Renders a chat with the checkpoint's template.
@@ -254,7 +324,7 @@ impl Tokenizer {
     /// # Ok::<(), qwen_tokenizer::Error>(())
     /// ```
     pub fn render_chat(&self, input: &ChatInput<'_>) -> Result<String> {
-        self.chat_for(input.has_tools())?.template.render(input)
+        self.template_for(input.has_tools())?.render(input)
     }
 
     /// The template for chats without tools, or an error that says where one was looked for.
@@ -267,10 +337,10 @@ impl Tokenizer {
     /// # Ok::<(), qwen_tokenizer::Error>(())
     /// ```
     pub fn chat_template(&self) -> Result<&ChatTemplate> {
-        Ok(&self.chat_for(false)?.template)
+        self.template_for(false)
     }
 
-    fn chat_for(&self, tools: bool) -> Result<&Chat> {
+    fn template_for(&self, tools: bool) -> Result<&ChatTemplate> {
         let chats = &self.chats;
         let tool_use = chats.tool_use.as_ref().filter(|_| tools);
         tool_use
@@ -315,7 +385,7 @@ impl Tokenizer {
 
 impl std::fmt::Debug for Tokenizer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let template = self.chats.default.as_ref().map(|chat| chat.template.name());
+        let template = self.chats.default.as_ref().map(ChatTemplate::name);
         f.debug_struct("Tokenizer").field("len", &self.len()).field("template", &template).finish_non_exhaustive()
     }
 }

@@ -4,7 +4,10 @@
 
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::value::RawValue;
 use serde_json::{Map, Value};
+
+use crate::entries::Entries;
 
 /// The definition of a tool, given to the model as JSON with its keys in the order they were written.
 ///
@@ -88,7 +91,7 @@ impl Tool {
 /// let call = ToolCall::new("add", serde_json::json!({"a": 1, "b": 2})).with_id("call_0");
 /// assert_eq!(
 ///     serde_json::to_string(&call)?,
-///     r#"{"id":"call_0","type":"function","function":{"name":"add","arguments":"{\"a\":1,\"b\":2}"}}"#
+///     r#"{"id":"call_0","type":"function","function":{"name":"add","arguments":{"a":1,"b":2}}}"#
 /// );
 /// # Ok::<(), serde_json::Error>(())
 /// ```
@@ -136,24 +139,23 @@ impl Serialize for ToolCall {
 impl<'de> Deserialize<'de> for ToolCall {
     /// Takes `{"id", "type", "function": {...}}` and also the inner object alone.
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let mut json = Map::deserialize(deserializer)?;
-        let id = match json.remove("id") {
-            None | Some(Value::Null) => None,
-            Some(Value::String(id)) => Some(id),
-            Some(_) => return Err(D::Error::custom("`id` of a tool call: expected a string")),
+        let mut json = Entries::deserialize(deserializer)?;
+        let id = json.take_as("id")?;
+        json.take("type");
+        let (function, extra) = match json.take("function") {
+            Some(function) => {
+                let function: Entries =
+                    serde_json::from_str(function.get()).map_err(|e| D::Error::custom(format!("`function`: {e}")))?;
+                (function, json.rest()?)
+            }
+            None => (json, Map::new()),
         };
-        json.remove("type");
-        let (function, extra) = match json.remove("function") {
-            Some(function) => (function, json),
-            None => (Value::Object(json), Map::new()),
-        };
-        let function = FunctionCall::deserialize(function).map_err(D::Error::custom)?;
-        Ok(Self { id, function, extra })
+        Ok(Self { id, function: FunctionCall::from_entries(function)?, extra })
     }
 }
 
 /// A function's name and the arguments of one call.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct FunctionCall {
     /// The function.
@@ -165,44 +167,76 @@ pub struct FunctionCall {
     pub extra: Map<String, Value>,
 }
 
-/// The arguments of a call: JSON text on the wire, an object in a template.
+impl FunctionCall {
+    fn from_entries<E: serde::de::Error>(mut json: Entries) -> Result<Self, E> {
+        let name = json.take_as("name")?.ok_or_else(|| E::missing_field("name"))?;
+        let arguments = json.take("arguments").map(|json| Arguments::from_raw(&json)).transpose()?;
+        // A function without parameters may come without arguments.
+        let arguments = arguments.unwrap_or_else(|| "".into());
+        Ok(Self { name, arguments, extra: json.rest()? })
+    }
+}
+
+impl<'de> Deserialize<'de> for FunctionCall {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Self::from_entries(Entries::deserialize(deserializer)?)
+    }
+}
+
+/// The arguments of a call: JSON text, as OpenAI's API has it, or the JSON value itself.
 ///
-/// Reads from either form; writes the text. The text is kept as it came, so nothing in it is lost on the way.
+/// They keep the form that they came in, and every digit. A template gets them in the form that it can use: what came as
+/// text stays text where the template writes it as it is, and is the value that it says where the template writes JSON.
 ///
 /// ```
 /// use qwen_tokenizer::Arguments;
-/// let arguments: Arguments = serde_json::from_str(r#"{"a": 1}"#)?;
-/// assert_eq!(arguments.as_str(), r#"{"a":1}"#);
-/// assert_eq!(arguments.to_json()?["a"], 1);
+/// let text: Arguments = serde_json::from_str(r#""{\"a\": 36893488147419103232}""#)?;
+/// let value: Arguments = serde_json::from_str(r#"{"a": 36893488147419103232}"#)?;
+/// assert_eq!(text.as_str(), r#"{"a": 36893488147419103232}"#);
+/// assert_eq!(value.as_str(), text.as_str());
+/// assert!(text.is_text() && !value.is_text());
+/// assert_eq!(serde_json::to_string(&value)?, value.as_str());
 /// # Ok::<(), serde_json::Error>(())
 /// ```
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(transparent)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Arguments {
-    text: String,
+    json: String,
+    is_text: bool,
 }
 
 impl Arguments {
     /// The arguments as JSON text; a model may have written something else.
     pub fn as_str(&self) -> &str {
-        &self.text
+        &self.json
+    }
+
+    /// Whether they came as text.
+    pub fn is_text(&self) -> bool {
+        self.is_text
     }
 
     /// The arguments as a JSON value, or an error where the model wrote none.
     pub fn to_json(&self) -> serde_json::Result<Value> {
-        serde_json::from_str(&self.text)
+        serde_json::from_str(&self.json)
+    }
+
+    fn from_raw<E: serde::de::Error>(json: &RawValue) -> Result<Self, E> {
+        match json.get().starts_with('"') {
+            true => serde_json::from_str::<String>(json.get()).map(Self::from).map_err(E::custom),
+            false => Ok(Self { json: json.get().to_owned(), is_text: false }),
+        }
     }
 }
 
 impl From<String> for Arguments {
-    fn from(text: String) -> Self {
-        Self { text }
+    fn from(json: String) -> Self {
+        Self { json, is_text: true }
     }
 }
 
 impl From<&str> for Arguments {
-    fn from(text: &str) -> Self {
-        Self { text: text.into() }
+    fn from(json: &str) -> Self {
+        json.to_owned().into()
     }
 }
 
@@ -210,14 +244,25 @@ impl From<Value> for Arguments {
     /// A string is taken for the JSON text, as on the wire.
     fn from(json: Value) -> Self {
         match json {
-            Value::String(text) => Self { text },
-            json => Self { text: json.to_string() },
+            Value::String(text) => text.into(),
+            json => Self { json: json.to_string(), is_text: false },
+        }
+    }
+}
+
+impl Serialize for Arguments {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.is_text {
+            true => serializer.serialize_str(&self.json),
+            false => <&RawValue>::deserialize(&mut serde_json::Deserializer::from_str(&self.json))
+                .map_err(serde::ser::Error::custom)?
+                .serialize(serializer),
         }
     }
 }
 
 impl<'de> Deserialize<'de> for Arguments {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Ok(Value::deserialize(deserializer)?.into())
+        Self::from_raw(&Box::<RawValue>::deserialize(deserializer)?)
     }
 }

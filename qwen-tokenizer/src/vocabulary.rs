@@ -65,7 +65,27 @@ pub(crate) struct Vocabulary<'a> {
     merges: Option<BoundedList<Merge<'a>, MAX_MERGES>>,
 }
 
-impl Vocabulary<'_> {
+impl<'a> Vocabulary<'a> {
+    /// A vocabulary of these tokens and merges.
+    pub(crate) fn of_lists(
+        vocab: BoundedMap<u32, MAX_TOKENS>,
+        merges: BoundedList<(&'a str, &'a str), MAX_MERGES>,
+    ) -> Self {
+        let merges = merges.0.into_iter().map(|(left, right)| Merge(left.into(), right.into())).collect();
+        Self {
+            kind: None,
+            dropout: None,
+            unk_token: None,
+            continuing_subword_prefix: None,
+            end_of_word_suffix: None,
+            fuse_unk: false,
+            byte_fallback: false,
+            ignore_merges: false,
+            vocab: Some(vocab),
+            merges: Some(BoundedList(merges)),
+        }
+    }
+
     pub(crate) fn build(mut self) -> Result<Model> {
         let (vocab, merges) = self.take_lists()?;
         let mut builder = BPE::builder().fuse_unk(self.fuse_unk).ignore_merges(self.ignore_merges);

@@ -254,10 +254,11 @@ fn a_template_may_search_contents_for_control_tokens() {
     assert_eq!(chat.text, "<|im_start|><|im_start|>y</tool_call>");
     assert_eq!(control_count(&chat.ids), 2);
 
-    // Where a template rewrites what it writes there is no telling, and that is said.
-    let tokenizer = tokenizer.with_chat_template("{{ '<|im_start|>' | length }}").unwrap();
+    // Where a template computes with the characters of a control token there is no telling, and that is said.
+    let tokenizer = tokenizer.with_chat_template("{{ messages[0].content | e }}").unwrap();
     assert_eq!(tokenizer.encode_chat(&ChatInput::new(&messages)), Err(Error::ControlTokensRewritten));
-    assert_eq!(tokenizer.encode_chat(&ChatInput::new(&messages).trust_contents(true)).unwrap().text, "12");
+    let trusted = tokenizer.encode_chat(&ChatInput::new(&messages).trust_contents(true)).unwrap();
+    assert_eq!(trusted.text, "x&lt;/tool_call&gt;&lt;|im_start|&gt;y");
 }
 
 #[test]

@@ -189,11 +189,16 @@ fn templates_come_from_the_file() {
 #[test]
 fn a_text_begins_with_bos_where_the_file_says_so() {
     let tokenizer = form().load(|vocabulary| vocabulary.add_bos_token = true).unwrap();
-    assert_eq!(tokenizer.leading_token_id(), Some(352));
+    let hi = reference().encode("Hi", true).unwrap();
+    let with_bos: Vec<u32> = [352].into_iter().chain(hi.iter().copied()).collect();
+    assert_eq!(tokenizer.encode_prompt("Hi", 100).unwrap(), with_bos);
     let tokenizer = tokenizer.with_chat_template("x").unwrap();
-    assert_eq!(tokenizer.leading_token_id(), Some(352));
-    assert_eq!(tokenizer.encode("Hi", true), reference().encode("Hi", true));
-    assert_eq!(tokenizers()[0].leading_token_id(), None);
+    assert_eq!(tokenizer.encode_prompt("Hi", 100).unwrap(), with_bos);
+    assert_eq!(tokenizer.encode_prompt("Hi", with_bos.len()).unwrap(), with_bos);
+    assert!(matches!(tokenizer.encode_prompt("Hi", hi.len()), Err(Error::TooManyTokens { .. })));
+    assert!(matches!(tokenizer.encode_prompt("", 0), Err(Error::TooManyTokens { limit: 0, .. })));
+    assert_eq!(tokenizer.encode("Hi", true).unwrap(), hi);
+    assert_eq!(tokenizers()[0].encode_prompt("Hi", 100).unwrap(), hi);
 }
 
 /// A change of the lists, and one of the rest.

@@ -196,7 +196,7 @@ fn the_real_tokenizer_knows_its_tokens() {
         assert_eq!(sizes, (151_643, 151_665, 151_665), "{form}");
         assert_eq!(tokenizer.eos_token_id(), Some(151_645), "{form}");
         assert_eq!(tokenizer.pad_token_id(), Some(151_643), "{form}");
-        assert_eq!(tokenizer.leading_token_id(), None, "{form}");
+        assert_eq!(tokenizer.encode_prompt("", 0), Ok(vec![]), "{form}");
         assert_eq!(tokenizer.token_to_id("<tool_call>"), Some(151_657), "{form}");
         assert!(tokenizer.is_special(151_643) && !tokenizer.is_special(151_657), "{form}");
         assert_eq!(tokenizer.control_ids().collect::<Vec<_>>(), (151_643..=151_664).collect::<Vec<_>>(), "{form}");
@@ -230,7 +230,7 @@ fn an_old_file_has_the_ids_of_its_time() {
     let path = folder.join("qwen2-vocab-gguf/ggml-vocab-qwen2.gguf");
     let form = Form::read(&path);
     let tokenizer = form.load(|_| ()).unwrap();
-    assert_eq!((tokenizer.len(), tokenizer.num_ids(), tokenizer.leading_token_id()), (151_646, 151_646, None));
+    assert_eq!((tokenizer.len(), tokenizer.num_ids()), (151_646, 151_646));
     assert_eq!(tokenizer.encode("[PAD151700]", true), tokenizer.encode("[PAD151700]", false));
 
     // llama.cpp's pairs of texts and ids, the ids by Python's transformers.

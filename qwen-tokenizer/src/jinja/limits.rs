@@ -83,6 +83,8 @@ pub(crate) struct Budget {
     max_steps: u64,
     max_bytes: u64,
     max_text: u64,
+    /// Characters and their guards; see `guards`.
+    pub(super) guards: Box<[(char, char)]>,
 }
 
 impl Budget {
@@ -94,6 +96,7 @@ impl Budget {
             max_steps: MAX_STEPS.saturating_add(input_bytes),
             max_bytes: MAX_BYTES.saturating_add(input_bytes.saturating_mul(64)),
             max_text: MAX_TEXT_BYTES.saturating_add(input_bytes.saturating_mul(16)),
+            guards: Box::default(),
         }
     }
 
@@ -106,6 +109,7 @@ impl Budget {
             max_steps: unlimited,
             max_bytes: unlimited,
             max_text: unlimited,
+            guards: Box::default(),
         }
     }
 

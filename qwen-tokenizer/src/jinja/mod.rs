@@ -8,7 +8,7 @@
 //! From source to text: `lexer` makes tokens, `parser` a tree (`ast`), `render` runs its tags and `eval` its
 //! expressions. `value` is what they compute with, `json` makes values of the caller's input, `ops` are operators, `access` is what is inside a value,
 //! `methods`, `filters`, `collections`, `predicates` and `functions` are what templates call, `python` and `format` write
-//! values as Python does, `scope` holds variables, `marks` tells control tokens apart, `clock` is the date.
+//! values as Python does, `scope` holds variables, `guards` and `texts` help to tell control tokens apart, `clock` is the date.
 //!
 //! What a chat is made of is not known here; see `template`.
 
@@ -21,10 +21,10 @@ mod eval;
 mod filters;
 mod format;
 mod functions;
+mod guards;
 pub(crate) mod json;
 mod lexer;
 mod limits;
-mod marks;
 mod methods;
 mod ops;
 mod parser;
@@ -32,12 +32,12 @@ mod predicates;
 mod python;
 mod render;
 mod scope;
+mod texts;
 mod value;
 
 use std::sync::Arc;
 
 pub(crate) use self::limits::{Budget, FaultKind};
-pub(crate) use self::marks::Marks;
 pub(crate) use self::parser::SyntaxError;
 pub(crate) use self::value::Value;
 
@@ -56,9 +56,9 @@ pub(crate) struct Stopped {
 }
 
 impl Program {
-    /// Parses a template; with marks in place of the control tokens that it writes, if `marks` are given.
-    pub(crate) fn parse(source: &str, marks: Option<&Marks>) -> Result<Self, SyntaxError> {
-        Ok(Self { tree: parser::parse(source, marks)? })
+    /// Parses a template.
+    pub(crate) fn parse(source: &str) -> Result<Self, SyntaxError> {
+        Ok(Self { tree: parser::parse(source)? })
     }
 
     /// Renders the template to a text of at most `room` bytes. `now` are the seconds since 1970 for templates that write

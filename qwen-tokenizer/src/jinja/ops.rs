@@ -163,7 +163,7 @@ pub(super) fn equal(a: &Value, b: &Value, budget: &Budget) -> Result<bool> {
     Ok(match (a, b) {
         (Value::Str(a), Value::Str(b)) => {
             budget.scan(a.len().min(b.len()))?;
-            a == b
+            budget.plain(a) == budget.plain(b)
         }
         (Value::Undefined(_), Value::Undefined(_)) | (Value::None, Value::None) => true,
         (Value::LongInt(a), Value::LongInt(b)) => a == b,
@@ -207,7 +207,7 @@ pub(super) fn order(a: &Value, b: &Value, budget: &Budget) -> Result<Option<Orde
     match (a, b) {
         (Value::Str(a), Value::Str(b)) => {
             budget.scan(a.len().min(b.len()))?;
-            return Ok(Some(a.cmp(b)));
+            return Ok(Some(budget.plain(a).cmp(&budget.plain(b))));
         }
         (Value::List(a), Value::List(b)) | (Value::Tuple(a), Value::Tuple(b)) => {
             for (a, b) in a.iter().zip(b.iter()) {
@@ -235,7 +235,7 @@ pub(super) fn contains(container: &Value, item: &Value, budget: &Budget) -> Resu
         Value::Str(text) => match item {
             Value::Str(part) => {
                 budget.scan(text.len())?;
-                Ok(text.contains(&**part))
+                Ok(budget.plain(text).contains(&*budget.plain(part)))
             }
             Value::Undefined(name) => Err(undefined(name)),
             item => fail(format!("`in` a text takes a text, not {}", item.kind())),

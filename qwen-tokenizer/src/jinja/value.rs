@@ -260,7 +260,7 @@ impl Key {
         budget.steps(1)?;
         budget.bytes(SLOT)?;
         Ok(match value {
-            Value::Str(text) => Self::Str(Arc::clone(text)),
+            Value::Str(text) => Self::Str(budget.plain_text(text)),
             Value::None => Self::None,
             Value::LongInt(digits) => Self::LongInt(Arc::clone(digits)),
             Value::Float(number) if number.fract() == 0.0 && number.abs() < 1e30 => Self::Int(*number as i128),

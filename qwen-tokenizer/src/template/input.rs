@@ -34,6 +34,23 @@ pub struct ChatInput<'a> {
     variables: Map<String, Json>,
 }
 
+/// The forms that a template takes where there are several.
+pub(super) trait Takes {
+    /// Whether contents may be lists of parts.
+    fn parts(&self) -> bool;
+    /// How arguments of calls may come.
+    fn arguments(&self) -> ArgumentForms;
+}
+
+/// How a template takes the arguments of a call.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct ArgumentForms {
+    /// It writes a text as it is.
+    pub(super) as_text: bool,
+    /// It writes a value.
+    pub(super) as_value: bool,
+}
+
 #[derive(Debug, Clone, Copy)]
 enum Source<'a, T> {
     Typed(&'a [T]),
@@ -43,8 +60,8 @@ enum Source<'a, T> {
 impl<'a> ChatInput<'a> {
     /// A chat of these messages, ending with the beginning of the assistant's answer.
     ///
-    /// The arguments of calls reach the template as objects, and lists of text parts as one text where the template
-    /// takes no lists.
+    /// The arguments of calls reach the template in the form that it takes ([`Arguments`](crate::Arguments)), and lists of
+    /// text parts as one text where it takes no lists.
     pub fn new(messages: &'a [Message]) -> Self {
         Self {
             messages: Source::Typed(messages),
@@ -176,12 +193,8 @@ impl<'a> ChatInput<'a> {
         self.now.or_else(system_time)
     }
 
-    /// The template's variables. `takes_parts` tells what becomes of contents that are lists; `budget` counts.
-    pub(super) fn to_variables(
-        &self,
-        takes_parts: impl Fn() -> bool,
-        budget: &Budget,
-    ) -> Result<Vec<(Arc<str>, Value)>> {
+    /// The template's variables, in the forms that it takes; `budget` counts.
+    pub(super) fn to_variables(&self, takes: &dyn Takes, budget: &Budget) -> Result<Vec<(Arc<str>, Value)>> {
         let parse = |what: &str, text| match json::parse(text, budget).map_err(wrong(what))? {
             value @ (Value::List(_) | Value::None) => Ok(value),
             value => {
@@ -191,7 +204,7 @@ impl<'a> ChatInput<'a> {
         let messages = match self.messages {
             Source::Json(text) => parse("messages", text)?,
             Source::Typed(messages) => {
-                let value = |(i, message)| message_value(i, message, &takes_parts, budget);
+                let value = |(i, message)| message_value(i, message, takes, budget);
                 let messages = messages.iter().enumerate().map(value).collect::<Result<_>>()?;
                 json::list(messages, budget).map_err(wrong("messages"))?
             }
@@ -223,13 +236,13 @@ fn wrong(what: &str) -> impl FnOnce(String) -> Error + use<> {
     move |problem| Error::Json { what, problem }
 }
 
-fn message_value(index: usize, message: &Message, takes_parts: &impl Fn() -> bool, budget: &Budget) -> Result<Value> {
+fn message_value(index: usize, message: &Message, takes: &dyn Takes, budget: &Budget) -> Result<Value> {
     let wrong = |key: &str| wrong(&format!("messages[{index}].{key}"));
     let mut entries = vec![("role".to_owned(), json::string(message.role.as_str(), budget))];
     let content = match &message.content {
         None => None,
         Some(Content::Text(text)) => Some(json::string(text, budget)),
-        Some(Content::Parts(parts)) if takes_parts() => {
+        Some(Content::Parts(parts)) if takes.parts() => {
             let part = |part: &ContentPart| json::convert(&Json::Object(part.clone().into()), 0, budget);
             let parts = parts.iter().map(part).collect::<std::result::Result<_, _>>();
             Some(parts.and_then(|parts| json::list(parts, budget)).map_err(wrong("content"))?)
@@ -239,8 +252,11 @@ fn message_value(index: usize, message: &Message, takes_parts: &impl Fn() -> boo
     };
     entries.extend(content.map(|content| ("content".into(), content)));
     if !message.tool_calls.is_empty() {
-        let calls =
-            message.tool_calls.iter().map(|call| call_value(call, budget)).collect::<std::result::Result<_, _>>();
+        let calls = message
+            .tool_calls
+            .iter()
+            .map(|call| call_value(call, takes, budget))
+            .collect::<std::result::Result<_, _>>();
         let calls = calls.and_then(|calls| json::list(calls, budget)).map_err(wrong("tool_calls"))?;
         entries.push(("tool_calls".into(), calls));
     }
@@ -259,16 +275,21 @@ fn joined(index: usize, parts: &[ContentPart], budget: &Budget) -> Result<Value>
     Ok(json::string(&texts.join("\n"), budget))
 }
 
-fn call_value(call: &ToolCall, budget: &Budget) -> std::result::Result<Value, String> {
+fn call_value(call: &ToolCall, takes: &dyn Takes, budget: &Budget) -> std::result::Result<Value, String> {
     let function = &call.function;
-    let arguments = match function.arguments.as_str() {
+    let text = function.arguments.as_str();
+    let arguments = match (function.arguments.is_text(), takes.arguments()) {
+        (true, ArgumentForms { as_text: true, .. }) | (false, ArgumentForms { as_text: true, as_value: false }) => {
+            json::string(text, budget)
+        }
         // What servers send for a function without parameters.
-        text if text.trim().is_empty() => json::dict(Vec::new(), budget)?,
+        (true, _) if text.trim().is_empty() => json::dict(Vec::new(), budget)?,
         // A model may have written what is no object; the template then gets the text, as in transformers.
-        text => match json::parse(text, budget) {
-            Ok(value @ Value::Dict(_)) => value,
+        (true, _) => match json::parse(text, budget) {
+            Ok(value @ (Value::Dict(_) | Value::List(_) | Value::None)) => value,
             _ => json::string(text, budget),
         },
+        (false, _) => json::parse(text, budget)?,
     };
     let mut entries = Vec::new();
     entries.extend(call.id.as_ref().map(|id| ("id".to_owned(), json::string(id, budget))));

@@ -7,9 +7,11 @@ mod input;
 use std::sync::{Arc, OnceLock};
 
 pub use self::input::ChatInput;
+use self::input::{ArgumentForms, Takes};
 use crate::config::DEFAULT_TEMPLATE;
 use crate::error::{Error, Result};
-use crate::jinja::{Budget, FaultKind, Marks, Program, Stopped, SyntaxError, Value};
+use crate::guard::Guards;
+use crate::jinja::{Budget, FaultKind, Program, Stopped, SyntaxError, Value};
 
 /// A chat template, parsed.
 ///
@@ -33,6 +35,7 @@ pub struct ChatTemplate {
     named_tokens: Vec<(&'static str, String)>,
     program: Program,
     takes_parts: OnceLock<bool>,
+    takes_arguments: OnceLock<ArgumentForms>,
 }
 
 impl ChatTemplate {
@@ -42,9 +45,16 @@ impl ChatTemplate {
     }
 
     pub(crate) fn named(name: &str, source: &str, named_tokens: &[(&'static str, String)]) -> Result<Self> {
-        let program = Program::parse(source, None).map_err(|e| syntax_error(name, e))?;
+        let program = Program::parse(source).map_err(|e| syntax_error(name, e))?;
         let named_tokens = named_tokens.to_vec();
-        Ok(Self { name: name.into(), source: source.into(), named_tokens, program, takes_parts: OnceLock::new() })
+        Ok(Self {
+            name: name.into(),
+            source: source.into(),
+            named_tokens,
+            program,
+            takes_parts: OnceLock::new(),
+            takes_arguments: OnceLock::new(),
+        })
     }
 
     /// The name: `default`, `tool_use` or another of tokenizer_config.json.
@@ -65,8 +75,8 @@ impl ChatTemplate {
     /// What a chat gives the template.
     pub(crate) fn variables(&self, input: &ChatInput<'_>) -> Result<Variables> {
         let budget = Budget::of_input();
-        let values = input.to_variables(|| *self.takes_parts.get_or_init(|| self.probe_parts()), &budget)?;
-        Ok(Variables { values, now: input.time(), bytes: budget.bytes_used() })
+        let values = input.to_variables(self, &budget)?;
+        Ok(Variables { values, now: input.time(), bytes: budget.bytes_used(), guards: Vec::new() })
     }
 
     pub(crate) fn render_variables(&self, variables: &Variables) -> Result<String> {
@@ -78,7 +88,7 @@ impl ChatTemplate {
         let tokens = self.named_tokens.iter().map(|(name, token)| (Arc::from(*name), Value::str(token.as_str())));
         // A caller's variable of the same name comes later and wins.
         let values = tokens.chain(variables.values.iter().cloned());
-        let budget = Budget::of_rendering(variables.bytes);
+        let budget = Budget::of_rendering(variables.bytes).with_guards(&variables.guards);
         match self.program.render(values, variables.now, bytes, &budget) {
             Ok(text) => Ok(Some(text)),
             Err(Stopped { kind: FaultKind::TooLong, .. }) => Ok(None),
@@ -86,36 +96,36 @@ impl ChatTemplate {
         }
     }
 
-    /// This template with every control token that it writes, itself or through a variable, as its mark.
-    pub(crate) fn marked(&self, marks: &[(String, char)]) -> Result<Self> {
-        let finder = Marks::new(marks.iter().map(|(token, mark)| (token.as_str(), *mark)));
-        let finder = finder.map_err(|e| self.problem(0, e.to_string()))?;
-        let mark_token = |(name, token): &(&'static str, String)| {
-            let mark = marks.iter().find(|(content, _)| content == token);
-            (*name, mark.map_or_else(|| token.clone(), |(_, mark)| mark.to_string()))
-        };
-        Ok(Self {
-            name: self.name.clone(),
-            source: String::new(),
-            named_tokens: self.named_tokens.iter().map(mark_token).collect(),
-            program: Program::parse(&self.source, Some(&finder)).map_err(|e| syntax_error(&self.name, e))?,
-            takes_parts: OnceLock::new(),
-        })
-    }
-
-    /// The values of the variables that stand for special tokens.
-    pub(crate) fn named_tokens(&self) -> impl Iterator<Item = &str> {
-        self.named_tokens.iter().map(|(_, token)| token.as_str())
-    }
-
     /// Whether the template takes contents that are lists of parts: does it write the text of a part, and not the
     /// list itself?
     fn probe_parts(&self) -> bool {
-        let probe = r#"[{"role": "user", "content": [{"type": "text", "text": "4f9c"}]}]"#;
-        let variables = ChatInput::from_json(probe).to_variables(|| true, &Budget::of_input());
-        let variables = variables.map(|values| Variables { values, now: Some(0), bytes: 0 });
-        let text = variables.and_then(|variables| self.render_variables(&variables)).unwrap_or_default();
+        let text = self.probe(r#"[{"role": "user", "content": [{"type": "text", "text": "4f9c"}]}]"#);
         text.contains("4f9c") && !text.contains("'4f9c'") && !text.contains("\"4f9c\"")
+    }
+
+    /// How the template takes arguments: does it write a text as it is, and does it write a value at all?
+    fn probe_arguments(&self) -> ArgumentForms {
+        let probe = |arguments: &str| {
+            let call = format!(r#"{{"name": "f", "arguments": {arguments}}}"#);
+            let calls = format!(r#"[{{"id": "call00000", "type": "function", "function": {call}}}]"#);
+            let asked = r#"{"role": "user", "content": "q"}"#;
+            let called = format!(r#"{{"role": "assistant", "content": "", "tool_calls": {calls}}}"#);
+            let answered = r#"{"role": "tool", "name": "f", "content": "r", "tool_call_id": "call00000"}"#;
+            // Some templates want the answer, some no more than the call.
+            let whole = self.probe(&format!("[{asked}, {called}, {answered}]"));
+            if whole.is_empty() { self.probe(&format!("[{asked}, {called}]")) } else { whole }
+        };
+        ArgumentForms {
+            as_text: probe(r#""{\"k\": \"4f9c\"}""#).contains(r#"{"k": "4f9c"}"#),
+            as_value: probe(r#"{"k": "4f9c"}"#).contains("4f9c"),
+        }
+    }
+
+    /// What the template makes of messages; nothing where it refuses them.
+    fn probe(&self, messages: &str) -> String {
+        let values = ChatInput::from_json(messages).to_variables(self, &Budget::of_input());
+        let variables = values.map(|values| Variables { values, now: Some(0), bytes: 0, guards: Vec::new() });
+        variables.and_then(|variables| self.render_variables(&variables)).unwrap_or_default()
     }
 
     fn error(&self, stopped: Stopped) -> Error {
@@ -135,6 +145,16 @@ impl ChatTemplate {
     }
 }
 
+impl Takes for ChatTemplate {
+    fn parts(&self) -> bool {
+        *self.takes_parts.get_or_init(|| self.probe_parts())
+    }
+
+    fn arguments(&self) -> ArgumentForms {
+        *self.takes_arguments.get_or_init(|| self.probe_arguments())
+    }
+}
+
 /// A chat as a template sees it.
 #[derive(Debug)]
 pub(crate) struct Variables {
@@ -142,6 +162,30 @@ pub(crate) struct Variables {
     now: Option<i64>,
     /// What the values take, by which the limits of a rendering grow.
     bytes: u64,
+    /// Characters and their guards.
+    guards: Vec<(char, char)>,
+}
+
+impl Variables {
+    /// With guards in what others than the model wrote; `None` where none are needed.
+    pub(crate) fn guarded(&self, guards: &mut Guards<'_>) -> Option<Self> {
+        let mut values = self.values.clone();
+        let mut has_guards = false;
+        for (name, value) in &mut values {
+            let guarded = match (&**name, &*value) {
+                ("messages", Value::List(_)) => value.with_items(&mut |message| {
+                    if message.text_at("role") == Some("assistant") { None } else { guards.guard(message) }
+                }),
+                (_, value) => guards.guard(value),
+            };
+            if let Some(guarded) = guarded {
+                *value = guarded;
+                has_guards = true;
+            }
+        }
+        let Self { now, bytes, .. } = *self;
+        has_guards.then(|| Self { values, now, bytes, guards: guards.pairs().to_vec() })
+    }
 }
 
 fn syntax_error(name: &str, error: SyntaxError) -> Error {

@@ -6,7 +6,9 @@ pub(super) use self::text::{capitalized, ends_line, lines, lower, pad, replace, 
 use std::rc::Rc;
 
 use super::arguments::CallArguments;
+use super::ast::Text;
 use super::format;
+use super::guards;
 use super::limits::{Budget, Result, fail};
 use super::ops::equal;
 use super::value::{Dict, Items, Value};
@@ -35,7 +37,8 @@ pub(super) fn call(value: &Value, name: &str, mut arguments: CallArguments, budg
             if name == "format" {
                 return format::braces(text, &arguments, budget);
             }
-            text::call(value, text, name, &mut arguments, budget)?
+            let text = guards::prepare(text, name, &mut arguments, budget);
+            text::call(&Value::Str(Text::clone(&text)), &text, name, &mut arguments, budget)?
         }
         Value::List(items) | Value::Tuple(items) => of_list(value, items, name, &mut arguments, budget)?,
         Value::Dict(dict) => of_mapping(value, dict, name, &mut arguments, budget)?,

@@ -34,7 +34,7 @@ impl<'a> Parser<'a> {
         let mut branches = Vec::new();
         let mut depth = 0;
         while self.skip_name("if") {
-            let condition = self.without_marks(Self::or)?;
+            let condition = self.or()?;
             branches.push((value, condition));
             if self.skip_name("else") {
                 value = self.or()?;
@@ -108,16 +108,11 @@ impl<'a> Parser<'a> {
     }
 
     pub(super) fn compare(&mut self) -> Result<Expr> {
-        let start = self.literals.len();
         let first = self.sum()?;
         let Some(mut comparison) = self.comparison() else { return Ok(first) };
-        // What is compared is not written.
-        for literal in self.literals.iter_mut().skip(start) {
-            literal.is_written = false;
-        }
         let mut rest = Vec::new();
         loop {
-            rest.push((comparison, self.without_marks(Self::sum)?));
+            rest.push((comparison, self.sum()?));
             match self.comparison() {
                 Some(next) => comparison = next,
                 None => return Ok(Expr::Compare(Box::new(first), rest)),

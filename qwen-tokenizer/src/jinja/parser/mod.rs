@@ -4,18 +4,14 @@
 //! an operand in `postfix`.
 //!
 //! Only nesting recurses here, and nesting is bounded; chains are read by loops.
-//!
-//! Where marks are given, each control token that the template *writes* is replaced by its mark (see `marks`). One that
-//! is compared with contents, or searched for in them, stays as it is.
 
 mod expressions;
 mod postfix;
 mod statements;
 
-use super::ast::{Expr, Line, Rest, Tree};
+use super::ast::{Expr, Line, Rest, Text, Tree};
 use super::lexer::{self, Token};
 use super::limits::{MAX_SOURCE_BYTES, MAX_SOURCE_NESTING};
-use super::marks::Marks;
 
 /// Why a source is no template.
 #[derive(Debug)]
@@ -26,50 +22,29 @@ pub(crate) enum SyntaxError {
 
 type Result<T> = std::result::Result<T, SyntaxError>;
 
-/// Parses a template, with marks in place of the control tokens that it writes if `marks` are given.
-pub(super) fn parse(source: &str, marks: Option<&Marks>) -> Result<Tree> {
+/// Parses a template.
+pub(super) fn parse(source: &str) -> Result<Tree> {
     if source.len() > MAX_SOURCE_BYTES {
         let what = "bytes of source";
         return Err(SyntaxError::Limit { line: 0, what, found: source.len(), limit: MAX_SOURCE_BYTES });
     }
     let source = lexer::normalize(source);
     let tokens = lexer::tokens(&source).map_err(|e| SyntaxError::Problem { line: e.line, problem: e.problem })?;
-    let mut parser = Parser {
-        tokens: &tokens,
-        at: 0,
-        marks,
-        literals: Vec::new(),
-        nesting: 0,
-        unmarked: 0,
-        loops: 0,
-        rest: Rest::default(),
-    };
+    let mut parser =
+        Parser { tokens: &tokens, at: 0, literals: Vec::new(), nesting: 0, loops: 0, rest: Rest::default() };
     let (nodes, end) = parser.body(&[])?;
     if let Some(name) = end {
         return parser.error(format!("`{name}` without its beginning"));
     }
-    let text = |literal: Literal| match marks {
-        Some(marks) if literal.is_written => marks.mark(&literal.text).into(),
-        _ => literal.text.into(),
-    };
-    Ok(Tree { nodes, literals: parser.literals.into_iter().map(text).collect() })
-}
-
-/// A string literal, and whether the template writes it: neither compares it nor looks for it.
-struct Literal {
-    text: String,
-    is_written: bool,
+    Ok(Tree { nodes, literals: parser.literals })
 }
 
 struct Parser<'a> {
     tokens: &'a [(Token<'a>, usize)],
     at: usize,
-    marks: Option<&'a Marks>,
-    literals: Vec<Literal>,
+    literals: Vec<Text>,
     /// Open tags, brackets and conditions.
     nesting: usize,
-    /// Greater than 0 inside of what is looked for.
-    unmarked: usize,
     /// Open loops of the current macro.
     loops: usize,
     /// What the current macro asks for.
@@ -170,16 +145,8 @@ impl<'a> Parser<'a> {
         Ok(())
     }
 
-    /// Runs `f` without marks, for what is looked for.
-    fn without_marks<T>(&mut self, f: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
-        self.unmarked += 1;
-        let result = f(self);
-        self.unmarked -= 1;
-        result
-    }
-
     fn literal(&mut self, text: String) -> Expr {
-        self.literals.push(Literal { text, is_written: self.unmarked == 0 });
+        self.literals.push(text.into());
         Expr::Str(self.literals.len() - 1)
     }
 }

@@ -4,26 +4,6 @@ use super::super::ast::{Arguments, Expr, Filter, Line, Postfix};
 use super::super::lexer::Token;
 use super::{Parser, Result};
 
-/// Methods, filters and tests whose arguments are looked for, not written.
-const SEARCHES: [&str; 16] = [
-    "split",
-    "rsplit",
-    "partition",
-    "rpartition",
-    "startswith",
-    "endswith",
-    "replace",
-    "find",
-    "rfind",
-    "index",
-    "count",
-    "strip",
-    "lstrip",
-    "rstrip",
-    "removeprefix",
-    "removesuffix",
-];
-
 impl<'a> Parser<'a> {
     pub(super) fn postfixes(&mut self, all: &mut Vec<(Line, Postfix)>) -> Result<()> {
         loop {
@@ -41,13 +21,7 @@ impl<'a> Parser<'a> {
                     }
                 }
                 Some(Token::Operator("[")) => self.nested(Self::subscript)?,
-                Some(Token::Operator("(")) => {
-                    let name = match all.last() {
-                        Some((_, Postfix::Attribute(name))) => name.to_string(),
-                        _ => String::new(),
-                    };
-                    Postfix::Call(self.arguments_of(&name)?)
-                }
+                Some(Token::Operator("(")) => Postfix::Call(self.nested(Self::arguments)?),
                 _ => return Ok(()),
             };
             all.push((line, postfix));
@@ -92,11 +66,11 @@ impl<'a> Parser<'a> {
             } else if self.skip_name("is") {
                 let is_negated = self.skip_name("not");
                 let name = self.dotted_name()?;
-                let arguments = self.without_marks(Self::test_arguments)?;
+                let arguments = self.test_arguments()?;
                 all.push((line, Postfix::Test { name: name.into(), arguments, is_negated }));
             } else if self.is("(") {
                 // A call after a filter or a test.
-                let arguments = self.arguments_of("")?;
+                let arguments = self.nested(Self::arguments)?;
                 all.push((line, Postfix::Call(arguments)));
             } else {
                 return Ok(());
@@ -107,7 +81,7 @@ impl<'a> Parser<'a> {
     /// The arguments of a test: in brackets, or one operand after its name.
     pub(super) fn test_arguments(&mut self) -> Result<Arguments> {
         if self.is("(") {
-            return self.arguments_of("");
+            return self.nested(Self::arguments);
         }
         let starts = match self.peek() {
             Some(Token::Name(name)) => {
@@ -127,14 +101,6 @@ impl<'a> Parser<'a> {
             });
         }
         Ok(arguments)
-    }
-
-    /// The arguments of a call of `name`, unmarked if it looks for them.
-    pub(super) fn arguments_of(&mut self, name: &str) -> Result<Arguments> {
-        if SEARCHES.contains(&name) {
-            return self.without_marks(|parser| parser.nested(Self::arguments));
-        }
-        self.nested(Self::arguments)
     }
 
     pub(super) fn arguments(&mut self) -> Result<Arguments> {
@@ -176,7 +142,7 @@ impl<'a> Parser<'a> {
 
     pub(super) fn filter(&mut self) -> Result<Filter> {
         let name = self.dotted_name()?;
-        let arguments = if self.is("(") { self.arguments_of(&name)? } else { Arguments::default() };
+        let arguments = if self.is("(") { self.nested(Self::arguments)? } else { Arguments::default() };
         Ok(Filter { name: name.into(), arguments })
     }
 

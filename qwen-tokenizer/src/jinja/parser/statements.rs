@@ -14,9 +14,7 @@ impl<'a> Parser<'a> {
         let mut nodes = Vec::new();
         while let Some(token) = self.next() {
             match token {
-                Token::Data(text) => {
-                    nodes.push(Node::Text(self.marks.map_or_else(|| (*text).into(), |marks| marks.mark(text).into())));
-                }
+                Token::Data(text) => nodes.push(Node::Text((*text).into())),
                 Token::VariableStart => {
                     let line = self.line();
                     let expr = self.tuple(true)?;
