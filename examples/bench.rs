@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use qwen::bench_support::{Ceilings, ceiling_meter, load_at_depth};
-use qwen::{Config, Device, Encoding, Engine, EngineOptions, GenerateOptions, Plan, Precision, memory};
+use qwen::{CapabilitySet, Config, Device, Encoding, Engine, EngineOptions, GenerateOptions, Plan, Precision, memory};
 use serde_json::{Value, json};
 
 mod output;
@@ -59,9 +59,8 @@ struct Args {
     #[arg(long)]
     kv: Option<Encoding>,
     /// Which features of a GPU wgpu uses: default, or best, which includes those that wgpu calls experimental.
-    #[cfg(feature = "wgpu")]
     #[arg(long, default_value_t)]
-    wgpu_capabilities: qwen::CapabilitySet,
+    wgpu_capabilities: CapabilitySet,
     /// Print one JSON object.
     #[arg(long)]
     json: bool,
@@ -288,6 +287,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         .device(args.device.clone())
         .precision(args.precision)
         .batch(args.batch)
+        .wgpu_capabilities(args.wgpu_capabilities)
         .context(context.max(64));
     if let Some(encoding) = args.kv {
         options = options.kv_encoding(encoding);
@@ -297,10 +297,6 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     if let Some(threads) = args.threads {
         options = options.threads(threads);
-    }
-    #[cfg(feature = "wgpu")]
-    {
-        options = options.wgpu_capabilities(args.wgpu_capabilities);
     }
     // Unknown for GPUs whose driver does not tell, and for `auto` before it has chosen.
     let free_bytes = |device: &Device| device.free_bytes().ok().flatten();

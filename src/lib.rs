@@ -52,7 +52,7 @@ mod vocabulary;
 mod worker;
 
 pub use chat::{Chat, Reply};
-pub use device::{Device, DeviceEntry, absent_devices, devices};
+pub use device::{Device, DeviceEntry, ParseDeviceError, absent_devices, devices};
 pub use distributed::Ranks;
 pub use engine::Engine;
 pub use error::{Error, Result};
@@ -61,8 +61,7 @@ pub use logits::LogitsRows;
 pub use options::EngineOptions;
 pub use plan::plan;
 pub use quantize::{QuantizedFile, Quantizer};
-#[cfg(feature = "wgpu")]
-pub use qwen_backend_wgpu::{AdapterChoice, CapabilitySet};
+pub use qwen_core::backend::{AdapterChoice, CapabilitySet};
 pub use qwen_core::engine::{Canceller, FinishReason, Work};
 pub use qwen_core::memory;
 pub use qwen_core::model::plan::Plan;

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use qwen_core::backend::CapabilitySet;
 use qwen_core::{Encoding, Error, Precision};
 
 use crate::device::Device;
@@ -224,8 +225,7 @@ impl EngineOptions {
     ///     .load("path/to/Qwen2.5-7B-Instruct")?;
     /// # Ok::<(), qwen::Error>(())
     /// ```
-    #[cfg(feature = "wgpu")]
-    pub fn wgpu_capabilities(mut self, capabilities: qwen_backend_wgpu::CapabilitySet) -> Self {
+    pub fn wgpu_capabilities(mut self, capabilities: CapabilitySet) -> Self {
         self.settings.wgpu_capabilities = capabilities;
         self
     }

@@ -4,7 +4,7 @@ use std::fmt;
 
 use qwen_core::{Error, Result};
 
-use crate::options::{AdapterChoice, CapabilitySet};
+use qwen_core::backend::{AdapterChoice, CapabilitySet};
 
 /// A GPU, or a software one, as its driver describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -8,9 +8,9 @@ use qwen_core::{Error, Footprint, Result};
 use crate::adapter::{self, AdapterInfo};
 use crate::geometry::WorkspaceSizes;
 use crate::kv::StoreLayout;
-use crate::options::CapabilitySet;
 use crate::runtime::{params, staging};
 use crate::weight::Layout;
+use qwen_core::backend::CapabilitySet;
 
 /// How matrices and K/V are cut into slabs on a device, and what they take. No device is opened.
 ///

@@ -33,6 +33,7 @@ mod workspace;
 pub use adapter::{AdapterInfo, adapters, hardware_adapters};
 pub use executor::{WgpuBackend, WgpuBuffer, WgpuIndices, WgpuKv, WgpuWeight};
 pub use footprint::WgpuFootprint;
-pub use options::{AdapterChoice, CapabilitySet, WgpuOptions};
+pub use options::WgpuOptions;
+pub use qwen_core::backend::{AdapterChoice, CapabilitySet};
 #[doc(hidden)]
 pub use stats::WgpuStats;

@@ -10,13 +10,7 @@ use super::factory::{
 };
 use super::{Device, DeviceEntry, Kind};
 
-pub(super) const KIND: Kind = Kind {
-    names: "`cpu`",
-    parse: |name| (name == "cpu").then_some(Device::Cpu),
-    entries,
-    absent: || None,
-    gpus: Vec::new,
-};
+pub(super) const KIND: Kind = Kind { entries, absent: || None, gpus: Vec::new };
 
 fn entries() -> Vec<DeviceEntry> {
     vec![DeviceEntry {

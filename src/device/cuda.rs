@@ -10,7 +10,7 @@ use super::factory::{Capacity, DeviceFactory, DeviceSettings, OpenedBackend, Ope
 use super::{Device, DeviceEntry, Gpu, Kind};
 use crate::distributed;
 
-pub(super) const KIND: Kind = Kind { names: "`cuda`, `cuda:ORDINAL`", parse, entries, absent, gpus };
+pub(super) const KIND: Kind = Kind { entries, absent, gpus };
 
 /// Prompt tokens of a step by default. Fewer leave parts of a large GPU idle.
 const MAX_NUM_BATCHED_TOKENS: usize = 2048;
@@ -19,16 +19,6 @@ const MAX_NUM_BATCHED_TOKENS: usize = 2048;
 const RESERVED_BYTES: u64 = 256 << 20;
 /// The same with the buffers of sums over several GPUs.
 const RESERVED_BYTES_WITH_PEERS: u64 = 768 << 20;
-
-fn parse(name: &str) -> Option<Device> {
-    let rest = name.strip_prefix("cuda")?;
-    if rest.is_empty() {
-        return Some(Device::Cuda(0));
-    }
-    // Only digits: `parse` would take a sign, too.
-    let digits = rest.strip_prefix(':').filter(|digits| digits.bytes().all(|digit| digit.is_ascii_digit()))?;
-    digits.parse().ok().map(Device::Cuda)
-}
 
 fn entries() -> Vec<DeviceEntry> {
     let entry = |gpu: DeviceProperties| DeviceEntry {

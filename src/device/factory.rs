@@ -8,7 +8,7 @@ use std::fmt;
 #[cfg(feature = "cpu")]
 use std::sync::Arc;
 
-use qwen_core::backend::Limits;
+use qwen_core::backend::{CapabilitySet, Limits};
 use qwen_core::model::Model;
 use qwen_core::model::rope::Rope;
 use qwen_core::model::runner::ModelRunner;
@@ -32,8 +32,8 @@ pub(crate) struct DeviceSettings {
     /// The host's pool to compute on.
     #[cfg(feature = "cpu")]
     pub(crate) pool: Option<Arc<rayon::ThreadPool>>,
-    #[cfg(feature = "wgpu")]
-    pub(crate) wgpu_capabilities: qwen_backend_wgpu::CapabilitySet,
+    #[cfg_attr(not(feature = "wgpu"), allow(dead_code, reason = "only the wgpu backend has capabilities"))]
+    pub(crate) wgpu_capabilities: CapabilitySet,
     pub(crate) position: distributed::Position,
 }
 

@@ -1,6 +1,7 @@
 //! Devices: which there are, how they are named, and which of them a model is loaded on.
 //!
-//! A [`Device`] is a value that the program passes, never a consequence of a feature. Each kind of device has a file here
+//! A [`Device`] is a value that the program passes, never a consequence of a feature: all of them can be named in every
+//! build, and one that the build lacks is refused where a model is planned or loaded. Each kind of device has a file here
 //! that is compiled with the feature of its name, and is wired up in this one: `cpu.rs`, `cuda.rs`, `wgpu.rs`. What they
 //! have in common is in `factory.rs`; `auto.rs` decides what [`Device::Auto`] means for a model.
 
@@ -10,8 +11,7 @@ use std::str::FromStr;
 
 use serde::{Serialize, Serializer};
 
-#[cfg(feature = "wgpu")]
-use qwen_backend_wgpu::AdapterChoice;
+use qwen_core::backend::AdapterChoice;
 
 use factory::DeviceFactory;
 
@@ -24,12 +24,13 @@ pub(crate) mod factory;
 #[cfg(feature = "wgpu")]
 mod wgpu;
 
-/// A device to run a model on. As text: `cpu`, `auto`; with the feature `cuda` also `cuda` (the first GPU) and
-/// `cuda:ORDINAL`; with the feature `wgpu` also `wgpu`, `wgpu:INDEX` and `wgpu:NAME`.
+/// A device to run a model on. As text: `cpu`, `auto`, `cuda` (the first GPU), `cuda:ORDINAL`, `wgpu`, `wgpu:INDEX` and
+/// `wgpu:NAME`. A build without the feature of a device refuses it when a model is planned or loaded, by name.
 ///
 /// ```
 /// use qwen::Device;
 /// assert_eq!("cpu".parse(), Ok(Device::Cpu));
+/// assert_eq!("cuda".parse(), Ok(Device::Cuda(0)));
 /// assert!("abacus".parse::<Device>().is_err());
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
@@ -42,11 +43,9 @@ pub enum Device {
     /// a software adapter. [`crate::Engine::device`] is the device that was chosen, [`crate::Engine::selection_reason`]
     /// says why.
     Auto,
-    /// The NVIDIA GPU with this ordinal.
-    #[cfg(feature = "cuda")]
+    /// The NVIDIA GPU with this ordinal. Needs the feature `cuda`.
     Cuda(usize),
-    /// A GPU through Vulkan, Metal or DX12.
-    #[cfg(feature = "wgpu")]
+    /// A GPU through Vulkan, Metal or DX12. Needs the feature `wgpu`.
     Wgpu(AdapterChoice),
 }
 
@@ -81,16 +80,19 @@ impl Device {
 
     /// The error of a device that this build does not have.
     pub(crate) fn unsupported(&self) -> qwen_core::Error {
-        let reason = format!("this build has {}; features of the crate add others", known_names());
+        let feature = match self {
+            Device::Cpu => "cpu",
+            Device::Cuda(_) => "cuda",
+            Device::Wgpu(_) => "wgpu",
+            Device::Auto => "cpu, cuda or wgpu",
+        };
+        let reason = format!("this build is without the feature {feature} of the crate qwen-rs");
         qwen_core::Error::unsupported(format!("device `{self}`"), reason)
     }
 }
 
 /// A kind of device, as its file describes it.
 struct Kind {
-    /// How devices of the kind are named, for errors.
-    names: &'static str,
-    parse: fn(&str) -> Option<Device>,
     /// The devices of the kind on this machine.
     entries: fn() -> Vec<DeviceEntry>,
     /// The kind's name and why this machine has none of it; `None` where it has one.
@@ -118,26 +120,32 @@ const KINDS: &[Kind] = &[
     wgpu::KIND,
 ];
 
-/// How the devices of this build are named.
-fn known_names() -> String {
-    match KINDS {
-        [] => "no device".into(),
-        kinds => format!("{} and `auto`", kinds.iter().map(|kind| kind.names).collect::<Vec<_>>().join(", ")),
-    }
+/// A text that names no device.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "there is no device `{name}`; devices are `cpu`, `auto`, `cuda`, `cuda:ORDINAL`, `wgpu`, `wgpu:INDEX`, `wgpu:NAME`"
+)]
+pub struct ParseDeviceError {
+    name: String,
 }
 
 impl FromStr for Device {
-    type Err = String;
+    type Err = ParseDeviceError;
 
-    fn from_str(name: &str) -> Result<Self, String> {
-        match name {
-            "cpu" => Ok(Device::Cpu),
-            "auto" => Ok(Device::Auto),
-            _ => KINDS
-                .iter()
-                .find_map(|kind| (kind.parse)(name))
-                .ok_or_else(|| format!("there is no device `{name}` in this build, which has {}", known_names())),
-        }
+    fn from_str(name: &str) -> Result<Self, ParseDeviceError> {
+        let (kind, choice) = name.split_once(':').map_or((name, None), |(kind, choice)| (kind, Some(choice)));
+        // Only digits: `parse` would take a sign, too.
+        let ordinal = || choice.filter(|choice| choice.bytes().all(|digit| digit.is_ascii_digit()))?.parse().ok();
+        let device = match (kind, choice) {
+            ("cpu", None) => Some(Device::Cpu),
+            ("auto", None) => Some(Device::Auto),
+            ("cuda", None) => Some(Device::Cuda(0)),
+            ("cuda", Some(_)) => ordinal().map(Device::Cuda),
+            ("wgpu", None) => Some(Device::Wgpu(AdapterChoice::Best)),
+            ("wgpu", Some(choice)) if !choice.is_empty() => choice.parse().ok().map(Device::Wgpu),
+            _ => None,
+        };
+        device.ok_or_else(|| ParseDeviceError { name: name.into() })
     }
 }
 
@@ -146,11 +154,8 @@ impl fmt::Display for Device {
         match self {
             Device::Cpu => f.write_str("cpu"),
             Device::Auto => f.write_str("auto"),
-            #[cfg(feature = "cuda")]
             Device::Cuda(ordinal) => write!(f, "cuda:{ordinal}"),
-            #[cfg(feature = "wgpu")]
             Device::Wgpu(AdapterChoice::Best) => f.write_str("wgpu"),
-            #[cfg(feature = "wgpu")]
             Device::Wgpu(choice) => write!(f, "wgpu:{choice}"),
         }
     }
@@ -211,20 +216,28 @@ mod tests {
 
     #[test]
     fn devices_are_named_as_they_are_parsed() {
-        let mut names = vec!["cpu", "auto"];
-        if cfg!(feature = "wgpu") {
-            names.extend(["wgpu", "wgpu:0", "wgpu:17", "wgpu:Intel(R) Arc A770: 16 GB", "wgpu:llvmpipe"]);
-        }
-        if cfg!(feature = "cuda") {
-            names.extend(["cuda:0", "cuda:7"]);
-            assert_eq!("cuda".parse::<Device>(), "cuda:0".parse());
-        }
+        let names =
+            ["cpu", "auto", "wgpu", "wgpu:0", "wgpu:17", "wgpu:Intel(R) Arc A770: 16 GB", "wgpu:llvmpipe", "cuda:0"];
+        assert_eq!("cuda".parse(), Ok(Device::Cuda(0)));
         for name in names {
             assert_eq!(name.parse::<Device>().map(|device| device.to_string()), Ok(name.into()));
         }
         for name in ["", "CPU", "gpu", "wgpu:", "wgpux", "wgpu0", "cuda:", "cuda0", "cuda:+1", "cuda:x"] {
-            let error = name.parse::<Device>().unwrap_err();
+            let error = name.parse::<Device>().unwrap_err().to_string();
             assert!(error.contains(&format!("`{name}`")) && error.contains("`auto`"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_device_that_the_build_lacks_names_its_feature() {
+        for (device, has_it, feature) in [
+            (Device::Cpu, cfg!(feature = "cpu"), "cpu"),
+            (Device::Cuda(0), cfg!(feature = "cuda"), "cuda"),
+            (Device::Wgpu(AdapterChoice::Best), cfg!(feature = "wgpu"), "wgpu"),
+        ] {
+            let error = device.factory().err().map(|error| error.to_string());
+            assert_eq!(error.is_none(), has_it);
+            assert!(error.is_none_or(|error| error.contains(&format!("the feature {feature} "))));
         }
     }
 

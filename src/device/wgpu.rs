@@ -12,18 +12,7 @@ use super::factory::{
 };
 use super::{Device, DeviceEntry, Gpu, Kind};
 
-pub(super) const KIND: Kind = Kind { names: "`wgpu`, `wgpu:INDEX`, `wgpu:NAME`", parse, entries, absent, gpus };
-
-fn parse(name: &str) -> Option<Device> {
-    match name.strip_prefix("wgpu")? {
-        "" => Some(Device::Wgpu(AdapterChoice::Best)),
-        rest => {
-            let choice = rest.strip_prefix(':').filter(|choice| !choice.is_empty())?;
-            let Ok(choice) = choice.parse();
-            Some(Device::Wgpu(choice))
-        }
-    }
-}
+pub(super) const KIND: Kind = Kind { entries, absent, gpus };
 
 fn entries() -> Vec<DeviceEntry> {
     let entry = |adapter: AdapterInfo| DeviceEntry {

@@ -6,6 +6,7 @@
 //! overridden one at a time where the device gains by it. The conformance suite compares each override with its
 //! composed form and both with [`crate::backend::reference`]. docs/writing-a-backend.md walks through it.
 //!
+//! - `adapter.rs`: which GPU is asked for;
 //! - `layout.rs`, `matrix.rs`: shapes and stored matrices, plain data that the whole crate imports;
 //! - `ops.rs`: one struct of arguments for each operation;
 //! - `composed.rs`: the fused operations in terms of the base ones;
@@ -30,6 +31,7 @@
 //! - **Threads**: a backend is `Send`, not `Sync`: one thread at a time calls it. [`Interrupt`] is the only part that
 //!   another thread may touch.
 
+mod adapter;
 pub mod collective;
 pub mod composed;
 mod footprint;
@@ -43,6 +45,7 @@ pub mod partials;
 pub mod recorder;
 pub mod reference;
 
+pub use adapter::{AdapterChoice, CapabilitySet};
 pub use footprint::{Footprint, StoredSizes};
 pub use interrupt::Interrupt;
 pub use layout::{DeviceInfo, HeadLayout, KvSpec, ModelShape, NON_FINITE, PAD_SLOT, StepKey};

@@ -128,7 +128,7 @@ fn user_folder() -> Option<PathBuf> {
 mod tests {
     use super::*;
     use crate::adapter;
-    use crate::options::AdapterChoice;
+    use qwen_core::backend::AdapterChoice;
 
     /// What became of the file that a device found.
     struct Opened {
