@@ -17,6 +17,8 @@ use clap::Parser;
 use qwen::{ChatInput, Message, Tokenizer, Tool};
 use serde_json::{Value, json};
 
+mod failure;
+
 /// Texts and conversations to token ids.
 #[derive(Parser)]
 struct Args {
@@ -32,7 +34,7 @@ struct Args {
     out: PathBuf,
 }
 
-fn main() -> Result<(), Box<dyn Error>> {
+fn main() -> Result<(), failure::Failure> {
     let args = Args::parse();
     let tokenizer = qwen::load_tokenizer(&args.model)?;
     let mut items: Vec<Value> = serde_json::from_slice(&fs::read(&args.json)?)?;
