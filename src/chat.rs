@@ -63,7 +63,7 @@ impl Chat {
         self
     }
 
-    /// Offer these tools.
+    /// Offer these tools to the model.
     pub fn tools(mut self, tools: impl Into<Vec<Tool>>) -> Self {
         self.tools = tools.into();
         self
@@ -109,10 +109,10 @@ impl Chat {
         })
     }
 
-    /// An answer to the messages so far. It joins them when it is complete, cancelled or dropped.
+    /// An answer to the messages so far. It is added to them when it is complete, cancelled or dropped.
     ///
     /// # Errors
-    /// What the template says of the messages, and a prompt beyond the context, which costs little however long it is.
+    /// When the template refuses the messages, and for a prompt beyond the context, which costs little however long it is.
     pub fn reply(&mut self) -> Result<Reply> {
         let _float_env = FloatEnv::enter();
         let messages = self.messages();
@@ -151,7 +151,7 @@ impl Chat {
 pub struct Reply {
     stream: TextStream,
     text: String,
-    // `None` once the answer has joined the conversation.
+    // `None` once the answer was added to the conversation.
     history: Option<Arc<Mutex<History>>>,
 }
 
@@ -177,12 +177,12 @@ impl Reply {
         self.stream.finish_reason()
     }
 
-    /// What the answer took so far.
+    /// Tokens and times of the answer so far.
     pub fn stats(&self) -> Stats {
         self.stream.stats()
     }
 
-    /// Let the answer, as far as it came, join the conversation.
+    /// Add the answer, as far as it came, to the conversation.
     fn close(&mut self) {
         if let Some(history) = self.history.take() {
             let mut history = history.lock().unwrap_or_else(PoisonError::into_inner);
