@@ -82,7 +82,7 @@ pub(crate) struct Planner<'a> {
     /// The weights as they will be loaded.
     pub(crate) weights: Weights<'a>,
     config: &'a Config,
-    /// Ids from it on are never chosen.
+    /// Ids that are not below it are never chosen.
     num_token_ids: usize,
     /// The model, or the part of it that this process holds.
     pub(crate) spec: ModelSpec,
