@@ -25,7 +25,7 @@ export CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_RUSTFLAGS='--cfg getrandom_backend="c
 has_source() { [ -e "$("$@" --print sysroot 2>/dev/null)/lib/rustlib/src/rust/library/Cargo.lock" ]; }
 
 # Sets `compiler` to the compiler whose standard library can be built.
-compiler=()
+compiler=() installed=no
 find_source() {
     [ ${#compiler[@]} = 0 ] || return 0
     local rustc
@@ -37,8 +37,9 @@ find_source() {
         fi
     done
     local debian=/usr/bin/rustc
-    if ! has_source "$debian" && command -v apt-get >/dev/null && [ "$(id -u)" = 0 ]; then
+    if [ "$installed" = no ] && ! has_source "$debian" && command -v apt-get >/dev/null && [ "$(id -u)" = 0 ]; then
         echo "installing rustc-web and rust-web-src"
+        installed=yes
         { apt-get update && apt-get install -y --no-install-recommends rustc-web rust-web-src; } >/dev/null 2>&1 || true
     fi
     has_source "$debian" || return 1
