@@ -10,7 +10,6 @@
 //! prompt's share of the arithmetic is the time that this work takes at the ceilings, in the run's time.
 //! Every figure is the median of the repeats, with the smallest and the largest.
 
-use std::error::Error;
 use std::fmt::{self, Write};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -20,6 +19,7 @@ use qwen::bench_support::{Ceilings, ceiling_meter, load_at_depth};
 use qwen::{CapabilitySet, Config, Device, Encoding, Engine, EngineOptions, GenerateOptions, Plan, Precision, memory};
 use serde_json::{Value, json};
 
+mod failure;
 mod output;
 
 /// How fast a model runs.
@@ -279,7 +279,7 @@ impl Report<'_> {
     }
 }
 
-fn main() -> Result<(), Box<dyn Error>> {
+fn main() -> Result<(), failure::Failure> {
     let args = Args::parse();
     let tokens = [args.depth, args.prompt_tokens, args.new_tokens];
     let context = tokens.into_iter().fold(1, usize::saturating_add);

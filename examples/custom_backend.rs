@@ -18,10 +18,13 @@ use qwen::core::backend::{
 use qwen::core::numerics::size;
 use qwen::core::{Backend, Encoding, Error, Footprint, Precision, Result};
 
-fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
+mod demo;
+mod failure;
+
+fn main() -> std::result::Result<(), failure::Failure> {
     let mut args = std::env::args().skip(1);
     let prompt = args.next().unwrap_or_else(|| "Hello!".into());
-    let path = args.next().unwrap_or_else(|| concat!(env!("CARGO_MANIFEST_DIR"), "/examples/demo-model").into());
+    let path = args.next().map_or_else(demo::path, |path| Ok(path.into()))?;
     let engine = qwen::EngineOptions::new().load_with_backend(RowMajor::with_all_cores(), path)?;
     eprintln!("on {}", engine.device_name());
     println!("{}", engine.chat().send(prompt)?.text()?);

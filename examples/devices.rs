@@ -5,7 +5,6 @@
 //! cargo run --release --features wgpu --example devices -- --json
 //! ```
 
-use std::error::Error;
 use std::fmt::Write;
 use std::path::PathBuf;
 
@@ -13,6 +12,7 @@ use clap::Parser;
 use qwen::{DeviceEntry, EngineOptions, Precision};
 use serde_json::{Value, json};
 
+mod failure;
 mod output;
 
 /// The devices of this machine, and how a model fits on each.
@@ -52,7 +52,7 @@ fn mib(bytes: u64) -> String {
     format!("{:.0} MiB", bytes as f64 / f64::from(1 << 20))
 }
 
-fn main() -> Result<(), Box<dyn Error>> {
+fn main() -> Result<(), failure::Failure> {
     let args = Args::parse();
     let devices = qwen::devices();
     if args.json {

@@ -6,12 +6,13 @@
 //!
 //! For prompt `n`: `prompt.n` i64 `[T]`, `logits.n` f32 `[T, vocab_size]`, `greedy.n` i64 `[N]`.
 
-use std::error::Error;
 use std::path::PathBuf;
 
 use clap::Parser;
 use qwen::{Device, EngineOptions, GenerateOptions, Precision};
 use safetensors::tensor::{Dtype, TensorView};
+
+mod failure;
 
 /// The logits of prompts and their greedy continuations.
 #[derive(Parser)]
@@ -45,7 +46,7 @@ struct Args {
     out: PathBuf,
 }
 
-fn main() -> Result<(), Box<dyn Error>> {
+fn main() -> Result<(), failure::Failure> {
     let args = Args::parse();
     let mut options =
         EngineOptions::new().device(args.device.clone()).precision(args.precision).allow_padding_tokens(true);

@@ -9,13 +9,13 @@
 //! against `--base`, usually the same model in 16 bits, the divergence is the mean of KL(base || model), and top-1 the
 //! share of positions where both name the same token.
 
-use std::error::Error;
 use std::path::{Path, PathBuf};
 
 use clap::Parser;
 use qwen::{Device, Engine, EngineOptions, Precision};
 use serde_json::json;
 
+mod failure;
 mod output;
 
 /// How well a model predicts a text, and how far it is from another.
@@ -109,7 +109,7 @@ impl Totals {
     }
 }
 
-fn main() -> Result<(), Box<dyn Error>> {
+fn main() -> Result<(), failure::Failure> {
     let args = Args::parse();
     let text = std::fs::read_to_string(&args.text).map_err(|error| format!("{}: {error}", args.text.display()))?;
     let model = args.load(&args.model, args.precision)?;

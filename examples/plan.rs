@@ -6,7 +6,6 @@
 //!
 //! The exit status is 0 when the model fits and 1 when it does not.
 
-use std::error::Error;
 use std::fmt::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -14,6 +13,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use qwen::{Device, Encoding, EngineOptions, Plan, Precision};
 
+mod failure;
 mod output;
 
 /// How much memory a model takes, before it is loaded.
@@ -42,7 +42,7 @@ struct Args {
     json: bool,
 }
 
-fn main() -> Result<ExitCode, Box<dyn Error>> {
+fn main() -> Result<ExitCode, failure::Failure> {
     let args = Args::parse();
     let mut options = EngineOptions::new().device(args.device.clone()).batch(args.batch);
     if args.exact {

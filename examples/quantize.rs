@@ -8,7 +8,6 @@
 //! The file is a whole model: this library loads it, and so does llama.cpp. With `--imatrix` a text is run on the model
 //! first, and columns that carry more get smaller errors.
 
-use std::error::Error;
 use std::io::{IsTerminal, Write, stderr};
 use std::num::NonZero;
 use std::path::PathBuf;
@@ -18,6 +17,7 @@ use std::time::Instant;
 use clap::Parser;
 use qwen::{Device, EngineOptions, Quantizer, TensorMix};
 
+mod failure;
 mod output;
 
 /// Make a model small: from 16 or 32 bits to a GGUF file in block formats.
@@ -42,7 +42,7 @@ struct Args {
     threads: Option<NonZero<usize>>,
 }
 
-fn main() -> Result<(), Box<dyn Error>> {
+fn main() -> Result<(), failure::Failure> {
     let args = Args::parse();
     let importances = match &args.imatrix {
         None => None,

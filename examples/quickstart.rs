@@ -4,27 +4,31 @@
 //! cargo run --release --example quickstart -- path/to/Qwen2.5-32B-Instruct --device auto
 //! ```
 //!
-//! Without a path it runs the demo checkpoint of this repository.
+//! Without a path it asks the demo checkpoint of this repository something that a toy can answer.
 
 use std::path::PathBuf;
 
 use clap::Parser;
 use qwen::{ChatInput, Device, Engine, GenerateOptions, Message};
 
+mod demo;
+mod failure;
+
 /// The model card's Python quickstart.
 #[derive(Parser)]
 struct Args {
-    /// The folder of the checkpoint, or a GGUF file.
-    #[arg(default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/demo-model"))]
-    model_name: PathBuf,
+    /// The folder of the checkpoint, or a GGUF file; the demo checkpoint when absent.
+    model_name: Option<PathBuf>,
     /// Where to run: auto, cpu, cuda, cuda:ORDINAL, wgpu, wgpu:INDEX, wgpu:NAME.
     #[arg(long, default_value = "auto")]
     device: Device,
 }
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
+fn main() -> Result<(), failure::Failure> {
     // model_name = "Qwen/Qwen2.5-32B-Instruct"
     let Args { model_name, device } = Args::parse();
+    let is_demo = model_name.is_none();
+    let model_name = model_name.map_or_else(demo::path, Ok)?;
 
     // model = AutoModelForCausalLM.from_pretrained(model_name, torch_dtype="auto", device_map="auto")
     let model = Engine::options().device(device).load(&model_name)?;
@@ -32,7 +36,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let tokenizer = model.tokenizer()?;
 
     // prompt = "Give me a short introduction to large language model."
-    let prompt = "Give me a short introduction to large language model.";
+    let prompt = match is_demo {
+        true => "What is the capital of Peru?",
+        false => "Give me a short introduction to large language model.",
+    };
     // messages = [{"role": "system", ...}, {"role": "user", "content": prompt}]
     let messages = [
         Message::system("You are Qwen, created by Alibaba Cloud. You are a helpful assistant."),

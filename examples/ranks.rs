@@ -9,7 +9,6 @@
 //! Without a launcher it starts itself once for each of `--ranks`, with the variables that torchrun would set. The
 //! answer goes to stdout, everything else to stderr. See `docs/ranks.md`.
 
-use std::error::Error;
 use std::io::Write;
 use std::net::TcpListener;
 use std::path::PathBuf;
@@ -18,12 +17,15 @@ use std::process::{Child, Command, ExitCode};
 use clap::Parser;
 use qwen::{Device, EngineOptions, GenerateOptions, Ranks};
 
+mod demo;
+mod failure;
+
 /// Answer a question with a model that runs over several processes.
 #[derive(Parser)]
 struct Args {
     /// The folder of the checkpoint, or a GGUF file, on each machine; the demo checkpoint when absent.
-    #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/demo-model"))]
-    model: PathBuf,
+    #[arg(long)]
+    model: Option<PathBuf>,
     /// The question.
     #[arg(long, default_value = "Hello!")]
     prompt: String,
@@ -41,19 +43,20 @@ struct Args {
     max_new_tokens: usize,
 }
 
-fn main() -> Result<ExitCode, Box<dyn Error>> {
+fn main() -> Result<ExitCode, failure::Failure> {
     let args = Args::parse();
     let ranks = Ranks::from_env()?;
     if ranks.world_size() == 1 && args.ranks > 1 {
         return launch(args.ranks);
     }
     let ranks = if args.pipeline_parallel { ranks.pipeline_parallel() } else { ranks };
+    let model = args.model.map_or_else(demo::path, Ok)?;
     let options = EngineOptions::new().device(args.device).ranks(ranks.clone());
     if !ranks.is_leader() {
-        options.run_worker(&args.model)?;
+        options.run_worker(&model)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let engine = options.load(&args.model)?;
+    let engine = options.load(&model)?;
     eprintln!("rank 0 of {} on {}, {} bytes", ranks.world_size(), engine.device_name(), engine.plan().total_bytes);
     let answer = GenerateOptions::new().greedy().max_new_tokens(args.max_new_tokens);
     let mut chat = engine.chat().options(answer);
@@ -67,7 +70,7 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
 }
 
 /// Start this program once for each rank, and wait for all of them. When one rank fails, the others end too.
-fn launch(ranks: usize) -> Result<ExitCode, Box<dyn Error>> {
+fn launch(ranks: usize) -> Result<ExitCode, failure::Failure> {
     let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
     let start = |rank: usize| {
         Command::new(std::env::current_exe()?)

@@ -20,6 +20,8 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
+mod failure;
+
 /// Texts and conversations to token ids.
 #[derive(Parser)]
 struct Args {
@@ -35,7 +37,7 @@ struct Args {
     out: PathBuf,
 }
 
-fn main() -> Result<(), Box<dyn Error>> {
+fn main() -> Result<(), failure::Failure> {
     let args = Args::parse();
     let tokenizer = qwen::load_tokenizer(&args.model)?;
     let json = fs::read(&args.json)?;

@@ -48,7 +48,7 @@ struct History {
 }
 
 impl History {
-    /// Change what was said; an answer that still arrives does not join.
+    /// Change what was said; an answer that is still arriving is not added.
     fn edit<T>(&mut self, change: impl FnOnce(&mut Vec<Message>) -> T) -> T {
         self.edition += 1;
         self.replying = false;
@@ -87,7 +87,7 @@ impl Chat {
         self
     }
 
-    /// Offer these tools.
+    /// Offer these tools to the model.
     pub fn tools(mut self, tools: impl Into<Vec<Tool>>) -> Self {
         self.tools = tools.into();
         self
@@ -165,12 +165,12 @@ impl Chat {
         })
     }
 
-    /// An answer to the messages so far. It joins them when it is complete, and as far as it came when it is cancelled or
-    /// dropped; where nothing came, nothing joins them. The model reads its earlier answers as it wrote them, id for id,
+    /// An answer to the messages so far. It is added to them when it is complete, and as far as it came when it is cancelled
+    /// or dropped; where nothing came, nothing is added. The model reads its earlier answers as it wrote them, id for id,
     /// unless the template rewrites them.
     ///
     /// # Errors
-    /// What the template says of the messages, and a prompt beyond the context, which costs little however long it is.
+    /// When the template refuses the messages, and for a prompt beyond the context, which costs little however long it is.
     pub fn reply(&mut self) -> Result<Reply> {
         let options = self.options.clone();
         self.reply_with(&options)
@@ -210,7 +210,7 @@ impl Chat {
         self.with(|history| history.messages.clone())
     }
 
-    /// Forget everything but the system message. An answer that still arrives does not join the conversation.
+    /// Forget everything but the system message. An answer that is still arriving is not added.
     pub fn clear(&mut self) {
         self.with(|history| history.edit(|messages| messages.retain(|message| message.role == Role::System)));
     }
@@ -226,7 +226,7 @@ pub struct Reply {
     stream: TextStream,
     text: String,
     prompt: EncodedChat,
-    // `None` once the answer has joined the conversation.
+    // `None` once the answer was added to the conversation.
     history: Option<Arc<Mutex<History>>>,
     /// That of the history when the answer began.
     edition: u64,
@@ -266,12 +266,12 @@ impl Reply {
         self.stream.finish_reason()
     }
 
-    /// What the answer took so far.
+    /// Tokens and times of the answer so far.
     pub fn stats(&self) -> Stats {
         self.stream.stats()
     }
 
-    /// Let the answer, as far as it came, join the conversation.
+    /// Add the answer, as far as it came, to the conversation.
     fn close(&mut self) {
         let Some(history) = self.history.take() else { return };
         let mut history = history.lock().unwrap_or_else(PoisonError::into_inner);

@@ -72,7 +72,7 @@ pub(crate) struct Peers {
 }
 
 impl Peers {
-    /// Connect with them; `None` for a process that has the whole model. `fingerprint` lists by name what must be the same
+    /// Connect to them; `None` for a process that has the whole model. `fingerprint` lists by name what must be the same
     /// in all of them.
     pub(crate) fn connect(ranks: &Ranks, fingerprint: impl FnOnce() -> Result<Fingerprint>) -> Result<Option<Self>> {
         if ranks.world_size() == 1 {

@@ -1,4 +1,4 @@
-//! A loaded model: a handle to a thread that computes. What it can be asked for is beside the answers: `generate.rs`,
+//! A loaded model: a handle to a thread that computes. Requests are beside their answers, in `generate.rs`,
 //! `logits.rs` and `chat.rs`; `load.rs` makes it.
 
 use std::path::{Path, PathBuf};
@@ -123,7 +123,7 @@ impl Engine {
         self.inner.parts.plan.context
     }
 
-    /// What the model takes.
+    /// How much memory the model takes.
     pub fn plan(&self) -> &Plan {
         &self.inner.parts.plan
     }

@@ -7,10 +7,10 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// Of checkpoints, memory, requests and devices.
+    /// An error of checkpoints, memory, requests and devices.
     #[error(transparent)]
     Model(#[from] qwen_core::Error),
-    /// Of tokenizers, templates and messages.
+    /// An error of tokenizers, templates and messages.
     #[error(transparent)]
     Text(#[from] qwen_tokenizer::Error),
 }

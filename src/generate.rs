@@ -60,15 +60,15 @@ impl Engine {
 pub struct GenerateOptions {
     /// Tokens of the answer at most.
     pub max_new_tokens: Option<usize>,
-    /// 0 takes the most likely token.
+    /// How freely tokens are drawn: logits are divided by it. 0 always takes the most likely token.
     pub temperature: Option<f32>,
-    /// 0 keeps all tokens.
+    /// Draw among this many of the most likely tokens. 0 keeps all tokens.
     pub top_k: Option<usize>,
-    /// 1 keeps all tokens.
+    /// Draw among the most likely tokens that have this probability together. 1 keeps all tokens.
     pub top_p: Option<f32>,
-    /// Keeps tokens at least this fraction as probable as the most likely one; 0 keeps all.
+    /// Draw among tokens at least this fraction as probable as the most likely one. 0 keeps all tokens.
     pub min_p: Option<f32>,
-    /// 1 does nothing.
+    /// Makes tokens of the prompt and of the answer so far less likely, if above 1. 1 does nothing.
     pub repetition_penalty: Option<f32>,
     /// Seeds the draws; 0 when not set, so that answers are reproducible by default.
     pub seed: u64,
@@ -180,7 +180,7 @@ impl GenerateOptions {
     }
 }
 
-/// What an answer took.
+/// How many tokens and how much time an answer took.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 #[non_exhaustive]
 pub struct Stats {
@@ -237,7 +237,7 @@ impl TokenStream {
         self.finish_reason
     }
 
-    /// What the answer took so far.
+    /// Tokens and times of the answer so far.
     pub fn stats(&self) -> Stats {
         self.stats
     }
@@ -312,7 +312,7 @@ impl TextStream {
         self.tokens.finish_reason()
     }
 
-    /// What the answer took so far.
+    /// Tokens and times of the answer so far.
     pub fn stats(&self) -> Stats {
         self.tokens.stats()
     }

@@ -92,6 +92,10 @@ const _: () = {
 mod documents {
     #[doc = include_str!("../README.md")]
     struct Readme;
+    // Its pool of threads is the CPU backend's.
+    #[cfg(feature = "cpu")]
+    #[doc = include_str!("../docs/cookbook.md")]
+    struct Cookbook;
     #[doc = include_str!("../docs/writing-a-backend.md")]
     struct WritingABackend;
     #[doc = include_str!("../docs/ranks.md")]

@@ -123,7 +123,7 @@ impl EngineOptions {
         self
     }
 
-    /// Compute on the threads of the host's own pool.
+    /// Compute on the threads of the program's own rayon pool, instead of a new one.
     #[cfg(feature = "cpu")]
     pub fn pool(mut self, pool: Arc<rayon::ThreadPool>) -> Self {
         self.settings.pool = Some(pool);

@@ -1,4 +1,4 @@
-//! What a model takes with the options of an engine, before it is loaded: from headers and key biases, without a device.
+//! How much memory a model takes, before it is loaded: from headers and key biases, without a device.
 
 use std::path::Path;
 
@@ -30,8 +30,8 @@ const LEAST_NUM_SEQS: usize = 8;
 /// Rows of logits of a step by default.
 const MAX_NUM_LOGITS: usize = 16;
 
-/// What the model at `path` takes with `options`, from its headers and key biases. If several processes share the model:
-/// what this one takes.
+/// How much memory the model at `path` takes with `options`, from its headers and key biases. If several processes
+/// share the model: how much this one takes.
 ///
 /// ```no_run
 /// let options = qwen::EngineOptions::new().context(8192);
@@ -82,7 +82,7 @@ pub(crate) struct Planner<'a> {
     /// The weights as they will be loaded.
     pub(crate) weights: Weights<'a>,
     config: &'a Config,
-    /// Ids from it on are never chosen.
+    /// Ids that are not below it are never chosen.
     num_token_ids: usize,
     /// The model, or the part of it that this process holds.
     pub(crate) spec: ModelSpec,

@@ -1,5 +1,5 @@
-//! The tokenizer of a model: from the files of its folder, or from the vocabulary that a GGUF file carries. What these
-//! mean is the text layer's matter; which of them belongs to a model is decided here.
+//! The tokenizer of a model: from the files of its folder, or from the vocabulary that a GGUF file carries. The
+//! text layer decides what these mean; which of them belongs to a model is decided here.
 
 use std::path::Path;
 

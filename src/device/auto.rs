@@ -65,7 +65,7 @@ fn choose(gpus: Vec<Gpu>, least_context: usize, plan: impl Fn(&Device) -> Result
     candidates
 }
 
-/// What the first candidate loads that does not fail, and why it was this candidate. The error is that of the last
+/// What the first candidate gives that loads without an error, and why it was this candidate. The error is that of the last
 /// candidate, or the first error that no other device would change.
 pub(crate) fn first_that_loads<D, T>(
     candidates: Vec<Candidate<D>>,

@@ -106,7 +106,7 @@ struct Kind {
 struct Gpu {
     device: Device,
     name: String,
-    /// Where it is not, every plan would seem to fit.
+    /// If it is not known, every plan would seem to fit.
     has_known_memory: bool,
 }
 

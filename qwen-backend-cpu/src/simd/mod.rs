@@ -187,6 +187,7 @@ pub(crate) const fn partial_lines<S: Simd>(most: i32) -> usize {
 /// would otherwise be a single function of a size that compilers do not take well.
 pub(crate) trait Part {
     /// The dot product that it profits from: it is compiled for CPUs with that, too.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
     const DOT: Dot;
 
     /// Compute it. Implementations are `#[inline(always)]`, and so is all they call with vectors.
@@ -198,6 +199,7 @@ pub(crate) trait Part {
 
 /// Dot products that some instruction sets have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 pub(crate) enum Dot {
     None,
     Bf16,
