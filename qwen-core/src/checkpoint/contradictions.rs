@@ -7,6 +7,7 @@
 use super::names::{self, Use};
 use super::packed::CODES;
 use super::{Checkpoint, Stored, gguf};
+use crate::backend::ReadBytes;
 use crate::error::{Error, Result};
 use crate::warning::Warning;
 
@@ -84,11 +85,15 @@ impl Checkpoint {
 }
 
 impl Stored {
-    /// Whether every byte is 0.
+    /// Whether every value is 0.
     fn is_zero(&self) -> Result<bool> {
-        self.all_chunks(|at, chunk| {
-            let _ = at;
-            Ok(chunk.iter().all(|byte| *byte == 0))
+        let encoding = self.info.encoding().filter(|encoding| encoding.block().values == 1);
+        self.all_chunks(|_, chunk| {
+            let Some(encoding) = encoding else { return Ok(chunk.iter().all(|byte| *byte == 0)) };
+            // Of either sign.
+            let mut values = vec![0.0_f32; chunk.len() / encoding.block().bytes];
+            encoding.decode_row(chunk, &mut values);
+            Ok(values.iter().all(|value| *value == 0.0))
         })
     }
 
@@ -100,7 +105,7 @@ impl Stored {
         let mut theirs = Vec::new();
         self.all_chunks(|at, chunk| {
             theirs.resize(chunk.len(), 0);
-            crate::backend::ReadBytes::read_at(other, at, &mut theirs)?;
+            ReadBytes::read_at(other, at, &mut theirs)?;
             Ok(chunk == theirs)
         })
     }
@@ -116,7 +121,7 @@ impl Stored {
         self.all_chunks(|at, chunk| {
             let values = chunk.len() / own_bytes;
             theirs.resize(values * their_bytes, 0);
-            crate::backend::ReadBytes::read_at(other, at / own_bytes as u64 * their_bytes as u64, &mut theirs)?;
+            ReadBytes::read_at(other, at / own_bytes as u64 * their_bytes as u64, &mut theirs)?;
             let (mut left, mut right) = (vec![0.0_f32; values], vec![0.0_f32; values]);
             own.decode_row(chunk, &mut left);
             their.decode_row(&theirs, &mut right);
@@ -131,7 +136,7 @@ impl Stored {
         while at < bytes {
             let len = (bytes - at).min(CHUNK as u64);
             chunk.resize(len as usize, 0);
-            crate::backend::ReadBytes::read_at(self, at, &mut chunk)?;
+            ReadBytes::read_at(self, at, &mut chunk)?;
             if !holds(at, &chunk)? {
                 return Ok(false);
             }
