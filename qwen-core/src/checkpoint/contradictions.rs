@@ -4,9 +4,10 @@
 //! What would change the results is refused by name; the rest is a [`Warning`]. GGUF files have rules of their own
 //! (`gguf/mod.rs`).
 
-use super::names::{self, Use};
+use super::gguf::names::{EMBED_TOKENS, LM_HEAD};
+use super::names::{self, MERGE, Use};
 use super::packed::CODES;
-use super::{Checkpoint, Stored, gguf};
+use super::{Checkpoint, Stored};
 use crate::backend::ReadBytes;
 use crate::error::{Error, Result};
 use crate::warning::Warning;
@@ -24,7 +25,7 @@ impl Checkpoint {
             match names::meaning(name, &self.config) {
                 Use::Needed | Use::Derived => {}
                 Use::Bias if stored.is_zero()? => {}
-                Use::Unknown if has_equal_head && name == gguf::names::LM_HEAD => {}
+                Use::Unknown if has_equal_head && name == LM_HEAD => {}
                 Use::Unknown => unused.push(stored.name_in_file().to_owned()),
                 Use::Bias => {
                     return Err(stored.refuse("a bias that Qwen2.5 has not, of other values than zeros"));
@@ -48,8 +49,8 @@ impl Checkpoint {
             return Ok(false);
         }
         let packed = self.stored(&format!("lm_head{CODES}"));
-        let Some(head) = self.stored(gguf::names::LM_HEAD).or(packed) else { return Ok(false) };
-        if let Some(table) = self.stored(gguf::names::EMBED_TOKENS)
+        let Some(head) = self.stored(LM_HEAD).or(packed) else { return Ok(false) };
+        if let Some(table) = self.stored(EMBED_TOKENS)
             && head.equals(table)?
         {
             return Ok(true);
@@ -65,7 +66,7 @@ impl Checkpoint {
         if let Some(file) = self.promises.file(name) {
             return format!(": the index has it in `{file}`, which lacks it; download that file again");
         }
-        if name == gguf::names::LM_HEAD && self.gguf.is_none() {
+        if name == LM_HEAD && self.gguf.is_none() {
             return ": config.json says that the head is not the embedding table (`tie_word_embeddings` is false or \
                     absent); in the file of a model that ties both it is true"
                 .into();
@@ -157,7 +158,3 @@ impl Stored {
         Error::unsupported(what, MERGE)
     }
 }
-
-/// What to do with an adapter.
-pub(super) const MERGE: &str =
-    "adapters are not applied: merge it into its model and save that (peft's merge_and_unload does it)";

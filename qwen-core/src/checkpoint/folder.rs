@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use super::MAX_INDEX_BYTES;
-use super::contradictions::MERGE;
 use super::files::{self, invalid};
 use super::index::Index;
+use super::names::MERGE;
 use crate::error::{Error, Result};
 
 /// Files that hold the weights of an adapter.

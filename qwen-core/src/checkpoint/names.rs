@@ -52,6 +52,10 @@ pub(super) fn published_name(stored: &str) -> Option<String> {
     in_model.then(|| format!("model.{name}"))
 }
 
+/// What to do with an adapter.
+pub(super) const MERGE: &str =
+    "adapters are not applied: merge it into its model and save that (peft's merge_and_unload does it)";
+
 /// What a name means to a model of this configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Use {
