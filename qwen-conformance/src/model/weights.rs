@@ -179,7 +179,8 @@ impl WeightSource for RandomModel {
     }
 
     fn encoding(&self, name: &str) -> Result<Encoding> {
-        let missing = || Error::MissingTensor { name: name.into(), path: "random model".into(), instead: String::new() };
+        let missing =
+            || Error::MissingTensor { name: name.into(), path: "random model".into(), instead: String::new() };
         self.tensors.get(name).map(|tensor| tensor.encoding).ok_or_else(missing)
     }
 }
