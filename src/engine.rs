@@ -7,7 +7,7 @@ use std::sync::Arc;
 use qwen_core::engine::{Intake, Work};
 use qwen_core::model::plan::Plan;
 use qwen_core::model::runner::Runner;
-use qwen_core::{Config, Encoding, GenerationConfig};
+use qwen_core::{Config, Encoding, GenerationConfig, Warning};
 use qwen_tokenizer::Tokenizer;
 
 use crate::device::Device;
@@ -72,6 +72,7 @@ pub(crate) struct EngineParts {
     pub(crate) device_name: String,
     pub(crate) selection_reason: String,
     pub(crate) weight_encoding: Encoding,
+    pub(crate) warnings: Vec<Warning>,
 }
 
 impl Engine {
@@ -113,7 +114,23 @@ impl Engine {
         &self.inner.parts.generation_config
     }
 
-    /// Tokens that end an answer: of config.json, generation_config.json (or a GGUF file) and the tokenizer together.
+    /// What loading noticed and went on from, in the order in which it was found: keys without effect, values that are
+    /// wrong and not in use, tensors that nothing uses. Empty for most models; print them for whoever chose this one.
+    ///
+    /// ```
+    /// let engine = qwen::Engine::load(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/demo-model"))?;
+    /// for warning in engine.warnings() {
+    ///     eprintln!("warning: {warning}");
+    /// }
+    /// # assert_eq!(engine.warnings(), []);
+    /// # Ok::<(), qwen::Error>(())
+    /// ```
+    pub fn warnings(&self) -> &[Warning] {
+        &self.inner.parts.warnings
+    }
+
+    /// Tokens that end an answer: of config.json, generation_config.json (or a GGUF file) and the tokenizer together, and
+    /// the one that the chat template writes after an answer.
     pub fn stop_token_ids(&self) -> &[u32] {
         &self.inner.parts.stop_token_ids
     }

@@ -143,25 +143,55 @@ impl GenerateOptions {
         self
     }
 
-    /// The request for `prompt`. What the caller did not set is taken from the checkpoint.
+    /// The request for `prompt`. What the caller did not set is taken from the checkpoint, if the request uses it at all.
     ///
     /// # Errors
-    /// When the prompt alone has the checkpoint's `max_length`.
+    /// When the prompt alone has the checkpoint's `max_length`, and when a value of the checkpoint that is used is wrong.
     pub(crate) fn request(&self, prompt: Vec<u32>, defaults: &GenerationConfig, stop: &[u32]) -> Result<Request> {
-        // Without do_sample the file's temperature has no part; a temperature that the caller sets means sampling.
-        let temperature = self.temperature.unwrap_or(if defaults.do_sample { defaults.temperature } else { 0.0 });
+        let or_default = |field: &str, set: Option<f32>, default: f32| -> Result<f32> {
+            match set {
+                Some(value) => Ok(value),
+                None => defaults.check(field).map(|()| default).map_err(Error::from),
+            }
+        };
+        let temperature = match self.temperature {
+            // A temperature that the caller sets means sampling.
+            Some(temperature) => temperature,
+            // Without do_sample the file's temperature has no part.
+            None => {
+                defaults.check("do_sample")?;
+                if defaults.do_sample { or_default("temperature", None, defaults.temperature)? } else { 0.0 }
+            }
+        };
         let mut stop_token_ids = self.stop_token_ids.clone();
         if !self.ignore_eos {
+            if stop_token_ids.is_empty() {
+                defaults.check("eos_token_id")?;
+            }
             stop_token_ids.extend_from_slice(stop);
         }
-        let sampling = SamplingParams {
-            temperature,
-            top_k: self.top_k.unwrap_or(defaults.top_k),
-            top_p: self.top_p.unwrap_or(defaults.top_p),
-            min_p: self.min_p.unwrap_or(defaults.min_p),
-            repetition_penalty: self.repetition_penalty.unwrap_or(defaults.repetition_penalty),
-            seed: self.seed,
-        };
+        let repetition_penalty =
+            or_default("repetition_penalty", self.repetition_penalty, defaults.repetition_penalty)?;
+        let mut sampling = SamplingParams { temperature, repetition_penalty, seed: self.seed, ..Default::default() };
+        if temperature == 0.0 {
+            // Nothing is drawn, so what the file says of drawing has no part either.
+            sampling.top_k = self.top_k.unwrap_or(sampling.top_k);
+            sampling.top_p = self.top_p.unwrap_or(sampling.top_p);
+            sampling.min_p = self.min_p.unwrap_or(sampling.min_p);
+        } else {
+            if self.top_k.is_none() {
+                defaults.check("top_k")?;
+            }
+            sampling.top_k = self.top_k.unwrap_or(defaults.top_k);
+            sampling.top_p = or_default("top_p", self.top_p, defaults.top_p)?;
+            sampling.min_p = or_default("min_p", self.min_p, defaults.min_p)?;
+        }
+        if self.max_new_tokens.is_none() {
+            defaults.check("max_new_tokens")?;
+            if defaults.max_new_tokens.is_none() {
+                defaults.check("max_length")?;
+            }
+        }
         // As in transformers, `max_length` counts the prompt and gives way to `max_new_tokens`.
         let max_new_tokens = match (self.max_new_tokens.or(defaults.max_new_tokens), defaults.max_length) {
             (None, Some(max_length)) if prompt.len() >= max_length => {

@@ -66,7 +66,7 @@ pub use qwen_core::engine::{Canceller, FinishReason, Work};
 pub use qwen_core::memory;
 pub use qwen_core::model::plan::Plan;
 pub use qwen_core::quantize::{Importances, TensorMix};
-pub use qwen_core::{Config, Encoding, GenerationConfig, Precision};
+pub use qwen_core::{Config, Encoding, GenerationConfig, Precision, Warning};
 pub use qwen_tokenizer::{ChatInput, ChatTemplate, Content, FunctionCall, Message, Role, Tokenizer, Tool, ToolCall};
 pub use vocabulary::load_tokenizer;
 

@@ -119,6 +119,7 @@ fn load_engine(
     let _float_env = FloatEnv::enter();
     distributed::check_leads(&options.ranks)?;
     let checkpoint = Checkpoint::open(path)?;
+    let warnings = checkpoint.warnings().to_vec();
     let config = config_of(&checkpoint, options)?;
     let tokenizer = vocabulary::of_checkpoint(&checkpoint)?;
     let chosen_by = tokenizer.as_ref().ok().filter(|_| !options.allow_padding_tokens);
@@ -138,6 +139,7 @@ fn load_engine(
         device_name,
         selection_reason,
         config,
+        warnings,
     };
     Engine::start(wrap(loaded.engine()?)?, parts, options.max_waiting)
 }

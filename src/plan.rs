@@ -9,7 +9,7 @@ use qwen_core::model::source::WeightSource;
 use qwen_core::model::spec::ModelSpec;
 use qwen_core::numerics::float_env::FloatEnv;
 use qwen_core::quantize::{QuantizedWeights, TensorMix};
-use qwen_core::{Config, Error};
+use qwen_core::{Config, Error, Warning};
 
 use crate::device::Device;
 use crate::device::auto::{self, Candidate, Wanted};
@@ -82,6 +82,7 @@ pub(crate) struct Planner<'a> {
     /// The weights as they will be loaded.
     pub(crate) weights: Weights<'a>,
     config: &'a Config,
+    warnings: &'a [Warning],
     /// Ids that are not below it are never chosen.
     num_token_ids: usize,
     /// The model, or the part of it that this process holds.
@@ -111,7 +112,7 @@ impl<'a> Planner<'a> {
             None => Weights::Stored(checkpoint),
             Some(encoding) => Weights::Quantized(QuantizedWeights::new(checkpoint, TensorMix::Uniform(encoding))?),
         };
-        Ok(Planner { options, weights, config, num_token_ids, spec })
+        Ok(Planner { options, weights, config, warnings: checkpoint.warnings(), num_token_ids, spec })
     }
 
     /// The devices that `device` stands for, best first.
@@ -149,10 +150,12 @@ impl<'a> Planner<'a> {
             Plan::new(self.weights.source(), &input, &*capacity.footprint)
         };
         let plan = plan_at(context.unwrap_or(model_context.min(DEFAULT_CONTEXT)))?;
-        match plan.max_context {
-            Some(fits) if context.is_none() && !plan.fits => plan_at(fits),
-            _ => Ok(plan),
-        }
+        let mut plan = match plan.max_context {
+            Some(fits) if context.is_none() && !plan.fits => plan_at(fits)?,
+            _ => plan,
+        };
+        plan.warnings = self.warnings.to_vec();
+        Ok(plan)
     }
 
     /// The sizes of steps and of the K/V store.

@@ -47,12 +47,14 @@ pub enum Error {
         reason: String,
     },
     /// A tensor that the model needs is in none of the checkpoint's files.
-    #[error("tensor `{name}` is missing from {path}", path = path.display())]
+    #[error("tensor `{name}` is missing from {path}{instead}", path = path.display())]
     MissingTensor {
         /// The tensor's name.
         name: String,
         /// The checkpoint.
         path: PathBuf,
+        /// What is there instead and what to do, as a clause that begins with `: `, or empty.
+        instead: String,
     },
     /// A tensor has another shape or element type than the configuration says.
     #[error("tensor `{name}` in {path}: expected {expected}, found {found}", path = path.display())]

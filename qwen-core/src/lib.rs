@@ -15,7 +15,7 @@
 //! | [`numerics`] | how numbers are stored, what may be rounded, and arithmetic of sizes that cannot wrap |
 //! | [`quantize`] | a model in 16 bits to block formats, while it is loaded or into a GGUF file |
 //! | [`ranks`] | one model in several processes |
-//! | [`memory`], [`error`] | the machine, and what goes wrong |
+//! | [`memory`], [`error`], [`warning`] | the machine, what goes wrong, and what is only noticed |
 
 pub mod backend;
 #[doc(hidden)]
@@ -28,9 +28,11 @@ pub mod model;
 pub mod numerics;
 pub mod quantize;
 pub mod ranks;
+pub mod warning;
 
 pub use backend::{Backend, Footprint, StoredSizes};
 pub use checkpoint::{Checkpoint, Config, GenerationConfig, RopeScaling};
 pub use error::{Error, Result};
 pub use model::rope::Rope;
 pub use numerics::{Encoding, Precision};
+pub use warning::Warning;

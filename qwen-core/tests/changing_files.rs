@@ -115,11 +115,13 @@ fn a_file_that_is_replaced_deleted_or_grown_is_read_to_its_end() {
     assert!(Checkpoint::open(folder.path()).is_err());
 }
 
-/// Open in a thread of its own: opening must not wait for a writer or read without an end.
+/// Open in a thread of its own: opening must not wait for a writer or read without an end. What is wrong with
+/// generation_config.json is refused to whoever asks for its values.
 fn open(folder: &Path) -> Error {
     let (sender, receiver) = mpsc::channel();
     let path = folder.to_path_buf();
-    thread::spawn(move || sender.send(Checkpoint::open(path).map(drop)));
+    let open = move || Checkpoint::open(path)?.generation_config().check("temperature");
+    thread::spawn(move || sender.send(open()));
     receiver.recv_timeout(Duration::from_secs(120)).expect("opening came to an end").expect_err("it is refused")
 }
 
@@ -168,7 +170,9 @@ fn only_regular_files_are_opened() {
                 check(name, device, &|path| symlink(device, path).expect("a link"));
             }
             let (folder, error) = with_special(name, |path| symlink("nowhere", path).expect("a link"));
-            assert!(matches!(&error, Error::Io { path, .. } if *path == folder.path().join(name)), "{name}: {error:?}");
+            let Error::InvalidFile { path, reason } = error else { panic!("{name}: {error:?}") };
+            assert_eq!(path, folder.path().join(name));
+            assert!(reason.contains("link to nowhere"), "{name}: {reason}");
         }
     }
 }

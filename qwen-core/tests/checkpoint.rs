@@ -6,7 +6,7 @@ use std::fs;
 use std::path::Path;
 
 use common::{TempFolder, safetensors};
-use qwen_core::{Checkpoint, Encoding, Error, RopeScaling};
+use qwen_core::{Checkpoint, Encoding, Error, RopeScaling, Warning};
 
 const CONFIG: &str = include_str!("data/config-0.5b-instruct.json");
 
@@ -77,7 +77,7 @@ fn a_tensor_that_will_not_do_is_named_with_its_file() {
     let checkpoint = Checkpoint::open(folder.path()).expect("a checkpoint");
     assert!(checkpoint.has("i") && checkpoint.has("x"), "listed, if not usable");
     let missing = checkpoint.tensor("c").expect_err("there is none");
-    assert!(matches!(missing, Error::MissingTensor { name, path } if name == "c" && path == folder.path()));
+    assert!(matches!(missing, Error::MissingTensor { name, path, .. } if name == "c" && path == folder.path()));
     for (name, shape, wanted, have) in [
         ("a", &[3, 2][..], "[3, 2]", "F32 [2, 3]"),
         ("a", &[6], "[6]", "F32 [2, 3]"),
@@ -212,32 +212,62 @@ fn an_index_that_does_not_hold_is_refused() {
         (r#"{"weight_map": {}}"#, "empty"),
         (r#"{"weight_map": {"a": 3}}"#, "`a`"),
         (r#"{"weight_map": {"a": "one.safetensors", "a": "two.safetensors"}}"#, "`a` appears twice"),
-        (r#"{"weight_map": {"a": "one.safetensors", "c": "three.safetensors"}}"#, "`three.safetensors`"),
+        (
+            r#"{"weight_map": {"a": "one.safetensors", "model.norm.weight": "three.safetensors"}}"#,
+            "`three.safetensors`",
+        ),
     ] {
         let reason = invalid_file(&shards().with(INDEX, index), INDEX);
         assert!(reason.contains(expected), "{index}: {reason}");
     }
-    // Promised in a shard that has it not, whether another one has it or none.
-    for (index, name) in [
-        (r#"{"weight_map": {"a": "one.safetensors", "c": "two.safetensors"}}"#, "c"),
-        (r#"{"weight_map": {"a": "two.safetensors", "b": "one.safetensors"}}"#, "a"),
+}
+
+#[test]
+fn an_index_that_says_too_much_is_taken_as_far_as_it_is_needed() {
+    let shards = || folder().with("one.safetensors", shard("a")).with("two.safetensors", shard("b"));
+    // The head of a tied model and a table that is computed, in a file that has them not or in none.
+    for (index, warns) in [
+        (r#"{"weight_map": {"a": "one.safetensors", "lm_head.weight": "one.safetensors"}}"#, false),
+        (
+            r#"{"weight_map": {"a": "one.safetensors", "model.layers.0.self_attn.rotary_emb.inv_freq": "one.safetensors"}}"#,
+            false,
+        ),
+        (r#"{"weight_map": {"a": "one.safetensors", "lm_head.weight": "head.safetensors"}}"#, true),
+        (r#"{"weight_map": {"a": "./one.safetensors", "b": "./two.safetensors"}}"#, false),
+        // In another file than the index says.
+        (r#"{"weight_map": {"a": "two.safetensors", "b": "one.safetensors"}}"#, false),
     ] {
         let folder = shards().with(INDEX, index);
-        match refuse(&folder) {
-            Error::MissingTensor { name: found, path } => {
-                assert_eq!(found, name);
-                assert_eq!(path, folder.path().join("two.safetensors"));
-            }
-            error => panic!("{index}: {error}"),
-        }
+        let checkpoint = Checkpoint::open(folder.path()).unwrap_or_else(|error| panic!("{index}: {error}"));
+        assert!(checkpoint.tensor("a").is_ok(), "{index}");
+        let missing =
+            |warning: &&Warning| matches!(warning, Warning::MissingShard { shard, .. } if shard == "head.safetensors");
+        assert_eq!(checkpoint.warnings().iter().any(|warning| missing(&warning)), warns, "{index}");
     }
-    let twice = r#"{"weight_map": {"a": "one.safetensors", "b": "two.safetensors", "c": "three.safetensors"}}"#;
-    let twice = shards().with("three.safetensors", shard("a")).with(INDEX, twice);
-    let error = refuse(&twice);
-    assert!(
-        matches!(&error, Error::InvalidFile { reason, .. } if reason.contains("`a` is in another shard")),
-        "{error}"
-    );
+    // What is needed is missed where it is asked for, with the file that should have it.
+    let folder = shards().with(INDEX, r#"{"weight_map": {"a": "one.safetensors", "norm.weight": "two.safetensors"}}"#);
+    let error = Checkpoint::open(folder.path()).expect("headers").tensor("model.norm.weight").expect_err("none");
+    assert!(matches!(&error, Error::MissingTensor { name, .. } if name == "model.norm.weight"), "{error}");
+    assert!(error.to_string().contains("`two.safetensors`"), "{error}");
+}
+
+#[test]
+fn of_a_tensor_in_two_files_the_index_chooses_one() {
+    let valued =
+        |name: &str, value: f32| common::safetensors_of(&[(name.into(), "F32", vec![1], value.to_le_bytes().to_vec())]);
+    let both = || folder().with("one.safetensors", valued("a", 1.0)).with("two.safetensors", valued("a", 2.0));
+    for (index, expected) in [
+        (r#"{"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}"#, 1.0),
+        (r#"{"weight_map": {"a": "two.safetensors", "b": "one.safetensors"}}"#, 2.0),
+        (r#"{"weight_map": {"b": "one.safetensors", "c": "two.safetensors"}}"#, 2.0),
+    ] {
+        let folder = both().with(INDEX, index);
+        let checkpoint = Checkpoint::open(folder.path()).unwrap_or_else(|error| panic!("{index}: {error}"));
+        assert_eq!(checkpoint.tensor("a").expect("a").to_f32(), [expected], "{index}");
+        assert_eq!(checkpoint.tensors().len(), 1, "{index}");
+        let twice = |warning: &Warning| matches!(warning, Warning::DuplicateTensors { names, .. } if names == &["a"]);
+        assert!(checkpoint.warnings().iter().any(twice), "{index}");
+    }
 }
 
 #[test]
@@ -252,7 +282,8 @@ fn an_index_cannot_reach_out_of_its_folder() {
         "",
         "/",
         "a/b.safetensors",
-        "./one.safetensors",
+        "././one.safetensors",
+        "./../one.safetensors",
         "one.safetensors/",
         "a\\\\b",
         "C:x",
@@ -295,12 +326,24 @@ fn folders_that_are_no_checkpoint_say_what_was_looked_for() {
 
 #[test]
 fn damaged_companions_are_named() {
-    let folder = single(TWO, 32).with("generation_config.json", r#"{"top_p": 7}"#);
-    let error = refuse(&folder);
+    let file = "generation_config.json";
+    let bad_key = single(TWO, 32).with(file, r#"{"top_p": 7}"#);
+    let checkpoint = Checkpoint::open(bad_key.path()).expect("only sampling is concerned");
     assert!(
-        matches!(&error, Error::InvalidConfig { key, path, .. } if key == "top_p" && path.ends_with("generation_config.json"))
+        matches!(&checkpoint.warnings()[0], Warning::InvalidValue { key, path, .. } if key == "top_p" && path.ends_with(file))
     );
-    let folder = folder.with("config.json", "{");
+    for content in ["{", "", "Entry not found", "<!DOCTYPE html>"] {
+        let folder = single(TWO, 32).with(file, content);
+        let checkpoint = Checkpoint::open(folder.path()).expect("only sampling is concerned");
+        let unreadable =
+            |warning: &&Warning| matches!(warning, Warning::UnreadableFile { path, .. } if path.ends_with(file));
+        assert_eq!(checkpoint.warnings().iter().filter(unreadable).count(), 1, "{content}");
+        for field in ["do_sample", "temperature", "eos_token_id", "max_new_tokens"] {
+            let error = checkpoint.generation_config().check(field).expect_err("it would be from the file");
+            assert!(matches!(&error, Error::InvalidFile { path, .. } if path.ends_with(file)), "{error}");
+        }
+    }
+    let folder = bad_key.with("config.json", "{");
     assert!(invalid_file(&folder, "config.json").contains("not JSON"));
 }
 

@@ -293,7 +293,6 @@ fn missing_and_malformed_keys_are_named() {
         ("tie_word_embeddings", json!(1)),
         ("use_sliding_window", json!("no")),
         ("rope_scaling", json!("yarn")),
-        ("torch_dtype", json!(16)),
     ] {
         assert_eq!(refused_key(&[(key, value)]), key);
     }
@@ -361,6 +360,38 @@ fn other_models_are_refused_by_name() {
     assert_eq!(parse(&[("use_mrope", json!(false)), ("partial_rotary_factor", json!(1.0))]), parse(&[]));
 }
 
+/// Values that nothing is computed with refuse nothing, and neither do the numbers that Python writes beside JSON's.
+#[test]
+fn what_has_no_part_in_the_results_refuses_nothing() {
+    for (key, value) in [
+        ("bos_token_id", json!("<s>")),
+        ("bos_token_id", json!(-1)),
+        ("torch_dtype", json!(16)),
+        ("sliding_window", json!("none")),
+        ("max_window_layers", json!(-1)),
+        ("initializer_range", json!("NaN")),
+        ("architectures", json!(null)),
+        ("some_other_key", json!({"deep": [1, 2]})),
+    ] {
+        let config = Config::from_json("config.json", &changed(&[(key, value.clone())]));
+        assert!(config.is_ok(), "{key} {value}: {config:?}");
+    }
+    let text = changed(&[("initializer_range", json!(1.5)), ("note", json!("a \\ \" NaN, -Infinity"))]);
+    for word in ["NaN", "Infinity", "-Infinity"] {
+        let text = text.replace("1.5", word);
+        assert!(text.contains(word));
+        assert_eq!(Config::from_json("config.json", &text).expect(word), parse(&[]));
+        let matters = changed(&[("rms_norm_eps", json!(1.5))]).replace("1.5", word);
+        match Config::from_json("config.json", &matters) {
+            Err(Error::InvalidConfig { key, reason, .. }) => {
+                assert_eq!(key, "rms_norm_eps");
+                assert!(reason.contains(word), "{reason}");
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
 #[test]
 fn a_sliding_window_is_refused_only_where_it_binds() {
     let on = ("use_sliding_window", json!(true));
@@ -368,7 +399,22 @@ fn a_sliding_window_is_refused_only_where_it_binds() {
     assert_eq!(parse(&[on.clone(), ("sliding_window", json!(null))]), parse(&[]));
     let wide = parse(&[on.clone(), ("sliding_window", json!(32768))]);
     assert_eq!(wide.sliding_window, Some(32768));
+    let wide_again = wide.clone();
     assert!(matches!(wide.with_yarn(4.0), Err(Error::Unsupported { .. })), "stretched, the context exceeds the window");
+    // The file's model has 24 layers, and `max_window_layers` 21.
+    for layers in [24, 28, 1000] {
+        let without = [on.clone(), ("sliding_window", json!(4096)), ("max_window_layers", json!(layers))];
+        assert_eq!(parse(&without), parse(&[]), "{layers}: no layer has the window");
+    }
+    assert!(unsupported(&[on.clone(), ("sliding_window", json!(REMOVE))]).contains("4096"), "transformers' own value");
+    let mut kinds = vec!["full_attention"; 24];
+    kinds.push("sliding_attention");
+    let beyond = [on.clone(), ("sliding_window", json!(4096)), ("layer_types", json!(kinds))];
+    assert_eq!(parse(&beyond), parse(&[]), "there is no layer 24");
+    kinds[3] = "sliding_attention";
+    let sliding = |window: usize| [on.clone(), ("sliding_window", json!(window)), ("layer_types", json!(kinds))];
+    assert!(unsupported(&sliding(4096)).contains("4096"));
+    assert_eq!(parse(&sliding(32768)), wide_again, "wider than the context");
     let explicit = [on, ("sliding_window", json!(4096)), ("layer_types", json!(vec!["full_attention"; 24]))];
     assert_eq!(parse(&explicit), parse(&[]), "the newer key says that no layer slides");
 }
@@ -376,9 +422,20 @@ fn a_sliding_window_is_refused_only_where_it_binds() {
 #[test]
 fn what_is_no_object_is_no_configuration() {
     let nested = "[".repeat(100_000);
-    for text in
-        ["", "{", "[]", "null", "3", "\"qwen2\"", "{\"model_type\": }", "{\"a\": NaN}", "{\"a\": 1e999}", &nested]
-    {
+    for text in [
+        "",
+        "{",
+        "[]",
+        "null",
+        "3",
+        "\"qwen2\"",
+        "{\"model_type\": }",
+        "{\"a\": nan}",
+        "{\"a\": NaNs}",
+        "{NaN: 1}x",
+        "{\"a\": 1e999}",
+        &nested,
+    ] {
         let error = Config::from_json("some/config.json", text).expect_err("no configuration");
         assert!(matches!(error, Error::InvalidFile { .. }), "{error}");
         assert!(error.to_string().starts_with("some/config.json: "), "{error}");

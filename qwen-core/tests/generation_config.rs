@@ -1,6 +1,6 @@
 //! `generation_config.json`: the published ones, the sparse ones and the wrong ones.
 
-use qwen_core::{Error, GenerationConfig};
+use qwen_core::{Error, GenerationConfig, Warning};
 
 fn parse(json: &str) -> GenerationConfig {
     GenerationConfig::from_json("generation_config.json", json).unwrap_or_else(|error| panic!("{json}: {error}"))
@@ -35,9 +35,10 @@ fn nulls_and_absent_keys_are_the_defaults() {
         "repetition_penalty": null, "eos_token_id": null, "max_new_tokens": null, "max_length": null}"#;
     assert_eq!(parse("{}"), GenerationConfig::default());
     assert_eq!(parse(nulls), GenerationConfig::default());
-    assert_eq!(parse(r#"{"temperature": 1, "top_p": 1, "top_k": 50.0, "unknown": [1]}"#), GenerationConfig::default());
+    assert_eq!(parse(r#"{"temperature": 1, "top_p": 1, "top_k": 50.0}"#), GenerationConfig::default());
 }
 
+/// A value that is wrong is refused to whoever uses it, with its key, and to nobody else; its field has the default.
 #[test]
 fn bounds_hold_and_their_keys_are_named() {
     for (key, json) in [
@@ -47,6 +48,8 @@ fn bounds_hold_and_their_keys_are_named() {
         ("temperature", r#"{"temperature": "0.7"}"#),
         ("temperature", r#"{"temperature": 0, "do_sample": true}"#),
         ("temperature", r#"{"temperature": 1e-60, "do_sample": true}"#),
+        ("temperature", r#"{"temperature": NaN}"#),
+        ("temperature", r#"{"temperature": Infinity}"#),
         ("top_p", r#"{"top_p": 1.1}"#),
         ("top_p", r#"{"top_p": -0.1}"#),
         ("top_k", r#"{"top_k": -1}"#),
@@ -59,13 +62,52 @@ fn bounds_hold_and_their_keys_are_named() {
         ("max_new_tokens", r#"{"max_new_tokens": -5}"#),
         ("max_length", r#"{"max_length": true}"#),
     ] {
-        match GenerationConfig::from_json("some/generation_config.json", json) {
-            Err(Error::InvalidConfig { path, key: found, .. }) => {
+        let config = GenerationConfig::from_json("some/generation_config.json", json).expect(json);
+        match config.check(key) {
+            Err(Error::InvalidConfig { path, key: found, reason }) => {
                 assert_eq!((path.to_str(), found.as_str()), (Some("some/generation_config.json"), key));
+                assert!(reason.contains("in the request"), "{reason}");
             }
             other => panic!("{json}: {other:?}"),
         }
+        for other in ["do_sample", "temperature", "top_p", "top_k", "min_p", "repetition_penalty"] {
+            assert!(other == key || config.check(other).is_ok(), "{json}: {other}");
+        }
+        let [Warning::InvalidValue { key: named, .. }] = &config.warnings()[..] else { panic!("{json}") };
+        assert_eq!(named, key);
     }
     assert_eq!(parse(r#"{"temperature": 0}"#).temperature, 0.0, "greedy files may write it");
+    assert_eq!(parse(r#"{"temperature": 0}"#).warnings(), []);
+    assert_eq!(parse(r#"{"top_p": 0, "do_sample": true}"#).top_p, 0.0, "it keeps one token");
     assert!(matches!(GenerationConfig::from_json("g", "[]"), Err(Error::InvalidFile { .. })));
+}
+
+#[test]
+fn keys_without_effect_are_named() {
+    for (key, value) in [
+        ("no_repeat_ngram_size", "1"),
+        ("min_new_tokens", "4"),
+        ("stop_strings", "[\"end\"]"),
+        ("suppress_tokens", "[1, 2]"),
+        ("bad_words_ids", "[[3]]"),
+        ("num_beams", "4"),
+        ("typical_p", "0.9"),
+        ("epsilon_cutoff", "3e-4"),
+        ("early_stopping", "true"),
+        ("forced_bos_token_id", "7"),
+        ("max_window_size", "6144"),
+        ("Top_p", "0.8"),
+    ] {
+        let config = parse(&format!(r#"{{"do_sample": true, "{key}": {value}}}"#));
+        let warnings = config.warnings();
+        let [warning @ Warning::IgnoredKey { key: named, .. }] = &warnings[..] else { panic!("{key}: {warnings:?}") };
+        assert_eq!(named, key);
+        let sentence = warning.to_string();
+        assert!(sentence.starts_with(&format!("generation_config.json: key `{key}` (")), "{sentence}");
+    }
+    // What asks for nothing, and what only Python has a use for.
+    let silent = r#"{"transformers_version": "4.37.0", "_from_model_config": true, "bos_token_id": 1, "pad_token_id": 1,
+        "use_cache": false, "output_scores": true, "num_beams": 1, "no_repeat_ngram_size": 0, "length_penalty": 1.0,
+        "early_stopping": false, "suppress_tokens": null, "stop_strings": [], "typical_p": 1, "chat_format": "chatml"}"#;
+    assert_eq!(parse(silent).warnings(), []);
 }

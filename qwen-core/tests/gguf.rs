@@ -135,7 +135,7 @@ fn types_that_are_not_read_are_refused_where_the_model_needs_them() {
 fn missing_and_misshapen_tensors_are_named_as_in_the_file() {
     let checkpoint = open(&Gguf::model().without("blk.0.attn_q.bias")).expect("a checkpoint");
     match checkpoint.tensor("model.layers.0.self_attn.q_proj.bias") {
-        Err(Error::MissingTensor { name, path }) => {
+        Err(Error::MissingTensor { name, path, .. }) => {
             assert_eq!((&name[..], path), ("blk.0.attn_q.bias", checkpoint.path().into()))
         }
         other => panic!("{other:?}"),
@@ -247,8 +247,12 @@ fn advice_on_sampling_is_read_where_a_file_has_it() {
     assert_eq!((config.repetition_penalty, &config.eos_token_id[..]), (1.05, &[3, 4, 5][..]));
     let greedy = open(&Gguf::model().f32(&key("temp"), 0.0)).expect("a checkpoint");
     assert!(!greedy.generation_config().do_sample);
-    refused(&Gguf::model().f32(&key("top_p"), 2.0), &["key `general.sampling.top_p`", "found 2.0"]);
-    refused(&Gguf::model().f32(&key("penalty_repeat"), 0.0), &["key `general.sampling.penalty_repeat`"]);
+    for (name, value, field) in [("top_p", 2.0, "top_p"), ("penalty_repeat", 0.0, "repetition_penalty")] {
+        let checkpoint = open(&Gguf::model().f32(&key(name), value)).expect("who sets it need not follow the file");
+        let error = checkpoint.generation_config().check(field).expect_err("out of its bounds").to_string();
+        assert!(error.contains(&format!("key `{}`", key(name))) && error.contains("found"), "{error}");
+        assert_eq!(checkpoint.warnings().len(), 1);
+    }
 }
 
 #[test]

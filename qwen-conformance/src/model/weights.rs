@@ -151,7 +151,7 @@ impl RandomModel {
 
     fn tensor(&self, name: &str, rows: usize, cols: usize) -> Result<&Tensor> {
         let path = || PathBuf::from("random model");
-        let missing = || Error::MissingTensor { name: name.into(), path: path() };
+        let missing = || Error::MissingTensor { name: name.into(), path: path(), instead: String::new() };
         let tensor = self.tensors.get(name).ok_or_else(missing)?;
         if (tensor.rows, tensor.cols) != (rows, cols) {
             return Err(Error::InvalidTensor {
@@ -179,7 +179,8 @@ impl WeightSource for RandomModel {
     }
 
     fn encoding(&self, name: &str) -> Result<Encoding> {
-        let missing = || Error::MissingTensor { name: name.into(), path: "random model".into() };
+        let missing =
+            || Error::MissingTensor { name: name.into(), path: "random model".into(), instead: String::new() };
         self.tensors.get(name).map(|tensor| tensor.encoding).ok_or_else(missing)
     }
 }

@@ -1,10 +1,11 @@
 //! Opening the files of a checkpoint: regular files of a bounded size, and nothing else.
 //!
 //! A folder comes from whoever made it. A pipe, a device or a folder in the place of a file is refused before it is
-//! opened, since opening a pipe waits for its writer; so is a file larger than its kind can sensibly be.
+//! opened, since opening a pipe waits for its writer; so is a file larger than its kind can sensibly be. What downloads
+//! leave in the place of a file is called by its name: a pointer of Git LFS, a page, a link to nothing.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::path::Path;
 
 use crate::error::{Error, Result};
@@ -12,7 +13,14 @@ use crate::error::{Error, Result};
 /// Open the regular file `path` and say how many bytes it has.
 pub(crate) fn open_regular(path: &Path) -> Result<(File, u64)> {
     let io = |source| Error::Io { path: path.to_path_buf(), source };
-    if !path.metadata().map_err(io)?.is_file() {
+    let metadata = path.metadata().map_err(|source| match path.read_link() {
+        Ok(target) if source.kind() == ErrorKind::NotFound => {
+            let reason = "download the file again, or copy the folder with the files that its links lead to";
+            invalid(path, format!("is a link to {}, which is not there: {reason}", target.display()))
+        }
+        _ => io(source),
+    })?;
+    if !metadata.is_file() {
         return Err(not_regular(path));
     }
     let file = File::open(path).map_err(io)?;
@@ -32,7 +40,28 @@ pub(crate) fn read_text(path: &Path, limit: u64) -> Result<String> {
     }
     let mut bytes = Vec::new();
     file.take(limit).read_to_end(&mut bytes).map_err(|source| Error::Io { path: path.to_path_buf(), source })?;
+    refuse_placeholder(path, &bytes)?;
     String::from_utf8(bytes).map_err(|error| invalid(path, format!("not UTF-8: {error}")))
+}
+
+/// Bytes of a file that [`refuse_placeholder`] looks at.
+pub(crate) const FIRST_BYTES: usize = 256;
+
+/// Refuse a file that begins as something that a download leaves in its place.
+pub(crate) fn refuse_placeholder(path: &Path, begins: &[u8]) -> Result<()> {
+    let begins = begins.get(..FIRST_BYTES).unwrap_or(begins);
+    let text = String::from_utf8_lossy(begins).trim_start_matches('\u{feff}').trim_start().to_ascii_lowercase();
+    if text.starts_with("version https://git-lfs") {
+        let reason =
+            "is a Git LFS pointer, not the file itself: run `git lfs pull` in its folder, or download the file";
+        return Err(invalid(path, reason));
+    }
+    if ["<!doctype html", "<html", "<?xml", "<head", "<!--"].iter().any(|tag| text.starts_with(tag)) {
+        let reason = "is a page of a web site (HTML or XML), not the file itself: the download was answered by a login, \
+                      an error or a preview; download the file again";
+        return Err(invalid(path, reason));
+    }
+    Ok(())
 }
 
 /// An [`Error::InvalidFile`].

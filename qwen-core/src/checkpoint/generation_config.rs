@@ -2,13 +2,74 @@
 //!
 //! The values here are the model's advice, parsed and in bounds; what a request makes of them is decided by whoever
 //! samples. Qwen2.5 repeats itself without its own values, so they should be passed on, not replaced by an engine's taste.
+//! A value that is wrong stops nobody who does not use it: it is noted, and whoever would use it asks first
+//! ([`GenerationConfig::check`]). Keys that have no effect here are named ([`GenerationConfig::warnings`]).
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
 
 use crate::checkpoint::json::{self, Fields};
 use crate::engine::sampling::SamplingParams;
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::warning::Warning;
+
+/// Keys that have a field in [`GenerationConfig`].
+const FIELDS: [&str; 9] = [
+    "do_sample",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "eos_token_id",
+    "max_new_tokens",
+    "max_length",
+];
+
+/// Keys that change no token of an answer, whatever their value: what Python returns, keeps or compiles.
+const SILENT: [&str; 18] = [
+    "transformers_version",
+    "bos_token_id",
+    "pad_token_id",
+    "use_cache",
+    "cache_implementation",
+    "cache_config",
+    "return_dict_in_generate",
+    "return_legacy_cache",
+    "output_attentions",
+    "output_hidden_states",
+    "output_scores",
+    "output_logits",
+    "low_memory",
+    "compile_config",
+    "disable_compile",
+    "prefill_chunk_size",
+    "renormalize_logits",
+    "chat_format",
+];
+
+/// Keys that do nothing at this number, which many files write out.
+const NEUTRAL: [(&str, f64); 17] = [
+    ("num_beams", 1.0),
+    ("num_beam_groups", 1.0),
+    ("num_return_sequences", 1.0),
+    ("length_penalty", 1.0),
+    ("diversity_penalty", 0.0),
+    ("no_repeat_ngram_size", 0.0),
+    ("encoder_no_repeat_ngram_size", 0.0),
+    ("encoder_repetition_penalty", 1.0),
+    ("min_length", 0.0),
+    ("min_new_tokens", 0.0),
+    ("typical_p", 1.0),
+    ("epsilon_cutoff", 0.0),
+    ("eta_cutoff", 0.0),
+    ("guidance_scale", 1.0),
+    ("penalty_alpha", 0.0),
+    ("presence_penalty", 0.0),
+    ("frequency_penalty", 0.0),
+];
 
 /// Sampling defaults under the names that `generation_config.json` has for them. A checkpoint without the file has
 /// [`GenerationConfig::default`], which is what transformers assumes.
@@ -47,6 +108,52 @@ pub struct GenerationConfig {
     pub max_new_tokens: Option<usize>,
     /// Tokens of prompt and answer together at most.
     pub max_length: Option<usize>,
+    /// What is wrong with the values of the file. Their fields hold the defaults.
+    pub(in crate::checkpoint) faults: Vec<Fault>,
+    /// Keys that have no effect.
+    ignored: Vec<Warning>,
+}
+
+/// What is wrong with the value of a field.
+#[derive(Debug, Clone, PartialEq)]
+pub(in crate::checkpoint) struct Fault {
+    field: &'static str,
+    path: PathBuf,
+    /// `None` if the whole file cannot be read.
+    key: Option<String>,
+    reason: String,
+}
+
+impl Fault {
+    /// The fault of `field` that `error` tells of; other errors than those of a key are about the whole file.
+    pub(in crate::checkpoint) fn new(file: &Path, field: &'static str, error: &Error) -> Self {
+        match error {
+            Error::InvalidConfig { path, key, reason } => {
+                Fault { field, path: path.clone(), key: Some(key.clone()), reason: reason.clone() }
+            }
+            Error::InvalidFile { path, reason } => {
+                Fault { field, path: path.clone(), key: None, reason: reason.clone() }
+            }
+            Error::Io { path, source } => Fault { field, path: path.clone(), key: None, reason: source.to_string() },
+            other => Fault { field, path: file.to_path_buf(), key: None, reason: other.to_string() },
+        }
+    }
+
+    /// The same fault of another field, which follows from the same key.
+    pub(in crate::checkpoint) fn of(self, field: &'static str) -> Self {
+        Fault { field, ..self }
+    }
+
+    /// What a program does that wants to go on without the value.
+    fn advice(&self) -> String {
+        let option = match self.field {
+            "do_sample" => "temperature",
+            "eos_token_id" => "stop_token_ids or ignore_eos",
+            "max_length" => "max_new_tokens",
+            field => field,
+        };
+        format!("{}: correct the file, or set {option} in the request", self.reason)
+    }
 }
 
 impl Default for GenerationConfig {
@@ -61,45 +168,70 @@ impl Default for GenerationConfig {
             eos_token_id: Vec::new(),
             max_new_tokens: None,
             max_length: None,
+            faults: Vec::new(),
+            ignored: Vec::new(),
         }
     }
 }
 
 impl GenerationConfig {
     /// Parse the text of a `generation_config.json`. `path` is only for errors. Keys that are missing or `null` take
-    /// their defaults, keys without a field here are ignored.
+    /// their defaults. A value that is malformed or out of its bounds is no error yet: its field has the default, and
+    /// [`GenerationConfig::check`] refuses it to whoever would use it.
+    ///
+    /// ```
+    /// use qwen_core::GenerationConfig;
+    ///
+    /// let config = GenerationConfig::from_json("generation_config.json", r#"{"do_sample": false, "top_k": -1}"#)?;
+    /// assert!(config.check("temperature").is_ok());
+    /// assert!(config.check("top_k").unwrap_err().to_string().contains("found -1"));
+    /// # Ok::<(), qwen_core::Error>(())
+    /// ```
     ///
     /// # Errors
-    /// [`InvalidConfig`](crate::Error::InvalidConfig) names the key that is malformed or out of its bounds.
+    /// [`InvalidFile`](crate::Error::InvalidFile) if it is no JSON object.
     pub fn from_json(path: impl AsRef<Path>, json: &str) -> Result<Self> {
         let path = path.as_ref();
         let value = json::parse(path, json)?;
         let fields = Fields::root(path, &value)?;
-        let default = GenerationConfig::default();
-        let float = |key: &str, max: f32, default: f32| -> Result<f32> {
-            Ok(fields.f64(key, 0.0, max.into())?.map_or(default, |value| value as f32))
-        };
-        let config = GenerationConfig {
-            do_sample: fields.bool("do_sample")?.unwrap_or(default.do_sample),
-            temperature: float("temperature", f32::MAX, default.temperature)?,
-            top_p: float("top_p", 1.0, default.top_p)?,
-            top_k: fields.usize("top_k", 0, usize::MAX)?.unwrap_or(default.top_k),
-            min_p: float("min_p", 1.0, default.min_p)?,
-            repetition_penalty: float("repetition_penalty", f32::MAX, default.repetition_penalty)?,
-            eos_token_id: fields.ids("eos_token_id")?,
-            max_new_tokens: fields.usize("max_new_tokens", 0, usize::MAX)?,
-            max_length: fields.usize("max_length", 0, usize::MAX)?,
-        };
+        let mut config = GenerationConfig::default();
+        let faults = &mut config.faults;
+        let float = |key: &str, max: f32| Ok(fields.f64(key, 0.0, max.into())?.map(|value| value as f32));
+        let count = |key: &str| fields.usize(key, 0, usize::MAX);
+        set(&mut config.do_sample, faults, path, "do_sample", fields.bool("do_sample"));
+        set(&mut config.temperature, faults, path, "temperature", float("temperature", f32::MAX));
+        set(&mut config.top_p, faults, path, "top_p", float("top_p", 1.0));
+        set(&mut config.top_k, faults, path, "top_k", count("top_k"));
+        set(&mut config.min_p, faults, path, "min_p", float("min_p", 1.0));
+        let penalty = float("repetition_penalty", f32::MAX).and_then(|penalty| {
+            let bounds = SamplingParams::REPETITION_PENALTY;
+            match penalty.filter(|penalty| !bounds.contains(penalty)) {
+                None => Ok(penalty),
+                Some(penalty) => {
+                    let (low, high) = (bounds.start(), bounds.end());
+                    let reason = format!("expected a number of {low} to {high} (1 is no penalty), found {penalty:?}");
+                    Err(fields.error("repetition_penalty", reason))
+                }
+            }
+        });
+        set(&mut config.repetition_penalty, faults, path, "repetition_penalty", penalty);
+        set(&mut config.eos_token_id, faults, path, "eos_token_id", fields.ids("eos_token_id").map(Some));
+        set(&mut config.max_new_tokens, faults, path, "max_new_tokens", count("max_new_tokens").map(Some));
+        set(&mut config.max_length, faults, path, "max_length", count("max_length").map(Some));
         // Some greedy checkpoints write temperature 0; together with sampling it has no meaning.
         if config.do_sample && config.temperature == 0.0 {
-            return Err(fields.error("temperature", "expected a number above 0 where do_sample is true, found 0"));
+            let reason = "expected a number above 0 where do_sample is true, found 0";
+            faults.push(Fault::new(path, "temperature", &fields.error("temperature", reason)));
         }
-        let (bounds, penalty) = (SamplingParams::REPETITION_PENALTY, config.repetition_penalty);
-        if !bounds.contains(&penalty) {
-            let (low, high) = (bounds.start(), bounds.end());
-            let reason = format!("expected a number of {low} to {high} (1 is no penalty), found {penalty:?}");
-            return Err(fields.error("repetition_penalty", &reason));
-        }
+        config.ignored = fields
+            .entries()
+            .filter(|(key, value)| !has_effect_or_needs_none(key, value))
+            .map(|(key, value)| Warning::IgnoredKey {
+                path: path.to_path_buf(),
+                key: key.clone(),
+                value: json::describe(value),
+            })
+            .collect();
         Ok(config)
     }
 
@@ -111,4 +243,71 @@ impl GenerationConfig {
         let path = path.as_ref();
         GenerationConfig::from_json(path, &json::read_config(path)?)
     }
+
+    /// The defaults in place of a file that cannot be read, and which nobody therefore gets unasked.
+    pub(in crate::checkpoint) fn unreadable(path: &Path, error: &Error) -> Self {
+        let faults = FIELDS.map(|field| Fault::new(path, field, error)).to_vec();
+        GenerationConfig { faults, ..GenerationConfig::default() }
+    }
+
+    /// Whether the file's value of `field`, a field of this type, may be used. What is not used need not be asked for.
+    ///
+    /// # Errors
+    /// [`InvalidConfig`](crate::Error::InvalidConfig) with the key that is malformed or out of its bounds, and with the
+    /// option that makes a request independent of it; [`InvalidFile`](crate::Error::InvalidFile) if the whole file
+    /// cannot be read.
+    pub fn check(&self, field: &str) -> Result<()> {
+        let Some(fault) = self.faults.iter().find(|fault| fault.field == field) else { return Ok(()) };
+        let (path, reason) = (fault.path.clone(), fault.advice());
+        Err(match &fault.key {
+            Some(key) => Error::InvalidConfig { path, key: key.clone(), reason },
+            None => Error::InvalidFile { path, reason },
+        })
+    }
+
+    /// Every key that has no effect although its value asks for one, and every value that is wrong.
+    pub fn warnings(&self) -> Vec<Warning> {
+        let mut warnings = self.ignored.clone();
+        for Fault { path, key, reason, .. } in &self.faults {
+            let (path, reason) = (path.clone(), reason.clone());
+            let warning = match key {
+                Some(key) => Warning::InvalidValue { path, key: key.clone(), reason },
+                None => Warning::UnreadableFile { path, reason },
+            };
+            // A file that cannot be read is at fault for each of its fields.
+            if !warnings.contains(&warning) {
+                warnings.push(warning);
+            }
+        }
+        warnings
+    }
+}
+
+/// Take what the file has for `field`, if it has anything, or note what is wrong with it.
+pub(in crate::checkpoint) fn set<T>(
+    target: &mut T,
+    faults: &mut Vec<Fault>,
+    path: &Path,
+    field: &'static str,
+    found: Result<Option<T>>,
+) {
+    match found {
+        Ok(Some(value)) => *target = value,
+        Ok(None) => {}
+        Err(error) => faults.push(Fault::new(path, field, &error)),
+    }
+}
+
+/// Whether a key has a field here, or would change nothing anywhere.
+fn has_effect_or_needs_none(key: &str, value: &Value) -> bool {
+    let does_nothing = match value {
+        Value::Null | Value::Bool(false) => true,
+        Value::Array(values) => values.is_empty(),
+        Value::Object(map) => map.is_empty(),
+        Value::Number(number) => {
+            NEUTRAL.iter().any(|(name, neutral)| *name == key && number.as_f64() == Some(*neutral))
+        }
+        _ => false,
+    };
+    does_nothing || key.starts_with('_') || FIELDS.contains(&key) || SILENT.contains(&key)
 }

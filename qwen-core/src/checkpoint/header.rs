@@ -32,7 +32,8 @@ const MAX_HEADER_BYTES: u64 = 16 << 20;
 pub struct TensorInfo {
     /// Its name.
     pub name: String,
-    /// What its file calls it, where `name` is not that: in GGUF models.
+    /// What its file calls it, where `name` is not that: in GGUF models, and where a wrapper or a part of a model was saved
+    /// (`norm.weight`, `base_model.model.model.norm.weight`).
     pub alias: Option<String>,
     /// Its element type as the file writes it: `BF16`, `I32`, `Q4_K`, ...
     pub dtype: String,
@@ -122,7 +123,15 @@ fn too_short(path: &Path, len: u64) -> Error {
 
 /// The length that the first bytes of a file of `file_len` bytes state for its header.
 fn header_length(path: &Path, length: [u8; LENGTH_BYTES], file_len: u64) -> Result<usize> {
+    let kind = match length {
+        [b'G', b'G', b'U', b'F', ..] => Some("is a GGUF file: give its name the ending `.gguf`"),
+        [b'P', b'K', 3, 4, ..] => Some("is a zip archive, as PyTorch writes: convert it to safetensors"),
+        _ => None,
+    };
     let length = u64::from_le_bytes(length);
+    if let Some(kind) = kind.filter(|_| length > MAX_HEADER_BYTES) {
+        return Err(invalid(path, kind));
+    }
     if length > MAX_HEADER_BYTES {
         let reason = format!(
             "states a header of {length} bytes, at most {MAX_HEADER_BYTES} are read: not a safetensors file of a model"

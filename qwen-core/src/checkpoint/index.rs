@@ -39,8 +39,14 @@ impl Index {
         struct File {
             weight_map: Entries<String>,
         }
-        let File { weight_map: Entries(weight_map) } =
+        let File { weight_map: Entries(mut weight_map) } =
             serde_json::from_str(json).map_err(|error| invalid(path, format!("not an index of shards: {error}")))?;
+        // `./` means this very folder.
+        for (_, shard) in &mut weight_map {
+            if let Some(plain) = shard.strip_prefix("./") {
+                *shard = plain.to_owned();
+            }
+        }
         if weight_map.is_empty() {
             return Err(invalid(path, "`weight_map` is empty: it names no shard"));
         }

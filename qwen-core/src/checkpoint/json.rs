@@ -41,6 +41,11 @@ impl<'a> Fields<'a> {
         self.map.get(key).filter(|value| !value.is_null())
     }
 
+    /// All keys with their values.
+    pub(crate) fn entries(&self) -> impl Iterator<Item = (&'a String, &'a Value)> {
+        self.map.iter()
+    }
+
     /// The nested object `key`.
     pub(crate) fn object(&self, key: &str) -> Result<Option<Fields<'a>>> {
         match self.get(key) {
@@ -129,9 +134,49 @@ pub(crate) fn read_config(path: &Path) -> Result<String> {
     files::read_text(path, MAX_CONFIG_BYTES)
 }
 
-/// The JSON value of a file's text.
+/// The JSON value of a file's text. `NaN`, `Infinity` and `-Infinity`, which Python writes and reads and JSON has not, are
+/// strings of these names: nothing where the key does not matter, and an error with the word where a number does.
 pub(crate) fn parse(path: &Path, text: &str) -> Result<Value> {
-    serde_json::from_str(text).map_err(|error| invalid(path, format!("not JSON: {error}")))
+    let not_json = |error: serde_json::Error| {
+        // A message of a server in the place of a file is best shown.
+        let begins = text.trim_start();
+        let shown: String = begins.chars().take(40).collect();
+        match begins.starts_with(['{', '[']) || begins.is_empty() {
+            true => invalid(path, format!("not JSON: {error}")),
+            false => invalid(path, format!("not JSON: {error}; it begins with {shown:?}")),
+        }
+    };
+    serde_json::from_str(text).or_else(|error| match quote_non_finite(text) {
+        Some(quoted) => serde_json::from_str(&quoted).map_err(not_json),
+        None => Err(not_json(error)),
+    })
+}
+
+/// The text with quotes around every `NaN`, `Infinity` and `-Infinity` outside of strings; `None` where there is none.
+fn quote_non_finite(text: &str) -> Option<String> {
+    const NAMES: [&str; 3] = ["NaN", "-Infinity", "Infinity"];
+    let mut out = String::new();
+    let (mut rest, mut in_string, mut found) = (text, false, false);
+    while let Some(first) = rest.chars().next() {
+        let name = NAMES.iter().find(|name| !in_string && rest.starts_with(**name));
+        let len = match (name, first) {
+            (Some(name), _) => {
+                found = true;
+                out.extend(["\"", name, "\""]);
+                rest = rest.strip_prefix(*name).unwrap_or_default();
+                continue;
+            }
+            (None, '\\') if in_string => 1 + rest.chars().nth(1).map_or(0, char::len_utf8),
+            (None, first) => {
+                in_string ^= first == '"';
+                first.len_utf8()
+            }
+        };
+        let (taken, left) = rest.split_at(len);
+        out.push_str(taken);
+        rest = left;
+    }
+    found.then_some(out)
 }
 
 /// The non-negative whole number that `value` is, whether written as `4` or as `4.0`.
@@ -147,7 +192,7 @@ fn whole(value: &Value) -> Option<u64> {
 }
 
 /// A value as an error shows it: short, whatever the file holds.
-fn describe(value: &Value) -> String {
+pub(crate) fn describe(value: &Value) -> String {
     match value {
         Value::Null => "null".into(),
         Value::Bool(value) => value.to_string(),

@@ -1,7 +1,8 @@
 //! A checkpoint on disk: its configuration, and its tensors by name.
 //!
 //! What lives here: finding the files of a folder, reading headers, and handing out each tensor as bytes with a type and
-//! a shape. Opening reads headers only, whatever the size of the model. Not here: which tensors a model needs (the model
+//! a shape. Opening reads headers only, whatever the size of the model (but for a head in a model that is said to have
+//! none, which is compared with the embedding table). Not here: which tensors a model needs (the model
 //! asks for each by shape) and what a backend packs them into.
 //!
 //! # Files that change
@@ -11,13 +12,17 @@
 //! both contents, which nothing can detect: replace checkpoints by renaming, as the tools that download them do.
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+mod assemble;
 pub mod config;
+mod contradictions;
 mod files;
+mod folder;
 pub mod generation_config;
 pub mod gguf;
 mod header;
 mod index;
 mod json;
+mod names;
 mod packed;
 mod shard;
 
@@ -35,8 +40,10 @@ use crate::backend::{MatrixPart, ReadBytes};
 use crate::error::{Error, Result};
 use crate::numerics::encoding::Encoding;
 use crate::numerics::float_env::FloatEnv;
+use crate::warning::Warning;
+use assemble::Promises;
 use config::Quantization;
-use files::invalid;
+use folder::Folder;
 use packed::Packed;
 use shard::Shard;
 
@@ -61,16 +68,25 @@ pub struct Checkpoint {
     /// File by file, in the order in which they lie there: the order to read them in.
     tensors: Vec<Stored>,
     by_name: HashMap<String, usize>,
+    promises: Promises,
     gguf: Option<gguf::Metadata>,
+    warnings: Vec<Warning>,
 }
 
 /// A tensor where it lies.
 struct Stored {
     shard: Arc<Shard>,
     info: TensorInfo,
+    /// Whether the file is a GGUF one, with more element types.
+    gguf: bool,
 }
 
 impl Stored {
+    /// What its file calls it.
+    fn name_in_file(&self) -> &str {
+        self.info.alias.as_ref().unwrap_or(&self.info.name)
+    }
+
     /// The element type, or the error that models are not run from this one.
     fn encoding(&self) -> Result<Encoding> {
         self.info.encoding().ok_or_else(|| self.mismatch(format!("element type {}", self.loadable())))
@@ -86,15 +102,15 @@ impl Stored {
 
     /// The element types that models are run from in files of this kind.
     fn loadable(&self) -> String {
-        match self.info.alias {
-            Some(_) => format!("one of {}", gguf::types::loadable()),
-            None => "F32, F16 or BF16".into(),
+        match self.gguf {
+            true => format!("one of {}", gguf::types::loadable()),
+            false => "F32, F16 or BF16".into(),
         }
     }
 
     fn mismatch(&self, expected: String) -> Error {
         let found = format!("{} {:?}", self.info.dtype, self.info.shape);
-        let name = self.info.alias.as_ref().unwrap_or(&self.info.name).clone();
+        let name = self.name_in_file().to_owned();
         Error::InvalidTensor { name, path: self.shard.path().to_path_buf(), expected, found }
     }
 
@@ -177,9 +193,9 @@ impl Checkpoint {
     /// - a folder with one GGUF model, which lacks the files of the first kind or some of them.
     ///
     /// # Errors
-    /// [`Error::Io`] or [`Error::InvalidFile`] naming the file and what is wrong with it, [`Error::MissingTensor`] if a
-    /// shard lacks what the index promises, [`Error::InvalidConfig`] and [`Error::Unsupported`] as [`Config::from_json`],
-    /// for the keys of a GGUF file too.
+    /// [`Error::Io`] or [`Error::InvalidFile`] naming the file and what is wrong with it, [`Error::InvalidConfig`] and
+    /// [`Error::Unsupported`] as [`Config::from_json`], for the keys of a GGUF file too; [`Error::Unsupported`] for
+    /// adapters, and for tensors without which the results would be others.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let _float_env = FloatEnv::enter();
         let path = path.as_ref();
@@ -187,23 +203,26 @@ impl Checkpoint {
             return Checkpoint::open_gguf(path, &file);
         }
         let folder = Folder::list(path)?;
+        folder.refuse_adapter()?;
         let config = Config::from_file(folder.config_json()?)?;
         let generation_config = match folder.file("generation_config.json") {
-            Some(file) => GenerationConfig::from_file(file)?,
+            Some(file) => {
+                GenerationConfig::from_file(&file).unwrap_or_else(|error| GenerationConfig::unreadable(&file, &error))
+            }
             None => GenerationConfig::default(),
         };
         let mut checkpoint = Checkpoint {
             path: path.to_path_buf(),
+            warnings: generation_config.warnings(),
             config,
             generation_config,
             tensors: Vec::new(),
             by_name: HashMap::new(),
+            promises: Promises::default(),
             gguf: None,
         };
-        match folder.weights()? {
-            Weights::Single(file) => checkpoint.add_file(file)?,
-            Weights::Sharded(index_path) => checkpoint.add_shards(&folder, &index_path)?,
-        }
+        checkpoint.add_weights(&folder)?;
+        checkpoint.check_contradictions()?;
         // Older GPTQ checkpoints say in a file of its own how they are packed.
         if checkpoint.config.quantization.is_none()
             && checkpoint.tensors().any(|tensor| tensor.name.ends_with(packed::CODES))
@@ -214,43 +233,13 @@ impl Checkpoint {
         Ok(checkpoint)
     }
 
-    fn add_file(&mut self, path: PathBuf) -> Result<()> {
-        let shard = Arc::new(Shard::open(path)?);
-        for info in Header::read(&shard)?.tensors {
-            // No header names a tensor twice, so the other one is in another shard.
-            if self.by_name.insert(info.name.clone(), self.tensors.len()).is_some() {
-                let reason = format!("tensor `{}` is in another shard as well", info.name);
-                return Err(invalid(shard.path(), reason));
-            }
-            self.tensors.push(Stored { shard: shard.clone(), info });
-        }
-        Ok(())
-    }
-
-    fn add_shards(&mut self, folder: &Folder<'_>, index_path: &Path) -> Result<()> {
-        let index = Index::parse(index_path, &files::read_text(index_path, MAX_INDEX_BYTES)?)?;
-        for shard in index.shards() {
-            let Some(file) = folder.file(shard) else {
-                return Err(invalid(index_path, format!("names the shard `{shard}`, which is not in the folder")));
-            };
-            self.add_file(file)?;
-        }
-        for (tensor, shard) in index.weight_map {
-            let shard = self.path.join(shard);
-            match self.stored(&tensor) {
-                Some(stored) if stored.shard.path() == shard => {}
-                _ => return Err(Error::MissingTensor { name: tensor, path: shard }),
-            }
-        }
-        Ok(())
-    }
-
     /// The folder or the file that was opened.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// `config.json`, or what a GGUF file has in its place.
+    /// `config.json`, or what a GGUF file has in its place. `tie_word_embeddings` is false where the checkpoint has a head
+    /// that differs from the embedding table, whatever the file says.
     pub fn config(&self) -> &Config {
         &self.config
     }
@@ -259,6 +248,12 @@ impl Checkpoint {
     /// sampling.
     pub fn generation_config(&self) -> &GenerationConfig {
         &self.generation_config
+    }
+
+    /// What opening noticed and went on from: keys without effect, values that are wrong, tensors that nothing uses, a head
+    /// that the configuration does not know of.
+    pub fn warnings(&self) -> &[Warning] {
+        &self.warnings
     }
 
     /// Whether there is a tensor of this name, of whatever type.
@@ -338,7 +333,8 @@ impl Checkpoint {
             (None, Some(packed)) => Err(packed.not_a_tensor(name)),
             (None, None) => {
                 let in_file = self.gguf.as_ref().and_then(|_| gguf::names::gguf(name));
-                Err(Error::MissingTensor { name: in_file.unwrap_or_else(|| name.into()), path: self.path.clone() })
+                let (path, instead) = (self.path.clone(), self.instead_of(name));
+                Err(Error::MissingTensor { name: in_file.unwrap_or_else(|| name.into()), path, instead })
             }
         }
     }
@@ -356,95 +352,5 @@ impl fmt::Debug for Checkpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (tensors, bytes) = (self.tensors.len(), self.total_bytes());
         write!(f, "Checkpoint at {}: {tensors} tensors of {bytes} bytes", self.path.display())
-    }
-}
-
-/// The names in a checkpoint's folder.
-struct Folder<'a> {
-    path: &'a Path,
-    names: Vec<String>,
-}
-
-enum Weights {
-    Single(PathBuf),
-    Sharded(PathBuf),
-}
-
-impl<'a> Folder<'a> {
-    fn list(path: &'a Path) -> Result<Self> {
-        let io = |source| Error::Io { path: path.to_path_buf(), source };
-        if !path.metadata().map_err(io)?.is_dir() {
-            let reason = "is a file: give a .gguf, or the folder that holds config.json and the weights";
-            return Err(invalid(path, reason));
-        }
-        let mut names = Vec::new();
-        for entry in path.read_dir().map_err(io)? {
-            // No name that we look for is anything but UTF-8.
-            names.extend(entry.map_err(io)?.file_name().into_string());
-        }
-        names.sort_unstable();
-        Ok(Folder { path, names })
-    }
-
-    fn file(&self, name: &str) -> Option<PathBuf> {
-        self.names.iter().any(|found| found == name).then(|| self.path.join(name))
-    }
-
-    fn with_extension(&self, extension: &str) -> Vec<&str> {
-        let names = self.names.iter().map(String::as_str);
-        names.filter(|name| Path::new(name).extension().is_some_and(|found| found == extension)).collect()
-    }
-
-    fn config_json(&self) -> Result<PathBuf> {
-        match self.file("config.json") {
-            Some(file) => Ok(file),
-            None => Err(self.lacks("config.json")),
-        }
-    }
-
-    fn weights(&self) -> Result<Weights> {
-        if let Some(file) = self.file("model.safetensors") {
-            return Ok(Weights::Single(file));
-        }
-        if let Some(file) = self.file("model.safetensors.index.json") {
-            return Ok(Weights::Sharded(file));
-        }
-        match self.with_extension("safetensors").as_slice() {
-            [] => Err(self.lacks("model.safetensors, model.safetensors.index.json or another *.safetensors")),
-            [only] => Ok(Weights::Single(self.path.join(only))),
-            several => Err(invalid(
-                self.path,
-                format!(
-                    "has {} *.safetensors but neither model.safetensors nor model.safetensors.index.json to choose by",
-                    several.len()
-                ),
-            )),
-        }
-    }
-
-    /// Whether a model in safetensors is here with all its files.
-    fn has_whole_safetensors(&self) -> bool {
-        let shards_are_here = |index_path: &Path| {
-            let text = files::read_text(index_path, MAX_INDEX_BYTES);
-            let index = text.and_then(|text| Index::parse(index_path, &text));
-            index.is_ok_and(|index| index.shards().iter().all(|shard| self.file(shard).is_some()))
-        };
-        self.file("config.json").is_some()
-            && match self.weights() {
-                Ok(Weights::Single(_)) => true,
-                Ok(Weights::Sharded(index_path)) => shards_are_here(&index_path),
-                Err(_) => false,
-            }
-    }
-
-    fn lacks(&self, wanted: &str) -> Error {
-        let found = match self.names.as_slice() {
-            [] => "the folder is empty".to_owned(),
-            names => {
-                let shown: Vec<_> = names.iter().take(8).map(String::as_str).collect();
-                format!("found {}{}", shown.join(", "), if names.len() > shown.len() { ", ..." } else { "" })
-            }
-        };
-        invalid(self.path, format!("not a checkpoint: no {wanted}, and no *.gguf; {found}"))
     }
 }

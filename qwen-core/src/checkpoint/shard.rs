@@ -21,15 +21,20 @@ pub(super) struct Shard {
 }
 
 impl Shard {
+    /// Open the file, unless it is what a download leaves in the place of one.
     pub(super) fn open(path: PathBuf) -> Result<Self> {
         let (file, len) = files::open_regular(&path)?;
-        Ok(Shard {
+        let shard = Shard {
             path,
             file,
             len,
             #[cfg(not(any(unix, windows)))]
             position: std::sync::Mutex::new(()),
-        })
+        };
+        let mut begins = vec![0; len.min(files::FIRST_BYTES as u64) as usize];
+        shard.read_exact_at("its beginning", 0, &mut begins)?;
+        files::refuse_placeholder(&shard.path, &begins)?;
+        Ok(shard)
     }
 
     pub(super) fn path(&self) -> &Path {

@@ -25,7 +25,7 @@ pub struct SamplingParams {
     pub temperature: f32,
     /// How many of the most likely tokens stay; 0 keeps all. Default 0.
     pub top_k: usize,
-    /// The most likely tokens stay until their probabilities sum to this; 1 keeps all. Above 0, at most 1. Default 1.
+    /// The most likely tokens stay until their probabilities sum to this; 1 keeps all, 0 the most likely one. Default 1.
     pub top_p: f32,
     /// Tokens stay that are at least this fraction as probable as the most likely one; 0 keeps all. 0 to 1. Default 0.
     pub min_p: f32,
@@ -62,7 +62,7 @@ impl SamplingParams {
         };
         let SamplingParams { temperature, top_p, min_p, repetition_penalty, .. } = *self;
         within("temperature", temperature, temperature.is_finite() && temperature >= 0.0, "finite and at least 0")?;
-        within("top_p", top_p, top_p > 0.0 && top_p <= 1.0, "above 0 and at most 1")?;
+        within("top_p", top_p, (0.0..=1.0).contains(&top_p), "0 to 1")?;
         within("min_p", min_p, (0.0..=1.0).contains(&min_p), "0 to 1")?;
         let bounds = Self::REPETITION_PENALTY;
         let bound = format!("{} to {}", bounds.start(), bounds.end());

@@ -9,6 +9,7 @@ use crate::model::spec::ModelSpec;
 use crate::numerics::encoding::Encoding;
 use crate::numerics::precision::Precision;
 use crate::numerics::size;
+use crate::warning::Warning;
 
 /// The bytes that a model takes on a device, and whether they are there. As data: print it, serialise it, decide by it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -40,6 +41,9 @@ pub struct Plan {
     pub batch: usize,
     /// The longest context that would fit with this batch; `None` when none does.
     pub max_context: Option<usize>,
+    /// What whoever opened the checkpoint has to say of it: [`Checkpoint::warnings`](crate::Checkpoint::warnings). Empty
+    /// when the plan was made from other sources.
+    pub warnings: Vec<Warning>,
 }
 
 /// The sizes that a plan is made for.
@@ -133,6 +137,7 @@ impl Plan {
             context,
             batch,
             max_context: (low > 0).then(|| (low * block_size).min(input.model_context)),
+            warnings: Vec::new(),
         })
     }
 

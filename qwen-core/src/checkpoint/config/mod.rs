@@ -65,7 +65,7 @@ pub struct Config {
     pub rope_theta: f64,
     /// How the rotary frequencies are stretched.
     pub rope_scaling: RopeScaling,
-    /// The attention window, if `use_sliding_window` is true; never less than [`Config::max_context`], since a window
+    /// The attention window, if `use_sliding_window` is true and a layer has it; never less than [`Config::max_context`], since a window
     /// that binds is refused. `None` in every published file: there `sliding_window` is a figure without effect.
     pub sliding_window: Option<usize>,
     /// Whether the output head is the embedding table. If not the checkpoint has `lm_head.weight`.
@@ -99,6 +99,7 @@ impl Config {
 
         let required = |key: &str, max| fields.required(key, fields.usize(key, 1, max)?);
         let hidden_size = required("hidden_size", MAX_WIDTH)?;
+        let num_hidden_layers = required("num_hidden_layers", MAX_LAYERS)?;
         let num_attention_heads = required("num_attention_heads", MAX_WIDTH)?;
         let head_dim = head_dim(fields, hidden_size, num_attention_heads)?;
         let max_position_embeddings = required("max_position_embeddings", MAX_POSITIONS)?;
@@ -106,7 +107,7 @@ impl Config {
         let config = Config {
             hidden_size,
             intermediate_size: required("intermediate_size", MAX_WIDTH)?,
-            num_hidden_layers: required("num_hidden_layers", MAX_LAYERS)?,
+            num_hidden_layers,
             num_attention_heads,
             num_key_value_heads: num_key_value_heads(fields, num_attention_heads)?,
             head_dim,
@@ -115,11 +116,12 @@ impl Config {
             rms_norm_eps: rms_norm_eps(fields)?,
             rope_theta,
             rope_scaling,
-            sliding_window: sliding_window(fields)?,
+            sliding_window: sliding_window(fields, num_hidden_layers)?,
             tie_word_embeddings: fields.bool("tie_word_embeddings")?.unwrap_or(false),
-            bos_token_id: fields.ids("bos_token_id")?.first().copied(),
+            // Nothing begins with it here, so no value of it is a reason to refuse a model.
+            bos_token_id: fields.ids("bos_token_id").unwrap_or_default().first().copied(),
             eos_token_id: fields.ids("eos_token_id")?,
-            torch_dtype: torch_dtype(fields)?,
+            torch_dtype: torch_dtype(fields),
             quantization: match fields.object("quantization_config")? {
                 Some(object) => Some(quantization::parse(&object, None)?),
                 None => None,
@@ -241,17 +243,15 @@ fn rms_norm_eps(fields: &Fields<'_>) -> Result<f32> {
     }
 }
 
-fn torch_dtype(fields: &Fields<'_>) -> Result<Option<Encoding>> {
-    let name = match fields.str("dtype")? {
-        Some(name) => Some(name),
-        None => fields.str("torch_dtype")?,
-    };
-    Ok(match name.map(|name| name.trim_start_matches("torch.")) {
-        Some("bfloat16") => Some(Encoding::Bf16),
-        Some("float16" | "half") => Some(Encoding::F16),
-        Some("float32" | "float") => Some(Encoding::F32),
+/// A hint, so that what is no name of a type says nothing.
+fn torch_dtype(fields: &Fields<'_>) -> Option<Encoding> {
+    let name = ["dtype", "torch_dtype"].iter().find_map(|key| fields.str(key).ok().flatten());
+    match name.map(|name| name.trim_start_matches("torch."))? {
+        "bfloat16" => Some(Encoding::Bf16),
+        "float16" | "half" => Some(Encoding::F16),
+        "float32" | "float" => Some(Encoding::F32),
         _ => None,
-    })
+    }
 }
 
 /// Refuse by name what would otherwise run and be wrong.
@@ -296,22 +296,39 @@ fn refuse_unsupported(fields: &Fields<'_>) -> Result<()> {
     Ok(())
 }
 
-/// The window that attention is limited to. `max_window_layers` is not read: it often exceeds the number of layers.
-fn sliding_window(fields: &Fields<'_>) -> Result<Option<usize>> {
+/// The window that attention is limited to, if any layer uses it.
+fn sliding_window(fields: &Fields<'_>, num_hidden_layers: usize) -> Result<Option<usize>> {
+    let is_on = fields.bool("use_sliding_window")? == Some(true);
     if let Some(layer_types) = fields.get("layer_types").and_then(|value| value.as_array()) {
-        // The newer key says for each layer what the older ones say for all.
-        return match layer_types.iter().find(|kind| *kind != "full_attention") {
+        // The newer key says for each layer what `max_window_layers` says for all.
+        let kinds = layer_types.iter().take(num_hidden_layers);
+        return match kinds.into_iter().find(|kind| *kind != "full_attention") {
             None => Ok(None),
+            // A window that is wider than the context makes no difference.
+            Some(kind) if kind == "sliding_attention" && is_on => {
+                let key = "sliding_window";
+                fields.required(key, fields.usize(key, 0, usize::MAX)?).map(Some)
+            }
             Some(kind) => {
                 let what = format!("layer type {:?}", kind.as_str().unwrap_or("that is no string"));
                 Err(fields.unsupported("layer_types", &what, FULL_ATTENTION))
             }
         };
     }
-    match fields.bool("use_sliding_window")? {
-        Some(true) => fields.usize("sliding_window", 0, usize::MAX),
-        _ => Ok(None),
+    // Layers from this one on have the window. In published files it often is the number of layers: none has.
+    if !is_on || fields.usize("max_window_layers", 0, usize::MAX)?.unwrap_or(MAX_WINDOW_LAYERS) >= num_hidden_layers {
+        return Ok(None);
+    }
+    match fields.entries().any(|(key, _)| key == "sliding_window") {
+        true => fields.usize("sliding_window", 0, usize::MAX),
+        false => Ok(Some(SLIDING_WINDOW)),
     }
 }
+
+/// What transformers takes where `max_window_layers` is absent.
+const MAX_WINDOW_LAYERS: usize = 28;
+
+/// What transformers takes where `sliding_window` is absent and not `null`.
+const SLIDING_WINDOW: usize = 4096;
 
 const FULL_ATTENTION: &str = "attention over the whole context is computed in every layer";

@@ -8,7 +8,7 @@ use std::path::Path;
 use super::metadata::{Metadata, Value};
 use super::strings::Strings;
 use crate::checkpoint::config::{Config, MAX_LAYERS, MAX_POSITIONS, MAX_VOCABULARY, MAX_WIDTH, RopeScaling, Yarn};
-use crate::checkpoint::generation_config::GenerationConfig;
+use crate::checkpoint::generation_config::{GenerationConfig, set};
 use crate::engine::sampling::SamplingParams;
 use crate::error::{Error, Result};
 
@@ -65,26 +65,29 @@ pub(super) fn layers(path: &Path, metadata: &Metadata) -> Result<usize> {
     keys.required(key, keys.usize(key, 1, MAX_LAYERS)?)
 }
 
-/// How the file wants the model to be sampled, and which tokens end an answer.
+/// How the file wants the model to be sampled, and which tokens end an answer. Advice that is malformed stops nobody who
+/// does not follow it.
 pub(super) fn generation_config(path: &Path, metadata: &Metadata) -> Result<GenerationConfig> {
     let keys = &Keys { path, metadata };
-    let default = GenerationConfig::default();
-    let temperature = keys.f64("general.sampling.temp", 0.0, f32::MAX.into())?;
-    let penalty_key = "general.sampling.penalty_repeat";
-    let (low, high) = SamplingParams::REPETITION_PENALTY.into_inner();
-    let config = GenerationConfig {
-        // llama.cpp takes the likeliest token at 0.
-        do_sample: temperature.is_some_and(|temperature| temperature > 0.0),
-        temperature: temperature.map_or(default.temperature, |temperature| temperature as f32),
-        top_p: keys.f64("general.sampling.top_p", 0.0, 1.0)?.map_or(default.top_p, |value| value as f32),
-        top_k: keys.usize("general.sampling.top_k", 0, usize::MAX)?.unwrap_or(default.top_k),
-        min_p: keys.f64("general.sampling.min_p", 0.0, 1.0)?.map_or(default.min_p, |value| value as f32),
-        repetition_penalty: keys
-            .f64(penalty_key, low.into(), high.into())?
-            .map_or(default.repetition_penalty, |value| value as f32),
-        eos_token_id: end_tokens(keys)?,
-        ..default
+    let mut config = GenerationConfig::default();
+    config.eos_token_id = end_tokens(keys)?;
+    let faults = &mut config.faults;
+    let float = |name: &str, min: f32, max: f32| {
+        let value = keys.f64(&format!("general.sampling.{name}"), min.into(), max.into())?;
+        Ok(value.map(|value| value as f32))
     };
+    let (low, high) = SamplingParams::REPETITION_PENALTY.into_inner();
+    let temperature = float("temp", 0.0, f32::MAX);
+    // llama.cpp takes the likeliest token at 0.
+    config.do_sample = matches!(temperature, Ok(Some(temperature)) if temperature > 0.0);
+    set(&mut config.temperature, faults, path, "temperature", temperature);
+    if let Some(fault) = faults.first().cloned() {
+        faults.push(fault.of("do_sample"));
+    }
+    set(&mut config.top_p, faults, path, "top_p", float("top_p", 0.0, 1.0));
+    set(&mut config.top_k, faults, path, "top_k", keys.usize("general.sampling.top_k", 0, usize::MAX));
+    set(&mut config.min_p, faults, path, "min_p", float("min_p", 0.0, 1.0));
+    set(&mut config.repetition_penalty, faults, path, "repetition_penalty", float("penalty_repeat", low, high));
     Ok(config)
 }
 

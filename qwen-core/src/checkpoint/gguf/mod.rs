@@ -35,7 +35,7 @@ pub use write::{GgufWriter, NewTensor};
 use super::files::invalid;
 use super::header::TensorInfo;
 use super::shard::Shard;
-use super::{Checkpoint, Stored};
+use super::{Checkpoint, Promises, Stored};
 use crate::error::{Error, Result};
 
 impl Checkpoint {
@@ -54,7 +54,7 @@ impl Checkpoint {
                     return Err(invalid(shard.path(), reason));
                 }
                 let info = TensorInfo { alias: Some(info.name), name, ..info };
-                tensors.push(Stored { shard: shard.clone(), info });
+                tensors.push(Stored { shard: shard.clone(), info, gguf: true });
             }
         }
         let table = by_name.get(names::EMBED_TOKENS).and_then(|index| tensors.get(*index));
@@ -65,12 +65,15 @@ impl Checkpoint {
         };
         // An output matrix is there to be used, also in files of models whose configuration says that they are tied.
         let tied = !by_name.contains_key(names::LM_HEAD);
+        let generation_config = config::generation_config(file, &metadata)?;
         Ok(Checkpoint {
             path: path.to_path_buf(),
             config: config::config(file, &metadata, rows, tied)?,
-            generation_config: config::generation_config(file, &metadata)?,
+            warnings: generation_config.warnings(),
+            generation_config,
             tensors,
             by_name,
+            promises: Promises::default(),
             gguf: Some(metadata),
         })
     }

@@ -6,7 +6,7 @@ const SINGLE: [(&str, &str); 3] =
     [("token_embd.weight", EMBED_TOKENS), ("output_norm.weight", "model.norm.weight"), ("output.weight", LM_HEAD)];
 
 /// Tensors of a layer, after `blk.N.` in GGUF and after `model.layers.N.` elsewhere.
-const OF_LAYER: [(&str, &str); 12] = [
+pub(crate) const OF_LAYER: [(&str, &str); 12] = [
     ("attn_norm.weight", "input_layernorm.weight"),
     ("attn_q.weight", "self_attn.q_proj.weight"),
     ("attn_q.bias", "self_attn.q_proj.bias"),

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 
 use super::header::{Header, MAGIC};
 use super::metadata::Metadata;
-use crate::checkpoint::Folder;
 use crate::checkpoint::files::{invalid, open_regular};
+use crate::checkpoint::folder::Folder;
 use crate::checkpoint::shard::Shard;
 use crate::error::{Error, Result};
 

@@ -70,7 +70,11 @@ impl<'a> Packed<'a> {
         };
         let part = |part: &str| {
             let name = format!("{module}.{part}");
-            stored(&name).ok_or_else(|| Error::MissingTensor { name, path: folder.to_path_buf() })
+            stored(&name).ok_or_else(|| Error::MissingTensor {
+                name,
+                path: folder.to_path_buf(),
+                instead: String::new(),
+            })
         };
         let (qzeros, scales) = (part("qzeros")?, part("scales")?);
         let g_idx = match quantization.method {

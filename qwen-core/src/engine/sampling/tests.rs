@@ -34,6 +34,8 @@ fn top_k_and_top_p_cut_the_tail() {
     assert!(found[0] == 0.0 && found[1] == 0.0 && found[2] > 0.0, "{found:?}");
     // The probabilities are 0.64, 0.24, 0.09, 0.03: 0.65 needs the first two.
     let top_p = SamplingParams { temperature: 1.0, top_p: 0.65, ..SamplingParams::default() };
+    let one = SamplingParams { temperature: 5.0, top_p: 0.0, ..SamplingParams::default() };
+    assert_eq!(frequencies(one, &logits, 50).iter().filter(|count| **count > 0.0).count(), 1, "the most likely stays");
     let found = frequencies(top_p, &logits, 500);
     assert!(found[1] == 0.0 && found[2] > 0.0, "{found:?}");
 }
@@ -102,7 +104,6 @@ fn out_of_range_parameters_are_refused() {
         }
     }
     for params in [
-        SamplingParams { top_p: 0.0, ..ok },
         SamplingParams { top_p: 1.001, ..ok },
         SamplingParams { min_p: 1.001, ..ok },
         SamplingParams { repetition_penalty: 0.0, ..ok },
@@ -130,7 +131,7 @@ fn any_params() -> impl Strategy<Value = SamplingParams> {
         |(temperature, top_k, top_p, min_p, repetition_penalty, seed)| SamplingParams {
             temperature,
             top_k,
-            top_p: top_p.max(f32::from_bits(1)),
+            top_p,
             min_p,
             repetition_penalty,
             seed,

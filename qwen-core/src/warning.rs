@@ -1,0 +1,154 @@
+//! What loading noticed and went on from: contradictions within a checkpoint, and what it asks for without effect.
+//!
+//! A [`Warning`] is data, and a sentence where a person reads it. Whoever loads passes a plain list of them on. Not here:
+//! what stops a load ([`crate::Error`]).
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use serde::{Serialize, Serializer};
+
+/// The most names that a sentence lists.
+const SHOWN: usize = 4;
+
+/// Something about a checkpoint that does not stop it from running, and that its user should know. Its `Display` form is
+/// a sentence without a full stop, and so is what serde makes of it.
+///
+/// ```
+/// use qwen_core::{GenerationConfig, Warning};
+///
+/// let config = GenerationConfig::from_json("generation_config.json", r#"{"no_repeat_ngram_size": 3}"#)?;
+/// let [warning] = &config.warnings()[..] else { panic!("one key has no effect") };
+/// assert!(matches!(warning, Warning::IgnoredKey { key, .. } if key == "no_repeat_ngram_size"));
+/// assert!(warning.to_string().starts_with("generation_config.json: key `no_repeat_ngram_size`"));
+/// # Ok::<(), qwen_core::Error>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Warning {
+    /// A key of a configuration file has no effect here; another program may generate other tokens because of it.
+    IgnoredKey {
+        /// The file.
+        path: PathBuf,
+        /// The key.
+        key: String,
+        /// What the file has for it, shortened.
+        value: String,
+    },
+    /// A value of a configuration file is malformed or out of its bounds. It is an error as soon as a request needs it.
+    InvalidValue {
+        /// The file.
+        path: PathBuf,
+        /// The key, dotted when nested.
+        key: String,
+        /// Expected against found.
+        reason: String,
+    },
+    /// A configuration file that may be missing is there and cannot be read. Requests have to set what it would say.
+    UnreadableFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Tensors that the model is not computed with.
+    UnusedTensors {
+        /// The checkpoint.
+        path: PathBuf,
+        /// Their names in the file.
+        names: Vec<String>,
+    },
+    /// The configuration ties the output head to the embedding table, and the checkpoint has a head with other values. The
+    /// head is used.
+    UntiedHead {
+        /// The file that holds the head.
+        path: PathBuf,
+        /// The head's tensor.
+        name: String,
+    },
+    /// Tensors that lie in several files. Those are used that the index names, else those of the last file by name.
+    DuplicateTensors {
+        /// The checkpoint.
+        path: PathBuf,
+        /// Their names.
+        names: Vec<String>,
+    },
+    /// An index names a file that is not there, and the model needs nothing of it.
+    MissingShard {
+        /// The index.
+        path: PathBuf,
+        /// The file.
+        shard: String,
+    },
+}
+
+impl Warning {
+    /// The file or the folder that it is about.
+    pub fn path(&self) -> &Path {
+        match self {
+            Warning::IgnoredKey { path, .. }
+            | Warning::InvalidValue { path, .. }
+            | Warning::UnreadableFile { path, .. }
+            | Warning::UnusedTensors { path, .. }
+            | Warning::UntiedHead { path, .. }
+            | Warning::DuplicateTensors { path, .. }
+            | Warning::MissingShard { path, .. } => path,
+        }
+    }
+}
+
+impl fmt::Display for Warning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: ", self.path().display())?;
+        match self {
+            Warning::IgnoredKey { key, value, .. } => {
+                write!(f, "key `{key}` ({value}) has no effect here, answers may differ from other programs'")
+            }
+            Warning::InvalidValue { key, reason, .. } => {
+                write!(f, "key `{key}`: {reason}; requests that would use it are refused")
+            }
+            Warning::UnreadableFile { reason, .. } => {
+                write!(f, "{reason}; requests that would follow this file are refused")
+            }
+            Warning::UnusedTensors { names, .. } => {
+                write!(f, "the model is computed without {} that the files have", listed(names))
+            }
+            Warning::UntiedHead { name, .. } => write!(
+                f,
+                "`{name}` is used as the output head: it differs from the embedding table, though config.json says \
+                 `tie_word_embeddings`"
+            ),
+            Warning::DuplicateTensors { names, .. } => {
+                write!(f, "{} more than once: the index, else the last file by name, decides", {
+                    let verb = if names.len() == 1 { "is" } else { "are" };
+                    format!("{} {verb} there", listed(names))
+                })
+            }
+            Warning::MissingShard { shard, .. } => {
+                write!(f, "names the file `{shard}`, which is not there, and nothing of it is needed")
+            }
+        }
+    }
+}
+
+impl Serialize for Warning {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// A few names, and how many more there are.
+pub(crate) fn listed(names: &[String]) -> String {
+    let shown: Vec<String> = names.iter().take(SHOWN).map(|name| format!("`{}`", shortened(name))).collect();
+    let what = if names.len() == 1 { "tensor" } else { "tensors" };
+    match names.len() - shown.len() {
+        0 => format!("{what} {}", shown.join(", ")),
+        more => format!("{what} {} and {more} more", shown.join(", ")),
+    }
+}
+
+/// A name as a sentence shows it: a file may have any text for it.
+fn shortened(name: &str) -> String {
+    let text: String = name.chars().take(120).flat_map(char::escape_debug).collect();
+    if name.chars().nth(120).is_some() { text + "..." } else { text }
+}
