@@ -13,6 +13,7 @@ mod postfix;
 mod statements;
 
 use super::ast::{Expr, Line, Rest, Tree};
+use super::check::check;
 use super::lexer::{self, Token};
 use super::limits::{MAX_SOURCE_BYTES, MAX_SOURCE_NESTING};
 use super::marks::Marks;
@@ -26,7 +27,8 @@ pub(crate) enum SyntaxError {
 
 type Result<T> = std::result::Result<T, SyntaxError>;
 
-/// Parses a template, with marks in place of the control tokens that it writes if `marks` are given.
+/// Parses a template, with marks in place of the control tokens that it writes if `marks` are given. What the template
+/// asks for and nothing has is an error too.
 pub(super) fn parse(source: &str, marks: Option<&Marks>) -> Result<Tree> {
     if source.len() > MAX_SOURCE_BYTES {
         let what = "bytes of source";
@@ -52,7 +54,9 @@ pub(super) fn parse(source: &str, marks: Option<&Marks>) -> Result<Tree> {
         Some(marks) if literal.is_written => marks.mark(&literal.text).into(),
         _ => literal.text.into(),
     };
-    Ok(Tree { nodes, literals: parser.literals.into_iter().map(text).collect() })
+    let tree = Tree { nodes, literals: parser.literals.into_iter().map(text).collect() };
+    check(&tree).map_err(|(line, problem)| SyntaxError::Problem { line: line as usize, problem })?;
+    Ok(tree)
 }
 
 /// A string literal, and whether the template writes it: neither compares it nor looks for it.
