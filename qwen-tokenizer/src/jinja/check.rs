@@ -36,7 +36,9 @@ struct Use<'a> {
 }
 
 /// What Jinja has and this engine does not, and why.
-const LEFT_OUT: [(&str, &str); 7] = [
+const LEFT_OUT: [(&str, &str); 9] = [
+    ("cycler", "`loop.cycle` does the same in a loop"),
+    ("joiner", "`loop.first` and the filter `join` do the same"),
     ("random", "its result would differ from one rendering to the next"),
     ("lipsum", "its result would differ from one rendering to the next"),
     ("urlize", "it makes HTML"),
@@ -344,6 +346,7 @@ mod tests {
             ("{{ f(x, *y.nope()) }}{% macro f() %}{% endmacro %}", "method `nope`"),
             ("{{ x.append(1) }}", "`list + [item]`"),
             ("{{ x | random }}", "differ from one rendering"),
+            ("{% set sep = joiner(', ') %}", "`loop.first`"),
             ("{{ x | tojsn }}", "is `tojson` meant?"),
             ("{{ x.startwith('a') }}", "is `startswith` meant?"),
             ("{{ x.encode() }}", "no bytes"),

@@ -345,8 +345,9 @@ fn round(value: &Value, arguments: &mut CallArguments) -> Result<Value> {
             let rounded = (number * scale).round_ties_even() / scale;
             if value.as_int().is_some() { Value::Int(rounded as i128) } else { Value::Float(rounded) }
         }
-        "ceil" => Value::Float((number * scale).ceil() / scale),
-        "floor" => Value::Float((number * scale).floor() / scale),
+        // Python goes through an integer, which has no negative zero.
+        "ceil" => Value::Float((number * scale).ceil() / scale + 0.0),
+        "floor" => Value::Float((number * scale).floor() / scale + 0.0),
         _ => return fail("round: the method is `common`, `ceil` or `floor`"),
     })
 }

@@ -10,8 +10,9 @@ use super::value::{Value, ViewKind, undefined};
 
 /// `a operator b`; the sum of texts is made by [`add_text`] where it can.
 pub(super) fn arithmetic(operator: Operator, a: &Value, b: &Value, budget: &Budget) -> Result<Value> {
+    let is_format = operator == Operator::Remainder && matches!(a, Value::Str(_));
     for value in [a, b] {
-        if let Value::Undefined(name) = value {
+        if let (Value::Undefined(name), false) = (value, is_format) {
             return Err(undefined(name));
         }
     }
@@ -127,6 +128,9 @@ fn floats(operator: Operator, a: f64, b: f64) -> Result<Value> {
         Operator::Divide => a / b,
         Operator::FloorDivide => ((a - remainder(a, b)) / b).round(),
         Operator::Remainder => remainder(a, b),
+        Operator::Power if a < 0.0 && b.fract() != 0.0 && b.is_finite() => {
+            return fail("a root of a negative number");
+        }
         Operator::Power => a.powf(b),
     }))
 }

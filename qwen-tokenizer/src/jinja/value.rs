@@ -323,6 +323,8 @@ pub(super) enum Key {
     Float(u64),
     LongInt(Text),
     None,
+    /// All undefined values are equal.
+    Undefined,
     Tuple(Vec<Key>),
 }
 
@@ -336,6 +338,7 @@ impl Key {
         Ok(match value {
             Value::Str(text) => Self::Str(Arc::clone(text)),
             Value::None => Self::None,
+            Value::Undefined(_) => Self::Undefined,
             Value::LongInt(digits) => Self::LongInt(Arc::clone(digits)),
             Value::Float(number) if number.fract() == 0.0 && number.abs() < 1e30 => Self::Int(*number as i128),
             Value::Float(number) => Self::Float(number.to_bits()),

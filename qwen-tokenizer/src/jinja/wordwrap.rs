@@ -13,6 +13,9 @@ pub(super) fn apply(value: &Value, arguments: &mut CallArguments, budget: &Budge
     let end = arguments.text("wrapstring")?.unwrap_or_else(|| "\n".into());
     let breaks_hyphens = arguments.take("break_on_hyphens").is_none_or(|value| value.is_true());
     let Ok(width @ 1..) = usize::try_from(width) else { return fail("wordwrap: a width of at least 1") };
+    if !matches!(value, Value::Str(_)) {
+        return fail(format!("wordwrap: a text, not {}", value.kind()));
+    }
     let text = to_str(value, budget)?;
     let text = text.as_str().unwrap_or_default();
     budget.scan(text.len().saturating_mul(8))?;
