@@ -43,7 +43,8 @@ pub(super) fn write_number(value: &Value, spec: &Spec, out: &mut Writer<'_>) -> 
         _ => "",
     };
     let size = if matches!(spec.kind, Some('x' | 'X' | 'o' | 'b')) { 4 } else { 3 };
-    let fills_zeros = spec.zero && spec.align.is_none_or(|align| align == '=');
+    let has_zeros = spec.zero || (spec.fill == Some('0') && spec.align == Some('='));
+    let fills_zeros = has_zeros && spec.align.is_none_or(|align| align == '=');
     if let Some(group) = spec.group {
         // Zeros that fill are grouped too.
         let rest = sign.len() + prefix.len() + end.len();
