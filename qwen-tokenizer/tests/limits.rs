@@ -232,7 +232,7 @@ fn what_a_loop_makes_is_bounded() {
         "{{ ('a ' * 8000000).split() }}".into(),
         "{{ ('a\n' * 8000000).splitlines() }}".into(),
         "{{ [[1]] | tojson(indent='x' * 10000000) }}".into(),
-        "{{ range(100000) | tojson(indent='x' * 10000) }}".into(),
+        "{{ range(100000) | list | tojson(indent='x' * 10000) }}".into(),
         "{{ (range(100000) | list) | map('string') | map('center', 10000) | list }}".into(),
     ] {
         let (found, peak) = render(&source);

@@ -50,6 +50,11 @@ impl CallArguments {
         }
     }
 
+    /// [`text`](Self::text), with an error where there is none.
+    pub(super) fn need_text(&mut self, name: &str) -> Result<Text> {
+        self.text(name)?.ok_or_else(|| problem(format!("the argument `{name}` is missing")))
+    }
+
     /// An integer; `None` where there is no such argument or it is `none`.
     pub(super) fn int(&mut self, name: &str) -> Result<Option<i128>> {
         match self.take(name) {

@@ -1,6 +1,7 @@
 //! The time of day for templates that ask for it (`strftime_now`).
 //!
-//! A handful of directives, in English, without time zones: what templates use to tell a model the date.
+//! The directives of `strftime` but those of the ISO week, in English, without time zones: what templates use to tell a
+//! model the date.
 
 /// Formats seconds since 1970 like Python's `strftime`; `Err` names a directive that is not known.
 pub(super) fn format(format: &str, seconds: i64) -> Result<String, char> {
@@ -30,7 +31,8 @@ pub(super) fn format(format: &str, seconds: i64) -> Result<String, char> {
     let name =
         |names: &[&'static str], i: i64| usize::try_from(i).ok().and_then(|i| names.get(i).copied()).unwrap_or("");
     let month_name = name(&MONTHS, month - 1);
-    let day_name = name(&DAYS, (days + 4).rem_euclid(7));
+    let weekday = (days + 4).rem_euclid(7);
+    let day_name = name(&DAYS, weekday);
     let day_of_year = days - days_before(year, 1, 1) + 1;
     let short = |name: &'static str| name.get(..3).unwrap_or(name);
 
@@ -65,6 +67,47 @@ pub(super) fn format(format: &str, seconds: i64) -> Result<String, char> {
             'A' => day_name.into(),
             'a' => short(day_name).into(),
             'p' => if hour < 12 { "AM" } else { "PM" }.into(),
+            'e' => {
+                if pad {
+                    format!("{day:2}")
+                } else {
+                    day.to_string()
+                }
+            }
+            'k' => {
+                if pad {
+                    format!("{hour:2}")
+                } else {
+                    hour.to_string()
+                }
+            }
+            'l' => {
+                if pad {
+                    format!("{hour12:2}")
+                } else {
+                    hour12.to_string()
+                }
+            }
+            'C' => two(year / 100),
+            'D' | 'x' => format!("{month:02}/{day:02}/{:02}", year.rem_euclid(100)),
+            'R' => format!("{hour:02}:{minute:02}"),
+            'X' => format!("{hour:02}:{minute:02}:{second:02}"),
+            'r' => format!("{hour12:02}:{minute:02}:{second:02} {}", if hour < 12 { "AM" } else { "PM" }),
+            'c' => {
+                format!("{} {} {day:2} {hour:02}:{minute:02}:{second:02} {year}", short(day_name), short(month_name))
+            }
+            'h' => short(month_name).into(),
+            'u' => if weekday == 0 { 7 } else { weekday }.to_string(),
+            'w' => weekday.to_string(),
+            'U' => two((day_of_year + 6 - weekday) / 7),
+            'W' => two((day_of_year + 6 - (weekday + 6) % 7) / 7),
+            'f' => "000000".into(),
+            's' => seconds.to_string(),
+            // `datetime.now()`, which transformers takes, has no zone.
+            'z' | 'Z' => String::new(),
+            'n' => "\n".into(),
+            't' => "\t".into(),
+            'P' => if hour < 12 { "am" } else { "pm" }.into(),
             'F' => format!("{year}-{month:02}-{day:02}"),
             'T' => format!("{hour:02}:{minute:02}:{second:02}"),
             '%' => "%".into(),
@@ -112,6 +155,10 @@ mod tests {
         }
         assert_eq!(format("%-d %b %y, %I %p 100%%", 951_827_696).unwrap(), "29 Feb 00, 12 PM 100%");
         assert_eq!(format("%F %T", 1_700_000_000).unwrap(), "2023-11-14 22:13:20");
+        let all = format("%e|%k|%l|%C|%D|%R|%r|%c|%h|%u|%w|%U|%W|%f|%s|%Z|%x|%X|%-e", 951_827_696).unwrap();
+        let expected = "29|12|12|20|02/29/00|12:34|12:34:56 PM|Tue Feb 29 12:34:56 2000|Feb|2|2|09|09|000000|951827696||\
+                        02/29/00|12:34:56|29";
+        assert_eq!(all, expected);
         assert_eq!(format("%Q", 0), Err('Q'));
         assert_eq!(format("%", 0), Err('%'));
     }

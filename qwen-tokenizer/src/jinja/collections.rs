@@ -11,7 +11,7 @@ use super::methods;
 use super::ops;
 use super::predicates;
 use super::python::{to_str, write_str};
-use super::value::{Dict, Items, Value};
+use super::value::{Dict, Items, Value, ViewKind};
 
 /// A filter by its name, for `map`, which is given one.
 pub(super) type ApplyFilter = fn(&str, Value, CallArguments, &Budget) -> Result<Value>;
@@ -27,11 +27,25 @@ pub(super) fn apply(
     let result = match name {
         "list" => Value::list(value.iterate(budget)?.to_vec(), budget)?,
         "items" => match &value {
-            Value::Dict(dict) => methods::entries(dict, budget)?,
-            Value::Undefined(_) => Value::list(Vec::new(), budget)?,
+            Value::Dict(dict) => Value::generator(methods::entries(dict, budget)?.into_iter().map(Ok), budget)?,
+            Value::Undefined(_) => Value::generator(std::iter::empty(), budget)?,
             value => return fail(format!("items: a mapping, not {}", value.kind())),
         },
-        "first" => value.iterate(budget)?.first().cloned().unwrap_or_else(|| none_of(name)),
+        "first" => match &value {
+            Value::View(view) if view.kind == ViewKind::Generator => {
+                let at = view.taken.get();
+                view.taken.set((at + 1).min(view.items.len()));
+                match (view.items.get(at), &view.problem) {
+                    (Some(item), _) => item.clone(),
+                    (None, Some(problem)) => return fail(problem.to_string()),
+                    (None, None) => none_of(name),
+                }
+            }
+            value => value.iterate(budget)?.first().cloned().unwrap_or_else(|| none_of(name)),
+        },
+        "last" if is_generator(&value) => {
+            return fail("last: what `map`, `select` and their like give has no last item; put `| list` before it");
+        }
         "last" => value.iterate(budget)?.last().cloned().unwrap_or_else(|| none_of(name)),
         "reverse" => match &value {
             Value::Str(text) => {
@@ -39,7 +53,10 @@ pub(super) fn apply(
                 budget.text(0, text.len())?;
                 Value::made(text.chars().rev().collect())
             }
-            value => Value::list(value.iterate(budget)?.iter().rev().cloned().collect(), budget)?,
+            value if is_generator(value) => {
+                Value::list(value.iterate(budget)?.iter().rev().cloned().collect(), budget)?
+            }
+            value => Value::generator(value.iterate(budget)?.iter().rev().cloned().map(Ok), budget)?,
         },
         "join" => join(&value, &mut arguments, budget)?,
         "sum" => {
@@ -97,15 +114,20 @@ pub(super) fn apply(
             let case_sensitive = arguments.flag("case_sensitive")?;
             let path = Path::new(arguments.take("attribute"))?;
             let mut seen = Dict::default();
-            let mut items = Vec::new();
-            for item in value.iterate(budget)?.iter() {
+            let mut is_new = |item: &Value| {
                 let key = sort_key(&path.of(item, budget)?, case_sensitive, budget)?;
-                if seen.get(&key, budget)?.is_none() {
+                let is_new = seen.get(&key, budget)?.is_none();
+                if is_new {
                     seen.insert(key, Value::None, budget)?;
-                    items.push(item.clone());
                 }
-            }
-            Value::list(items, budget)?
+                Ok(is_new)
+            };
+            let items = value.iterate(budget)?;
+            let items = items.iter().filter_map(|item| match is_new(item) {
+                Ok(is_new) => is_new.then(|| Ok(item.clone())),
+                Err(fault) => Some(Err(fault)),
+            });
+            Value::generator(items, budget)?
         }
         "groupby" => groupby(&value, &mut arguments, budget)?,
         "batch" => batch(&value, &mut arguments, budget)?,
@@ -116,6 +138,10 @@ pub(super) fn apply(
     };
     arguments.finish(name)?;
     Ok(result)
+}
+
+fn is_generator(value: &Value) -> bool {
+    matches!(value, Value::View(view) if view.kind == ViewKind::Generator)
 }
 
 fn none_of(name: &str) -> Value {
@@ -281,7 +307,7 @@ fn batch(value: &Value, arguments: &mut CallArguments, budget: &Budget) -> Resul
         }
         batches.push(Value::list(items, budget)?);
     }
-    Value::list(batches, budget)
+    Value::generator(batches.into_iter().map(Ok), budget)
 }
 
 fn slice(value: &Value, arguments: &mut CallArguments, budget: &Budget) -> Result<Value> {
@@ -302,7 +328,7 @@ fn slice(value: &Value, arguments: &mut CallArguments, budget: &Budget) -> Resul
         }
         slices.push(Value::list(part, budget)?);
     }
-    Value::list(slices, budget)
+    Value::generator(slices.into_iter().map(Ok), budget)
 }
 
 /// The items of a value; none of one that is false, whatever it is, as these filters have it in Jinja.
@@ -312,29 +338,26 @@ fn iterate_true(value: &Value, budget: &Budget) -> Result<Rc<Items>> {
 
 fn map(value: &Value, arguments: &mut CallArguments, filter: ApplyFilter, budget: &Budget) -> Result<Value> {
     let items = iterate_true(value, budget)?;
-    let mut mapped = Vec::new();
     if arguments.positional.is_empty()
         && let Some(attribute) = arguments.take_named("attribute")
     {
         let default = arguments.take_named("default");
         let path = Path::new(Some(attribute))?;
-        for item in items.iter() {
-            mapped.push(match (path.of(item, budget)?, &default) {
-                (Value::Undefined(_), Some(default)) => default.clone(),
-                (value, _) => value,
-            });
-        }
-        return Value::list(mapped, budget);
+        let mapped = items.iter().map(|item| match (path.of(item, budget)?, &default) {
+            (Value::Undefined(_), Some(default)) => Ok(default.clone()),
+            (value, _) => Ok(value),
+        });
+        return Value::generator(mapped, budget);
     }
     let name = arguments.need("filter")?;
     let Some(name) = name.as_str() else { return fail("map: the name of a filter is a text") };
     let (positional, named) = (arguments.rest(), std::mem::take(&mut arguments.named));
-    for item in items.iter() {
+    let mapped = items.iter().map(|item| {
         budget.steps(positional.len() + named.len())?;
         let arguments = CallArguments::new(positional.clone(), named.clone());
-        mapped.push(filter(name, item.clone(), arguments, budget)?);
-    }
-    Value::list(mapped, budget)
+        filter(name, item.clone(), arguments, budget)
+    });
+    Value::generator(mapped, budget)
 }
 
 fn choose(name: &str, value: &Value, arguments: &mut CallArguments, budget: &Budget) -> Result<Value> {
@@ -345,20 +368,21 @@ fn choose(name: &str, value: &Value, arguments: &mut CallArguments, budget: &Bud
     let wanted = name.starts_with("select");
     let test = arguments.text("test")?;
     let (positional, named) = (arguments.rest(), std::mem::take(&mut arguments.named));
-    let mut chosen = Vec::new();
-    for item in iterate_true(value, budget)?.iter() {
+    let items = iterate_true(value, budget)?;
+    let is = |item: &Value| {
         let tested = path.of(item, budget)?;
-        let is = match &test {
-            None => tested.is_true(),
+        match &test {
+            None => Ok(tested.is_true()),
             Some(test) => {
                 budget.steps(positional.len() + named.len())?;
                 let arguments = CallArguments::new(positional.clone(), named.clone());
-                predicates::test(test, &tested, arguments, budget)?
+                predicates::test(test, &tested, arguments, budget)
             }
-        };
-        if is == wanted {
-            chosen.push(item.clone());
         }
-    }
-    Value::list(chosen, budget)
+    };
+    let chosen = items.iter().filter_map(|item| match is(item) {
+        Ok(is) => (is == wanted).then(|| Ok(item.clone())),
+        Err(fault) => Some(Err(fault)),
+    });
+    Value::generator(chosen, budget)
 }

@@ -5,6 +5,7 @@ use std::rc::Rc;
 use super::access;
 use super::arguments::CallArguments;
 use super::ast::{Arguments, Comparison, Expr, Operator, Postfix, Text};
+use super::braces;
 use super::functions;
 use super::limits::{Result, Writer, fail};
 use super::methods;
@@ -205,11 +206,19 @@ impl Renderer<'_> {
         match value {
             Value::Undefined(name) => Err(undefined(name)),
             Value::Loop(state) => self.loop_method(state, name, arguments),
-            value if methods::has(value, name) == Some(true) => methods::call(value, name, arguments, self.budget),
+            value if methods::has(value, name) == Some(true) => self.call_known(value, name, arguments),
             value => {
                 let function = access::attribute(value, name, self.budget)?;
                 self.call(&function, arguments)
             }
+        }
+    }
+
+    /// Calls a method that the value has.
+    fn call_known(&self, value: &Value, name: &str, arguments: CallArguments) -> Result<Value> {
+        match value {
+            Value::Str(text) if braces::has(name) => braces::call(text, name, arguments, self.budget),
+            value => methods::call(value, name, arguments, self.budget),
         }
     }
 
@@ -247,7 +256,7 @@ impl Renderer<'_> {
             Value::Macro(callable) => self.call_macro(callable, arguments, None),
             Value::Loop(state) => self.call_loop(state, arguments),
             Value::Function(name) => functions::call(name, arguments, self.now, self.budget),
-            Value::Method(method) => methods::call(&method.0, &method.1, arguments, self.budget),
+            Value::Method(method) => self.call_known(&method.0, &method.1, arguments),
             Value::Undefined(name) => Err(undefined(name)),
             value => fail(format!("a value of type {} cannot be called", value.kind())),
         }

@@ -10,6 +10,7 @@ use super::limits::{Budget, Result, Writer, fail};
 use super::methods;
 use super::python::{self, JsonOptions, is_space, to_str};
 use super::value::{Value, undefined};
+use super::wordwrap;
 
 /// `value | name(arguments)`
 pub(super) fn apply(name: &str, value: Value, mut arguments: CallArguments, budget: &Budget) -> Result<Value> {
@@ -50,7 +51,7 @@ pub(super) fn apply(name: &str, value: Value, mut arguments: CallArguments, budg
         "indent" => indent(&value, &mut arguments, budget)?,
         "truncate" => truncate(&value, &mut arguments, budget)?,
         "wordcount" => with_text(&value, budget, |text| {
-            let is_word = |c: char| c.is_alphanumeric() || c == '_';
+            let is_word = |c: char| methods::is_alnum(c) || c == '_';
             Ok(Value::Int(text.split(|c| !is_word(c)).filter(|word| !word.is_empty()).count() as i128))
         })?,
         "format" => {
@@ -61,7 +62,9 @@ pub(super) fn apply(name: &str, value: Value, mut arguments: CallArguments, budg
                 return fail("format: values by place and by name");
             }
             with_text(&value, budget, |text| match Value::dict(named, budget)? {
-                named @ Value::Dict(_) if named.is_true() => format::percent(text, &[], Some(&named), budget),
+                named @ Value::Dict(_) if named.is_true() => {
+                    format::percent(text, std::slice::from_ref(&named), Some(&named), budget)
+                }
                 _ => format::percent(text, &values, None, budget),
             })?
         }
@@ -77,6 +80,7 @@ pub(super) fn apply(name: &str, value: Value, mut arguments: CallArguments, budg
             (_, Value::Float(number)) => Value::Float(number.abs()),
             (_, value) => return fail(format!("abs: a number, not {}", value.kind())),
         },
+        "int" | "float" if matches!(value, Value::Undefined(_)) => value.defined()?,
         "int" => to_int(&value, &mut arguments)?,
         "float" => {
             let otherwise = arguments.take("default").unwrap_or(Value::Float(0.0));
@@ -85,6 +89,9 @@ pub(super) fn apply(name: &str, value: Value, mut arguments: CallArguments, budg
                 value => value.as_float().map_or(otherwise, Value::Float),
             }
         }
+        "filesizeformat" => filesize(&value, &mut arguments, budget)?,
+        "urlencode" => urlencode(&value, budget)?,
+        "wordwrap" => wordwrap::apply(&value, &mut arguments, budget)?,
         "round" => round(&value, &mut arguments)?,
         "attr" => {
             if let Value::Undefined(name) = &value {
@@ -228,6 +235,67 @@ fn truncate(value: &Value, arguments: &mut CallArguments, budget: &Budget) -> Re
     })
 }
 
+/// A number of bytes for people.
+fn filesize(value: &Value, arguments: &mut CallArguments, budget: &Budget) -> Result<Value> {
+    let is_binary = arguments.flag("binary")?;
+    let number = match value {
+        Value::Str(text) => parse_float(text),
+        value => value.as_float(),
+    };
+    let Some(bytes) = number else { return fail(format!("filesizeformat: a number, not {}", value.kind())) };
+    let base: f64 = if is_binary { 1024.0 } else { 1000.0 };
+    let text = if bytes == 1.0 {
+        "1 Byte".to_owned()
+    } else if bytes < base {
+        format!("{:.0} Bytes", bytes.trunc() + 0.0)
+    } else {
+        let mut unit = base * base;
+        let mut prefixes = "kMGTPEZY".chars().peekable();
+        while bytes >= unit && prefixes.clone().nth(1).is_some() {
+            unit *= base;
+            prefixes.next();
+        }
+        let prefix = prefixes.next().unwrap_or('Y');
+        let prefix = if is_binary { format!("{}i", prefix.to_ascii_uppercase()) } else { prefix.to_string() };
+        format!("{:.1} {prefix}B", base * bytes / unit)
+    };
+    Value::copied(&text, budget)
+}
+
+/// Percent signs for what a URL does not take; `key=value` with `&` between for a mapping or pairs.
+fn urlencode(value: &Value, budget: &Budget) -> Result<Value> {
+    let mut out = Writer::new(budget);
+    let quote = |value: &Value, in_query: bool, out: &mut Writer<'_>| -> Result<()> {
+        let text = to_str(value, budget)?;
+        for byte in text.as_str().unwrap_or_default().bytes() {
+            match byte {
+                b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'_' | b'.' | b'-' | b'~' => out.push_char(byte.into())?,
+                b'/' if !in_query => out.push("/")?,
+                b' ' if in_query => out.push("+")?,
+                byte => out.push(&format!("%{byte:02X}"))?,
+            }
+        }
+        Ok(())
+    };
+    let pairs = match value {
+        Value::Dict(dict) => methods::entries(dict, budget)?,
+        Value::List(_) | Value::Tuple(_) | Value::View(_) => value.iterate(budget)?.to_vec(),
+        value => {
+            quote(value, false, &mut out)?;
+            return Ok(Value::made(out.text));
+        }
+    };
+    for (i, pair) in pairs.iter().enumerate() {
+        let pair = pair.iterate(budget)?;
+        let [key, value] = &**pair else { return fail("urlencode: a mapping or pairs") };
+        out.push(if i > 0 { "&" } else { "" })?;
+        quote(key, true, &mut out)?;
+        out.push("=")?;
+        quote(value, true, &mut out)?;
+    }
+    Ok(Value::made(out.text))
+}
+
 fn to_int(value: &Value, arguments: &mut CallArguments) -> Result<Value> {
     let otherwise = arguments.take("default").unwrap_or(Value::Int(0));
     let base = arguments.int("base")?.unwrap_or(10);
@@ -277,8 +345,9 @@ fn round(value: &Value, arguments: &mut CallArguments) -> Result<Value> {
             let rounded = (number * scale).round_ties_even() / scale;
             if value.as_int().is_some() { Value::Int(rounded as i128) } else { Value::Float(rounded) }
         }
-        "ceil" => Value::Float((number * scale).ceil() / scale),
-        "floor" => Value::Float((number * scale).floor() / scale),
+        // Python goes through an integer, which has no negative zero.
+        "ceil" => Value::Float((number * scale).ceil() / scale + 0.0),
+        "floor" => Value::Float((number * scale).floor() / scale + 0.0),
         _ => return fail("round: the method is `common`, `ceil` or `floor`"),
     })
 }

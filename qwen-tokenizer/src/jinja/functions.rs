@@ -7,9 +7,9 @@ use super::arguments::CallArguments;
 use super::clock;
 use super::limits::{Budget, Fault, MAX_RANGE, Result, fail, problem};
 use super::python::to_str;
-use super::value::{Dict, Value};
+use super::value::{Dict, Value, ViewKind};
 
-const NAMES: [&str; 5] = ["dict", "namespace", "raise_exception", "range", "strftime_now"];
+pub(super) const NAMES: [&str; 5] = ["dict", "namespace", "raise_exception", "range", "strftime_now"];
 
 /// The function of this name.
 pub(super) fn find(name: &str) -> Option<&'static str> {
@@ -31,7 +31,11 @@ pub(super) fn call(name: &str, mut arguments: CallArguments, now: Option<i64>, b
             // A directive of two characters writes at most nineteen.
             budget.text(0, format.len().saturating_mul(10))?;
             let text = clock::format(&format, now);
-            Value::made(text.map_err(|c| problem(format!("strftime_now: the directive %{c} is not supported")))?)
+            Value::made(text.map_err(|c| {
+                problem(format!(
+                    "strftime_now: the directive %{c} is not supported; use those of the C standard, such as %Y-%m-%d"
+                ))
+            })?)
         }
     };
     arguments.finish(name)?;
@@ -47,6 +51,7 @@ fn entries(arguments: &mut CallArguments, budget: &Budget) -> Result<Dict> {
             (*dict).clone()
         }
         Some(pairs) => {
+            let pairs = pairs.defined()?;
             let mut dict = Dict::default();
             for pair in pairs.iterate(budget)?.iter() {
                 match &**pair.iterate(budget)? {
@@ -87,5 +92,5 @@ fn range(arguments: &mut CallArguments, budget: &Budget) -> Result<Value> {
         items.push(Value::Int(number));
         number = number.saturating_add(step);
     }
-    Value::list(items, budget)
+    Value::view(ViewKind::Range { start, stop, step }, items, budget)
 }

@@ -47,6 +47,12 @@ pub(crate) enum FaultKind {
 
 pub(crate) type Result<T, E = Fault> = std::result::Result<T, E>;
 
+impl From<FaultKind> for Fault {
+    fn from(kind: FaultKind) -> Self {
+        Self(Box::new(kind))
+    }
+}
+
 impl Fault {
     pub(crate) fn kind(self) -> FaultKind {
         *self.0

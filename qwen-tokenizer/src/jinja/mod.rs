@@ -5,16 +5,26 @@
 //! have limits (see `limits`), and chains of any length cost no stack. What a template means is Jinja's to say: texts are
 //! those of Jinja 3 in the sandbox of transformers, byte for byte, which `tests/jinja.rs` holds it to.
 //!
-//! From source to text: `lexer` makes tokens, `parser` a tree (`ast`), `render` runs its tags and `eval` its
-//! expressions. `value` is what they compute with, `json` makes values of the caller's input, `ops` are operators, `access` is what is inside a value,
-//! `methods`, `filters`, `collections`, `predicates` and `functions` are what templates call, `python` and `format` write
-//! values as Python does, `scope` holds variables, `guards` and `texts` help to tell control tokens apart, `clock` is the date.
+//! From source to text: `lexer` makes tokens, `parser` a tree (`ast`), `check` finds what the tree asks for that is not
+//! there, `render` runs its tags and `eval` its expressions. `value` is what they compute with, `json` makes values of the
+//! caller's input, `ops` are operators, `access` is what is inside a value. `methods`, `filters`, `collections`,
+//! `wordwrap`, `predicates` and `functions` are what templates call, by `names`; `python`, `format`, `braces` and `numbers`
+//! write values as Python does. `scope` holds variables, `guards` and `texts` help to tell control
+//! tokens apart, `clock` is the date.
+//!
+//! Where it differs from Jinja, on purpose: what no template can have is found at load (`check`); a namespace and `loop`
+//! cannot be inside another value, so that there are no cycles; integers of more than 127 bits can only be written; there
+//! are no bytes and nothing random; there is no HTML, so `safe` marks nothing, and what is added to it is not escaped; an
+//! outer variable that a body reads before the template sets one of its name further down is read, not undefined.
+//! `tools/check-jinja.py` compares the two.
 //!
 //! What a chat is made of is not known here; see `template`.
 
 mod access;
 mod arguments;
 mod ast;
+mod braces;
+mod check;
 mod clock;
 mod collections;
 mod eval;
@@ -26,6 +36,8 @@ pub(crate) mod json;
 mod lexer;
 mod limits;
 mod methods;
+mod names;
+mod numbers;
 mod ops;
 mod parser;
 mod predicates;
@@ -34,6 +46,7 @@ mod render;
 mod scope;
 mod texts;
 mod value;
+mod wordwrap;
 
 use std::sync::Arc;
 

@@ -6,12 +6,13 @@ use std::rc::Rc;
 use super::ast::{Comparison, Operator};
 use super::format;
 use super::limits::{Budget, Result, Writer, fail, problem};
-use super::value::{Value, undefined};
+use super::value::{Value, ViewKind, undefined};
 
 /// `a operator b`; the sum of texts is made by [`add_text`] where it can.
 pub(super) fn arithmetic(operator: Operator, a: &Value, b: &Value, budget: &Budget) -> Result<Value> {
+    let is_format = operator == Operator::Remainder && matches!(a, Value::Str(_));
     for value in [a, b] {
-        if let Value::Undefined(name) = value {
+        if let (Value::Undefined(name), false) = (value, is_format) {
             return Err(undefined(name));
         }
     }
@@ -67,7 +68,13 @@ pub(super) fn arithmetic(operator: Operator, a: &Value, b: &Value, budget: &Budg
                 Operator::Remainder => "%",
                 Operator::Power => "**",
             };
-            fail(format!("`{sign}` does not take {} and {}", a.kind(), b.kind()))
+            let has_text = matches!(a, Value::Str(_)) || matches!(b, Value::Str(_));
+            let hint = match operator {
+                Operator::Add if has_text => "; turn both into texts with `~`",
+                Operator::Add => "; make lists of both with `| list`, or numbers",
+                _ => "",
+            };
+            fail(format!("`{sign}` does not take {} and {}{hint}", a.kind(), b.kind()))
         }
     }
 }
@@ -121,6 +128,9 @@ fn floats(operator: Operator, a: f64, b: f64) -> Result<Value> {
         Operator::Divide => a / b,
         Operator::FloorDivide => ((a - remainder(a, b)) / b).round(),
         Operator::Remainder => remainder(a, b),
+        Operator::Power if a < 0.0 && b.fract() != 0.0 && b.is_finite() => {
+            return fail("a root of a negative number");
+        }
         Operator::Power => a.powf(b),
     }))
 }
@@ -190,6 +200,28 @@ pub(super) fn equal(a: &Value, b: &Value, budget: &Budget) -> Result<bool> {
             }
             true
         }
+        (Value::View(a), Value::View(b)) => match (a.kind, b.kind) {
+            (ViewKind::Range { .. }, ViewKind::Range { .. }) => {
+                a.items.len() == b.items.len()
+                    && match (a.items.first(), b.items.first()) {
+                        (Some(x), Some(y)) => equal(x, y, budget)? && equal_last(&a.items, &b.items, budget)?,
+                        _ => true,
+                    }
+            }
+            // Keys and entries are sets.
+            (ViewKind::Keys | ViewKind::Entries, ViewKind::Keys | ViewKind::Entries) => {
+                let mut is_same = a.items.len() == b.items.len();
+                for item in a.items.iter() {
+                    let mut is_there = false;
+                    for other in b.items.iter() {
+                        is_there = is_there || equal(item, other, budget)?;
+                    }
+                    is_same = is_same && is_there;
+                }
+                is_same
+            }
+            _ => Rc::ptr_eq(a, b),
+        },
         (Value::Namespace(a), Value::Namespace(b)) => Rc::ptr_eq(a, b),
         (Value::Loop(a), Value::Loop(b)) => Rc::ptr_eq(a, b),
         (Value::Macro(a), Value::Macro(b)) => Rc::ptr_eq(a, b),
@@ -199,6 +231,13 @@ pub(super) fn equal(a: &Value, b: &Value, budget: &Budget) -> Result<bool> {
             _ => matches!((a.as_float(), b.as_float()), (Some(a), Some(b)) if a == b),
         },
     })
+}
+
+fn equal_last(a: &[Value], b: &[Value], budget: &Budget) -> Result<bool> {
+    match (a.last(), b.last()) {
+        (Some(a), Some(b)) => equal(a, b, budget),
+        _ => Ok(true),
+    }
 }
 
 /// The order of two values; `None` where a number is none, an error where Python has no order.
@@ -249,6 +288,16 @@ pub(super) fn contains(container: &Value, item: &Value, budget: &Budget) -> Resu
             }
             Ok(false)
         }
+        Value::View(view) => {
+            let from = if view.kind == ViewKind::Generator { view.taken.get() } else { 0 };
+            for (at, found) in view.items.iter().enumerate().skip(from) {
+                view.taken.set(at + 1);
+                if equal(found, item, budget)? {
+                    return Ok(true);
+                }
+            }
+            Ok(false)
+        }
         Value::Undefined(_) => Ok(false),
         container => fail(format!("`in` does not take {}", container.kind())),
     }
@@ -262,6 +311,9 @@ pub(super) fn at_index(value: &Value, index: i128, budget: &Budget) -> Result<Op
     };
     Ok(match value {
         Value::List(items) | Value::Tuple(items) => place(items.len()).and_then(|at| items.get(at)).cloned(),
+        Value::View(view) if matches!(view.kind, ViewKind::Range { .. }) => {
+            place(view.items.len()).and_then(|at| view.items.get(at)).cloned()
+        }
         Value::Str(text) => {
             budget.scan(text.len())?;
             let c = match index < 0 {
@@ -293,7 +345,11 @@ pub(super) fn slice(value: &Value, bounds: [Value; 3], budget: &Budget) -> Resul
             text.chars().count()
         }
         Value::List(items) | Value::Tuple(items) => items.len(),
-        value => return fail(format!("a value of type {} has no slices", value.kind())),
+        Value::View(view) if matches!(view.kind, ViewKind::Range { .. }) => view.items.len(),
+        value => {
+            let kind = value.kind();
+            return fail(format!("a value of type {kind} has no slices; make a list of it first, with `| list`"));
+        }
     } as i128;
     let (low, high) = if step > 0 { (0, length) } else { (-1, length - 1) };
     let place = |bound: Option<i128>, otherwise: i128| match bound {
@@ -335,6 +391,12 @@ pub(super) fn slice(value: &Value, bounds: [Value; 3], budget: &Budget) -> Resul
                 out.push_char(*c)?;
             }
             Ok(Value::made(out.text))
+        }
+        Value::View(view) => {
+            let ViewKind::Range { start: first, step: by, .. } = view.kind else { return Ok(Value::None) };
+            let at = |index: i128| first.saturating_add(index.saturating_mul(by));
+            let kind = ViewKind::Range { start: at(start), stop: at(stop), step: by.saturating_mul(step) };
+            Value::view(kind, places.iter().filter_map(|&at| view.items.get(at).cloned()).collect(), budget)
         }
         _ => Ok(Value::None),
     }

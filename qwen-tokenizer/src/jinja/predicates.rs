@@ -3,58 +3,9 @@
 use super::arguments::CallArguments;
 use super::ast::Comparison;
 use super::limits::{Budget, Result, fail, problem};
+use super::names;
 use super::ops::compare;
-use super::value::Value;
-
-/// The names of filters, for the test `filter`.
-const FILTERS: [&str; 46] = [
-    "abs",
-    "attr",
-    "batch",
-    "capitalize",
-    "center",
-    "count",
-    "d",
-    "default",
-    "dictsort",
-    "e",
-    "escape",
-    "first",
-    "float",
-    "forceescape",
-    "format",
-    "groupby",
-    "indent",
-    "int",
-    "items",
-    "join",
-    "last",
-    "length",
-    "list",
-    "lower",
-    "map",
-    "max",
-    "min",
-    "reject",
-    "rejectattr",
-    "replace",
-    "reverse",
-    "round",
-    "safe",
-    "select",
-    "selectattr",
-    "slice",
-    "sort",
-    "string",
-    "sum",
-    "title",
-    "tojson",
-    "trim",
-    "truncate",
-    "unique",
-    "upper",
-    "wordcount",
-];
+use super::value::{Value, ViewKind};
 
 /// Names that are compared instead of tested.
 fn comparison(name: &str) -> Option<Comparison> {
@@ -68,36 +19,6 @@ fn comparison(name: &str) -> Option<Comparison> {
         "in" => Comparison::In,
         _ => return None,
     })
-}
-
-/// Whether there is a test of this name.
-fn exists(name: &str) -> bool {
-    const OTHERS: [&str; 23] = [
-        "boolean",
-        "callable",
-        "defined",
-        "divisibleby",
-        "escaped",
-        "even",
-        "false",
-        "filter",
-        "float",
-        "integer",
-        "iterable",
-        "lower",
-        "mapping",
-        "none",
-        "number",
-        "odd",
-        "sameas",
-        "sequence",
-        "string",
-        "test",
-        "true",
-        "undefined",
-        "upper",
-    ];
-    OTHERS.contains(&name) || comparison(name).is_some()
 }
 
 /// `value is name(arguments)`
@@ -124,6 +45,7 @@ pub(super) fn test(name: &str, value: &Value, mut arguments: CallArguments, budg
         "mapping" => matches!(value, Value::Dict(_)),
         "iterable" | "sequence" => {
             matches!(value, Value::Str(_) | Value::List(_) | Value::Tuple(_) | Value::Dict(_) | Value::Undefined(_))
+                || matches!(value, Value::View(view) if name == "iterable" || matches!(view.kind, ViewKind::Range { .. }))
                 || (name == "iterable" && matches!(value, Value::Loop(_)))
         }
         "callable" => {
@@ -147,8 +69,11 @@ pub(super) fn test(name: &str, value: &Value, mut arguments: CallArguments, budg
         "lower" => text(value).is_some_and(|text| text == text.to_lowercase() && text != text.to_uppercase()),
         "upper" => text(value).is_some_and(|text| text == text.to_uppercase() && text != text.to_lowercase()),
         "escaped" => false,
-        "filter" => value.as_str().is_some_and(|name| FILTERS.contains(&name)),
-        "test" => value.as_str().is_some_and(exists),
+        "filter" | "test" if matches!(value, Value::List(_) | Value::Dict(_) | Value::Namespace(_)) => {
+            return fail(format!("{name}: the name of a {name}, not {}", value.kind()));
+        }
+        "filter" => value.as_str().is_some_and(names::is_filter),
+        "test" => value.as_str().is_some_and(names::is_test),
         _ => return fail(format!("there is no test `{name}`")),
     };
     arguments.finish(name)?;

@@ -3,8 +3,10 @@
 //! A model has seen its training text with Python's spelling of every number and separator; another spelling is
 //! other tokens.
 
+use std::rc::Rc;
+
 use super::limits::{Budget, Result, Writer, fail};
-use super::value::{Dict, Items, Value};
+use super::value::{Dict, Items, Value, ViewKind};
 
 /// White space as Python has it: four separators more than Unicode's property.
 pub(super) fn is_space(c: char) -> bool {
@@ -163,7 +165,7 @@ pub(super) fn write_repr(value: &Value, out: &mut Writer<'_>) -> Result<()> {
         Value::Undefined(_) => out.push("Undefined"),
         Value::None => out.push("None"),
         Value::Bool(value) => out.push(if *value { "True" } else { "False" }),
-        Value::Int(_) | Value::LongInt(_) | Value::Float(_) => out.push(&number(value)),
+        Value::Int(_) | Value::LongInt(_) | Value::Float(_) => out.push(&number_text(value)),
         Value::Str(text) => repr_string(text, out),
         Value::List(items) => repr_items(items, "[", "]", out),
         Value::Tuple(items) if items.len() == 1 => repr_items(items, "(", ",)", out),
@@ -178,6 +180,22 @@ pub(super) fn write_repr(value: &Value, out: &mut Writer<'_>) -> Result<()> {
             }
             out.push("}")
         }
+        Value::View(view) => match view.kind {
+            ViewKind::Range { start, stop, step: 1 } => out.push(&format!("range({start}, {stop})")),
+            ViewKind::Range { start, stop, step } => out.push(&format!("range({start}, {stop}, {step})")),
+            ViewKind::Generator => out.push("<generator object>"),
+            _ => {
+                out.push(value.kind())?;
+                repr_items(&view.items, "([", "])", out)
+            }
+        },
+        Value::Namespace(entries) => {
+            let entries = Value::Dict(Rc::new(entries.borrow().clone()));
+            out.push("<Namespace ")?;
+            write_repr(&entries, out)?;
+            out.push(">")
+        }
+        Value::Loop(state) => out.push(&format!("<LoopContext {}/{}>", state.index.get() + 1, state.items.len())),
         Value::Macro(callable) => {
             out.push("<Macro ")?;
             repr_string(&callable.definition.name, out)?;
@@ -188,6 +206,28 @@ pub(super) fn write_repr(value: &Value, out: &mut Writer<'_>) -> Result<()> {
             out.push(value.kind())?;
             out.push(">")
         }
+    }
+}
+
+/// Appends Python's `ascii` of a value: its `repr` with all beyond ASCII escaped.
+pub(super) fn write_ascii(value: &Value, out: &mut Writer<'_>) -> Result<()> {
+    let mut inner = Writer::new(out.budget);
+    write_repr(value, &mut inner)?;
+    for c in inner.text.chars() {
+        match c.is_ascii() {
+            true => out.push_char(c)?,
+            false => out.push(&escaped(c))?,
+        }
+    }
+    Ok(())
+}
+
+/// A character by its number.
+fn escaped(c: char) -> String {
+    match u32::from(c) {
+        n @ ..=0xff => format!("\\x{n:02x}"),
+        n @ ..=0xffff => format!("\\u{n:04x}"),
+        n => format!("\\U{n:08x}"),
     }
 }
 
@@ -215,11 +255,7 @@ fn repr_string(string: &str, out: &mut Writer<'_>) -> Result<()> {
             }
             ' '..='~' => out.push_char(c)?,
             c if is_printable(c) => out.push_char(c)?,
-            c => out.push(&match u32::from(c) {
-                n @ ..=0xff => format!("\\x{n:02x}"),
-                n @ ..=0xffff => format!("\\u{n:04x}"),
-                n => format!("\\U{n:08x}"),
-            })?,
+            c => out.push(&escaped(c))?,
         }
     }
     out.push(quote)
@@ -227,7 +263,7 @@ fn repr_string(string: &str, out: &mut Writer<'_>) -> Result<()> {
 
 /// Whether Python's `repr` leaves the character as it is. The standard library's own escaping draws the same line
 /// (but for what newer Unicode added); a letter before it keeps combining marks from being escaped.
-fn is_printable(c: char) -> bool {
+pub(super) fn is_printable(c: char) -> bool {
     matches!(c, '"' | '\'') || ['a', c].iter().collect::<String>().escape_debug().nth(1) == Some(c)
 }
 
@@ -236,11 +272,12 @@ fn json_number(value: &Value) -> String {
     match value {
         Value::Float(x) if x.is_nan() => "NaN".into(),
         Value::Float(x) if x.is_infinite() => if *x > 0.0 { "Infinity" } else { "-Infinity" }.into(),
-        value => number(value),
+        value => number_text(value),
     }
 }
 
-fn number(value: &Value) -> String {
+/// Python's `str` of a number.
+pub(super) fn number_text(value: &Value) -> String {
     match value {
         Value::Int(number) => number.to_string(),
         Value::LongInt(digits) => digits.to_string(),

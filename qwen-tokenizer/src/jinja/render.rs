@@ -125,6 +125,9 @@ impl<'a> Renderer<'a> {
                 let text = self.captured(body)?;
                 self.line = *line;
                 let value = self.filtered(text, filters)?;
+                let Value::Str(_) = value else {
+                    return fail(format!("the filters of a `filter` block give a text, not {}", value.kind()));
+                };
                 self.write(&value)?;
             }
             Node::With { line, targets, body } => {
@@ -200,9 +203,9 @@ impl<'a> Renderer<'a> {
     }
 
     /// Runs a loop over these items.
-    fn rounds(&mut self, node: &Arc<For>, items: &Value, depth: usize) -> Result<()> {
+    fn rounds(&mut self, node: &Arc<For>, source: &Value, depth: usize) -> Result<()> {
         self.enter()?;
-        let mut items = items.iterate(self.budget)?;
+        let mut items = source.iterate(self.budget)?;
         let before = self.scopes.open();
         if let Some(filter) = &node.filter {
             let mut kept = Vec::new();
@@ -230,6 +233,10 @@ impl<'a> Renderer<'a> {
             self.line = node.line;
             self.assign(&node.target, item.clone())?;
             if let Flow::Break = self.body(&node.body)? {
+                if let (Value::View(view), None) = (source, &node.filter) {
+                    // What is left of a generator stays in it.
+                    view.taken.set(view.items.len() - items.len() + index + 1);
+                }
                 break;
             }
         }

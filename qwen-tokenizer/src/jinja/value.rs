@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::ast::{For, Macro, Text};
-use super::limits::{Budget, Fault, MAX_VALUE_NESTING, Result, fail, problem};
+use super::limits::{Budget, Fault, FaultKind, MAX_VALUE_NESTING, Result, fail, problem};
 
 #[derive(Debug, Clone)]
 pub(crate) enum Value {
@@ -26,11 +26,37 @@ pub(crate) enum Value {
     List(Rc<Items>),
     Tuple(Rc<Items>),
     Dict(Rc<Dict>),
+    View(Rc<View>),
     Namespace(Rc<RefCell<Dict>>),
     Loop(Rc<Loop>),
     Macro(Rc<Callable>),
     Method(Rc<(Value, Text)>),
     Function(&'static str),
+}
+
+/// What Python gives in the place of a list: it can be gone through, and little else.
+#[derive(Debug)]
+pub(crate) struct View {
+    pub(super) kind: ViewKind,
+    pub(super) items: Rc<Items>,
+    /// How many items of a generator are used up.
+    pub(super) taken: Cell<usize>,
+    /// What is wrong with the item after the last; an error only for who comes to it.
+    pub(super) problem: Option<Text>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ViewKind {
+    Keys,
+    Values,
+    Entries,
+    Range {
+        start: i128,
+        stop: i128,
+        step: i128,
+    },
+    /// What `map`, `select` and their like give: true even if it is empty, and empty once it has been gone through.
+    Generator,
 }
 
 /// The items of a list or a tuple.
@@ -96,6 +122,28 @@ impl Value {
         Ok(Self::Tuple(Self::items(items, budget)?))
     }
 
+    pub(super) fn view(kind: ViewKind, items: Vec<Value>, budget: &Budget) -> Result<Self> {
+        Ok(Self::View(Rc::new(View { kind, items: Self::items(items, budget)?, taken: Cell::new(0), problem: None })))
+    }
+
+    /// What can be gone through once. Python makes the items as they are asked for, so an error waits until then.
+    pub(super) fn generator(items: impl Iterator<Item = Result<Value>>, budget: &Budget) -> Result<Self> {
+        let mut made = Vec::new();
+        let mut problem = None;
+        for item in items {
+            match item.map_err(Fault::kind) {
+                Ok(item) => made.push(item),
+                Err(FaultKind::Problem(text)) => {
+                    problem = Some(text.into());
+                    break;
+                }
+                Err(kind) => return Err(kind.into()),
+            }
+        }
+        let items = Self::items(made, budget)?;
+        Ok(Self::View(Rc::new(View { kind: ViewKind::Generator, items, taken: Cell::new(0), problem })))
+    }
+
     pub(super) fn items(items: Vec<Value>, budget: &Budget) -> Result<Rc<Items>> {
         budget.steps(items.len())?;
         budget.bytes(items.len().saturating_mul(SLOT).saturating_add(2 * SLOT))?;
@@ -121,6 +169,7 @@ impl Value {
         match self {
             Self::List(items) | Self::Tuple(items) => Ok(items.nesting),
             Self::Dict(dict) => Ok(dict.nesting),
+            Self::View(view) => Ok(view.items.nesting),
             Self::Method(method) => method.0.nesting().map(|nesting| nesting + 1),
             Self::Namespace(_) => fail("a namespace cannot be inside another value here"),
             Self::Loop(_) => fail("`loop` cannot be inside another value here"),
@@ -140,6 +189,13 @@ impl Value {
             Self::List(_) => "list",
             Self::Tuple(_) => "tuple",
             Self::Dict(_) => "dict",
+            Self::View(view) => match view.kind {
+                ViewKind::Keys => "dict_keys",
+                ViewKind::Values => "dict_values",
+                ViewKind::Entries => "dict_items",
+                ViewKind::Range { .. } => "range",
+                ViewKind::Generator => "generator",
+            },
             Self::Namespace(_) => "Namespace",
             Self::Loop(_) => "LoopContext",
             Self::Macro(_) => "Macro",
@@ -157,6 +213,7 @@ impl Value {
             Self::Str(text) => !text.is_empty(),
             Self::List(items) | Self::Tuple(items) => !items.is_empty(),
             Self::Dict(dict) => dict.len() > 0,
+            Self::View(view) => view.kind == ViewKind::Generator || !view.items.is_empty(),
             _ => true,
         }
     }
@@ -197,6 +254,17 @@ impl Value {
     pub(super) fn iterate(&self, budget: &Budget) -> Result<Rc<Items>> {
         match self {
             Self::List(items) | Self::Tuple(items) => Ok(Rc::clone(items)),
+            Self::View(view) if view.kind == ViewKind::Generator => {
+                if let Some(problem) = &view.problem {
+                    return fail(problem.to_string());
+                }
+                let before = view.taken.replace(view.items.len());
+                if before == 0 {
+                    return Ok(Rc::clone(&view.items));
+                }
+                Self::items(view.items.get(before..).unwrap_or_default().to_vec(), budget)
+            }
+            Self::View(view) => Ok(Rc::clone(&view.items)),
             Self::Undefined(_) => Ok(Rc::default()),
             Self::Dict(dict) => Self::items(dict.entries().map(|(key, _)| key.clone()).collect(), budget),
             Self::Str(text) => {
@@ -204,7 +272,7 @@ impl Value {
                 let mut char = [0; 4];
                 Self::items(text.chars().map(|c| Value::str(&*c.encode_utf8(&mut char))).collect(), budget)
             }
-            value => fail(format!("a value of type {} has no items", value.kind())),
+            value => fail(format!("a value of type {} cannot be gone through", value.kind())),
         }
     }
 
@@ -215,6 +283,7 @@ impl Value {
             Self::Str(text) => Some(text.chars().count()),
             Self::List(items) | Self::Tuple(items) => Some(items.len()),
             Self::Dict(dict) => Some(dict.len()),
+            Self::View(view) if view.kind != ViewKind::Generator => Some(view.items.len()),
             _ => None,
         }
     }
@@ -222,7 +291,12 @@ impl Value {
 
 /// That a name or key is not there.
 pub(super) fn undefined(name: &str) -> Fault {
-    problem(format!("{name} is undefined"))
+    // A name alone, or what it is inside of.
+    if name.contains(['`', ' ']) {
+        problem(format!("{name} is undefined"))
+    } else {
+        problem(format!("`{name}` is undefined"))
+    }
 }
 
 fn deeper(nesting: usize) -> Result<usize> {
@@ -249,6 +323,8 @@ pub(super) enum Key {
     Float(u64),
     LongInt(Text),
     None,
+    /// All undefined values are equal.
+    Undefined,
     Tuple(Vec<Key>),
 }
 
@@ -262,6 +338,7 @@ impl Key {
         Ok(match value {
             Value::Str(text) => Self::Str(budget.plain_text(text)),
             Value::None => Self::None,
+            Value::Undefined(_) => Self::Undefined,
             Value::LongInt(digits) => Self::LongInt(Arc::clone(digits)),
             Value::Float(number) if number.fract() == 0.0 && number.abs() < 1e30 => Self::Int(*number as i128),
             Value::Float(number) => Self::Float(number.to_bits()),

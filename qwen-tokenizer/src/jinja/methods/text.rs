@@ -1,12 +1,17 @@
-//! Methods of texts.
+//! Methods of texts, one dispatcher for all. Those that cut a text are in `splitting`, tables of characters in `tables`.
 
 use super::super::arguments::CallArguments;
 use super::super::ast::Text;
 use super::super::limits::{Budget, Result, Writer, fail, problem};
-use super::super::python::is_space;
+use super::super::python::{is_printable, is_space};
 use super::super::value::Value;
+use super::characters::{
+    casefold, is_alnum, is_alpha, is_cased, is_decimal, is_digit, is_numeric, is_title, push_title,
+};
+use super::splitting::{lines, partition, split, texts};
+use super::tables::{maketrans, translate};
 
-pub(super) const NAMES: [&str; 40] = [
+pub(super) const NAMES: [&str; 46] = [
     "capitalize",
     "casefold",
     "center",
@@ -15,20 +20,25 @@ pub(super) const NAMES: [&str; 40] = [
     "expandtabs",
     "find",
     "format",
+    "format_map",
     "index",
     "isalnum",
     "isalpha",
     "isascii",
     "isdecimal",
     "isdigit",
+    "isidentifier",
     "islower",
     "isnumeric",
+    "isprintable",
     "isspace",
+    "istitle",
     "isupper",
     "join",
     "ljust",
     "lower",
     "lstrip",
+    "maketrans",
     "partition",
     "removeprefix",
     "removesuffix",
@@ -45,9 +55,11 @@ pub(super) const NAMES: [&str; 40] = [
     "strip",
     "swapcase",
     "title",
+    "translate",
     "upper",
     "zfill",
 ];
+
 /// Calls a method of a text; `value` is the text as a value.
 pub(in crate::jinja) fn call(
     value: &Value,
@@ -83,15 +95,15 @@ pub(in crate::jinja) fn call(
             };
             Value::Bool(found)
         }
-        "removeprefix" => part(text.strip_prefix(&*need_text(arguments, "prefix")?).unwrap_or(text))?,
-        "removesuffix" => part(text.strip_suffix(&*need_text(arguments, "suffix")?).unwrap_or(text))?,
+        "removeprefix" => part(text.strip_prefix(&*arguments.need_text("prefix")?).unwrap_or(text))?,
+        "removesuffix" => part(text.strip_suffix(&*arguments.need_text("suffix")?).unwrap_or(text))?,
         "replace" => {
-            let (old, new) = (need_text(arguments, "old")?, need_text(arguments, "new")?);
+            let (old, new) = (arguments.need_text("")?, arguments.need_text("")?);
             let count = arguments.int("count")?.and_then(|count| usize::try_from(count).ok());
             replace(text, &old, &new, count, budget)?
         }
         "find" | "rfind" | "index" | "rindex" | "count" => {
-            let wanted = need_text(arguments, "sub")?;
+            let wanted = arguments.need_text("sub")?;
             let (start, end) = range(text, arguments)?;
             let Some(place) = text.get(start..end) else { return Ok(Value::Int(if name == "count" { 0 } else { -1 })) };
             if name == "count" {
@@ -115,7 +127,10 @@ pub(in crate::jinja) fn call(
             Value::made(out.text)
         }
         "upper" => changed(text, budget, |text| text.to_uppercase())?,
-        "lower" | "casefold" => changed(text, budget, |text| text.to_lowercase())?,
+        "casefold" => changed(text, budget, casefold)?,
+        "translate" => translate(text, &arguments.need("")?, budget)?,
+        "maketrans" => maketrans(arguments, budget)?,
+        "lower" => changed(text, budget, |text| text.to_lowercase())?,
         "capitalize" => changed(text, budget, capitalize)?,
         "title" => changed(text, budget, title)?,
         "swapcase" => changed(text, budget, |text| {
@@ -171,20 +186,29 @@ fn has_property(text: &str, name: &str) -> bool {
     let all = |is: fn(char) -> bool| !text.is_empty() && text.chars().all(is);
     match name {
         "isascii" => text.is_ascii(),
-        "isalpha" => all(char::is_alphabetic),
-        "isalnum" => all(char::is_alphanumeric),
+        "isprintable" => text.chars().all(is_printable),
+        "isalpha" => all(is_alpha),
+        "isalnum" => all(is_alnum),
         "isspace" => all(is_space),
-        "isdigit" | "isdecimal" => {
-            all(|c| c.is_ascii_digit() || (c.is_numeric() && c.is_alphanumeric() && !c.is_ascii()))
+        "isdigit" => all(is_digit),
+        "isdecimal" => all(is_decimal),
+        "isnumeric" => all(is_numeric),
+        "isidentifier" => all(|c| c == '_' || is_alnum(c)) && !text.starts_with(is_numeric),
+        "istitle" => {
+            let (mut in_word, mut has_cased) = (false, false);
+            for c in text.chars() {
+                let is_capital = c.is_uppercase() || is_title(c);
+                if is_cased(c) && is_capital == in_word {
+                    return false;
+                }
+                in_word = is_cased(c);
+                has_cased |= in_word;
+            }
+            has_cased
         }
-        "isnumeric" => all(char::is_numeric),
-        "isupper" => text.chars().any(char::is_uppercase) && !text.chars().any(char::is_lowercase),
-        _ => text.chars().any(char::is_lowercase) && !text.chars().any(char::is_uppercase),
+        "isupper" => text.chars().any(char::is_uppercase) && !text.chars().any(|c| c.is_lowercase() || is_title(c)),
+        _ => text.chars().any(char::is_lowercase) && !text.chars().any(|c| c.is_uppercase() || is_title(c)),
     }
-}
-
-fn need_text(arguments: &mut CallArguments, name: &str) -> Result<Text> {
-    arguments.text(name)?.ok_or_else(|| problem(format!("the argument `{name}` is missing")))
 }
 
 fn width(arguments: &mut CallArguments) -> Result<usize> {
@@ -211,11 +235,15 @@ pub(in crate::jinja) fn capitalized(text: &str, budget: &Budget) -> Result<Value
 }
 
 fn capitalize(text: &str) -> String {
-    let mut chars = text.chars();
-    match chars.next() {
-        Some(first) => first.to_uppercase().chain(chars.as_str().to_lowercase().chars()).collect(),
-        None => String::new(),
+    let mut out = String::with_capacity(text.len());
+    if let Some(first) = text.chars().next() {
+        push_title(&mut out, first);
+        // The whole in small letters, for the sigma at the end of a word.
+        let small = text.to_lowercase();
+        let skipped: usize = first.to_lowercase().map(char::len_utf8).sum();
+        out.push_str(small.get(skipped..).unwrap_or_default());
     }
+    out
 }
 
 /// A capital at the beginning of each word, small letters after it.
@@ -226,9 +254,9 @@ fn title(text: &str) -> String {
         if in_word {
             out.extend(c.to_lowercase())
         } else {
-            out.extend(c.to_uppercase())
+            push_title(&mut out, c);
         }
-        in_word = c.is_alphabetic();
+        in_word = is_cased(c);
     }
     out
 }
@@ -238,100 +266,6 @@ pub(in crate::jinja) fn strip<'a>(text: &'a str, chars: Option<&str>, start: boo
     let is = |c: char| chars.map_or_else(|| is_space(c), |chars| chars.contains(c));
     let text = if start { text.trim_start_matches(is) } else { text };
     if end { text.trim_end_matches(is) } else { text }
-}
-
-/// A list of parts of a text.
-fn texts<'a>(parts: impl IntoIterator<Item = &'a str>, budget: &Budget) -> Result<Value> {
-    let mut all = Vec::new();
-    for part in parts {
-        // The text, its reference count and its slot, which may have grown to double.
-        budget.bytes(2 * size_of::<Value>() + 32)?;
-        all.push(Value::copied(part, budget)?);
-    }
-    Value::list(all, budget)
-}
-
-fn split(text: &str, from_end: bool, arguments: &mut CallArguments, budget: &Budget) -> Result<Value> {
-    let separator = arguments.text("sep")?;
-    let most = arguments.int("maxsplit")?.and_then(|most| usize::try_from(most).ok());
-    let Some(separator) = separator else {
-        return split_at_spaces(text, from_end, most, budget);
-    };
-    if separator.is_empty() {
-        return fail("split: the separator is empty");
-    }
-    match (most, from_end) {
-        (None, _) => texts(text.split(&*separator), budget),
-        (Some(most), false) => texts(text.splitn(most.saturating_add(1), &*separator), budget),
-        (Some(most), true) => {
-            let mut rest = text;
-            let mut ends = Vec::new();
-            while ends.len() < most
-                && let Some((before, after)) = rest.rsplit_once(&*separator)
-            {
-                budget.bytes(32)?;
-                ends.push(after);
-                rest = before;
-            }
-            ends.push(rest);
-            texts(ends.into_iter().rev(), budget)
-        }
-    }
-}
-
-fn split_at_spaces(text: &str, from_end: bool, most: Option<usize>, budget: &Budget) -> Result<Value> {
-    let most = most.unwrap_or(usize::MAX);
-    let mut parts = Vec::new();
-    let mut rest = if from_end { text.trim_end_matches(is_space) } else { text.trim_start_matches(is_space) };
-    while !rest.is_empty() {
-        budget.bytes(32)?;
-        let cut = if parts.len() >= most {
-            None
-        } else if from_end {
-            rest.rfind(is_space)
-        } else {
-            rest.find(is_space)
-        };
-        let Some(at) = cut else {
-            parts.push(rest);
-            break;
-        };
-        let (before, after) = rest.split_at(at);
-        if from_end {
-            parts.push(after.trim_start_matches(is_space));
-            rest = before.trim_end_matches(is_space);
-        } else {
-            parts.push(before);
-            rest = after.trim_start_matches(is_space);
-        }
-    }
-    if from_end {
-        parts.reverse();
-    }
-    texts(parts, budget)
-}
-
-fn partition(
-    value: &Value,
-    text: &str,
-    from_end: bool,
-    arguments: &mut CallArguments,
-    budget: &Budget,
-) -> Result<Value> {
-    let separator = need_text(arguments, "sep")?;
-    if separator.is_empty() {
-        return fail("partition: the separator is empty");
-    }
-    let found = if from_end { text.rsplit_once(&*separator) } else { text.split_once(&*separator) };
-    let empty = || Value::str("");
-    let parts = match found {
-        Some((before, after)) => {
-            vec![Value::copied(before, budget)?, Value::Str(Text::clone(&separator)), Value::copied(after, budget)?]
-        }
-        None if from_end => vec![empty(), empty(), value.clone()],
-        None => vec![value.clone(), empty(), empty()],
-    };
-    Value::tuple(parts, budget)
 }
 
 /// `text` with `new` in the place of `old`, at most `count` times.
@@ -382,25 +316,4 @@ fn range(text: &str, arguments: &mut CallArguments) -> Result<(usize, usize)> {
         if at as i128 > length { text.len() + 1 } else { text.char_indices().nth(at).map_or(text.len(), |(at, _)| at) }
     };
     Ok((start.map_or(0, byte), end.map_or(text.len(), |end| byte(end).min(text.len()))))
-}
-
-/// Whether Python breaks a line at this character.
-pub(in crate::jinja) fn ends_line(c: char) -> bool {
-    matches!(c, '\n' | '\r' | '\u{b}' | '\u{c}' | '\u{1c}'..='\u{1e}' | '\u{85}' | '\u{2028}' | '\u{2029}')
-}
-
-/// The lines of a text, broken where Python breaks them.
-pub(in crate::jinja) fn lines(text: &str, keep_ends: bool) -> impl Iterator<Item = &str> {
-    let mut rest = text;
-    std::iter::from_fn(move || {
-        if rest.is_empty() {
-            return None;
-        }
-        let at = rest.find(ends_line).unwrap_or(rest.len());
-        let (line, end) = rest.split_at(at);
-        let length = if end.starts_with("\r\n") { 2 } else { end.chars().next().map_or(0, char::len_utf8) };
-        let with_end = rest.get(..at + length).unwrap_or(line);
-        rest = end.get(length..).unwrap_or_default();
-        Some(if keep_ends { with_end } else { line })
-    })
 }

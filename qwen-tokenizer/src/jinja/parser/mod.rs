@@ -10,6 +10,7 @@ mod postfix;
 mod statements;
 
 use super::ast::{Expr, Line, Rest, Text, Tree};
+use super::check::check;
 use super::lexer::{self, Token};
 use super::limits::{MAX_SOURCE_BYTES, MAX_SOURCE_NESTING};
 
@@ -22,7 +23,7 @@ pub(crate) enum SyntaxError {
 
 type Result<T> = std::result::Result<T, SyntaxError>;
 
-/// Parses a template.
+/// Parses a template. What it asks for and nothing has is an error too.
 pub(super) fn parse(source: &str) -> Result<Tree> {
     if source.len() > MAX_SOURCE_BYTES {
         let what = "bytes of source";
@@ -36,7 +37,9 @@ pub(super) fn parse(source: &str) -> Result<Tree> {
     if let Some(name) = end {
         return parser.error(format!("`{name}` without its beginning"));
     }
-    Ok(Tree { nodes, literals: parser.literals })
+    let tree = Tree { nodes, literals: parser.literals };
+    check(&tree).map_err(|(line, problem)| SyntaxError::Problem { line: line as usize, problem })?;
+    Ok(tree)
 }
 
 struct Parser<'a> {

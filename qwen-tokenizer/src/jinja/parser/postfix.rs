@@ -84,9 +84,10 @@ impl<'a> Parser<'a> {
             return self.nested(Self::arguments);
         }
         let starts = match self.peek() {
-            Some(Token::Name(name)) => {
-                !matches!(*name, "else" | "or" | "and" | "is" | "if" | "in" | "not" | "recursive")
+            Some(Token::Name(name @ ("is" | "if" | "in" | "not" | "recursive"))) => {
+                return self.error(format!("`{name}` after a test; put the test in brackets"));
             }
+            Some(Token::Name(name)) => !matches!(*name, "else" | "or" | "and"),
             Some(Token::Str(_) | Token::Int(_) | Token::LongInt(_) | Token::Float(_)) => true,
             _ => self.is("[") || self.is("{"),
         };

@@ -96,7 +96,15 @@ impl<'a> Parser<'a> {
                 self.expect_token(&Token::BlockEnd)?;
                 if name == "break" { Node::Break } else { Node::Continue }
             }
-            _ => return self.error(format!("the tag `{name}` is not known")),
+            "include" | "import" | "from" | "extends" => {
+                return self
+                    .error(format!("the tag `{name}` reads another file, but a chat template is one; put it in"));
+            }
+            _ => {
+                return self.error(format!(
+                    "the tag `{name}` is not one of Jinja as transformers sets it up; correct the template or use another"
+                ));
+            }
         };
         Ok(node)
     }
