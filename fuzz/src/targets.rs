@@ -74,13 +74,17 @@ pub fn config(text: &[u8]) {
     }
 }
 
-/// A `generation_config.json`: an accepted one can be sampled by.
+/// A `generation_config.json`: values that are in use and not at fault can be sampled by, and warnings can be written.
 pub fn generation_config(text: &[u8]) {
     let path = "generation_config.json";
     let Some(config) = utf8(text).and_then(|text| GenerationConfig::from_json(path, text).ok()) else { return };
-    assert!(!config.do_sample || config.temperature > 0.0);
-    assert!((0.0..=1.0).contains(&config.top_p) && (0.0..=1.0).contains(&config.min_p));
-    assert!(config.repetition_penalty > 0.0 && config.repetition_penalty.is_finite());
+    config.warnings().iter().for_each(|warning| assert!(!warning.to_string().is_empty()));
+    let is_used = |field: &str| config.do_sample && config.check(field).is_ok();
+    assert!(!is_used("temperature") || config.temperature > 0.0);
+    assert!(!is_used("top_p") || (0.0..=1.0).contains(&config.top_p));
+    assert!(!is_used("min_p") || (0.0..=1.0).contains(&config.min_p));
+    let penalty = config.repetition_penalty;
+    assert!(config.check("repetition_penalty").is_err() || (penalty > 0.0 && penalty.is_finite()));
 }
 
 /// A `quantization_config`, as the file beside a `config.json` and within one: an accepted one has groups that blocks
