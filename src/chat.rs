@@ -39,8 +39,8 @@ pub struct Chat {
 #[derive(Debug, Default)]
 struct History {
     messages: Vec<Message>,
-    /// The last prompt and its answer, as the model read and wrote them, and the messages that they are.
-    encoded: Option<(EncodedChat, Vec<Message>)>,
+    /// The last prompt and its answer, as the model read and wrote them: the messages begin with these.
+    encoded: Option<EncodedChat>,
     /// Counts the changes after which an answer to what was before belongs nowhere.
     edition: u64,
     /// A reply that is still alive writes its message when it ends.
@@ -182,10 +182,7 @@ impl Chat {
     /// As [`Chat::reply`].
     pub fn reply_with(&mut self, options: &GenerateOptions) -> Result<Reply> {
         let _float_env = FloatEnv::enter();
-        let (messages, encoded) = self.with(|history| {
-            let known = history.encoded.as_ref().filter(|(_, messages)| history.messages.starts_with(messages));
-            (history.messages.clone(), known.map(|(encoded, _)| encoded.clone()))
-        });
+        let (messages, encoded) = self.with(|history| (history.messages.clone(), history.encoded.clone()));
         let input = ChatInput::new(&messages)
             .tools(&self.tools)
             .add_generation_prompt(true)
@@ -288,8 +285,7 @@ impl Reply {
         }
         history.messages.push(Message::assistant(self.text.clone()));
         if self.stream.is_whole() {
-            let encoded = self.prompt.clone().answered(&self.text, self.stream.ids());
-            history.encoded = Some((encoded, history.messages.clone()));
+            history.encoded = Some(self.prompt.clone().answered(&self.text, self.stream.ids()));
         }
     }
 }

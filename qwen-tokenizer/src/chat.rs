@@ -51,6 +51,12 @@ pub(crate) struct Room {
     pub(crate) bytes: Option<usize>,
 }
 
+/// As many characters at the end of `guarded` as `end` has.
+fn last<'a>(guarded: &'a str, end: &str) -> &'a str {
+    let at = guarded.char_indices().rev().take(end.chars().count()).last().map_or(guarded.len(), |(at, _)| at);
+    guarded.get(at..).unwrap_or_default()
+}
+
 /// Renders `input` and gives the stretches of its text to `encode`. What of it is `before` keeps those ids.
 pub(crate) fn encode(
     template: &ChatTemplate,
@@ -66,13 +72,12 @@ pub(crate) fn encode(
     let mut guards = Guards::new(added, &text);
     let guarded = if input.trusts_contents() { None } else { variables.guarded(&mut guards) };
     let guarded = guarded.map(|guarded| template.render_variables(&guarded)).transpose()?;
-    let guarded = guarded.as_deref().unwrap_or(&text);
-    if !guards.is_text(guarded) {
+    if guarded.as_ref().is_some_and(|guarded| !guards.is_text(guarded)) {
         return Err(Error::ControlTokensRewritten);
     }
     let known = before.and_then(|before| Some((before, text.strip_prefix(&before.text)?)));
     let (mut ids, rest) = known.map_or((Vec::new(), text.as_str()), |(before, rest)| (before.ids.clone(), rest));
-    let guarded = guards.last(guarded, rest);
+    let guarded = guarded.as_ref().map_or(rest, |guarded| last(guarded, rest));
     ids.extend(encode(&added.segments_by(guarded, rest))?);
     if ids.len() > room.tokens {
         return Err(too_many());

@@ -6,7 +6,6 @@ use tokenizers::Model;
 
 use crate::added::{AddedTokens, Segment};
 use crate::alphabet::push_token_bytes;
-use crate::components::Around;
 use crate::error::{Error, Result};
 use crate::pipeline::Pipeline;
 
@@ -16,8 +15,6 @@ pub(crate) struct Codec {
     pub(crate) pipeline: Pipeline,
     pub(crate) len: usize,
     pub(crate) num_ids: usize,
-    /// What stands around a text that is no chat.
-    pub(crate) around: Around,
     /// The most bytes of text that one id stands for; `None` where there is no such bound.
     pub(crate) most_bytes: Option<usize>,
 }
@@ -29,6 +26,11 @@ impl Codec {
             Some(most) if bytes > most => Err(Error::TooManyTokens { limit, bytes: Some(bytes) }),
             _ => Ok(()),
         }
+    }
+
+    pub(crate) fn token_to_id(&self, token: &str) -> Option<u32> {
+        let added = self.added.by_content(token).map(|token| token.id);
+        added.or_else(|| self.pipeline.model().token_to_id(token))
     }
 
     pub(crate) fn encode_segments(&self, segments: &[Segment<'_>], limit: usize) -> Result<Vec<u32>> {

@@ -59,18 +59,19 @@ impl Config {
             Some(json) => Self::from_bytes(&json)?,
             None => Self::default(),
         };
-        if let Some(source) = file::read(&folder.join(CHAT_TEMPLATE_JINJA), MAX_TEMPLATE_BYTES)? {
-            let source = String::from_utf8(source)
-                .map_err(|e| Error::invalid(CHAT_TEMPLATE_JINJA, "its text", format!("is not UTF-8: {e}")))?;
-            config.templates = vec![(DEFAULT_TEMPLATE.into(), source)];
-            config.templates.extend(additional_templates(&folder.join(ADDITIONAL_CHAT_TEMPLATES))?);
-        } else if let Some(json) = file::read(&folder.join(CHAT_TEMPLATE_JSON), MAX_TEMPLATE_BYTES)? {
+        let default = read_template(&folder.join(CHAT_TEMPLATE_JINJA), CHAT_TEMPLATE_JINJA)?;
+        let json = match default {
+            Some(_) => None,
+            None => file::read(&folder.join(CHAT_TEMPLATE_JSON), MAX_TEMPLATE_BYTES)?,
+        };
+        if let Some(json) = json {
             let json = parse(CHAT_TEMPLATE_JSON, &json)?;
             config.templates = templates(CHAT_TEMPLATE_JSON, json.chat_template)?;
         } else {
-            let additional = additional_templates(&folder.join(ADDITIONAL_CHAT_TEMPLATES))?;
-            if !additional.is_empty() {
-                config.templates = additional;
+            let mut files: Vec<_> = default.into_iter().map(|source| (DEFAULT_TEMPLATE.into(), source)).collect();
+            files.extend(additional_templates(&folder.join(ADDITIONAL_CHAT_TEMPLATES))?);
+            if !files.is_empty() {
+                config.templates = files;
             }
         }
         // Beside `added_tokens_decoder` the older file does not count.
@@ -185,12 +186,17 @@ fn additional_templates(folder: &Path) -> Result<Vec<(String, String)>> {
     let mut templates = Vec::new();
     for path in paths {
         let Some(name) = path.file_stem().and_then(|name| name.to_str()) else { continue };
-        let Some(source) = file::read(&path, MAX_TEMPLATE_BYTES)? else { continue };
-        let source = String::from_utf8(source)
-            .map_err(|e| Error::invalid(&path.display().to_string(), "its text", format!("is not UTF-8: {e}")))?;
-        templates.push((name.to_owned(), source));
+        let source = read_template(&path, &path.display().to_string())?;
+        templates.extend(source.map(|source| (name.to_owned(), source)));
     }
     Ok(templates)
+}
+
+/// The text of a template's file, which errors call `name`; `None` where it does not exist.
+fn read_template(path: &Path, name: &str) -> Result<Option<String>> {
+    let text =
+        |source| String::from_utf8(source).map_err(|e| Error::invalid(name, "its text", format!("is not UTF-8: {e}")));
+    file::read(path, MAX_TEMPLATE_BYTES)?.map(text).transpose()
 }
 
 /// Texts of special tokens: a list, or an object with names for keys.
@@ -205,15 +211,19 @@ fn special_tokens(name: &str, json: Option<&RawValue>) -> Result<Vec<String>> {
         Value::Object(entries) => entries.into_iter().map(|(_, token)| token).collect(),
         _ => Vec::new(),
     };
-    let text = |item: Value| match item {
+    Ok(items.into_iter().filter_map(content).collect())
+}
+
+/// The text of a special token: the token itself or, in older files, what an object has under `content`.
+fn content(token: Value) -> Option<String> {
+    match token {
         Value::String(text) => Some(text),
         Value::Object(mut token) => match token.remove("content") {
             Some(Value::String(text)) => Some(text),
             _ => None,
         },
         _ => None,
-    };
-    Ok(items.into_iter().filter_map(text).collect())
+    }
 }
 
 /// A special token is its text, or (older files) an object with the text under `content`.
@@ -225,10 +235,9 @@ fn token_text(name: &str, json: Option<&RawValue>) -> Result<Option<String>> {
     }
     match serde_json::from_str(json).map_err(|e| Error::invalid(TOKENIZER_CONFIG_JSON, name, e))? {
         Value::Null => Ok(None),
-        Value::String(text) => Ok(Some(text)),
-        Value::Object(mut token) => match token.remove("content") {
-            Some(Value::String(text)) => Ok(Some(text)),
-            _ => Err(Error::invalid(TOKENIZER_CONFIG_JSON, name, "has no text under `content`")),
+        token @ (Value::String(_) | Value::Object(_)) => match content(token) {
+            Some(text) => Ok(Some(text)),
+            None => Err(Error::invalid(TOKENIZER_CONFIG_JSON, name, "has no text under `content`")),
         },
         _ => Err(Error::invalid(TOKENIZER_CONFIG_JSON, name, "expected a string or an object")),
     }

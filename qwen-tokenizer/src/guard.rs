@@ -75,13 +75,4 @@ impl<'a> Guards<'a> {
             && guarded.chars().zip(self.text.chars()).all(stands_for)
             && self.pairs.iter().all(|(first, guard)| first != guard)
     }
-
-    /// The part of `guarded` that stands for `end`, the last part of the text.
-    pub(crate) fn last<'t>(&self, guarded: &'t str, end: &str) -> &'t str {
-        if self.pairs.is_empty() {
-            return guarded.get(guarded.len() - end.len()..).unwrap_or_default();
-        }
-        let at = guarded.char_indices().rev().take(end.chars().count()).last().map_or(guarded.len(), |(at, _)| at);
-        guarded.get(at..).unwrap_or_default()
-    }
 }

@@ -36,16 +36,16 @@
 //! # What is not here
 //!
 //! Models, sampling and stopping are in `qwen-core`; finding tool calls in an answer is the facade's. Only byte-level
-//! BPE is read, from tokenizer.json, from vocab.json and merges.txt, or from the vocabulary of a GGUF file, as every Qwen2.5 checkpoint has it; the GGUF
-//! file itself is opened elsewhere.
+//! BPE is read, from tokenizer.json, from vocab.json and merges.txt, or from the vocabulary of a GGUF file, as every
+//! Qwen2.5 checkpoint has it; the GGUF file itself is opened elsewhere.
 //!
 //! # Where things are
 //!
 //! [`Tokenizer`] in `tokenizer` (and `lookup`) puts the parts together: `file` and `config` read the checkpoint's
-//! files, `older` those of folders without tokenizer.json, `declared` adds the tokens that tokenizer.json lacks, `gguf` takes the vocabulary of a GGUF file, `export` makes
-//! one; `added` finds control tokens, `pipeline` and `split` encode the
-//! text between them, `decode` goes back; `message` and `tool` are the types of a chat, `template` renders it by
-//! `jinja`, `guard` tells control tokens apart, `chat` encodes the result.
+//! files, `older` those of folders without tokenizer.json, `declared` adds the tokens that tokenizer.json lacks,
+//! `gguf` takes the vocabulary of a GGUF file, `export` makes one; `added` finds control tokens, `pipeline` and
+//! `split` encode the text between them, `decode` goes back; `message` and `tool` are the types of a chat, `template`
+//! renders it by `jinja`, `guard` tells control tokens apart, `chat` encodes the result.
 
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::string_slice)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::string_slice))]

@@ -17,8 +17,7 @@ impl Tokenizer {
     /// # Ok::<(), qwen_tokenizer::Error>(())
     /// ```
     pub fn token_to_id(&self, token: &str) -> Option<u32> {
-        let added = self.inner.added.by_content(token).map(|token| token.id);
-        added.or_else(|| self.inner.pipeline.model().token_to_id(token))
+        self.inner.token_to_id(token)
     }
 
     /// The token of an id, the reverse of [`token_to_id`](Self::token_to_id).

@@ -27,7 +27,8 @@ const MOST_SHRINKING: usize = 4;
 pub(crate) struct Pipeline {
     normalizers: Vec<NormalizerWrapper>,
     splits: Vec<LinearSplit>,
-    around: Around,
+    /// What stands around a text that is no chat.
+    pub(crate) around: Around,
     model: BPE,
     highest_id: Option<u32>,
     /// The characters that stand for bytes.
@@ -46,11 +47,6 @@ impl Pipeline {
         let shrinking = if normalizers.is_empty() { 1 } else { MOST_SHRINKING };
         let most_bytes = keeps_all.then_some(longest.saturating_mul(shrinking));
         Self { normalizers, splits, around, model, highest_id, alphabet, most_bytes }
-    }
-
-    /// What stands around a text that is no chat.
-    pub(crate) fn around(&self) -> &Around {
-        &self.around
     }
 
     pub(crate) fn model(&self) -> &BPE {

@@ -53,8 +53,8 @@ pub(crate) struct Chats {
 impl Tokenizer {
     /// Loads the tokenizer of a checkpoint's folder.
     ///
-    /// tokenizer.json must be there, or vocab.json and merges.txt, as older folders have it. tokenizer_config.json and chat_template.jinja may be: a tokenizer without them
-    /// encodes and decodes, and says so when asked for a chat.
+    /// tokenizer.json must be there, or vocab.json and merges.txt, as older folders have it. tokenizer_config.json and
+    /// chat_template.jinja may be: a tokenizer without them encodes and decodes, and says so when asked for a chat.
     pub fn from_dir(folder: impl AsRef<Path>) -> Result<Self> {
         let folder = folder.as_ref();
         let looked_for = [TOKENIZER_CONFIG_JSON, CHAT_TEMPLATE_JINJA, CHAT_TEMPLATE_JSON]
@@ -133,11 +133,11 @@ impl Tokenizer {
 
     fn new(added: AddedTokens, pipeline: Pipeline, config: Config, looked_for: String) -> Result<Self> {
         let model = pipeline.model();
-        let in_vocab = |content: &str| model.token_to_id(content);
+        let in_vocab = |content: &str| model.token_to_id(content).is_some();
         let highest = pipeline.highest_id().into_iter().chain(added.iter().map(|token| token.id)).max();
         let num_ids = highest.map_or(0, |id| id as usize + 1);
         let most_bytes = pipeline.most_bytes().filter(|_| !added.any_strips()).map(|bytes| bytes.max(added.longest()));
-        let len = model.get_vocab_size() + added.iter().filter(|token| in_vocab(&token.content).is_none()).count();
+        let len = model.get_vocab_size() + added.iter().filter(|token| !in_vocab(&token.content)).count();
         let mut chats = Chats { default: None, tool_use: None, named_tokens: config.named_tokens, looked_for };
         for (name, source) in &config.templates {
             let slot = match name.as_str() {
@@ -147,15 +147,13 @@ impl Tokenizer {
             };
             *slot = Some(ChatTemplate::named(name, source, &chats.named_tokens)?);
         }
-        let mut around = pipeline.around().clone();
-        if around.leading.is_empty() && config.adds_bos {
+        let mut codec = Codec { added, pipeline, len, num_ids, most_bytes };
+        if codec.pipeline.around.leading.is_empty() && config.adds_bos {
             let bos = chats.named_tokens.iter().find(|(name, _)| *name == "bos_token");
-            let id =
-                |(_, text): &(_, String)| added.by_content(text).map_or_else(|| in_vocab(text), |token| Some(token.id));
-            around.leading.extend(bos.and_then(id));
+            let bos = bos.and_then(|(_, text)| codec.token_to_id(text));
+            codec.pipeline.around.leading.extend(bos);
         }
-        around.leading.extend(config.leading_token_id);
-        let codec = Codec { added, pipeline, len, num_ids, around, most_bytes };
+        codec.pipeline.around.leading.extend(config.leading_token_id);
         Ok(Self { inner: Arc::new(codec), chats: Arc::new(chats) })
     }
 
@@ -237,7 +235,7 @@ impl Tokenizer {
     /// # Ok::<(), qwen_tokenizer::Error>(())
     /// ```
     pub fn encode_prompt(&self, text: &str, limit: usize) -> Result<Vec<u32>> {
-        let Around { leading, trailing } = &self.inner.around;
+        let Around { leading, trailing } = &self.inner.pipeline.around;
         let room =
             limit.checked_sub(leading.len() + trailing.len()).ok_or(Error::TooManyTokens { limit, bytes: None })?;
         let mut ids = leading.clone();
