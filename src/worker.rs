@@ -50,7 +50,7 @@ impl Worker {
         let thread = std::thread::Builder::new()
             .name("qwen-engine".into())
             .spawn(move || run(core, &of_thread, &received))
-            .map_err(|source| qwen_core::Error::Io { path: "the engine's thread".into(), source })?;
+            .map_err(|error| qwen_core::Error::Io { path: "the engine's thread".into(), error })?;
         let process = std::process::id();
         Ok(Worker { intake, limits, process, submissions: Some(submissions), thread: Some(thread) })
     }
@@ -153,7 +153,7 @@ fn run(mut core: EngineCore, intake: &Intake, submissions: &Receiver<Submission>
 #[cfg(test)]
 pub(crate) mod tests {
     use qwen_core::backend::Interrupt;
-    use qwen_core::engine::{GenerateParams, Goal};
+    use qwen_core::engine::GenerateParams;
     use qwen_core::model::batch::CopyBlock;
     use qwen_core::model::batch::{Batch, StepOutput};
 
@@ -195,8 +195,7 @@ pub(crate) mod tests {
     }
 
     fn request() -> Request {
-        let params = GenerateParams { max_new_tokens: Some(3), ..GenerateParams::default() };
-        Request { prompt: vec![1, 2], goal: Goal::Generate(params) }
+        Request::generate([1, 2], GenerateParams::new().max_new_tokens(3))
     }
 
     #[test]

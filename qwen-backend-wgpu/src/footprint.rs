@@ -3,7 +3,7 @@
 use qwen_core::backend::Limits;
 use qwen_core::backend::{KvSpec, ModelShape, WeightShape};
 use qwen_core::numerics::size;
-use qwen_core::{Error, Footprint, Result};
+use qwen_core::{Error, Footprint, HumanBytes, Result};
 
 use crate::adapter::{self, AdapterInfo};
 use crate::geometry::WorkspaceSizes;
@@ -123,7 +123,11 @@ impl Footprint for WgpuFootprint {
                 let most = self.max_buffer / size::bytes(4, &[width]).max(1);
                 return Err(Error::unsupported(
                     format!("a step of {rows} {what}"),
-                    format!("it takes {bytes} bytes, the device's buffers have {}: {most} would fit", self.max_buffer),
+                    format!(
+                        "it takes {}, the device's buffers have {}: {most} would fit",
+                        HumanBytes(bytes),
+                        HumanBytes(self.max_buffer)
+                    ),
                 ));
             }
         }

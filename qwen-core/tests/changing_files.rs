@@ -10,7 +10,7 @@ use std::thread;
 use std::time::Duration;
 
 use common::{TempFolder, safetensors};
-use qwen_core::{Checkpoint, Error, Result};
+use qwen_core::{Checkpoint, Error, HumanBytes, Result};
 
 const CONFIG: &str = include_str!("data/config-0.5b-instruct.json");
 const FILE: &str = "model.safetensors";
@@ -67,15 +67,16 @@ fn a_file_cut_short_names_the_tensor_and_the_missing_bytes() {
                     assert!(end <= len, "t{tensor} of a file of {len} bytes");
                     assert_eq!(bytes, whole[start..end]);
                 }
-                Err(Error::Io { path: named, source }) => {
-                    assert!(end > len, "t{tensor} of a file of {len} bytes: {source}");
+                Err(Error::Io { path: named, error }) => {
+                    assert!(end > len, "t{tensor} of a file of {len} bytes: {error}");
                     assert_eq!(named, path);
-                    assert_eq!(source.kind(), std::io::ErrorKind::UnexpectedEof);
-                    let text = source.to_string();
-                    let expected = if index % 2 == 0 { "expected 4096 bytes" } else { "expected 1024 bytes" };
+                    assert_eq!(error.kind(), std::io::ErrorKind::UnexpectedEof);
+                    let text = error.to_string();
+                    let expected = if index % 2 == 0 { "expected 4.00 KiB" } else { "expected 1.00 KiB" };
                     assert!(text.contains(&format!("tensor `t{tensor}`")) && text.contains(expected), "{text}");
                     if index % 2 == 0 {
-                        let found = format!("at offset {start} of the file, found {}", len.saturating_sub(start));
+                        let left = HumanBytes(len.saturating_sub(start) as u64);
+                        let found = format!("at offset {start} of the file, found {left}");
                         assert!(text.contains(&found), "{text} not {found}");
                     }
                 }

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use crate::checkpoint::files;
 use crate::error::{Error, Result};
+use crate::numerics::human_bytes::HumanBytes;
 
 /// A weights file and its length when it was opened.
 pub(super) struct Shard {
@@ -52,6 +53,7 @@ impl Shard {
     /// [`Error::Io`] with the offset and the expected and found bytes: of the kind
     /// [`UnexpectedEof`](ErrorKind::UnexpectedEof) when the file has become shorter.
     pub(super) fn read_exact_at(&self, what: &str, offset: u64, out: &mut [u8]) -> Result<()> {
+        let size = |len: usize| HumanBytes(len as u64);
         let expected = out.len();
         let mut found = 0;
         let failure = loop {
@@ -67,9 +69,12 @@ impl Shard {
             }
         };
         let (kind, reason) = failure;
-        let reason =
-            format!("{what}: expected {expected} bytes at offset {offset} of the file, found {found}: {reason}");
-        Err(Error::Io { path: self.path.clone(), source: io::Error::new(kind, reason) })
+        let reason = format!(
+            "{what}: expected {} at offset {offset} of the file, found {}: {reason}",
+            size(expected),
+            size(found)
+        );
+        Err(Error::Io { path: self.path.clone(), error: io::Error::new(kind, reason) })
     }
 
     #[cfg(unix)]

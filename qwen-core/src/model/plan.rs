@@ -1,5 +1,7 @@
 //! What a model will take, before it is loaded: from headers and key biases alone, without a device.
 
+use std::fmt;
+
 use serde::Serialize;
 
 use crate::backend::{Footprint, KvSpec, Limits, ModelShape, WeightRole, WeightShape};
@@ -7,12 +9,15 @@ use crate::error::{Error, Result};
 use crate::model::source::WeightSource;
 use crate::model::spec::ModelSpec;
 use crate::numerics::encoding::Encoding;
+use crate::numerics::human_bytes::HumanBytes;
 use crate::numerics::precision::Precision;
 use crate::numerics::size;
 use crate::warning::Warning;
 
 /// The bytes that a model takes on a device, and whether they are there. As data: print it, serialise it, decide by it.
+/// Its `Display` form is one line, without the warnings.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[must_use = "a plan loads nothing: look at what it says"]
 #[non_exhaustive]
 pub struct Plan {
     /// Packed matrices, norms and biases.
@@ -157,9 +162,34 @@ impl Plan {
             (None, Some(available)) if !self.fits => Err(Error::DoesNotFit {
                 needed: self.total_bytes,
                 available,
-                advice: shorter.unwrap_or_else(|| format!(": the weights alone take {}", self.weight_bytes)),
+                advice: shorter
+                    .unwrap_or_else(|| format!(": the weights alone take {}", HumanBytes(self.weight_bytes))),
             }),
             _ => Ok(()),
+        }
+    }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [total, weights, kv, activations] =
+            [self.total_bytes, self.weight_bytes, self.kv_bytes, self.activation_bytes].map(HumanBytes);
+        write!(f, "{total}: weights {weights}, K/V {kv} (")?;
+        if self.batch > 1 {
+            write!(f, "{} x ", self.batch)?;
+        }
+        write!(f, "{} positions), activations {activations}; ", self.context)?;
+        match (&self.refused, self.available_bytes) {
+            (Some(reason), _) => write!(f, "refused: {reason}"),
+            (None, Some(available)) => {
+                write!(
+                    f,
+                    "{}, {} are available",
+                    if self.fits { "fits" } else { "does not fit" },
+                    HumanBytes(available)
+                )
+            }
+            (None, None) => f.write_str("what is available is not known"),
         }
     }
 }

@@ -188,6 +188,8 @@ impl fmt::Display for TensorMix {
     }
 }
 
+serde_by_text!(TensorMix);
+
 /// Reads the name that `llama-quantize` has for a mix, in capitals or not.
 impl FromStr for TensorMix {
     type Err = Error;

@@ -9,6 +9,7 @@ use std::path::Path;
 use crate::checkpoint::files::invalid;
 use crate::checkpoint::shard::Shard;
 use crate::error::{Error, Result};
+use crate::numerics::human_bytes::HumanBytes;
 
 /// Memory that the header of a file may take. A vocabulary of 150,000 tokens and its merges take some 20 MB.
 const MAX_MEMORY: u64 = 256 << 20;
@@ -98,8 +99,10 @@ impl<'a> Reader<'a> {
             Some(left) => self.memory_left = left,
             None => {
                 let reason = format!(
-                    "takes {bytes} bytes of memory, with which the header takes more than {MAX_MEMORY}: the file is \
-                     damaged, or not a language model"
+                    "takes {} of memory, with which the header takes more than {}: the file is damaged, or not a \
+                     language model",
+                    HumanBytes(bytes),
+                    HumanBytes(MAX_MEMORY)
                 );
                 return Err(self.error(reason));
             }
@@ -110,9 +113,10 @@ impl<'a> Reader<'a> {
     fn check_left(&self, bytes: u64) -> Result<()> {
         if bytes > self.left() {
             let reason = format!(
-                "needs {bytes} bytes at {}, the file ends after {}: it is truncated or damaged, download it again",
+                "needs {} at {}, the file ends after {}: it is truncated or damaged, download it again",
+                HumanBytes(bytes),
                 self.position(),
-                self.source.len()
+                HumanBytes(self.source.len())
             );
             return Err(self.error(reason));
         }

@@ -27,7 +27,7 @@ pub use group::{GroupBits, GroupEncoding};
 
 /// How the values of a stored matrix are encoded.
 ///
-/// The names are those of the formats: what GGUF files call `Q4_K` is [`Encoding::Q4K`].
+/// The names are those of the formats: what GGUF files call `Q4_K` is [`Encoding::Q4K`]. Serialised by this name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Encoding {
@@ -220,6 +220,9 @@ impl fmt::Display for Encoding {
         })
     }
 }
+
+// Groups have a text, and none that is read.
+serde_by_text!(Encoding);
 
 /// Reads the name that an encoding is displayed by, in capitals or not.
 ///
