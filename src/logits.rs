@@ -142,7 +142,7 @@ mod tests {
         assert_eq!(rows(64).together(1000, 256_000).unwrap(), vec![0.5; 64_000]);
         let error = rows(64).together(1000, 255_999).unwrap_err().to_string();
         let expected =
-            "needs 250 KiB of memory, 250 KiB are available (1 byte too few): 64 rows of logits at once; read them";
+            "needs 256000 bytes of memory, 255999 bytes are available: 64 rows of logits at once; read them one";
         assert!(error.starts_with(expected), "{error}");
         // Whatever overflows is too large.
         assert!(rows(64).together(usize::MAX, u64::MAX - 1).is_err());

@@ -75,7 +75,7 @@ impl Matrix {
         let layout = Layout::new(&view.shape())?;
         let row_bytes = layout.row_bytes();
         if row_bytes > Gpu::piece() {
-            let (row, most) = (HumanBytes(row_bytes as u64), HumanBytes(Gpu::piece() as u64));
+            let [row, most] = HumanBytes::compared(row_bytes as u64, Gpu::piece() as u64);
             let reason = format!("a row of {} columns has {row}, at most {most} are copied", layout.cols);
             return Err(Error::unsupported(view.name, reason));
         }

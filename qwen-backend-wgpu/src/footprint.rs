@@ -121,13 +121,10 @@ impl Footprint for WgpuFootprint {
             let bytes = size::bytes(4, &[rows, width]);
             if bytes > self.max_buffer {
                 let most = self.max_buffer / size::bytes(4, &[width]).max(1);
+                let [takes, have] = HumanBytes::compared(bytes, self.max_buffer);
                 return Err(Error::unsupported(
                     format!("a step of {rows} {what}"),
-                    format!(
-                        "it takes {}, the device's buffers have {}: {most} would fit",
-                        HumanBytes(bytes),
-                        HumanBytes(self.max_buffer)
-                    ),
+                    format!("it takes {takes}, the device's buffers have {have}: {most} would fit"),
                 ));
             }
         }

@@ -50,7 +50,7 @@ impl Layout {
         let pair_bytes = size::bytes(encoding.bytes(1), &[2, cols.div_ceil(8), 8]);
         let most = usize::try_from(max_binding / pair_bytes.max(1)).unwrap_or(usize::MAX);
         if most == 0 || pair_bytes > isize::MAX as u64 {
-            let (takes, binds) = (HumanBytes(pair_bytes), HumanBytes(max_binding));
+            let [takes, binds] = HumanBytes::compared(pair_bytes, max_binding);
             let reason = format!("two rows of {cols} columns take {takes}, the device binds {binds}");
             return Err(Error::unsupported("a matrix this wide", reason));
         }

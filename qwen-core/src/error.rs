@@ -81,8 +81,8 @@ pub enum Error {
     },
     /// The model, its K/V store and its buffers are larger than the memory that may be used.
     #[error(
-        "needs {} of memory, {} are available{}{advice}",
-        HumanBytes(*needed), HumanBytes(*available), shortfall(*needed, *available)
+        "needs {needed} of memory, {available} are available{advice}",
+        needed = HumanBytes::compared(*needed, *available)[0], available = HumanBytes::compared(*needed, *available)[1]
     )]
     DoesNotFit {
         /// Bytes that loading would take.
@@ -237,14 +237,6 @@ pub enum Error {
         /// Its own words, or how its connection ended.
         reason: String,
     },
-}
-
-/// What is missing, where the two figures look the same.
-fn shortfall(needed: u64, available: u64) -> String {
-    match HumanBytes(needed).to_string() == HumanBytes(available).to_string() {
-        true => format!(" ({} too few)", HumanBytes(needed.saturating_sub(available))),
-        false => String::new(),
-    }
 }
 
 impl Error {

@@ -72,13 +72,13 @@ fn a_file_cut_short_names_the_tensor_and_the_missing_bytes() {
                     assert_eq!(named, path);
                     assert_eq!(error.kind(), std::io::ErrorKind::UnexpectedEof);
                     let text = error.to_string();
-                    let expected = if index % 2 == 0 { "expected 4.00 KiB" } else { "expected 1.00 KiB" };
-                    assert!(text.contains(&format!("tensor `t{tensor}`")) && text.contains(expected), "{text}");
-                    if index % 2 == 0 {
-                        let left = HumanBytes(len.saturating_sub(start) as u64);
-                        let found = format!("at offset {start} of the file, found {left}");
-                        assert!(text.contains(&found), "{text} not {found}");
-                    }
+                    let words = if index % 2 == 0 {
+                        let [expected, found] = HumanBytes::compared(4096, len.saturating_sub(start) as u64);
+                        format!("expected {expected} at offset {start} of the file, found {found}")
+                    } else {
+                        "expected 1.00 KiB".into()
+                    };
+                    assert!(text.contains(&format!("tensor `t{tensor}`")) && text.contains(&words), "{text}: {words}");
                 }
                 Err(error) => panic!("{error:?}"),
             }
@@ -187,7 +187,8 @@ fn files_that_are_too_large_are_refused_with_their_size() {
         for len in [most + 1, 1 << 36] {
             let (_, error) = with_special(name, |path| sparse(path, len));
             let text = error.to_string();
-            assert!(text.contains(name) && text.contains(&len.to_string()), "{text}");
+            let [len, most] = HumanBytes::compared(len, most);
+            assert!(text.contains(name) && text.contains(&format!("has {len}, at most {most}")), "{text}");
         }
     }
     // Weights may be large; what is not one is refused by its first bytes, whatever its size.

@@ -112,7 +112,7 @@ fn counts_and_lengths_beyond_the_file_are_not_allocated() {
         }
     }
     let past = Gguf::new().raw("k", 8, [&9_u64.to_le_bytes()[..], b"12345678"].concat()).bytes();
-    refused(&past, &["key `k`", "needs 9 bytes at 45", "ends after 53"]);
+    refused(&past, &["key `k`", "needs 9 bytes at offset 45", "ends after 53"]);
 }
 
 #[test]

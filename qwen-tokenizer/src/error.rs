@@ -44,7 +44,8 @@ pub enum Error {
 
     /// A file is larger than any tokenizer's file could sensibly be.
     #[error(
-        "{file}: {}, more than the {} that are read; is it the right file?", HumanBytes(*bytes), HumanBytes(*limit)
+        "{file}: {bytes}, more than the {limit} that are read; is it the right file?",
+        bytes = compared(*bytes, *limit)[0], limit = compared(*bytes, *limit)[1]
     )]
     TooLarge {
         /// The file.
@@ -189,6 +190,12 @@ fn beyond(what: &str, found: u64, limit: u64) -> String {
 /// A number of bytes as people read it. The layer below the facade has the same, and neither depends on the other.
 pub(crate) struct HumanBytes(pub(crate) u64);
 
+/// Two numbers that a message compares: exact ones, where they would look alike.
+pub(crate) fn compared(a: u64, b: u64) -> [String; 2] {
+    let texts = [a, b].map(|bytes| HumanBytes(bytes).to_string());
+    if a != b && texts.first() == texts.last() { [a, b].map(|bytes| format!("{bytes} bytes")) } else { texts }
+}
+
 impl fmt::Display for HumanBytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         const UNITS: [&str; 2] = ["MiB", "GiB"];
@@ -238,6 +245,12 @@ mod tests {
         for (bytes, text) in cases {
             assert_eq!(HumanBytes(bytes).to_string(), text);
         }
+    }
+
+    #[test]
+    fn figures_that_would_look_alike_are_exact() {
+        assert_eq!(compared(2 << 20, 1 << 20), ["2.00 MiB", "1.00 MiB"]);
+        assert_eq!(compared((1 << 20) + 1, 1 << 20), ["1048577 bytes", "1048576 bytes"]);
     }
 
     #[test]

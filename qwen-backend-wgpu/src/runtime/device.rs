@@ -98,7 +98,7 @@ impl Device {
     pub(crate) fn buffer(&self, what: &str, size: u64, usage: wgpu::BufferUsages) -> Result<wgpu::Buffer> {
         let most = self.limits.max_buffer_size;
         if size > most {
-            let (size, most) = (HumanBytes(size), HumanBytes(most));
+            let [size, most] = HumanBytes::compared(size, most);
             return Err(self.error(what, format!("{size} exceed the device's {most} a buffer")));
         }
         self.stats.allocated(size);

@@ -71,7 +71,7 @@ impl Pipelines {
         let bindings: Vec<Binding<'_>> =
             bindings.iter().map(|binding| Binding { bytes: whole(binding), ..*binding }).collect();
         if let Some(binding) = bindings.iter().find(|binding| binding.bytes > limit) {
-            let (size, limit) = (HumanBytes(binding.bytes), HumanBytes(limit));
+            let [size, limit] = HumanBytes::compared(binding.bytes, limit);
             let reason = format!("an array of {size} exceeds the device's {limit} a binding");
             return Err(device.error(op, reason));
         }

@@ -37,7 +37,8 @@ pub(crate) fn open_regular(path: &Path) -> Result<(File, u64)> {
 pub(crate) fn read_text(path: &Path, limit: u64) -> Result<String> {
     let (file, len) = open_regular(path)?;
     if len > limit {
-        return Err(invalid(path, format!("has {}, at most {} are read", HumanBytes(len), HumanBytes(limit))));
+        let [len, limit] = HumanBytes::compared(len, limit);
+        return Err(invalid(path, format!("has {len}, at most {limit} are read")));
     }
     let mut bytes = Vec::new();
     file.take(limit).read_to_end(&mut bytes).map_err(|error| Error::Io { path: path.to_path_buf(), error })?;

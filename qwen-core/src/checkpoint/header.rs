@@ -134,15 +134,12 @@ fn header_length(path: &Path, length: [u8; LENGTH_BYTES], file_len: u64) -> Resu
         return Err(invalid(path, kind));
     }
     if length > MAX_HEADER_BYTES {
-        let reason = format!(
-            "states a header of {}, at most {} are read: not a safetensors file of a model",
-            HumanBytes(length),
-            HumanBytes(MAX_HEADER_BYTES)
-        );
+        let [length, most] = HumanBytes::compared(length, MAX_HEADER_BYTES);
+        let reason = format!("states a header of {length}, at most {most} are read: not a safetensors file of a model");
         return Err(invalid(path, reason));
     }
     if length > file_len.saturating_sub(LENGTH_BYTES as u64) {
-        let (length, file_len) = (HumanBytes(length), HumanBytes(file_len));
+        let [length, file_len] = HumanBytes::compared(length, file_len);
         let reason = format!("states a header of {length} but has {file_len} in all: it is truncated");
         return Err(invalid(path, reason));
     }

@@ -53,7 +53,6 @@ impl Shard {
     /// [`Error::Io`] with the offset and the expected and found bytes: of the kind
     /// [`UnexpectedEof`](ErrorKind::UnexpectedEof) when the file has become shorter.
     pub(super) fn read_exact_at(&self, what: &str, offset: u64, out: &mut [u8]) -> Result<()> {
-        let size = |len: usize| HumanBytes(len as u64);
         let expected = out.len();
         let mut found = 0;
         let failure = loop {
@@ -69,11 +68,8 @@ impl Shard {
             }
         };
         let (kind, reason) = failure;
-        let reason = format!(
-            "{what}: expected {} at offset {offset} of the file, found {}: {reason}",
-            size(expected),
-            size(found)
-        );
+        let [expected, found] = HumanBytes::compared(expected as u64, found as u64);
+        let reason = format!("{what}: expected {expected} at offset {offset} of the file, found {found}: {reason}");
         Err(Error::Io { path: self.path.clone(), error: io::Error::new(kind, reason) })
     }
 

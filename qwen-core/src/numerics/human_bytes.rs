@@ -17,6 +17,20 @@ use serde::{Deserialize, Serialize};
 #[serde(transparent)]
 pub struct HumanBytes(pub u64);
 
+impl HumanBytes {
+    /// Two numbers that a message compares: exact ones, where they would look alike.
+    ///
+    /// ```
+    /// use qwen_core::HumanBytes;
+    /// assert_eq!(HumanBytes::compared(9 << 30, 3 << 30), ["9.00 GiB", "3.00 GiB"]);
+    /// assert_eq!(HumanBytes::compared(1025, 1024), ["1025 bytes", "1024 bytes"]);
+    /// ```
+    pub fn compared(a: u64, b: u64) -> [String; 2] {
+        let texts = [a, b].map(|bytes| HumanBytes(bytes).to_string());
+        if a != b && texts[0] == texts[1] { [a, b].map(|bytes| format!("{bytes} bytes")) } else { texts }
+    }
+}
+
 impl fmt::Display for HumanBytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         const UNITS: [&str; 5] = ["MiB", "GiB", "TiB", "PiB", "EiB"];

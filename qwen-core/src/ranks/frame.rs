@@ -120,7 +120,8 @@ pub(super) fn write(to: &mut impl Write, kind: Kind, payload: &[u8]) -> io::Resu
 }
 
 fn too_long(len: usize, max: usize) -> String {
-    format!("a message of {}, more than {}", HumanBytes(len as u64), HumanBytes(max as u64))
+    let [len, max] = HumanBytes::compared(len as u64, max as u64);
+    format!("a message of {len}, more than {max}")
 }
 
 /// Read a message of at most `max` bytes.

@@ -48,7 +48,8 @@ impl PrivateFolder {
         }
         match size.max(bytes.len() as u64) {
             size if size > max_bytes => {
-                Err(explain(format!("it has {}, at most {} are read", HumanBytes(size), HumanBytes(max_bytes))))
+                let [size, most] = HumanBytes::compared(size, max_bytes);
+                Err(explain(format!("it has {size}, at most {most} are read")))
             }
             _ => Ok(Some(bytes)),
         }

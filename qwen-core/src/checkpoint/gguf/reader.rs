@@ -98,11 +98,11 @@ impl<'a> Reader<'a> {
         match self.memory_left.checked_sub(bytes) {
             Some(left) => self.memory_left = left,
             None => {
+                let most = HumanBytes(MAX_MEMORY);
                 let reason = format!(
-                    "takes {} of memory, with which the header takes more than {}: the file is damaged, or not a \
+                    "takes {} of memory, with which the header takes more than {most}: the file is damaged, or not a \
                      language model",
-                    HumanBytes(bytes),
-                    HumanBytes(MAX_MEMORY)
+                    HumanBytes(bytes)
                 );
                 return Err(self.error(reason));
             }
@@ -112,11 +112,10 @@ impl<'a> Reader<'a> {
 
     fn check_left(&self, bytes: u64) -> Result<()> {
         if bytes > self.left() {
+            let (position, len) = (self.position(), self.source.len());
             let reason = format!(
-                "needs {} at {}, the file ends after {}: it is truncated or damaged, download it again",
-                HumanBytes(bytes),
-                self.position(),
-                HumanBytes(self.source.len())
+                "needs {} at offset {position}, the file ends after {len}: it is truncated or damaged, download it again",
+                HumanBytes(bytes)
             );
             return Err(self.error(reason));
         }
