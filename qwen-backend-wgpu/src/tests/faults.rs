@@ -5,7 +5,7 @@ use std::sync::mpsc::channel;
 use std::time::Duration;
 
 use qwen_core::backend::Add;
-use qwen_core::engine::{EngineCore, Event, GenerateParams, Goal, Intake, Request, SeqId};
+use qwen_core::engine::{EngineCore, Event, GenerateParams, Intake, Request, SeqId};
 
 use super::*;
 
