@@ -113,7 +113,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     // Drawn on stderr, and only if that is a terminal.
     let bar = ProgressBar::new(100).with_style(ProgressStyle::with_template("loading [{bar:30}] {percent:3}%")?);
     let drawn = bar.clone();
-    let options = args.engine_options().progress(move |share| drawn.set_position((share * 100.0) as u64));
+    let options = args.engine_options().progress(move |progress| {
+        drawn.set_position((progress.share().unwrap_or_default() * 100.0) as u64);
+    });
     let engine = options.load(&args.model);
     bar.finish_and_clear();
     let engine = engine?;

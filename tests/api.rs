@@ -28,6 +28,7 @@ fn every_type_of_the_interface_has_a_name_at_the_root() {
     named::<qwen::memory::MemoryInfo>();
     named::<qwen::HumanBytes>();
     named::<qwen::Ranks>();
+    named::<(qwen::LoadProgress, qwen::LoadStage, qwen::LoadCanceller)>();
     named::<qwen::Warning>();
     named::<qwen::Config>();
     named::<(qwen::RopeScaling, qwen::Yarn, qwen::Quantization, qwen::QuantMethod, qwen::GptqFormat)>();
@@ -44,7 +45,7 @@ fn every_type_of_the_interface_has_a_name_at_the_root() {
     named::<qwen::LogitsRows>();
     named::<qwen::Canceller>();
     named::<qwen::FinishReason>();
-    named::<qwen::Stats>();
+    named::<(qwen::Stats, qwen::PromptProgress)>();
     named::<qwen::Work>();
     // Texts.
     named::<(qwen::Tokenizer, qwen::DecodeStream, qwen::EncodedChat)>();
@@ -173,6 +174,7 @@ fn options_and_reasons_are_data_under_the_names_of_the_field() {
     assert_eq!(round_trip(qwen::CapabilitySet::Best), "best");
     assert_eq!(round_trip(ErrorKind::PromptTooLong), "prompt_too_long");
     assert_eq!(round_trip(HumanBytes(5)), 5);
+    assert_eq!(round_trip(qwen::LoadStage::WarmUp), "warm_up");
     assert!(serde_json::from_value::<Device>(json!("abacus")).unwrap_err().to_string().contains("`abacus`"));
 
     let stats = json!({"prompt_tokens": 12, "new_tokens": 41, "first_token_seconds": 0.5, "generation_seconds": 2.0});
