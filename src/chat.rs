@@ -8,7 +8,8 @@ use qwen_tokenizer::{ChatInput, EncodedChat, Message, Role, Tool};
 
 use crate::engine::Engine;
 use crate::error::Result;
-use crate::generate::{GenerateOptions, PromptProgress, Stats, TextStream};
+use crate::generate::{GenerateOptions, TextStream};
+use crate::stats::{PromptProgress, Stats};
 
 impl Engine {
     /// A new conversation.

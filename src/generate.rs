@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use qwen_core::GenerationConfig;
 use qwen_core::engine::sampling::SamplingParams;
@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::engine::Engine;
 use crate::error::{Error, Result};
-use crate::seconds;
+use crate::stats::{PromptProgress, Stats};
 use crate::worker::{Stamped, Worker};
 
 impl Engine {
@@ -225,50 +225,6 @@ impl GenerateOptions {
         let params = GenerateParams::new().max_new_tokens(max_new_tokens).stop_token_ids(stop_token_ids);
         Ok(Request::generate(prompt, params.sampling(sampling)))
     }
-}
-
-/// How many tokens and how much time an answer took. Its `Display` form is one line; serde has the times in seconds.
-#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
-#[non_exhaustive]
-pub struct Stats {
-    /// Tokens of the prompt.
-    pub prompt_tokens: usize,
-    /// Tokens of the answer so far, without the stop token.
-    pub new_tokens: usize,
-    /// From the request to the first token.
-    #[serde(with = "seconds::optional", rename = "first_token_seconds")]
-    pub first_token: Option<Duration>,
-    /// From the first token to the latest.
-    #[serde(with = "seconds", rename = "generation_seconds")]
-    pub generation: Duration,
-}
-
-impl Stats {
-    /// Tokens of the answer a second, after the first one. `None` before there are two.
-    pub fn tokens_per_second(&self) -> Option<f64> {
-        let seconds = self.generation.as_secs_f64();
-        (self.new_tokens > 1 && seconds > 0.0).then(|| (self.new_tokens - 1) as f64 / seconds)
-    }
-}
-
-impl fmt::Display for Stats {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} prompt tokens, {} new tokens", self.prompt_tokens, self.new_tokens)?;
-        if let Some(first) = self.first_token {
-            write!(f, ", the first after {:.2} s", first.as_secs_f64())?;
-        }
-        self.tokens_per_second().map_or(Ok(()), |speed| write!(f, ", then {speed:.1} tokens/s"))
-    }
-}
-
-/// How much of a prompt is computed: see [`TokenStream::on_prompt_progress`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[non_exhaustive]
-pub struct PromptProgress {
-    /// Tokens of the prompt that are computed.
-    pub done: usize,
-    /// Tokens of the prompt.
-    pub total: usize,
 }
 
 /// What the program does at each part of the prompt.

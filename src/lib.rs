@@ -28,6 +28,13 @@
 //! # Ok::<(), qwen::Error>(())
 //! ```
 //!
+//! # Errors and data
+//!
+//! Everything fails with [`enum@Error`]: its text is for people, its [`kind`](Error::kind) for programs, and
+//! `docs/cookbook.md` lists the kinds with what to do about each. What programs store, send or show is data under the
+//! field's names, by serde and as `Display` text: [`GenerateOptions`], [`Stats`], [`FinishReason`], [`Plan`], [`Device`],
+//! [`Precision`], [`Encoding`], [`ErrorKind`], [`Warning`]. Sizes are bytes in fields and [`HumanBytes`] in texts.
+//!
 //! # Features
 //!
 //! `cpu` (default): the CPU backend. `cuda`: NVIDIA GPUs, as `Device::Cuda`. `wgpu`: GPUs through Vulkan, Metal or DX12,
@@ -50,7 +57,7 @@ mod options;
 mod plan;
 mod progress;
 mod quantize;
-mod seconds;
+mod stats;
 mod stop;
 mod vocabulary;
 mod worker;
@@ -60,7 +67,7 @@ pub use device::{Device, DeviceEntry, ParseDeviceError, absent_devices, devices}
 pub use distributed::Ranks;
 pub use engine::Engine;
 pub use error::{Error, ErrorKind, PromptLength, Result};
-pub use generate::{GenerateOptions, PromptProgress, Stats, TextStream, TokenStream};
+pub use generate::{GenerateOptions, TextStream, TokenStream};
 pub use logits::LogitsRows;
 pub use options::EngineOptions;
 pub use plan::plan;
@@ -74,12 +81,13 @@ pub use qwen_core::engine::{Canceller, FinishReason, Work};
 pub use qwen_core::memory::{self, MemoryInfo};
 pub use qwen_core::model::plan::Plan;
 pub use qwen_core::numerics::encoding::{Block, GroupBits, GroupEncoding};
-pub use qwen_core::quantize::{Importances, ModelFacts, Progress, TensorMix};
+pub use qwen_core::quantize::{Importances, ModelFacts, Progress as QuantizeProgress, TensorMix};
 pub use qwen_core::{Backend, Config, Encoding, GenerationConfig, HumanBytes, Precision, RopeScaling, Warning};
 /// What [`Error::Text`] holds.
 pub use qwen_tokenizer::Error as TextError;
 pub use qwen_tokenizer::{Arguments, ChatInput, ChatTemplate, Content, ContentPart, DecodeStream, EncodedChat};
 pub use qwen_tokenizer::{FunctionCall, Message, Role, Tokenizer, Tool, ToolCall};
+pub use stats::{PromptProgress, Stats};
 pub use vocabulary::load_tokenizer;
 
 /// The layers below the facade: for backends, and for programs that work by token ids.

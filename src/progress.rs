@@ -1,4 +1,4 @@
-//! How far a load is, and how to stop it. What a prompt's progress is stands with the streams, in `generate.rs`.
+//! How far a load is, and how to stop it. What a prompt's progress is stands with the streams, in `stats.rs`.
 
 use std::fmt;
 use std::sync::Arc;

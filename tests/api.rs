@@ -2,7 +2,7 @@
 
 use std::error::Error as StdError;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use qwen::{Device, Encoding, ErrorKind, FinishReason, GenerateOptions, HumanBytes, ModelError, Precision, TextError};
 use serde::Serialize;
@@ -54,7 +54,7 @@ fn every_type_of_the_interface_has_a_name_at_the_root() {
     named::<(qwen::Tool, qwen::ToolCall, qwen::FunctionCall, qwen::Arguments)>();
     // Quantising.
     named::<qwen::Quantizer<'_>>();
-    named::<(qwen::QuantizedFile, qwen::Progress<'_>, qwen::Importances, qwen::TensorMix, qwen::ModelFacts)>();
+    named::<(qwen::QuantizedFile, qwen::QuantizeProgress<'_>, qwen::Importances, qwen::TensorMix, qwen::ModelFacts)>();
     // What goes wrong.
     named::<qwen::Result<(), qwen::Error>>();
     named::<(qwen::ErrorKind, qwen::PromptLength)>();
@@ -189,7 +189,7 @@ fn options_and_reasons_are_data_under_the_names_of_the_field() {
 #[cfg(feature = "cpu")]
 #[test]
 fn a_plan_is_a_line_and_its_refusal_names_both_figures() {
-    let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/demo-model");
+    let demo = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/demo-model");
     let options = || qwen::EngineOptions::new().context(512);
     let plan = qwen::plan(&demo, &options().memory_budget(1 << 30)).unwrap();
     let text = plan.to_string();

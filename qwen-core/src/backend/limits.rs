@@ -3,7 +3,7 @@
 use super::layout::PAD_SLOT;
 use crate::error::{Error, Result};
 
-/// The sizes that a runner is built for.
+/// The sizes that a runner is built for. Not `non_exhaustive`: whoever builds a runner decides about each of them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
     /// Positions of a sequence, prompt and answer together.

@@ -1,0 +1,82 @@
+//! What a stream tells of itself, as values: tokens and times of an answer, and how far its prompt is.
+
+use std::fmt;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// How many tokens and how much time an answer took. Its `Display` form is one line; serde has the times in seconds.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Stats {
+    /// Tokens of the prompt.
+    pub prompt_tokens: usize,
+    /// Tokens of the answer so far, without the stop token.
+    pub new_tokens: usize,
+    /// From the request to the first token.
+    #[serde(with = "seconds::optional", rename = "first_token_seconds")]
+    pub first_token: Option<Duration>,
+    /// From the first token to the latest.
+    #[serde(with = "seconds", rename = "generation_seconds")]
+    pub generation: Duration,
+}
+
+impl Stats {
+    /// Tokens of the answer a second, after the first one. `None` before there are two.
+    pub fn tokens_per_second(&self) -> Option<f64> {
+        let seconds = self.generation.as_secs_f64();
+        (self.new_tokens > 1 && seconds > 0.0).then(|| (self.new_tokens - 1) as f64 / seconds)
+    }
+}
+
+impl fmt::Display for Stats {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} prompt tokens, {} new tokens", self.prompt_tokens, self.new_tokens)?;
+        if let Some(first) = self.first_token {
+            write!(f, ", the first after {:.2} s", first.as_secs_f64())?;
+        }
+        self.tokens_per_second().map_or(Ok(()), |speed| write!(f, ", then {speed:.1} tokens/s"))
+    }
+}
+
+/// How much of a prompt is computed: see [`TokenStream::on_prompt_progress`](crate::TokenStream::on_prompt_progress).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct PromptProgress {
+    /// Tokens of the prompt that are computed.
+    pub done: usize,
+    /// Tokens of the prompt.
+    pub total: usize,
+}
+
+/// Durations as seconds, for serde: what people and other languages read.
+mod seconds {
+    use std::time::Duration;
+
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(time: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_f64(time.as_secs_f64())
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+        Duration::try_from_secs_f64(f64::deserialize(deserializer)?).map_err(serde::de::Error::custom)
+    }
+
+    /// The same where there may be none.
+    pub(super) mod optional {
+        use super::*;
+
+        pub(crate) fn serialize<S: Serializer>(time: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
+            match time {
+                Some(time) => serializer.serialize_some(&time.as_secs_f64()),
+                None => serializer.serialize_none(),
+            }
+        }
+
+        pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+            let seconds: Option<f64> = Option::deserialize(deserializer)?;
+            seconds.map(Duration::try_from_secs_f64).transpose().map_err(serde::de::Error::custom)
+        }
+    }
+}
