@@ -142,9 +142,8 @@ fn the_waiting_list_is_bounded() {
     canceller.cancel();
     let another = intake.ticket().unwrap();
     full();
-    rig.step();
-    full();
     drop(another);
+    rig.step();
     drop(intake.ticket().unwrap());
     let found = rig.run();
     assert_eq!(found[&cancelled].end.as_deref(), Some("Cancelled"));
