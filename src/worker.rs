@@ -1,7 +1,7 @@
 //! The engine's own thread: it owns the runner, takes requests and sends events.
 //!
 //! A stream's channel holds at most one event for each position of the context and each part of the prompt; rows of
-//! logits, which are large, are bounded by their window. So no reader, however slow, makes a channel grow without bound.
+//! logits, which are large, are bounded by their window. So a slow reader never makes a channel grow without bound.
 
 use std::collections::HashMap;
 use std::sync::mpsc::{self, Receiver, Sender, TryRecvError};
@@ -30,9 +30,9 @@ struct Submission {
 pub(crate) struct Worker {
     intake: Intake,
     limits: Limits,
-    /// The process that has the thread: a fork of it has not.
+    /// The process that has the thread: a fork of it does not.
     process: u32,
-    // Both are taken when the worker is dropped.
+    // Both are `None` only while the worker is being dropped.
     submissions: Option<Sender<Submission>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -41,7 +41,7 @@ impl Worker {
     /// Start a thread that runs the requests of `intake` on `runner`.
     ///
     /// # Errors
-    /// When the system starts no more threads.
+    /// When the system cannot start another thread.
     pub(crate) fn start(runner: Box<dyn Runner>, intake: Intake) -> qwen_core::Result<Self> {
         let limits = runner.limits().clone();
         let core = EngineCore::new(runner, intake.clone());
@@ -58,7 +58,7 @@ impl Worker {
     /// Send a request to the thread. Its events go to the receiver.
     ///
     /// # Errors
-    /// What is wrong with the request, that too many wait, and that the thread has ended.
+    /// For an invalid request, when too many requests are waiting, and when the thread has ended.
     pub(crate) fn submit(&self, request: Request) -> Result<(Receiver<Stamped>, Canceller)> {
         self.check_alive()?;
         request.check(&self.limits)?;
@@ -86,7 +86,7 @@ impl Worker {
     }
 
     /// # Errors
-    /// In a process that was forked from the one that loaded the engine: nobody would answer.
+    /// In a process that was forked from the one that loaded the engine: it has no thread to answer.
     pub(crate) fn check_alive(&self) -> Result<()> {
         match self.is_here() {
             true => Ok(()),
@@ -97,11 +97,11 @@ impl Worker {
 
 impl Drop for Worker {
     fn drop(&mut self) {
-        // In a fork there is no thread to wait for, and nobody unlocks what its threads had locked.
+        // In a fork there is no thread to wait for, and locks held by the parent's threads are never released.
         if !self.is_here() {
             return;
         }
-        // Every stream holds the worker, so none is open: end the thread, and wait until the memory is given back.
+        // Every stream holds the worker, so none is open: end the thread, and wait until its memory is freed.
         self.submissions = None;
         self.intake.signal();
         if let Some(thread) = self.thread.take().filter(|thread| thread.thread().id() != std::thread::current().id()) {
@@ -116,7 +116,7 @@ fn run(mut core: EngineCore, intake: &Intake, submissions: &Receiver<Submission>
     let _float_env = FloatEnv::enter();
     let mut streams: HashMap<SeqId, (Sender<Stamped>, Canceller)> = HashMap::new();
     loop {
-        // Before looking for work: whatever arrives meanwhile ends the wait below.
+        // Read before looking for work: whatever arrives in between ends the wait below.
         let seen = intake.signals();
         loop {
             match submissions.try_recv() {
@@ -129,7 +129,7 @@ fn run(mut core: EngineCore, intake: &Intake, submissions: &Receiver<Submission>
                     }
                 }
                 Err(TryRecvError::Empty) => break,
-                // The worker was dropped: no engine and no stream holds it any more.
+                // The worker was dropped: no engine or stream holds it any more.
                 Err(TryRecvError::Disconnected) => return,
             }
         }
@@ -159,7 +159,7 @@ pub(crate) mod tests {
 
     use super::*;
 
-    /// Gives the token after the last one.
+    /// Always predicts the id after the last token.
     struct Counting(Limits);
 
     impl Runner for Counting {
@@ -204,7 +204,7 @@ pub(crate) mod tests {
         let mut worker = worker();
         let (events, _) = worker.submit(request()).unwrap();
         assert!(events.iter().any(|(event, _)| matches!(event, Event::Finished(_))));
-        // As the child of a fork sees it.
+        // As seen by the child of a fork.
         worker.process = worker.process.wrapping_add(1);
         let error = worker.submit(request()).unwrap_err().to_string();
         assert!(error.contains("before this process was forked"), "{error}");
