@@ -24,8 +24,8 @@ pub struct Importances {
 }
 
 impl Importances {
-    /// Run `prompts` on a whole model and take the mean squares of what each matrix is multiplied with. `progress` is told
-    /// how many prompts are done.
+    /// Run `prompts` on a whole model and compute the mean squares of each matrix's inputs. `progress` is called with
+    /// the number of prompts done.
     ///
     /// ```
     /// use qwen_core::Checkpoint;
@@ -53,7 +53,7 @@ impl Importances {
     /// ```
     ///
     /// # Errors
-    /// [`Error::ContextLength`] for a prompt that is longer than a step of the runner, or than its K/V store;
+    /// [`Error::ContextLength`] for a prompt longer than a step of the runner, or than its K/V store;
     /// [`Error::InvalidArgument`] without a prompt; what the device reports.
     pub fn measure<B: Backend>(
         runner: &mut ModelRunner<B>,
@@ -92,22 +92,22 @@ impl Importances {
         Ok(Importances { of_matrix: sums.into_iter().map(|(name, sums)| (name, mean(sums))).collect() })
     }
 
-    /// Set those of a matrix, by the name of published safetensors checkpoints: a number from 0 on for each column.
+    /// Set the importances of a matrix, by its published name: a number of at least 0 per column.
     pub fn insert(&mut self, name: impl Into<String>, of_columns: Vec<f32>) {
         self.of_matrix.insert(name.into(), of_columns);
     }
 
-    /// Those of a matrix, if there are any.
+    /// The importances of a matrix, if there are any.
     pub fn get(&self, name: &str) -> Option<&[f32]> {
         self.of_matrix.get(name).map(Vec::as_slice)
     }
 
-    /// The number of matrices that have some.
+    /// The number of matrices with importances.
     pub fn len(&self) -> usize {
         self.of_matrix.len()
     }
 
-    /// Whether no matrix has any.
+    /// Whether no matrix has importances.
     pub fn is_empty(&self) -> bool {
         self.of_matrix.is_empty()
     }
