@@ -41,7 +41,8 @@ impl CeilingMeter {
     /// When that memory is not available.
     pub fn new(threads: usize) -> Result<CeilingMeter> {
         let memory = Array::zeroed(READ_BYTES / 4, 0)?;
-        // Pages that were never written are all mapped to one page of zeros. SAFETY: nobody else has the memory.
+        // Pages that were never written are all mapped to one page of zeros. SAFETY: nothing else has access to the
+        // memory.
         unsafe { memory.slice_mut(0, memory.len()) }.fill(1.0);
         Ok(CeilingMeter { threads: threads.max(1), isa: Isa::best(), memory, next: AtomicUsize::new(0) })
     }
@@ -135,7 +136,7 @@ impl Kernel for Read<'_> {
 
     #[inline(always)]
     unsafe fn piece<S: Simd>(&self, s: S, _: usize, (): &mut ()) {
-        // SAFETY: the chunk lies within the memory, which nobody writes.
+        // SAFETY: the chunk is within the memory, which is not written.
         unsafe {
             let p = self.memory.slice(self.start, CHUNK / 4).as_ptr();
             match self.streams {

@@ -113,7 +113,7 @@ impl Region {
                     break;
                 }
                 // SAFETY: each piece is claimed once; all operations before this one are done, as seen by this thread;
-                // `Executor::run` returns after the last piece, and its caller vouches for the rest.
+                // `Executor::run` returns after the last piece, and its caller guarantees the rest.
                 let ran = catch_unwind(AssertUnwindSafe(|| unsafe { op.run(self.isa, piece, scratch) }));
                 if ran.is_err() {
                     self.failed.store(true, Ordering::Relaxed);
