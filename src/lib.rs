@@ -74,12 +74,12 @@ pub use qwen_core::{Config, Encoding, GenerationConfig, Precision, Warning};
 pub use qwen_tokenizer::{ChatInput, ChatTemplate, Content, FunctionCall, Message, Role, Tokenizer, Tool, ToolCall};
 pub use vocabulary::load_tokenizer;
 
-/// The layers below the facade: for backends, and for programs that work by token ids.
+/// The layers below the facade: for backends, and for programs that work on token ids.
 pub use qwen_core as core;
-/// The layer of texts: its errors, which [`Error::Text`] holds, and what programs rarely need of it.
+/// The text layer: its errors, which [`Error::Text`] wraps, and its less common items.
 pub use qwen_tokenizer as tokenizer;
 
-// Clones of one engine are used from many threads, and its streams move between them.
+// Clones of one engine are used from many threads, and streams are moved between threads.
 const _: () = {
     const fn shared<T: Clone + Send + Sync + 'static>() {}
     const fn moved<T: Send + 'static>() {}
