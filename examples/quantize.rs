@@ -15,7 +15,7 @@ use std::sync::Mutex;
 use std::time::Instant;
 
 use clap::Parser;
-use qwen::{Device, EngineOptions, LoadProgress, Quantizer, TensorMix};
+use qwen::{Device, EngineOptions, HumanBytes, LoadProgress, Quantizer, TensorMix};
 
 mod failure;
 mod output;
@@ -76,7 +76,7 @@ fn main() -> Result<(), failure::Failure> {
     if !file.has_tokenizer {
         eprintln!("the model has no tokenizer.json: the file is for programs that work on token ids");
     }
-    output::print(format!("{} ({:.1} MiB, {})", args.out.display(), file.bytes as f64 / f64::from(1 << 20), args.to))?;
+    output::print(format!("{} ({}, {})", args.out.display(), HumanBytes(file.bytes), args.to))?;
     Ok(())
 }
 

@@ -10,7 +10,7 @@ use qwen_core::model::runner::Runner;
 use qwen_core::model::source::WeightSource;
 use qwen_core::model::spec::ModelSpec;
 use qwen_core::numerics::float_env::FloatEnv;
-use qwen_core::{Backend, Config, Encoding};
+use qwen_core::{Backend, Config, Encoding, HumanBytes};
 use qwen_tokenizer::Tokenizer;
 
 use crate::device::Device;
@@ -142,10 +142,10 @@ fn load_engine(
         warn!("the context is cut to {context} of {wanted} positions: the memory holds the K/V of no more");
     }
     info!(
-        "loaded {} on {device_name} ({selection_reason}) in {:.1} s: context {context}, {} bytes planned",
+        "loaded {} on {device_name} ({selection_reason}) in {:.1} s: context {context}, {} planned",
         path.display(),
         started.elapsed().as_secs_f64(),
-        plan.total_bytes
+        HumanBytes(plan.total_bytes)
     );
     let generation_config = checkpoint.generation_config().clone();
     let parts = EngineParts {

@@ -27,6 +27,7 @@ const MAX_THREADS: usize = 1024;
 /// # Ok::<(), qwen::Error>(())
 /// ```
 #[derive(Clone, Default)]
+#[must_use = "options load nothing until `load` is called"]
 pub struct EngineOptions {
     pub(crate) device: Device,
     pub(crate) settings: DeviceSettings,

@@ -36,7 +36,7 @@ const MAX_NUM_LOGITS: usize = 16;
 /// ```no_run
 /// let options = qwen::EngineOptions::new().context(8192);
 /// let plan = qwen::plan("path/to/Qwen2.5-7B-Instruct", &options)?;
-/// println!("{} bytes; fits: {}", plan.total_bytes, plan.fits);
+/// println!("{plan}");
 /// # Ok::<(), qwen::Error>(())
 /// ```
 ///

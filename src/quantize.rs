@@ -42,6 +42,7 @@ const KNOWN_ENDS: [&str; 2] = ["<|im_end|>", "<|endoftext|>"];
 /// # std::fs::remove_file(&out).unwrap();
 /// # Ok::<(), qwen::Error>(())
 /// ```
+#[must_use = "a quantiser writes nothing until `write` is called"]
 pub struct Quantizer<'a> {
     mix: TensorMix,
     importances: Option<&'a Importances>,

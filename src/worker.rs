@@ -127,7 +127,7 @@ impl Worker {
                 let submissions = CloseOnDrop(submissions);
                 run(core, &intake, &submissions.0);
             })
-            .map_err(|source| qwen_core::Error::Io { path: "the engine's thread".into(), source })?;
+            .map_err(|error| qwen_core::Error::Io { path: "the engine's thread".into(), error })?;
         let process = std::process::id();
         Ok(Worker { intake, limits, process, submissions, thread: Some(thread) })
     }
@@ -248,7 +248,7 @@ fn run(mut core: EngineCore, intake: &Intake, submissions: &Submissions) {
 #[cfg(test)]
 pub(crate) mod tests {
     use qwen_core::backend::Interrupt;
-    use qwen_core::engine::{GenerateParams, Goal};
+    use qwen_core::engine::GenerateParams;
     use qwen_core::model::batch::CopyBlock;
     use qwen_core::model::batch::{Batch, StepOutput};
 
@@ -298,8 +298,7 @@ pub(crate) mod tests {
     }
 
     fn request() -> Request {
-        let params = GenerateParams { max_new_tokens: Some(3), ..GenerateParams::default() };
-        Request { prompt: vec![1, 2], goal: Goal::Generate(params) }
+        Request::generate([1, 2], GenerateParams::new().max_new_tokens(3))
     }
 
     #[test]

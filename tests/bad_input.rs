@@ -85,7 +85,7 @@ fn loading_program() {
     };
     match options().context(64).progress(stop).load(std::path::Path::new(&folder)) {
         Ok(_) => println!("\nloaded"),
-        Err(Error::Model(ModelError::Io { path, source })) => println!("\nio {}: {source}", path.display()),
+        Err(Error::Model(ModelError::Io { path, error })) => println!("\nio {}: {error}", path.display()),
         Err(error) => println!("\nother {error:?}"),
     }
 }
@@ -195,7 +195,7 @@ fn prompts_are_checked_with_both_lengths() {
         Err(other) => panic!("{other:?}"),
     };
     assert!(matches!(refuse(vec![]), ModelError::EmptyPrompt));
-    assert!(matches!(refuse(vec![1; 64]), ModelError::ContextLength { prompt: 64, context: 64 }));
+    assert!(matches!(refuse(vec![1; 64]), ModelError::ContextLength { prompt: 64, limit: 63, context: 64 }));
     assert!(matches!(refuse(vec![1, 300]), ModelError::InvalidTokenId { id: 300, position: 1, vocab_size: 300 }));
     assert!(matches!(engine.logits(&[1, 300]), Err(Error::Model(ModelError::InvalidTokenId { .. }))));
     assert!(matches!(engine.logits(&[]), Err(Error::Model(ModelError::EmptyPrompt))));

@@ -354,7 +354,7 @@ fn step(runner: &mut dyn Runner, ids: &[u32], computed: usize) -> Result<Vec<f32
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {
-    std::fs::read(path).map_err(|source| Error::Io { path: path.into(), source })
+    std::fs::read(path).map_err(|error| Error::Io { path: path.into(), error })
 }
 
 /// A file of recorded results.

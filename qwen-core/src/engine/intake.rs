@@ -156,6 +156,7 @@ impl Intake {
 
 /// The right to add one request to an engine.
 #[derive(Debug)]
+#[must_use = "dropping a ticket gives its place in the waiting list back"]
 pub struct Ticket {
     pub(super) canceller: Canceller,
     pub(super) place: Place,

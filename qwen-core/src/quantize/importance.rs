@@ -67,7 +67,7 @@ impl Importances {
         let mut tokens = 0;
         for (index, prompt) in prompts.iter().enumerate() {
             if prompt.len() > most {
-                return Err(Error::ContextLength { prompt: prompt.len(), context: most });
+                return Err(Error::ContextLength { prompt: prompt.len(), limit: most, context: most });
             }
             let blocks: Vec<BlockId> = (0..).take(prompt.len().div_ceil(block_size)).map(BlockId).collect();
             let logits = WantLogits::None;
