@@ -10,10 +10,7 @@ use rustyline::highlight::Highlighter;
 use rustyline::hint::Hinter;
 use rustyline::history::DefaultHistory;
 use rustyline::validate::{ValidationContext, ValidationResult, Validator};
-use rustyline::{
-    Cmd, ColorMode, CompletionType, ConditionalEventHandler, Config, Context, Event, EventContext, EventHandler,
-    Helper, KeyCode, KeyEvent, Modifiers, Movement, RepeatCount, Result,
-};
+use rustyline::{Cmd, ColorMode, CompletionType, Config, Context, Helper, KeyCode, KeyEvent, Modifiers, Result};
 
 use super::commands;
 use super::input::is_open;
@@ -50,25 +47,32 @@ impl Editor {
         let mut editor = rustyline::Editor::with_config(config).map_err(|error| format!("the terminal: {error}"))?;
         editor.set_helper(Some(Keys));
         editor.bind_sequence(KeyEvent(KeyCode::Enter, Modifiers::ALT), Cmd::Newline);
-        let enter = KeyEvent(KeyCode::Enter, Modifiers::NONE);
-        editor.bind_sequence(enter, EventHandler::Conditional(Box::new(Keys)));
         if let Some(path) = history.filter(|path| path.exists()) {
             editor.load_history(path).map_err(|error| format!("cannot read {}: {error}", path.display()))?;
         }
         Ok(Editor { editor, history: history.map(Into::into), colour: screen.colour() })
     }
 
-    /// Let the user type.
+    /// Let the user type. A backslash at the very end asks for another line; those within stay, as in code that was pasted.
     ///
     /// # Errors
     /// When the terminal fails.
     pub(crate) fn read(&mut self, prompt: &str) -> Result<Line> {
-        let styled = if self.colour { format!("\x1b[34m{prompt}\x1b[0m") } else { prompt.into() };
-        match self.editor.readline(&(prompt, &styled)) {
-            Ok(text) => Ok(Line::Text(text)),
-            Err(ReadlineError::Interrupted) => Ok(Line::Interrupted),
-            Err(ReadlineError::Eof) => Ok(Line::End),
-            Err(error) => Err(error),
+        let mut text = String::new();
+        loop {
+            let prompt = if text.is_empty() { prompt } else { ". " };
+            let styled = if self.colour { format!("\x1b[34m{prompt}\x1b[0m") } else { prompt.into() };
+            match self.editor.readline(&(prompt, &styled)) {
+                Ok(line) => text += &line,
+                Err(ReadlineError::Interrupted) => return Ok(Line::Interrupted),
+                Err(ReadlineError::Eof) => return Ok(Line::End),
+                Err(error) => return Err(error),
+            }
+            if !text.ends_with('\\') {
+                return Ok(Line::Text(text));
+            }
+            text.pop();
+            text.push('\n');
         }
     }
 
@@ -105,15 +109,6 @@ impl Validator for Keys {
     /// Enter does not send a text whose closing quotes are missing.
     fn validate(&self, context: &mut ValidationContext<'_>) -> Result<ValidationResult> {
         Ok(if is_open(context.input()) { ValidationResult::Incomplete } else { ValidationResult::Valid(None) })
-    }
-}
-
-impl ConditionalEventHandler for Keys {
-    /// Enter behind a backslash turns it into a line break. Only there: backslashes in a text that was pasted stay.
-    fn handle(&self, _: &Event, _: RepeatCount, _: bool, context: &EventContext<'_>) -> Option<Cmd> {
-        let (line, at) = (context.line(), context.pos());
-        (at == line.len() && line.ends_with('\\') && !is_open(line))
-            .then(|| Cmd::Replace(Movement::BackwardChar(1), Some("\n".into())))
     }
 }
 
