@@ -1,5 +1,6 @@
 //! How to generate, and the streams that answers arrive in.
 
+use std::fmt;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
@@ -232,6 +233,26 @@ impl Stats {
     }
 }
 
+/// How much of a prompt is computed: see [`TokenStream::on_prompt_progress`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PromptProgress {
+    /// Tokens of the prompt that are computed.
+    pub done: usize,
+    /// Tokens of the prompt.
+    pub total: usize,
+}
+
+/// What the program does at each part of the prompt.
+#[derive(Default)]
+struct OnPromptProgress(Option<Box<dyn FnMut(PromptProgress) + Send>>);
+
+impl fmt::Debug for OnPromptProgress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.0.is_some() { "Some(..)" } else { "None" })
+    }
+}
+
 /// An answer by token ids. Owned: it may move into a thread. Dropping it cancels the rest.
 #[derive(Debug)]
 pub struct TokenStream {
@@ -241,6 +262,7 @@ pub struct TokenStream {
     canceller: Canceller,
     started: Instant,
     stats: Stats,
+    on_prompt_progress: OnPromptProgress,
     finish_reason: Option<FinishReason>,
     done: bool,
 }
@@ -254,7 +276,23 @@ impl TokenStream {
         started: Instant,
     ) -> Self {
         let stats = Stats { prompt_tokens, ..Stats::default() };
-        TokenStream { worker, events, canceller, started, stats, finish_reason: None, done: false }
+        let on_prompt_progress = OnPromptProgress::default();
+        TokenStream { worker, events, canceller, started, stats, on_prompt_progress, finish_reason: None, done: false }
+    }
+
+    /// Call `report` after each part of the prompt that is computed, until the first token. Long prompts are computed in parts
+    /// ([`EngineOptions::max_num_batched_tokens`](crate::EngineOptions::max_num_batched_tokens)). It is called by the thread
+    /// that waits for the first token, in `next`.
+    ///
+    /// ```
+    /// let engine = qwen::Engine::load(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/demo-model"))?;
+    /// let mut stream = engine.generate("What is 3 + 4?", &qwen::GenerateOptions::new())?;
+    /// stream.on_prompt_progress(|progress| eprintln!("{} of {} tokens", progress.done, progress.total));
+    /// println!("{}", stream.text()?);
+    /// # Ok::<(), qwen::Error>(())
+    /// ```
+    pub fn on_prompt_progress(&mut self, report: impl FnMut(PromptProgress) + Send + 'static) {
+        self.on_prompt_progress = OnPromptProgress(Some(Box::new(report)));
     }
 
     /// A handle that stops the answer from any thread, also while the prompt is being computed.
@@ -290,7 +328,12 @@ impl Iterator for TokenStream {
                     self.stats.new_tokens += 1;
                     return Some(Ok(id));
                 }
-                Ok((Event::Prompt(_) | Event::Logits(_), _)) => {}
+                Ok((Event::Prompt(done), _)) => {
+                    if let Some(report) = &mut self.on_prompt_progress.0 {
+                        report(PromptProgress { done, total: self.stats.prompt_tokens });
+                    }
+                }
+                Ok((Event::Logits(_), _)) => {}
                 Ok((Event::Finished(reason), _)) => {
                     self.finish_reason = Some(reason);
                     self.done = true;
@@ -330,6 +373,11 @@ pub struct TextStream {
 impl TextStream {
     pub(crate) fn new(tokens: TokenStream, decoder: DecodeStream) -> Self {
         TextStream { tokens, decoder: Some(decoder), ids: Vec::new(), is_whole: true }
+    }
+
+    /// See [`TokenStream::on_prompt_progress`].
+    pub fn on_prompt_progress(&mut self, report: impl FnMut(PromptProgress) + Send + 'static) {
+        self.tokens.on_prompt_progress(report);
     }
 
     /// A handle that stops the answer from any thread, also while the prompt is being computed.

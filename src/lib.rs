@@ -32,7 +32,8 @@
 //!
 //! `cpu` (default): the CPU backend. `cuda`: NVIDIA GPUs, as `Device::Cuda`. `wgpu`: GPUs through Vulkan, Metal or DX12,
 //! as `Device::Wgpu`. Features only add devices: they never change what a device computes, nor which device runs when the
-//! program names one. [`devices`] lists the devices of the machine.
+//! program names one. [`devices`] lists the devices of the machine. `log` (default): events through the `log` crate, which
+//! cost nothing without a logger: what was loaded where and why, fallbacks, warnings, requests that wait.
 
 #[doc(hidden)]
 pub mod bench_support;
@@ -41,11 +42,13 @@ mod device;
 mod distributed;
 mod engine;
 mod error;
+mod events;
 mod generate;
 mod load;
 mod logits;
 mod options;
 mod plan;
+mod progress;
 mod quantize;
 mod stop;
 mod vocabulary;
@@ -56,10 +59,11 @@ pub use device::{Device, DeviceEntry, ParseDeviceError, absent_devices, devices}
 pub use distributed::Ranks;
 pub use engine::Engine;
 pub use error::{Error, Result};
-pub use generate::{GenerateOptions, Stats, TextStream, TokenStream};
+pub use generate::{GenerateOptions, PromptProgress, Stats, TextStream, TokenStream};
 pub use logits::LogitsRows;
 pub use options::EngineOptions;
 pub use plan::plan;
+pub use progress::{LoadCanceller, LoadProgress, LoadStage};
 pub use quantize::{QuantizedFile, Quantizer};
 pub use qwen_core::backend::{AdapterChoice, CapabilitySet};
 pub use qwen_core::engine::{Canceller, FinishReason, Work};
@@ -92,8 +96,6 @@ const _: () = {
 mod documents {
     #[doc = include_str!("../README.md")]
     struct Readme;
-    // Its pool of threads is the CPU backend's.
-    #[cfg(feature = "cpu")]
     #[doc = include_str!("../docs/cookbook.md")]
     struct Cookbook;
     #[doc = include_str!("../docs/writing-a-backend.md")]

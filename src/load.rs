@@ -1,6 +1,7 @@
 //! Loading: from a folder or a file and options to an [`Engine`], or to this process's part of a model that several share.
 
 use std::path::Path;
+use std::time::Instant;
 
 use qwen_core::checkpoint::Checkpoint;
 use qwen_core::model::plan::Plan;
@@ -17,8 +18,10 @@ use crate::device::factory::{CustomBackend, DeviceFactory, LoadRequest};
 use crate::distributed::{self, Fingerprint, Loaded, Peers};
 use crate::engine::{Engine, EngineParts};
 use crate::error::Result;
+use crate::events::{info, warn};
 use crate::options::EngineOptions;
 use crate::plan::{Planner, config_of};
+use crate::progress::{LoadProgress, LoadStage};
 use crate::stop::stop_token_ids;
 use crate::vocabulary;
 
@@ -117,9 +120,14 @@ fn load_engine(
     wrap: impl FnOnce(Box<dyn Runner>) -> Result<Box<dyn Runner>>,
 ) -> Result<Engine> {
     let _float_env = FloatEnv::enter();
+    let started = Instant::now();
     distributed::check_leads(&options.ranks)?;
+    options.observer.report(LoadProgress::of(LoadStage::Opening))?;
     let checkpoint = Checkpoint::open(path)?;
     let warnings = checkpoint.warnings().to_vec();
+    for warning in &warnings {
+        warn!("{warning}");
+    }
     let config = config_of(&checkpoint, options)?;
     let tokenizer = vocabulary::of_checkpoint(&checkpoint)?;
     let chosen_by = tokenizer.as_ref().ok().filter(|_| !options.allow_padding_tokens);
@@ -128,6 +136,16 @@ fn load_engine(
     let candidates = candidates(&planner);
     let LoadedModel { loaded, plan, device, device_name, selection_reason } =
         load_model(&planner, options, &checkpoint, &config, candidates)?;
+    let (wanted, context) = (options.context.unwrap_or_else(|| planner.longest_context()), plan.context);
+    if context < wanted {
+        warn!("the context is cut to {context} of {wanted} positions: the memory holds the K/V of no more");
+    }
+    info!(
+        "loaded {} on {device_name} ({selection_reason}) in {:.1} s: context {context}, {} bytes planned",
+        path.display(),
+        started.elapsed().as_secs_f64(),
+        plan.total_bytes
+    );
     let generation_config = checkpoint.generation_config().clone();
     let parts = EngineParts {
         stop_token_ids: stop_token_ids(&config, &generation_config, tokenizer.as_ref().ok()),
@@ -171,6 +189,7 @@ fn load_worker(
 ) -> Result<()> {
     let _float_env = FloatEnv::enter();
     distributed::check_is_worker(&options.ranks)?;
+    options.observer.report(LoadProgress::of(LoadStage::Opening))?;
     let checkpoint = Checkpoint::open(path)?;
     let config = config_of(&checkpoint, options)?;
     // Rank 0 chooses among the ids, so no tokenizer is read.
@@ -178,6 +197,7 @@ fn load_worker(
     let candidates = candidates(&planner);
     let LoadedModel { loaded, .. } = load_model(&planner, options, &checkpoint, &config, candidates)?;
     drop(checkpoint);
+    info!("loaded this rank's part of {}", path.display());
     Ok(loaded.run_worker()?)
 }
 
@@ -223,10 +243,15 @@ fn load_model(
             }
             let limits = planner.limits(&capacity, plan.context, plan.batch);
             let device_name = opened.name();
-            let progress = |share: f32| options.progress.iter().for_each(|report| report(share));
             let source = planner.weights.source();
-            let request =
-                LoadRequest { source, config, limits: &limits, spec: &planner.spec, peers, progress: &progress };
+            let request = LoadRequest {
+                source,
+                config,
+                limits: &limits,
+                spec: &planner.spec,
+                peers,
+                observer: &options.observer,
+            };
             let loaded = opened.load(request)?;
             Ok((loaded, plan, device, device_name))
         };
@@ -275,6 +300,8 @@ fn fingerprint(
         ("`quantize`", options.quantize.map_or("off".into(), |encoding| encoding.to_string())),
         ("`kv_encoding`", options.kv_encoding.map_or("the default".into(), |encoding| encoding.to_string())),
         ("`context`", text(options.context)),
+        ("`context_at_most`", text(options.context_at_most)),
+        ("`context_at_least`", text(options.context_at_least)),
         ("`batch`", text(options.batch)),
         ("`max_num_batched_tokens`", text(options.max_num_batched_tokens)),
         ("`max_num_logits`", text(options.max_num_logits)),

@@ -18,6 +18,7 @@ use crate::device::factory::LoadRequest;
 use crate::error::Result;
 use crate::options::EngineOptions;
 use crate::plan::{Planner, config_of};
+use crate::progress::{LoadProgress, LoadStage};
 use crate::vocabulary;
 
 /// Tokens of a piece of the text that importances are measured by.
@@ -135,6 +136,7 @@ impl EngineOptions {
             let reason = "importances are measured on a whole model in one process";
             return Err(qwen_core::Error::argument("ranks", reason).into());
         }
+        self.observer.report(LoadProgress::of(LoadStage::Opening))?;
         let checkpoint = Checkpoint::open(path)?;
         let tokenizer = vocabulary::of_checkpoint(&checkpoint)?.map_err(crate::Error::from)?;
         let ids = tokenizer.encode(text, true)?;
@@ -148,9 +150,9 @@ impl EngineOptions {
         plan.check()?;
         let limits = planner.limits(&capacity, piece, 1);
         let pieces: Vec<&[u32]> = ids.chunks(piece.min(limits.max_num_batched_tokens)).collect();
-        let progress = |share: f32| self.progress.iter().for_each(|report| report(share));
         let (source, spec) = (planner.weights.source(), &planner.spec);
-        let request = LoadRequest { source, config: &config, limits: &limits, spec, peers: None, progress: &progress };
+        let request =
+            LoadRequest { source, config: &config, limits: &limits, spec, peers: None, observer: &self.observer };
         Ok(factory.open(&self.settings)?.measure(request, &pieces)?)
     }
 }

@@ -69,13 +69,16 @@ fn checkpoints_name_the_file_and_the_key() {
 /// Where the child of a test finds its folder.
 const FOLDER: &str = "QWEN_TEST_FOLDER";
 
-/// Not a test of its own: the program of the children. It stops at each report of the progress of a load, says so, and
+/// Not a test of its own: the program of the children. It stops after each matrix of a load, says so, and
 /// goes on when it is told to; its last line is what came of the load.
 #[test]
 fn loading_program() {
     let Some(folder) = std::env::var_os(FOLDER) else { return };
     let step = std::sync::atomic::AtomicUsize::new(0);
-    let stop = move |_: f32| {
+    let stop = move |progress: qwen::LoadProgress| {
+        if progress.stage != qwen::LoadStage::Weights {
+            return;
+        }
         let step = step.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         println!("\nstep {step}");
         std::io::stdin().read_line(&mut String::new()).unwrap();

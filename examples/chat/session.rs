@@ -9,6 +9,7 @@ use super::args::{Args, exit};
 use super::commands::{self, Command};
 use super::failure::Failure;
 use super::interrupt::Interrupt;
+use super::progress;
 use super::reply::{self, Stop, speed};
 use super::room::{self, is_full};
 use super::saved;
@@ -207,10 +208,14 @@ impl Session {
     /// Print an answer while it arrives, or as JSON when it is complete.
     fn print(&mut self, mut reply: Reply) -> Result<Ended, Failure> {
         let _watched = self.interrupt.watch(reply.canceller());
+        let bar = progress::prompt(&mut reply, self.screen)?;
         let printed = match self.json {
             false => reply::print(&self.engine, &mut reply, self.screen),
             true => self.print_json(&mut reply),
         };
+        if !bar.is_finished() {
+            bar.finish_and_clear();
+        }
         match printed {
             Ok(()) => {}
             Err(Stop::Engine(error)) => return Err(error.into()),

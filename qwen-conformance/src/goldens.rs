@@ -277,7 +277,7 @@ impl Goldens {
             spec = spec.with_kv_encoding(encoding)?;
         }
         let key_encodings = spec.kv(&limits, precision, &checkpoint)?.key_encodings;
-        let model = Model::load(&mut b, spec, &limits, &checkpoint, &mut |_| {})?;
+        let model = Model::load(&mut b, spec, &limits, &checkpoint, &mut |_, _| Ok(()))?;
         let mut runner = ModelRunner::new(b, model, Rope::new(config), limits);
         let mut result = GoldenResult {
             case: case.name.clone(),

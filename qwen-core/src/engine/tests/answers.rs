@@ -137,8 +137,14 @@ fn the_waiting_list_is_bounded() {
     let (cancelled, canceller) = rig.add_cancellable(request(&[1; 9], 3));
     let more: Vec<SeqId> = (0..2).map(|_| rig.add(request(&[1; 9], 3))).collect();
     full();
+    // A cancel frees its place at once, and only once.
     canceller.cancel();
+    canceller.cancel();
+    let another = intake.ticket().unwrap();
+    full();
     rig.step();
+    full();
+    drop(another);
     drop(intake.ticket().unwrap());
     let found = rig.run();
     assert_eq!(found[&cancelled].end.as_deref(), Some("Cancelled"));
