@@ -77,7 +77,7 @@ pub(crate) fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<u8, F
     match (prompt, &mut input) {
         (Some(prompt), _) => {
             let ended = session.ask(&prompt, &mut |_| Ok(args.drop_oldest))?;
-            Ok(ended.exit_code().unwrap_or(exit::SUCCESS))
+            Ok(code(ended, screen).unwrap_or(exit::SUCCESS))
         }
         (None, Some(input)) => {
             session.greet(&model, args.model.is_none());
@@ -102,9 +102,12 @@ fn converse(session: &mut Session, input: &mut Input, drop_oldest: bool) -> Resu
         };
         match ended {
             Ok(Ended::Exit | Ended::ReaderGone) => return Ok(exit::SUCCESS),
+            Ok(Ended::NotDropped) if input.is_terminal() => {
+                session.screen().note("Nothing was dropped. /undo takes back the last turn, /clear begins anew.");
+            }
             Ok(ended) if input.is_terminal() => input.after_interrupt(ended == Ended::Interrupted),
             Ok(ended) => {
-                if let Some(code) = ended.exit_code() {
+                if let Some(code) = code(ended, session.screen()) {
                     return Ok(code);
                 }
             }
@@ -113,4 +116,21 @@ fn converse(session: &mut Session, input: &mut Input, drop_oldest: bool) -> Resu
         }
     }
     Ok(exit::SUCCESS)
+}
+
+/// The code to exit with where nobody can be asked, if what happened ends the program.
+fn code(ended: Ended, screen: Screen) -> Option<u8> {
+    match ended {
+        Ended::Done => None,
+        Ended::Exit | Ended::ReaderGone => Some(exit::SUCCESS),
+        Ended::Interrupted => Some(exit::INTERRUPTED),
+        Ended::ContextFull => Some(exit::CONTEXT_FULL),
+        Ended::NotDropped => {
+            screen.error(
+                "the conversation no longer fits the context: --drop-oldest drops its oldest turns, and --context has room \
+                 for more where the model and the memory do",
+            );
+            Some(exit::CONTEXT_FULL)
+        }
+    }
 }

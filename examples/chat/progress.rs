@@ -19,10 +19,10 @@ pub(crate) fn load(options: &EngineOptions, model: &Path, screen: Screen) -> Res
     let bar = ProgressBar::with_draw_target(None, target(screen));
     let drawn = bar.clone();
     let options = options.clone().progress(move |progress| {
+        drawn.set_message(progress.stage.to_string());
         drawn.set_style(if progress.total > 0 { counting.clone() } else { plain.clone() });
         drawn.set_length(progress.total);
         drawn.set_position(progress.done);
-        drawn.set_message(progress.stage.to_string());
     });
     let engine = options.load(model);
     bar.finish_and_clear();

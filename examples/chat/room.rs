@@ -21,13 +21,13 @@ pub(crate) fn tokens(engine: &Engine, messages: &[Message], tools: &[Tool]) -> q
 }
 
 /// How many of the oldest turns go, so that a quarter of the context is free for the answer, and the messages that stay.
-/// The system message does, and `asked` is not among the messages yet. `fits` has the tokens of messages, or an error where
-/// they do not fit. `None` where the rest is too long as well.
+/// The system message does, and `asked` is not among the messages yet. `fits` has the tokens of messages, if they fit at all.
+/// `None` where the rest is too long as well.
 pub(crate) fn shortened(
     mut messages: Vec<Message>,
     asked: Option<&Message>,
     context: usize,
-    fits: impl Fn(&[Message]) -> qwen::Result<usize>,
+    fits: impl Fn(&[Message]) -> Option<usize>,
 ) -> Option<(usize, Vec<Message>)> {
     let first = messages.iter().position(|message| message.role != Role::System)?;
     for dropped in 1.. {
@@ -42,8 +42,8 @@ pub(crate) fn shortened(
         let is_last = messages.len() == first;
         let rest: Vec<Message> = messages.iter().chain(asked).cloned().collect();
         match fits(&rest) {
-            Ok(tokens) if is_last || tokens <= context / 4 * 3 => return Some((dropped, messages)),
-            Err(error) if is_last || !is_full(&error) => return None,
+            Some(tokens) if is_last || tokens <= context / 4 * 3 => return Some((dropped, messages)),
+            None if is_last => return None,
             _ => {}
         }
     }
@@ -57,11 +57,8 @@ mod tests {
     /// A token for each character, in a context of 40.
     fn kept(messages: &[Message], asked: Option<&Message>) -> Option<(usize, Vec<Message>)> {
         shortened(messages.to_vec(), asked, 40, |messages| {
-            let prompt = messages.iter().filter_map(Message::text).map(|text| text.len()).sum();
-            match prompt {
-                0..40 => Ok(prompt),
-                _ => Err(qwen::core::Error::ContextLength { prompt, context: 40 }.into()),
-            }
+            let tokens = messages.iter().filter_map(Message::text).map(|text| text.len()).sum();
+            (tokens < 40).then_some(tokens)
         })
     }
 

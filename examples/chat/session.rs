@@ -5,7 +5,7 @@ use std::path::Path;
 
 use qwen::{Chat, Engine, FinishReason, GenerateOptions, Message, Reply, Role, Stats, Tool};
 
-use super::args::{Args, exit};
+use super::args::Args;
 use super::commands::{self, Command};
 use super::failure::Failure;
 use super::interrupt::Interrupt;
@@ -21,24 +21,14 @@ pub(crate) enum Ended {
     Done,
     /// Ctrl-C stopped the answer.
     Interrupted,
-    /// There is no room, and nothing was dropped to make some.
+    /// The question alone is too long.
     ContextFull,
+    /// The conversation is too long, and its oldest turns stay.
+    NotDropped,
     /// Whoever read the answers, `head` for example, has had enough of them.
     ReaderGone,
     /// The user wants to leave.
     Exit,
-}
-
-impl Ended {
-    /// The code to exit with, if the program should end.
-    pub(crate) fn exit_code(self) -> Option<u8> {
-        match self {
-            Ended::Done => None,
-            Ended::Interrupted => Some(exit::INTERRUPTED),
-            Ended::ContextFull => Some(exit::CONTEXT_FULL),
-            Ended::ReaderGone | Ended::Exit => Some(exit::SUCCESS),
-        }
-    }
 }
 
 /// Asks whether the oldest turns may go.
@@ -71,17 +61,16 @@ impl Session {
 
     /// Say what this is.
     pub(crate) fn greet(&self, model: &Path, is_demo: bool) {
-        let (device, reason) = (self.engine.device_name(), self.engine.selection_reason());
         let name = if is_demo { "the demo model".into() } else { model.display().to_string() };
-        self.screen.note(format_args!("{name} on {device} ({reason}), context {}", self.engine.context()));
+        let (device, context) = (self.engine.device_name(), self.engine.context());
+        self.screen.note(format_args!("{name} on {device}, context {context}. /help lists commands, Ctrl-D ends."));
         if is_demo {
             self.screen.note(
-                "A toy that chats a little, adds, knows a few facts and remembers what it was told. Try \"My name is \
-                 Anna.\",\n\"What is 47 + 38?\", \"What is the capital of Peru?\" or \"What is my name?\". Real models: \
-                 --model PATH",
+                "It is a toy: it adds, knows a few facts, and remembers what it is told. Try:\n\
+                 My name is Anna. | What is 47 + 38? | What is the capital of Peru? | What is my name?\n\
+                 For a real model: --model PATH (README.md says where to get one)",
             );
         }
-        self.screen.note("/help lists the commands, Ctrl-D ends.");
     }
 
     /// Ask a question, and print the answer.
@@ -185,19 +174,14 @@ impl Session {
         };
         let context = self.engine.context();
         let asked = question.map(Message::user);
-        let fits = |messages: &[Message]| room::tokens(&self.engine, messages, &self.tools);
+        let fits = |messages: &[Message]| room::tokens(&self.engine, messages, &self.tools).ok();
         let Some((dropped, rest)) = room::shortened(self.chat.messages(), asked.as_ref(), context, fits) else {
             self.screen.error(full);
             return Ok(Ended::ContextFull);
         };
         let turns = if dropped == 1 { "oldest turn".into() } else { format!("{dropped} oldest turns") };
         if !may_drop(&format!("The conversation is too long for the context of {context} tokens. Drop the {turns}?"))? {
-            self.screen.error(format_args!(
-                "the conversation is too long for the context of {context} tokens: --drop-oldest drops the oldest turns, \
-                 /undo takes back the last one, /clear begins anew, and --context has room for more where the model and \
-                 the memory do"
-            ));
-            return Ok(Ended::ContextFull);
+            return Ok(Ended::NotDropped);
         }
         self.chat.set_messages(rest)?;
         self.screen.note(format_args!("[the {turns} dropped]"));
@@ -231,11 +215,10 @@ impl Session {
             return Ok(Ended::Interrupted);
         }
         if reason == Some(FinishReason::Length) {
-            let why = match stats.prompt_tokens + stats.new_tokens >= self.engine.context() {
-                true => "the context is full",
-                false => "it has as many tokens as an answer may have",
-            };
-            self.screen.note(format_args!("[the answer was cut: {why}]"));
+            self.screen.note(match stats.prompt_tokens + stats.new_tokens >= self.engine.context() {
+                true => "[the context is full]",
+                false => "[cut: --max-new-tokens allows more]",
+            });
         }
         self.screen.note(format_args!("[{}]", speed(&stats)));
         Ok(Ended::Done)
