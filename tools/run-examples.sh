@@ -16,11 +16,13 @@ run() {
     "${CARGO_TARGET_DIR:-target}/release/examples/$example" "$@"
 }
 
-run chat -- --prompt "Hello!" | tee "$out/answer"
+# Where nothing is piped into it, a prompt is all there is.
+run chat -- --prompt "Hello!" </dev/null | tee "$out/answer"
 [ -s "$out/answer" ]
+echo "Anna is 31 years old and lives in Oslo." | run chat -- --prompt "Turn this into JSON:" --json | grep -q '"finish_reason":"stop"'
 printf 'What is 3 + 4?\nAnd 5 + 6?\n' | run chat --
 # It is no error when the reader of the output ends early.
-run chat -- --prompt "Hello!" | head -c 1
+run chat -- --prompt "Hello!" </dev/null | head -c 1
 echo
 run plan -- --model "$demo" --json | head -c 1
 echo
@@ -40,7 +42,7 @@ run devices -- --model "$demo"
 
 # A quantised model answers, with and without importances.
 run quantize -- "$demo" --to q8_0 --out "$out/small.gguf"
-run chat -- --model "$out/small.gguf" --prompt "Hello!" | tee "$out/answer"
+run chat -- --model "$out/small.gguf" --prompt "Hello!" </dev/null | tee "$out/answer"
 [ -s "$out/answer" ]
 run quantize -- "$demo" --to q4_k_m --out "$out/small.gguf" --imatrix "$demo/README.md"
 run plan -- --model "$out/small.gguf"
@@ -77,7 +79,7 @@ grep -q '^cuda' "$out/devices"
 # The same on a GPU backend, where software Vulkan is installed.
 run devices -- --model "$demo" --json >"$out/devices.json"
 if grep -q llvmpipe "$out/devices.json"; then
-    run chat -- --device wgpu:llvmpipe --prompt "Hello!" | tee "$out/answer"
+    run chat -- --device wgpu:llvmpipe --prompt "Hello!" </dev/null | tee "$out/answer"
     [ -s "$out/answer" ]
     run quickstart -- --device wgpu:llvmpipe
     run plan -- --model "$demo" --device wgpu:llvmpipe
