@@ -1,4 +1,4 @@
-//! The devices of this machine, how a model fits on each, and why others are absent.
+//! The devices of this machine, how a model fits on each, and why other devices are missing.
 //!
 //! ```text
 //! cargo run --release --features wgpu --example devices -- --model PATH --context 8192

@@ -34,7 +34,7 @@ struct Args {
     /// Compute with f32 activations and K/V.
     #[arg(long)]
     exact: bool,
-    /// How K/V is stored: f32, f16 or q8_0; as the precision has it when absent.
+    /// How K/V is stored: f32, f16 or q8_0; by default f32 in exact and f16 in fast.
     #[arg(long)]
     kv: Option<Encoding>,
     /// Print one JSON object.

@@ -18,11 +18,13 @@ use crate::stats::{PromptProgress, Stats};
 use crate::worker::{Stamped, Worker};
 
 impl Engine {
-    /// Continue `prompt`, without a chat template. Control tokens in it take effect, and what the tokenizer puts around a
-    /// text is there, as in transformers ([`encode_prompt`](qwen_tokenizer::Tokenizer::encode_prompt)).
+    /// Continue `prompt`, without a chat template. Control tokens in it take effect, and the tokenizer adds what it
+    /// adds to every text, such as a BOS, as in transformers
+    /// ([`encode_prompt`](qwen_tokenizer::Tokenizer::encode_prompt)).
     ///
     /// # Errors
-    /// Without a tokenizer; for an empty prompt; for one beyond the context, which costs little however long it is.
+    /// Without a tokenizer; for an empty prompt; for one longer than the context, which is detected cheaply, however
+    /// long it is.
     pub fn generate(&self, prompt: &str, options: &GenerateOptions) -> Result<TextStream> {
         let tokenizer = self.tokenizer()?;
         let ids = tokenizer.encode_prompt(prompt, self.prompt_room())?;
@@ -32,8 +34,8 @@ impl Engine {
     /// Continue a prompt of token ids.
     ///
     /// # Errors
-    /// For parameters that are out of their bounds; for an empty prompt, ids that are out of the vocabulary, and a prompt
-    /// beyond the context; and [`qwen_core::Error::QueueFull`] when too many requests wait
+    /// For parameters out of range; for an empty prompt, ids outside the vocabulary, or a prompt longer than the
+    /// context; and [`qwen_core::Error::QueueFull`] when too many requests are waiting
     /// ([`crate::EngineOptions::max_waiting`]).
     pub fn generate_ids(&self, prompt: impl Into<Vec<u32>>, options: &GenerateOptions) -> Result<TokenStream> {
         let _float_env = FloatEnv::enter();
@@ -51,7 +53,7 @@ impl Engine {
     }
 }
 
-/// How an answer is generated. What is not set follows the checkpoint's `generation_config.json`.
+/// How an answer is generated. Options that are not set follow the checkpoint's `generation_config.json`.
 ///
 /// ```
 /// use qwen::GenerateOptions;
@@ -74,28 +76,28 @@ impl Engine {
 #[must_use]
 #[non_exhaustive]
 pub struct GenerateOptions {
-    /// Tokens of the answer at most.
+    /// The maximum number of tokens in the answer.
     pub max_new_tokens: Option<usize>,
-    /// How freely tokens are drawn: logits are divided by it. 0 always takes the most likely token.
+    /// Randomness of sampling: logits are divided by it. 0 always takes the most likely token.
     pub temperature: Option<f32>,
-    /// Draw among this many of the most likely tokens. 0 keeps all tokens.
+    /// Sample from this many of the most likely tokens. 0 keeps all tokens.
     pub top_k: Option<usize>,
-    /// Draw among the most likely tokens that have this probability together. 1 keeps all tokens.
+    /// Sample from the most likely tokens whose probabilities add up to this. 1 keeps all tokens.
     pub top_p: Option<f32>,
-    /// Draw among tokens at least this fraction as probable as the most likely one. 0 keeps all tokens.
+    /// Sample from tokens that are at least this fraction as probable as the most likely one. 0 keeps all tokens.
     pub min_p: Option<f32>,
     /// Makes tokens of the prompt and of the answer so far less likely, if above 1. 1 does nothing.
     pub repetition_penalty: Option<f32>,
-    /// Seeds the draws; 0 when not set, so that answers are reproducible by default.
+    /// Seed for sampling; 0 when not set, so that answers are reproducible by default.
     pub seed: u64,
-    /// Token ids that end the answer, beside those of the checkpoint.
+    /// Token ids that end the answer, in addition to those of the checkpoint.
     pub stop_token_ids: Vec<u32>,
-    /// Go on after the checkpoint's stop tokens.
+    /// Continue after the checkpoint's stop tokens.
     pub ignore_eos: bool,
 }
 
 impl GenerateOptions {
-    /// Everything as the checkpoint says.
+    /// All options follow the checkpoint.
     pub fn new() -> Self {
         Self::default()
     }
@@ -159,10 +161,12 @@ impl GenerateOptions {
         self
     }
 
-    /// The request for `prompt`. What the caller did not set is taken from the checkpoint, if the request uses it at all.
+    /// The request for `prompt`. Options that the caller did not set are taken from the checkpoint, if the request uses
+    /// them at all.
     ///
     /// # Errors
-    /// When the prompt alone has the checkpoint's `max_length`, and when a value of the checkpoint that is used is wrong.
+    /// When the prompt alone reaches the checkpoint's `max_length`, and when a checkpoint value that the request uses
+    /// is wrong.
     pub(crate) fn request(&self, prompt: Vec<u32>, defaults: &GenerationConfig, stop: &[u32]) -> Result<Request> {
         let or_default = |field: &str, set: Option<f32>, default: f32| -> Result<f32> {
             match set {
@@ -171,9 +175,9 @@ impl GenerateOptions {
             }
         };
         let temperature = match self.temperature {
-            // A temperature that the caller sets means sampling.
+            // Setting a temperature means sampling.
             Some(temperature) => temperature,
-            // Without do_sample the file's temperature has no part.
+            // Without do_sample the file's temperature is not used.
             None => {
                 defaults.check("do_sample")?;
                 if defaults.do_sample { or_default("temperature", None, defaults.temperature)? } else { 0.0 }
@@ -191,7 +195,7 @@ impl GenerateOptions {
         let mut sampling =
             SamplingParams::new().temperature(temperature).repetition_penalty(repetition_penalty).seed(self.seed);
         if temperature == 0.0 {
-            // Nothing is drawn, so what the file says of drawing has no part either.
+            // Greedy decoding: the file's sampling parameters are not used either.
             sampling.top_k = self.top_k.unwrap_or(sampling.top_k);
             sampling.top_p = self.top_p.unwrap_or(sampling.top_p);
             sampling.min_p = self.min_p.unwrap_or(sampling.min_p);
@@ -209,7 +213,7 @@ impl GenerateOptions {
                 defaults.check("max_length")?;
             }
         }
-        // As in transformers, `max_length` counts the prompt and gives way to `max_new_tokens`.
+        // As in transformers, `max_length` includes the prompt, and `max_new_tokens` overrides it.
         let max_new_tokens = match (self.max_new_tokens.or(defaults.max_new_tokens), defaults.max_length) {
             (None, Some(max_length)) if prompt.len() >= max_length => {
                 let reason = format!(
@@ -346,14 +350,15 @@ impl Drop for TokenStream {
     }
 }
 
-/// An answer as text: each piece is whole characters. Owned: it may move into a thread. Dropping it cancels the rest.
+/// An answer as text: each piece is whole characters. Owned: it can be moved into a thread. Dropping it cancels the
+/// rest.
 #[derive(Debug)]
 #[must_use = "dropping a stream cancels it"]
 pub struct TextStream {
     tokens: TokenStream,
     decoder: Option<DecodeStream>,
     ids: Vec<u32>,
-    /// Whether the pieces so far are the text of these ids, and no part of a character is missing.
+    /// Whether the pieces so far are the complete text of these ids, with no partial character held back.
     is_whole: bool,
 }
 
@@ -382,7 +387,8 @@ impl TextStream {
         self.tokens.stats()
     }
 
-    /// The ids of the answer so far, without the stop token. The last may be a part of a character that is not whole yet.
+    /// The ids of the answer so far, without the stop token. The last ones may be part of a character that is not
+    /// complete yet.
     pub fn ids(&self) -> &[u32] {
         &self.ids
     }

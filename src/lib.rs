@@ -90,12 +90,12 @@ pub use qwen_tokenizer::{FunctionCall, Message, Role, Tokenizer, Tool, ToolCall}
 pub use stats::{PromptProgress, Stats};
 pub use vocabulary::load_tokenizer;
 
-/// The layers below the facade: for backends, and for programs that work by token ids.
+/// The layers below the facade: for backends, and for programs that work on token ids.
 pub use qwen_core as core;
 /// The layer of texts: what programs rarely need of it.
 pub use qwen_tokenizer as tokenizer;
 
-// Clones of one engine are used from many threads, and its streams move between them.
+// Clones of one engine are used from many threads, and streams are moved between threads.
 const _: () = {
     const fn shared<T: Clone + Send + Sync + 'static>() {}
     const fn moved<T: Send + 'static>() {}

@@ -22,7 +22,7 @@ pub struct Stats {
 }
 
 impl Stats {
-    /// Tokens of the answer a second, after the first one. `None` before there are two.
+    /// Tokens per second, after the first one. `None` until there are two.
     pub fn tokens_per_second(&self) -> Option<f64> {
         let seconds = self.generation.as_secs_f64();
         (self.new_tokens > 1 && seconds > 0.0).then(|| (self.new_tokens - 1) as f64 / seconds)

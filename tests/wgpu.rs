@@ -1,4 +1,4 @@
-//! The engine on a wgpu device: software Vulkan, where it is installed. `$QWEN_WGPU_ADAPTER` names another adapter.
+//! The engine on a wgpu device: software Vulkan, if it is installed. `$QWEN_WGPU_ADAPTER` names another adapter.
 #![cfg(feature = "wgpu")]
 
 mod common;

@@ -1,5 +1,6 @@
-//! The layout of a matrix on the GPU: rows in the order of the file, in its encoding, each padded with zeros to whole
-//! words of 16 bytes. Parts that differ in their encoding are decoded to f32, which represents all of them.
+//! The layout of a matrix on the GPU: rows in the order and encoding of the file, each padded with zeros to whole words
+//! of 16 bytes. If the parts of a matrix differ in encoding, they are decoded to f32, which represents all of them
+//! exactly.
 
 use qwen_core::backend::{RowReader, WeightShape, WeightView};
 use qwen_core::{Encoding, Error, HumanBytes, Result};
@@ -17,7 +18,7 @@ pub(crate) struct Layout {
     pub(crate) element: Element,
     pub(crate) rows: usize,
     pub(crate) cols: usize,
-    /// Elements from one row to the next.
+    /// The row stride in elements.
     pub(crate) stride: usize,
     /// Bytes of all rows.
     pub(crate) bytes: usize,
@@ -27,7 +28,7 @@ impl Layout {
     /// The layout of a matrix.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] for an encoding that kernels do not have, and for a matrix whose size has no number.
+    /// [`Error::Unsupported`] for an encoding without kernels, and for a matrix whose size overflows.
     pub(crate) fn new(shape: &WeightShape) -> Result<Self> {
         let first = shape.parts.first().map_or(Encoding::F32, |(encoding, _)| *encoding);
         for (encoding, _) in &shape.parts {

@@ -1,5 +1,5 @@
-//! Files that are not what a folder of weights should hold, and files that change after a checkpoint was opened: each is
-//! a typed error or a success, never a signal and never a wait.
+//! Unexpected files in a checkpoint folder, and files that change after a checkpoint was opened: each gives a typed
+//! error or succeeds, and never raises a signal or blocks.
 
 mod common;
 
@@ -112,12 +112,12 @@ fn a_file_that_is_replaced_deleted_or_grown_is_read_to_its_end() {
     let checkpoint = Checkpoint::open(folder.path()).expect("a checkpoint");
     OpenOptions::new().write(true).open(&path).expect("the file").set_len(1 << 20).expect("grown");
     check(&checkpoint);
-    // A file opened in this state is refused: it is longer than its header says.
+    // A file that is opened in this state is refused: it is longer than its header says.
     assert!(Checkpoint::open(folder.path()).is_err());
 }
 
-/// Open in a thread of its own: opening must not wait for a writer or read without an end. What is wrong with
-/// generation_config.json is refused to whoever asks for its values.
+/// Open on a separate thread: opening must not wait for a writer or read endlessly. A faulty generation_config.json is
+/// only reported when its values are used.
 fn open(folder: &Path) -> Error {
     let (sender, receiver) = mpsc::channel();
     let path = folder.to_path_buf();
@@ -191,7 +191,7 @@ fn files_that_are_too_large_are_refused_with_their_size() {
             assert!(text.contains(name) && text.contains(&format!("has {len}, at most {most}")), "{text}");
         }
     }
-    // Weights may be large; what is not one is refused by its first bytes, whatever its size.
+    // Weights may be large; a file of another kind is refused by its first bytes, whatever its size.
     for name in [FILE, "one.safetensors"] {
         let (_, error) = with_special(name, |path| sparse(path, 1 << 36));
         assert!(error.to_string().contains("malformed"), "{error}");

@@ -1,5 +1,5 @@
-//! Headers of GGUF files that are wrong in one place: each is an error that names the file, the key or the tensor, and
-//! the figure. What is stated is never allocated.
+//! GGUF headers that are wrong in one place: each gives an error that names the file, the key or the tensor, and the
+//! figure. Stated sizes are never allocated unchecked.
 
 mod common;
 

@@ -26,7 +26,7 @@ fn a_lost_device_ends_with_an_error_and_another_one_works() {
     assert_eq!(step(&mut again, &[1, 2, 3], 0).unwrap(), id);
 }
 
-/// Run a step of `engine` and keep its tokens, and how sequences ended.
+/// Run a step of `engine`; record its tokens, and how sequences ended.
 fn step_engine(engine: &mut EngineCore, tokens: &mut HashMap<SeqId, Vec<u32>>, ended: &mut HashMap<SeqId, Error>) {
     engine.step(|id, event| match event {
         Event::Token(token) => tokens.entry(id).or_default().push(token),
@@ -77,7 +77,7 @@ fn requests_end_when_their_device_is_lost_and_an_engine_loads_again() {
     let Some(backend) = backend(Precision::Fast) else { return };
     let (sender, receiver) = channel();
     std::thread::spawn(move || sender.send(lose_a_device(backend)));
-    // A watchdog: a request that waits for a lost device would never end.
+    // A watchdog: a request that waited for a lost device would never end.
     let first = receiver.recv_timeout(Duration::from_secs(120)).expect("requests of a lost device end");
     let mut again = runner(self::backend(Precision::Fast).unwrap()).unwrap();
     let prompts: [(&[u32], usize); 2] = [(&[1, 2, 3], 0), (&[4, 5, 6], 0)];

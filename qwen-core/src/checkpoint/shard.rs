@@ -1,7 +1,7 @@
-//! One open weights file, read at positions: every byte that a checkpoint hands out passes through here.
+//! One open weights file, read at positions: every byte of a checkpoint is read here.
 //!
-//! Reads carry their own position, so that several threads read one file at once. A file that another process cuts short
-//! makes a read end early, which is an error like any other; a memory map would end the whole process.
+//! Each read has its own position, so several threads can read one file at once. If another process truncates the file,
+//! a read ends early, which is an error like any other; with a memory mapping it would kill the process.
 
 use std::fs::File;
 use std::io::{self, ErrorKind};
@@ -16,13 +16,13 @@ pub(super) struct Shard {
     path: PathBuf,
     file: File,
     len: u64,
-    /// Keeps the seek and the read of one caller together where the system has no positioned reads.
+    /// Makes a seek and a read atomic on systems without positioned reads.
     #[cfg(not(any(unix, windows)))]
     position: std::sync::Mutex<()>,
 }
 
 impl Shard {
-    /// Open the file, unless it is what a download leaves in the place of one.
+    /// Open the file, unless it is a placeholder that a failed download left.
     pub(super) fn open(path: PathBuf) -> Result<Self> {
         let (file, len) = files::open_regular(&path)?;
         let shard = Shard {
@@ -42,7 +42,7 @@ impl Shard {
         &self.path
     }
 
-    /// Bytes that the file had when it was opened.
+    /// The length of the file when it was opened.
     pub(super) fn len(&self) -> u64 {
         self.len
     }

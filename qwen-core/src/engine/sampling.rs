@@ -1,8 +1,8 @@
-//! From logits to the next token: repetition penalty, temperature, top-k, top-p, min-p, a seeded draw.
+//! From logits to the next token: repetition penalty, temperature, top-k, top-p, min-p, seeded sampling.
 //!
-//! The order and the meaning of each step are those of transformers' `generate`. The random number of a draw is a
-//! function of the seed and of the token's place in the answer, and of nothing else, so that a request gives the same
-//! answer whatever else is in its batch. Which sequences need a token, and when, is the engine's business.
+//! The order and the meaning of each step are those of transformers' `generate`. The random number for a token depends
+//! only on the seed and the token's position in the answer, so that a request gives the same answer whatever else is in
+//! its batch. The engine decides which sequences need a token, and when.
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
 use std::collections::HashSet;
@@ -28,16 +28,17 @@ use crate::numerics::float_env::FloatEnv;
 pub struct SamplingParams {
     /// Divides the logits; 0 takes the most likely token. Finite and at least 0. Default 0.
     pub temperature: f32,
-    /// How many of the most likely tokens stay; 0 keeps all. Default 0.
+    /// How many of the most likely tokens to keep; 0 keeps all. Default 0.
     pub top_k: usize,
-    /// The most likely tokens stay until their probabilities sum to this; 1 keeps all, 0 the most likely one. Default 1.
+    /// Keep the most likely tokens until their probabilities sum to this; 1 keeps all, 0 only the most likely one.
+    /// Default 1.
     pub top_p: f32,
-    /// Tokens stay that are at least this fraction as probable as the most likely one; 0 keeps all. 0 to 1. Default 0.
+    /// Keep tokens that are at least this fraction as probable as the most likely one; 0 keeps all. 0 to 1. Default 0.
     pub min_p: f32,
     /// Divides the positive and multiplies the negative logits of every token of the prompt and the answer (Keskar et
     /// al. 2019); 1 does nothing. Within [`SamplingParams::REPETITION_PENALTY`]. Default 1.
     pub repetition_penalty: f32,
-    /// Seeds the draws. Default 0.
+    /// The seed for sampling. Default 0.
     pub seed: u64,
 }
 
@@ -120,7 +121,7 @@ impl SamplingParams {
 #[derive(Debug, Clone)]
 pub struct Sampler {
     params: SamplingParams,
-    /// Ids of the prompt and the answer, where a penalty asks for them.
+    /// Ids of the prompt and the answer, if a penalty needs them.
     seen: HashSet<u32>,
     candidates: Vec<Candidate>,
 }
@@ -143,7 +144,7 @@ impl Sampler {
         Ok(sampler)
     }
 
-    /// Whether the choice is the plain argmax of the logits, which a device can make itself.
+    /// Whether the choice is the plain argmax of the logits, which a device can compute itself.
     pub fn is_argmax(&self) -> bool {
         self.params.is_greedy() && self.params.repetition_penalty == 1.0
     }
@@ -176,7 +177,7 @@ impl Sampler {
         Some(id)
     }
 
-    /// Note a token that was chosen elsewhere.
+    /// Record a token that was chosen elsewhere.
     pub fn accept(&mut self, id: u32) {
         if self.params.repetition_penalty != 1.0 {
             self.seen.insert(id);
@@ -217,7 +218,7 @@ impl Sampler {
             left -= weight(candidate.logit);
             left < 0.0
         });
-        // Rounding may leave a rest behind the last one. A candidate without weight is none.
+        // Rounding may leave a remainder after the last one. Candidates with zero weight are never chosen.
         drawn.or_else(|| candidates.iter().rfind(|c| weight(c.logit) > 0.0)).map(|candidate| candidate.id)
     }
 }
@@ -239,7 +240,7 @@ fn largest(logits: &[f32]) -> Option<(u32, f32)> {
     best.map(|id| (id, max))
 }
 
-/// A number in 0..1 from a seed and a counter: the finaliser of SplitMix64 (Steele et al. 2014) over both.
+/// A number in 0..1 from a seed and a counter: the finaliser of SplitMix64 (Steele et al. 2014) applied to both.
 fn uniform(seed: u64, counter: u64) -> f64 {
     let mix = |mut z: u64| {
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

@@ -1,4 +1,4 @@
-//! What a backend may round: a promise about results, not about storage.
+//! What a backend may round: a guarantee about results, not about storage.
 
 use std::fmt;
 use std::str::FromStr;
@@ -16,7 +16,7 @@ use crate::numerics::encoding::Encoding;
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Precision {
-    /// Weights as the file has them, f32 activations and K/V, f32 or wider sums.
+    /// Weights as in the file, f32 activations and K/V, f32 or wider sums.
     Exact,
     /// The inputs of matrix products and the K/V store may be rounded to 16 bits; everything else stays f32.
     #[default]

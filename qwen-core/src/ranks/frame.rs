@@ -1,6 +1,6 @@
 //! Messages on a connection: a length, a kind, a payload.
 //!
-//! The length reserves no memory: the payload grows as its bytes arrive, up to a bound.
+//! The stated length allocates nothing: the payload grows as its bytes arrive, up to a limit.
 
 use std::io::{self, Read, Write};
 
@@ -9,21 +9,21 @@ use crate::numerics::human_bytes::HumanBytes;
 /// The most bytes of a payload. A step of a million tokens fits; sums are sent in much smaller pieces.
 pub(super) const MAX_PAYLOAD: usize = 64 << 20;
 
-/// What a message is.
+/// The kind of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub(super) enum Kind {
-    /// To rank 0, the first message: which rank this is, and how it was started.
+    /// To rank 0, the first message: which rank this is, and with what options it was started.
     Hello = 1,
     /// From rank 0: random bytes for the proof of the shared secret.
     Challenge,
     /// The proof of the shared secret, first to rank 0, then from it.
     Proof,
-    /// From rank 0: all ranks are connected and alike.
+    /// From rank 0: all ranks are connected and agree.
     Welcome,
     /// From rank 0: what differs.
     Mismatch,
-    /// The sender is alive.
+    /// A heartbeat.
     Heartbeat,
     /// Bytes of rank 0 for all ranks.
     Broadcast,
@@ -75,7 +75,7 @@ pub(super) struct Frame {
     pub(super) payload: Vec<u8>,
 }
 
-/// A message to send: header and payload in one buffer, so that one call sends it, in one packet where it fits.
+/// A message to send: header and payload in one buffer, so that one call sends it, in one packet if it fits.
 #[derive(Debug)]
 pub(super) struct Message(Vec<u8>);
 
@@ -145,7 +145,7 @@ pub(super) fn read(from: &mut impl Read, max: usize) -> io::Result<Frame> {
 
 const HEADER: usize = 5;
 
-/// Memory that is reserved before the first byte of a payload arrives.
+/// Memory to reserve before the first byte of a payload arrives.
 const FIRST_BYTES: usize = 64 << 10;
 
 #[cfg(test)]
