@@ -206,7 +206,7 @@ fn a_rank_that_cannot_load_ends_the_others_with_its_reason() {
         (leader.to_string(), worker.join().unwrap().to_string())
     };
     let (leader, worker) = start(&folder.0, options().threads(1).memory_budget(1000));
-    assert!(leader.starts_with("rank 1 failed: needs ") && leader.contains("1000 are available"), "{leader}");
+    assert!(leader.starts_with("rank 1 failed: needs ") && leader.contains("1000 bytes are available"), "{leader}");
     assert!(worker.starts_with("needs "), "{worker}");
     let (leader, worker) = start(&other.0, options().threads(1));
     assert!(leader.starts_with("the digest of the weights is "), "{leader}");
