@@ -114,7 +114,7 @@ impl AddedTokens {
         };
         let (plain, normal) = (finder(false)?, finder(true)?);
         let has_words = tokens.iter().any(|token| token.single_word);
-        let word = has_words.then(|| Regex::new(r"\w")).transpose().map_err(|e| unfit(e.to_string()))?;
+        let word = if has_words { Some(Regex::new(r"\w").map_err(|e| unfit(e.to_string()))?) } else { None };
         let by_id = tokens.iter().enumerate().map(|(i, token)| (token.id, i)).collect();
         let by_content = tokens.iter().enumerate().map(|(i, token)| (token.content.clone(), i)).collect();
         let normal = Some(normal).filter(|normal| !normal.tokens.is_empty());
