@@ -16,11 +16,13 @@ run() {
     "${CARGO_TARGET_DIR:-target}/release/examples/$example" "$@"
 }
 
-run chat -- --prompt "Hello!" | tee "$out/answer"
+# Where nothing is piped into it, a prompt is all there is.
+run chat -- --prompt "Hello!" </dev/null | tee "$out/answer"
 [ -s "$out/answer" ]
+echo "Anna is 31 years old and lives in Oslo." | run chat -- --prompt "Turn this into JSON:" --json | grep -q '"finish_reason":"stop"'
 printf 'What is 3 + 4?\nAnd 5 + 6?\n' | run chat --
 # It is no error when the reader of the output ends early.
-run chat -- --prompt "Hello!" | head -c 1
+run chat -- --prompt "Hello!" </dev/null | head -c 1
 echo
 run plan -- --model "$demo" --json | head -c 1
 echo
@@ -38,19 +40,19 @@ grep -q prompt_share_of_arithmetic "$out/bench.json"
 run custom_backend --
 run devices -- --model "$demo"
 
-# A model that was quantised answers, with importances or without.
+# A quantised model answers, with and without importances.
 run quantize -- "$demo" --to q8_0 --out "$out/small.gguf"
-run chat -- --model "$out/small.gguf" --prompt "Hello!" | tee "$out/answer"
+run chat -- --model "$out/small.gguf" --prompt "Hello!" </dev/null | tee "$out/answer"
 [ -s "$out/answer" ]
 run quantize -- "$demo" --to q4_k_m --out "$out/small.gguf" --imatrix "$demo/README.md"
 run plan -- --model "$out/small.gguf"
 
-# What it costs is measured beside the model that it was made of; by itself that has no divergence.
+# Its loss is measured against the original model, which has no divergence from itself.
 run perplexity -- --model "$out/small.gguf" --base "$demo" --text "$demo/README.md" --window 32
 run perplexity -- --model "$demo" --base "$demo" --precision exact --text "$demo/README.md" --window 32 --json >"$out/ppl.json"
 grep -q '"divergence":0.0' "$out/ppl.json"
 
-# A GGUF file, its folder, and any part of a split one are models like others.
+# Models from a GGUF file, its folder, and any part of a split one.
 gguf="${QWEN_GOLDEN:-../shared/golden}/gguf-split-q4_0"
 if [ -d "$gguf" ]; then
     run plan -- --model "$gguf"
@@ -62,7 +64,7 @@ else
     echo "!!!! NO GOLDENS at $gguf: no example runs on a GGUF file !!!!"
 fi
 
-# A model over several processes answers as it does in one process.
+# A model over several processes gives the same answer as in one process.
 run ranks -- --ranks 1 --prompt "What is 3 + 4?" >"$out/one"
 run ranks -- --ranks 2 --prompt "What is 3 + 4?" | tee "$out/two"
 run ranks -- --ranks 3 --pipeline-parallel --prompt "What is 3 + 4?" >"$out/three"
@@ -77,7 +79,7 @@ grep -q '^cuda' "$out/devices"
 # The same on a GPU backend, where software Vulkan is installed.
 run devices -- --model "$demo" --json >"$out/devices.json"
 if grep -q llvmpipe "$out/devices.json"; then
-    run chat -- --device wgpu:llvmpipe --prompt "Hello!" | tee "$out/answer"
+    run chat -- --device wgpu:llvmpipe --prompt "Hello!" </dev/null | tee "$out/answer"
     [ -s "$out/answer" ]
     run quickstart -- --device wgpu:llvmpipe
     run plan -- --model "$demo" --device wgpu:llvmpipe
