@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use qwen_core::engine::{Canceller, FinishReason};
 use qwen_core::numerics::float_env::FloatEnv;
-use qwen_tokenizer::{ChatInput, EncodedChat, Message, Role, Tool};
+use qwen_tokenizer::{ChatInput, EncodedChat, Message, Role, Tokenizer, Tool, ToolCall};
 
 use crate::engine::Engine;
 use crate::error::Result;
@@ -38,9 +38,23 @@ pub struct Chat {
     trust_contents: bool,
 }
 
+/// A message, and how it came to be.
+#[derive(Debug, Clone)]
+struct Turn {
+    message: Message,
+    /// What the model wrote, where the message is what was parsed of it.
+    written: Option<String>,
+}
+
+impl From<Message> for Turn {
+    fn from(message: Message) -> Self {
+        Turn { message, written: None }
+    }
+}
+
 #[derive(Debug, Default)]
 struct History {
-    messages: Vec<Message>,
+    turns: Vec<Turn>,
     /// The last prompt and its answer, as the model read and wrote them: the messages begin with these.
     encoded: Option<EncodedChat>,
     /// Counts the changes after which an answer to what was before belongs nowhere.
@@ -51,11 +65,11 @@ struct History {
 
 impl History {
     /// Change what was said; an answer that is still arriving is not added.
-    fn edit<T>(&mut self, change: impl FnOnce(&mut Vec<Message>) -> T) -> T {
+    fn edit<T>(&mut self, change: impl FnOnce(&mut Vec<Turn>) -> T) -> T {
         self.edition += 1;
         self.replying = false;
         self.encoded = None;
-        change(&mut self.messages)
+        change(&mut self.turns)
     }
 
     fn check_idle(&self) -> Result<()> {
@@ -81,15 +95,33 @@ impl Chat {
     /// Begin with this system message. Without one most templates insert their own.
     pub fn system(self, text: impl Into<String>) -> Self {
         self.with(|history| {
-            history.edit(|messages| {
-                messages.retain(|message| message.role != Role::System);
-                messages.insert(0, Message::system(text));
+            history.edit(|turns| {
+                turns.retain(|turn| turn.message.role != Role::System);
+                turns.insert(0, Message::system(text).into());
             });
         });
         self
     }
 
-    /// Offer these tools to the model.
+    /// Offer these tools to the model. What it calls is then parsed ([`Reply::tool_calls`]), and its message in the
+    /// conversation has the calls apart from the text.
+    ///
+    /// ```
+    /// use qwen::{Engine, GenerateOptions, Message, Tool};
+    /// use serde_json::json;
+    ///
+    /// let engine = Engine::load(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/demo-model"))?;
+    /// let city = json!({"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]});
+    /// let tools = [Tool::function("get_time", "Current local time of a city", city)];
+    /// let mut chat = engine.chat().tools(tools).options(GenerateOptions::new().greedy());
+    /// let message = chat.send("Which time is it now in Cairo?")?.message()?;
+    /// let function = &message.tool_calls[0].function;
+    /// assert_eq!((function.name.as_str(), function.arguments.as_str()), ("get_time", r#"{"city": "Cairo"}"#));
+    /// chat.push(Message::tool("12:00"))?;
+    /// let answer = chat.reply()?.text()?;
+    /// # assert!(!answer.is_empty());
+    /// # Ok::<(), qwen::Error>(())
+    /// ```
     pub fn tools(mut self, tools: impl Into<Vec<Tool>>) -> Self {
         self.tools = tools.into();
         self
@@ -126,7 +158,7 @@ impl Chat {
         self.push(Message::user(text))?;
         let mut reply = self.reply_with(options).inspect_err(|_| {
             // What could not be sent was not said.
-            self.with(|history| history.messages.pop());
+            self.with(|history| history.turns.pop());
         })?;
         reply.takes_question = true;
         Ok(reply)
@@ -139,7 +171,7 @@ impl Chat {
     pub fn push(&mut self, message: Message) -> Result<()> {
         self.with(|history| {
             history.check_idle()?;
-            history.messages.push(message);
+            history.turns.push(message.into());
             Ok(())
         })
     }
@@ -151,7 +183,7 @@ impl Chat {
     pub fn pop(&mut self) -> Result<Option<Message>> {
         self.with(|history| {
             history.check_idle()?;
-            Ok(history.edit(Vec::pop))
+            Ok(history.edit(Vec::pop).map(|turn| turn.message))
         })
     }
 
@@ -162,7 +194,7 @@ impl Chat {
     pub fn set_messages(&mut self, messages: Vec<Message>) -> Result<()> {
         self.with(|history| {
             history.check_idle()?;
-            history.edit(|all| *all = messages);
+            history.edit(|turns| *turns = messages.into_iter().map(Turn::from).collect());
             Ok(())
         })
     }
@@ -184,16 +216,9 @@ impl Chat {
     /// As [`Chat::reply`].
     pub fn reply_with(&mut self, options: &GenerateOptions) -> Result<Reply> {
         let _float_env = FloatEnv::enter();
-        let (messages, encoded) = self.with(|history| (history.messages.clone(), history.encoded.clone()));
-        let input = ChatInput::new(&messages)
-            .tools(&self.tools)
-            .add_generation_prompt(true)
-            .trust_contents(self.trust_contents);
-        let (tokenizer, room) = (self.engine.tokenizer()?, self.engine.prompt_room());
-        let prompt = match &encoded {
-            Some(before) => tokenizer.encode_chat_after(&input, room, before)?,
-            None => tokenizer.encode_chat_within(&input, room)?,
-        };
+        let (turns, encoded) = self.with(|history| (history.turns.clone(), history.encoded.clone()));
+        let tokenizer = self.engine.tokenizer()?;
+        let prompt = self.prompt(tokenizer, &turns, encoded.as_ref())?;
         self.with(|history| history.check_idle())?;
         let stream = self.engine.stream_text(prompt.ids.clone(), options)?;
         let edition = self.with(|history| {
@@ -201,17 +226,44 @@ impl Chat {
             history.edition
         });
         let history = Some(self.history.clone());
-        Ok(Reply { stream, text: String::new(), prompt, history, edition, takes_question: false })
+        let parser = (!self.tools.is_empty()).then(|| tokenizer.clone());
+        Ok(Reply { stream, text: String::new(), prompt, history, edition, takes_question: false, parser })
+    }
+
+    /// The prompt of these turns. It begins with the ids `before`, unless the template rewrites what they stand for.
+    fn prompt(&self, tokenizer: &Tokenizer, turns: &[Turn], before: Option<&EncodedChat>) -> Result<EncodedChat> {
+        let room = self.engine.prompt_room();
+        let encode = |messages: &[Message]| {
+            let input = ChatInput::new(messages)
+                .tools(&self.tools)
+                .add_generation_prompt(true)
+                .trust_contents(self.trust_contents);
+            match before {
+                Some(before) => tokenizer.encode_chat_after(&input, room, before),
+                None => tokenizer.encode_chat_within(&input, room),
+            }
+        };
+        let goes_on = |chat: &EncodedChat| before.is_none_or(|before| chat.ids.starts_with(&before.ids));
+        let parsed = encode(&turns.iter().map(|turn| turn.message.clone()).collect::<Vec<_>>());
+        if parsed.as_ref().is_ok_and(goes_on) || turns.iter().all(|turn| turn.written.is_none()) {
+            return Ok(parsed?);
+        }
+        // The template writes a call in another form than the model did: as texts they are what it wrote.
+        let written = |turn: &Turn| turn.written.clone().map_or_else(|| turn.message.clone(), Message::assistant);
+        match encode(&turns.iter().map(written).collect::<Vec<_>>()) {
+            Ok(chat) if goes_on(&chat) => Ok(chat),
+            _ => Ok(parsed?),
+        }
     }
 
     /// The conversation so far.
     pub fn messages(&self) -> Vec<Message> {
-        self.with(|history| history.messages.clone())
+        self.with(|history| history.turns.iter().map(|turn| turn.message.clone()).collect())
     }
 
     /// Forget everything but the system message. An answer that is still arriving is not added.
     pub fn clear(&mut self) {
-        self.with(|history| history.edit(|messages| messages.retain(|message| message.role == Role::System)));
+        self.with(|history| history.edit(|turns| turns.retain(|turn| turn.message.role == Role::System)));
     }
 
     fn with<T>(&self, f: impl FnOnce(&mut History) -> T) -> T {
@@ -232,6 +284,8 @@ pub struct Reply {
     edition: u64,
     /// Whether the question leaves the conversation where no answer comes.
     takes_question: bool,
+    /// What finds calls of tools, where the chat has some.
+    parser: Option<Tokenizer>,
 }
 
 impl Reply {
@@ -244,6 +298,29 @@ impl Reply {
             piece?;
         }
         Ok(self.text.clone())
+    }
+
+    /// Wait for the whole answer, and give it as the message that joins the conversation: with
+    /// [`tool_calls`](Message::tool_calls), and their text not in the content.
+    ///
+    /// # Errors
+    /// The error that ended it early.
+    pub fn message(mut self) -> Result<Message> {
+        for piece in &mut self {
+            piece?;
+        }
+        Ok(self.parsed())
+    }
+
+    /// The calls of tools in the answer so far, as far as they are complete; see [`Tokenizer::parse_answer`]. None where the
+    /// chat has no [tools](Chat::tools). They stand in the answer's text, too.
+    pub fn tool_calls(&self) -> Vec<ToolCall> {
+        self.parsed().tool_calls
+    }
+
+    fn parsed(&self) -> Message {
+        let answer = self.text.as_str();
+        self.parser.as_ref().map_or_else(|| Message::assistant(answer), |parser| parser.parse_answer(answer))
     }
 
     /// The ids of the prompt: the whole conversation so far.
@@ -287,11 +364,13 @@ impl Reply {
         let is_complete = matches!(self.finish_reason(), Some(FinishReason::Stop | FinishReason::Length));
         if self.text.is_empty() && !is_complete {
             if self.takes_question {
-                history.messages.pop();
+                history.turns.pop();
             }
             return;
         }
-        history.messages.push(Message::assistant(self.text.clone()));
+        let message = self.parsed();
+        let written = (!message.tool_calls.is_empty()).then(|| self.text.clone());
+        history.turns.push(Turn { message, written });
         if self.stream.is_whole() {
             history.encoded = Some(self.prompt.clone().answered(&self.text, self.stream.ids()));
         }

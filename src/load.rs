@@ -10,7 +10,7 @@ use qwen_core::model::runner::Runner;
 use qwen_core::model::source::WeightSource;
 use qwen_core::model::spec::ModelSpec;
 use qwen_core::numerics::float_env::FloatEnv;
-use qwen_core::{Backend, Config, Encoding, HumanBytes};
+use qwen_core::{Backend, Config, Encoding, HumanBytes, Warning};
 use qwen_tokenizer::Tokenizer;
 
 use crate::device::Device;
@@ -125,12 +125,14 @@ fn load_engine(
     distributed::check_leads(&options.ranks)?;
     options.observer.report(LoadProgress::of(LoadStage::Opening))?;
     let checkpoint = Checkpoint::open(path)?;
-    let warnings = checkpoint.warnings().to_vec();
+    let config = config_of(&checkpoint, options)?;
+    let tokenizer = vocabulary::of_checkpoint(&checkpoint)?;
+    let mut warnings = checkpoint.warnings().to_vec();
+    let of_templates = tokenizer.iter().flat_map(Tokenizer::warnings);
+    warnings.extend(of_templates.map(|reason| Warning::ChatTemplate { path: checkpoint.path().into(), reason }));
     for warning in &warnings {
         warn!("{warning}");
     }
-    let config = config_of(&checkpoint, options)?;
-    let tokenizer = vocabulary::of_checkpoint(&checkpoint)?;
     let chosen_by = tokenizer.as_ref().ok().filter(|_| !options.allow_padding_tokens);
     let num_token_ids = chosen_by.map_or(config.vocab_size, Tokenizer::num_ids);
     let planner = Planner::new(options, &checkpoint, &config, num_token_ids)?;

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::demo_engine;
+use common::{Folder, demo, demo_engine};
 use qwen::{Chat, Engine, GenerateOptions, Message, Tool};
 use serde_json::json;
 
@@ -18,8 +18,7 @@ fn roles(chat: &Chat) -> Vec<String> {
 #[test]
 fn the_next_prompt_begins_with_the_ids_of_the_last_and_of_its_answer() {
     let engine = demo_engine();
-    let parameters = json!({"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]});
-    let tools = [Tool::function("get_time", "Current local time of a city", parameters)];
+    let tools = get_time();
     let call = engine.tokenizer().unwrap().token_to_id("<tool_call>").unwrap();
     // Sampled at a high temperature, the ids of a text rarely equal its encoding.
     let wild = GenerateOptions::new().temperature(3.0).seed(3).max_new_tokens(24).ignore_eos(true);
@@ -34,6 +33,87 @@ fn the_next_prompt_begins_with_the_ids_of_the_last_and_of_its_answer() {
         }
         assert!(known.contains(&call), "a call, as a token");
     }
+}
+
+/// The tool that the demo model calls.
+fn get_time() -> [Tool; 1] {
+    let parameters = json!({"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]});
+    [Tool::function("get_time", "Current local time of a city", parameters)]
+}
+
+/// The demo checkpoint with a change of its template.
+fn with_template(name: &str, change: impl FnOnce(String) -> String) -> (Folder, Engine) {
+    let folder = Folder::new(name);
+    for entry in std::fs::read_dir(demo()).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, folder.0.join(path.file_name().unwrap())).unwrap();
+    }
+    let path = folder.0.join("tokenizer_config.json");
+    let mut config: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    let template = config["chat_template"].as_str().unwrap().to_owned();
+    let changed = change(template.clone());
+    assert_ne!(changed, template);
+    config["chat_template"] = changed.into();
+    std::fs::write(&path, config.to_string()).unwrap();
+    let engine = common::options().load(&folder.0).unwrap();
+    (folder, engine)
+}
+
+#[test]
+fn what_the_model_calls_comes_apart_from_what_it_says() {
+    let question = "Which time is it now in Cairo?";
+    // One template writes a call as the model does, one with other white space, one not at all.
+    let spaced = |template: String| template.replace(r#"", "arguments": "#, r#"",  "arguments":  "#);
+    let without = |template: String| template.replace("<tool_call>\\n{\"name\": \"'", "{'");
+    let (_a, other) = with_template("spaced-calls", spaced);
+    let (_b, none) = with_template("no-calls", without);
+    for (engine, parses) in [(demo_engine(), true), (other, true), (none, false)] {
+        let mut chat = chat(&engine).tools(get_time());
+        let mut reply = chat.send(question).unwrap();
+        assert_eq!(reply.tool_calls(), []);
+        let text: String = reply.by_ref().map(Result::unwrap).collect();
+        assert!(text.starts_with("<tool_call>") && text.contains(r#""get_time""#), "{text}");
+        let known = [reply.prompt_ids(), reply.ids()].concat();
+        let calls = reply.tool_calls();
+        let message = reply.message().unwrap();
+        assert_eq!(chat.messages()[1], message);
+        if !parses {
+            assert_eq!((calls, message.text()), (vec![], Some(text)));
+            continue;
+        }
+        assert_eq!((message.content, &message.tool_calls), (None, &calls));
+        assert_eq!(calls[0].function.arguments.to_json().unwrap(), json!({"city": "Cairo"}));
+        // The next prompt begins with what the model read and wrote, in whatever form the template writes calls.
+        chat.push(Message::tool("12:00")).unwrap();
+        let reply = chat.reply().unwrap();
+        assert!(reply.prompt_ids().starts_with(&known));
+        assert!(!reply.text().unwrap().is_empty());
+        assert_eq!(roles(&chat), ["user", "assistant", "tool", "assistant"]);
+        // A conversation that was saved has the calls.
+        let saved = serde_json::to_string(&chat.messages()).unwrap();
+        let mut loaded = self::chat(&engine).tools(get_time());
+        loaded.set_messages(serde_json::from_str(&saved).unwrap()).unwrap();
+        assert_eq!(loaded.messages(), chat.messages());
+        assert!(!loaded.send("Hello!").unwrap().text().unwrap().is_empty());
+    }
+    // Without tools a call is a text like any other.
+    let engine = demo_engine();
+    let mut chat = chat(&engine);
+    let message = chat.send(question).unwrap().message().unwrap();
+    assert!(message.tool_calls.is_empty() && message.content.is_some());
+}
+
+#[test]
+fn templates_that_change_what_is_said_are_named() {
+    let (_folder, engine) = with_template("escapes", |template| {
+        template.replace("'\\n' + message.content + '<|im_end|>", "'\\n' + (message.content | e) + '<|im_end|>")
+    });
+    let warnings: Vec<String> = engine.warnings().iter().map(ToString::to_string).collect();
+    assert_eq!(warnings.len(), 2, "{warnings:?}");
+    assert!(warnings[0].contains("chat template `default` changes what users write: `\"q"), "{warnings:?}");
+    assert!(warnings[1].contains("cannot be told from its own"), "{warnings:?}");
+    assert_eq!(engine.warnings()[0].path(), _folder.0);
+    assert_eq!(demo_engine().warnings(), []);
 }
 
 #[test]

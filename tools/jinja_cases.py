@@ -48,6 +48,20 @@ CASES = r"""
 {% filter upper %}abc {{ s }}{% endfilter %}{% with a = 1, b = n %}{{ a }}{{ b }}{% endwith %}{{ a is undefined }}
 {% for x in [[1, [2]], [3]] recursive %}({% if x is iterable %}{{ loop(x) }}{% else %}{{ x }}{{ loop.depth }}{% endif %}){% endfor %}
 {% generation %}{% set g = 1 %}{{ n }}{% endgeneration %}{{ g is undefined }}
+{% set x = 1 %}{% block a %}[{{ x }}{{ n }}]{% set x = 2 %}{{ x }}{% endblock %}{{ x }}{% block b -%} y {%- endblock b %}
+{% for i in l %}{% block a %}{{ i is defined }}{{ loop is defined }}{{ n }}{% endblock %}{% block b scoped %}{{ i }}{{ loop.index }}{% endblock %}{% endfor %}
+{% macro m(x) %}<{{ x }}{% block c %}{{ x is defined }}{{ n }}{% endblock %}>{% endmacro %}{% block a %}{{ m(1) }}{% block b %}{{ m(2) }}{% endblock %}{% endblock %}
+{% with x = 1 %}{% block a %}{{ x is defined }}{% endblock %}{% endwith %}{% if yes %}{% set x = 3 %}{% block b %}{{ x }}{% endblock %}{% endif %}
+{% block a %}{% macro m() %}m{% endmacro %}{{ m() }}{% endblock %}{{ m is defined }}{% set ns = namespace(a=1) %}{% block b %}{% set ns.a = 5 %}{% endblock %}{{ ns.a }}
+{% block a %}1{% endblock %}{% block a %}2{% endblock %}
+{% block a %}1{% endblock b %}
+{% block a required %}{% endblock %}
+{% for i in l %}{% block a %}{% break %}{% endblock %}{% endfor %}
+{% set x = 1 %}{% autoescape false %}{{ '<&>' }}{% set x = 2 %}{{ x }}{% for i in l %}{{ i }}{% endfor %}{% endautoescape %}{{ x }}{% for i in l %}{% autoescape false %}{% break %}{% endautoescape %}{% endfor %}
+{% print 1, s %}|{% print 'a' if yes else 'b' %}|{% print missing %}|{% print %}
+{% set ns = namespace(a=1, _b=2) %}{% for x in l %}{{ ns.a }}{% set ns = namespace(a=x) %}{{ ns.a }}{% endfor %}{{ ns.a }}{{ ns._b }}{{ ns['_b'] }}
+{% set ns = namespace(a=1) %}{% for x in l %}{% set ns.a = x %}{% set ns = 5 %}{{ ns }}{% endfor %}{{ ns.a }}{% set a, ns.b = 8, 9 %}{{ a }}{{ ns.b }}
+{% set ns = namespace(a=1) %}{% for x in l %}{% set ns = 5 %}{% set ns.a = x %}{% endfor %}
 {% raw %}{{ x }} {% if %} {% endraw %}|{%- raw -%}  a  {%- endraw -%}  |
 {#- c -#}  a  {#+ c +#} b{# c #}
 {{ t | trim }}|{{ s | upper }}|{{ s | lower }}|{{ 'abC dEF' | title }}|{{ 'abC dEF' | capitalize }}|{{ 'a-b (c) [d] <e' | title }}

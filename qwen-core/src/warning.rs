@@ -81,6 +81,13 @@ pub enum Warning {
         /// The file.
         shard: String,
     },
+    /// A chat template does with messages what their authors would not expect, such as to escape their texts.
+    ChatTemplate {
+        /// The checkpoint.
+        path: PathBuf,
+        /// What it does.
+        reason: String,
+    },
 }
 
 impl Warning {
@@ -93,7 +100,8 @@ impl Warning {
             | Warning::UnusedTensors { path, .. }
             | Warning::UntiedHead { path, .. }
             | Warning::DuplicateTensors { path, .. }
-            | Warning::MissingShard { path, .. } => path,
+            | Warning::MissingShard { path, .. }
+            | Warning::ChatTemplate { path, .. } => path,
         }
     }
 }
@@ -128,6 +136,7 @@ impl fmt::Display for Warning {
             Warning::MissingShard { shard, .. } => {
                 write!(f, "names the file `{shard}`, which is not there, and nothing of it is needed")
             }
+            Warning::ChatTemplate { reason, .. } => f.write_str(reason),
         }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! How they are told apart is said in `guard`.
 
-use crate::added::{AddedTokens, Segment};
+use crate::codec::Codec;
 use crate::error::{Error, Result};
 use crate::guard::Guards;
 use crate::template::{ChatInput, ChatTemplate};
@@ -51,25 +51,31 @@ pub(crate) struct Room {
     pub(crate) bytes: Option<usize>,
 }
 
-/// As many characters at the end of `guarded` as `end` has.
-fn last<'a>(guarded: &'a str, end: &str) -> &'a str {
-    let at = guarded.char_indices().rev().take(end.chars().count()).last().map_or(guarded.len(), |(at, _)| at);
-    guarded.get(at..).unwrap_or_default()
+/// The places of `text` whose characters are others in `guarded`, which ends with as many characters.
+fn guarded_places(text: &str, guarded: &str) -> Vec<usize> {
+    let mut places: Vec<usize> = text
+        .char_indices()
+        .rev()
+        .zip(guarded.chars().rev())
+        .filter(|((_, c), g)| c != g)
+        .map(|((at, _), _)| at)
+        .collect();
+    places.reverse();
+    places
 }
 
-/// Renders `input` and gives the stretches of its text to `encode`. What of it is `before` keeps those ids.
+/// Renders `input` and encodes its text with `codec`. What of it is `before` keeps those ids.
 pub(crate) fn encode(
     template: &ChatTemplate,
     input: &ChatInput<'_>,
-    added: &AddedTokens,
+    codec: &Codec,
     room: Room,
     before: Option<&EncodedChat>,
-    encode: impl FnOnce(&[Segment<'_>]) -> Result<Vec<u32>>,
 ) -> Result<EncodedChat> {
     let variables = template.variables(input)?;
     let too_many = || Error::TooManyTokens { limit: room.tokens, bytes: None };
     let text = template.render_within(&variables, room.bytes.unwrap_or(usize::MAX))?.ok_or_else(too_many)?;
-    let mut guards = Guards::new(added, &text);
+    let mut guards = Guards::new(codec, &text);
     let guarded = if input.trusts_contents() { None } else { variables.guarded(&mut guards) };
     let guarded = guarded.map(|guarded| template.render_variables(&guarded)).transpose()?;
     if guarded.as_ref().is_some_and(|guarded| !guards.is_text(guarded)) {
@@ -77,8 +83,8 @@ pub(crate) fn encode(
     }
     let known = before.and_then(|before| Some((before, text.strip_prefix(&before.text)?)));
     let (mut ids, rest) = known.map_or((Vec::new(), text.as_str()), |(before, rest)| (before.ids.clone(), rest));
-    let guarded = guarded.as_ref().map_or(rest, |guarded| last(guarded, rest));
-    ids.extend(encode(&added.segments_by(guarded, rest))?);
+    let guarded = guarded.map_or_else(Vec::new, |guarded| guarded_places(rest, &guarded));
+    ids.extend(codec.encode(rest, &guarded, room.tokens)?);
     if ids.len() > room.tokens {
         return Err(too_many());
     }

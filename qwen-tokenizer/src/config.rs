@@ -167,7 +167,7 @@ fn additional_templates(folder: &Path) -> Result<Vec<(String, String)>> {
     let entries = match std::fs::read_dir(folder) {
         Ok(entries) => entries,
         Err(e) if matches!(e.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => {
-            return Ok(Vec::new());
+            return file::check_link(folder).map(|()| Vec::new());
         }
         Err(e) => return Err(unreadable(e)),
     };

@@ -26,8 +26,8 @@ pub(crate) struct DeclaredToken {
 impl DeclaredToken {
     /// A token of which only the text is known.
     pub(crate) fn named(content: &str, special: bool) -> Self {
-        let content = content.to_owned();
-        let token = AddedToken { id: 0, content, special, lstrip: false, rstrip: false, single_word: false };
+        // As transformers has it where a file does not say.
+        let token = AddedToken { normalized: !special, ..AddedToken::new(0, content, special) };
         Self { id: None, token }
     }
 }
@@ -45,6 +45,7 @@ pub(crate) fn of_config(file: &str, json: Option<&RawValue>) -> Result<Vec<Decla
         rstrip: bool,
         #[serde(default)]
         single_word: bool,
+        normalized: Option<bool>,
     }
     let Some(json) = json.map(RawValue::get).filter(|json| *json != "null") else { return Ok(Vec::new()) };
     let entries: BoundedMap<Entry, MAX_ADDED_TOKENS> =
@@ -52,9 +53,10 @@ pub(crate) fn of_config(file: &str, json: Option<&RawValue>) -> Result<Vec<Decla
     let token = |(id, entry): (String, Entry)| {
         let key = format!("{DECODER}.{id:.20}");
         let id: u32 = id.parse().map_err(|_| Error::invalid(file, &key, "expected an id as the key"))?;
-        let Entry { content, special, lstrip, rstrip, single_word } = entry;
+        let Entry { content, special, lstrip, rstrip, single_word, normalized } = entry;
         check_token(&content, id).map_err(|problem| Error::invalid(file, &key, problem))?;
-        let token = AddedToken { id, content, special, lstrip, rstrip, single_word };
+        let normalized = normalized.unwrap_or(!special);
+        let token = AddedToken { lstrip, rstrip, single_word, normalized, ..AddedToken::new(id, &content, special) };
         Ok(DeclaredToken { id: Some(id), token })
     };
     in_order(entries.0.into_iter().map(token))
@@ -70,7 +72,9 @@ pub(crate) fn of_older_file(json: &[u8]) -> Result<Vec<DeclaredToken>> {
         let special = content.starts_with("<|") && content.ends_with("|>");
         Ok(DeclaredToken { id: Some(id), ..DeclaredToken::named(&content, special) })
     };
-    in_order(entries.0.into_iter().map(token))
+    let tokens = in_order(entries.0.into_iter().map(token))?;
+    // What tokenizer.json says of a token counts more than what this file leaves to be guessed.
+    Ok(tokens.into_iter().map(|declared| DeclaredToken { id: None, ..declared }).collect())
 }
 
 /// In the order of their ids, in which new ones are given out.

@@ -1,9 +1,10 @@
 //! The way back from `gguf`: the vocabulary of a folder in the form that GGUF files carry it in.
 //!
 //! A GGUF file names the rule by which texts are split, and has no place for what else tokenizer.json can say. What it
-//! would lose is refused here, so that a file never gives other ids than the folder that it was made of. Writing the file
-//! is not done here: whoever does takes the lists.
+//! would lose is refused here, so that a file never gives other ids than the folder that it was made of (but where a mark
+//! joins with the last letter of a word that was added). Writing the file is not done here: whoever does takes the lists.
 
+use std::borrow::Cow;
 use std::path::Path;
 
 use tokenizers::normalizers::NormalizerWrapper;
@@ -14,6 +15,7 @@ use crate::config::{Config, DEFAULT_TEMPLATE};
 use crate::error::{Error, Result, TOKENIZER_JSON};
 use crate::file::{self, TokenizerJson};
 use crate::gguf::{GgufVocabulary, NOT_SPECIAL};
+use crate::pipeline::normalized;
 use crate::split::{BYTE_LEVEL_PATTERN, QWEN2_PATTERN};
 use crate::vocabulary::MAX_TOKENS;
 
@@ -72,7 +74,8 @@ impl OwnedGgufVocabulary {
         let json = file::read_tokenizer(&folder.join(TOKENIZER_JSON))?;
         let mut file = TokenizerJson::parse(&json)?;
         let tokens = file.take_added();
-        let pre = rule(&file.components()?)?;
+        let components = file.components()?;
+        let pre = rule(&components)?;
         if file.model.ignores_merges() {
             let help = "a GGUF file of this family cannot say so";
             return Err(Error::unsupported(TOKENIZER_JSON, "model.ignore_merges", true, help));
@@ -80,7 +83,8 @@ impl OwnedGgufVocabulary {
         let (vocab, merges) = file.model.take_lists()?;
         let mut config = Config::from_dir(folder)?;
         let declared = std::mem::take(&mut config.declared);
-        let added = file::added_tokens(tokens, declared, |token| vocab.get(token).copied(), vocab.len())?;
+        let normal = |text: &str| normalized(&components.normalizers, text).map(Cow::into_owned);
+        let added = file::added_tokens(tokens, declared, |token| vocab.get(token).copied(), vocab.len(), normal)?;
         let mut vocabulary = OwnedGgufVocabulary {
             model: "gpt2",
             pre,
@@ -179,8 +183,15 @@ fn rule(components: &Components) -> Result<&'static str> {
 
 /// The type of an added token.
 fn kind(token: &AddedToken) -> Result<i32> {
-    if token.lstrip || token.rstrip {
-        let found = format!("`{:.40}`, which swallows white space beside it,", token.content);
+    let rule = match token {
+        AddedToken { lstrip: true, .. } | AddedToken { rstrip: true, .. } => Some("swallows white space beside it"),
+        AddedToken { single_word: true, .. } => Some("stands between words alone"),
+        // The normal form of ASCII is itself, whatever stands around it but for marks that join with its last letter.
+        AddedToken { normalized: true, content, .. } if !content.is_ascii() => Some("is one in other forms, too"),
+        _ => None,
+    };
+    if let Some(rule) = rule {
+        let found = format!("`{:.40}`, which {rule},", token.content);
         return Err(Error::unsupported(TOKENIZER_JSON, "added_tokens", found, "a GGUF file cannot say so"));
     }
     // Readers look for these among the control tokens, though their text belongs to an answer.

@@ -30,7 +30,7 @@ pub(crate) fn read(path: &Path, limit: u64) -> Result<Option<Vec<u8>>> {
     // Asked before it is opened: to open a pipe waits for somebody to write.
     let metadata = match path.metadata() {
         Ok(metadata) => metadata,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return check_link(path).map(|()| None),
         Err(e) => return Err(unreadable(e)),
     };
     if !metadata.is_file() {
@@ -43,7 +43,31 @@ pub(crate) fn read(path: &Path, limit: u64) -> Result<Option<Vec<u8>>> {
     // The limit is on what is read, too: the file may grow.
     file.take(limit + 1).read_to_end(&mut bytes).map_err(unreadable)?;
     check_size(&path.display().to_string(), bytes.len() as u64, limit)?;
+    refuse_placeholder(path, &bytes)?;
     Ok(Some(bytes))
+}
+
+/// An error if `path`, which leads to nothing, is a link.
+pub(crate) fn check_link(path: &Path) -> Result<()> {
+    // Folders of caches are full of links, and copied without what these lead to.
+    let Ok(target) = path.read_link() else { return Ok(()) };
+    let help = "download the file again, or copy the folder with the files that its links lead to";
+    let reason = format!("it is a link to {}, which is not there: {help}", target.display());
+    Err(Error::Read { path: path.into(), kind: io::ErrorKind::NotFound, reason })
+}
+
+/// An error if `bytes` are what a download leaves in the place of a file.
+fn refuse_placeholder(path: &Path, bytes: &[u8]) -> Result<()> {
+    let begins = |text: &str| bytes.get(..text.len()).is_some_and(|bytes| bytes.eq_ignore_ascii_case(text.as_bytes()));
+    let reason = if begins("version https://git-lfs") {
+        "it is a Git LFS pointer, not the file itself: run `git lfs pull` in its folder, or download the file"
+    } else if begins("<!doctype html") || begins("<html") {
+        "it is a page of a web site (HTML), not the file itself: the download was answered by a login, an error or a \
+         preview; download the file again"
+    } else {
+        return Ok(());
+    };
+    Err(Error::Read { path: path.into(), kind: io::ErrorKind::InvalidData, reason: reason.into() })
 }
 
 /// JSON as Python writes and reads it, where `NaN` and `Infinity` are numbers: they become `null`.
@@ -102,7 +126,8 @@ pub(crate) fn parse(json: &[u8], declared: Vec<DeclaredToken>) -> Result<(AddedT
     let components = file.components()?;
     let pipeline = Pipeline::new(components, file.model.build()?);
     let model = pipeline.model();
-    let added = added_tokens(tokens, declared, |token| model.token_to_id(token), model.get_vocab_size())?;
+    let normal = |text: &str| pipeline.normalized(text).map(Cow::into_owned);
+    let added = added_tokens(tokens, declared, |token| model.token_to_id(token), model.get_vocab_size(), normal)?;
     Ok((added, pipeline))
 }
 
@@ -112,9 +137,10 @@ pub(crate) fn added_tokens(
     declared: Vec<DeclaredToken>,
     vocab_id: impl Fn(&str) -> Option<u32>,
     vocab_size: usize,
+    normal: impl Fn(&str) -> Result<String>,
 ) -> Result<AddedTokens> {
     let tokens = with_declared(tokens, declared, vocab_id, vocab_size);
-    AddedTokens::new(TOKENIZER_JSON, |i, _| format!("added_tokens[{i}]"), tokens)
+    AddedTokens::new(TOKENIZER_JSON, |i, _| format!("added_tokens[{i}]"), tokens, normal)
 }
 
 /// The file's keys, each checked when it is asked for.

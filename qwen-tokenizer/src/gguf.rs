@@ -149,8 +149,7 @@ impl GgufVocabulary<'_> {
                         return Err(invalid(problem));
                     }
                     let special = kind != 4 && !NOT_SPECIAL.contains(&token);
-                    let content = token.to_owned();
-                    added.push(AddedToken { id, content, special, lstrip: false, rstrip: false, single_word: false });
+                    added.push(AddedToken::new(id, token, special));
                 }
                 _ => {
                     let help = "1 to 5 are: normal, unknown, control, user-defined, unused";
@@ -158,7 +157,9 @@ impl GgufVocabulary<'_> {
                 }
             }
         }
-        let added = AddedTokens::new(self.file, |_, token| format!("{TOKENS}[{}]", token.id), added)?;
+        // None of these is normalised.
+        let normal = |text: &str| Ok(text.to_owned());
+        let added = AddedTokens::new(self.file, |_, token| format!("{TOKENS}[{}]", token.id), added, normal)?;
         Ok((vocab, added))
     }
 

@@ -10,16 +10,15 @@
 
 use std::sync::Arc;
 
-use crate::added::AddedTokens;
+use crate::codec::Codec;
 use crate::jinja::Value;
 
 /// Guards are characters for private use.
 const CANDIDATES: [(u32, u32); 2] = [(0xe000, 0xf8ff), (0xf_0000, 0xf_fffd)];
 
 /// First characters of control tokens and the guard of each.
-#[derive(Debug)]
 pub(crate) struct Guards<'a> {
-    added: &'a AddedTokens,
+    codec: &'a Codec,
     /// The chat as it is: guards do not occur in it.
     text: &'a str,
     pairs: Vec<(char, char)>,
@@ -27,8 +26,8 @@ pub(crate) struct Guards<'a> {
 
 impl<'a> Guards<'a> {
     /// Guards for a chat whose text is `text`.
-    pub(crate) fn new(added: &'a AddedTokens, text: &'a str) -> Self {
-        Self { added, text, pairs: Vec::new() }
+    pub(crate) fn new(codec: &'a Codec, text: &'a str) -> Self {
+        Self { codec, text, pairs: Vec::new() }
     }
 
     /// First characters and their guards, as far as they were needed.
@@ -43,7 +42,7 @@ impl<'a> Guards<'a> {
 
     /// `text` with guards; `None` where it needs none.
     fn guarded(&mut self, text: &str) -> Option<Arc<str>> {
-        let starts = self.added.starts(text);
+        let starts = self.codec.starts(text);
         if starts.is_empty() {
             return None;
         }

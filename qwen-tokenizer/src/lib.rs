@@ -35,7 +35,7 @@
 //!
 //! # What is not here
 //!
-//! Models, sampling and stopping are in `qwen-core`; finding tool calls in an answer is the facade's. Only byte-level
+//! Models, sampling and stopping are in `qwen-core`. Only byte-level
 //! BPE is read, from tokenizer.json, from vocab.json and merges.txt, or from the vocabulary of a GGUF file, as every
 //! Qwen2.5 checkpoint has it; the GGUF file itself is opened elsewhere.
 //!
@@ -45,13 +45,15 @@
 //! files, `older` those of folders without tokenizer.json, `declared` adds the tokens that tokenizer.json lacks,
 //! `gguf` takes the vocabulary of a GGUF file, `export` makes one; `added` finds control tokens, `pipeline` and
 //! `split` encode the text between them, `decode` goes back; `message` and `tool` are the types of a chat, `template`
-//! renders it by `jinja`, `guard` tells control tokens apart, `chat` encodes the result.
+//! renders it by `jinja`, `guard` tells control tokens apart, `chat` encodes the result, `tool_calls` finds calls in an
+//! answer, `answers` asks templates about them.
 
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::string_slice)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::string_slice))]
 
 mod added;
 mod alphabet;
+mod answers;
 mod bounded;
 mod chat;
 mod codec;
@@ -74,6 +76,7 @@ mod split;
 mod template;
 mod tokenizer;
 mod tool;
+mod tool_calls;
 mod vocabulary;
 
 pub use chat::EncodedChat;

@@ -3,6 +3,7 @@
 //!
 //! These files do not say how texts are split, so it is as Qwen2.5 does it.
 
+use std::borrow::Cow;
 use std::path::Path;
 
 use tokenizers::Model as _;
@@ -40,7 +41,8 @@ pub(crate) fn read(folder: &Path, mut declared: Vec<DeclaredToken>) -> Result<Op
     }
     let model = pipeline.model();
     let vocab_id = |token: &str| model.token_to_id(token);
-    let added = file::added_tokens(Vec::new(), declared, vocab_id, model.get_vocab_size())?;
+    let normal = |text: &str| pipeline.normalized(text).map(Cow::into_owned);
+    let added = file::added_tokens(Vec::new(), declared, vocab_id, model.get_vocab_size(), normal)?;
     Ok(Some((added, pipeline)))
 }
 

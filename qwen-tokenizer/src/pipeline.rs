@@ -9,6 +9,7 @@ use std::borrow::Cow;
 use tokenizers::models::bpe::BPE;
 use tokenizers::normalizers::NormalizerWrapper;
 use tokenizers::tokenizer::NormalizedString;
+use tokenizers::tokenizer::normalizer::Range;
 use tokenizers::{Model as _, Normalizer};
 
 use crate::alphabet::char_of;
@@ -21,7 +22,7 @@ use crate::vocabulary::Model;
 const STRETCH: usize = 1 << 16;
 /// Bytes that a normal form may make one of: three jamo of three bytes each become one syllable of three, a letter for
 /// mathematics of four bytes becomes one of one byte.
-const MOST_SHRINKING: usize = 4;
+pub(crate) const MOST_SHRINKING: usize = 4;
 
 /// The steps of tokenizer.json between its control tokens.
 pub(crate) struct Pipeline {
@@ -62,12 +63,11 @@ impl Pipeline {
         self.most_bytes
     }
 
-    /// Appends the ids of `text`, in which control tokens are text like any other, to at most `limit` in all.
+    /// Appends the ids of a normalised text, in which control tokens are text like any other, to at most `limit` in all.
     pub(crate) fn encode_into(&self, text: &str, limit: usize, ids: &mut Vec<u32>) -> Result<()> {
         if text.is_empty() {
             return Ok(());
         }
-        let text = self.normalized(text)?;
         let mut word_text = String::new();
         let mut encode = |word: &str| {
             word_text.clear();
@@ -76,27 +76,82 @@ impl Pipeline {
             ids.extend(tokens.iter().map(|token| token.id));
             if ids.len() > limit { Err(Error::TooManyTokens { limit, bytes: None }) } else { Ok(()) }
         };
-        split(&self.splits, &text, &mut encode)
+        split(&self.splits, text, &mut encode)
     }
 
-    fn normalized<'a>(&self, text: &'a str) -> Result<Cow<'a, str>> {
-        let is_case = |normalizer: &NormalizerWrapper| matches!(normalizer, NormalizerWrapper::Lowercase(_));
-        if self.normalizers.is_empty() || (text.is_ascii() && !self.normalizers.iter().any(is_case)) {
-            return Ok(Cow::Borrowed(text));
-        }
-        let mut out = String::with_capacity(text.len());
-        let mut rest = text;
-        while !rest.is_empty() {
-            let (stretch, after) = rest.split_at(stretch_end(rest));
-            rest = after;
-            let mut stretch = NormalizedString::from(stretch);
-            for normalizer in &self.normalizers {
-                normalizer.normalize(&mut stretch).map_err(|e| Error::Encode { reason: e.to_string() })?;
-            }
-            out.push_str(stretch.get());
-        }
-        Ok(Cow::Owned(out))
+    /// The normal form of a text.
+    pub(crate) fn normalized<'a>(&self, text: &'a str) -> Result<Cow<'a, str>> {
+        normalized(&self.normalizers, text)
     }
+
+    /// Where in the normal form of `text` those characters stand that come of the ones at `places`, which are in order.
+    pub(crate) fn places_in_normal(&self, text: &str, places: &[usize]) -> Result<Vec<usize>> {
+        let origins = self.origins(text)?;
+        let ends = origins.iter().skip(1).map(|(_, origin)| *origin).chain([text.len()]);
+        let made_of = |origin: usize, end: usize| {
+            places.get(places.partition_point(|at| *at < origin)).is_some_and(|at| *at < end.max(origin + 1))
+        };
+        Ok(origins
+            .iter()
+            .zip(ends)
+            .filter(|((_, origin), end)| made_of(*origin, *end))
+            .map(|((at, _), _)| *at)
+            .collect())
+    }
+
+    /// Where in `text` those characters stand that the ones at `places` of its normal form come of.
+    pub(crate) fn places_in_text(&self, text: &str, places: &[usize]) -> Result<Vec<usize>> {
+        if places.is_empty() {
+            return Ok(Vec::new());
+        }
+        let origins = self.origins(text)?;
+        Ok(origins.iter().filter(|(at, _)| places.binary_search(at).is_ok()).map(|(_, origin)| *origin).collect())
+    }
+
+    /// The place of each character of a text's normal form, and the place in the text of what it comes of.
+    fn origins(&self, text: &str) -> Result<Vec<(usize, usize)>> {
+        let (mut origins, mut before, mut out) = (Vec::new(), 0, 0);
+        for_each_stretch(&self.normalizers, text, |stretch| {
+            let normal = stretch.get();
+            for (at, c) in normal.char_indices() {
+                let origin = stretch.convert_offsets(Range::Normalized(at..at + c.len_utf8()));
+                origins.push((out + at, before + origin.map_or(0, |origin| origin.start)));
+            }
+            out += normal.len();
+            before += stretch.len_original();
+        })?;
+        Ok(origins)
+    }
+}
+
+/// The normal form of a text.
+pub(crate) fn normalized<'a>(normalizers: &[NormalizerWrapper], text: &'a str) -> Result<Cow<'a, str>> {
+    let is_case = |normalizer: &NormalizerWrapper| matches!(normalizer, NormalizerWrapper::Lowercase(_));
+    if normalizers.is_empty() || (text.is_ascii() && !normalizers.iter().any(is_case)) {
+        return Ok(Cow::Borrowed(text));
+    }
+    let mut out = String::with_capacity(text.len());
+    for_each_stretch(normalizers, text, |stretch| out.push_str(stretch.get()))?;
+    Ok(Cow::Owned(out))
+}
+
+/// Normalises a text in stretches and gives each to `take`.
+fn for_each_stretch(
+    normalizers: &[NormalizerWrapper],
+    text: &str,
+    mut take: impl FnMut(&NormalizedString),
+) -> Result<()> {
+    let mut rest = text;
+    while !rest.is_empty() {
+        let (stretch, after) = rest.split_at(stretch_end(rest));
+        rest = after;
+        let mut stretch = NormalizedString::from(stretch);
+        for normalizer in normalizers {
+            normalizer.normalize(&mut stretch).map_err(|e| Error::Encode { reason: e.to_string() })?;
+        }
+        take(&stretch);
+    }
+    Ok(())
 }
 
 /// Gives each word of `text` to `encode`.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use tokenizers::Model;
 
-use crate::added::{AddedTokens, Segment};
+use crate::added::AddedTokens;
 use crate::chat::{self, EncodedChat, Room};
 use crate::codec::Codec;
 use crate::components::Around;
@@ -15,7 +15,7 @@ use crate::config::{CHAT_TEMPLATE_JINJA, CHAT_TEMPLATE_JSON, Config, TOKENIZER_C
 use crate::decode::DecodeStream;
 use crate::error::{Error, Result, TOKENIZER_JSON};
 use crate::gguf::GgufVocabulary;
-use crate::pipeline::Pipeline;
+use crate::pipeline::{MOST_SHRINKING, Pipeline};
 use crate::template::{ChatInput, ChatTemplate};
 use crate::{file, older};
 
@@ -70,7 +70,7 @@ impl Tokenizer {
         Self::new(added, pipeline, config, looked_for)
     }
 
-    /// Whether a folder has the files that [`from_dir`](Self::from_dir) needs.
+    /// Whether a folder has the files that [`from_dir`](Self::from_dir) needs, be they links that lead to nothing.
     ///
     /// ```
     /// use qwen_tokenizer::Tokenizer;
@@ -78,7 +78,7 @@ impl Tokenizer {
     /// assert!(!Tokenizer::is_in(concat!(env!("CARGO_MANIFEST_DIR"), "/src")));
     /// ```
     pub fn is_in(folder: impl AsRef<Path>) -> bool {
-        let has = |name: &str| folder.as_ref().join(name).exists();
+        let has = |name: &str| folder.as_ref().join(name).symlink_metadata().is_ok();
         has(TOKENIZER_JSON) || (has(older::VOCAB_JSON) && has(older::MERGES_TXT))
     }
 
@@ -136,7 +136,8 @@ impl Tokenizer {
         let in_vocab = |content: &str| model.token_to_id(content).is_some();
         let highest = pipeline.highest_id().into_iter().chain(added.iter().map(|token| token.id)).max();
         let num_ids = highest.map_or(0, |id| id as usize + 1);
-        let most_bytes = pipeline.most_bytes().filter(|_| !added.any_strips()).map(|bytes| bytes.max(added.longest()));
+        let longest = added.longest() * if added.any_normalized() { MOST_SHRINKING } else { 1 };
+        let most_bytes = pipeline.most_bytes().filter(|_| !added.any_strips()).map(|bytes| bytes.max(longest));
         let len = model.get_vocab_size() + added.iter().filter(|token| !in_vocab(&token.content)).count();
         let mut chats = Chats { default: None, tool_use: None, named_tokens: config.named_tokens, looked_for };
         for (name, source) in &config.templates {
@@ -213,11 +214,7 @@ impl Tokenizer {
     /// ```
     pub fn encode_within(&self, text: &str, parse_special: bool, limit: usize) -> Result<Vec<u32>> {
         self.inner.check_bytes(text.len(), limit)?;
-        if parse_special {
-            self.inner.encode_segments(&self.inner.added.segments(text), limit)
-        } else {
-            self.inner.encode_segments(&[Segment::Text(text)], limit)
-        }
+        if parse_special { self.inner.encode(text, &[], limit) } else { self.inner.encode_plain(text, limit) }
     }
 
     /// Encodes a prompt that is no chat, as transformers' `tokenizer(text)` does: control tokens written in it are control
@@ -305,8 +302,7 @@ impl Tokenizer {
         let template = self.template_for(input.has_tools())?;
         let most_bytes = self.inner.most_bytes.and_then(|bytes| bytes.checked_mul(limit));
         let room = Room { tokens: limit, bytes: most_bytes };
-        let encode = |segments: &[Segment<'_>]| self.inner.encode_segments(segments, limit);
-        chat::encode(template, input, &self.inner.added, room, before, encode)
+        chat::encode(template, input, &self.inner, room, before)
     }
 
     /// Renders a chat with the checkpoint's template.
@@ -338,7 +334,7 @@ impl Tokenizer {
         self.template_for(false)
     }
 
-    fn template_for(&self, tools: bool) -> Result<&ChatTemplate> {
+    pub(crate) fn template_for(&self, tools: bool) -> Result<&ChatTemplate> {
         let chats = &self.chats;
         let tool_use = chats.tool_use.as_ref().filter(|_| tools);
         tool_use

@@ -89,7 +89,6 @@ fn damaged_declarations_are_errors_with_their_key() {
         (json!({"added_tokens_decoder": {"99999999999": {"content": "a"}}}), "added_tokens_decoder.99999999999"),
         (json!({"added_tokens_decoder": {"99999999": {"content": "a"}}}), "added_tokens_decoder.99999999"),
         (json!({"added_tokens_decoder": [1]}), "added_tokens_decoder"),
-        (json!({"added_tokens_decoder": {"400": {"content": "a", "single_word": true}}}), "single_word"),
     ] {
         let error = Tokenizer::from_bytes(TOKENIZER_JSON, Some(config.to_string().as_bytes())).unwrap_err().to_string();
         assert!(error.contains(key), "{error}");
@@ -366,4 +365,136 @@ fn a_folder_without_tokenizer_json_is_read() {
 #[test]
 fn a_folder_that_is_not_there_says_so() {
     assert!(Tokenizer::from_dir(Path::new("/nowhere")).unwrap_err().to_string().contains("/nowhere"));
+}
+
+#[test]
+#[cfg(unix)]
+fn what_a_download_left_in_place_of_a_file_is_called_by_its_name() {
+    use std::os::unix::fs::symlink;
+    let says = |folder: &Folder, words: &[&str]| {
+        let error = folder.load().unwrap_err();
+        assert!(matches!(error, Error::Read { .. }), "{error}");
+        assert!(words.iter().all(|word| error.to_string().contains(word)), "{error}");
+    };
+    // A folder of a cache, copied without the files that its links lead to.
+    for name in [
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "chat_template.jinja",
+        "chat_template.json",
+        "added_tokens.json",
+        "additional_chat_templates",
+        "additional_chat_templates/tool_use.jinja",
+    ] {
+        let folder = folder("link", &[("additional_chat_templates/other.jinja", "x")]);
+        let path = folder.0.join(name);
+        match path.is_dir() {
+            true => std::fs::remove_dir_all(&path).unwrap(),
+            false => drop(std::fs::remove_file(&path)),
+        }
+        symlink("../../blobs/0123abc", &path).unwrap();
+        says(&folder, &[name, "link to ../../blobs/0123abc", "copy the folder"]);
+        assert!(Tokenizer::is_in(&folder.0));
+    }
+    let older = Folder::new("link-older", &[("merges.txt", "a b")]);
+    symlink("blob", older.0.join("vocab.json")).unwrap();
+    assert!(Tokenizer::is_in(&older.0));
+    says(&older, &["vocab.json", "link to blob"]);
+    // Pointers and pages.
+    let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 7031645\n";
+    says(&Folder::new("lfs", &[("tokenizer.json", pointer)]), &["Git LFS pointer", "git lfs pull"]);
+    says(&folder("page", &[("tokenizer_config.json", "<!DOCTYPE html><html>")]), &["a page of a web site"]);
+}
+
+#[test]
+fn keys_that_are_null_are_left_out() {
+    // As transformers 5.24 gives messages to a template.
+    let tokenizer = with_template("{% for m in messages %}{{ m | tojson }}{{ m.content is defined }};{% endfor %}");
+    let json = r#"[{"role": "assistant", "content": null, "tool_calls": null, "name": null, "x": [null]},
+                   {"role": "user", "content": ""}]"#;
+    let text = r#"{"role": "assistant", "x": [null]}False;{"role": "user", "content": ""}True;"#;
+    let messages: Vec<Message> = serde_json::from_str(json).unwrap();
+    assert_eq!(ids(&tokenizer, &messages).text, text);
+    // As JSON they are what they were.
+    let template =
+        qwen_tokenizer::ChatTemplate::new("{{ messages[0].content is none }}{{ messages[0].name is defined }}");
+    assert_eq!(template.unwrap().render(&ChatInput::from_json(json)).unwrap(), "TrueTrue");
+    // A thought goes by several names.
+    for (json, text) in [
+        (
+            r#"{"role": "assistant", "thinking": "t"}"#,
+            r#"{"role": "assistant", "thinking": "t", "reasoning_content": "t"}"#,
+        ),
+        (
+            r#"{"role": "assistant", "reasoning_content": null, "reasoning": "r", "content": ""}"#,
+            r#"{"thinking": "r", "role": "assistant", "content": "", "reasoning": "r", "reasoning_content": "r"}"#,
+        ),
+        (
+            r#"{"role": "user", "reasoning_content": "c", "thinking": "t"}"#,
+            r#"{"role": "user", "reasoning_content": "c", "thinking": "t"}"#,
+        ),
+    ] {
+        let template = qwen_tokenizer::ChatTemplate::new("{{ messages[0] | tojson }}").unwrap();
+        let message: Message = serde_json::from_str(json).unwrap();
+        assert_eq!(template.render(&ChatInput::new(&[message])).unwrap(), text);
+    }
+}
+
+#[test]
+fn a_key_may_hold_the_beginning_of_a_token() {
+    // The key `content` ends as `tool` begins, and `role` is a token.
+    let mut json = tokenizer_json();
+    for (id, content) in [(357, "tool"), (358, "role")] {
+        json["added_tokens"].as_array_mut().unwrap().push(json!({"id": id, "content": content}));
+    }
+    let tokenizer = Tokenizer::from_bytes(json.to_string().as_bytes(), None).unwrap();
+    let template =
+        "{% for m in messages %}{{ m.role + m['content'] + m.get('content') }}{{ 'content' in m }}{% endfor %}";
+    let tokenizer = tokenizer.with_chat_template(template).unwrap();
+    let chat = ids(&tokenizer, &[Message::user("a tool")]);
+    assert_eq!(chat.text, "usera toola toolTrue");
+    assert!(chat.ids.iter().all(|id| *id < 352), "{:?}", chat.ids);
+}
+
+#[test]
+fn templates_that_change_what_users_write_are_warned_of() {
+    let warnings = |body: &str| {
+        with_template(&format!(
+            "{{% for m in messages %}}{{{{ '<|im_start|>' + m.role + '\\n' }}}}{body}<|im_end|>{{% endfor %}}"
+        ))
+        .warnings()
+    };
+    for body in [
+        "{{ m.content }}",
+        "{{ m.content | trim }}",
+        "{{ m['content'].strip() }}",
+        "{% if m.content is string %}{{ m.content }}{% else %}{% for part in m.content %}{{ part.text }}{% endfor %}{% endif %}",
+        "{% if '</think>' in m.content and m.role == 'assistant' %}{{ m.content.split('</think>')[-1] }}{% else %}{{ m.content }}{% endif %}",
+        "{{ m.content if m.role == 'user' else m.content | e }}",
+        "{{ m.content | string | safe }}",
+        "{{ raise_exception('no') }}",
+        "",
+    ] {
+        assert!(warnings(body).is_empty(), "{body}: {:?}", warnings(body));
+    }
+    for (body, change) in [
+        ("{{ m.content | e }}", r#"`"q" 'a' ` becomes `&#34;q&#`"#),
+        ("{{ m.content | replace('<', '&lt;') }}", "`<b> & &a` becomes `&lt;b> &`"),
+        ("{{ m.content.replace('\\n', ' ') }}", "becomes"),
+        ("{{ m.content | tojson }}", "becomes"),
+        ("{{ m.content | upper }}", "becomes"),
+        ("{{ m.content | replace('  ', ' ') }}", "becomes"),
+        ("{{ m.content | urlencode }}", "becomes"),
+    ] {
+        let warnings = warnings(body);
+        assert!(
+            warnings[0].contains("changes what users write") && warnings[0].contains(change),
+            "{body}: {warnings:?}"
+        );
+    }
+    // What refuses a chat with control tokens.
+    let tokenizer = with_template("{% for m in messages %}{{ m.content | e }}{% endfor %}");
+    let said = [Message::user("Hi <|im_end|>")];
+    assert_eq!(tokenizer.encode_chat(&ChatInput::new(&said)), Err(Error::ControlTokensRewritten));
+    assert!(tokenizer.warnings()[1].contains("cannot be told from its own"));
 }

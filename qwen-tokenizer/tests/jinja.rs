@@ -62,6 +62,12 @@ fn what_no_template_can_have_is_an_error_of_loading() {
         ("{% set _ = calls.append(1) %}", "make a new value, such as `list + [item]`"),
         ("{{ names | random }}", "would differ from one rendering to the next"),
         ("{% include 'other.jinja' %}", "the tag `include` reads another file"),
+        ("\n{% extends 'other.jinja' %}", "line 2: the tag `extends` reads another file"),
+        ("{% import 'other.jinja' as other %}", "the tag `import` reads another file"),
+        ("{% from 'other.jinja' import f %}", "the tag `from` reads another file"),
+        ("{% block a required %}{% endblock %}", "the block `a` is `required` of a template that extends this one"),
+        ("{% block a %}{% endblock %}\n{% block a %}{% endblock %}", "line 2: the block `a` is there twice"),
+        ("{% autoescape true %}{{ x }}{% endautoescape %}", "the tag `autoescape` makes HTML of texts"),
     ] {
         let error = ChatTemplate::new(source).unwrap_err();
         assert!(matches!(error, Error::TemplateSyntax { .. }), "{source}: {error}");

@@ -75,6 +75,104 @@ fn message() -> impl Strategy<Value = Message> {
     ]
 }
 
+/// Some of the tokens that people add, of any flags, and one of the normal forms.
+fn added_tokens() -> impl Strategy<Value = (Vec<(&'static str, [bool; 5])>, Value)> {
+    let contents = vec![
+        "<x>",
+        "x",
+        "the",
+        "é",
+        "e\u{301}",
+        " ",
+        "\n",
+        "  ",
+        "ab",
+        "b<x",
+        "天",
+        "\u{1112}\u{1161}",
+        "ﬁ",
+        "A",
+        "Å",
+        "<|im_",
+        " a ",
+        "_",
+        "\u{301}",
+        "ß",
+        "<|im_end|>x",
+    ];
+    let token = (prop::sample::select(contents), any::<[bool; 5]>());
+    let normal_form = prop::sample::select(vec![
+        json!(null),
+        json!({"type": "NFC"}),
+        json!({"type": "NFKC"}),
+        json!({"type": "NFD"}),
+        json!({"type": "Sequence", "normalizers": [{"type": "NFC"}, {"type": "Lowercase"}]}),
+    ]);
+    (prop::collection::vec(token, 0..6), normal_form)
+}
+
+/// tokenizer.json with these.
+fn with_added_tokens((tokens, normal_form): &(Vec<(&str, [bool; 5])>, Value)) -> String {
+    let mut json: Value = serde_json::from_slice(TOKENIZER_JSON).unwrap();
+    json["normalizer"] = normal_form.clone();
+    let mut next = tokenizer().num_ids();
+    for (content, [special, lstrip, rstrip, single_word, normalized]) in tokens {
+        if json["added_tokens"].as_array().unwrap().iter().any(|token| token["content"] == *content) {
+            continue;
+        }
+        let known = json["model"]["vocab"].get(content).cloned();
+        next += usize::from(known.is_none());
+        let id = known.unwrap_or_else(|| (next - 1).into());
+        // The library panics where white space before such a token was swallowed already.
+        let lstrip = *lstrip && !content.trim().is_empty();
+        let token = json!({"id": id, "content": content, "special": special, "lstrip": lstrip, "rstrip": rstrip,
+                           "single_word": single_word, "normalized": normalized});
+        json["added_tokens"].as_array_mut().unwrap().push(token);
+    }
+    json.to_string()
+}
+
+/// Texts in which the tokens of [`added_tokens`] stand, and what joins with them.
+fn text_with_added_tokens() -> impl Strategy<Value = String> {
+    let pieces = vec![
+        "<x>",
+        "x",
+        "the",
+        "é",
+        "e\u{301}",
+        "E\u{301}",
+        " ",
+        "\n",
+        "\t ",
+        "ab",
+        "b<x",
+        "天",
+        "한",
+        "\u{1112}\u{1161}\u{11ab}",
+        "ﬁ",
+        "a",
+        "A",
+        "\u{212b}",
+        "A\u{30a}",
+        "<|im_",
+        "end|>",
+        "<|im_end|>",
+        "<tool_call>",
+        " a ",
+        "_",
+        "\u{301}",
+        "\u{323}",
+        "ß",
+        "9",
+        "\u{a0}",
+        "ZZ",
+        ".",
+        "\u{338}",
+    ];
+    prop::collection::vec(prop_oneof![9 => prop::sample::select(pieces).prop_map(str::to_owned), 1 => ".{0,3}"], 0..12)
+        .prop_map(|pieces| pieces.concat())
+}
+
 fn control_count(ids: &[u32]) -> usize {
     ids.iter().filter(|&&id| tokenizer().control_ids().any(|control| control == id)).count()
 }
@@ -100,6 +198,52 @@ proptest! {
         let library = LIBRARY.get_or_init(|| tokenizers::Tokenizer::from_bytes(TOKENIZER_JSON).unwrap());
         let ids = library.encode(text.as_str(), false).unwrap().get_ids().to_vec();
         prop_assert_eq!(tokenizer().encode(&text, true).unwrap(), ids);
+    }
+
+    #[test]
+    fn added_tokens_are_found_as_the_library_finds_them(
+        added in added_tokens(),
+        texts in prop::collection::vec(text_with_added_tokens(), 12),
+    ) {
+        let json = with_added_tokens(&added);
+        let library = tokenizers::Tokenizer::from_bytes(json.as_bytes()).unwrap();
+        let mut forms: Vec<String> = added.0.iter().filter(|(_, flags)| flags[4]).map(|(content, _)| {
+            let mut form = NormalizedString::from(*content);
+            if let Some(normalizer) = library.get_normalizer() {
+                normalizer.normalize(&mut form).unwrap();
+            }
+            form.get().to_owned()
+        }).collect();
+        forms.sort_unstable();
+        // Of two tokens of one normal form either may be found there.
+        if forms.windows(2).all(|two| two[0] != two[1]) {
+            let tokenizer = Tokenizer::from_bytes(json.as_bytes(), None).unwrap();
+            for text in texts {
+                let ids = library.encode(text.as_str(), false).unwrap().get_ids().to_vec();
+                prop_assert_eq!(tokenizer.encode(&text, true).unwrap(), ids, "{:?}", text);
+            }
+        }
+    }
+
+    #[test]
+    fn no_text_of_a_user_is_an_added_token(
+        added in added_tokens(),
+        texts in prop::collection::vec(text_with_added_tokens(), 4),
+    ) {
+        let tokenizer = Tokenizer::from_bytes(with_added_tokens(&added).as_bytes(), None).unwrap();
+        let template = "{% for m in messages %}{{ '<|im_start|>' + m.content + '<|im_end|>' }}{% endfor %}";
+        let tokenizer = tokenizer.with_chat_template(template).unwrap();
+        let controls: Vec<u32> = tokenizer.control_ids().collect();
+        let count = |texts: &[String]| {
+            let messages: Vec<Message> = texts.iter().map(Message::user).collect();
+            let chat = tokenizer.encode_chat(&ChatInput::new(&messages)).unwrap();
+            chat.ids.iter().filter(|id| controls.contains(id)).count()
+        };
+        // Tokens of one character are BPE's own words, too.
+        if tokenizer.control_ids().all(|id| id >= 352) {
+            let (said, bare) = (count(&texts), count(&vec![String::new(); texts.len()]));
+            prop_assert_eq!(said, bare, "{:?}", texts);
+        }
     }
 
     #[test]

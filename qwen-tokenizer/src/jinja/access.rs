@@ -15,12 +15,14 @@ pub(super) fn attribute(value: &Value, name: &Text, budget: &Budget) -> Result<V
         // Most of the time a mapping is asked for a key.
         Value::Dict(dict) => match method(value, name) {
             Value::Undefined(_) if methods::has(value, name).is_some() => {
-                Ok(dict.get_str(name).cloned().unwrap_or_else(|| missing(value, name)))
+                Ok(dict.get_str(name, budget).cloned().unwrap_or_else(|| missing(value, name)))
             }
             found => Ok(found),
         },
+        // The sandbox hides what begins with an underscore.
+        Value::Namespace(_) if name.starts_with('_') => Ok(missing(value, name)),
         Value::Namespace(entries) => {
-            Ok(entries.borrow().get_str(name).cloned().unwrap_or_else(|| missing(value, name)))
+            Ok(entries.borrow().get_str(name, budget).cloned().unwrap_or_else(|| missing(value, name)))
         }
         Value::Loop(state) => of_loop(state, name, budget),
         // The two names of what `groupby` gives.

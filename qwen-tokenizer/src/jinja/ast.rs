@@ -52,8 +52,13 @@ pub(super) enum Node {
         filters: Vec<Filter>,
         body: Vec<Node>,
     },
-    /// What training finds the assistant's words by.
-    Generation(Vec<Node>),
+    /// A body with variables of its own: `generation`, by which training finds the assistant's words, and `autoescape false`.
+    Scope(Vec<Node>),
+    /// `block`: without `is_scoped`, its body sees no variables but the outermost.
+    Block {
+        is_scoped: bool,
+        body: Vec<Node>,
+    },
     Break,
     Continue,
 }

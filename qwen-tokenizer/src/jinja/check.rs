@@ -189,7 +189,7 @@ impl<'a> Walk<'a> {
                 self.expr(call);
                 self.definition(caller);
             }
-            Node::Generation(body) => self.nodes(body),
+            Node::Scope(body) | Node::Block { body, .. } => self.nodes(body),
         }
     }
 

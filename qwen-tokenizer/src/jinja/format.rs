@@ -16,8 +16,9 @@ pub(super) fn percent(text: &str, values: &[Value], whole: Option<&Value>, budge
         let mut by_name = None;
         if let Some((name, after)) = rest.strip_prefix('(').and_then(|rest| rest.split_once(')')) {
             let Some(Value::Dict(dict)) = whole else { return fail("a format with names takes a mapping") };
-            by_name =
-                Some(dict.get_str(name).ok_or_else(|| problem(format!("a format without a value for `{name}`")))?);
+            by_name = Some(
+                dict.get_str(name, budget).ok_or_else(|| problem(format!("a format without a value for `{name}`")))?,
+            );
             rest = after;
         }
         let mut next = || values_left.next().ok_or_else(|| problem("a format with too few values"));

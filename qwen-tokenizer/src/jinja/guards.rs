@@ -16,6 +16,10 @@ impl Budget {
         self
     }
 
+    pub(super) fn has_guards(&self) -> bool {
+        !self.guards.is_empty()
+    }
+
     /// `text` with what its guards stand for.
     pub(super) fn plain<'a>(&self, text: &'a str) -> Cow<'a, str> {
         let stands_for = |c: char| self.guards.iter().find(|(_, guard)| *guard == c).map(|(first, _)| *first);

@@ -14,7 +14,8 @@
 //!
 //! Where it differs from Jinja, on purpose: what no template can have is found at load (`check`); a namespace and `loop`
 //! cannot be inside another value, so that there are no cycles; integers of more than 127 bits can only be written; there
-//! are no bytes and nothing random; there is no HTML, so `safe` marks nothing, and what is added to it is not escaped; an
+//! are no bytes and nothing random; there is no HTML, so `safe` marks nothing, what is added to it is not escaped, and
+//! `autoescape` can only be off; there is one template, so nothing is included or extended, and no `self` or `super`; an
 //! outer variable that a body reads before the template sets one of its name further down is read, not undefined.
 //! `tools/check-jinja.py` compares the two.
 //!

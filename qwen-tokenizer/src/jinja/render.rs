@@ -155,15 +155,20 @@ impl<'a> Renderer<'a> {
                 let value = self.call_macro(callable, arguments, Some(caller))?;
                 self.write(&value)?;
             }
-            Node::Generation(body) => {
-                let before = self.scopes.open();
-                let flow = self.body(body)?;
-                self.scopes.close(before);
-                return Ok(flow);
-            }
+            Node::Scope(body) => return self.scoped(body, Scopes::open),
+            Node::Block { is_scoped: true, body } => return self.scoped(body, Scopes::open),
+            Node::Block { is_scoped: false, body } => return self.scoped(body, Scopes::open_in_first),
             _ => {}
         }
         Ok(Flow::Next)
+    }
+
+    /// Runs a body in a scope that `open` opens.
+    fn scoped(&mut self, body: &[Node], open: impl FnOnce(&mut Scopes) -> usize) -> Result<Flow> {
+        let before = open(&mut self.scopes);
+        let flow = self.body(body)?;
+        self.scopes.close(before);
+        Ok(flow)
     }
 
     fn write(&mut self, value: &Value) -> Result<()> {

@@ -65,6 +65,11 @@ impl Scopes {
         std::mem::replace(&mut self.current, self.stack.len() - 1)
     }
 
+    /// Opens a scope inside of the outermost one, which no other variables are seen from.
+    pub(super) fn open_in_first(&mut self) -> usize {
+        self.open_in((0, 0))
+    }
+
     /// Empties the innermost scope, for the next round of a loop.
     pub(super) fn clear(&mut self) {
         self.opened += 1;

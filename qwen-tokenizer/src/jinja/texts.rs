@@ -1,5 +1,6 @@
 //! The texts within a value of the input, replaced by others.
 
+use std::rc::Rc;
 use std::sync::Arc;
 
 use super::limits::Budget;
@@ -18,12 +19,9 @@ impl Value {
                 for (key, value) in dict.entries() {
                     let (new_key, new_value) = (key.with_texts(replace), value.with_texts(replace));
                     has_replaced |= new_key.is_some() || new_value.is_some();
-                    let key = new_key.as_ref().unwrap_or(key).as_str().unwrap_or_default().to_owned();
-                    entries.push((key, new_value.unwrap_or_else(|| value.clone())));
+                    entries.push((new_key.unwrap_or_else(|| key.clone()), new_value.unwrap_or_else(|| value.clone())));
                 }
-                // A budget of the input has no limit, and the nesting is that of a value which exists.
-                let made = || Value::dict(entries, &Budget::of_input()).unwrap_or(Value::None);
-                has_replaced.then(made)
+                has_replaced.then(|| Value::Dict(Rc::new(dict.with_entries(entries))))
             }
             _ => None,
         }
@@ -45,7 +43,7 @@ impl Value {
     /// The text under a key of a mapping.
     pub(crate) fn text_at(&self, key: &str) -> Option<&str> {
         match self {
-            Value::Dict(dict) => dict.get_str(key)?.as_str(),
+            Value::Dict(dict) => dict.get_str(key, &Budget::of_input())?.as_str(),
             _ => None,
         }
     }

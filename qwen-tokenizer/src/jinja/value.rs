@@ -218,7 +218,7 @@ impl Value {
         }
     }
 
-    pub(super) fn as_str(&self) -> Option<&str> {
+    pub(crate) fn as_str(&self) -> Option<&str> {
         match self {
             Self::Str(text) => Some(text),
             _ => None,
@@ -358,7 +358,7 @@ impl Dict {
         self.entries.len()
     }
 
-    pub(super) fn entries(&self) -> impl DoubleEndedIterator<Item = (&Value, &Value)> {
+    pub(crate) fn entries(&self) -> impl DoubleEndedIterator<Item = (&Value, &Value)> {
         self.entries.iter().map(|(key, value)| (key, value))
     }
 
@@ -393,19 +393,24 @@ impl Dict {
         Ok(self.position(key, budget)?.and_then(|at| self.entries.get(at)).map(|(_, value)| value))
     }
 
-    pub(super) fn get_str(&self, key: &str) -> Option<&Value> {
+    pub(crate) fn get_str(&self, key: &str, budget: &Budget) -> Option<&Value> {
         if self.entries.len() > SMALL {
-            let at = *self.index.get(&Key::Str(key.into()))?;
+            let at = *self.index.get(&Key::Str(budget.plain(key).into()))?;
             return self.entries.get(at).map(|(_, value)| value);
         }
-        self.entries.iter().find(|(found, _)| found.as_str() == Some(key)).map(|(_, value)| value)
+        self.entries.iter().find(|(found, _)| is_text(found, key, budget)).map(|(_, value)| value)
+    }
+
+    /// These entries in place of as many whose keys are the same but for guards.
+    pub(super) fn with_entries(&self, entries: Vec<(Value, Value)>) -> Self {
+        Self { entries, index: self.index.clone(), nesting: self.nesting }
     }
 
     fn position(&self, key: &Value, budget: &Budget) -> Result<Option<usize>> {
         if self.entries.len() <= SMALL
             && let Some(key) = key.as_str()
         {
-            return Ok(self.entries.iter().position(|(found, _)| found.as_str() == Some(key)));
+            return Ok(self.entries.iter().position(|(found, _)| is_text(found, key, budget)));
         }
         let key = Key::new(key, budget)?;
         if self.entries.len() > SMALL {
@@ -418,4 +423,11 @@ impl Dict {
         }
         Ok(None)
     }
+}
+
+/// Whether a key is this text, whatever guards stand in either.
+fn is_text(found: &Value, key: &str, budget: &Budget) -> bool {
+    found
+        .as_str()
+        .is_some_and(|found| found == key || (budget.has_guards() && budget.plain(found) == budget.plain(key)))
 }

@@ -61,7 +61,8 @@ impl<'a> ChatInput<'a> {
     /// A chat of these messages, ending with the beginning of the assistant's answer.
     ///
     /// The arguments of calls reach the template in the form that it takes ([`Arguments`](crate::Arguments)), and lists of
-    /// text parts as one text where it takes no lists.
+    /// text parts as one text where it takes no lists. As in transformers 5, keys that are `null` are left out, and the
+    /// thought of an answer is `reasoning_content` under each of its names (`reasoning_content`, `thinking`, `reasoning`).
     pub fn new(messages: &'a [Message]) -> Self {
         Self {
             messages: Source::Typed(messages),
@@ -73,7 +74,18 @@ impl<'a> ChatInput<'a> {
         }
     }
 
-    /// A chat from the JSON text of a list of messages, which reaches the template unchanged, as in transformers.
+    /// A chat from the JSON text of a list of messages, which reaches the template unchanged, as in transformers 4: a key
+    /// that is `null` is there, and is `none`. [`new`](Self::new) is as transformers 5 here, which leaves such keys out.
+    ///
+    /// ```
+    /// use qwen_tokenizer::{ChatInput, ChatTemplate, Message};
+    /// let template = ChatTemplate::new("{{ messages[0] | tojson }}")?;
+    /// let json = r#"[{"role": "assistant", "content": null, "name": "a"}]"#;
+    /// assert_eq!(template.render(&ChatInput::from_json(json))?, json[1..json.len() - 1]);
+    /// let messages: Vec<Message> = serde_json::from_str(json).unwrap();
+    /// assert_eq!(template.render(&ChatInput::new(&messages))?, r#"{"role": "assistant", "name": "a"}"#);
+    /// # Ok::<(), qwen_tokenizer::Error>(())
+    /// ```
     pub fn from_json(messages: &'a str) -> Self {
         Self { messages: Source::Json(messages), ..Self::new(&[]) }
     }
@@ -206,7 +218,8 @@ impl<'a> ChatInput<'a> {
             Source::Typed(messages) => {
                 let value = |(i, message)| message_value(i, message, takes, budget);
                 let messages = messages.iter().enumerate().map(value).collect::<Result<_>>()?;
-                json::list(messages, budget).map_err(wrong("messages"))?
+                let messages = json::list(messages, budget).map_err(wrong("messages"))?;
+                messages.with_items(&mut |message| message.as_message(budget)).unwrap_or(messages)
             }
         };
         let tools = match self.tools {
@@ -227,6 +240,34 @@ impl<'a> ChatInput<'a> {
         let others = json::convert_entries(&self.variables, 0, budget).map_err(wrong("variables"))?;
         variables.extend(others.into_iter().map(|(name, value)| (name.into(), value)));
         Ok(variables)
+    }
+}
+
+/// The names of an answer's thought; templates know the first.
+const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
+
+impl Value {
+    /// A message as transformers 5 gives it to a template; `None` where it is that already.
+    fn as_message(&self, budget: &Budget) -> Option<Value> {
+        let Value::Dict(dict) = self else { return None };
+        let is_none = |value: &Value| matches!(value, Value::None);
+        let reasoning = REASONING.iter().filter_map(|name| dict.get_str(name, budget)).find(|value| !is_none(value));
+        if reasoning.is_none() && !dict.entries().any(|(_, value)| is_none(value)) {
+            return None;
+        }
+        let entries = dict.entries().filter(|(_, value)| !is_none(value));
+        let mut entries: Vec<(String, Value)> =
+            entries.map(|(key, value)| (key.as_str().unwrap_or_default().to_owned(), value.clone())).collect();
+        if let Some(reasoning) = reasoning {
+            if !entries.iter().any(|(name, _)| name == "thinking") {
+                entries.insert(0, ("thinking".into(), reasoning.clone()));
+            }
+            match entries.iter_mut().find(|(name, _)| name == "reasoning_content") {
+                Some((_, value)) => *value = reasoning.clone(),
+                None => entries.push(("reasoning_content".into(), reasoning.clone())),
+            }
+        }
+        json::dict(entries, budget).ok()
     }
 }
 

@@ -1,13 +1,15 @@
 //! Chat templates: the checkpoint's own Jinja, rendered byte for byte as Python's transformers renders it.
 //!
-//! Here lives the template and, in `input`, what it is given. The language itself is in `jinja`; ids are made in `chat`.
+//! Here lives the template and, in `input`, what it is given; in `probe`, what it does with a chat. The language itself is
+//! in `jinja`; ids are made in `chat`.
 
 mod input;
+mod probe;
 
 use std::sync::{Arc, OnceLock};
 
+use self::input::ArgumentForms;
 pub use self::input::ChatInput;
-use self::input::{ArgumentForms, Takes};
 use crate::config::DEFAULT_TEMPLATE;
 use crate::error::{Error, Result};
 use crate::guard::Guards;
@@ -36,6 +38,7 @@ pub struct ChatTemplate {
     program: Program,
     takes_parts: OnceLock<bool>,
     takes_arguments: OnceLock<ArgumentForms>,
+    writes_calls: OnceLock<bool>,
 }
 
 impl ChatTemplate {
@@ -54,6 +57,7 @@ impl ChatTemplate {
             program,
             takes_parts: OnceLock::new(),
             takes_arguments: OnceLock::new(),
+            writes_calls: OnceLock::new(),
         })
     }
 
@@ -96,38 +100,6 @@ impl ChatTemplate {
         }
     }
 
-    /// Whether the template takes contents that are lists of parts: does it write the text of a part, and not the
-    /// list itself?
-    fn probe_parts(&self) -> bool {
-        let text = self.probe(r#"[{"role": "user", "content": [{"type": "text", "text": "4f9c"}]}]"#);
-        text.contains("4f9c") && !text.contains("'4f9c'") && !text.contains("\"4f9c\"")
-    }
-
-    /// How the template takes arguments: does it write a text as it is, and does it write a value at all?
-    fn probe_arguments(&self) -> ArgumentForms {
-        let probe = |arguments: &str| {
-            let call = format!(r#"{{"name": "f", "arguments": {arguments}}}"#);
-            let calls = format!(r#"[{{"id": "call00000", "type": "function", "function": {call}}}]"#);
-            let asked = r#"{"role": "user", "content": "q"}"#;
-            let called = format!(r#"{{"role": "assistant", "content": "", "tool_calls": {calls}}}"#);
-            let answered = r#"{"role": "tool", "name": "f", "content": "r", "tool_call_id": "call00000"}"#;
-            // Some templates want the answer, some no more than the call.
-            let whole = self.probe(&format!("[{asked}, {called}, {answered}]"));
-            if whole.is_empty() { self.probe(&format!("[{asked}, {called}]")) } else { whole }
-        };
-        ArgumentForms {
-            as_text: probe(r#""{\"k\": \"4f9c\"}""#).contains(r#"{"k": "4f9c"}"#),
-            as_value: probe(r#"{"k": "4f9c"}"#).contains("4f9c"),
-        }
-    }
-
-    /// What the template makes of messages; nothing where it refuses them.
-    fn probe(&self, messages: &str) -> String {
-        let values = ChatInput::from_json(messages).to_variables(self, &Budget::of_input());
-        let variables = values.map(|values| Variables { values, now: Some(0), bytes: 0, guards: Vec::new() });
-        variables.and_then(|variables| self.render_variables(&variables)).unwrap_or_default()
-    }
-
     fn error(&self, stopped: Stopped) -> Error {
         let Stopped { line, kind } = stopped;
         match kind {
@@ -142,16 +114,6 @@ impl ChatTemplate {
 
     fn problem(&self, line: usize, problem: String) -> Error {
         Error::Render { name: self.name.clone(), line, problem }
-    }
-}
-
-impl Takes for ChatTemplate {
-    fn parts(&self) -> bool {
-        *self.takes_parts.get_or_init(|| self.probe_parts())
-    }
-
-    fn arguments(&self) -> ArgumentForms {
-        *self.takes_arguments.get_or_init(|| self.probe_arguments())
     }
 }
 

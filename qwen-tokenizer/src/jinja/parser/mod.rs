@@ -31,8 +31,15 @@ pub(super) fn parse(source: &str) -> Result<Tree> {
     }
     let source = lexer::normalize(source);
     let tokens = lexer::tokens(&source).map_err(|e| SyntaxError::Problem { line: e.line, problem: e.problem })?;
-    let mut parser =
-        Parser { tokens: &tokens, at: 0, literals: Vec::new(), nesting: 0, loops: 0, rest: Rest::default() };
+    let mut parser = Parser {
+        tokens: &tokens,
+        at: 0,
+        literals: Vec::new(),
+        nesting: 0,
+        loops: 0,
+        rest: Rest::default(),
+        blocks: Vec::new(),
+    };
     let (nodes, end) = parser.body(&[])?;
     if let Some(name) = end {
         return parser.error(format!("`{name}` without its beginning"));
@@ -52,6 +59,8 @@ struct Parser<'a> {
     loops: usize,
     /// What the current macro asks for.
     rest: Rest,
+    /// The names of all blocks so far.
+    blocks: Vec<&'a str>,
 }
 
 impl<'a> Parser<'a> {

@@ -88,7 +88,27 @@ impl<'a> Parser<'a> {
                 }
                 Node::With { line, targets, body: self.block("endwith")? }
             }
-            "generation" => Node::Generation(self.block("endgeneration")?),
+            "generation" => Node::Scope(self.block("endgeneration")?),
+            "autoescape" => {
+                if !matches!(self.expr()?, Expr::Bool(false)) {
+                    let problem =
+                        "the tag `autoescape` makes HTML of texts, and a model reads them as they are; take it out";
+                    return self.error(problem);
+                }
+                Node::Scope(self.block("endautoescape")?)
+            }
+            "print" => {
+                let mut values = Vec::new();
+                while self.peek() != Some(&Token::BlockEnd) {
+                    if !values.is_empty() {
+                        self.expect(",")?;
+                    }
+                    values.push(self.expr()?);
+                }
+                self.expect_token(&Token::BlockEnd)?;
+                Node::Output(line, Expr::Concat(values))
+            }
+            "block" => return self.named_block(),
             "break" | "continue" => {
                 if self.loops == 0 {
                     return self.error(format!("`{name}` outside of a loop"));
@@ -107,6 +127,26 @@ impl<'a> Parser<'a> {
             }
         };
         Ok(node)
+    }
+
+    /// A block, which a template of its own renders where it stands.
+    fn named_block(&mut self) -> Result<Node> {
+        let name = self.name()?;
+        if self.blocks.contains(&name) {
+            return self.error(format!("the block `{name}` is there twice; give one another name"));
+        }
+        self.blocks.push(name);
+        let is_scoped = self.skip_name("scoped");
+        if self.skip_name("required") {
+            return self.error(format!(
+                "the block `{name}` is `required` of a template that extends this one, but a chat template is one; put it in"
+            ));
+        }
+        self.expect_token(&Token::BlockEnd)?;
+        let (body, _) = self.apart(|parser| parser.body_until(&["endblock"]))?.0;
+        self.skip_name(name);
+        self.expect_token(&Token::BlockEnd)?;
+        Ok(Node::Block { is_scoped, body })
     }
 
     pub(super) fn for_loop(&mut self, line: Line) -> Result<Node> {
@@ -163,9 +203,14 @@ impl<'a> Parser<'a> {
     }
 
     pub(super) fn macro_body(&mut self, end: &str) -> Result<(Vec<Node>, Rest)> {
+        self.apart(|parser| parser.block(end))
+    }
+
+    /// What `parse` gives for a body that is a function of its own: no loop around it is its loop. And what it asks for.
+    fn apart<T>(&mut self, parse: impl FnOnce(&mut Self) -> Result<T>) -> Result<(T, Rest)> {
         let loops = std::mem::take(&mut self.loops);
         let outer = std::mem::take(&mut self.rest);
-        let body = self.block(end)?;
+        let body = parse(self)?;
         self.loops = loops;
         Ok((body, std::mem::replace(&mut self.rest, outer)))
     }
