@@ -1,14 +1,14 @@
-//! How fast a model runs, and which share of the device's limits that is.
+//! How fast a model runs, and what share of the device's limits it reaches.
 //!
 //! ```text
 //! cargo run --release --example bench -- --model PATH --prompt-tokens 512 --new-tokens 64 --repeat 5
 //! ```
 //!
-//! The device's ceilings are measured between the repeats, since a shared machine's bandwidth drifts within minutes. A
-//! throughput counts work that was done: the work of a prompt is two operations for each weight outside of the
-//! embedding and each token, and attention; the bytes of a generated token are the weights and the K/V that are read. A
-//! prompt's share of the arithmetic is the time that this work takes at the ceilings, in the run's time.
-//! Every figure is the median of the repeats, with the smallest and the largest.
+//! The device's ceilings are measured between the repeats, since a shared machine's bandwidth drifts within minutes.
+//! Throughput counts the work done: for a prompt, two operations per token and weight outside of the embedding, plus
+//! attention; for a generated token, the bytes of weights and K/V that are read. A prompt's share of the arithmetic is
+//! the time that this work would take at the ceilings, divided by the time of the run. Every figure is the median of
+//! the repeats, with the smallest and the largest.
 
 use std::fmt::{self, Write};
 use std::path::PathBuf;
@@ -37,7 +37,7 @@ struct Args {
     /// Conversations at the same time.
     #[arg(long, default_value_t = 1)]
     batch: usize,
-    /// Positions of the context before the prompt, rounded down to whole K/V blocks. They are filled, not computed.
+    /// Positions of context before the prompt, rounded down to whole K/V blocks. They are filled, not computed.
     #[arg(long, default_value_t = 0)]
     depth: usize,
     /// Stretch the context by this factor (YaRN).
@@ -55,7 +55,7 @@ struct Args {
     /// exact or fast.
     #[arg(long, default_value = "fast")]
     precision: Precision,
-    /// How K/V is stored: f32, f16 or q8_0; as the precision has it when absent.
+    /// How K/V is stored: f32, f16 or q8_0; by default f32 in exact and f16 in fast.
     #[arg(long)]
     kv: Option<Encoding>,
     /// Which features of a GPU wgpu uses: default, or best, which includes those that wgpu calls experimental.
@@ -89,7 +89,7 @@ impl Work {
         let layer = config.hidden_size * (2 * q_size + 2 * kv_size + 3 * config.intermediate_size);
         let weights = (config.num_hidden_layers * layer) as f64;
         let (tokens, depth, batch) = (args.prompt_tokens as f64, args.depth as f64, args.batch as f64);
-        // A token at position p has p + 1 scores of `q_size` products each, and as many for the values.
+        // A token at position p has p + 1 scores of `q_size` products each, and as many products for the values.
         let positions = tokens * depth + tokens * (tokens + 1.0) / 2.0;
         let attention = 4.0 * positions * (q_size * config.num_hidden_layers) as f64;
         let context = depth + tokens + args.new_tokens as f64 / 2.0;
@@ -103,7 +103,7 @@ impl Work {
     }
 }
 
-/// The smallest, the median and the largest of some figures.
+/// Minimum, median and maximum of a set of figures.
 #[derive(Clone, Copy)]
 struct Spread {
     min: f64,
@@ -130,7 +130,7 @@ fn prompt(len: usize, conversation: usize, vocab_size: usize) -> Vec<u32> {
     (0..len as u64).map(id).collect()
 }
 
-/// Run the conversations side by side. The engine stamps each token with its time, so a slow reader changes no figure.
+/// Run the conversations at the same time. The engine timestamps each token, so a slow reader does not change figures.
 fn converse(engine: &Engine, batch: usize, tokens: usize, new: usize) -> qwen::Result<Run> {
     let options = GenerateOptions::new().greedy().ignore_eos(true).max_new_tokens(new);
     let streams = (0..batch)
@@ -159,7 +159,7 @@ struct Figure {
     spread: Spread,
 }
 
-/// Runs, each between two measurements of the ceilings.
+/// Runs, each with a measurement of the ceilings before and after it.
 struct Measured {
     runs: Vec<Run>,
     ceilings: Vec<Ceilings>,
@@ -188,7 +188,7 @@ impl Measured {
             let int8 = c.int8_ops_per_second.filter(|_| int8_dots);
             [bf16, f16, int8].into_iter().flatten().fold(c.f32_flops_per_second, f64::max)
         };
-        // Attention is f32 on the CPU; GPUs multiply in it as they do with weights.
+        // Attention is f32 on the CPU; GPUs use the same arithmetic for it as for weights.
         let on_cpu = engine.device() == Some(&Device::Cpu);
         let attention_rate = |c: &Ceilings| if on_cpu { c.f32_flops_per_second } else { matrix_rate(c) };
         let least_seconds = |c: &Ceilings| work.matrix_ops / matrix_rate(c) + work.attention_ops / attention_rate(c);
@@ -243,7 +243,7 @@ impl Report<'_> {
             "model": args.model,
             "device": engine.device_name(),
             "selection_reason": engine.selection_reason(),
-            "precision": format!("{:?}", args.precision).to_lowercase(),
+            "precision": args.precision.to_string(),
             "kv": args.kv_encoding().to_string().to_lowercase(),
             "prompt_tokens": args.prompt_tokens,
             "new_tokens": args.new_tokens,
@@ -267,7 +267,7 @@ impl Report<'_> {
         let mut out = String::new();
         let Report { args, engine, load_seconds, first_token_seconds, .. } = self;
         let kv = args.kv_encoding();
-        writeln!(out, "{} on {}, {:?}, K/V in {kv}", args.model.display(), engine.device_name(), args.precision)?;
+        writeln!(out, "{} on {}, {}, K/V in {kv}", args.model.display(), engine.device_name(), args.precision)?;
         write!(out, "load {load_seconds:.2} s, first token {first_token_seconds:.2} s after the start")?;
         if let Some(peak) = self.peak_resident_bytes {
             write!(out, "\npeak resident {:.1} MiB", peak as f64 / f64::from(1 << 20))?;
@@ -298,7 +298,7 @@ fn main() -> Result<(), failure::Failure> {
     if let Some(threads) = args.threads {
         options = options.threads(threads);
     }
-    // Unknown for GPUs whose driver does not tell, and for `auto` before it has chosen.
+    // Unknown for GPUs whose driver does not report it, and for `auto` before it has chosen.
     let free_bytes = |device: &Device| device.free_bytes().ok().flatten();
     let free_before = free_bytes(&args.device);
     let started = Instant::now();
@@ -306,7 +306,7 @@ fn main() -> Result<(), failure::Failure> {
     let load_seconds = started.elapsed().as_secs_f64();
     converse(&engine, 1, 8, 1)?;
     let first_token_seconds = started.elapsed().as_secs_f64();
-    // The first run is not measured: it touches buffers for the first time. The peak is read before the meter takes memory.
+    // A warm-up run touches all buffers and is not measured. The peak is read before the meter allocates memory.
     run(&engine, &args)?;
     let peak_resident_bytes = memory::peak_resident_bytes();
     let device = engine.device().unwrap_or(&args.device);

@@ -1,4 +1,4 @@
-//! A backend written outside of the workspace's crates, and a chat that runs on it.
+//! A backend defined outside the workspace's crates, and a chat that runs on it.
 //!
 //! ```text
 //! cargo run --release --example custom_backend -- "Hello!" path/to/Qwen2.5-0.5B-Instruct
@@ -6,10 +6,10 @@
 //!
 //! Without arguments it greets the demo checkpoint of this repository.
 //!
-//! [`RowMajor`] keeps everything as rows of f32, adds products up in sixteen sums that the compiler turns into vector
-//! instructions, and shares large operations out to threads. It has the base operations of [`Backend`] alone; the fused
-//! ones are composed of them. `tests/custom_backend.rs` runs the conformance suite on it; `docs/writing-a-backend.md`
-//! goes through the steps and says what to do next for speed.
+//! [`RowMajor`] keeps everything as rows of f32, accumulates products in sixteen sums that the compiler turns into
+//! vector instructions, and divides large operations among threads. It implements only the base operations of
+//! [`Backend`]; the fused ones are composed of them. `tests/custom_backend.rs` runs the conformance suite on it;
+//! `docs/writing-a-backend.md` goes through the steps and says what to do next for speed.
 
 use qwen::core::backend::{
     Add, DeviceInfo, Embed, GatherRows, HeadLayout, Interrupt, KvSpec, Linear, PAD_SLOT, PagedAttention, RmsNorm, Rope,
@@ -68,8 +68,8 @@ impl RowMajor {
         RowMajor { threads: std::thread::available_parallelism().map_or(1, usize::from) }
     }
 
-    /// Call `work` with the number and the values of each row. A row is computed by one thread, so that the number of
-    /// threads changes no result.
+    /// Call `f` with the index and the values of each row. A row is computed by one thread, so that the number of
+    /// threads does not change results.
     fn for_each_row(&self, work: usize, values: &mut [f32], width: usize, f: impl Fn(usize, &mut [f32]) + Sync) {
         // Threads are not worth starting for fewer multiplications.
         let threads = if work < 1 << 20 { 1 } else { self.threads };
@@ -87,7 +87,7 @@ impl RowMajor {
     }
 }
 
-/// The sum of products, in one order whatever surrounds it.
+/// The sum of products, always in the same order.
 fn dot(a: &[f32], b: &[f32]) -> f32 {
     let mut sums = [0.0; 16];
     let (a, b) = (a.chunks_exact(sums.len()), b.chunks_exact(sums.len()));
@@ -98,14 +98,14 @@ fn dot(a: &[f32], b: &[f32]) -> f32 {
     sums.iter().sum::<f32>() + rest
 }
 
-// What the plan before loading asks: all encodings become f32.
+// The sizes for the plan before loading: all encodings become f32.
 impl Footprint for RowMajor {
     fn weight_bytes(&self, shape: &WeightShape) -> Result<u64> {
         Ok(size::bytes(4, &[shape.rows(), shape.cols]))
     }
 }
 
-/// The operands of `op`, to be checked: an operation may be asked for more than its buffers hold.
+/// Checks for the operands of `op`: an operation may be asked for more than its buffers hold.
 fn operands(op: &str) -> Operands<'_> {
     Operands { device: "row-major example", op }
 }
@@ -148,7 +148,7 @@ impl Backend for RowMajor {
     }
 
     fn kv(&mut self, spec: &KvSpec) -> Result<Kv> {
-        // Fewer bits than these round in a way that a backend has to follow; more bits are allowed.
+        // Q8_0 prescribes how values are rounded, so it is refused; storing more bits than asked for is allowed.
         spec.check_encodings("this example", &[Encoding::F32, Encoding::F16])?;
         let values = size::zeros("num_blocks", &[spec.num_layers(), spec.layer_values()?, 2])?;
         Ok(Kv { spec: spec.clone(), values })
@@ -191,7 +191,7 @@ impl Backend for RowMajor {
         Ok(())
     }
 
-    // Every operation is over when its call returns: there is nothing to wait for.
+    // Every operation has completed when its call returns: there is nothing to wait for.
     fn synchronize(&mut self) -> Result<()> {
         Ok(())
     }
@@ -290,12 +290,12 @@ impl Backend for RowMajor {
         let work = key.num_tokens * heads.q_size() * contexts.iter().max().map_or(0, |len| *len as usize);
         self.for_each_row(work, &mut out[..key.num_tokens * heads.q_size()], heads.q_size(), |token, out| {
             let end = sums.partition_point(|sum| *sum as usize <= token);
-            let Some(&next) = sums.get(end) else { return }; // Padding: nobody reads its row.
+            let Some(&next) = sums.get(end) else { return }; // Padding: its row is never read.
             let visible = contexts[end - 1] as usize - (next as usize - token) + 1;
             let blocks = &inputs.block_tables[(end - 1) * inputs.max_blocks_per_seq..];
             for (head, out) in out.chunks_exact_mut(head_dim).enumerate() {
                 let q = &qkv[token * heads.qkv_size() + head * head_dim..][..head_dim];
-                // Softmax in one pass: what was added so far shrinks when a larger score comes along.
+                // Softmax in one pass: the sums so far are rescaled when a larger score appears.
                 let (mut max, mut sum) = (f32::NEG_INFINITY, 0.0);
                 out.fill(0.0);
                 for position in 0..visible {

@@ -1,13 +1,13 @@
-//! How well a model predicts a text, and how far it is from another: what a block format costs.
+//! How well a model predicts a text, and how far it is from another model: what a block format costs.
 //!
 //! ```text
 //! cargo run --release --example perplexity -- --model small.gguf --text text.txt --base path/to/Qwen2.5-1.5B
 //! ```
 //!
-//! The text is cut into windows. The second half of each is predicted, every token after all that precede it in the
-//! window, as llama.cpp's `llama-perplexity` does. Perplexity is the exponential of the mean negative log-likelihood;
-//! against `--base`, usually the same model in 16 bits, the divergence is the mean of KL(base || model), and top-1 the
-//! share of positions where both name the same token.
+//! The text is cut into windows. In each, the tokens of the second half are predicted, each from all tokens before it
+//! in the window, as llama.cpp's `llama-perplexity` does. Perplexity is the exponential of the mean negative
+//! log-likelihood; against `--base`, usually the same model in 16 bits, the divergence is the mean of KL(base ||
+//! model), and top-1 the share of positions where both models rank the same token first.
 
 use std::path::{Path, PathBuf};
 
@@ -61,12 +61,12 @@ impl Args {
     }
 }
 
-/// What positions add up to.
+/// Sums over positions.
 #[derive(Default)]
 struct Totals {
     positions: usize,
     negative_log_likelihood: f64,
-    /// Its squares, for the error of the mean.
+    /// The sum of squares, for the standard error of the mean.
     squares: f64,
     divergence: f64,
     same: usize,

@@ -5,8 +5,8 @@
 //! cargo run --release --example quantize -- path/to/Qwen2.5-1.5B-Instruct --to q4_k_m --out small.gguf --imatrix text.txt
 //! ```
 //!
-//! The file is a whole model: this library loads it, and so does llama.cpp. With `--imatrix` a text is run on the model
-//! first, and columns that carry more get smaller errors.
+//! The file is a whole model: this library loads it, and so does llama.cpp. With `--imatrix` the model is first run on
+//! a text, and columns that matter more get smaller errors.
 
 use std::io::{IsTerminal, Write, stderr};
 use std::num::NonZero;
@@ -15,7 +15,7 @@ use std::sync::Mutex;
 use std::time::Instant;
 
 use clap::Parser;
-use qwen::{Device, EngineOptions, LoadProgress, Quantizer, TensorMix};
+use qwen::{Device, EngineOptions, HumanBytes, LoadProgress, Quantizer, TensorMix};
 
 mod failure;
 mod output;
@@ -31,7 +31,7 @@ struct Args {
     /// The file to write.
     #[arg(long)]
     out: PathBuf,
-    /// A text of the kind that the model is used for, to measure by which columns matter.
+    /// A text like those that the model is used for, to measure which columns matter.
     #[arg(long, value_name = "TEXT_FILE")]
     imatrix: Option<PathBuf>,
     /// Where to run the text: auto, cpu, cuda, cuda:ORDINAL, wgpu, wgpu:INDEX, wgpu:NAME.
@@ -74,13 +74,13 @@ fn main() -> Result<(), failure::Failure> {
     }
     let file = quantizer.write(&args.model, &args.out)?;
     if !file.has_tokenizer {
-        eprintln!("the model has no tokenizer.json: the file is for programs that work by token ids");
+        eprintln!("the model has no tokenizer.json: the file is for programs that work on token ids");
     }
-    output::print(format!("{} ({:.1} MiB, {})", args.out.display(), file.bytes as f64 / f64::from(1 << 20), args.to))?;
+    output::print(format!("{} ({}, {})", args.out.display(), HumanBytes(file.bytes), args.to))?;
     Ok(())
 }
 
-/// A bar on stderr, where that is a terminal; else a line for each tenth.
+/// A bar on stderr if that is a terminal, else a line for each tenth.
 struct Bar {
     what: &'static str,
     start: Instant,
@@ -104,7 +104,7 @@ impl Bar {
         self.shown = Some(hundredths);
         let seconds = self.start.elapsed().as_secs_f64();
         let mut err = stderr().lock();
-        // A terminal that is gone is no reason to stop.
+        // A closed terminal is no reason to stop.
         let _ = match step {
             1 => {
                 let filled = hundredths as usize * Self::WIDTH / 100;

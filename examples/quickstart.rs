@@ -4,7 +4,7 @@
 //! cargo run --release --example quickstart -- path/to/Qwen2.5-32B-Instruct --device auto
 //! ```
 //!
-//! Without a path it asks the demo checkpoint of this repository something that a toy can answer.
+//! Without a path it asks this repository's demo model something that a toy can answer.
 
 use std::path::PathBuf;
 

@@ -6,7 +6,7 @@
 //! torchrun --no-python --nproc-per-node 2 target/release/examples/ranks --prompt "What is 3 + 4?"
 //! ```
 //!
-//! Without a launcher it starts itself once for each of `--ranks`, with the variables that torchrun would set. The
+//! Without a launcher it starts itself `--ranks` times, with the variables that torchrun would set. The
 //! answer goes to stdout, everything else to stderr. See `docs/ranks.md`.
 
 use std::io::Write;
@@ -32,7 +32,7 @@ struct Args {
     /// How many processes to start on this machine, if no launcher has started this one.
     #[arg(long, default_value_t = 2)]
     ranks: usize,
-    /// Let each process hold some of the layers instead of a share of each.
+    /// Let each process hold some of the layers instead of a part of every layer.
     #[arg(long)]
     pipeline_parallel: bool,
     /// Where each process runs.
@@ -57,7 +57,7 @@ fn main() -> Result<ExitCode, failure::Failure> {
         return Ok(ExitCode::SUCCESS);
     }
     let engine = options.load(&model)?;
-    eprintln!("rank 0 of {} on {}, {} bytes", ranks.world_size(), engine.device_name(), engine.plan().total_bytes);
+    eprintln!("rank 0 of {} on {}: {}", ranks.world_size(), engine.device_name(), engine.plan());
     let answer = GenerateOptions::new().greedy().max_new_tokens(args.max_new_tokens);
     let mut chat = engine.chat().options(answer);
     let mut out = std::io::stdout().lock();

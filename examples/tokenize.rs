@@ -6,9 +6,8 @@
 //!
 //! IN is a list of `{"text": "...", "parse_special": true}` or `{"messages": [...], "tools": [...],
 //! "add_generation_prompt": true, "trust_contents": false}`; the values shown are the defaults. OUT is the same list with
-//! `ids`, and `text` for conversations. Where control tokens are parsed, a text is a prompt, and gets what the tokenizer
-//! puts around one. PATH is a folder that needs only the
-//! tokenizer's files, or a GGUF file.
+//! `ids`, and `text` for conversations. If `parse_special` is true, a text is encoded as a prompt, with what the
+//! tokenizer adds to one, such as a BOS. PATH is a folder that needs only the tokenizer's files, or a GGUF file.
 
 use std::error::Error;
 use std::fs;
@@ -42,7 +41,7 @@ fn main() -> Result<(), failure::Failure> {
     let tokenizer = qwen::load_tokenizer(&args.model)?;
     let json = fs::read(&args.json)?;
     let mut items: Vec<Value> = serde_json::from_slice(&json)?;
-    // The text of messages keeps what `Value` rounds: integers of more than 64 bits.
+    // Messages are kept as text, since `Value` rounds integers of more than 64 bits.
     let texts: Vec<Texts> = serde_json::from_slice(&json)?;
     for (index, (item, texts)) in items.iter_mut().zip(&texts).enumerate() {
         encode(&tokenizer, item, texts).map_err(|error| format!("{}: item {index}: {error}", args.json.display()))?;

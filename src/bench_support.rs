@@ -1,5 +1,5 @@
-//! What the example `bench` needs beside the public API: the ceilings of a device, and conversations that begin at a
-//! depth. Not for programs: it may change at any time.
+//! What the example `bench` needs besides the public API: the ceilings of a device, and conversations that begin at a
+//! depth. Not a stable API: it may change at any time.
 
 use std::fmt;
 use std::path::Path;
@@ -15,7 +15,7 @@ use crate::engine::Engine;
 use crate::error::Result;
 use crate::options::EngineOptions;
 
-/// Measures the ceilings of a device again and again.
+/// Measures the ceilings of a device, repeatedly.
 pub trait CeilingMeter: fmt::Debug {
     /// Measure all ceilings within about `budget`.
     ///
@@ -24,12 +24,12 @@ pub trait CeilingMeter: fmt::Debug {
     fn measure(&mut self, budget: Duration) -> qwen_core::Result<Ceilings>;
 }
 
-/// A meter of `device`, opened with the threads and the capabilities of `options`. It takes up to a gigabyte of the
-/// processor's memory, or two of a GPU's.
+/// A meter for `device`, opened with the threads and the capabilities of `options`. It takes up to a gigabyte of host
+/// memory, or two gigabytes of a GPU's.
 ///
 /// # Errors
-/// When the memory or the device is refused, and for [`Device::Auto`], which stands for one device or another depending
-/// on the model: [`crate::Engine::device`] says for which.
+/// When the memory or the device is not available, and for [`Device::Auto`], which is resolved only with a model: see
+/// [`crate::Engine::device`].
 pub fn ceiling_meter(device: &Device, options: &EngineOptions) -> Result<Box<dyn CeilingMeter>> {
     let _ = options;
     match device {
@@ -75,11 +75,11 @@ impl CeilingMeter for qwen_backend_wgpu::ceilings::CeilingMeter {
 }
 
 /// Load the model at `path` as an engine whose conversations, at most `batch` at a time, begin after `depth` positions,
-/// rounded down to whole K/V blocks. Their K/V is that of one block of tokens again and again, so that nobody waits for a
-/// long prompt: what is computed next takes the time that it takes after any text of that length. Its values mean nothing.
+/// rounded down to whole K/V blocks. Their K/V is that of one block of tokens, repeated, so that no long prompt has to
+/// be computed. What follows takes as long as after any text of that length, but its values are meaningless.
 ///
 /// # Errors
-/// As [`EngineOptions::load`], and when the context of `options` has no position beyond `depth`.
+/// As [`EngineOptions::load`], and when the context of `options` is not longer than `depth`.
 pub fn load_at_depth(options: EngineOptions, path: &Path, depth: usize, batch: usize) -> Result<Engine> {
     options.load_wrapped(path, |runner| Ok(Box::new(AtDepth::new(runner, depth, batch)?)))
 }
@@ -87,7 +87,7 @@ pub fn load_at_depth(options: EngineOptions, path: &Path, depth: usize, batch: u
 /// Runs batches on `runner` as if a prefix had been computed before each sequence.
 struct AtDepth {
     runner: Box<dyn Runner>,
-    /// What is left beside the prefixes.
+    /// The limits without the prefixes.
     limits: Limits,
     /// The blocks of each sequence's prefix.
     prefixes: Vec<Vec<BlockId>>,

@@ -28,6 +28,7 @@ impl Engine {
 /// # Ok::<(), qwen::Error>(())
 /// ```
 #[derive(Debug)]
+#[must_use]
 pub struct Chat {
     engine: Engine,
     history: Arc<Mutex<History>>,
@@ -219,6 +220,7 @@ impl Chat {
 
 /// An answer of a [`Chat`], piece by piece. Owned: it may move into a thread.
 #[derive(Debug)]
+#[must_use = "dropping a reply cancels it"]
 pub struct Reply {
     stream: TextStream,
     text: String,

@@ -1,7 +1,7 @@
 //! One model over several processes: the only file of the facade that knows how they work together.
 //!
-//! The other files see a [`Position`] (numbers), [`Peers`] (the other processes, once they are connected) and what this
-//! process does with its part of the model ([`Loaded`]).
+//! The other files see a [`Position`] (numbers), [`Peers`] (the other processes, once they are connected) and the role
+//! of this process, with its part of the model ([`Loaded`]).
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use qwen_core::{Backend, Config, Error, Result};
 
 pub use qwen_core::ranks::Ranks;
 
-/// Where this process stands among those that share the model.
+/// The position of this process among those that share the model.
 #[derive(Debug, Clone, Copy)]
 // Only the choice of an NVIDIA GPU reads all of it.
 #[cfg_attr(not(feature = "cuda"), allow(dead_code))]
@@ -89,7 +89,7 @@ impl Peers {
         self.transport.all_reduce_min(value)
     }
 
-    /// Tell the others that this process failed.
+    /// Tell the other processes that this one failed.
     pub(crate) fn fail(&self, error: &Error) {
         self.transport.fail(error);
     }
@@ -98,15 +98,16 @@ impl Peers {
 /// What must be the same in all processes, by name.
 pub(crate) type Fingerprint = Vec<(&'static str, String)>;
 
-/// Makes the processes a group of a backend: to sum, if they share heads, or else to pass activations on.
+/// Joins the processes into a group for a backend: to sum if they share heads, otherwise to pass activations on.
 pub(crate) type JoinGroup<B> = fn(&B, &Peers, by_heads: bool) -> Result<Arc<dyn Collective>>;
 
-/// The group of backends without an interconnect of their own: everything goes over the connections of the processes.
+/// The group for backends without their own interconnect: everything goes over the connections between the processes.
 pub(crate) fn join_by_tcp<B>(_: &B, peers: &Peers, _: bool) -> Result<Arc<dyn Collective>> {
     Ok(Arc::new(TcpGroup::new(peers.transport.clone())))
 }
 
-/// The group of NVIDIA GPUs: NCCL. Without it they cannot sum; activations then go over the connections, in all processes.
+/// The group for NVIDIA GPUs: NCCL. Without it they cannot sum; activations then go over the connections, in all
+/// processes.
 #[cfg(feature = "cuda")]
 pub(crate) fn join_by_nccl(
     backend: &qwen_backend_cuda::CudaBackend,
@@ -121,7 +122,7 @@ pub(crate) fn join_by_nccl(
     Ok(Arc::new(qwen_backend_cuda::NcclGroup::join(backend, &*peers.transport)?))
 }
 
-/// What this process does with its part of the model.
+/// The role of this process, with its part of the model.
 pub(crate) enum Loaded {
     /// It has the engine: it holds the whole model, or is rank 0.
     Engine(Box<dyn Runner>),
@@ -157,8 +158,8 @@ impl Loaded {
     }
 }
 
-/// Which GPU this process takes, of the `seen` ones: the processes of a machine take one each, from `ordinal` on. A
-/// process that sees a single GPU was given that one by its launcher.
+/// Which of the `seen` GPUs this process uses: the processes on a machine use one each, starting at `ordinal`. A
+/// process that sees a single GPU was assigned that one by its launcher.
 #[cfg(feature = "cuda")]
 pub(crate) fn gpu_of(ordinal: usize, position: Position, seen: usize) -> Result<usize> {
     let needed = position.local_world_size;

@@ -1,5 +1,5 @@
-//! A loaded model: a handle to a thread that computes. Requests are beside their answers, in `generate.rs`,
-//! `logits.rs` and `chat.rs`; `load.rs` makes it.
+//! A loaded model: a handle to a thread that computes. Requests and their answers are in `generate.rs`, `logits.rs` and
+//! `chat.rs`; `load.rs` creates the engine.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::worker::Worker;
 
-/// A loaded model. Cheap to clone; all clones are one model, and may be used from any thread.
+/// A loaded model. Cheap to clone; all clones share one model and may be used from any thread.
 ///
 /// ```no_run
 /// use qwen::{Engine, GenerateOptions};
@@ -25,6 +25,7 @@ use crate::worker::Worker;
 /// # Ok::<(), qwen::Error>(())
 /// ```
 #[derive(Debug, Clone)]
+#[must_use = "dropping the last handle unloads the model"]
 pub struct Engine {
     inner: Arc<Inner>,
 }
@@ -86,12 +87,13 @@ impl Engine {
         &self.inner.worker
     }
 
-    /// The most tokens of a prompt, which leave room for one more.
+    /// The most tokens that a prompt may have: one position is left for the answer.
     pub(crate) fn prompt_room(&self) -> usize {
         self.context().saturating_sub(1)
     }
 
-    /// What the engine has computed, and what of it was discarded because requests were cancelled: at most a tenth.
+    /// How much the engine has computed, and how much of it (at most a tenth) was discarded because requests were
+    /// cancelled.
     pub fn work(&self) -> Work {
         self.inner.worker.intake().work()
     }
@@ -99,23 +101,23 @@ impl Engine {
     /// The tokenizer of the checkpoint.
     ///
     /// # Errors
-    /// When the checkpoint came without one: such an engine works by token ids.
+    /// When the checkpoint has none: such an engine works on token ids only.
     pub fn tokenizer(&self) -> Result<&Tokenizer> {
         self.inner.parts.tokenizer.as_ref().map_err(|missing| missing.clone().into())
     }
 
-    /// What config.json, or a GGUF file, says, with the options' YaRN.
+    /// The configuration of config.json or of the GGUF file, with the YaRN factor of the options.
     pub fn config(&self) -> &Config {
         &self.inner.parts.config
     }
 
-    /// What generation_config.json, or a GGUF file, says.
+    /// The contents of generation_config.json, or their equivalent in the GGUF file.
     pub fn generation_config(&self) -> &GenerationConfig {
         &self.inner.parts.generation_config
     }
 
-    /// What loading noticed and went on from, in the order in which it was found: keys without effect, values that are
-    /// wrong and not in use, tensors that nothing uses. Empty for most models; print them for whoever chose this one.
+    /// Problems that did not stop loading, in the order in which they were found: keys without effect, wrong values
+    /// that are not used, unused tensors. Empty for most models; show them to whoever chose the model.
     ///
     /// ```
     /// let engine = qwen::Engine::load(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/demo-model"))?;
@@ -145,7 +147,7 @@ impl Engine {
         &self.inner.parts.plan
     }
 
-    /// How the checkpoint's matrices are encoded: as most values of the layers are, where it mixes several encodings.
+    /// The encoding of the checkpoint's matrices: if there are several, the one of most values in the layers.
     pub fn weight_encoding(&self) -> Encoding {
         self.inner.parts.weight_encoding
     }

@@ -7,20 +7,24 @@ use std::time::{Duration, Instant};
 
 use qwen_core::GenerationConfig;
 use qwen_core::engine::sampling::SamplingParams;
-use qwen_core::engine::{Canceller, Event, FinishReason, GenerateParams, Goal, Request};
+use qwen_core::engine::{Canceller, Event, FinishReason, GenerateParams, Request};
 use qwen_core::numerics::float_env::FloatEnv;
 use qwen_tokenizer::DecodeStream;
+use serde::{Deserialize, Serialize};
 
 use crate::engine::Engine;
 use crate::error::{Error, Result};
+use crate::seconds;
 use crate::worker::{Stamped, Worker};
 
 impl Engine {
-    /// Continue `prompt`, without a chat template. Control tokens in it take effect, and what the tokenizer puts around a
-    /// text is there, as in transformers ([`encode_prompt`](qwen_tokenizer::Tokenizer::encode_prompt)).
+    /// Continue `prompt`, without a chat template. Control tokens in it take effect, and the tokenizer adds what it
+    /// adds to every text, such as a BOS, as in transformers
+    /// ([`encode_prompt`](qwen_tokenizer::Tokenizer::encode_prompt)).
     ///
     /// # Errors
-    /// Without a tokenizer; for an empty prompt; for one beyond the context, which costs little however long it is.
+    /// Without a tokenizer; for an empty prompt; for one longer than the context, which is detected cheaply, however
+    /// long it is.
     pub fn generate(&self, prompt: &str, options: &GenerateOptions) -> Result<TextStream> {
         let tokenizer = self.tokenizer()?;
         let ids = tokenizer.encode_prompt(prompt, self.prompt_room())?;
@@ -30,8 +34,8 @@ impl Engine {
     /// Continue a prompt of token ids.
     ///
     /// # Errors
-    /// For parameters that are out of their bounds; for an empty prompt, ids that are out of the vocabulary, and a prompt
-    /// beyond the context; and [`qwen_core::Error::QueueFull`] when too many requests wait
+    /// For parameters out of range; for an empty prompt, ids outside the vocabulary, or a prompt longer than the
+    /// context; and [`qwen_core::Error::QueueFull`] when too many requests are waiting
     /// ([`crate::EngineOptions::max_waiting`]).
     pub fn generate_ids(&self, prompt: impl Into<Vec<u32>>, options: &GenerateOptions) -> Result<TokenStream> {
         let _float_env = FloatEnv::enter();
@@ -49,38 +53,51 @@ impl Engine {
     }
 }
 
-/// How an answer is generated. What is not set follows the checkpoint's `generation_config.json`.
+/// How an answer is generated. Options that are not set follow the checkpoint's `generation_config.json`.
 ///
 /// ```
 /// use qwen::GenerateOptions;
 /// let options = GenerateOptions::new().temperature(0.7).top_p(0.8).top_k(20).seed(1).max_new_tokens(64);
 /// assert_eq!(options.temperature, Some(0.7));
 /// ```
-#[derive(Debug, Clone, Default, PartialEq)]
+///
+/// Files and requests of servers have them as JSON, or in another format of serde: keys that are missing follow the
+/// checkpoint, and keys that are not known are refused.
+///
+/// ```
+/// use qwen::GenerateOptions;
+/// let options: GenerateOptions = serde_json::from_str(r#"{"max_new_tokens": 64, "top_p": 0.8}"#)?;
+/// assert_eq!(options, GenerateOptions::new().max_new_tokens(64).top_p(0.8));
+/// assert!(serde_json::from_str::<GenerateOptions>(r#"{"max_tokens": 64}"#).is_err());
+/// # Ok::<(), serde_json::Error>(())
+/// ```
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[must_use]
 #[non_exhaustive]
 pub struct GenerateOptions {
-    /// Tokens of the answer at most.
+    /// The maximum number of tokens in the answer.
     pub max_new_tokens: Option<usize>,
-    /// How freely tokens are drawn: logits are divided by it. 0 always takes the most likely token.
+    /// Randomness of sampling: logits are divided by it. 0 always takes the most likely token.
     pub temperature: Option<f32>,
-    /// Draw among this many of the most likely tokens. 0 keeps all tokens.
+    /// Sample from this many of the most likely tokens. 0 keeps all tokens.
     pub top_k: Option<usize>,
-    /// Draw among the most likely tokens that have this probability together. 1 keeps all tokens.
+    /// Sample from the most likely tokens whose probabilities add up to this. 1 keeps all tokens.
     pub top_p: Option<f32>,
-    /// Draw among tokens at least this fraction as probable as the most likely one. 0 keeps all tokens.
+    /// Sample from tokens that are at least this fraction as probable as the most likely one. 0 keeps all tokens.
     pub min_p: Option<f32>,
     /// Makes tokens of the prompt and of the answer so far less likely, if above 1. 1 does nothing.
     pub repetition_penalty: Option<f32>,
-    /// Seeds the draws; 0 when not set, so that answers are reproducible by default.
+    /// Seed for sampling; 0 when not set, so that answers are reproducible by default.
     pub seed: u64,
-    /// Token ids that end the answer, beside those of the checkpoint.
+    /// Token ids that end the answer, in addition to those of the checkpoint.
     pub stop_token_ids: Vec<u32>,
-    /// Go on after the checkpoint's stop tokens.
+    /// Continue after the checkpoint's stop tokens.
     pub ignore_eos: bool,
 }
 
 impl GenerateOptions {
-    /// Everything as the checkpoint says.
+    /// All options follow the checkpoint.
     pub fn new() -> Self {
         Self::default()
     }
@@ -144,10 +161,12 @@ impl GenerateOptions {
         self
     }
 
-    /// The request for `prompt`. What the caller did not set is taken from the checkpoint, if the request uses it at all.
+    /// The request for `prompt`. Options that the caller did not set are taken from the checkpoint, if the request uses
+    /// them at all.
     ///
     /// # Errors
-    /// When the prompt alone has the checkpoint's `max_length`, and when a value of the checkpoint that is used is wrong.
+    /// When the prompt alone reaches the checkpoint's `max_length`, and when a checkpoint value that the request uses
+    /// is wrong.
     pub(crate) fn request(&self, prompt: Vec<u32>, defaults: &GenerationConfig, stop: &[u32]) -> Result<Request> {
         let or_default = |field: &str, set: Option<f32>, default: f32| -> Result<f32> {
             match set {
@@ -156,9 +175,9 @@ impl GenerateOptions {
             }
         };
         let temperature = match self.temperature {
-            // A temperature that the caller sets means sampling.
+            // Setting a temperature means sampling.
             Some(temperature) => temperature,
-            // Without do_sample the file's temperature has no part.
+            // Without do_sample the file's temperature is not used.
             None => {
                 defaults.check("do_sample")?;
                 if defaults.do_sample { or_default("temperature", None, defaults.temperature)? } else { 0.0 }
@@ -173,9 +192,10 @@ impl GenerateOptions {
         }
         let repetition_penalty =
             or_default("repetition_penalty", self.repetition_penalty, defaults.repetition_penalty)?;
-        let mut sampling = SamplingParams { temperature, repetition_penalty, seed: self.seed, ..Default::default() };
+        let mut sampling =
+            SamplingParams::new().temperature(temperature).repetition_penalty(repetition_penalty).seed(self.seed);
         if temperature == 0.0 {
-            // Nothing is drawn, so what the file says of drawing has no part either.
+            // Greedy decoding: the file's sampling parameters are not used either.
             sampling.top_k = self.top_k.unwrap_or(sampling.top_k);
             sampling.top_p = self.top_p.unwrap_or(sampling.top_p);
             sampling.min_p = self.min_p.unwrap_or(sampling.min_p);
@@ -193,7 +213,7 @@ impl GenerateOptions {
                 defaults.check("max_length")?;
             }
         }
-        // As in transformers, `max_length` counts the prompt and gives way to `max_new_tokens`.
+        // As in transformers, `max_length` includes the prompt, and `max_new_tokens` overrides it.
         let max_new_tokens = match (self.max_new_tokens.or(defaults.max_new_tokens), defaults.max_length) {
             (None, Some(max_length)) if prompt.len() >= max_length => {
                 let reason = format!(
@@ -206,13 +226,13 @@ impl GenerateOptions {
             (None, Some(max_length)) => Some(max_length - prompt.len()),
             (max_new_tokens, _) => max_new_tokens,
         };
-        let goal = Goal::Generate(GenerateParams { max_new_tokens, stop_token_ids, sampling });
-        Ok(Request { prompt, goal })
+        let params = GenerateParams::new().max_new_tokens(max_new_tokens).stop_token_ids(stop_token_ids);
+        Ok(Request::generate(prompt, params.sampling(sampling)))
     }
 }
 
-/// How many tokens and how much time an answer took.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
+/// How many tokens and how much time an answer took. Its `Display` form is one line; serde has the times in seconds.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Stats {
     /// Tokens of the prompt.
@@ -220,21 +240,33 @@ pub struct Stats {
     /// Tokens of the answer so far, without the stop token.
     pub new_tokens: usize,
     /// From the request to the first token.
+    #[serde(with = "seconds::optional", rename = "first_token_seconds")]
     pub first_token: Option<Duration>,
     /// From the first token to the latest.
+    #[serde(with = "seconds", rename = "generation_seconds")]
     pub generation: Duration,
 }
 
 impl Stats {
-    /// Tokens of the answer a second, after the first one. `None` before there are two.
+    /// Tokens per second, after the first one. `None` until there are two.
     pub fn tokens_per_second(&self) -> Option<f64> {
         let seconds = self.generation.as_secs_f64();
         (self.new_tokens > 1 && seconds > 0.0).then(|| (self.new_tokens - 1) as f64 / seconds)
     }
 }
 
+impl fmt::Display for Stats {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} prompt tokens, {} new tokens", self.prompt_tokens, self.new_tokens)?;
+        if let Some(first) = self.first_token {
+            write!(f, ", the first after {:.2} s", first.as_secs_f64())?;
+        }
+        self.tokens_per_second().map_or(Ok(()), |speed| write!(f, ", then {speed:.1} tokens/s"))
+    }
+}
+
 /// How much of a prompt is computed: see [`TokenStream::on_prompt_progress`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct PromptProgress {
     /// Tokens of the prompt that are computed.
@@ -255,6 +287,7 @@ impl fmt::Debug for OnPromptProgress {
 
 /// An answer by token ids. Owned: it may move into a thread. Dropping it cancels the rest.
 #[derive(Debug)]
+#[must_use = "dropping a stream cancels it"]
 pub struct TokenStream {
     // Keeps the engine's thread alive until the answer is complete.
     worker: Arc<Worker>,
@@ -333,7 +366,6 @@ impl Iterator for TokenStream {
                         report(PromptProgress { done, total: self.stats.prompt_tokens });
                     }
                 }
-                Ok((Event::Logits(_), _)) => {}
                 Ok((Event::Finished(reason), _)) => {
                     self.finish_reason = Some(reason);
                     self.done = true;
@@ -342,6 +374,8 @@ impl Iterator for TokenStream {
                     self.done = true;
                     return Some(Err(error.into()));
                 }
+                // What only other requests get.
+                Ok(_) => {}
                 Err(_) => {
                     self.done = true;
                     return Some(Err(Error::stopped("its thread has ended")));
@@ -360,13 +394,15 @@ impl Drop for TokenStream {
     }
 }
 
-/// An answer as text: each piece is whole characters. Owned: it may move into a thread. Dropping it cancels the rest.
+/// An answer as text: each piece is whole characters. Owned: it can be moved into a thread. Dropping it cancels the
+/// rest.
 #[derive(Debug)]
+#[must_use = "dropping a stream cancels it"]
 pub struct TextStream {
     tokens: TokenStream,
     decoder: Option<DecodeStream>,
     ids: Vec<u32>,
-    /// Whether the pieces so far are the text of these ids, and no part of a character is missing.
+    /// Whether the pieces so far are the complete text of these ids, with no partial character held back.
     is_whole: bool,
 }
 
@@ -395,7 +431,8 @@ impl TextStream {
         self.tokens.stats()
     }
 
-    /// The ids of the answer so far, without the stop token. The last may be a part of a character that is not whole yet.
+    /// The ids of the answer so far, without the stop token. The last ones may be part of a character that is not
+    /// complete yet.
     pub fn ids(&self) -> &[u32] {
         &self.ids
     }

@@ -50,6 +50,7 @@ mod options;
 mod plan;
 mod progress;
 mod quantize;
+mod seconds;
 mod stop;
 mod vocabulary;
 mod worker;
@@ -58,28 +59,35 @@ pub use chat::{Chat, Reply};
 pub use device::{Device, DeviceEntry, ParseDeviceError, absent_devices, devices};
 pub use distributed::Ranks;
 pub use engine::Engine;
-pub use error::{Error, Result};
+pub use error::{Error, ErrorKind, PromptLength, Result};
 pub use generate::{GenerateOptions, PromptProgress, Stats, TextStream, TokenStream};
 pub use logits::LogitsRows;
 pub use options::EngineOptions;
 pub use plan::plan;
 pub use progress::{LoadCanceller, LoadProgress, LoadStage};
 pub use quantize::{QuantizedFile, Quantizer};
+/// What [`Error::Model`] holds.
+pub use qwen_core::Error as ModelError;
 pub use qwen_core::backend::{AdapterChoice, CapabilitySet};
+pub use qwen_core::checkpoint::config::{GptqFormat, QuantMethod, Quantization, Yarn};
 pub use qwen_core::engine::{Canceller, FinishReason, Work};
-pub use qwen_core::memory;
+pub use qwen_core::memory::{self, MemoryInfo};
 pub use qwen_core::model::plan::Plan;
-pub use qwen_core::quantize::{Importances, TensorMix};
-pub use qwen_core::{Config, Encoding, GenerationConfig, Precision, Warning};
-pub use qwen_tokenizer::{ChatInput, ChatTemplate, Content, FunctionCall, Message, Role, Tokenizer, Tool, ToolCall};
+pub use qwen_core::numerics::encoding::{Block, GroupBits, GroupEncoding};
+pub use qwen_core::quantize::{Importances, ModelFacts, Progress, TensorMix};
+pub use qwen_core::{Backend, Config, Encoding, GenerationConfig, HumanBytes, Precision, RopeScaling, Warning};
+/// What [`Error::Text`] holds.
+pub use qwen_tokenizer::Error as TextError;
+pub use qwen_tokenizer::{Arguments, ChatInput, ChatTemplate, Content, ContentPart, DecodeStream, EncodedChat};
+pub use qwen_tokenizer::{FunctionCall, Message, Role, Tokenizer, Tool, ToolCall};
 pub use vocabulary::load_tokenizer;
 
-/// The layers below the facade: for backends, and for programs that work by token ids.
+/// The layers below the facade: for backends, and for programs that work on token ids.
 pub use qwen_core as core;
-/// The layer of texts: its errors, which [`Error::Text`] holds, and what programs rarely need of it.
+/// The layer of texts: what programs rarely need of it.
 pub use qwen_tokenizer as tokenizer;
 
-// Clones of one engine are used from many threads, and its streams move between them.
+// Clones of one engine are used from many threads, and streams are moved between threads.
 const _: () = {
     const fn shared<T: Clone + Send + Sync + 'static>() {}
     const fn moved<T: Send + 'static>() {}

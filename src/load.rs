@@ -1,4 +1,5 @@
-//! Loading: from a folder or a file and options to an [`Engine`], or to this process's part of a model that several share.
+//! Loading: from a folder or a file and options to an [`Engine`], or to this process's part of a model that several
+//! processes share.
 
 use std::path::Path;
 use std::time::Instant;
@@ -9,7 +10,7 @@ use qwen_core::model::runner::Runner;
 use qwen_core::model::source::WeightSource;
 use qwen_core::model::spec::ModelSpec;
 use qwen_core::numerics::float_env::FloatEnv;
-use qwen_core::{Backend, Config, Encoding};
+use qwen_core::{Backend, Config, Encoding, HumanBytes};
 use qwen_tokenizer::Tokenizer;
 
 use crate::device::Device;
@@ -35,7 +36,7 @@ impl Engine {
         EngineOptions::new().load(path)
     }
 
-    /// The default options, to be changed; [`EngineOptions::load`] then loads with them.
+    /// The default options, as a builder that ends with [`EngineOptions::load`].
     pub fn options() -> EngineOptions {
         EngineOptions::new()
     }
@@ -50,7 +51,7 @@ impl EngineOptions {
         self.load_wrapped(path.as_ref(), Ok)
     }
 
-    /// As [`EngineOptions::load`], with a runner that `wrap` makes of the model's.
+    /// As [`EngineOptions::load`], with the model's runner wrapped by `wrap`.
     pub(crate) fn load_wrapped(
         self,
         path: &Path,
@@ -60,8 +61,8 @@ impl EngineOptions {
         load_engine(path, &self, candidates, wrap)
     }
 
-    /// Load the model at `path` on a backend of the program's own, in the backend's precision. Options about devices have
-    /// no effect.
+    /// Load the model at `path` on the program's own backend, in the backend's precision. Options about devices have no
+    /// effect.
     ///
     /// ```no_run
     /// use qwen::core::backend::reference::Reference;
@@ -78,17 +79,17 @@ impl EngineOptions {
     }
 
     /// As a rank other than 0, load this rank's part of the model at `path` and compute rank 0's steps until its engine is
-    /// dropped. Each rank reads the checkpoint from a folder of its own machine; no tokenizer is needed.
+    /// dropped. Each rank reads the checkpoint from a local folder; no tokenizer is needed.
     ///
     /// # Errors
     /// As [`EngineOptions::load`], and [`qwen_core::Error::RankFailed`] when another rank fails or disconnects: end the
-    /// process then, and let its launcher start all of them again.
+    /// process then, and let the launcher restart all ranks.
     pub fn run_worker(self, path: impl AsRef<Path>) -> Result<()> {
         let candidates = |planner: &Planner<'_>| named_devices(planner, &self.device);
         load_worker(path.as_ref(), &self, candidates)
     }
 
-    /// As [`EngineOptions::run_worker`], on a backend of the program's own.
+    /// As [`EngineOptions::run_worker`], on the program's own backend.
     ///
     /// # Errors
     /// As [`EngineOptions::run_worker`].
@@ -141,10 +142,10 @@ fn load_engine(
         warn!("the context is cut to {context} of {wanted} positions: the memory holds the K/V of no more");
     }
     info!(
-        "loaded {} on {device_name} ({selection_reason}) in {:.1} s: context {context}, {} bytes planned",
+        "loaded {} on {device_name} ({selection_reason}) in {:.1} s: context {context}, {} planned",
         path.display(),
         started.elapsed().as_secs_f64(),
-        plan.total_bytes
+        HumanBytes(plan.total_bytes)
     );
     let generation_config = checkpoint.generation_config().clone();
     let parts = EngineParts {
@@ -162,7 +163,7 @@ fn load_engine(
     Engine::start(wrap(loaded.engine()?)?, parts, options.max_waiting)
 }
 
-/// The encoding of most values of the layers' matrices: files of blocks mix several.
+/// The encoding of most values in the layers' matrices: quantised files mix several.
 fn most_used_encoding(spec: &ModelSpec, source: &dyn WeightSource) -> qwen_core::Result<Encoding> {
     let mut values: Vec<(Encoding, u64)> = Vec::new();
     for layer in spec.layers.clone() {
@@ -192,7 +193,7 @@ fn load_worker(
     options.observer.report(LoadProgress::of(LoadStage::Opening))?;
     let checkpoint = Checkpoint::open(path)?;
     let config = config_of(&checkpoint, options)?;
-    // Rank 0 chooses among the ids, so no tokenizer is read.
+    // Rank 0 samples the tokens, so no tokenizer is read.
     let planner = Planner::new(options, &checkpoint, &config, config.vocab_size)?;
     let candidates = candidates(&planner);
     let LoadedModel { loaded, .. } = load_model(&planner, options, &checkpoint, &config, candidates)?;
@@ -222,7 +223,7 @@ fn load_model(
     let device = first.and_then(|factory| factory.device());
     let peers = Peers::connect(&options.ranks, || fingerprint(device.as_ref(), checkpoint, config, options))?;
     if peers.is_some() {
-        // All processes load on devices of one kind: none falls back to a device that it did not announce.
+        // All processes load on the same kind of device: none falls back to one that it did not announce.
         candidates.truncate(1);
     }
     let load = |peers: Option<&Peers>| {
@@ -275,7 +276,7 @@ fn fingerprint(
     config: &Config,
     options: &EngineOptions,
 ) -> qwen_core::Result<Fingerprint> {
-    // Two checkpoints of one shape differ in their norms as soon as they were trained differently.
+    // Two checkpoints of the same shape differ in their norms if they were trained differently.
     let norm = checkpoint.tensor("model.norm.weight")?;
     let kind = device.map_or("the program's own".into(), |device| device.to_string());
     let text = |value: Option<usize>| value.map_or("the default".into(), |value: usize| value.to_string());

@@ -3,15 +3,15 @@
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 
-use qwen_core::engine::{Canceller, Event, Goal, Request, RowWindow};
+use qwen_core::engine::{Canceller, Event, Request, RowWindow};
 
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::worker::{Stamped, Worker};
 
 impl Engine {
-    /// The logits after each token of `ids`, row by row, while other requests run. Takes the memory of a few rows,
-    /// however long the prompt is. The whole context may be filled.
+    /// The logits after each token of `ids`, row by row, while other requests run. Holds only a few rows in memory,
+    /// however long the prompt is. The prompt may fill the whole context.
     ///
     /// ```no_run
     /// let engine = qwen::Engine::load("path/to/Qwen2.5-0.5B")?;
@@ -28,23 +28,24 @@ impl Engine {
         LogitsRows::new(self.worker().clone(), ids.into())
     }
 
-    /// The logits after each token of `ids` at once: `[ids.len(), vocab_size]`. For short prompts: a row of Qwen2.5 has
-    /// 600 KB.
+    /// The logits after each token of `ids` at once: `[ids.len(), vocab_size]`. For short prompts: a row of a Qwen2.5
+    /// model takes 600 KB.
     ///
     /// # Errors
-    /// As [`Engine::logits_rows`], and [`qwen_core::Error::DoesNotFit`] with the figures when the rows together are
-    /// larger than the memory that is free.
+    /// As [`Engine::logits_rows`], and [`qwen_core::Error::DoesNotFit`] with the figures when all rows together need
+    /// more memory than is free.
     pub fn logits(&self, ids: &[u32]) -> Result<Vec<f32>> {
         let free = qwen_core::memory::available_memory().map_or(u64::MAX, |memory| memory.available);
         self.logits_rows(ids)?.together(self.config().vocab_size, free)
     }
 }
 
-/// The logits after each token of a prompt, in order: rows of `vocab_size` values. Made by [`Engine::logits_rows`].
+/// The logits after each token of a prompt, in order: rows of `vocab_size` values. Created by [`Engine::logits_rows`].
 ///
-/// Owned: it may move into a thread. The engine computes a few rows ahead of the reader and no more; dropping the
-/// iterator cancels the rest.
+/// Owned: it can be moved into a thread. The engine computes only a few rows ahead of the reader; dropping the iterator
+/// cancels the rest.
 #[derive(Debug)]
+#[must_use = "dropping the rows cancels them"]
 pub struct LogitsRows {
     // Keeps the engine's thread alive.
     worker: Arc<Worker>,
@@ -56,10 +57,10 @@ pub struct LogitsRows {
 
 impl LogitsRows {
     pub(crate) fn new(worker: Arc<Worker>, prompt: Vec<u32>) -> Result<Self> {
-        // One step's rows to be read while the next step computes.
+        // One step's rows can be read while the next step computes.
         let window = worker.intake().window(worker.limits().max_num_logits.saturating_mul(2));
         let left = prompt.len();
-        let request = Request { prompt, goal: Goal::Score(window.clone()) };
+        let request = Request::score(prompt, window.clone());
         let (events, canceller) = worker.submit(request)?;
         Ok(LogitsRows { worker, events, canceller, window, left })
     }
@@ -67,7 +68,7 @@ impl LogitsRows {
     /// All rows at once, of `width` values each, if they are no larger than the `free` bytes.
     ///
     /// # Errors
-    /// [`qwen_core::Error::DoesNotFit`] with the figures, and what ends the rows early.
+    /// [`qwen_core::Error::DoesNotFit`] with the figures, and the error that ends the rows early.
     pub(crate) fn together(self, width: usize, free: u64) -> Result<Vec<f32>> {
         let len = self.left.saturating_mul(width);
         let needed = (len as u64).saturating_mul(4);
@@ -82,7 +83,7 @@ impl LogitsRows {
         Ok(logits)
     }
 
-    /// A handle that stops the computation from any thread. The iterator then gives [`qwen_core::Error::Cancelled`].
+    /// A handle that stops the computation from any thread. The iterator then returns [`qwen_core::Error::Cancelled`].
     pub fn canceller(&self) -> Canceller {
         self.canceller.clone()
     }
@@ -105,9 +106,10 @@ impl Iterator for LogitsRows {
                     self.left -= 1;
                     return Some(Ok(row));
                 }
-                Ok((Event::Prompt(_) | Event::Token(_), _)) => {}
                 Ok((Event::Finished(_), _)) => break qwen_core::Error::Cancelled.into(),
                 Ok((Event::Failed(error), _)) => break error.into(),
+                // Progress of the prompt, and what only other requests get.
+                Ok(_) => {}
                 Err(_) => break Error::stopped("its thread has ended"),
             }
         };
@@ -139,9 +141,10 @@ mod tests {
         let rows = |len: usize| LogitsRows::new(worker.clone(), vec![1; len]).unwrap();
         assert_eq!(rows(64).together(1000, 256_000).unwrap(), vec![0.5; 64_000]);
         let error = rows(64).together(1000, 255_999).unwrap_err().to_string();
-        let expected = "needs 256000 bytes of memory, 255999 are available: 64 rows of logits at once; read them one";
+        let expected =
+            "needs 256000 bytes of memory, 255999 bytes are available: 64 rows of logits at once; read them one";
         assert!(error.starts_with(expected), "{error}");
-        // Whatever overflows is too large.
+        // A size that overflows is too large.
         assert!(rows(64).together(usize::MAX, u64::MAX - 1).is_err());
         assert_eq!(rows(64).map(Result::unwrap).filter(|row| row.len() == 1000).count(), 64);
     }

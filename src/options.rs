@@ -27,6 +27,7 @@ const MAX_THREADS: usize = 1024;
 /// # Ok::<(), qwen::Error>(())
 /// ```
 #[derive(Clone, Default)]
+#[must_use = "options load nothing until `load` is called"]
 pub struct EngineOptions {
     pub(crate) device: Device,
     pub(crate) settings: DeviceSettings,
@@ -81,9 +82,9 @@ impl EngineOptions {
         self
     }
 
-    /// How K/V is stored: [`Encoding::F32`], [`Encoding::F16`], or [`Encoding::Q8_0`], which takes 53% of the memory of F16
-    /// and rounds what is stored to signed bytes. Layers whose keys have large biases store them with more bits. Default: as
-    /// the precision has it, F32 in [`Precision::Exact`] and F16 in [`Precision::Fast`]. GPUs refuse Q8_0.
+    /// How K/V is stored: [`Encoding::F32`], [`Encoding::F16`], or [`Encoding::Q8_0`], which takes 53% of the memory of
+    /// F16 and rounds values to signed bytes. Layers with large key biases store their keys with more bits. Default:
+    /// F32 in [`Precision::Exact`] and F16 in [`Precision::Fast`]. GPUs refuse Q8_0.
     ///
     /// ```
     /// use qwen::{Encoding, EngineOptions};
@@ -128,23 +129,23 @@ impl EngineOptions {
     }
 
     /// The batch size that memory is planned for: the K/V store holds `sequences` conversations of the whole context.
-    /// It bounds memory, not requests: more of them run together as long as they are short, and wait for each other when
+    /// It bounds memory, not requests: more of them run together while they are short, and wait for each other when
     /// they are long. Default 1.
     pub fn batch(mut self, sequences: usize) -> Self {
         self.batch = Some(sequences);
         self
     }
 
-    /// Stretch the context by YaRN, as the model cards advise for long texts: a factor of 4 makes 131,072 positions of
-    /// 32,768. The factor applies to short texts too, whose answers may become a little worse. Default: as in
+    /// Extend the context by YaRN, as the model cards advise for long texts: a factor of 4 makes 32,768 positions
+    /// 131,072. The factor applies to short texts too, whose answers may become slightly worse. Default: as in
     /// config.json.
     pub fn yarn(mut self, factor: f64) -> Self {
         self.yarn_factor = Some(factor);
         self
     }
 
-    /// Threads that compute, 1 to 1024. Default: one for each physical core that the process may use, divided by the ranks
-    /// of this machine.
+    /// Threads that compute, 1 to 1024. Default: one per physical core that the process may use, divided by the ranks
+    /// on this machine.
     pub fn threads(mut self, threads: usize) -> Self {
         self.settings.threads = Some(threads);
         self
@@ -157,7 +158,7 @@ impl EngineOptions {
         self
     }
 
-    /// The most tokens of a step, over all requests: longer prompts are computed in chunks. Larger steps are a little
+    /// The most tokens per step, over all requests: longer prompts are computed in chunks. Larger steps are a little
     /// faster for prompts, take more memory, and delay the tokens of other requests. Default 512, and 2048 on NVIDIA
     /// GPUs.
     pub fn max_num_batched_tokens(mut self, tokens: usize) -> Self {
@@ -165,7 +166,7 @@ impl EngineOptions {
         self
     }
 
-    /// The most rows of logits of a step, which matters only for [`crate::Engine::logits`]. Values below the number of
+    /// The most rows of logits per step, which matters only for [`crate::Engine::logits`]. Values below the number of
     /// requests that run together count as that number. Default 16.
     pub fn max_num_logits(mut self, rows: usize) -> Self {
         self.max_num_logits = Some(rows);
@@ -179,15 +180,15 @@ impl EngineOptions {
         self
     }
 
-    /// Requests that may wait until the engine has room for them; one more is refused with
+    /// How many requests may wait until the engine has room for them; further ones are refused with
     /// [`qwen_core::Error::QueueFull`]. Default 1024.
     pub fn max_waiting(mut self, requests: usize) -> Self {
         self.max_waiting = Some(requests);
         self
     }
 
-    /// The most bytes that the engine may take in this process. Default: what the system and the process's cgroup leave
-    /// free, divided by the ranks of this machine; on a GPU its free memory.
+    /// The most bytes that the engine may use in this process. Default: what the system and the process's cgroup leave
+    /// free, divided by the ranks on this machine; on a GPU its free memory.
     pub fn memory_budget(mut self, bytes: u64) -> Self {
         self.memory_budget = Some(bytes);
         self
@@ -213,14 +214,14 @@ impl EngineOptions {
         self
     }
 
-    /// Quantise the matrices of a model in 16 or 32 bits while it is loaded, so that it takes the memory of this encoding:
-    /// as [`Quantizer`](crate::Quantizer) does for [`TensorMix::Uniform`](crate::TensorMix::Uniform), and bit for bit as
-    /// the file that it writes. The output head keeps at least Q6_K. Loading takes longer, by 5 seconds (Q8_0) to 50 (Q5_K)
-    /// of a thread's time for each billion parameters; a file that is written once loads fast. Default: the encodings of
-    /// the file.
+    /// Quantise the matrices of a 16- or 32-bit model to this encoding while it is loaded. The result is bit for bit
+    /// that of a file written by [`Quantizer`](crate::Quantizer) with
+    /// [`TensorMix::Uniform`](crate::TensorMix::Uniform). The output head keeps at least Q6_K. Loading takes longer, by
+    /// 5 (Q8_0) to 50 (Q5_K) thread-seconds per billion parameters; a quantised file loads fast. Default: the encodings
+    /// of the file.
     ///
-    /// Loading refuses, by name, a model that is quantised already and encodings that nothing is converted to (IQ2, IQ3
-    /// and groups).
+    /// Loading refuses, by name, a model that is already quantised, and encodings without a quantiser (IQ2, IQ3 and
+    /// groups).
     ///
     /// ```
     /// use qwen::{Encoding, EngineOptions};
@@ -258,9 +259,9 @@ impl EngineOptions {
         self
     }
 
-    /// How much of a GPU's limits and features is used through wgpu. Default [`crate::CapabilitySet::Default`];
-    /// [`crate::CapabilitySet::Best`] multiplies prompts by cooperative matrices (tensor cores) in [`Precision::Fast`],
-    /// where the driver offers them, by a feature that wgpu calls experimental.
+    /// Which of a GPU's limits and features are used through wgpu. Default [`crate::CapabilitySet::Default`];
+    /// [`crate::CapabilitySet::Best`] computes prompts with cooperative matrices (tensor cores) in [`Precision::Fast`],
+    /// where the driver offers them, through a feature that wgpu calls experimental.
     ///
     /// ```no_run
     /// use qwen::{AdapterChoice, CapabilitySet, Device, EngineOptions};

@@ -18,13 +18,13 @@ use crate::distributed;
 use crate::error::Result;
 use crate::options::EngineOptions;
 
-/// The longest context by default: longer ones cost memory, and base models name contexts that need YaRN.
+/// The longest default context: longer ones cost memory, and base models specify contexts that need YaRN.
 const DEFAULT_CONTEXT: usize = 32_768;
 
 /// Positions of a K/V block.
 const BLOCK_SIZE: usize = 32;
 
-/// The fewest sequences of a step that buffers are made for: short requests run together whatever the batch size.
+/// Buffers are sized for at least this many sequences per step: short requests run together whatever the batch size.
 const LEAST_NUM_SEQS: usize = 8;
 
 /// Rows of logits of a step by default.
@@ -36,7 +36,7 @@ const MAX_NUM_LOGITS: usize = 16;
 /// ```no_run
 /// let options = qwen::EngineOptions::new().context(8192);
 /// let plan = qwen::plan("path/to/Qwen2.5-7B-Instruct", &options)?;
-/// println!("{} bytes; fits: {}", plan.total_bytes, plan.fits);
+/// println!("{plan}");
 /// # Ok::<(), qwen::Error>(())
 /// ```
 ///
@@ -103,7 +103,7 @@ pub(crate) struct Planner<'a> {
     pub(crate) weights: Weights<'a>,
     config: &'a Config,
     warnings: &'a [Warning],
-    /// Ids that are not below it are never chosen.
+    /// Ids from this one on are never chosen.
     num_token_ids: usize,
     /// The model, or the part of it that this process holds.
     pub(crate) spec: ModelSpec,
@@ -111,7 +111,7 @@ pub(crate) struct Planner<'a> {
 
 impl<'a> Planner<'a> {
     /// # Errors
-    /// For options that make no sense for this model, or for any.
+    /// For options that are invalid for this model, or for any.
     pub(crate) fn new(
         options: &'a EngineOptions,
         checkpoint: &'a Checkpoint,

@@ -4,8 +4,11 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use serde::{Deserialize, Serialize};
+
 /// What a load is doing: see [`EngineOptions::progress`](crate::EngineOptions::progress).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum LoadStage {
     /// Reading headers, configuration and tokenizer, and choosing a device. Nothing is counted.
@@ -31,7 +34,7 @@ impl fmt::Display for LoadStage {
 }
 
 /// How far a load is: see [`EngineOptions::progress`](crate::EngineOptions::progress).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct LoadProgress {
     /// What is being done.
@@ -62,7 +65,7 @@ impl LoadProgress {
 /// let options = EngineOptions::new().load_canceller(canceller.clone());
 /// canceller.cancel();
 /// let error = options.load(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/demo-model")).unwrap_err();
-/// assert!(matches!(error, qwen::Error::Model(qwen::core::Error::Cancelled)));
+/// assert_eq!(error.kind(), qwen::ErrorKind::Cancelled);
 /// ```
 #[derive(Debug, Clone, Default)]
 pub struct LoadCanceller(Arc<AtomicBool>);

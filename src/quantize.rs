@@ -1,7 +1,8 @@
-//! A model in 16 or 32 bits as one GGUF file: its tensors in the encodings of a mix, its configuration and its tokenizer.
+//! Writes a 16- or 32-bit model as one GGUF file: its tensors in the encodings of a mix, its configuration and
+//! tokenizer.
 //!
-//! What lives here: which of a folder's files say what of the whole. Not here: the quantiser and the layout of the file
-//! (core), and what a vocabulary consists of (the text layer).
+//! Here: collecting what goes into the file from the files of a folder. Not here: the quantiser and the file layout
+//! (core), and the contents of a vocabulary (the text layer).
 
 use std::fmt;
 use std::num::NonZero;
@@ -21,14 +22,14 @@ use crate::plan::{Planner, config_of};
 use crate::progress::{LoadProgress, LoadStage};
 use crate::vocabulary;
 
-/// Tokens of a piece of the text that importances are measured by.
+/// Tokens per piece of the text used to measure importances.
 const PIECE_TOKENS: usize = 512;
 
-/// The tokens that end an answer whether a file names them or not.
+/// The tokens that end an answer even if no file names them.
 const KNOWN_ENDS: [&str; 2] = ["<|im_end|>", "<|endoftext|>"];
 
-/// Writes a model in 16 or 32 bits to a GGUF file in block formats, which this library, llama.cpp and programs that are
-/// built on it read.
+/// Writes a 16- or 32-bit model to a GGUF file in block formats, which this library, llama.cpp and programs built on it
+/// can read.
 ///
 /// ```
 /// use qwen::{Quantizer, TensorMix};
@@ -41,6 +42,7 @@ const KNOWN_ENDS: [&str; 2] = ["<|im_end|>", "<|endoftext|>"];
 /// # std::fs::remove_file(&out).unwrap();
 /// # Ok::<(), qwen::Error>(())
 /// ```
+#[must_use = "a quantiser writes nothing until `write` is called"]
 pub struct Quantizer<'a> {
     mix: TensorMix,
     importances: Option<&'a Importances>,
@@ -54,8 +56,8 @@ pub struct Quantizer<'a> {
 pub struct QuantizedFile {
     /// The length of the file.
     pub bytes: u64,
-    /// Whether the model had a tokenizer, so that the file has one. Without it the file is for programs that work by
-    /// token ids, and llama.cpp refuses it.
+    /// Whether the model, and so the file, has a tokenizer. Without one, only programs that work on token ids can use
+    /// the file, and llama.cpp refuses it.
     pub has_tokenizer: bool,
 }
 
@@ -71,13 +73,13 @@ impl<'a> Quantizer<'a> {
         Quantizer { mix, importances: None, threads: None, progress: Box::new(|_| {}) }
     }
 
-    /// Weigh the errors of each column by its importance. Default: all alike.
+    /// Weight the errors of each column by its importance. Default: all equal.
     pub fn importances(mut self, importances: &'a Importances) -> Self {
         self.importances = Some(importances);
         self
     }
 
-    /// Threads that quantise. Default: one for each that the system offers.
+    /// Threads that quantise. Default: the system's available parallelism.
     pub fn threads(mut self, threads: NonZero<usize>) -> Self {
         self.threads = Some(threads);
         self
@@ -89,13 +91,15 @@ impl<'a> Quantizer<'a> {
         self
     }
 
-    /// Write the model at `model`, a folder or a GGUF file, to the file `out`. A file of that name is replaced once the
-    /// new one is whole; an error leaves it as it is. Little memory is taken, whatever the model's size.
+    /// Write the model at `model`, a folder or a GGUF file, to the file `out`. An existing file of that name is
+    /// replaced once the new one is complete; on an error it is left as it is. Memory use is small, whatever the
+    /// model's size.
     ///
     /// # Errors
-    /// What is wrong with the model, by file and key; [`qwen_core::Error::Unsupported`] for a model that is quantised
-    /// already, and for what a GGUF file cannot say: a tokenizer that splits texts in a way of its own, YaRN without
-    /// `truncate`; [`qwen_core::Error::InvalidTensor`] for values that are not finite; [`qwen_core::Error::Io`].
+    /// What is wrong with the model, by file and key; [`qwen_core::Error::Unsupported`] for a model that is already
+    /// quantised, and for what a GGUF file cannot express: a tokenizer with its own way of splitting texts, YaRN
+    /// without `truncate`; [`qwen_core::Error::InvalidTensor`] for non-finite values;
+    /// [`qwen_core::Error::Io`].
     pub fn write(mut self, model: impl AsRef<Path>, out: impl AsRef<Path>) -> Result<QuantizedFile> {
         let _float_env = FloatEnv::enter();
         let checkpoint = Checkpoint::open(model)?;
@@ -112,10 +116,10 @@ impl<'a> Quantizer<'a> {
 }
 
 impl EngineOptions {
-    /// Load the model at `path`, run `text` on it, and take from that how much errors matter in each column of its
-    /// matrices: for [`Quantizer::importances`]. The text should be of the kind that the model is used for, chats with
-    /// their control tokens, which count as such; 20,000 tokens are plenty. It is cut into pieces of
-    /// [`EngineOptions::context`] tokens, 512 by default.
+    /// Load the model at `path`, run it on `text`, and measure how much errors matter in each column of its matrices,
+    /// for [`Quantizer::importances`]. The text should be like what the model is used for, such as chats; control
+    /// tokens in it take effect. 20,000 tokens are plenty. It is cut into pieces of [`EngineOptions::context`] tokens,
+    /// 512 by default.
     ///
     /// ```
     /// use qwen::{EngineOptions, Quantizer, TensorMix};
@@ -157,10 +161,10 @@ impl EngineOptions {
     }
 }
 
-/// All keys of the file but those about encodings, and whether a tokenizer is among them.
+/// All keys of the file except those about encodings, and whether they include a tokenizer.
 fn metadata_of(checkpoint: &Checkpoint) -> Result<(Metadata, bool)> {
     if let Some(metadata) = checkpoint.gguf_metadata() {
-        // What the parts of a split file say of themselves is not true of the whole.
+        // The keys that describe the parts of a split file do not apply to the whole.
         let kept = metadata.iter().filter(|(key, _)| !key.starts_with("split.") && *key != "general.alignment");
         let mut all = Metadata::default();
         kept.for_each(|(key, value)| drop(all.insert(key, value.clone())));
@@ -186,7 +190,7 @@ fn add_vocabulary(checkpoint: &Checkpoint, vocabulary: OwnedGgufVocabulary, meta
     const KEYS: &str = "tokenizer.ggml";
     const UNUSED: i32 = 5;
     let config = checkpoint.config();
-    // An id that only pads the vocabulary is no token, and readers refuse it.
+    // An id that only pads the vocabulary is not a token, and readers refuse it.
     let types = &vocabulary.token_types;
     let is_token = |id: &u32| types.get(*id as usize).is_some_and(|kind| *kind != UNUSED);
     let eos = vocabulary.eos_token_id.or(config.eos_token_id.first().copied().filter(is_token));
@@ -214,7 +218,7 @@ fn add_vocabulary(checkpoint: &Checkpoint, vocabulary: OwnedGgufVocabulary, meta
     }
 }
 
-/// The ids that the configuration files end answers with.
+/// The end ids that the configuration files name.
 fn stops(checkpoint: &Checkpoint) -> Vec<u32> {
     let (config, generation) = (checkpoint.config(), checkpoint.generation_config());
     let mut ids: Vec<u32> = config.eos_token_id.iter().chain(&generation.eos_token_id).copied().collect();
@@ -223,7 +227,7 @@ fn stops(checkpoint: &Checkpoint) -> Vec<u32> {
     ids
 }
 
-/// Add the id that ends a turn, and as many of the others as there are keys for.
+/// Add the id that ends a turn, and as many other end ids as there are keys for.
 fn add_ends(eos: Option<u32>, ends: Vec<u32>, metadata: &mut Metadata) {
     let others = ends.into_iter().filter(|id| Some(*id) != eos);
     let keys = ["eot_token_id", "eom_token_id"].into_iter().zip(others);

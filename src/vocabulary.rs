@@ -1,5 +1,5 @@
-//! The tokenizer of a model: from the files of its folder, or from the vocabulary that a GGUF file carries. The
-//! text layer decides what these mean; which of them belongs to a model is decided here.
+//! The tokenizer of a model: from the files of its folder, or from the vocabulary in a GGUF file. The text layer
+//! interprets them; this file decides which of them belongs to a model.
 
 use std::path::Path;
 
@@ -32,7 +32,7 @@ pub fn load_tokenizer(path: impl AsRef<Path>) -> Result<Tokenizer> {
     }
 }
 
-/// The tokenizer of an open checkpoint. That there is none is no error yet: programs may work by token ids.
+/// The tokenizer of an open checkpoint. Having none is not an error yet: programs may work on token ids.
 pub(crate) fn of_checkpoint(checkpoint: &Checkpoint) -> Result<std::result::Result<Tokenizer, MissingTokenizer>> {
     let path = checkpoint.path();
     if let Some(metadata) = checkpoint.gguf_metadata() {

@@ -1,7 +1,7 @@
 //! The engine's own thread: it owns the runner, takes requests and sends events.
 //!
 //! A stream's channel holds at most one event for each position of the context and each part of the prompt; rows of
-//! logits, which are large, are bounded by their window. So no reader, however slow, makes a channel grow without bound.
+//! logits, which are large, are bounded by their window. So a slow reader never makes a channel grow without bound.
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
@@ -103,7 +103,7 @@ impl Queue {
 pub(crate) struct Worker {
     intake: Intake,
     limits: Limits,
-    /// The process that has the thread: a fork of it has not.
+    /// The process that has the thread: a fork of it does not.
     process: u32,
     submissions: Arc<Submissions>,
     // Taken when the worker is dropped.
@@ -114,7 +114,7 @@ impl Worker {
     /// Start a thread that runs the requests of `intake` on `runner`.
     ///
     /// # Errors
-    /// When the system starts no more threads.
+    /// When the system cannot start another thread.
     pub(crate) fn start(runner: Box<dyn Runner>, intake: Intake) -> qwen_core::Result<Self> {
         let limits = runner.limits().clone();
         let core = EngineCore::new(runner, intake.clone());
@@ -127,7 +127,7 @@ impl Worker {
                 let submissions = CloseOnDrop(submissions);
                 run(core, &intake, &submissions.0);
             })
-            .map_err(|source| qwen_core::Error::Io { path: "the engine's thread".into(), source })?;
+            .map_err(|error| qwen_core::Error::Io { path: "the engine's thread".into(), error })?;
         let process = std::process::id();
         Ok(Worker { intake, limits, process, submissions, thread: Some(thread) })
     }
@@ -135,7 +135,7 @@ impl Worker {
     /// Send a request to the thread. Its events go to the receiver.
     ///
     /// # Errors
-    /// What is wrong with the request, that too many wait, and that the thread has ended.
+    /// For an invalid request, when too many requests are waiting, and when the thread has ended.
     pub(crate) fn submit(&self, request: Request) -> Result<(Receiver<Stamped>, Canceller)> {
         self.check_alive()?;
         request.check(&self.limits)?;
@@ -162,7 +162,7 @@ impl Worker {
     }
 
     /// # Errors
-    /// In a process that was forked from the one that loaded the engine: nobody would answer.
+    /// In a process that was forked from the one that loaded the engine: it has no thread to answer.
     pub(crate) fn check_alive(&self) -> Result<()> {
         match self.is_here() {
             true => Ok(()),
@@ -173,7 +173,7 @@ impl Worker {
 
 impl Drop for Worker {
     fn drop(&mut self) {
-        // In a fork there is no thread to wait for, and nobody unlocks what its threads had locked.
+        // In a fork there is no thread to wait for, and locks held by the parent's threads are never released.
         if !self.is_here() {
             return;
         }
@@ -202,7 +202,7 @@ fn run(mut core: EngineCore, intake: &Intake, submissions: &Submissions) {
     let mut streams: HashMap<SeqId, (Sender<Stamped>, Canceller)> = HashMap::new();
     let mut some_wait = false;
     loop {
-        // Before looking for work: whatever arrives meanwhile ends the wait below.
+        // Read before looking for work: whatever arrives in between ends the wait below.
         let seen = intake.signals();
         let arrived = {
             let mut queue = submissions.lock();
@@ -248,7 +248,7 @@ fn run(mut core: EngineCore, intake: &Intake, submissions: &Submissions) {
 #[cfg(test)]
 pub(crate) mod tests {
     use qwen_core::backend::Interrupt;
-    use qwen_core::engine::{GenerateParams, Goal};
+    use qwen_core::engine::GenerateParams;
     use qwen_core::model::batch::CopyBlock;
     use qwen_core::model::batch::{Batch, StepOutput};
 
@@ -298,8 +298,7 @@ pub(crate) mod tests {
     }
 
     fn request() -> Request {
-        let params = GenerateParams { max_new_tokens: Some(3), ..GenerateParams::default() };
-        Request { prompt: vec![1, 2], goal: Goal::Generate(params) }
+        Request::generate([1, 2], GenerateParams::new().max_new_tokens(3))
     }
 
     #[test]
@@ -307,7 +306,7 @@ pub(crate) mod tests {
         let mut worker = worker();
         let (events, _) = worker.submit(request()).unwrap();
         assert!(events.iter().any(|(event, _)| matches!(event, Event::Finished(_))));
-        // As the child of a fork sees it.
+        // As seen by the child of a fork.
         worker.process = worker.process.wrapping_add(1);
         let error = worker.submit(request()).unwrap_err().to_string();
         assert!(error.contains("before this process was forked"), "{error}");

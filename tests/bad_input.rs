@@ -1,5 +1,5 @@
-//! Each wrong input is a typed error that names what is wrong and where. What concerns single files is tested beside
-//! their parsers in qwen-core; here is what a program meets through the facade.
+//! Each wrong input gives a typed error that names what is wrong and where. Faults of single files are tested with
+//! their parsers in qwen-core; these are the ones that a program meets through the facade.
 #![cfg(feature = "cpu")]
 
 mod common;
@@ -66,7 +66,7 @@ fn checkpoints_name_the_file_and_the_key() {
     assert!(gone.contains("no/such/folder"), "{gone}");
 }
 
-/// Where the child of a test finds its folder.
+/// The variable that tells a test's child its folder.
 const FOLDER: &str = "QWEN_TEST_FOLDER";
 
 /// Not a test of its own: the program of the children. It stops after each matrix of a load, says so, and
@@ -85,12 +85,12 @@ fn loading_program() {
     };
     match options().context(64).progress(stop).load(std::path::Path::new(&folder)) {
         Ok(_) => println!("\nloaded"),
-        Err(Error::Model(ModelError::Io { path, source })) => println!("\nio {}: {source}", path.display()),
+        Err(Error::Model(ModelError::Io { path, error })) => println!("\nio {}: {error}", path.display()),
         Err(error) => println!("\nother {error:?}"),
     }
 }
 
-/// What came of loading `folder` in another process, after `change` was made when `at` parts were loaded.
+/// The result of loading `folder` in another process, with `change` made when `at` parts were loaded.
 fn load_in_a_child(folder: &std::path::Path, at: usize, change: impl FnOnce()) -> String {
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args(["loading_program", "--exact", "--nocapture"])
@@ -159,7 +159,7 @@ fn a_checkpoint_that_changes_while_it_is_loaded_never_ends_the_process() {
         std::fs::write(&path, &whole).unwrap();
         assert_eq!(load_in_a_child(&folder.0, at, || cut(whole.len() + (1 << 20))), "loaded");
         std::fs::write(&path, &whole).unwrap();
-        // Written over in place by a shorter file.
+        // Overwritten in place by a shorter file.
         let outcome = load_in_a_child(&folder.0, at, || std::fs::write(&path, &whole[..whole.len() / 4]).unwrap());
         assert!(outcome.starts_with("io "), "{outcome}");
     }
@@ -195,7 +195,7 @@ fn prompts_are_checked_with_both_lengths() {
         Err(other) => panic!("{other:?}"),
     };
     assert!(matches!(refuse(vec![]), ModelError::EmptyPrompt));
-    assert!(matches!(refuse(vec![1; 64]), ModelError::ContextLength { prompt: 64, context: 64 }));
+    assert!(matches!(refuse(vec![1; 64]), ModelError::ContextLength { prompt: 64, limit: 63, context: 64 }));
     assert!(matches!(refuse(vec![1, 300]), ModelError::InvalidTokenId { id: 300, position: 1, vocab_size: 300 }));
     assert!(matches!(engine.logits(&[1, 300]), Err(Error::Model(ModelError::InvalidTokenId { .. }))));
     assert!(matches!(engine.logits(&[]), Err(Error::Model(ModelError::EmptyPrompt))));
@@ -230,7 +230,7 @@ fn a_model_larger_than_the_memory_is_refused_before_it_is_loaded() {
         other => panic!("{other}"),
     }
     let plan = qwen::plan(&folder.0, &options().context(4096)).unwrap();
-    // A budget that holds all but some of the K/V: what would fit is said, and fits.
+    // A budget that is too small for part of the K/V: the error says what would fit, and that does fit.
     let budget = plan.total_bytes - plan.kv_bytes / 2;
     let smaller = qwen::plan(&folder.0, &options().context(4096).memory_budget(budget)).unwrap();
     assert!(!smaller.fits);
@@ -238,7 +238,7 @@ fn a_model_larger_than_the_memory_is_refused_before_it_is_loaded() {
     let error = load_error(options().context(4096).memory_budget(budget), &folder.0).to_string();
     assert!(error.contains(&context.to_string()), "{error}");
     assert!(options().context(context).memory_budget(budget).load(&folder.0).is_ok());
-    // And without a wish that is what is taken.
+    // Without a requested context, that one is used.
     assert_eq!(options().memory_budget(budget).load(&folder.0).unwrap().context(), context);
 }
 

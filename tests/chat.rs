@@ -1,4 +1,4 @@
-//! Conversations: what the model reads of its own answers, and what is left where an answer is given up.
+//! Conversations: how the model's own answers enter the next prompt, and what remains if an answer is abandoned.
 #![cfg(feature = "cpu")]
 
 mod common;
@@ -21,7 +21,7 @@ fn the_next_prompt_begins_with_the_ids_of_the_last_and_of_its_answer() {
     let parameters = json!({"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]});
     let tools = [Tool::function("get_time", "Current local time of a city", parameters)];
     let call = engine.tokenizer().unwrap().token_to_id("<tool_call>").unwrap();
-    // Drawn at a high temperature, texts are rarely what the tokenizer would make of them.
+    // Sampled at a high temperature, the ids of a text rarely equal its encoding.
     let wild = GenerateOptions::new().temperature(3.0).seed(3).max_new_tokens(24).ignore_eos(true);
     for options in [GenerateOptions::new().greedy().max_new_tokens(64), wild] {
         let mut chat = engine.chat().tools(tools.clone()).options(options);
@@ -46,7 +46,7 @@ fn an_answer_that_nobody_wants_leaves_nothing() {
     reply.canceller().cancel();
     let text = reply.text().unwrap();
     assert_eq!(chat.messages().len(), if text.is_empty() { 0 } else { 2 });
-    // A message that was pushed stays: who pushed it may ask again.
+    // A pushed message stays, so that the program can ask again.
     chat.clear();
     chat.push(Message::user("Hello!")).unwrap();
     drop(chat.reply().unwrap());
@@ -63,7 +63,7 @@ fn an_answer_as_far_as_it_came_joins() {
     let first = reply.next().unwrap().unwrap();
     drop(reply);
     assert_eq!(chat.messages()[1].text().unwrap(), first);
-    // And the conversation goes on.
+    // The conversation continues.
     assert!(!chat.send("Hello!").unwrap().text().unwrap().is_empty());
     assert_eq!(roles(&chat), ["user", "assistant", "user", "assistant"]);
 }
@@ -100,7 +100,7 @@ fn what_was_said_can_be_taken_back_and_replaced() {
         chat.send(question).unwrap().text().unwrap(),
         "a saved conversation goes on as the first"
     );
-    // Options for one answer are not those of the next.
+    // Options for one answer do not apply to the next.
     let short = GenerateOptions::new().greedy().max_new_tokens(1);
     let reply = chat.send_with("Hello!", &short).unwrap();
     assert!(!reply.text().unwrap().is_empty());

@@ -1,4 +1,4 @@
-//! Models whose files contradict each other, through the facade: what is answered, what is warned of, what is refused.
+//! Models whose files contradict each other, through the facade: what works, what gives a warning, what is refused.
 #![cfg(feature = "cpu")]
 
 mod common;
@@ -10,7 +10,7 @@ use qwen::core::Error as ModelError;
 use qwen::{Engine, Error, GenerateOptions, Warning};
 use serde_json::{Value, json};
 
-/// What the demo model says to `Hello!`, greedily.
+/// The demo model's greedy answer to `Hello!`.
 const ANSWER: &str = "Hello! How can I help you?";
 
 /// A copy of the demo model.
@@ -135,7 +135,7 @@ fn values_in_use_are_refused_unless_the_program_sets_them() {
         }
         assert_eq!(hello(&engine, set(GenerateOptions::new())).unwrap(), ANSWER, "{key}");
     }
-    // A file that is none.
+    // A file that is not JSON.
     let folder = copy("no-json");
     std::fs::write(folder.0.join("generation_config.json"), "404: Not Found").unwrap();
     let engine = options().load(&folder.0).unwrap();

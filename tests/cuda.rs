@@ -1,5 +1,5 @@
-//! What a build with CUDA says on a machine without a driver: nothing panics, and the other devices work. And engines on
-//! the first card, where `QWEN_CUDA_CARD=1` says that it may be used; `tools/gpu-check` does.
+//! A build with CUDA on a machine without a driver: nothing panics, and the other devices work. Also engines on the
+//! first card, if `QWEN_CUDA_CARD=1` allows it; `tools/gpu-check` sets that.
 #![cfg(feature = "cuda")]
 
 mod common;
@@ -10,7 +10,7 @@ use qwen::{Device, Engine, Error, GenerateOptions};
 
 const CARD: Device = Device::Cuda(0);
 
-/// Whether the card may be used. Where it may, what fails has failed: nothing is skipped.
+/// Whether the card may be used. If it may, nothing is skipped.
 fn may_use_card() -> bool {
     let may = std::env::var("QWEN_CUDA_CARD").as_deref() == Ok("1");
     if !may {
@@ -76,7 +76,7 @@ fn the_card_answers_as_the_processor_does() {
     }
 }
 
-/// The context stays all the while, so that what is lost within it shows.
+/// The context stays open, so that leaks within it show.
 #[test]
 fn twenty_engines_come_and_go_and_the_card_has_its_memory_back() {
     if !may_use_card() {
@@ -98,7 +98,7 @@ fn an_engine_that_is_out_of_memory_says_so_and_the_next_one_loads() {
     if !may_use_card() {
         return;
     }
-    // The plan is told of more memory than there is: the card finds out.
+    // The plan is given more memory than there is: the card refuses.
     let options = || options().device(CARD).context(2048);
     let most = options().memory_budget(u64::MAX).batch(1 << 20).load(demo());
     assert!(matches!(most, Err(Error::Model(qwen::core::Error::OutOfMemory { .. }))), "{:?}", most.err());

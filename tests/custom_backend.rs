@@ -1,4 +1,4 @@
-//! The backend of `examples/custom_backend.rs`, which needs nothing but `qwen`, passes the conformance suite and runs an
+//! The backend of `examples/custom_backend.rs`, which depends only on `qwen`, passes the conformance suite and runs an
 //! engine.
 
 mod common;

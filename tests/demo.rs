@@ -1,4 +1,4 @@
-//! The demo checkpoint really converses: 50 questions that its training never saw.
+//! The demo checkpoint answers 50 questions that its training never saw.
 #![cfg(feature = "cpu")]
 
 mod common;
@@ -6,7 +6,7 @@ mod common;
 use qwen::{ChatInput, FinishReason, GenerateOptions, Message, Precision, Tool};
 use serde_json::Value;
 
-/// Whether the answer is what the question expects (tests/data/README.md).
+/// Whether the answer is the expected one (tests/data/README.md).
 fn is_right(answer: &str, expect: &Value) -> bool {
     if let Some(text) = expect.as_str() {
         return answer == text;

@@ -98,7 +98,7 @@ fn a_cancel_inside_a_prompt_comes_through_within_a_chunk() {
     cancel.join().unwrap();
     let computed = engine.work().tokens - before;
     assert!(computed < 2000, "{computed} of 4000 tokens");
-    // The engine goes on, and gives what it gave before.
+    // The engine continues, and gives the same answers as before.
     assert_eq!(whole, ids(&engine, &prompt(4000, 1), &sampled(1).max_new_tokens(1)));
 }
 
@@ -119,7 +119,7 @@ fn a_client_that_asks_and_drops_costs_others_a_tenth_at_most() {
                 std::thread::spawn(move || {
                     let mut dropped = 0;
                     while !done.load(Ordering::SeqCst) {
-                        // A full waiting list is refused at once; that costs nobody anything either.
+                        // With a full waiting list a request is refused at once, which costs other requests nothing.
                         let stream = engine.generate_ids(prompt(40, seed), &sampled(1));
                         std::thread::park_timeout(pause);
                         dropped += u32::from(stream.is_ok());
@@ -149,14 +149,14 @@ fn rows_of_logits_are_those_of_the_whole_and_come_beside_answers() {
     let answer = ids(&engine, &prompt(30, 1), &sampled(1));
     let mut rows = engine.logits_rows(text.as_slice()).unwrap();
     let first = rows.next().unwrap().unwrap();
-    // Nobody reads further, and answers still come.
+    // Nobody reads further, and other answers still arrive.
     for _ in 0..3 {
         assert_eq!(ids(&engine, &prompt(30, 1), &sampled(1)), answer);
     }
     let rest: Vec<f32> = rows.by_ref().flat_map(Result::unwrap).collect();
     assert!(expected == [first, rest].concat());
     assert!(rows.next().is_none());
-    // Cancels of others do not touch it, a reader that leaves frees its blocks, and one that is cancelled learns it.
+    // Cancels of other requests do not affect it, a reader that leaves frees its blocks, and a cancelled one is told.
     for _ in 0..20 {
         drop(engine.logits_rows(text.as_slice()).unwrap().next());
         drop(engine.generate_ids(prompt(30, 1), &sampled(1)).unwrap());
@@ -169,7 +169,7 @@ fn rows_of_logits_are_those_of_the_whole_and_come_beside_answers() {
 
 #[test]
 fn damage_ends_its_own_sequence() {
-    // In no prompt below, and far from the likeliest wherever one of the answers draws.
+    // In no prompt below, and too unlikely to be sampled in any of the answers.
     const BAD: u32 = 234;
     let folder = Folder::new("damage");
     let shape = Shape { tied: false, ..SMALL };
@@ -207,7 +207,7 @@ fn damage_ends_its_own_sequence() {
         }
         let beside: Vec<Vec<u32>> = innocent.into_iter().map(|s| s.collect::<qwen::Result<_>>().unwrap()).collect();
         assert_eq!(alone, beside);
-        // The blocks that held NaN have other owners now.
+        // The blocks that held NaN belong to other sequences now.
         assert_eq!(alone, (0..4).map(lone).collect::<Vec<_>>());
         assert!(matches!(engine.logits(&bad), Err(Error::Model(ModelError::NonFinite { .. }))));
     }
@@ -264,7 +264,7 @@ fn the_checkpoints_min_p_and_max_length_have_their_meaning() {
     let short = free.clone().max_new_tokens(24);
     let wide = load(r#"{"do_sample": true, "temperature": 5.0, "top_k": 0}"#);
     assert_ne!(ids(&wide, &prompt(9, 1), &short), greedy);
-    // Only the likeliest is as probable as the likeliest.
+    // With min_p 1 only the most likely token remains.
     let narrow = load(r#"{"do_sample": true, "temperature": 5.0, "top_k": 0, "min_p": 1.0}"#);
     assert_eq!(ids(&narrow, &prompt(9, 1), &short), greedy);
     assert_ne!(ids(&narrow, &prompt(9, 1), &short.clone().min_p(0.0)), greedy);
@@ -279,7 +279,7 @@ fn the_checkpoints_min_p_and_max_length_have_their_meaning() {
 fn dropping_a_stream_frees_its_place() {
     let (_folder, engine) = small("drop");
     for _ in 0..50 {
-        // Each reserves the whole context: the next could not run if the last had not gone.
+        // Each reserves the whole context: the next one can only run if the last one has been freed.
         let mut stream = engine.generate_ids(prompt(9, 1), &GenerateOptions::new().ignore_eos(true)).unwrap();
         stream.next().unwrap().unwrap();
     }
@@ -300,7 +300,7 @@ fn the_end_of_an_answer_says_why() {
     let first = tokens.iter().position(|token| *token == stop).unwrap();
     let (stopped, reason) = run(sampled(1).stop_token_ids([stop]));
     assert_eq!((stopped.as_slice(), reason), (&tokens[..first], FinishReason::Stop));
-    // Without a limit the context is one.
+    // Without a limit, the context is the limit.
     let (tokens, reason) = run(GenerateOptions::new().ignore_eos(true));
     assert_eq!((tokens.len(), reason), (512 - 9, FinishReason::Length));
 }
@@ -318,7 +318,7 @@ fn a_chat_remembers_and_refuses_to_talk_over_itself() {
     assert_eq!(messages[1].text().unwrap(), text);
     let mut again = engine.chat().options(GenerateOptions::new().max_new_tokens(16));
     assert_eq!(again.send("Hello!").unwrap().text().unwrap(), text);
-    // What could not be sent was not said.
+    // A message that could not be sent is not in the conversation.
     assert!(chat.send("word ".repeat(20_000)).is_err());
     assert_eq!(chat.messages().len(), 2);
 }

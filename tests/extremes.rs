@@ -1,5 +1,5 @@
-//! Every numeric option at its extremes: a typed error that names the option, or a plan that says whether it fits. Never a
-//! panic, nor a size that wrapped around.
+//! Every numeric option at its extremes: a typed error that names the option, or a plan that says whether it fits.
+//! Never a panic, and never a size that overflowed.
 
 mod common;
 
@@ -24,7 +24,7 @@ const OPTIONS: [Set; 8] = [
     ("memory_budget", |options, value| options.memory_budget(value as u64)),
 ];
 
-/// The plan; `None` when an option was refused, by its name.
+/// The plan; `None` if an option was refused by name.
 fn plan(options: &EngineOptions, names: &[&str]) -> Option<Plan> {
     match qwen::plan(demo(), options) {
         Ok(plan) => Some(plan),
@@ -36,7 +36,7 @@ fn plan(options: &EngineOptions, names: &[&str]) -> Option<Plan> {
     }
 }
 
-/// Load, and check that the outcome is the one that the plan foretold.
+/// Load, and check that the outcome is the one that the plan predicted.
 fn load(options: EngineOptions, plan: Option<&Plan>, what: &str) {
     let fits = plan.is_some_and(|plan| plan.fits);
     match options.load(demo()) {
@@ -101,7 +101,7 @@ fn a_larger_batch_never_takes_less() {
     assert!(small.is_sorted_by_key(|plan| (plan.refused.is_some(), plan.total_bytes)), "{small:#?}");
     assert!(small[0].fits && small[1].fits);
     assert!(small.iter().filter(|plan| plan.batch >= 1 << 40).all(|plan| !plan.fits), "{small:?}");
-    // Whatever the memory, 2^32 slots are the end of what a store can number.
+    // Whatever the memory, a store cannot number more than 2^32 slots.
     assert!(plans(u64::MAX).filter(|plan| plan.batch >= 1 << 40).all(|plan| !plan.fits && plan.refused.is_some()));
 }
 
@@ -119,7 +119,7 @@ fn a_factor_of_yarn_is_checked() {
 fn a_backend_of_the_program_is_asked_for_no_size_that_wraps() {
     for (name, set) in OPTIONS {
         for value in EXTREMES {
-            // What the reference would take is not limited but by the machine.
+            // The memory of the reference backend is limited only by the machine.
             let options = set(EngineOptions::new().context(64), value);
             match options.load_with_backend(Reference::new(), demo()) {
                 Ok(engine) => drop(engine),

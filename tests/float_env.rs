@@ -1,5 +1,5 @@
-//! A host that rounds otherwise, flushes subnormal numbers or lets exceptions trap gets the same answers: from loading to
-//! the draw of a token. Each state is tried in a process of its own, which an exception would end.
+//! A host program that rounds differently, flushes subnormal numbers or unmasks exceptions gets the same answers, from
+//! loading to sampling. Each state is tested in its own process, which an exception would end.
 #![cfg(all(feature = "cpu", target_arch = "x86_64"))]
 
 mod common;
@@ -33,7 +33,7 @@ fn a_hosts_state_changes_no_answer() {
     }
 }
 
-/// What the children run; nothing without the variable.
+/// The test that the children run; it does nothing without the variable.
 #[test]
 fn answers_in_the_state_of_its_environment() {
     let Ok(state) = std::env::var(STATE) else { return };
@@ -42,7 +42,7 @@ fn answers_in_the_state_of_its_environment() {
         let options = common::options().precision(precision);
         let drawn = GenerateOptions::new().temperature(0.9).top_p(0.95).seed(7).max_new_tokens(24);
         let ids: Vec<u32> = (40..80).collect();
-        // Nothing but calls of the library here: the state is for them.
+        // Only calls of the library here: the state is meant for them.
         let before = swap_mxcsr(state);
         let engine = options.load(common::demo());
         let answer = engine.as_ref().map(|engine| {
@@ -60,7 +60,7 @@ fn answers_in_the_state_of_its_environment() {
     }
 }
 
-/// Set the floating-point state of this thread; the state before.
+/// Set the floating-point state of this thread and return the previous one.
 fn swap_mxcsr(new: u32) -> u32 {
     let mut old = 0u32;
     // SAFETY: each touches four bytes at the address given; the state is the subject of the test.

@@ -1,5 +1,5 @@
-//! GGUF files through the facade: a file that is converted on the spot from the demo checkpoint is the same model, with
-//! its tokenizer and its template.
+//! GGUF files through the facade: a file converted on the fly from the demo checkpoint is the same model, with the same
+//! tokenizer and template.
 #![cfg(feature = "cpu")]
 
 mod common;
@@ -96,7 +96,7 @@ fn refused(path: &std::path::Path) -> String {
 #[test]
 fn a_converted_model_gives_the_same_bits_and_the_same_chats() {
     let (folder, path) = written("gguf-demo", &demo_gguf());
-    // It belongs to another model, for all that is known.
+    // It may belong to another model.
     std::fs::write(folder.0.join("tokenizer.json"), "{}").unwrap();
     let ours = demo_engine();
     for path in [&path, &folder.0] {

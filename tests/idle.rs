@@ -1,4 +1,4 @@
-//! An engine without work sleeps. Alone in its program, since it looks at the threads of the whole process.
+//! An engine without work sleeps. The only test in its program, since it examines the threads of the whole process.
 #![cfg(feature = "cpu")]
 
 mod common;
@@ -21,7 +21,7 @@ fn an_idle_engine_uses_no_processor() {
     let engine = options().context(512).load(&folder.0).unwrap();
     answer(&engine);
     let Some(ticks) = thread_ticks() else { return eprintln!("skipped: no /proc to read thread times from") };
-    // Not to wait for something, but to let time pass in which nothing may happen.
+    // Not waiting for anything: time has to pass in which nothing may happen.
     std::thread::sleep(Duration::from_millis(500));
     let used = thread_ticks().unwrap() - ticks;
     assert!(used <= 2, "{used} ticks of 10 ms in half a second");

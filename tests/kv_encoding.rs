@@ -1,4 +1,4 @@
-//! The option that says how K/V is stored: what it takes, what it refuses, and that an engine answers with it.
+//! The option for the K/V encoding: its memory, what it refuses, and that an engine answers with it.
 #![cfg(feature = "cpu")]
 
 mod common;

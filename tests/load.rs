@@ -37,7 +37,7 @@ fn stages_follow_each_other_and_bytes_grow_to_the_weights() {
 #[test]
 fn a_load_is_cancelled_at_any_report() {
     let (all, reports) = reported(options().context(64));
-    all.load(demo()).unwrap();
+    drop(all.load(demo()).unwrap());
     let count = reports.lock().unwrap().len();
     for at in [0, 1, count / 2, count - 2] {
         let canceller = LoadCanceller::new();

@@ -1,4 +1,5 @@
-//! What a load takes and gives back. Alone in its program, since it looks at the memory of the whole process.
+//! How much memory a load takes and frees. The only test in its program, since it examines the memory of the whole
+//! process.
 #![cfg(feature = "cpu")]
 
 mod common;

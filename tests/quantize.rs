@@ -10,7 +10,7 @@ use common::{Folder, Shape, demo, demo_engine, options, write_checkpoint};
 use qwen::core::Error as ModelError;
 use qwen::{Encoding, Engine, Error, GenerateOptions, Quantizer, TensorMix};
 
-/// Words, control tokens, other scripts, and what normal form C changes.
+/// Words, control tokens, other scripts, and text that NFC changes.
 const TEXTS: [&str; 6] = [
     "The sky is blue, isn't it? 1234",
     "<|im_start|>user\nHello!<|im_end|>\n<tool_call>",
@@ -43,7 +43,7 @@ fn refused(result: qwen::Result<impl std::fmt::Debug>) -> String {
     }
 }
 
-/// For each encoding with a quantiser: the load is the file, bit for bit, and is planned as it is.
+/// For each encoding with a quantiser: quantising on load equals the file bit for bit, and the plan matches.
 #[test]
 fn a_model_quantised_while_loading_is_the_file() {
     let folder = Folder::new("quantize-uniform");
@@ -107,7 +107,7 @@ fn a_written_file_is_a_whole_model() {
             answers += 1;
             equal += usize::from(answer(&engine, question) == answer(&ours, question));
         }
-        // What the mix loses, as the error of the logits.
+        // The loss of the mix, as the error of the logits.
         let ids = source.encode(TEXTS[0], true).unwrap();
         let (quantised, plain) = (engine.logits(&ids[..]).unwrap(), ours.logits(&ids[..]).unwrap());
         let error = error_of(&quantised, &plain);
@@ -118,7 +118,7 @@ fn a_written_file_is_a_whole_model() {
     assert!(equal * 2 > answers, "{equal} of {answers}");
 }
 
-/// From one GGUF file to another: the vocabulary and the template go along.
+/// From one GGUF file to another: the vocabulary and the template are kept.
 #[test]
 fn a_gguf_file_in_16_bits_is_quantised_too() {
     let folder = Folder::new("quantize-twice");
@@ -149,7 +149,8 @@ fn what_cannot_be_quantised_is_refused_by_name() {
     assert!(error.contains("IQ3_XXS"), "{error}");
 }
 
-/// Rows that are multiples of no block: each matrix falls back as far as it has to, and no tokenizer is no error.
+/// Rows that are not multiples of any block: each matrix falls back as far as necessary, and a missing tokenizer is not
+/// an error.
 #[test]
 fn ragged_widths_fall_back() {
     let folder = Folder::new("quantize-ragged");
@@ -171,7 +172,7 @@ fn ragged_widths_fall_back() {
     }
 }
 
-/// Importances of the CPU, in its faster precision, are those that the reference measures; they are weighed in the file.
+/// Importances from the CPU, in the fast precision, equal those of the reference; the file uses them.
 #[test]
 fn importances_are_measured_by_a_text() {
     use qwen::core::backend::{Limits, reference::Reference};
@@ -208,7 +209,7 @@ fn importances_are_measured_by_a_text() {
         assert!(error_of(one, other) < 0.02, "{}: {}", info.name, error_of(one, other));
     }
 
-    // What the errors of all matrices do to their products with the text: less than without importances.
+    // The errors of all matrices, weighted by the text's activations, are smaller than without importances.
     let folder = Folder::new("quantize-importances");
     let (plain, weighed) = (folder.0.join("plain.gguf"), folder.0.join("weighed.gguf"));
     Quantizer::new(TensorMix::Q4KM).write(demo(), &plain).unwrap();

@@ -1,4 +1,4 @@
-//! Ranks as processes, started as launchers start them: by environment variables.
+//! Ranks as processes, started with environment variables as by launchers.
 #![cfg(feature = "cpu")]
 
 mod common;
@@ -17,7 +17,7 @@ const QUESTIONS: [&str; 3] = ["Hello!", "What is 3 + 4?", "Which animal says meo
 /// Set in the processes of the ranks: the file for their results.
 const OUT: &str = "QWEN_TEST_RANK_OUT";
 
-/// Set if an answer goes on until the process is killed.
+/// Set if an answer continues until the process is killed.
 const ENDLESS: &str = "QWEN_TEST_RANK_ENDLESS";
 
 /// Set if the engine has nothing to do until standard input ends.
@@ -39,7 +39,7 @@ fn answers(engine: &Engine) -> Vec<Vec<u32>> {
     QUESTIONS.iter().map(answer).collect()
 }
 
-/// Not a test of its own: the program that the processes of the ranks run.
+/// Not a test: the program that the processes of the ranks run.
 #[test]
 fn rank_program() {
     let Ok(out) = std::env::var(OUT) else { return };
@@ -95,7 +95,7 @@ impl Rank {
         fs::read_to_string(&self.out).unwrap()
     }
 
-    /// Wait until it has written `text`. It must still run.
+    /// Wait until it has written `text`. It must still be running.
     fn says(&mut self, text: &str) {
         let started = Instant::now();
         while self.said() != text {
@@ -105,7 +105,7 @@ impl Rank {
         }
     }
 
-    /// What the process wrote, when it has ended.
+    /// The output of the process, once it has ended.
     fn ended(&mut self) -> String {
         let started = Instant::now();
         while self.child.try_wait().unwrap().is_none() {
@@ -124,7 +124,7 @@ impl Drop for Rank {
     }
 }
 
-/// What torchrun sets.
+/// The variables of torchrun.
 fn torchrun(rank: usize, world_size: usize, port: u16) -> Vec<(&'static str, String)> {
     vec![
         ("RANK", rank.to_string()),
@@ -136,7 +136,7 @@ fn torchrun(rank: usize, world_size: usize, port: u16) -> Vec<(&'static str, Str
     ]
 }
 
-/// What Open MPI sets, with the port that its user adds.
+/// The variables of Open MPI, with the port that the user adds.
 fn open_mpi(rank: usize, world_size: usize, port: u16) -> Vec<(&'static str, String)> {
     vec![
         ("OMPI_COMM_WORLD_RANK", rank.to_string()),
@@ -166,7 +166,7 @@ fn processes_answer_as_one_does() {
     }
 }
 
-/// Ranks that have these variables as well.
+/// Ranks with these variables in addition.
 fn started(folder: &Folder, world_size: usize, variables: &[&'static str]) -> Vec<Rank> {
     let port = free_port();
     let extra: Vec<_> = variables.iter().map(|name| (*name, "1".to_owned())).collect();

@@ -1,4 +1,4 @@
-//! One model over several ranks: the same answers, no rank out of step, and an error on every rank when one fails.
+//! One model over several ranks: the same answers, all ranks in sync, and an error on every rank when one fails.
 //!
 //! Ranks are threads here, which connect over the loopback interface as processes do; `tests/rank_processes.rs` has
 //! processes.
@@ -20,7 +20,7 @@ fn rank(rank: usize, world_size: usize, port: u16) -> Ranks {
 
 type Workers = Vec<JoinHandle<qwen::Result<()>>>;
 
-/// What the ranks share.
+/// The options that the ranks have in common.
 type Share = fn(Ranks) -> Ranks;
 const HEADS: Share = |ranks| ranks;
 const LAYERS: Share = Ranks::pipeline_parallel;

@@ -1,5 +1,5 @@
 //! A real pretrained model in Qwen2 form against the answers that transformers gave: `QWEN_REAL_CHECKPOINT` names its
-//! folder and `QWEN_GOLDEN` the folder with real.json. Without either the test says so and checks nothing.
+//! folder and `QWEN_GOLDEN` the folder with real.json. Without either the test prints a message and checks nothing.
 #![cfg(feature = "cpu")]
 
 mod common;
@@ -38,7 +38,7 @@ fn mean_nll(engine: &Engine, ids: &[u32]) -> f64 {
 #[test]
 fn greedy_answers_and_perplexity_are_those_of_transformers() {
     let Some((model, golden)) = real() else { return };
-    // Margins below this may fall either way: fast rounds its products, exact differs in the last bits only.
+    // Below this margin either token is accepted: fast rounds its products, exact differs only in the last bits.
     for (precision, margin_bound, perplexity_bound) in [(Precision::Exact, 1e-3, 1e-4), (Precision::Fast, 0.25, 2e-3)] {
         let engine = EngineOptions::new().precision(precision).context(2048).max_num_logits(64).load(&model).unwrap();
         let options = GenerateOptions::new().greedy().ignore_eos(true).max_new_tokens(64);

@@ -1,6 +1,6 @@
-//! An engine under random clients who read, cancel and drop: answers stay right, blocks come back, memory stays flat.
+//! An engine under random clients that read, cancel and drop: answers stay right, blocks are freed, memory does not grow.
 //!
-//! A short run by default; `tools/soak.sh` gives it minutes.
+//! A short run by default; `tools/soak.sh` runs it for minutes.
 #![cfg(feature = "cpu")]
 
 mod common;
@@ -18,7 +18,7 @@ const CLIENTS: u64 = 6;
 const BATCH: usize = 4;
 const CONTEXT: usize = 512;
 
-/// Growth that is no leak: what the allocator keeps for threads and the largest of the random requests.
+/// Allowed growth: what the allocator keeps for threads and the largest of the random requests.
 const SLACK: u64 = 24 << 20;
 
 struct Random(u64);
@@ -40,7 +40,7 @@ fn sampled(seed: u64, tokens: usize) -> GenerateOptions {
     GenerateOptions::new().temperature(1.5).seed(seed).max_new_tokens(tokens).ignore_eos(true)
 }
 
-/// Answers that are known, to compare with in the crowd.
+/// Known answers, to compare with those under load.
 fn known(engine: &Engine) -> Vec<Vec<u32>> {
     (0..8).map(|n| collect(engine, n).expect("an answer without company")).collect()
 }
@@ -95,7 +95,7 @@ fn random_clients_leave_nothing_behind() {
     let load = || options().batch(BATCH).context(CONTEXT).load(&folder.0).unwrap();
     let known = known(&load());
     let requests = AtomicU64::new(0);
-    // The first round is for what the allocator and the threads keep; the later ones are measured against it.
+    // The first round warms up the allocator and the threads; later ones are measured against it.
     let mut baseline = 0;
     let mut growth = 0;
     for round in 0..4 {
@@ -124,7 +124,7 @@ fn random_clients_leave_nothing_behind() {
                 });
             }
         });
-        // All blocks are free again: as many conversations as there is room for, each as long as can be.
+        // All blocks are free again: as many conversations as fit can run, each at full length.
         let full: Vec<_> = (0..BATCH as u64)
             .map(|n| engine.generate_ids(prompt(CONTEXT - 8, n), &sampled(n, 7)).expect("room for a request"))
             .collect();

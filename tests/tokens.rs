@@ -1,4 +1,4 @@
-//! Tokens between the tokenizer and the engine: ids with gaps, and texts beyond the context.
+//! Tokens between the tokenizer and the engine: ids with gaps, and texts longer than the context.
 #![cfg(feature = "cpu")]
 
 mod common;
@@ -12,8 +12,8 @@ use serde_json::Value;
 
 const ONE: [u8; 2] = 0x3f80_u16.to_le_bytes();
 
-/// A model that answers with the token `answer` whatever it is asked. Its tokenizer has `<|im_end|>` at 500, after a gap
-/// of more than a hundred ids.
+/// A model that always answers with the token `answer`. Its tokenizer has `<|im_end|>` at 500, after a gap of more than
+/// a hundred ids.
 fn engine_that_says(answer: usize, folder: &Path) -> Engine {
     let shape = Shape { vocab: 512, tied: false, ..SMALL };
     write_checkpoint(folder, shape, |name, bytes| {
@@ -55,7 +55,7 @@ fn an_id_in_a_gap_is_no_text_and_no_error() {
     let mut reply = chat.send("Hello").unwrap();
     assert_eq!(reply.by_ref().collect::<Result<String, _>>().unwrap(), "");
     assert_eq!((reply.finish_reason(), reply.stats().new_tokens), (Some(FinishReason::Length), 5));
-    // Beyond the highest id lie padding rows, which are never chosen.
+    // Rows beyond the highest id are padding, which is never chosen.
     let folder = Folder::new("gap-beyond");
     let ids = engine_that_says(505, &folder.0).generate_ids([1], &GenerateOptions::new().greedy().max_new_tokens(5));
     assert!(ids.unwrap().all(|id| id.unwrap() <= 500));

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# What the documents name is there: every relative link, every path of the repository; and no path of some machine.
+# Every relative link and every repository path in the documents exists, and none names a path outside of the
+# repository.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 fail=0
@@ -18,7 +19,7 @@ for document in "${documents[@]}"; do
         [ -z "$target" ] || [ -e "$folder/$target" ] || complain "$document links to $target, which is not there"
     done < <(grep -oE '\]\([^)]+\)' "$document" | sed -E 's/^\]\(//; s/\)$//; s/ .*//' | grep -vE '^[a-z]+:' || true)
 
-    # Words that begin like a path of the repository or of the document's folder, in text, code and drawings alike.
+    # Words that begin like a path in the repository or in the document's folder, in text, code and drawings.
     while read -r path; do
         path=${path%[.,]}
         [ -e "$path" ] || [ -e "$folder/$path" ] || complain "$document names $path, which is not there"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Files that the example `quantize` writes, read by the Python package `gguf`: the reader that llama.cpp's tools share.
+# Reads files written by the example `quantize` with the Python package `gguf`, the reader of llama.cpp's tools.
 # Needs Python 3 and its package registry; the packages go to target/.
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Who may import whom: the tokenizer and core import no crate of ours, backends import only core; within core the engine
-# never names a backend and the model never names the engine. No crate has an import circle.
+# Checks imports: the tokenizer and core import none of our crates, backends import only core; within core the engine
+# never names a backend and the model never names the engine. No crate has an import cycle.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 fail=0
@@ -25,7 +25,7 @@ forbid examples 'qwen_(core|tokenizer|backend)' 'examples import only the facade
 forbid qwen-core/src/engine 'Backend' 'the engine never names a backend'
 forbid qwen-core/src/engine/kv 'Backend[^`:]' 'K/V bookkeeping never names a backend'
 forbid qwen-core/src/model 'engine::' 'the model never names the engine'
-# One module of core and one file of the facade know of processes; tests may name them.
+# Only one module of core and one file of the facade know about processes; tests may name them.
 if grep -rnE '(core|crate)::ranks' src qwen-core/src qwen-backend-*/src --include='*.rs' |
     grep -vE '^(src/distributed\.rs:|qwen-core/src/ranks/|[^:]*tests\.rs:)|^\S+:[0-9]+:\s*//'; then
     echo 'error: only qwen-core/src/ranks/ and src/distributed.rs name the module `ranks`' >&2

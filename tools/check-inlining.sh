@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# No vector intrinsic is a function of its own in an optimised program: kernels that call them run several times slower.
-# One that is reported was used in a closure or a function that is compiled without the features of its instruction set.
+# Checks that all vector intrinsics are inlined in an optimised program: kernels that call them run several times
+# slower. A reported one was used in a closure or a function that is compiled without the features of its instruction
+# set.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 program=${1:-target/release/examples/bench}
-# `xsave` detects features; `loadu` in `try_map` is a searcher's of the tokenizer, while it is built.
+# `xsave` detects features; `loadu` in `try_map` is in the construction of one of the tokenizer's searchers.
 calls=$(objdump --disassemble --demangle --no-show-raw-insn "$program" | awk '
     /^[0-9a-f]+ <.*>:$/ { within = $0; kernels += /qwen_backend_cpu::simd::.*::enter/ }
     /call.*<core::core_arch::/ && !/x86::xsave/ && !(within ~ /try_map/ && /_mm256_loadu_si256/) { print within " " $NF }

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The packages as a registry would get them: each has its licence and its readme, none has tests, tools, fixtures or models,
-# and none is larger than it was meant to be.
+# Checks the packages as a registry would get them: each has its licence and readme, none has tests, tools, fixtures or
+# models, and none exceeds its size limit.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 fail=0
@@ -9,7 +9,7 @@ complain() {
     fail=1
 }
 
-# The most KiB that a package may have, compressed. The CUDA backend carries its compiled kernels.
+# The size limit of each package in KiB, compressed. The CUDA backend contains its compiled kernels.
 declare -A most=(
     [qwen-rs]=250
     [qwen-core]=250
@@ -19,19 +19,19 @@ declare -A most=(
     [qwen-backend-cuda]=1300
     [qwen-conformance]=100
 )
-# What no package holds: folders and files of the repository's own business, and files of checkpoints.
+# What no package may contain: the repository's own folders and files, and checkpoint files.
 forbidden='(^|/)(tests?|benches|fuzz|tools|emulator|golden|demo-model|target|__pycache__|\.ci|\.git[a-z]*|\.github)(/|$)'
 forbidden+='|(^|/)tests\.rs$|\.(safetensors|gguf|py|sh)$|(^|/)tokenizer(_config)?\.json$|(^|/)deny\.toml$'
 
-# Without the network where the registry's index is at hand, which it is once anything was built.
+# Offline if the registry's index is cached, as it is after any build.
 package() { cargo package --workspace --no-verify --allow-dirty --quiet "$@" 2>"$log"; }
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 package --offline || package || { cat "$log" >&2; exit 1; }
-# Cargo says of each test that it is not in the package, which is what is wanted.
+# Cargo warns for each test that it is not in the package, which is intended.
 grep -vE '^warning: ignoring (test|benchmark|example) `' "$log" >&2 || true
 
-# One "name version folder" a line.
+# One "name version folder" per line.
 members=$(cargo metadata --no-deps --offline --format-version 1 | python3 -c '
 import json, os, sys
 metadata = json.load(sys.stdin)

@@ -1,17 +1,18 @@
 #!/usr/bin/env bash
-# The library type-checks for systems that it does not run on here. Nothing is linked, and nothing runs.
+# Type-checks the library for systems other than this one. Nothing is linked or run.
 #
 #     tools/check-systems.sh [TARGET ...]
 #
-# The standard library of a target is the toolchain's, where rustup has it; else it is built from source, which comes with a
-# toolchain that has the component rust-src, or with Debian's packages rustc-web and rust-web-src (installed by root). What
-# cannot be checked says so, and is no error.
+# Uses the toolchain's standard library for a target, if rustup has it; otherwise builds it from source, from a
+# toolchain with the component rust-src or from Debian's packages rustc-web and rust-web-src (installed by root). A
+# target that cannot be checked is reported, and is not an error.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-# One folder for all targets: procedural macros and build scripts, which run here, are compiled once.
+# One target folder for all: procedural macros and build scripts, which run on this machine, are compiled once.
 export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-target}/systems" CARGO_PROFILE_DEV_DEBUG=0 CARGO_INCREMENTAL=0
 all=cpu,cuda,wgpu
-# All of it is four minutes of two cores. On aarch64 Linux wgpu is what it is on x86-64: name the target to include it.
+# The whole check takes four minutes on two cores. On aarch64 Linux wgpu is the same as on x86-64, so it is only
+# included if the target is named.
 declare -A features=(
     [aarch64-unknown-linux-gnu]=cpu,cuda
     [aarch64-apple-darwin]=$all
@@ -19,7 +20,7 @@ declare -A features=(
     [wasm32-unknown-unknown]=cpu
 )
 order=(aarch64-unknown-linux-gnu aarch64-apple-darwin x86_64-pc-windows-msvc wasm32-unknown-unknown)
-# Where random numbers come from is the choice of a program for this target: getrandom asks for it by a flag.
+# On this target the program has to choose the source of random numbers, by a flag for getrandom.
 export CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_RUSTFLAGS='--cfg getrandom_backend="custom"'
 
 has_source() { [ -e "$("$@" --print sysroot 2>/dev/null)/lib/rustlib/src/rust/library/Cargo.lock" ]; }
@@ -58,7 +59,7 @@ for target in "$@"; do
     if [ -d "$(rustc --print sysroot)/lib/rustlib/$target/lib" ]; then
         cargo "${check[@]}" || fail=1
     elif find_source; then
-        # Building it is an unstable option, of stable compilers too.
+        # Building it needs an unstable option, even on stable compilers.
         RUSTC_BOOTSTRAP=1 "${compiler[@]}" "${check[@]}" -Zbuild-std=std,panic_abort -Zbuild-std-features=panic-unwind || fail=1
     else
         echo "!!!! NO STANDARD LIBRARY for $target (rustup target add $target): the library is not checked for it !!!!"

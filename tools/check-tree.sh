@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# The dependency trees of the facade stay small and free of C: no crate that builds or binds foreign code.
+# Checks that the facade's dependency trees stay small and free of C: no crate builds or binds foreign code.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 fail=0
 
-# features, the most crates that there may be, where README.md states how many there are
+# features, the maximum number of crates, the text in README.md that states the number
 check() {
     local tree count
     tree=$(cargo tree -p qwen-rs --no-default-features --features "$1" -e normal,build --prefix none --no-dedupe |
         sed 's/ (.*//' | sort -u)
     count=$(printf '%s\n' "$tree" | wc -l)
     echo "$1: $count crates, our own included"
-    # renderdoc-sys declares the types of a library that a debugger brings, linux-raw-sys those of Linux's system calls,
-    # for rustix; nothing is compiled or linked.
+    # renderdoc-sys declares the types of a debugger's library, linux-raw-sys those of Linux system calls for rustix;
+    # nothing is compiled or linked.
     if printf '%s\n' "$tree" | grep -E '^(cc|cmake|bindgen|pkg-config|[a-z0-9_-]+-sys) ' |
         grep -vE '^(renderdoc|linux-raw)-sys '; then
         echo "error: with $1 the crates above compile or bind C" >&2

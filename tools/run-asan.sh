@@ -3,8 +3,8 @@
 #
 #     tools/run-asan.sh [FILTER ...]
 #
-# FILTERs are names of tests; all of them without. The runtime of the sanitizer lies in the toolchain, the flag that takes
-# it is unstable: RUSTC_BOOTSTRAP allows it. What is built lies in target/asan.
+# FILTERs are names of tests; by default all run. The sanitizer's runtime is part of the toolchain, but its flag is
+# unstable: RUSTC_BOOTSTRAP allows it. Build output is in target/asan.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -15,8 +15,8 @@ if ! ls "$lib"/librustc-*_rt.asan.* >/dev/null 2>&1; then
     exit 0
 fi
 export RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Zsanitizer=address" CARGO_TARGET_DIR=target/asan
-# A release build, but without debug information: the addresses in a report resolve to functions all the same.
+# A release build without debug information: addresses in a report still resolve to functions.
 export CARGO_PROFILE_RELEASE_DEBUG=0
-# The largest buffers that are asked for on purpose are refused, as without the sanitizer.
+# Deliberately huge allocations are refused, as without the sanitizer.
 export ASAN_OPTIONS="allocator_may_return_null=1:${ASAN_OPTIONS:-}"
 cargo test --release --target "$host" -p qwen-backend-cpu --lib --test steps --test conformance -- "$@"

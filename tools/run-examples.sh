@@ -40,19 +40,19 @@ grep -q prompt_share_of_arithmetic "$out/bench.json"
 run custom_backend --
 run devices -- --model "$demo"
 
-# A model that was quantised answers, with importances or without.
+# A quantised model answers, with and without importances.
 run quantize -- "$demo" --to q8_0 --out "$out/small.gguf"
 run chat -- --model "$out/small.gguf" --prompt "Hello!" </dev/null | tee "$out/answer"
 [ -s "$out/answer" ]
 run quantize -- "$demo" --to q4_k_m --out "$out/small.gguf" --imatrix "$demo/README.md"
 run plan -- --model "$out/small.gguf"
 
-# What it costs is measured beside the model that it was made of; by itself that has no divergence.
+# Its loss is measured against the original model, which has no divergence from itself.
 run perplexity -- --model "$out/small.gguf" --base "$demo" --text "$demo/README.md" --window 32
 run perplexity -- --model "$demo" --base "$demo" --precision exact --text "$demo/README.md" --window 32 --json >"$out/ppl.json"
 grep -q '"divergence":0.0' "$out/ppl.json"
 
-# A GGUF file, its folder, and any part of a split one are models like others.
+# Models from a GGUF file, its folder, and any part of a split one.
 gguf="${QWEN_GOLDEN:-../shared/golden}/gguf-split-q4_0"
 if [ -d "$gguf" ]; then
     run plan -- --model "$gguf"
@@ -64,7 +64,7 @@ else
     echo "!!!! NO GOLDENS at $gguf: no example runs on a GGUF file !!!!"
 fi
 
-# A model over several processes answers as it does in one process.
+# A model over several processes gives the same answer as in one process.
 run ranks -- --ranks 1 --prompt "What is 3 + 4?" >"$out/one"
 run ranks -- --ranks 2 --prompt "What is 3 + 4?" | tee "$out/two"
 run ranks -- --ranks 3 --pipeline-parallel --prompt "What is 3 + 4?" >"$out/three"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The fuzz targets, bounded: by cargo-fuzz for a time where a nightly toolchain has it, and always by the stable runner,
-# on a fixed number of inputs unless FUZZ_SECONDS gives a time.
+# Runs the fuzz targets for a bounded time: with cargo-fuzz if a nightly toolchain has it, and always with the stable
+# runner, on a fixed number of inputs unless FUZZ_SECONDS sets a time.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 if cargo +nightly fuzz --version >/dev/null 2>&1; then

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# An engine under random clients for some minutes: answers stay right, blocks come back, memory stays flat.
+# Runs an engine under random clients for some minutes: answers stay right, blocks are freed, memory does not grow.
 #
 #     tools/soak.sh [SECONDS]
 set -euo pipefail

@@ -1,11 +1,11 @@
-//! The demo model, for examples that were not given another.
+//! The demo model, for examples that were not given a model.
 
 use std::path::{Path, PathBuf};
 
 /// Its folder in the repository.
 ///
 /// # Errors
-/// Where the sources came without it, as those of a package do: where it is to be had.
+/// If the sources do not include it, as those of a package: the error says where to get it.
 pub(crate) fn path() -> Result<PathBuf, String> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/demo-model");
     if folder.join("config.json").exists() {

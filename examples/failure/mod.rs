@@ -1,8 +1,8 @@
-//! How an example ends with an error.
+//! How an example reports the error that ends it.
 
 use std::fmt::{self, Debug, Display};
 
-/// Any error, as text: what `main` returns is printed in its Debug form, which of this type is the message itself.
+/// Any error, as text: Rust prints the error that `main` returns in its Debug form, which for this type is the message.
 pub(crate) struct Failure(String);
 
 impl<E: Display> From<E> for Failure {

@@ -3,7 +3,7 @@
 use std::fmt::Display;
 use std::io::{self, Write};
 
-/// Print to stdout, and end the line. It is no error when the reader has left early, as `head` does.
+/// Print to stdout, and end the line. It is not an error if the reader closes the pipe early, as `head` does.
 pub(crate) fn print(text: impl Display) -> io::Result<()> {
     match writeln!(io::stdout().lock(), "{text}") {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),

@@ -1,4 +1,4 @@
-//! A model's folder with one damaged file: loading and chatting end in an answer or in an error.
+//! A model folder with one damaged file: loading and chatting give an answer or an error.
 
 use std::path::PathBuf;
 use std::sync::OnceLock;
@@ -12,7 +12,7 @@ const VOCAB: usize = 384;
 const HIDDEN: usize = 32;
 const INNER: usize = 32;
 
-/// The files of a model of one layer, by their names.
+/// The files of a one-layer model, by name.
 fn files() -> &'static [(&'static str, Vec<u8>)] {
     static FILES: OnceLock<Vec<(&'static str, Vec<u8>)>> = OnceLock::new();
     FILES.get_or_init(|| {
@@ -66,7 +66,8 @@ fn weights() -> Vec<u8> {
     [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &data].concat()
 }
 
-/// The first byte names the file, the second what is done to it, the next four where; the rest is what is put there.
+/// The first byte selects the file, the second the kind of damage, the next four the position; the rest is the new
+/// data.
 pub fn folder(damage: &[u8]) {
     let Some((&[file, kind, a, b, c, d], rest)) = damage.split_first_chunk::<6>() else { return };
     let folder = scratch();
@@ -93,7 +94,7 @@ pub fn folder(damage: &[u8]) {
     for result in [chat.send("Hello").and_then(|reply| reply.text()), chat.send("More").and_then(|reply| reply.text())]
     {
         if let Err(Error::Model(error)) = result {
-            // The engine's thread ends by a panic only.
+            // The engine's thread ends only by a panic.
             assert!(!matches!(error, qwen::core::Error::EngineStopped { .. }), "{error}");
         }
     }

@@ -1,4 +1,4 @@
-//! GGUF files: their headers alone, and as checkpoints whose tensors are read.
+//! GGUF files: their headers only, and as checkpoints whose tensors are read.
 
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -7,7 +7,7 @@ use qwen_core::Checkpoint;
 use qwen_core::backend::RowReader;
 use qwen_core::checkpoint::gguf::Header;
 
-/// A file: the tensors of an accepted one lie within it, apart, and as many bytes each as its shape says.
+/// The tensors of an accepted file are within it, do not overlap, and have as many bytes as their shapes need.
 pub fn header(file: &[u8]) {
     let Ok(header) = Header::parse(Path::new("model.gguf"), file) else { return };
     let mut end = 0;
@@ -25,10 +25,10 @@ pub fn header(file: &[u8]) {
     }
 }
 
-/// A file as a checkpoint: of an accepted one every tensor is read and decoded, or refused.
+/// A file as a checkpoint: if it is accepted, every tensor is read and decoded, or refused.
 pub fn tensors(file: &[u8]) {
     let path = scratch();
-    // A fresh file: writing over one makes some file systems wait for the disk.
+    // A new file: overwriting one makes some file systems wait for the disk.
     let _ = std::fs::remove_file(path);
     std::fs::write(path, file).expect("the scratch folder takes files");
     let Ok(checkpoint) = Checkpoint::open(path) else { return };

@@ -1,7 +1,7 @@
 //! The entry points that are fuzzed, as plain functions of bytes.
 //!
-//! Each takes whatever bytes there are, feeds them to a parser, and checks what the parser promises of the values that it
-//! accepts. A broken promise panics. libFuzzer calls them through `fuzz_targets/`, on stable [`mutate`] does.
+//! Each feeds arbitrary bytes to a parser, and checks what the parser guarantees about the values that it accepts. A
+//! violation panics. libFuzzer calls them through `fuzz_targets/`; on stable, [`mutate`] does.
 
 pub mod folder;
 pub mod gguf;
@@ -9,8 +9,8 @@ pub mod mutate;
 pub mod packed;
 pub mod targets;
 
-/// Make a binary of a target: libFuzzer's under cargo-fuzz, else one that runs the target on the files named by its
-/// arguments, to look at a finding without either.
+/// Define the binary of a target: under cargo-fuzz libFuzzer's, otherwise one that runs the target on the files given
+/// as arguments, to reproduce a finding.
 #[macro_export]
 macro_rules! fuzz {
     ($run:path) => {

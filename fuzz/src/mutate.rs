@@ -1,15 +1,15 @@
-//! A small mutating fuzzer for stable toolchains: seeded, bounded, blind to coverage.
+//! A small mutating fuzzer for stable toolchains: seeded, bounded, without coverage feedback.
 //!
-//! It finds what lies near valid files (wrong lengths, numbers, nesting, duplicates), in seconds and on every machine.
-//! What lies deeper is for cargo-fuzz.
+//! It finds problems close to valid files (wrong lengths, numbers, nesting, duplicates), in seconds and on every
+//! machine. Deeper ones need cargo-fuzz.
 
-/// Inputs derived from seeds, the same ones for the same number.
+/// Inputs derived from seeds, deterministic for a given number.
 pub struct Mutator {
     state: u64,
     seeds: Vec<Vec<u8>>,
 }
 
-/// Pieces that parsers of JSON and of lengths trip over.
+/// Pieces that tend to break parsers of JSON and of lengths.
 const PIECES: &[&[u8]] = &[
     b"null",
     b"true",
@@ -86,7 +86,7 @@ impl Mutator {
         }
     }
 
-    /// Put another figure in the place of one of the decimal numbers.
+    /// Replace one of the decimal numbers.
     fn replace_number(&mut self, input: &mut Vec<u8>) {
         let starts: Vec<usize> = (0..input.len())
             .filter(|&i| input[i].is_ascii_digit() && (i == 0 || !input[i - 1].is_ascii_digit()))

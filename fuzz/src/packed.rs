@@ -1,4 +1,5 @@
-//! Files of GPTQ and AWQ tensors: each packed matrix is refused, or read whole, with as many bytes as its blocks have.
+//! Files of GPTQ and AWQ tensors: each packed matrix is refused, or read completely, with as many bytes as its blocks
+//! have.
 
 use std::fs;
 use std::path::PathBuf;
@@ -26,8 +27,8 @@ fn settings() -> [Value; 6] {
     ]
 }
 
-/// The first byte chooses the settings, the rest is a safetensors file: read as it is, and with the length of its
-/// header put right.
+/// The first byte chooses the settings, the rest is a safetensors file: read as it is, and with a corrected header
+/// length.
 pub fn packed(input: &[u8]) {
     let Some((&choice, file)) = input.split_first() else { return };
     read(choice, file);

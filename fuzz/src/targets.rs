@@ -1,4 +1,4 @@
-//! One function a parser, with what must hold of all that it accepts.
+//! One function per parser, with the invariants of everything that it accepts.
 
 use std::path::Path;
 
@@ -7,10 +7,10 @@ use qwen_core::checkpoint::{Header, Index};
 use qwen_core::{Config, GenerationConfig, Rope};
 use qwen_tokenizer::{ChatInput, ChatTemplate, Error, GgufVocabulary, Message, Tokenizer};
 
-/// What is fuzzed: it takes any bytes and panics where a promise is broken.
+/// A fuzz target: takes any bytes and panics if an invariant is violated.
 pub type Target = fn(&[u8]);
 
-/// Every target by the name of its binary and of its folder of seeds.
+/// Every target, by the name of its binary and its seed folder.
 pub const ALL: &[(&str, Target)] = &[
     ("header", header),
     ("config", config),
@@ -27,7 +27,8 @@ pub const ALL: &[(&str, Target)] = &[
     ("folder", crate::folder::folder),
 ];
 
-/// A safetensors file, as it is and with the length put right: a change within the JSON would hardly ever get past it.
+/// A safetensors file, as it is and with a corrected length: otherwise mutations of the JSON would rarely get past the
+/// length check.
 pub fn header(file: &[u8]) {
     parse_header(file);
     if let Some(end) = file.iter().rposition(|&byte| byte == b'}')
@@ -74,7 +75,7 @@ pub fn config(text: &[u8]) {
     }
 }
 
-/// A `generation_config.json`: values that are in use and not at fault can be sampled by, and warnings can be written.
+/// A `generation_config.json`: valid values can be used for sampling, and warnings can be displayed.
 pub fn generation_config(text: &[u8]) {
     let path = "generation_config.json";
     let Some(config) = utf8(text).and_then(|text| GenerationConfig::from_json(path, text).ok()) else { return };
@@ -87,8 +88,8 @@ pub fn generation_config(text: &[u8]) {
     assert!(config.check("repetition_penalty").is_err() || (penalty > 0.0 && penalty.is_finite()));
 }
 
-/// A `quantization_config`, as the file beside a `config.json` and within one: an accepted one has groups that blocks
-/// can have, and both places read alike.
+/// A `quantization_config`, as a separate file and within a `config.json`: an accepted one has valid block sizes, and
+/// both places give the same result.
 pub fn quantization_config(text: &[u8]) {
     let Some(text) = utf8(text) else { return };
     let alone = Quantization::from_json("quantize_config.json", text).ok();
@@ -121,7 +122,7 @@ fn utf8(text: &[u8]) -> Option<&str> {
     std::str::from_utf8(text).ok()
 }
 
-/// A template, whatever it holds, is refused, or renders, or fails to render.
+/// Any template is refused, or renders, or fails to render with an error.
 pub fn template(source: &[u8]) {
     let Ok(source) = std::str::from_utf8(source) else { return };
     let Ok(template) = ChatTemplate::new(source) else { return };
@@ -142,8 +143,8 @@ pub fn tokenizer(json: &[u8]) {
     }
 }
 
-/// What a GGUF file has of a tokenizer, in lines of a key and a value, so that any bytes are such lists: a token's key
-/// is its type, a merge's is `merge`. An accepted one encodes, and pieces are the whole.
+/// The tokenizer of a GGUF file, as lines of a key and a value, so that any bytes are valid: the key of a token is its
+/// type, that of a merge is `merge`. An accepted one encodes, and decoded pieces add up to the whole text.
 pub fn gguf_vocabulary(lines: &[u8]) {
     let lines = String::from_utf8_lossy(lines);
     let (mut tokens, mut token_types, mut merges, mut templates) = (vec![], vec![], vec![], vec![]);
@@ -183,7 +184,7 @@ pub fn gguf_vocabulary(lines: &[u8]) {
     }
 }
 
-/// An accepted tokenizer encodes, and pieces are the whole.
+/// An accepted tokenizer encodes, and decoded pieces add up to the whole text.
 fn codec(tokenizer: &Tokenizer) {
     for parse_special in [false, true] {
         let Ok(ids) = tokenizer.encode(TEXT, parse_special) else { continue };

@@ -1,6 +1,6 @@
-//! Every target on the seeds and on mutations of them, on a stable toolchain and in bounded time.
+//! Runs every target on the seeds and on mutations of them, on a stable toolchain and in bounded time.
 //!
-//! `FUZZ_SECONDS` replaces the fixed number of inputs by a time for each target, `FUZZ_SEED` chooses other inputs,
+//! `FUZZ_SECONDS` replaces the fixed number of inputs by a time per target, `FUZZ_SEED` selects other inputs,
 //! `FUZZ_TARGET` one target.
 
 use std::fs;
@@ -12,7 +12,7 @@ use qwen_fuzz::mutate::Mutator;
 use qwen_fuzz::targets::ALL;
 
 const INPUTS: u64 = 100_000;
-/// One that loads a tokenizer compiles its pattern, and few are refused before.
+/// Targets that load a tokenizer compile its pattern, and few inputs are refused before that.
 const INPUTS_OF_VOCABULARIES: u64 = 10_000;
 /// One that writes a file takes a tenth of a millisecond, one that loads a model takes milliseconds.
 const INPUTS_OF_FILES: u64 = 20_000;

@@ -1,8 +1,9 @@
-//! Every block format on every instruction set of the CPU beside plain Rust: `cargo bench -p qwen-backend-cpu --bench formats`.
+//! Every block format on every instruction set of the CPU, compared with plain Rust: `cargo bench -p qwen-backend-cpu
+//! --bench formats`.
 //!
-//! One thread and a matrix that stays in the caches, so that instructions are what is measured. A format that is slower
-//! than plain Rust on some instruction set, in either precision, with one token or many, is an error: it hints at
-//! kernels that the compiler took apart.
+//! One thread and a matrix that stays in cache, so that instructions are measured. A format that is slower than plain
+//! Rust on some instruction set, in either precision, with one token or many, is an error: it suggests that the
+//! compiler did not inline the kernel's intrinsics.
 
 use std::time::Instant;
 
@@ -15,7 +16,7 @@ use qwen_core::{Backend, Encoding, Precision, Result};
 const ROWS: usize = 256;
 const COLS: usize = 2048;
 
-/// Seconds that a product takes, the best of a few.
+/// Seconds that a product takes, the best of several runs.
 fn seconds(isa: Isa, precision: Precision, encoding: Encoding, bytes: &[u8], tokens: usize) -> Result<f64> {
     let mut b = CpuBackend::new(CpuOptions::new().isa(isa).precision(precision).threads(1))?;
     let parts = [MatrixPart::whole(encoding, ROWS, COLS, bytes)?];
@@ -60,7 +61,7 @@ fn main() -> Result<()> {
             }
         }
     }
-    // Unoptimised, intrinsics are calls and plain loops are not.
+    // Without optimisation, intrinsics are calls and plain loops are not.
     if !cfg!(debug_assertions) && !slow.is_empty() {
         eprintln!("slower than plain Rust: {}", slow.join("; "));
         std::process::exit(1);

@@ -1,9 +1,9 @@
-//! The kernels against the ceilings of the machine: `cargo bench -p qwen-backend-cpu -- [--threads N] [filter]`.
+//! The kernels compared with the ceilings of the machine: `cargo bench -p qwen-backend-cpu -- [--threads N] [filter]`.
 //!
-//! Each case runs in rounds; before each round the ceiling that bounds it is measured for a moment, so that both see the
-//! same neighbours. The share is the median of the rounds' own shares, the rate the best of them.
+//! Each case runs in rounds; before each round its ceiling is measured briefly, so that both see the same load from
+//! other tenants. The share is the median over rounds, the rate the best of them.
 //!
-//! Run as a test (`cargo test --benches`) every case runs once.
+//! As a test (`cargo test --benches`) every case runs once.
 
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,7 @@ use qwen_core::backend::{
 };
 use qwen_core::{Backend, Encoding, Precision, Result};
 
-/// Bytes of weights that a case takes in turn, so that caches do not hold them.
+/// Bytes of weights that a case cycles through, so that they are not in cache.
 const WEIGHT_BYTES: usize = 768 << 20;
 
 const BLOCK: usize = 32;
@@ -99,7 +99,7 @@ fn weights(elements: usize) -> Vec<u8> {
     bytes
 }
 
-/// Seconds that all threads of the process have run, where the system says: other processes do not count.
+/// CPU seconds of all threads of the process, if the system reports them: other processes do not count.
 fn cpu_seconds() -> f64 {
     let Ok(threads) = std::fs::read_dir("/proc/self/task") else { return 0.0 };
     threads
@@ -114,7 +114,7 @@ impl Bench {
         self.filter.as_ref().is_none_or(|filter| name.contains(filter.as_str()))
     }
 
-    /// Copies of a matrix, enough to be larger than caches.
+    /// Enough copies of a matrix to exceed the caches.
     fn load(&mut self, role: WeightRole, rows: usize, cols: usize) -> Result<Vec<CpuWeight>> {
         let data = weights(rows * cols);
         let parts = [MatrixPart::whole(Encoding::Bf16, rows, cols, &data)?];

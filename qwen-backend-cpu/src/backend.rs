@@ -1,4 +1,4 @@
-//! [`CpuBackend`]: each operation's operands are checked and the operation is recorded; `recorder.rs` keeps and runs it.
+//! [`CpuBackend`]: checks each operation's operands and records it; `recorder.rs` stores and runs it.
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
@@ -54,7 +54,7 @@ impl CpuBackend {
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] for an instruction set that the CPU does not have or a number of threads out of range;
-    /// [`Error::Device`] when threads or memory are refused.
+    /// [`Error::Device`] when threads or memory cannot be obtained.
     pub fn new(options: CpuOptions) -> Result<CpuBackend> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let isa = options.resolve_isa()?;
@@ -69,7 +69,7 @@ impl CpuBackend {
         self.recorder.isa
     }
 
-    /// Threads that compute, the calling one among them.
+    /// Threads that compute, including the calling one.
     pub fn threads(&self) -> usize {
         self.recorder.executor.threads()
     }
@@ -336,7 +336,7 @@ impl Backend for CpuBackend {
         match catch_unwind(AssertUnwindSafe(|| body(self))) {
             Ok(result) => self.recorder.end(result),
             Err(panic) => {
-                // Whoever catches it finds a backend without a step.
+                // After catching the panic the backend is not in a step.
                 let _ = self.recorder.end(Err(Error::Cancelled));
                 resume_unwind(panic)
             }

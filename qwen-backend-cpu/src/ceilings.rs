@@ -1,8 +1,8 @@
-//! What this machine can do at best, measured: to put the figures of kernels in proportion.
+//! The measured best rates of this machine, to compare kernels with.
 //!
-//! Memory is read in large runs, in several streams and with software prefetch; arithmetic runs in registers alone. A
-//! [`CeilingMeter`] measures in slices as short as the caller likes, so that a bench can take them in turn with its
-//! work: on a machine shared with others both then see the same neighbours.
+//! Memory is read in large runs, in several streams and with software prefetch; arithmetic runs in registers only. A
+//! [`CeilingMeter`] measures in slices as short as the caller likes, so that a bench can alternate them with its work:
+//! on a shared machine both then see the same load from other tenants.
 
 use std::array;
 use std::hint::black_box;
@@ -15,22 +15,22 @@ use qwen_core::ceilings::Ceilings;
 use crate::memory::Array;
 use crate::simd::{self, Isa, Kernel, LANES, Simd};
 
-/// Bytes that are read before any is read again: more than caches hold.
+/// Bytes read before any is read again: more than the caches hold.
 const READ_BYTES: usize = 1 << 30;
 
-/// Bytes that a thread reads between two looks at the clock.
+/// Bytes that a thread reads between two clock reads.
 const CHUNK: usize = 4 << 20;
 
-/// Rounds of arithmetic between two looks at the clock.
+/// Rounds of arithmetic between two clock reads.
 const ROUNDS: u64 = 20_000;
 
-/// Measures ceilings again and again.
+/// Measures ceilings repeatedly.
 #[derive(Debug)]
 pub struct CeilingMeter {
     threads: usize,
     isa: Isa,
     memory: Array<f32>,
-    /// Where reading goes on.
+    /// Where reading continues.
     next: AtomicUsize,
 }
 
@@ -38,11 +38,11 @@ impl CeilingMeter {
     /// A meter for `threads` threads. Takes a gigabyte of memory.
     ///
     /// # Errors
-    /// When that is refused.
+    /// When that memory is not available.
     pub fn new(threads: usize) -> Result<CeilingMeter> {
         let memory = Array::zeroed(READ_BYTES / 4, 0)?;
-        // Pages that were never written are all one page of zeros.
-        // SAFETY: nobody else has the memory.
+        // Pages that were never written are all mapped to one page of zeros. SAFETY: nothing else has access to the
+        // memory.
         unsafe { memory.slice_mut(0, memory.len()) }.fill(1.0);
         Ok(CeilingMeter { threads: threads.max(1), isa: Isa::best(), memory, next: AtomicUsize::new(0) })
     }
@@ -59,7 +59,7 @@ impl CeilingMeter {
         }
     }
 
-    /// Bytes read from memory a second.
+    /// Bytes read from memory per second.
     pub fn memory(&self, budget: Duration) -> f64 {
         let each = budget / 3;
         let read = |streams: usize| {
@@ -73,23 +73,23 @@ impl CeilingMeter {
         read(1).max(read(2)).max(read(4))
     }
 
-    /// f32 operations a second.
+    /// f32 operations per second.
     pub fn f32_flops(&self, budget: Duration) -> f64 {
         let flops = ROUNDS as f64 * 2.0 * (LANES * chains(self.isa)) as f64;
         // SAFETY: touches no memory; the CPU has the instruction set.
         self.rate(budget, flops, || unsafe { simd::run(self.isa, &Multiply::<false>, 0, &mut ()) })
     }
 
-    /// bf16 operations a second.
+    /// bf16 operations per second.
     pub fn bf16_flops(&self, budget: Duration) -> Option<f64> {
-        // Not only where it is the faster way: the figure says whether it is.
+        // Measured even if it is not the faster way: the figure shows whether it is.
         let isa = Isa::ALL.into_iter().find(|isa| isa.has_bf16_dot() && isa.is_available())?;
         let flops = ROUNDS as f64 * 4.0 * (LANES * chains(isa)) as f64;
         // SAFETY: touches no memory; the CPU has the instruction set.
         Some(self.rate(budget, flops, || unsafe { simd::run(isa, &Multiply::<true>, 0, &mut ()) }))
     }
 
-    /// int8 operations a second, by the instruction set's own way: where it has no dot product of bytes, by products of
+    /// int8 operations per second, as the instruction set does them: without a dot product of bytes, by products of
     /// pairs that are summed in 16 bits.
     pub fn int8_ops(&self, budget: Duration) -> Option<f64> {
         if self.isa == Isa::Scalar {
@@ -100,7 +100,7 @@ impl CeilingMeter {
         Some(self.rate(budget, ops, || unsafe { simd::run(self.isa, &MultiplyBytes, 0, &mut ()) }))
     }
 
-    /// Units of work a second, all threads together, when each call of `work` is `units`.
+    /// Units of work per second over all threads, if each call of `work` is `units`.
     fn rate(&self, budget: Duration, units: f64, work: impl Fn() + Sync) -> f64 {
         let calls = AtomicU64::new(0);
         let begin = Instant::now();
@@ -136,7 +136,7 @@ impl Kernel for Read<'_> {
 
     #[inline(always)]
     unsafe fn piece<S: Simd>(&self, s: S, _: usize, (): &mut ()) {
-        // SAFETY: the chunk lies within the memory, which nobody writes.
+        // SAFETY: the chunk is within the memory, which is not written.
         unsafe {
             let p = self.memory.slice(self.start, CHUNK / 4).as_ptr();
             match self.streams {
@@ -159,7 +159,7 @@ unsafe fn read<S: Simd, const N: usize>(s: S, p: *const f32) {
     let mut acc = [[s.splat(0.0); 2]; N];
     for i in (0..each).step_by(2 * LANES) {
         for (n, acc) in acc.iter_mut().enumerate() {
-            // SAFETY: passed on to the caller; a prefetch may have any address.
+            // SAFETY: guaranteed by the caller; a prefetch may have any address.
             unsafe {
                 let p = p.add(n * each + i);
                 s.prefetch(p.cast::<u8>().wrapping_add(AHEAD));
@@ -221,13 +221,12 @@ impl Kernel for MultiplyBytes {
 #[inline(always)]
 fn multiply_bytes<S: Simd, const N: usize>(s: S) {
     let w = [black_box(3u8); 4 * LANES];
-    // All differ and none is known, so that no product serves for two.
+    // All differ and are opaque to the compiler, so that no product can be reused.
     let x: [u32; N] = black_box(array::from_fn(|i| 0x0101_0101 * i as u32));
     let zero = s.splat_ints(0);
     let mut acc = [s.partial(zero); N];
     for _ in 0..ROUNDS {
-        // Told nothing of the bytes, the compiler has to multiply in every round.
-        // SAFETY: the array has the bytes.
+        // The bytes are opaque to the compiler, so it has to multiply in every round. SAFETY: the array has the bytes.
         let w = unsafe { s.load_bytes(black_box(w.as_ptr())) };
         for i in 0..N {
             acc[i] = s.dot(acc[i], w, x[i]);

@@ -1,4 +1,4 @@
-//! What a model takes on the CPU.
+//! How much memory a model takes on the CPU.
 
 use qwen_core::backend::Limits;
 use qwen_core::backend::{KvSpec, ModelShape, WeightShape};
@@ -50,8 +50,8 @@ impl Footprint for CpuFootprint {
     }
 }
 
-/// Dimensions of the workspaces that grow with a step: the packed activations of the widest product, and the best of each
-/// run of each row of logits.
+/// Dimensions of the workspaces that grow with a step: the packed activations of the widest product, and the partial
+/// argmax of each run of each row of logits.
 pub(crate) fn workspace(limits: &Limits, shape: &ModelShape) -> [[usize; 2]; 2] {
     let rows = limits.max_num_batched_tokens.max(limits.max_num_logits);
     let widest = shape.widest_input().checked_next_multiple_of(2).unwrap_or(usize::MAX);

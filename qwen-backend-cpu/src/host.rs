@@ -4,11 +4,11 @@ use std::collections::HashSet;
 use std::fs;
 use std::path::Path;
 
-/// Physical cores that this process may use: two hyperthreads share the units that kernels keep busy.
+/// Physical cores that this process may use: two hyperthreads share the execution units that kernels keep busy.
 ///
-/// Affinity masks and cgroup quotas are respected. Where the topology is not known, all logical cores count.
+/// Affinity masks and cgroup quotas are respected. If the topology is unknown, all logical cores count.
 pub fn physical_cores() -> usize {
-    // Miri reads no files.
+    // Miri cannot read files.
     if cfg!(miri) {
         return 1;
     }

@@ -1,6 +1,6 @@
-//! What the host reads of a step's inputs while operations are recorded: slots are checked, the attention is scheduled.
+//! Reads a step's inputs on the host while operations are recorded: to check slots and to schedule attention.
 //!
-//! The caller makes sure that no recorded operation has yet to write the indices given here.
+//! The caller ensures that no pending recorded operation writes the indices given here.
 
 use std::sync::Arc;
 
@@ -13,15 +13,15 @@ use crate::kernels::attention::schedule::{Schedule, Shape};
 /// Reads the inputs of steps. Keeps its memory from step to step.
 #[derive(Debug, Default)]
 pub(crate) struct InputReader {
-    /// A bit for each slot that an operation writes; all clear in between.
+    /// A bit for each slot that an operation writes; all clear between operations.
     taken: Vec<u64>,
     schedule: Arc<Schedule>,
     made_from: Option<ScheduleKey>,
-    /// Counts writes to indices, any of which may change what a schedule was made from.
+    /// Counts writes to indices, any of which may invalidate a schedule.
     writes: u64,
 }
 
-/// What a schedule was made from: arrays by address and length, and how often indices had been written.
+/// The inputs of a schedule: arrays by address and length, and how often indices had been written.
 #[derive(Debug, PartialEq, Eq)]
 struct ScheduleKey {
     writes: u64,
@@ -34,13 +34,13 @@ struct ScheduleKey {
 }
 
 impl InputReader {
-    /// Note that indices are written.
+    /// Record that indices are written.
     pub(crate) fn note_write(&mut self) {
         self.writes += 1;
     }
 
-    /// Check that each of `slots` lies within the store or is padding, and that no two are the same: threads write them at
-    /// the same time.
+    /// Check that each of `slots` is within the store or padding, and that no two are the same: threads write them
+    /// concurrently.
     ///
     /// # Errors
     /// [`Error::Device`] with the slot.
@@ -64,7 +64,7 @@ impl InputReader {
         bad.map_or(Ok(()), |reason| Err(device_error(op, reason)))
     }
 
-    /// The schedule of a step's attention: made once for all its layers.
+    /// The schedule of a step's attention: built once for all its layers.
     ///
     /// # Errors
     /// As [`Schedule::build`].

@@ -1,14 +1,14 @@
 //! The paged K/V store of a range of layers.
 //!
-//! Keys lie with sixteen positions in the lanes, values with sixteen of a head's channels; both are then read like a
-//! packed weight matrix ([`crate::matrix`]), the scores and the weighted sums being matrix products:
+//! Keys are stored with sixteen positions in the lanes, values with sixteen channels of a head; both are then read like
+//! a packed weight matrix ([`crate::matrix`]), since the scores and the weighted sums are matrix products:
 //!
 //! ```text
 //! [layer][block][K/V head] { K [position / 16][channel][16 positions],  V [channel / 16][position][16 channels] }
 //! ```
 //!
-//! A head whose width is no multiple of 16 has padding channels in V. Elements are f32 or f16 (keys by layer, see
-//! [`KvSpec::key_encodings`]); values beyond the largest f16 are stored as that (see [`crate::kernels::store_kv`]).
+//! A head whose width is not a multiple of 16 has padding channels in V. Elements are f32 or f16 (for keys per layer,
+//! see [`KvSpec::key_encodings`]); values beyond the largest f16 are clamped to it (see [`crate::kernels::store_kv`]).
 //!
 //! In Q8_0, whose heads are whole blocks of 32 channels, the blocks of sixteen positions are a tile of [`TILE`] bytes: their
 //! sixteen scales, then the codes, in K with the positions in the lanes, in V with the channels:
@@ -30,22 +30,22 @@ use crate::simd::LANES;
 /// Channels of a tile of Q8_0.
 pub(crate) const TILE_CHANNELS: usize = q8::VALUES;
 
-/// Where the codes of a tile begin: behind sixteen scales.
+/// The start of the codes in a tile: after sixteen scales.
 pub(crate) const TILE_CODES: usize = 2 * LANES;
 
 /// Bytes of a tile: sixteen blocks.
 pub(crate) const TILE: usize = q8::BYTES * LANES;
 
-/// What elements may be.
+/// The supported encodings.
 const ENCODINGS: [Encoding; 3] = [Encoding::F32, Encoding::F16, Encoding::Q8_0];
 
-/// A K/V store as operations hold it.
+/// A K/V store as held by operations.
 #[derive(Debug, Clone)]
 pub(crate) struct Store {
     pub(crate) spec: Arc<KvSpec>,
     // The first byte of each layer.
     layers: Arc<[usize]>,
-    // f16 elements, halves of f32 elements, or two bytes of a tile.
+    // Storage units: f16 elements, halves of f32 elements, or two bytes of a tile.
     pub(crate) array: Array<u16>,
 }
 
@@ -54,15 +54,15 @@ pub(crate) fn padded_dim(spec: &KvSpec) -> usize {
     spec.head_dim.next_multiple_of(LANES)
 }
 
-/// Bytes of a block of one K/V head: its keys and its values. Of the spec of a store that exists.
+/// Bytes of a block of one K/V head: its keys and its values. `spec` has to be one of an existing store.
 fn head_bytes(spec: &KvSpec, key: Encoding) -> usize {
     key.bytes(spec.block_size * spec.head_dim) + spec.value_encoding.bytes(spec.block_size * padded_dim(spec))
 }
 
-/// Bytes of a store; `u64::MAX` where a u64 does not hold them.
+/// Bytes of a store; `u64::MAX` if they overflow.
 ///
 /// # Errors
-/// [`Error::Unsupported`] for encodings without kernels, and for heads that are no whole blocks of theirs.
+/// [`Error::Unsupported`] for encodings without kernels, and for heads that are not whole blocks.
 pub(crate) fn bytes(spec: &KvSpec) -> Result<u64> {
     spec.check_encodings("the CPU backend", &ENCODINGS)?;
     Ok(spec.key_encodings.iter().fold(0u64, |bytes, key| bytes.saturating_add(layer_bytes(spec, *key))))
@@ -83,14 +83,14 @@ impl Store {
             let heads = format!("{} K/V heads of {} channels", spec.num_key_value_heads, spec.head_dim);
             return Err(Error::argument("num_key_value_heads", format!("{heads} hold nothing")));
         }
-        // Slots have numbers of 32 bits, with or without layers.
+        // Slot numbers must fit in 32 bits, even for a store without layers.
         spec.layer_values()?;
         let Some(bytes) = usize::try_from(bytes(spec)?).ok().filter(|bytes| *bytes <= isize::MAX as usize) else {
             let shape = format!("{} layers of {} blocks", spec.num_layers(), spec.num_blocks);
             return Err(Error::argument("num_blocks", format!("{shape} exceed what memory can address")));
         };
         let mut end = 0;
-        // No more than all of them, which a usize holds.
+        // At most the total, which fits in a usize.
         let first = |key: &Encoding| {
             let first = end;
             end += layer_bytes(spec, *key) as usize;
@@ -119,7 +119,7 @@ impl Store {
     /// Copy whole blocks of all layers.
     ///
     /// # Safety
-    /// Nothing else touches the store meanwhile.
+    /// Nothing else accesses the store meanwhile.
     pub(crate) unsafe fn copy_blocks(&self, pairs: &[(u32, u32)]) {
         let spec = &self.spec;
         for (layer, key) in self.layers.iter().zip(&spec.key_encodings) {
@@ -127,7 +127,7 @@ impl Store {
             for &(from, to) in pairs {
                 if from != to {
                     let at = |index: u32| layer / 2 + index as usize * block;
-                    // SAFETY: two different blocks; the caller vouches that nothing else touches them.
+                    // SAFETY: two different blocks; the caller guarantees that nothing else accesses them.
                     let (from, to) =
                         unsafe { (self.array.slice(at(from), block), self.array.slice_mut(at(to), block)) };
                     to.copy_from_slice(from);

@@ -1,14 +1,14 @@
 //! The CPU kernels of qwen-rs: SIMD chosen at run time, threads that claim small pieces.
 //!
-//! [`CpuBackend`] implements [`qwen_core::Backend`]. The way from an operation to its arithmetic:
+//! [`CpuBackend`] implements [`qwen_core::Backend`]. The path from an operation to its arithmetic:
 //!
 //! - `backend.rs` checks sizes and records the operation;
-//! - `exec.rs` runs what a step recorded, in one go on all threads;
-//! - `kernels/` has each operation's arithmetic once, over the vectors of `simd/`;
-//! - `matrix.rs` and `kv.rs` say how weights and K/V lie in memory, which is what the kernels are fast by.
+//! - `exec/` runs the recorded operations of a step on all threads;
+//! - `kernels/` has each operation's arithmetic, written once over the vectors of `simd/`;
+//! - `matrix/` and `kv.rs` define the memory layouts of weights and K/V, on which the speed of the kernels depends.
 //!
-//! Results are the same bits with any number of threads, for any mix of sequences in a batch, and however a prompt is
-//! cut into chunks. [`ceilings`] measures what the machine could do at best, to compare with.
+//! Results are bit-identical with any number of threads, for any mix of sequences in a batch, and however a prompt is
+//! cut into chunks. [`ceilings`] measures the best rates of the machine, to compare with.
 
 #[cfg(target_endian = "big")]
 compile_error!("weights are kept as files have them, little-endian");

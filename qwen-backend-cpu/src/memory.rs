@@ -1,12 +1,12 @@
-//! Memory that kernels work on: aligned, on huge pages where it is large, shared by handle.
+//! Memory for kernels: aligned, on huge pages if it is large, shared by handle.
 //!
-//! Weights and K/V are read from end to end for every token, so that page walks cost bandwidth: large blocks are
-//! anonymous maps aligned to 2 MiB for which huge pages are asked (Linux; elsewhere the advice is skipped).
+//! Weights and K/V are read from end to end for every token, so page walks cost bandwidth: large blocks are anonymous
+//! mappings aligned to 2 MiB for which huge pages are requested (on Linux only).
 //!
-//! [`Array`] is a handle to an array that recorded operations may hold, too. Its contents are reached through `unsafe`
-//! methods alone; what makes them sound is that an array belongs to one backend ([`Array::owner`]), that all access goes
-//! through `&mut` of that backend, and that the threads which run its operations have finished when such a call returns
-//! (see [`crate::exec`]).
+//! [`Array`] is a handle to an array that recorded operations may hold, too. Its contents are accessible only through
+//! `unsafe` methods. They are sound because an array belongs to one backend ([`Array::owner`]), all access goes through
+//! `&mut` of that backend, and the threads that run its operations have finished when such a call returns (see
+//! [`crate::exec`]).
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::fmt;
@@ -14,7 +14,7 @@ use std::marker::PhantomData;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use qwen_core::{Error, Result};
+use qwen_core::{Error, HumanBytes, Result};
 
 use crate::error::device_error;
 
@@ -30,11 +30,11 @@ pub(crate) struct Memory {
 
 enum Backing {
     Heap(Layout),
-    // Held for its `Drop` alone.
+    // Held only for its `Drop`.
     Map(#[allow(dead_code)] memmap2::MmapMut),
 }
 
-// SAFETY: plain memory without ties to a thread; who may touch it when is the business of the unsafe accessors.
+// SAFETY: plain memory that is not tied to a thread; access is governed by the unsafe accessors.
 unsafe impl Send for Memory {}
 // SAFETY: as above.
 unsafe impl Sync for Memory {}
@@ -42,7 +42,7 @@ unsafe impl Sync for Memory {}
 impl Memory {
     /// `bytes` zeroed bytes.
     pub(crate) fn zeroed(bytes: usize) -> Result<Memory> {
-        let failed = |reason: String| device_error("alloc", format!("{bytes} bytes: {reason}"));
+        let failed = |reason: String| device_error("alloc", format!("{}: {reason}", HumanBytes(bytes as u64)));
         // Miri knows no maps.
         if bytes < HUGE || cfg!(miri) {
             let layout = Layout::from_size_align(bytes.max(ALIGN), ALIGN).map_err(|e| failed(e.to_string()))?;
@@ -50,14 +50,14 @@ impl Memory {
             let base = NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or_else(|| failed("out of memory".into()))?;
             return Ok(Memory { base, bytes, backing: Backing::Heap(layout) });
         }
-        // Address space is reserved up to the next boundary; what lies before it is never touched.
+        // Reserve address space up to the next boundary; what is before it is never accessed.
         let reserved = bytes.checked_add(HUGE).ok_or_else(|| failed("out of address space".into()))?;
         let mut map = memmap2::MmapMut::map_anon(reserved).map_err(|e| failed(e.to_string()))?;
         let start = map.as_mut_ptr();
         let offset = start.align_offset(HUGE);
         let base = NonNull::new(start.wrapping_add(offset)).ok_or_else(|| failed("no map".into()))?;
-        // A kernel without huge pages refuses; small ones serve as well, as they do for the rest that fills no huge
-        // one: over all matrices of a model the rounding would be a tenth of it.
+        // A kernel without huge pages refuses, and small ones work as well. They are also used for the rest that does
+        // not fill a huge page: over all matrices of a model, rounding up would add a tenth.
         #[cfg(target_os = "linux")]
         let _ = map.advise_range(memmap2::Advice::HugePage, offset, bytes / HUGE * HUGE);
         Ok(Memory { base, bytes, backing: Backing::Map(map) })
@@ -112,7 +112,7 @@ impl<T: Element> Array<T> {
         self.len
     }
 
-    /// The backend that may touch the contents.
+    /// The backend that may access the contents.
     pub(crate) fn owner(&self) -> u64 {
         self.owner
     }
@@ -125,23 +125,23 @@ impl<T: Element> Array<T> {
     /// The elements from `start` on.
     ///
     /// # Safety
-    /// Nothing writes to them while the slice lives.
+    /// Nothing writes to them during the slice's lifetime.
     #[inline(always)]
     pub(crate) unsafe fn slice(&self, start: usize, len: usize) -> &[T] {
         assert!(start <= self.len && len <= self.len - start, "{start}+{len} of {}", self.len);
-        // SAFETY: within the allocation, which is zeroed at first and lives as long as `self`; aligned to a cache line.
+        // SAFETY: within the allocation, which was zeroed and lives as long as `self`; aligned to a cache line.
         unsafe { std::slice::from_raw_parts(self.ptr().add(start), len) }
     }
 
-    /// The elements from `start` on, to write.
+    /// The elements from `start` on, mutable.
     ///
     /// # Safety
-    /// Nothing else touches them while the slice lives.
+    /// Nothing else accesses them during the slice's lifetime.
     #[inline(always)]
     #[allow(clippy::mut_from_ref)]
     pub(crate) unsafe fn slice_mut(&self, start: usize, len: usize) -> &mut [T] {
         assert!(start <= self.len && len <= self.len - start, "{start}+{len} of {}", self.len);
-        // SAFETY: as in `slice`, and the caller vouches that it is the only access.
+        // SAFETY: as in `slice`, and the caller guarantees exclusive access.
         unsafe { std::slice::from_raw_parts_mut(self.ptr().add(start), len) }
     }
 }

@@ -7,7 +7,7 @@ use qwen_core::{Error, Precision, Result};
 use crate::host;
 use crate::simd::Isa;
 
-/// Names an instruction set that takes the place of the best one, for tests and for finding faults.
+/// The environment variable that overrides the instruction set, for tests and debugging.
 const ISA_VARIABLE: &str = "QWEN_CPU_ISA";
 
 /// The most threads of a backend.
@@ -26,12 +26,12 @@ const MAX_THREADS: usize = 1024;
 pub struct CpuOptions {
     /// What kernels may round.
     pub precision: Precision,
-    /// Threads that compute, the calling one among them. `None`: as many as there are physical cores that the process
-    /// may use, or as the pool has.
+    /// Threads that compute, including the calling one. `None`: the number of physical cores that the process may use,
+    /// or of the pool's threads.
     pub threads: Option<usize>,
-    /// A pool of the host's to take threads from, besides the calling one. `None`: threads of our own.
+    /// A pool of the host program to take threads from, in addition to the calling one. `None`: our own threads.
     pub pool: Option<Arc<rayon::ThreadPool>>,
-    /// The instruction set to use. `None`: what `QWEN_CPU_ISA` names, or the best that the CPU has.
+    /// The instruction set to use. `None`: the one that `QWEN_CPU_ISA` names, or the best that the CPU has.
     pub isa: Option<Isa>,
 }
 
@@ -71,9 +71,13 @@ impl CpuOptions {
             return isa.checked();
         }
         match std::env::var(ISA_VARIABLE) {
-            Ok(name) => name.parse::<Isa>()?.checked(),
+            Ok(name) => name.parse::<Isa>().and_then(Isa::checked).map_err(|error| match error {
+                Error::InvalidArgument { reason, .. } => Error::argument(ISA_VARIABLE, reason),
+                Error::Unsupported { what, reason } => Error::unsupported(format!("{ISA_VARIABLE}: {what}"), reason),
+                other => other,
+            }),
             Err(std::env::VarError::NotPresent) => Ok(Isa::best()),
-            Err(e) => Err(Error::argument("isa", format!("{ISA_VARIABLE}: {e}"))),
+            Err(error) => Err(Error::argument(ISA_VARIABLE, error.to_string())),
         }
     }
 

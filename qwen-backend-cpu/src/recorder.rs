@@ -1,8 +1,8 @@
-//! Operands are checked and operations gather here until they run.
+//! Checks operands and collects operations until they run.
 //!
-//! Within a step operations gather in a list that runs when the step's body is over, or earlier when something has to be
-//! read. Outside of a step each runs at once. The list, the packed activations and the schedule of the attention keep their
-//! memory from step to step.
+//! In a step, operations are collected in a list that runs when the step's body returns, or earlier if something has to
+//! be read. Outside of a step each runs immediately. The list, the packed activations and the attention schedule keep
+//! their memory from step to step.
 
 use qwen_core::backend::Limits;
 use qwen_core::backend::{HeadLayout, Interrupt, ModelShape};
@@ -25,24 +25,24 @@ use crate::simd::{Isa, LANES};
 /// Checks and records the operations of one backend, and runs them.
 #[derive(Debug)]
 pub(crate) struct Recorder {
-    /// Tells the arrays of this backend from those of others.
+    /// Distinguishes the arrays of this backend from those of others.
     pub(crate) id: u64,
     pub(crate) isa: Isa,
     pub(crate) precision: Precision,
     pub(crate) executor: Executor,
     pub(crate) reader: InputReader,
-    /// Kernels' workspace: packed activations, partial results of attention, the best of runs of logits.
+    /// Kernels' workspace: packed activations, partial results of attention, partial argmax of logits.
     pub(crate) panel: Array<u32>,
     pub(crate) partials: Array<f32>,
     pub(crate) best: Array<u32>,
     ops: Vec<Op>,
     /// The interrupt of the step being recorded.
     step: Option<Interrupt>,
-    /// Whether an operation that has yet to run writes indices.
+    /// Whether a pending operation writes indices.
     writes_indices: bool,
 }
 
-/// An operand and how many elements the operation needs of it; `None` where that exceeds the address space.
+/// An operand and how many of its elements the operation needs; `None` if that exceeds the address space.
 pub(crate) type Need<'a, T> = (&'static str, &'a Array<T>, Option<usize>);
 
 impl Recorder {
@@ -62,10 +62,10 @@ impl Recorder {
         })
     }
 
-    /// Take the memory that kernels need beside their operands in the largest step.
+    /// Allocate the memory that kernels need in addition to their operands in the largest step.
     ///
     /// # Errors
-    /// When it is refused.
+    /// When it is not available.
     pub(crate) fn reserve(&mut self, limits: &Limits, shape: &ModelShape) -> Result<()> {
         let [panel, best] = workspace(limits, shape);
         grow(&mut self.panel, size::values("max_num_batched_tokens", &panel)?)?;
@@ -85,10 +85,10 @@ impl Recorder {
         Ok(())
     }
 
-    /// End the step: run what it recorded, unless its body failed or the interrupt is raised, and forget it.
+    /// End the step: run the recorded operations, unless the body failed or the interrupt is raised, and clear them.
     ///
     /// # Errors
-    /// Those of the body; [`Error::Cancelled`] when the interrupt is raised before the end; what running reports.
+    /// Those of the body; [`Error::Cancelled`] when the interrupt is raised before the end; errors of running.
     pub(crate) fn end(&mut self, body: Result<()>) -> Result<()> {
         let interrupted = self.step.as_ref().is_some_and(Interrupt::is_raised);
         let result = match body {
@@ -102,7 +102,7 @@ impl Recorder {
         result
     }
 
-    /// Record an operation; outside of a step it runs now.
+    /// Record an operation; outside of a step, run it now.
     pub(crate) fn record(&mut self, op: Op) -> Result<()> {
         self.ops.push(op);
         if self.step.is_some() { Ok(()) } else { self.flush() }
@@ -117,18 +117,18 @@ impl Recorder {
     /// Run what is recorded.
     pub(crate) fn flush(&mut self) -> Result<()> {
         self.writes_indices = false;
-        // SAFETY: operands belong to this backend, as `operand` checks for each operation, and whoever touches them does so
-        // through `&mut self`; operations depend on earlier ones only.
+        // SAFETY: operands belong to this backend, as `operand` checks for each operation, and are accessed only
+        // through `&mut self`; operations depend only on earlier ones.
         unsafe { self.executor.run(self.isa, &mut self.ops, self.step.as_ref()) }
     }
 
-    /// Note that the operation recorded next writes indices.
+    /// Note that the next recorded operation writes indices.
     pub(crate) fn will_write_indices(&mut self) {
         self.reader.note_write();
         self.writes_indices = true;
     }
 
-    /// Make sure that the host may read any indices: run the recorded operations if one of them writes some.
+    /// Ensure that the host may read any indices: run the recorded operations if one of them writes indices.
     pub(crate) fn settle_indices(&mut self) -> Result<()> {
         if self.writes_indices { self.flush() } else { Ok(()) }
     }
@@ -147,7 +147,7 @@ impl Recorder {
         Ok(array.clone())
     }
 
-    /// Check that `kv` serves `layer` and `heads`.
+    /// Check that `kv` has `layer` and matches `heads`.
     pub(crate) fn store(&self, op: &str, kv: &Store, layer: usize, heads: &HeadLayout) -> Result<Store> {
         let spec = &kv.spec;
         self.operand(op, ("kv", &kv.array, Some(0)))?;
@@ -207,7 +207,7 @@ impl Recorder {
     }
 }
 
-/// Make `array` hold `len` elements.
+/// Grow `array` to at least `len` elements.
 pub(crate) fn grow<T: Element>(array: &mut Array<T>, len: usize) -> Result<Array<T>> {
     if array.len() < len {
         *array = Array::zeroed(len, array.owner())?;
@@ -215,7 +215,7 @@ pub(crate) fn grow<T: Element>(array: &mut Array<T>, len: usize) -> Result<Array
     Ok(array.clone())
 }
 
-/// Values of all query heads of a token, and of a row of the q|k|v buffer, unless they exceed the address space.
+/// The sizes of all query heads of a token, and of a row of the q|k|v buffer, unless they exceed the address space.
 pub(crate) fn head_sizes(heads: &HeadLayout) -> (Option<usize>, Option<usize>) {
     let HeadLayout { num_attention_heads, num_key_value_heads, head_dim } = *heads;
     let all = num_key_value_heads.checked_mul(2).and_then(|kv| kv.checked_add(num_attention_heads));

@@ -1,4 +1,4 @@
-//! A step does not allocate once the backend has seen one of its size.
+//! A step does not allocate once the backend has run one of its size.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -30,7 +30,7 @@ static ALLOCATOR: Counting = Counting;
 fn steps_do_not_allocate() {
     for threads in [1, 2, 3] {
         let mut small = common::Small::new(common::options().threads(threads));
-        // The first steps make room; a helper that is late to leave a region makes the next step take another.
+        // The first steps allocate; a helper that leaves a region late makes the next step use another one.
         for _ in 0..50 {
             small.prompt(9);
             small.token(300);

@@ -1,6 +1,6 @@
-//! Whatever a host did to the floating-point state of its threads: the same bits, and its state is left as it was.
+//! Whatever floating-point state a host program has set: the same bits, and its state is restored.
 //!
-//! Each state is tried in a process of its own, since an exception that is not masked ends the process.
+//! Each state is tested in a separate process, since an unmasked exception ends the process.
 #![cfg(all(target_arch = "x86_64", not(miri)))]
 
 use std::process::Command;
@@ -39,7 +39,7 @@ fn a_hosts_state_changes_no_bits_and_is_left_as_it_was() {
     }
 }
 
-/// What the children run; nothing without the variable.
+/// The test that the children run; it does nothing without the variable.
 #[test]
 fn computes_in_the_state_of_its_environment() {
     let Ok(state) = std::env::var(STATE) else { return };
@@ -47,7 +47,7 @@ fn computes_in_the_state_of_its_environment() {
     for precision in [Precision::Exact, Precision::Fast] {
         for isa in Isa::available() {
             let options = options().precision(precision).isa(isa);
-            // Its own threads inherit the state of the thread that loads; those of a pool have it from the host.
+            // Its own threads inherit the state of the loading thread; those of a pool get it from the host.
             let pool = rayon::ThreadPoolBuilder::new()
                 .num_threads(2)
                 .start_handler(move |_| host.0.into_iter().for_each(set_mxcsr))
@@ -72,7 +72,7 @@ fn computes_in_the_state_of_its_environment() {
     }
 }
 
-/// A product of subnormal weights, stored in each encoding and in several at once, whose results are subnormal, too.
+/// A product with subnormal weights, stored in each encoding and in several at once, whose results are subnormal, too.
 fn subnormal(options: qwen_backend_cpu::CpuOptions, host: Host) -> Vec<f32> {
     const ROWS: usize = 48;
     const COLS: usize = 40;

@@ -1,4 +1,4 @@
-//! A child of `fork` has none of the parent's threads: it gets an error, and one thread goes on as it is.
+//! A child of `fork` has none of the parent's threads: it gets an error, while a single-threaded backend keeps working.
 #![cfg(all(unix, not(miri)))]
 
 use std::sync::Arc;
@@ -16,10 +16,10 @@ unsafe extern "C" {
     fn _exit(status: i32) -> !;
 }
 
-/// Run `check` in a child; whether it returned true within a minute.
+/// Run `check` in a child; returns whether it returned true within a minute.
 fn in_child(check: impl FnOnce() -> bool) -> bool {
-    // SAFETY: the child touches what this thread owns, prints nothing, and ends without running what others registered. A
-    // child that waits for a thread it does not have is ended by the alarm.
+    // SAFETY: the child uses only what this thread owns, prints nothing, and exits without running exit handlers. A
+    // child that waits for a thread that does not exist is ended by the alarm.
     unsafe {
         match fork() {
             0 => {
@@ -55,7 +55,7 @@ fn a_forked_child_is_told_that_its_threads_are_gone() {
         let told = in_child(|| {
             let refused =
                 is_refused(small.try_run(20)) && is_refused(small.try_run(20)) && is_refused(load(&mut small));
-            // Dropped in the child, too: nobody is joined.
+            // Also dropped in the child: no thread is joined.
             drop(small.b);
             refused
         });

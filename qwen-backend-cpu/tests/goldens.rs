@@ -15,7 +15,7 @@ fn run_with(goldens: &Goldens, precision: Precision, kv_encoding: Option<Encodin
     assert!(!goldens.cases().is_empty(), "no cases in {goldens:?}");
     let mut failed = Vec::new();
     for isa in Isa::ALL {
-        // Plain loops take the long prompts too long; the conformance suite covers their lengths.
+        // Plain loops are too slow for the long prompts; the conformance suite covers their lengths.
         let longest = if isa == Isa::Scalar { 300 } else { usize::MAX };
         for case in goldens.cases().iter().filter(|case| case.prompt_lengths.iter().any(|len| *len <= longest)) {
             let options = CpuOptions::new().isa(isa).precision(precision).threads(2);

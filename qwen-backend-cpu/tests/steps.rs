@@ -1,4 +1,4 @@
-//! What the backend promises beyond the arithmetic: the same bits with any threads and chunks, cancelling, errors.
+//! What the backend guarantees beyond the arithmetic: the same bits with any threads and chunks, cancelling, errors.
 
 use std::sync::Arc;
 use std::sync::mpsc::channel;
@@ -156,7 +156,7 @@ fn operands_that_do_not_fit_are_refused() {
     small.prompt(4);
 }
 
-/// `[0, 1, 2, ...]` as rows of which a column is the largest, so that [`Backend::argmax`] writes these indices.
+/// Rows from which [`Backend::argmax`] writes `indices`.
 fn rows_whose_argmax_is(b: &mut CpuBackend, indices: &[u32], width: usize) -> CpuBuffer {
     let mut x = vec![0.0; indices.len() * width];
     for (row, index) in x.chunks_exact_mut(width).zip(indices) {
@@ -168,7 +168,7 @@ fn rows_whose_argmax_is(b: &mut CpuBackend, indices: &[u32], width: usize) -> Cp
 }
 
 /// An operation reads indices that an earlier one of the same step writes: slots, lengths and tables are checked on the
-/// host, so they must be there by then. Under Miri a check before its time is a data race.
+/// host, so they must have been written by then. Under Miri a premature check is a data race.
 #[test]
 fn indices_written_in_a_step_are_read_after_it() {
     const ROWS: usize = 3;
@@ -213,7 +213,7 @@ fn indices_written_in_a_step_are_read_after_it() {
                 b.argmax(Argmax { x, out, width, valid: width, rows })
             };
             let mut body = |b: &mut CpuBackend| {
-                // What the buffers held before is out of every bound, or no sequence at all.
+                // The old contents of the buffers are out of range, or describe no sequence.
                 argmax(b, &slots, &mut inputs.slot_mapping, 64, ROWS)?;
                 let (slot_mapping, kv) = (&inputs.slot_mapping, &mut kv);
                 b.store_kv(StoreKv { qkv: &qkv, slot_mapping, kv, layer: 0, heads, rows: ROWS })?;
@@ -225,7 +225,7 @@ fn indices_written_in_a_step_are_read_after_it() {
                 argmax(b, &cu, &mut inputs.input_ids, 8, ROWS)?;
                 let (indices, out) = (&inputs.input_ids, &mut gathered);
                 b.gather_rows(GatherRows { x: &qkv, indices, out, width: 16, rows: ROWS })?;
-                // The store after its slots changed once more.
+                // The store after the slots changed again.
                 argmax(b, &cu, &mut inputs.slot_mapping, 8, ROWS)?;
                 let slot_mapping = &inputs.slot_mapping;
                 b.store_kv(StoreKv { qkv: &qkv, slot_mapping, kv, layer: 0, heads, rows: ROWS })
@@ -266,7 +266,7 @@ fn a_step_within_a_step_is_refused_and_a_panic_leaves_none_open() {
         b.step(key, &interrupt, &mut |_| std::panic::panic_any("on purpose"))
     }));
     assert!(panicked.is_err());
-    // Outside of a step operations run at once.
+    // Outside of a step operations run immediately.
     let (mut x, mut y) = (b.alloc(1).unwrap(), b.alloc(1).unwrap());
     b.write(&mut y, &[3.0]).unwrap();
     b.add(Add { x: &mut x, y: &y, len: 1 }).unwrap();

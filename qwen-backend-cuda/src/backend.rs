@@ -1,4 +1,4 @@
-//! [`Backend`] on a CUDA GPU: one short method an operation. A file an operation behind it checks the arguments, chooses a
+//! [`Backend`] on a CUDA GPU: one short method per operation. Behind each, a file checks the arguments, chooses a
 //! kernel and queues its launch; `steps.rs` records what a step queues.
 
 mod argmax;
@@ -53,10 +53,10 @@ pub struct CudaBackend {
     recorder: Recorder<Step>,
     /// Commands of the step that is being recorded.
     recorded: Vec<Command>,
-    /// The limits of a step, once [`Backend::prepare`] was told them.
+    /// The limits of a step, set by [`Backend::prepare`].
     limits: Option<Limits>,
     workspace: Workspace,
-    /// The pairs of `copy_blocks`, at most one for each block.
+    /// The pairs of `copy_blocks`, at most one per block.
     pairs: Option<Array>,
 }
 

@@ -1,8 +1,8 @@
 //! The limits of a GPU, measured, to compare the kernels' figures with.
 //!
-//! Memory is read and copied in words of 16 bytes; arithmetic runs in registers only. A [`CeilingMeter`] measures within a
-//! time that the caller gives, so that a benchmark can alternate it with its own work. Times are the host's, from the
-//! launch to its end.
+//! Memory is read and copied in words of 16 bytes; arithmetic runs in registers only. A [`CeilingMeter`] measures
+//! within a time limit, so that a benchmark can alternate it with its own work. Times are measured on the host, from
+//! the launch to its end.
 
 use std::time::{Duration, Instant};
 
@@ -19,16 +19,16 @@ use crate::launch::Args;
 use crate::options::CudaOptions;
 use crate::params::Ceiling;
 
-/// The most bytes that are read before any is read again: more than caches hold.
+/// The most bytes read before any is read again: more than the caches hold.
 const MAX_BYTES: u64 = 1 << 30;
 
-/// Blocks of a multiprocessor: as many as it runs at once, and as many to follow.
+/// Blocks per multiprocessor: twice as many as it runs at once.
 const BLOCKS_PER_MULTIPROCESSOR: usize = 16;
 
 /// Threads of a warp.
 const WARP: usize = 32;
 
-/// Measures ceilings, as often as asked.
+/// Measures ceilings, repeatedly.
 #[derive(Debug)]
 pub struct CeilingMeter {
     gpu: Gpu,
@@ -86,7 +86,7 @@ impl CeilingMeter {
         })
     }
 
-    /// Bytes a second of a kernel that moves each byte `times` times.
+    /// Bytes per second of a kernel that moves each byte `times` times.
     fn memory(&mut self, kernel: Kernel, times: usize, budget: Duration) -> Result<f64> {
         let command = self.command(kernel, 0)?;
         let (begin, mut best, mut count) = (Instant::now(), 0.0_f64, 1);
@@ -103,7 +103,7 @@ impl CeilingMeter {
         }
     }
 
-    /// Operations a second of a kernel with `each` operations in a round.
+    /// Operations per second of a kernel with `each` operations per round.
     fn flops(&mut self, kernel: Kernel, each: usize, budget: Duration) -> Result<f64> {
         let (begin, mut best, mut rounds) = (Instant::now(), 0.0_f64, 16);
         loop {

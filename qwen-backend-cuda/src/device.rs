@@ -1,4 +1,4 @@
-//! What a driver says of a CUDA GPU. Plain data; `driver/machine.rs` asks for it.
+//! A driver's description of a CUDA GPU. Plain data; `driver/machine.rs` queries it.
 
 use std::fmt;
 

@@ -1,8 +1,9 @@
-//! What the backend asks of a CUDA driver: memory, copies, kernels, graphs, and a wait. There is one stream, so that
+//! The backend's interface to a CUDA driver: memory, copies, kernels, graphs, and waiting. There is one stream, so
 //! everything runs in the order in which it was queued.
 //!
-//! `cuda` is the real driver, on what `machine` finds. For tests, `emulated` runs the kernels on the CPU, compiled into a
-//! `library`, and `recording` runs nothing but checks the calls. Nothing here knows operations, models or ranks.
+//! `cuda` is the real driver, for the GPUs that `machine` finds. For tests, `emulated` runs the kernels on the CPU,
+//! compiled into a `library`, and `recording` only checks the calls. Nothing here knows about operations, models or
+//! ranks.
 
 pub(crate) mod cuda;
 #[cfg(feature = "emulator")]
@@ -26,7 +27,7 @@ use crate::params::Packed;
 /// Why a call of a driver failed.
 #[derive(Debug, Clone)]
 pub(crate) enum Fault {
-    /// No memory is left, on the GPU or of the host's for pinning; the next call may succeed.
+    /// No memory is left, on the GPU or pinnable on the host; the next call may succeed.
     OutOfMemory,
     /// This call failed; the next one may succeed.
     Refused(String),
@@ -90,31 +91,31 @@ pub(crate) trait Enqueue: fmt::Debug + Send + Sync {
     fn is_lost(&self) -> bool;
 }
 
-/// Names a recorded step of a driver.
+/// Identifies a recorded step of a driver.
 pub(crate) type GraphId = u64;
 
 /// Marks that [`Driver::mark`] can set in the stream.
 pub(crate) const MARKS: usize = 2;
 
-/// A CUDA driver with one GPU and one stream. All calls but [`Driver::wait`], [`Driver::wait_mark`], [`Driver::alloc`] and
-/// [`Driver::free`] return at once.
+/// A CUDA driver with one GPU and one stream. All calls except [`Driver::wait`], [`Driver::wait_mark`],
+/// [`Driver::alloc`] and [`Driver::free`] return at once.
 pub(crate) trait Driver: Send + Sync + fmt::Debug {
     /// The GPU.
     fn info(&self) -> &DeviceProperties;
 
-    /// Free bytes of the GPU's memory, where that is known.
+    /// Free bytes of the GPU's memory, if known.
     fn free_bytes(&self) -> Option<u64>;
 
     /// Memory on the GPU, aligned to 256 bytes, with undefined contents. `what` names it in errors.
     fn alloc(&self, what: &str, bytes: usize) -> Outcome<u64>;
 
-    /// Free memory, once the commands that were queued on it have run.
+    /// Free memory, after the commands queued on it have run.
     ///
     /// # Safety
-    /// It came from [`Driver::alloc`], is freed once, and no command that is queued from now on uses it.
+    /// It came from [`Driver::alloc`], is freed once, and is not used by commands queued later.
     unsafe fn free(&self, address: u64);
 
-    /// Pinned memory of the host for copies, all zero.
+    /// Pinned host memory for copies, all zero.
     fn pin(&self, bytes: usize) -> Outcome<NonNull<u8>>;
 
     /// Free pinned memory.
@@ -149,8 +150,8 @@ pub(crate) trait Driver: Send + Sync + fmt::Debug {
     /// Run a kernel that was prepared.
     ///
     /// # Safety
-    /// Its parameters are those of the kernel, and each address in them begins an array that is as long as the kernel
-    /// takes it to be.
+    /// Its parameters are those of the kernel, and each address in them is the start of an array that is as long as the
+    /// kernel expects.
     unsafe fn launch(&self, launch: &Launch) -> Outcome<()>;
 
     /// Record launches from now on instead of running them.
@@ -171,13 +172,13 @@ pub(crate) trait Driver: Send + Sync + fmt::Debug {
     /// Mark this place in the stream.
     fn mark(&self, mark: usize) -> Outcome<()>;
 
-    /// Wait until the stream has passed a mark; at once when it was never set.
+    /// Wait until the stream has passed a mark; returns at once if it was never set.
     fn wait_mark(&self, mark: usize) -> Outcome<()>;
 
-    /// Wait for all that was queued.
+    /// Wait for everything queued.
     fn wait(&self) -> Outcome<()>;
 
-    /// The stream, for libraries that queue commands themselves; `None` where no GPU is behind it.
+    /// The stream, for libraries that queue commands themselves; `None` without a GPU.
     fn stream(&self) -> Option<*mut std::ffi::c_void> {
         None
     }
@@ -188,16 +189,16 @@ pub(crate) trait Driver: Send + Sync + fmt::Debug {
     }
 }
 
-/// A GPU's context is current on this thread. Dropping this restores the one before: a program may use CUDA itself.
+/// A GPU's context is current on this thread. Dropping this restores the previous one: a program may use CUDA itself.
 #[must_use]
 pub(crate) struct Entered {
     leave: fn(),
-    /// Not `Send`: the context is the thread's.
+    /// Not `Send`: the current context is per thread.
     _not_send: PhantomData<*const ()>,
 }
 
 impl Entered {
-    /// `leave` restores the context before.
+    /// `leave` restores the previous context.
     pub(crate) fn new(leave: fn()) -> Self {
         Entered { leave, _not_send: PhantomData }
     }
@@ -248,10 +249,10 @@ impl Pinned {
         self.start.as_ptr()
     }
 
-    /// Some of its bytes.
+    /// A range of its bytes.
     ///
     /// # Safety
-    /// The range lies within it, and no queued copy still reads or writes the bytes.
+    /// The range is within it, and no queued copy still reads or writes the bytes.
     pub(crate) unsafe fn bytes_mut(&mut self, range: Range<usize>) -> &mut [u8] {
         debug_assert!(range.start <= range.end && range.end <= self.bytes);
         // SAFETY: `pin` returned `self.bytes` initialised bytes, and this value owns them.
@@ -281,7 +282,7 @@ impl Drop for Graph {
     }
 }
 
-/// Memory of the host, as drivers without a GPU pin it.
+/// Host memory, as the pinned memory of drivers without a GPU.
 #[cfg(any(test, feature = "emulator"))]
 pub(crate) mod host {
     use std::alloc::{Layout, alloc_zeroed, dealloc};

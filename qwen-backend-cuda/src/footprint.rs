@@ -1,4 +1,4 @@
-//! What a model takes on a GPU, from shapes only.
+//! How much memory a model takes on a GPU, from shapes only.
 
 use qwen_core::backend::Limits;
 use qwen_core::backend::{KvSpec, ModelShape, WeightShape};
@@ -11,8 +11,8 @@ use crate::workspace::WorkspaceSizes;
 
 /// The bytes of matrices, K/V and workspace on a GPU. No GPU is opened.
 ///
-/// The context, the compiled kernels and recorded steps are not among them: [`crate::free_bytes`] returns what is free
-/// beside a context.
+/// They exclude the context, the compiled kernels and recorded steps: [`crate::free_bytes`] returns what is free
+/// besides a context.
 ///
 /// ```
 /// use qwen_backend_cuda::CudaFootprint;
@@ -60,7 +60,7 @@ impl Footprint for CudaFootprint {
         Ok(self.workspace(limits, shape)?.taken_bytes())
     }
 
-    /// Matrices pass through pinned memory of the host.
+    /// Matrices go through pinned host memory.
     fn staging_bytes(&self, _stored: u64) -> u64 {
         0
     }

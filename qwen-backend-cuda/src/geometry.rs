@@ -5,18 +5,18 @@ macro_rules! geometry {
     ($($(#[$doc:meta])* $name:ident = $value:expr;)*) => {
         $($(#[$doc])* pub(crate) const $name: usize = $value;)*
 
-        /// All of them, by their names in kernels/params.cuh.
+        /// All sizes, by their names in kernels/params.cuh.
         #[cfg(test)]
         pub(crate) const ALL: &[(&str, usize)] = &[$((stringify!($name), $value)),*];
     };
 }
 
 geometry! {
-    /// Elements that the rows of a matrix are padded to.
+    /// The rows of a matrix are padded to a multiple of this many elements.
     WEIGHT_ALIGN = 8;
     MATVEC_THREADS = 128;
     MATVEC_PAIRS = 4;
-    /// In place of `MATVEC_PAIRS` for 4 and 8 tokens at once.
+    /// Replaces `MATVEC_PAIRS` for 4 and 8 tokens at once.
     MATVEC_PAIRS_WIDE = 8;
     TILE_THREADS = 256;
     TILE_PAIRS = 32;
@@ -24,9 +24,9 @@ geometry! {
     SCALE_AND_ROUND_THREADS = 256;
     SKINNY_THREADS = 256;
     SKINNY_PAIRS = 8;
-    /// In place of `SKINNY_PAIRS` with more than 16 tokens at once.
+    /// Replaces `SKINNY_PAIRS` for more than 16 tokens at once.
     SKINNY_PAIRS_WIDE = 16;
-    /// In place of `SKINNY_PAIRS_WIDE` for matrices of many rows, with up to 32 tokens and up to 64.
+    /// Replaces `SKINNY_PAIRS_WIDE` for matrices with many rows, with up to 32 and up to 64 tokens.
     SKINNY_PAIRS_MANY_ROWS_4 = 32;
     SKINNY_PAIRS_MANY_ROWS_8 = 24;
     MATMUL_TOKENS = 128;
@@ -52,13 +52,13 @@ geometry! {
     ATTENTION_TILE_SHARED = 98304;
     ARGMAX_THREADS = 1024;
     CEILING_THREADS = 256;
-    /// Operations of a thread in a round.
+    /// Operations of a thread per round.
     CEILING_FMA_FLOPS = 64;
-    /// Operations of a warp in a round.
+    /// Operations of a warp per round.
     CEILING_MMA_FLOPS = 65536;
 }
 
 /// Threads of the kernels that copy: embed, rope, store_kv, copy_blocks.
 pub(crate) const COPY_THREADS: usize = 128;
-/// Threads of the kernels that take a value each: silu_and_mul, add; and of gather_rows.
+/// Threads of the kernels with one value per thread: silu_and_mul, add; and of gather_rows.
 pub(crate) const ELEMENT_THREADS: usize = 256;

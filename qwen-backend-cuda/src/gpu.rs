@@ -8,7 +8,7 @@ use crate::device::DeviceProperties;
 use crate::driver::{Array, Command, Driver, Fault, Graph, Launch, Memory, Outcome, Pinned};
 use crate::sizes::{array_bytes, product};
 
-/// Bytes of each of the two pieces of pinned memory that copies go through: one is filled while the other is copied.
+/// Bytes of each of the two halves of pinned memory for copies: one is filled while the other is copied.
 const HALF: usize = 8 << 20;
 
 /// An open GPU.
@@ -49,7 +49,7 @@ impl Gpu {
         Error::Device { device: self.info().to_string(), op: op.into(), reason: reason.into() }
     }
 
-    /// `bytes` is 0 if the size is known only to the driver.
+    /// `bytes` is 0 if only the driver knows the size.
     fn out_of_memory(&self, what: &str, bytes: u64) -> Error {
         Error::OutOfMemory { device: self.info().to_string(), what: what.into(), bytes }
     }
@@ -85,7 +85,7 @@ impl Gpu {
     /// An array of `bytes` bytes, all zero. `bytes` comes from [`product`]; `what` names the array in errors.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`] when the GPU's memory does not suffice.
+    /// [`Error::OutOfMemory`] when the GPU does not have enough memory.
     pub(crate) fn array(&mut self, what: &str, bytes: usize) -> Result<Array> {
         let array = self.unset_array(what, bytes)?;
         // SAFETY: the array is alive, and this long.
@@ -239,8 +239,8 @@ impl Gpu {
 
     fn launch(&mut self, op: &'static str, launch: &Launch) -> Result<()> {
         self.note(op);
-        // SAFETY: `Args` checked that the arrays are as long as the kernel takes them to be, and the launch keeps them
-        // alive; memory is freed in the order of the stream.
+        // SAFETY: `Args` checked that the arrays are as long as the kernel expects, and the launch keeps them alive;
+        // memory is freed in stream order.
         let launched = unsafe { self.driver.launch(launch) };
         self.outcome(op, launched)?;
         if self.wait_after_each {

@@ -7,7 +7,7 @@ use qwen_core::Encoding;
 use crate::geometry::*;
 use crate::params::{self, Field, Params};
 
-/// An element type that kernels know.
+/// An element type that kernels support.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Element {
     F32,
@@ -16,7 +16,7 @@ pub(crate) enum Element {
 }
 
 impl Element {
-    /// The element type of `encoding`, if kernels have it.
+    /// The element type of `encoding`, if kernels support it.
     pub(crate) fn of(encoding: Encoding) -> Option<Self> {
         match encoding {
             Encoding::F32 => Some(Element::F32),
@@ -31,7 +31,7 @@ impl Element {
         if self == Element::F32 { 4 } else { 2 }
     }
 
-    /// Its number in parameters.
+    /// Its number in kernel parameters.
     pub(crate) fn code(self) -> u32 {
         match self {
             Element::F32 => 0,
@@ -51,7 +51,7 @@ impl fmt::Display for Element {
     }
 }
 
-/// The epilogue that the sums of a product pass through. See kernels/params.cuh.
+/// The epilogue over the sums of a product. See kernels/params.cuh.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Epilogue {
     Write,

@@ -1,5 +1,5 @@
 //! The layout of the paged K/V store on the GPU: for each layer an array of keys and one of values, both
-//! `[head][slot][head_dim]`. Positions of a block follow each other, so that a head's keys of a block are contiguous.
+//! `[head][slot][head_dim]`. Positions of a block are consecutive, so that a head's keys of a block are contiguous.
 
 use qwen_core::backend::KvSpec;
 use qwen_core::{Encoding, Error, Result};
@@ -43,13 +43,13 @@ impl Store {
         Ok(Store { spec: spec.clone(), num_slots: sizes.num_slots, layers })
     }
 
-    /// Positions of all blocks, as kernels take them.
+    /// Positions of all blocks, as a kernel parameter.
     pub(crate) fn num_slots(&self) -> u32 {
         // Below `u32::MAX`, see `StoreSizes`.
         self.num_slots as u32
     }
 
-    /// The factors of the values of a layer's keys, and of its values.
+    /// The factors of the number of values in a layer's keys, and in its values.
     pub(crate) fn array_shape(&self) -> [usize; 3] {
         [self.spec.num_key_value_heads, self.num_slots, self.spec.head_dim]
     }
@@ -58,7 +58,7 @@ impl Store {
 /// The sizes of a store that kernels can index.
 struct StoreSizes {
     num_slots: usize,
-    /// Values of a layer's keys, and of its values.
+    /// The number of values in a layer's keys, and in its values.
     values: usize,
 }
 
@@ -74,12 +74,12 @@ impl StoreSizes {
         }
         let store = format!("a K/V store of {num_blocks} blocks of {block_size} positions");
         let num_slots = product(&store, &[num_blocks, block_size])?;
-        // The highest number is the slot of padding.
+        // The highest number is the padding slot.
         if u32::try_from(num_slots).is_err() || num_slots == u32::MAX as usize {
             return Err(Error::unsupported(store, format!("kernels number {} positions at most", u32::MAX - 1)));
         }
         let values = product(&store, &[num_slots, num_key_value_heads, head_dim])?;
-        // `copy_blocks` counts the bytes of a head's part of a block, of four bytes a value at most.
+        // `copy_blocks` counts the bytes of a head's part of a block, at most four bytes per value.
         let block_bytes = product(&store, &[block_size, head_dim, Element::F32.bytes()])?;
         if [num_key_value_heads, block_bytes].into_iter().any(|size| kernel_size(size).is_none()) {
             let reason = format!("{num_key_value_heads} heads of {head_dim} values have no number in kernels");
@@ -115,7 +115,7 @@ pub(crate) fn kv_bytes(spec: &KvSpec) -> Result<u64> {
     Ok(total)
 }
 
-/// Bytes of the list of blocks to copy: each block is a target at most once.
+/// Bytes of the list of blocks to copy: each block is the target of at most one copy.
 pub(crate) fn pairs_bytes(spec: &KvSpec) -> Result<usize> {
     product("pairs of blocks", &[spec.num_blocks, 2, 4])
 }
@@ -150,7 +150,7 @@ mod tests {
                 assert!(matches!(error, Error::Unsupported { .. }), "{spec:?}: {error}");
             }
         }
-        // The last slot is one below the slot of padding.
+        // The last slot is one below the padding slot.
         assert!(kv_bytes(&spec(1 << 28, 16, 0, 64)).is_err());
         assert!(kv_bytes(&spec((1 << 28) - 1, 16, 0, 64)).is_ok());
     }

@@ -1,5 +1,5 @@
-//! The launch of a kernel, built with its checks: every array is this backend's and long enough, every size has a number
-//! in the kernels, every grid is within the limits of a GPU.
+//! Builds the launch of a kernel and checks it: every array belongs to this backend and is long enough, every size fits
+//! in the kernels' 32 bits, every grid is within the limits of a GPU.
 
 use qwen_core::Result;
 
@@ -26,7 +26,7 @@ impl<'a> Args<'a> {
         Args { gpu, op, accessed: Vec::new() }
     }
 
-    /// The address of `array`. The kernel reads or writes its first bytes, as many as the product of `bytes`.
+    /// The address of `array`, of which the kernel reads or writes the first bytes, as many as the product of `bytes`.
     pub(crate) fn take(&mut self, name: &'static str, array: &Array, bytes: &[usize]) -> Result<Address> {
         self.gpu.check_owner(self.op, array)?;
         let bytes = product(name, bytes)?;
@@ -38,7 +38,7 @@ impl<'a> Args<'a> {
         Ok(Address(array.address))
     }
 
-    /// A size as kernels take it.
+    /// A size as a kernel parameter.
     pub(crate) fn size(&self, size: usize) -> Result<u32> {
         let refused = || self.gpu.error(self.op, format!("a size of {size}, kernels count to {}", i32::MAX));
         kernel_size(size).ok_or_else(refused)

@@ -1,4 +1,4 @@
-//! The compiled kernels: PTX, which every driver since CUDA 12.1 compiles for its GPU. One module for each source file,
+//! The compiled kernels: PTX, which every driver since CUDA 12.1 compiles for its GPU. One module per source file,
 //! loaded with the first of its kernels.
 
 macro_rules! modules {

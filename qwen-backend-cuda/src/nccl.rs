@@ -1,13 +1,14 @@
-//! Collective operations of several GPUs by NCCL, directly on their memory: sums, and activations from stage to stage.
+//! Collective operations over several GPUs by NCCL, directly on their memory: sums, and activations from stage to
+//! stage.
 //!
 //! NCCL is not part of the driver: `library` opens it under the name that its packages install (`libnccl.so.2`), and calls
 //! seven of its functions.
 //!
-//! NCCL waits for all ranks, in its calls and on the GPU, and does not notice when one fails. The [`ProcessGroup`] does:
-//! NCCL is then told to abort, on a separate thread, because the abort waits in turn until every recorded step with a
+//! NCCL waits for all ranks, in its calls and on the GPU, and does not notice when one fails. The [`ProcessGroup`]
+//! does, and then aborts NCCL on a separate thread, because the abort itself waits until every recorded step with a
 //! collective operation is dropped.
 //!
-//! A [`CollectiveCall`] is an [`Enqueue`], the form in which a queue takes it: nothing below this file knows of ranks.
+//! A [`CollectiveCall`] is an [`Enqueue`], which the queue accepts: nothing below this file knows about ranks.
 
 mod library;
 #[cfg(test)]
@@ -29,7 +30,7 @@ use crate::lock::lock;
 pub(crate) use library::CollectiveOp;
 use library::{Comm, ID_BYTES, Nccl, UniqueId};
 
-/// How long an abort waits for a call of NCCL that has begun, and may never return.
+/// How long an abort waits for an NCCL call in progress, which may never return.
 const ABORT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Check that NCCL is installed on this machine.
@@ -46,15 +47,15 @@ pub fn nccl_present() -> Result<()> {
     Nccl::get().map(|_| ())
 }
 
-/// The GPUs that one model is distributed over: a [`Collective`] whose sums [`crate::CudaBackend`] computes on the GPUs,
-/// and through which stages send activations.
+/// The GPUs over which one model is distributed: a [`Collective`] whose sums [`crate::CudaBackend`] computes on the
+/// GPUs, and through which stages send activations.
 ///
-/// All ranks get the same bits. NCCL chooses the order of its additions: it is fixed for a machine and a number of ranks,
-/// and other numbers round differently.
+/// All ranks get the same bits. NCCL chooses the order of additions: it is fixed for a machine and a number of ranks,
+/// and differs for other numbers.
 #[derive(Debug)]
 pub struct NcclGroup {
     shared: Arc<Communicator>,
-    /// The array in which values of the host are summed.
+    /// The array in which host values are summed.
     host: Mutex<Option<Array>>,
 }
 
@@ -74,7 +75,7 @@ impl NcclGroup {
         processes: &dyn ProcessGroup,
     ) -> Result<Self> {
         let failed = |reason| Error::Device { device: device.into(), op: "join a group".into(), reason };
-        // A rank without NCCL has failed by now, and this call reports it; NCCL would wait for that rank.
+        // A rank without NCCL has failed by now, and this call reports it; NCCL itself would wait for that rank.
         processes.all_reduce_min(0)?;
         let mut id = match processes.rank() {
             0 => nccl.unique_id().map_err(failed)?.0.to_vec(),
@@ -104,8 +105,8 @@ impl NcclGroup {
         NcclGroup { shared: Arc::new(shared), host: Mutex::default() }
     }
 
-    /// Wait for all ranks within NCCL, or for the loss of one. The error is NCCL's; `None` for a loss, after which a thread
-    /// still waits in NCCL.
+    /// Wait for all ranks in NCCL, or for the loss of one. The error is NCCL's, or `None` for a loss, in which case a
+    /// thread is still waiting in NCCL.
     fn meet(
         nccl: &'static Nccl,
         driver: &Arc<dyn Driver>,
@@ -122,7 +123,7 @@ impl NcclGroup {
                 unsafe { nccl.join(id, rank, ranks) }
             });
             if let Err(mpsc::SendError(Ok(comm))) = joined.send(comm.map_err(Some)) {
-                // The caller no longer waits.
+                // The caller has stopped waiting.
                 abort(nccl, &*driver, comm);
             }
         };
@@ -190,7 +191,7 @@ impl fmt::Debug for Communicator {
 }
 
 impl Communicator {
-    /// Another rank is lost: operations that wait for it end, with undefined values, and later ones are refused.
+    /// Another rank is lost: operations waiting for it end, with undefined values, and later ones are refused.
     fn lose(&self) {
         if self.lost.swap(true, Ordering::SeqCst) {
             return;
@@ -205,7 +206,7 @@ impl Communicator {
             }
             abort(nccl, &*driver, comm);
         };
-        // Without a thread NCCL cannot be told; the launcher ends the ranks that wait.
+        // Without a thread NCCL cannot be aborted; the launcher ends the waiting ranks.
         let _ = std::thread::Builder::new().name("qwen-nccl-abort".into()).spawn(aborts);
     }
 }

@@ -1,4 +1,5 @@
-//! The parameters of every kernel: the twins of the structures of kernels/params.cuh, field by field. Tests compare both.
+//! The parameters of every kernel: the counterparts of the structures in kernels/params.cuh, field by field. Tests
+//! compare both.
 
 /// An address of the GPU; 0 is null.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -15,7 +16,7 @@ impl Address {
 /// The largest size of a structure.
 const MAX_BYTES: usize = 128;
 
-/// The bytes of a structure, as a kernel takes them.
+/// The bytes of a structure, as passed to a kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Packed {
     words: [u64; MAX_BYTES / 8],
@@ -101,7 +102,7 @@ macro_rules! params {
             }
         )*
 
-        /// All structures, by the names that kernels/params.cuh gives them.
+        /// All structures, by their names in kernels/params.cuh.
         #[cfg(test)]
         pub(crate) const ALL: &[(&str, &[Field], usize)] =
             &[$((stringify!($name), $name::FIELDS, size_of::<$name>())),*];
@@ -257,7 +258,7 @@ mod tests {
 
     const CONTRACT: &str = include_str!("../kernels/params.cuh");
 
-    /// The contract without its comments.
+    /// kernels/params.cuh without its comments.
     fn code() -> String {
         let line = |line: &'static str| line.split_once("//").map_or(line, |(code, _)| code);
         CONTRACT.lines().map(line).collect::<Vec<_>>().join("\n")

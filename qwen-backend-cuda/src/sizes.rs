@@ -1,6 +1,6 @@
-//! Sizes in the checked arithmetic of [`qwen_core::numerics::size`]: every product of sizes in this crate is made here,
-//! so that one without a number is an error, on machines of 32 bits too, and never a small array. And the memory that
-//! an array takes.
+//! Sizes in the checked arithmetic of [`qwen_core::numerics::size`]: every product of sizes in this crate is computed
+//! here, so that an overflow is an error, also on 32-bit machines, and never a small array. Also the memory that an
+//! array takes.
 
 use qwen_core::numerics::size;
 use qwen_core::{Error, Result};
@@ -8,7 +8,7 @@ use qwen_core::{Error, Result};
 /// Arrays consist of whole words of this many bytes, the widest access of a kernel.
 const ARRAY_ALIGN: usize = 16;
 
-/// Drivers hand out memory in pages; arrays of up to half a page share one.
+/// Drivers allocate memory in pages; arrays of up to half a page share one.
 const PAGE: u64 = 2 << 20;
 
 /// The product of `factors`: at most `isize::MAX`, which is more than any machine can address.
@@ -26,7 +26,7 @@ pub(crate) fn product(what: &str, factors: &[usize]) -> Result<usize> {
     })
 }
 
-/// `size` as a kernel takes it: below 2^31, so that no index wraps while it is counted up.
+/// `size` as a kernel parameter: below 2^31, so that no index overflows while it is incremented.
 pub(crate) fn kernel_size(size: usize) -> Option<u32> {
     i32::try_from(size).ok().map(i32::unsigned_abs)
 }
@@ -36,7 +36,7 @@ pub(crate) fn array_bytes(bytes: usize) -> usize {
     bytes.max(ARRAY_ALIGN).next_multiple_of(ARRAY_ALIGN)
 }
 
-/// Bytes of a device's memory that an array takes which holds `bytes`, which come from [`product`].
+/// Bytes of device memory that an array of `bytes` takes; `bytes` comes from [`product`].
 pub(crate) fn taken_bytes(bytes: usize) -> u64 {
     match array_bytes(bytes) as u64 {
         small if small <= PAGE / 2 => small,

@@ -1,5 +1,5 @@
-//! Tests that need the crate's inside: the launches of every published shape, on a driver that checks them and runs
-//! nothing; faults; sizes without a number; hostile indices on the emulator.
+//! Tests that need the crate's internals: the launches of every published shape, on a driver that only checks them;
+//! faults; sizes that overflow; hostile indices on the emulator.
 
 mod bounds;
 mod modules;
@@ -29,10 +29,10 @@ const BLOCK_SIZE: usize = 32;
 const MAX_SEQS: usize = 32;
 const MAX_TOKENS: usize = 4096;
 
-/// Layers are alike: two stand for all.
+/// Layers are alike: two represent all of them.
 const LAYERS: usize = 2;
 
-/// Weights that are all zero: each matrix is its first row again and again.
+/// All-zero weights: each matrix is its first row, repeated.
 struct Zeros(Encoding, Vec<u8>);
 
 impl WeightSource for Zeros {
@@ -84,7 +84,7 @@ impl Harness {
         Self::of_rank(config, context, capability, precision, Shard::WHOLE)
     }
 
-    /// A rank's part of a model. From then on the GPU's memory may be neither allocated nor freed.
+    /// A rank's part of a model. Once it is loaded, GPU memory may be neither allocated nor freed.
     fn of_rank(config: &Config, context: usize, capability: (u32, u32), precision: Precision, shard: Shard) -> Self {
         let source = Zeros(Encoding::Bf16, vec![0; 1 << 17]);
         let driver = RecordingDriver::new(capability);
@@ -116,7 +116,7 @@ impl Harness {
         Harness { driver, runner, context }
     }
 
-    /// One step of sequences, each with its tokens and the positions before them. They share one store.
+    /// One step of sequences, each with its number of tokens and of positions before them. They share one store.
     fn execute(&mut self, sequences: &[(usize, usize)], greedy: bool) -> Result<Vec<Kernel>> {
         let blocks: Vec<BlockId> = (0..(self.context / BLOCK_SIZE) as u32).map(BlockId).collect();
         let mut batch = Batch::new(BLOCK_SIZE);
@@ -142,7 +142,7 @@ impl Harness {
     }
 }
 
-/// The shapes of steps: tokens and positions before them, of each sequence.
+/// The shapes of steps: for each sequence, its tokens and the positions before them.
 fn steps(context: usize) -> Vec<Vec<(usize, usize)>> {
     let mut steps: Vec<Vec<(usize, usize)>> =
         [1, 3, 7, 31, 32].iter().map(|count| vec![(1, context - 1); *count]).collect();
@@ -179,7 +179,7 @@ fn every_published_shape_launches_within_its_arrays() {
 
 #[test]
 fn the_parts_of_ranks_launch_within_their_arrays() {
-    // Heads that divide, K/V heads that several ranks hold, and the largest model that 8 ranks share here.
+    // Heads that divide evenly, K/V heads that several ranks hold, and the largest model, over 8 ranks.
     for (name, ranks) in [("7B", 4), ("3B", 8), ("32B", 8)] {
         for rank in [0, ranks - 1] {
             every_launch(Harness::of_rank(
@@ -226,7 +226,7 @@ fn kernels_are_chosen_by_precision_capability_and_size() {
     );
     let prompt = names(exact.execute(&[(512, 0)], true).unwrap());
     assert!(prompt.contains(&"matvec_bf16_t8_silu".into()) && prompt.contains(&"attention_kf32_vf32_d64".into()));
-    // Three single tokens run as four: recorded here, replayed the next time.
+    // Three single tokens run as four, which were recorded.
     let singles = names(tensor.execute(&[(1, 9), (1, 9), (1, 9)], false).unwrap());
     assert!(singles.is_empty(), "four are recorded at load: {singles:?}");
     let graphs = tensor.driver.calls().graphs_launched;
@@ -303,7 +303,7 @@ fn memory_that_is_short_is_named() {
     backend.alloc(16).unwrap();
 }
 
-/// Only on a GPU, and last there: with the fault the process loses all that it has on the GPU.
+/// Only on a GPU, and last there: the fault loses everything that the process has on the GPU.
 #[test]
 fn a_faulting_kernel_ends_a_backend_and_the_next_one_opens() {
     if std::env::var("QWEN_CUDA_CARD").as_deref() != Ok("1") {

@@ -1,8 +1,9 @@
-//! The layout of a matrix on the GPU: rows in the order of the file, in its encoding, each padded with zeros to whole
-//! words of 16 bytes. Parts that differ in their encoding are decoded to f32, which represents all of them.
+//! The layout of a matrix on the GPU: rows in the order and encoding of the file, each padded with zeros to whole words
+//! of 16 bytes. If the parts of a matrix differ in encoding, they are decoded to f32, which represents all of them
+//! exactly.
 
 use qwen_core::backend::{RowReader, WeightShape, WeightView};
-use qwen_core::{Encoding, Error, Result};
+use qwen_core::{Encoding, Error, HumanBytes, Result};
 
 use crate::driver::Array;
 use crate::geometry::WEIGHT_ALIGN;
@@ -17,7 +18,7 @@ pub(crate) struct Layout {
     pub(crate) element: Element,
     pub(crate) rows: usize,
     pub(crate) cols: usize,
-    /// Elements from one row to the next.
+    /// The row stride in elements.
     pub(crate) stride: usize,
     /// Bytes of all rows.
     pub(crate) bytes: usize,
@@ -27,7 +28,7 @@ impl Layout {
     /// The layout of a matrix.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] for an encoding that kernels do not have, and for a matrix whose size has no number.
+    /// [`Error::Unsupported`] for an encoding without kernels, and for a matrix whose size overflows.
     pub(crate) fn new(shape: &WeightShape) -> Result<Self> {
         let first = shape.parts.first().map_or(Encoding::F32, |(encoding, _)| *encoding);
         for (encoding, _) in &shape.parts {
@@ -75,8 +76,9 @@ impl Matrix {
         let layout = Layout::new(&view.shape())?;
         let row_bytes = layout.row_bytes();
         if row_bytes > Gpu::piece() {
-            let reason = format!("a row of {} columns has {row_bytes} bytes", layout.cols);
-            return Err(Error::unsupported(view.name, format!("{reason}, at most {} are copied", Gpu::piece())));
+            let [row, most] = HumanBytes::compared(row_bytes as u64, Gpu::piece() as u64);
+            let reason = format!("a row of {} columns has {row}, at most {most} are copied", layout.cols);
+            return Err(Error::unsupported(view.name, reason));
         }
         let array = gpu.unset_array(view.name, layout.bytes)?;
         let mut decoded = vec![0.0; layout.cols];

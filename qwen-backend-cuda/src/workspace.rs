@@ -1,9 +1,9 @@
-//! The memory that the kernels of a step take beside the buffers of the model: activations rounded to 16 bits for tensor
-//! cores with the factors of their rows, and the partials of attention.
+//! The memory that the kernels of a step need in addition to the model's buffers: activations rounded to 16 bits for
+//! tensor cores with the scales of their rows, and the partials of attention.
 //!
 //! Its sizes are computed in one place, from the limits of a step and the shape of a model. The plan adds them up, and
 //! [`Workspace::reserve`] allocates the same bytes before anything is recorded, so that nothing is allocated in a step.
-//! Operations outside of a model, as tests issue them, let it grow.
+//! Operations outside of a model, as in tests, may make it grow.
 
 use qwen_core::backend::Limits;
 use qwen_core::backend::partials::Partials;
@@ -15,8 +15,8 @@ use crate::geometry::{ATTENTION_PARTITION, WEIGHT_ALIGN};
 use crate::gpu::Gpu;
 use crate::sizes::{product, taken_bytes};
 
-/// Bytes of attention's partials at most: those of some 70 sequences of 131,072 positions on 7B. Larger steps are not
-/// split: with that many sequences the GPU is nearly busy without.
+/// The most bytes of attention's partials: enough for some 70 sequences of 131,072 positions on 7B. Larger steps are
+/// not split: that many sequences keep the GPU busy without splitting.
 const MAX_PARTIAL_BYTES: u64 = 1 << 30;
 
 /// Bytes of each part of the workspace; 0 for a part that is not needed.
@@ -28,10 +28,10 @@ pub(crate) struct WorkspaceSizes {
 }
 
 impl WorkspaceSizes {
-    /// The sizes for steps within `limits`; `tensor_cores` as the GPU has them.
+    /// The sizes for steps within `limits`; `tensor_cores` says whether the GPU has them.
     ///
     /// # Errors
-    /// [`qwen_core::Error::Unsupported`] when a size has no number.
+    /// [`qwen_core::Error::Unsupported`] when a size overflows.
     pub(crate) fn new(tensor_cores: bool, precision: Precision, limits: &Limits, shape: &ModelShape) -> Result<Self> {
         let (mut rounded, mut scales) = (0, 0);
         if tensor_cores && precision == Precision::Fast {
@@ -68,7 +68,7 @@ fn rounded_bytes(rows: usize, cols: usize) -> Result<usize> {
     product("rounded activations", &[rows, stride, 2])
 }
 
-/// Bytes of the factors of `rows` rows.
+/// Bytes of the scales of `rows` rows.
 fn scales_bytes(rows: usize) -> Result<usize> {
     product("scales of activations", &[rows, 4])
 }
@@ -95,21 +95,21 @@ impl Workspace {
         Ok(())
     }
 
-    /// Room for `rows` rows of `cols` activations in 16 bits, and for the factors of the rows.
+    /// Space for `rows` rows of `cols` activations in 16 bits, and for the scales of the rows.
     pub(crate) fn rounded(&mut self, gpu: &mut Gpu, rows: usize, cols: usize) -> Result<(Array, Array)> {
         let rounded = at_least(&mut self.rounded, gpu, "rounded activations", rounded_bytes(rows, cols)?)?;
         let scales = at_least(&mut self.scales, gpu, "scales of activations", scales_bytes(rows)?)?;
         Ok((rounded, scales))
     }
 
-    /// Room for the partials.
+    /// Space for the partials.
     pub(crate) fn partials(&mut self, gpu: &mut Gpu, partials: &Partials) -> Result<Array> {
         let bytes = usize::try_from(partials.bytes()).unwrap_or(usize::MAX);
         at_least(&mut self.partials, gpu, "partials of attention", product("partials of attention", &[bytes])?)
     }
 }
 
-/// The array in `held` if it has `bytes`, or else a new one in its place. Its contents are undefined.
+/// The array in `held` if it has `bytes`, otherwise a new one in its place. Its contents are undefined.
 fn at_least(held: &mut Option<Array>, gpu: &mut Gpu, what: &str, bytes: usize) -> Result<Array> {
     if let Some(array) = held.as_ref().filter(|array| array.bytes >= bytes) {
         return Ok(array.clone());
@@ -157,7 +157,7 @@ mod tests {
                 let error = WorkspaceSizes::new(true, Precision::Fast, &limits, &SHAPE).unwrap_err();
                 assert!(matches!(error, qwen_core::Error::Unsupported { .. }), "{error}");
             }
-            // Sequences and contexts of any length are not split beyond the partials that are held.
+            // Sequences and contexts of any length are not split beyond the available partials.
             let limits = Limits { max_model_len: huge, max_num_seqs: huge, ..limits(8, 8) };
             assert!(sizes(true, Precision::Fast, &limits).partials as u64 <= MAX_PARTIAL_BYTES);
         }

@@ -1,5 +1,5 @@
 //! Tests that need an NVIDIA GPU: the conformance suite, whole checkpoints, graphs, memory. Skipped, with the reason,
-//! unless `QWEN_CUDA_CARD=1` says that the first GPU may be used, as `tools/gpu-check` does.
+//! unless `QWEN_CUDA_CARD=1` allows using the first GPU, as `tools/gpu-check` sets it.
 
 use qwen_backend_cuda::{CudaBackend, CudaOptions, free_bytes};
 use qwen_conformance::Suite;

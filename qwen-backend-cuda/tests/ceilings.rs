@@ -1,4 +1,4 @@
-//! The meter of ceilings through the emulator: its figures mean nothing there, but its kernels run.
+//! The ceiling meter on the emulator: its figures mean nothing there, but its kernels run.
 
 mod common;
 

@@ -14,7 +14,7 @@ qwen_conformance::conformance_tests! {
     fast_tensor => Suite::new(|| backend(HOPPER, Precision::Fast, false)).fast_depends_on_the_batch(),
 }
 
-/// All cases but those over whole models, which issue the same operations.
+/// All cases except those over whole models, which issue the same operations.
 fn operations(suite: &Suite<CudaBackend>) {
     for case in cases().iter().filter(|case| !case.name.starts_with("model/") && !case.name.starts_with("parts/")) {
         match suite.outcome(case) {

@@ -1,7 +1,7 @@
-//! Every wait of every kernel is needed, and the tests detect a missing one: each barrier of a block or a warp and each
-//! wait for copies is skipped in turn, and an operation has to fail for it, with the threads of a block in one order or the
-//! other. (A shuffle is not such a wait: it has no value without the other lanes.) This test has a process of its own,
-//! since a wait is skipped in all kernels that run.
+//! Every wait of every kernel is needed, and the tests detect a missing one: each block or warp barrier and each wait
+//! for copies is skipped in turn, and an operation has to fail without it, with the threads of a block in one order or
+//! the other. (A shuffle is not such a wait: it has no value without the other lanes.) This test runs in its own
+//! process, since a wait is skipped in all kernels that run.
 
 mod common;
 
@@ -11,10 +11,11 @@ use std::path::Path;
 use common::{GPUS, Probe, kernels};
 use qwen_core::Error;
 
-/// Waits that the emulator does not need because of a shuffle before them. A GPU needs them: a shuffle orders no memory.
+/// Waits that the emulator does not need because of a preceding shuffle. A GPU needs them: a shuffle does not order
+/// memory.
 const FOR_A_GPU: [(&str, &str); 1] = [("attention_tile.cu", "warp_barrier();")];
 
-/// The waits in the sources of the kernels, as `FILE:LINE`, and those of them that only a GPU needs.
+/// The waits in the kernels' sources, as `FILE:LINE`, and the ones that only a GPU needs.
 fn written() -> (Vec<String>, Vec<String>) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels");
     let (mut found, mut for_a_gpu) = (Vec::new(), Vec::new());

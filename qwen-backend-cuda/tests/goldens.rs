@@ -6,7 +6,7 @@ use common::{HOPPER, TURING, backend};
 use qwen_conformance::goldens::{Goldens, folder};
 use qwen_core::{Error, Precision};
 
-/// Run the prompts up to `longest` tokens: the emulator takes its time.
+/// Run the prompts of up to `longest` tokens: the emulator is slow.
 fn run(capability: (u32, u32), precision: Precision, longest: usize) {
     let Some(folder) = folder() else { return };
     let goldens = Goldens::open(folder).unwrap();

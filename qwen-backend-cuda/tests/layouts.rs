@@ -1,5 +1,5 @@
-//! The emulator's twins of mma, ldmatrix and its transposed form against the PTX ISA: emulator/mma_layouts.cpp puts each
-//! value where the document has it. Kernels that share a mistake with the twins would not show it.
+//! The emulated mma, ldmatrix and its transposed form against the PTX ISA: emulator/mma_layouts.cpp puts each value
+//! where the document specifies it. Without this, a mistake shared by kernels and emulator would go unnoticed.
 
 use std::ffi::{CStr, c_char, c_int, c_uint, c_ulong, c_void};
 use std::path::Path;
@@ -8,7 +8,7 @@ use std::process::Command;
 use half::{bf16, f16};
 use libloading::Library;
 
-/// What the kernel takes, as mma_layouts.cpp declares it.
+/// The kernel's parameters, as declared in mma_layouts.cpp.
 #[repr(C)]
 struct Layouts {
     a: *const u16,
@@ -31,13 +31,13 @@ type Emulate = unsafe extern "C" fn(
     c_ulong,
 ) -> c_int;
 
-/// The product of 16 x 16 and 16 x 8 by plain fragments, and by those that the loads of tiles give.
+/// The product of 16 x 16 and 16 x 8 with plain fragments, and with fragments from tile loads.
 fn product(emulate: Emulate, kernel: &CStr, a: &[u16; 256], b: &[u16; 128], reverse: bool) -> [[f32; 128]; 2] {
     let mut out = [[f32::NAN; 128]; 2];
     let [c, transposed] = &mut out;
     let params = Layouts { a: a.as_ptr(), b: b.as_ptr(), c: c.as_mut_ptr(), transposed: transposed.as_mut_ptr() };
     let mut error = [0 as c_char; 512];
-    // SAFETY: the arrays are as long as the kernel takes them; the message is cut to its room.
+    // SAFETY: the arrays are as long as the kernel expects; the message is truncated to the buffer.
     let failed = unsafe {
         let (grid, block) = ([1, 1, 1], [32, 1, 1]);
         let params = (&raw const params).cast();
@@ -65,7 +65,7 @@ fn twins_have_the_layouts_of_the_ptx_isa() {
         let emulate: Emulate = *library.get(b"emulate").unwrap();
         (library, emulate)
     };
-    // Small numbers without a pattern: exact in each format, and so are their sums.
+    // Small irregular numbers: exact in each format, and so are their sums.
     let value = |i: usize, j: usize| ((i * i * 5 + i * j * 3 + j * j * 7 + j) % 17) as f32 - 8.0;
     let a = std::array::from_fn(|at| value(at / 16, at % 16));
     let b = std::array::from_fn(|at| value(at / 8 + 20, at % 8 + 3));

@@ -1,4 +1,4 @@
-//! What every published model takes on a GPU: the table of docs/cuda.md, from shapes only.
+//! How much memory every published model takes on a GPU: the table of docs/cuda.md, from shapes only.
 
 use qwen_backend_cuda::CudaFootprint;
 use qwen_conformance::published::{self, Headers};
@@ -7,7 +7,7 @@ use qwen_core::model::plan::{Plan, PlanInput, limits_for};
 use qwen_core::model::spec::ModelSpec;
 use qwen_core::{Config, Precision};
 
-/// Prompt tokens of a step, as the facade sets them on GPUs.
+/// Prompt tokens per step, as set by the facade for GPUs.
 const PROMPT_CHUNK: usize = 2048;
 
 fn plan(config: &Config, context: usize) -> Plan {

@@ -1,4 +1,4 @@
-//! The adapters of this machine: what they are, what they offer, and which of them a choice selects.
+//! The adapters of this machine: what they are, what they offer, and which one a choice selects.
 
 use std::fmt;
 
@@ -6,7 +6,7 @@ use qwen_core::{Error, Result};
 
 use qwen_core::backend::{AdapterChoice, CapabilitySet};
 
-/// A GPU, or a software one, as its driver describes it.
+/// A GPU, or a software adapter, as described by its driver.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct AdapterInfo {
@@ -20,19 +20,19 @@ pub struct AdapterInfo {
     pub kind: &'static str,
     /// The driver with its version.
     pub driver: String,
-    /// Bytes of its largest memory, where the API reports it.
+    /// Bytes of its largest memory, if the API reports it.
     pub memory: Option<u64>,
-    /// The largest array that a kernel can be given.
+    /// The largest storage buffer binding of a kernel.
     pub max_binding_bytes: u64,
     /// The largest buffer.
     pub max_buffer_bytes: u64,
     /// Bytes of workgroup memory of a kernel.
     pub max_workgroup_bytes: u32,
-    /// The most arrays that a kernel can be given.
+    /// The most storage buffers of a kernel.
     pub max_storage_buffers: u32,
     /// Features that kernels can use: `f16`, `subgroups`, `cooperative-matrices`, `timestamps`.
     pub features: Vec<&'static str>,
-    /// Its cooperative matrices, where kernels can use them.
+    /// Its cooperative matrices, if kernels can use them.
     pub(crate) cooperative: Option<Cooperative>,
 }
 
@@ -50,7 +50,7 @@ impl Cooperative {
         .union(wgpu::Features::SHADER_F16)
         .union(wgpu::Features::SUBGROUP);
 
-    /// The largest matrices that `adapter` offers. Kernels are compiled for one size of subgroups, so it must not vary.
+    /// The largest matrices that `adapter` offers. Kernels are compiled for one subgroup size, so it must not vary.
     fn of(adapter: &wgpu::Adapter) -> Option<Self> {
         let info = adapter.get_info();
         let subgroup = (info.subgroup_min_size == info.subgroup_max_size).then_some(info.subgroup_max_size)?;
@@ -77,7 +77,7 @@ impl AdapterInfo {
         Ok(choose(choice)?.1)
     }
 
-    /// Whether its memory is the CPU's, so that the limits of the process hold for it too.
+    /// Whether it shares the CPU's memory, so that the limits of the process apply to it too.
     pub fn shares_host_memory(&self) -> bool {
         matches!(self.kind, "integrated" | "software")
     }
@@ -90,7 +90,7 @@ impl AdapterInfo {
 
 #[cfg(test)]
 impl AdapterInfo {
-    /// A device without a driver, with the limits of WebGPU's defaults and 1 GiB: its buffers take the host's memory.
+    /// A device without a driver, with WebGPU's default limits and 1 GiB: its buffers are in host memory.
     pub(crate) fn idle() -> Self {
         let limits = wgpu::Limits::defaults();
         AdapterInfo {
@@ -215,11 +215,13 @@ pub(crate) fn choose(choice: &AdapterChoice) -> Result<(wgpu::Adapter, AdapterIn
             let name = name.to_lowercase();
             found.iter().find(|(info, _)| info.name.to_lowercase().contains(&name)).map(|(info, _)| info.index)
         }
+        _ => None,
     };
     let what = match choice {
         AdapterChoice::Best => "a wgpu device".to_string(),
         AdapterChoice::Index(index) => format!("wgpu device {index}"),
         AdapterChoice::Name(name) => format!("a wgpu device named `{name}`"),
+        other => format!("a wgpu device chosen by `{other}`"),
     };
     let reason = || match choice {
         AdapterChoice::Best => format!("no hardware adapter was found; name a software one to use it ({})", listed()),
@@ -266,7 +268,8 @@ pub(crate) fn limits_and_features(
             (wgpu::Limits { max_storage_buffer_binding_size: 1 << 20, ..minimal }, wgpu::Features::empty())
         }
         CapabilitySet::Minimal => (minimal, wgpu::Features::empty()),
-        CapabilitySet::Default | CapabilitySet::Best => (offered, features & wgpu::Features::PIPELINE_CACHE),
+        // The default set, and what `Best` shares with it.
+        _ => (offered, features & wgpu::Features::PIPELINE_CACHE),
     }
 }
 

@@ -1,4 +1,4 @@
-//! [`Backend`] on a wgpu device: the operations by name. Each one lies in a file of [`crate::ops`], which checks its
+//! [`Backend`] on a wgpu device: the operations by name. Each one is in a file of [`crate::ops`], which checks its
 //! operands, chooses a kernel and queues it.
 
 use std::sync::Arc;
@@ -133,7 +133,7 @@ impl Backend for WgpuBackend {
     }
 
     fn warmup_shapes(&self) -> Vec<StepKey> {
-        // A short prompt and a long one, tokens of one and of two sequences: each takes other kernels.
+        // A short prompt and a long one, tokens of one and of two sequences: each uses different kernels.
         warmup_shapes(&[2, TILE_FROM], &[1, 2])
     }
 

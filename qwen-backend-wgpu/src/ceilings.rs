@@ -1,8 +1,8 @@
-//! What a device can do at best, measured: to put the figures of kernels in proportion.
+//! The measured best rates of a device, to compare kernels with.
 //!
-//! Memory is read and copied in whole, in vectors of four words; arithmetic runs in registers alone. A [`CeilingMeter`]
-//! measures in slices as short as the caller likes, so that a bench can take them in turn with its work. Times are those
-//! of the host, from the submission to its end.
+//! Memory is read and copied in vectors of four words; arithmetic runs in registers only. A [`CeilingMeter`] measures
+//! in slices as short as the caller likes, so that a bench can alternate them with its work. Times are measured on the
+//! host, from the submission to its end.
 
 use std::time::{Duration, Instant};
 
@@ -18,7 +18,7 @@ use crate::runtime::pipelines::{Kernel, KernelRequest};
 use crate::shader::Shader;
 use crate::weight::max_slab;
 
-/// Bytes that are read at most before any is read again: more than caches hold.
+/// The most bytes read before any is read again: more than the caches hold.
 const MOST_BYTES: u64 = 1 << 30;
 
 /// Threads of a workgroup, as in the shaders.
@@ -33,29 +33,29 @@ const PIECE: u64 = 16 * THREADS * EACH;
 /// Workgroups that multiply.
 const MULTIPLIERS: u32 = 2048;
 
-/// Operations of a workgroup in one round: each thread has eight vectors of four fused multiply-adds.
+/// Operations of a workgroup per round: each thread has eight vectors of four fused multiply-adds.
 const THREAD_FLOPS: u64 = THREADS * 8 * 4 * 2;
 
-/// The same for cooperative matrices, of size 1: each of four subgroups multiplies four.
+/// The same for cooperative matrices of size 1: each of four subgroups multiplies four.
 const MATRIX_FLOPS: u64 = 4 * 4 * 2;
 
 /// Values that kernels of arithmetic may read or write: four matrices of 16 by 16.
 const RESULTS: usize = 4 * 16 * 16;
 
-/// Measures ceilings again and again.
+/// Measures ceilings repeatedly.
 #[derive(Debug)]
 pub struct CeilingMeter {
     gpu: Gpu,
     source: Array,
     target: Array,
-    /// Vectors of four words in either.
+    /// Vectors of four words in each buffer.
     vectors: u64,
     has_f16: bool,
 }
 
 impl CeilingMeter {
-    /// A meter on a device of its own, opened on the adapter that `options` name. It takes up to two gigabytes of its
-    /// memory, a quarter at most.
+    /// A meter on its own device, opened on the adapter that `options` name. It takes up to two gigabytes of the
+    /// device's memory, but at most a quarter.
     ///
     /// # Errors
     /// [`qwen_core::Error::Unsupported`] when there is no such adapter, [`qwen_core::Error::Device`] when the driver
@@ -66,7 +66,8 @@ impl CeilingMeter {
 
     /// A meter that reads at most `most` bytes before it reads any again.
     fn with_bytes(options: &WgpuOptions, most: u64) -> Result<Self> {
-        // No other kernel computes in f16 so far; the figure says what they could gain. These kernels are not worth a cache.
+        // No other kernel computes in f16 so far; the figure shows what they could gain. These kernels are not worth
+        // caching.
         let gpu = Gpu::open(&options.clone().pipeline_cache(false), wgpu::Features::SHADER_F16)?;
         let has_f16 = gpu.device.handle.features().contains(wgpu::Features::SHADER_F16);
         let memory = gpu.device.info.memory.unwrap_or(u64::MAX);
@@ -129,7 +130,7 @@ impl CeilingMeter {
         Ok(dispatch(kernel, (16 * self.vectors / PIECE) as u32))
     }
 
-    /// Bytes a second of a kernel that reads and writes `each` bytes for a vector.
+    /// Bytes per second of a kernel that reads and writes `each` bytes per vector.
     fn memory_bytes(&mut self, kernel: &'static str, each: u64, budget: Duration) -> Result<f64> {
         let dispatch = self.memory_kernel(kernel)?;
         let (begin, mut best) = (Instant::now(), 0.0_f64);
@@ -140,14 +141,14 @@ impl CeilingMeter {
             if begin.elapsed() >= budget {
                 return Ok(best);
             }
-            // Longer, so that the time of starting it is negligible.
+            // Longer, so that launch time is negligible.
             if seconds < budget.as_secs_f64() / 8.0 {
                 count *= 2;
             }
         }
     }
 
-    /// Operations a second of a kernel that computes in registers, `each` of them a workgroup and round.
+    /// Operations per second of a kernel that computes in registers, with `each` operations per workgroup and round.
     fn flops(&mut self, shader: &Shader, each: u64, budget: Duration) -> Result<f64> {
         let (begin, mut best) = (Instant::now(), 0.0_f64);
         let mut rounds = 16;
@@ -211,7 +212,7 @@ mod tests {
         let optional = [copy_bytes_per_second, f16_flops_per_second, f16_matrix_flops_per_second];
         let always = [found.memory_bytes_per_second, found.f32_flops_per_second];
         let figures = always.into_iter().chain(optional.into_iter().flatten());
-        // A megabyte and a million operations a second: every device is faster.
+        // A megabyte and a million operations per second: every device is faster.
         assert!(figures.into_iter().all(|figure| figure.is_finite() && figure > 1e6), "{found:?}");
     }
 }

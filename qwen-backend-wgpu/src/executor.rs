@@ -1,4 +1,4 @@
-//! The state of a backend, and how an operation becomes queued kernels: within the limits of the device, in pieces where
+//! The state of a backend, and how an operation becomes queued kernels: within the limits of the device, in pieces if
 //! an array cannot be bound as a whole, as part of a recorded step or on its own.
 
 use std::ops::Range;
@@ -23,8 +23,8 @@ use crate::stats::{HostTimer, WgpuStats};
 use crate::weight::Matrix;
 use crate::workspace::Workspace;
 
-/// Multiply-adds after which the kernels of a prompt are submitted: a second where a tenth of a Tflop/s is reached.
-/// Drivers reset a GPU whose submission runs for some seconds.
+/// Multiply-adds after which the kernels of a prompt are submitted: a second at a tenth of a Tflop/s. Drivers reset a
+/// GPU if a submission runs for several seconds.
 const MULTIPLY_ADDS: u64 = 50_000_000_000;
 
 /// Qwen2.5 on a GPU.
@@ -65,7 +65,7 @@ pub struct WgpuWeight(pub(crate) Matrix);
 #[derive(Debug)]
 pub struct WgpuKv(pub(crate) Store);
 
-/// An array with the number of 32-bit values that it was made for.
+/// An array with its requested number of 32-bit values.
 #[derive(Debug)]
 pub(crate) struct Words {
     pub(crate) array: Array,
@@ -78,7 +78,7 @@ pub(crate) struct KernelCall<'a> {
     /// The operation, for errors.
     pub(crate) op: &'a str,
     pub(crate) shader: &'a Shader,
-    /// In the order of the shader's own, from 1 on.
+    /// In the order of the shader's bindings, from 1 on.
     pub(crate) bindings: &'a [Binding<'a>],
     pub(crate) params: &'a [u32],
     pub(crate) grid: Grid,
@@ -122,13 +122,13 @@ impl WgpuBackend {
         self.gpu.device.stats.clone()
     }
 
-    /// Why compiled kernels that an earlier run left on disk were not used: the file or its folder, and what is wrong
-    /// with it. `None` where they were used, where there are none, and without [`WgpuOptions::pipeline_cache`].
+    /// Why compiled kernels from an earlier run were not used: the file or its folder, and what is wrong with it.
+    /// `None` if they were used, if there are none, and without [`WgpuOptions::pipeline_cache`].
     pub fn pipeline_cache_refusal(&self) -> Option<&str> {
         self.gpu.pipelines.cache.as_ref().and_then(|cache| cache.refusal())
     }
 
-    /// What the parts of a model take on this device.
+    /// How much memory the parts of a model take on this device.
     pub(crate) fn memory_model(&self) -> WgpuFootprint {
         let device = &self.gpu.device;
         WgpuFootprint::opened(&device.limits, device.cooperative.is_some())
@@ -183,7 +183,7 @@ impl WgpuBackend {
         let keep = self.recorder.recording().is_some();
         let kernel = self.gpu.prepare(KernelRequest { op, shader, bindings, offset, keep })?;
         self.gpu.pending.push(Dispatch { kernel, grid, cost });
-        // A step that is to be replayed is one submission: the work of a token is little.
+        // A step that will be replayed is one submission: a token is little work.
         let replayed = self.recorder.recording().is_some_and(|recording| recording.keep);
         match !replayed && self.gpu.pending.multiply_adds() >= self.multiply_adds_per_submission {
             true => self.submit_early(op),
@@ -191,8 +191,8 @@ impl WgpuBackend {
         }
     }
 
-    /// Place `params` in the buffer of parameters: their offset. What is queued is submitted first where there is no room
-    /// left.
+    /// Store `params` in the parameter buffer and return their offset. If there is no room left, what is queued is
+    /// submitted first.
     fn place_params(&mut self, op: &str, params: &[u32]) -> Result<u32> {
         let keep = self.recorder.recording().is_some_and(|recording| recording.keep);
         let mut slot = self.gpu.slot(op, params, keep)?;
@@ -226,19 +226,20 @@ impl WgpuBackend {
         self.queue(KernelCall { op, shader, bindings, params: &params, grid, cost: Cost::default() })
     }
 
-    /// Submit what is queued before the end of a step, which cannot be replayed then.
+    /// Submit what is queued before the end of a step, which then cannot be replayed.
     pub(crate) fn submit_early(&mut self, op: &str) -> Result<()> {
         self.recorder.submit_early();
         self.gpu.flush(op)
     }
 
-    /// The host reads or writes: within a step, what was recorded so far cannot be replayed then.
+    /// The host reads or writes: in a step, what was recorded so far then cannot be replayed.
     pub(crate) fn host_access(&mut self) {
         self.recorder.submit_early();
     }
 
-    /// `rows` in pieces that can be bound, with `widths` words a row in each of the arrays: each piece begins where a
-    /// binding may begin. More rows of no width than are bound at once hold nothing to compute: no piece.
+    /// `rows` in pieces that can be bound, with `widths` words per row in each of the arrays; each piece begins at a
+    /// valid binding offset. If there are more rows of zero width than can be bound at once, there is nothing to
+    /// compute: no piece.
     pub(crate) fn pieces(&self, op: &str, rows: usize, widths: &[usize]) -> Result<Vec<Range<usize>>> {
         let limits = &self.gpu.device.limits;
         let most = limits.max_storage_buffer_binding_size as usize / 4;
@@ -278,7 +279,7 @@ impl Record for WgpuBackend {
     }
 
     fn begin(&mut self) -> Result<()> {
-        // So that what is recorded from here on is only the step. Its inputs may stay queued.
+        // So that the recording contains only the step. Its inputs may stay queued.
         if self.gpu.pending.has_kernels() {
             self.gpu.flush("step")?;
         }
@@ -302,7 +303,7 @@ impl Record for WgpuBackend {
     }
 }
 
-/// Doors for tests.
+/// Access for tests.
 #[cfg(test)]
 impl WgpuBackend {
     /// The first `words` of `array`.

@@ -1,9 +1,9 @@
-//! What a model takes on a device, from the limits of its adapter alone.
+//! How much memory a model takes on a device, from the limits of its adapter alone.
 
 use qwen_core::backend::Limits;
 use qwen_core::backend::{KvSpec, ModelShape, WeightShape};
 use qwen_core::numerics::size;
-use qwen_core::{Error, Footprint, Result};
+use qwen_core::{Error, Footprint, HumanBytes, Result};
 
 use crate::adapter::{self, AdapterInfo};
 use crate::geometry::WorkspaceSizes;
@@ -12,13 +12,13 @@ use crate::runtime::{params, staging};
 use crate::weight::Layout;
 use qwen_core::backend::CapabilitySet;
 
-/// How matrices and K/V are cut into slabs on a device, and what they take. No device is opened.
+/// How matrices and K/V are split into slabs on a device, and how much memory they take. No device is opened.
 ///
 /// ```
 /// use qwen_backend_wgpu::WgpuFootprint;
 /// use qwen_core::backend::{WeightRole, WeightShape};
 /// use qwen_core::{Encoding, Footprint};
-/// // The embedding table of Qwen2.5-0.5B where a kernel is given 128 MiB at most.
+/// // The embedding table of Qwen2.5-0.5B with bindings of at most 128 MiB.
 /// let table = WeightShape { role: WeightRole::Embedding, parts: vec![(Encoding::Bf16, 151_936)], cols: 896 };
 /// let footprint = WgpuFootprint::with_limits(128 << 20, 256 << 20);
 /// assert_eq!(footprint.weight_slabs(&table)?, 3);
@@ -31,7 +31,8 @@ pub struct WgpuFootprint {
     max_buffer: u64,
     /// Whether prompts are multiplied by cooperative matrices.
     cooperative: bool,
-    /// Whether its memory is its own, so that no stored matrix lies beside its packed form.
+    /// Whether it has its own memory, so that the stored matrix does not take memory there in addition to the packed
+    /// one.
     own_memory: bool,
 }
 
@@ -43,7 +44,7 @@ impl WgpuFootprint {
         WgpuFootprint { cooperative, own_memory: !adapter.shares_host_memory(), ..offered }
     }
 
-    /// The footprint with these capabilities on a device that offers arrays of `max_binding_bytes` to kernels, buffers of
+    /// The footprint with these capabilities on a device with bindings of up to `max_binding_bytes`, buffers of up to
     /// `max_buffer_bytes`, and cooperative matrices.
     ///
     /// ```
@@ -61,21 +62,20 @@ impl WgpuFootprint {
         Self::opened(&limits, capabilities == CapabilitySet::Best)
     }
 
-    /// The footprint on a device whose kernels are given arrays of `max_binding_bytes`, and whose buffers have
-    /// `max_buffer_bytes`.
+    /// The footprint on a device with bindings of up to `max_binding_bytes` and buffers of up to `max_buffer_bytes`.
     pub fn with_limits(max_binding_bytes: u64, max_buffer_bytes: u64) -> Self {
         // A slab is a buffer that is bound as a whole.
         let max_binding = max_binding_bytes.min(max_buffer_bytes);
         WgpuFootprint { max_binding, max_buffer: max_buffer_bytes, cooperative: false, own_memory: false }
     }
 
-    /// The footprint on a device with these limits that was opened with cooperative matrices or without.
+    /// The footprint on a device with these limits, opened with or without cooperative matrices.
     pub(crate) fn opened(limits: &wgpu::Limits, cooperative: bool) -> Self {
         let limits = Self::with_limits(limits.max_storage_buffer_binding_size, limits.max_buffer_size);
         WgpuFootprint { cooperative, ..limits }
     }
 
-    /// How many buffers a matrix is cut into.
+    /// The number of buffers that a matrix is split into.
     ///
     /// # Errors
     /// [`Error::Unsupported`] when not even two of its rows can be bound.
@@ -83,7 +83,7 @@ impl WgpuFootprint {
         Ok(Layout::new(shape, self.max_binding)?.num_slabs())
     }
 
-    /// How many pairs of buffers, of keys and of values, all layers of a store are cut into.
+    /// The number of pairs of buffers, of keys and of values, for all layers of a store.
     ///
     /// # Errors
     /// [`Error::Unsupported`] when the keys of one head cannot be bound.
@@ -91,7 +91,7 @@ impl WgpuFootprint {
         Ok(StoreLayout::new(spec, self.max_binding)?.num_slabs())
     }
 
-    /// The memory that kernels take beside the buffers of the model.
+    /// The memory that kernels need in addition to the model's buffers.
     pub(crate) fn workspace(&self, limits: &Limits, shape: &ModelShape) -> WorkspaceSizes {
         WorkspaceSizes::new(limits, shape, self.max_binding, self.cooperative)
     }
@@ -107,7 +107,7 @@ impl Footprint for WgpuFootprint {
     }
 
     fn staging_bytes(&self, stored: u64) -> u64 {
-        // Pieces pass through memory that is counted with the workspace.
+        // Uploaded pieces use staging memory that is counted with the workspace.
         if self.own_memory { 0 } else { stored }
     }
 
@@ -121,9 +121,10 @@ impl Footprint for WgpuFootprint {
             let bytes = size::bytes(4, &[rows, width]);
             if bytes > self.max_buffer {
                 let most = self.max_buffer / size::bytes(4, &[width]).max(1);
+                let [takes, have] = HumanBytes::compared(bytes, self.max_buffer);
                 return Err(Error::unsupported(
                     format!("a step of {rows} {what}"),
-                    format!("it takes {bytes} bytes, the device's buffers have {}: {most} would fit", self.max_buffer),
+                    format!("it takes {takes}, the device's buffers have {have}: {most} would fit"),
                 ));
             }
         }
@@ -148,7 +149,7 @@ mod tests {
         ModelSpec::new(&published::shapes()[0].1).shape()
     }
 
-    /// What every device takes beside the model: parameters, inputs and 16 rows of logits.
+    /// What every device needs in addition to the model: parameters, inputs and 16 rows of logits.
     const BESIDE: u64 = params::SIZE + staging::BYTES + 16 * 4 * 151_936;
 
     #[test]

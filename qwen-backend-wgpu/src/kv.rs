@@ -1,11 +1,11 @@
-//! How the paged K/V store lies on the device: for each layer slabs of heads, each within the limit of a binding.
+//! The layout of the paged K/V store on the device: for each layer slabs of heads, each within the limit of a binding.
 //!
-//! A slab is `[head][slot][pair]`, a pair of values in one word (f16) or two (f32). Positions of a block follow each
-//! other, so that a head's keys of a block are contiguous.
+//! A slab is `[head][slot][pair]`, a pair of values in one word (f16) or two (f32). Positions of a block are
+//! consecutive, so that a head's keys of a block are contiguous.
 
 use qwen_core::backend::KvSpec;
 use qwen_core::numerics::size;
-use qwen_core::{Encoding, Error, Result};
+use qwen_core::{Encoding, Error, HumanBytes, Result};
 
 use crate::runtime::array::Array;
 use crate::runtime::device::Device;
@@ -30,7 +30,7 @@ pub(crate) struct Store {
     pub(crate) num_slots: usize,
 }
 
-/// Whether keys and values of a layer are f16; else they are f32.
+/// Whether the keys and the values of a layer are f16; otherwise they are f32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct KvTypes {
     pub(crate) key_f16: bool,
@@ -52,10 +52,10 @@ impl KvTypes {
     }
 }
 
-/// How a K/V store is cut into slabs.
+/// How a K/V store is split into slabs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct StoreLayout {
-    /// Of each layer: heads of a slab, bytes of the keys of a head.
+    /// Per layer: heads of a slab, bytes of the keys of a head.
     layers: Vec<(usize, u64)>,
     /// Bytes of the values of a head.
     value_bytes: u64,
@@ -89,7 +89,7 @@ impl StoreLayout {
         slabs.fold(0, usize::saturating_add)
     }
 
-    /// Bytes of all keys and values; `u64::MAX` where a u64 does not hold them.
+    /// Bytes of all keys and values; `u64::MAX` if they overflow.
     pub(crate) fn bytes(&self) -> u64 {
         let heads = self.num_key_value_heads as u64;
         let layer = |(_, key_bytes): &(usize, u64)| key_bytes.saturating_add(self.value_bytes).saturating_mul(heads);
@@ -97,12 +97,12 @@ impl StoreLayout {
     }
 }
 
-/// Heads whose keys, and whose values, can be bound: both take at most `head_bytes` a head.
+/// The number of heads whose keys and values can be bound: each takes at most `head_bytes` per head.
 fn heads_per_slab(num_slots: usize, head_bytes: u64, max_binding: u64) -> Result<usize> {
     match usize::try_from(max_binding / head_bytes.max(1)).unwrap_or(usize::MAX) {
         0 => {
             let fit = max_binding / (head_bytes / num_slots.max(1) as u64).max(1);
-            let reason = format!("the device binds {max_binding} bytes: {fit} positions of a head at most");
+            let reason = format!("the device binds {}: {fit} positions of a head at most", HumanBytes(max_binding));
             Err(Error::unsupported(format!("K/V of {num_slots} positions"), reason))
         }
         heads => Ok(heads),
@@ -140,7 +140,7 @@ impl Store {
         Ok(Store { spec: spec.clone(), layers, num_slots })
     }
 
-    /// How layer `layer` lies in memory.
+    /// The memory layout of layer `layer`.
     pub(crate) fn types(&self, layer: usize) -> KvTypes {
         KvTypes {
             key_f16: self.spec.key_encodings.get(layer) == Some(&Encoding::F16),
@@ -184,7 +184,7 @@ mod tests {
                 let refused = matches!(refusal, Err(Error::Unsupported { .. } | Error::InvalidArgument { .. }));
                 assert!(refused, "{spec:?}: {refusal:?}");
             }
-            // Heads are cut into slabs: any number of them is planned, in constant time.
+            // Heads are split into slabs: any number of them is planned in constant time.
             let layout = StoreLayout::new(&spec(4, 16, huge, 64), (2 << 30) - 4).unwrap();
             assert!(layout.bytes() >= huge as u64 && layout.num_slabs() > 1 << 10);
         }

@@ -2,16 +2,16 @@
 //!
 //! [`WgpuBackend`] implements [`qwen_core::Backend`]. From an operation to its arithmetic:
 //!
-//! - `backend.rs` lists the operations; each lies in a file of `ops/`, which checks sizes and chooses a kernel;
-//! - `executor.rs` has the state of a backend and queues kernels; a step of tokens whose shape was seen before is queued
-//!   as a whole;
-//! - `runtime/` is the device below: its memory, its pipelines, the buffers that the host writes through, and the faults
-//!   that the driver reports;
-//! - `shader.rs` composes the WGSL of `shaders/`, one file a kernel;
-//! - `weight.rs` and `kv.rs` say how matrices and K/V lie in memory, split to the limits of a binding, and `workspace.rs`
-//!   holds what kernels need beside them;
-//! - `footprint.rs` says what all of that takes, without a device, by the sizes of `geometry.rs`; [`ceilings`] measures
-//!   what a device could do at best.
+//! - `backend.rs` lists the operations; each is in a file of `ops/`, which checks sizes and chooses a kernel;
+//! - `executor.rs` has the state of a backend and queues kernels; a step of single tokens whose shape was seen before
+//!   is queued as a whole;
+//! - `runtime/` is the device layer below: memory, pipelines, staging buffers for host writes, and the faults that the
+//!   driver reports;
+//! - `shader.rs` composes the WGSL of `shaders/`, one file per kernel;
+//! - `weight.rs` and `kv.rs` define the memory layout of matrices and K/V, split to fit the binding limit, and
+//!   `workspace.rs` holds the other memory that kernels need;
+//! - `footprint.rs` computes how much memory all of that takes, without a device, from the sizes in `geometry.rs`;
+//!   [`ceilings`] measures the best rates of a device.
 
 mod adapter;
 mod backend;

@@ -54,8 +54,8 @@ impl WgpuOptions {
         self
     }
 
-    /// Whether compiled kernels are kept in the user's cache folder (`qwen-rs`), where the driver offers pipeline caches.
-    /// Default true: the next start is faster. Only files that are sound and that nobody else could have written are used;
+    /// Whether compiled kernels are kept in the user's cache folder (`qwen-rs`), if the driver offers pipeline caches.
+    /// Default true: the next start is faster. Only intact files that nobody else could have written are used;
     /// [`crate::WgpuBackend::pipeline_cache_refusal`] says why one was not.
     pub fn pipeline_cache(mut self, keep: bool) -> Self {
         self.pipeline_cache = keep;

@@ -1,14 +1,14 @@
-//! WGSL from the files in `shaders/`: one file a kernel, with the fragments that kernels share.
+//! WGSL from the files in `shaders/`: one file per kernel, plus shared fragments.
 //!
-//! A [`Shader`] is a file, flags and constants, and composes to one module. There are only these directives, each on a
-//! line of its own: `//#include NAME` inserts the fragment `shaders/NAME.wgsl`; `//#if FLAG`, `//#else` and `//#endif`
-//! keep or drop lines.
+//! A [`Shader`] is a file, flags and constants, composed to one module. There are only these directives, each on its
+//! own line: `//#include NAME` inserts the fragment `shaders/NAME.wgsl`; `//#if FLAG`, `//#else` and `//#endif` keep or
+//! drop lines.
 
 use std::fmt::Write as _;
 
 use qwen_core::Encoding;
 
-/// A kernel with the choices that make one shader module of it.
+/// A kernel and the options from which its shader module is composed.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Shader {
     /// The file, without `.wgsl`.

@@ -1,10 +1,10 @@
-//! What a backend has done so far, in numbers, for tests and benches.
+//! Counts of what a backend has done so far, for tests and benches.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// Counts of a [`crate::WgpuBackend`], readable while the backend works in another thread. Clones share their counts.
+/// Counts of a [`crate::WgpuBackend`], readable while the backend runs on another thread. Clones share their counts.
 ///
 /// ```no_run
 /// use qwen_backend_wgpu::{WgpuBackend, WgpuOptions};
@@ -30,9 +30,9 @@ struct Counts {
 }
 
 impl WgpuStats {
-    /// Objects of the API that were made: buffers, shaders, pipelines, bind groups and their layouts. Not counted are
-    /// command buffers, of which there is one for each submission, and the buffers of parameters and of host writes,
-    /// which are made with the device and which every step reuses.
+    /// API objects created: buffers, shaders, pipelines, bind groups and their layouts. Not counted are command
+    /// buffers, one per submission, and the buffers for parameters and host writes, which are created with the device
+    /// and reused by every step.
     pub fn objects(&self) -> u64 {
         self.0.objects.load(Ordering::Relaxed)
     }
@@ -57,8 +57,8 @@ impl WgpuStats {
         self.0.weight_bytes.load(Ordering::Relaxed)
     }
 
-    /// Bytes of K/V that attention reads, once for each tile of query rows. Steps of several sequences or tokens count as if
-    /// each had the longest context.
+    /// Bytes of K/V that attention reads, once per tile of query rows. In steps of several sequences or tokens each
+    /// counts as if it had the longest context.
     pub fn kv_bytes(&self) -> u64 {
         self.0.kv_bytes.load(Ordering::Relaxed)
     }
@@ -102,7 +102,7 @@ impl WgpuStats {
     }
 }
 
-/// Counts the time from its creation to its end as the host's.
+/// Counts the time from its creation to its drop as host time.
 #[derive(Debug)]
 pub(crate) struct HostTimer {
     stats: WgpuStats,

@@ -1,4 +1,4 @@
-//! Tests that need more than the public interface, most of them on the demo checkpoint: the helpers of the modules below.
+//! Helpers for the tests below, which need more than the public interface; most run on the demo checkpoint.
 
 mod faults;
 mod numbers;
@@ -27,7 +27,7 @@ use crate::{AdapterChoice, AdapterInfo, CapabilitySet, WgpuBackend, WgpuOptions}
 const BLOCK_SIZE: usize = 16;
 const CONTEXT: usize = 512;
 
-/// A backend on `$QWEN_WGPU_ADAPTER` or software Vulkan; says so where there is none.
+/// A backend on `$QWEN_WGPU_ADAPTER` or software Vulkan; prints a message if there is none.
 fn backend(precision: Precision) -> Option<WgpuBackend> {
     backend_with(precision, CapabilitySet::Default)
 }
@@ -71,8 +71,8 @@ fn runner_of(mut backend: WgpuBackend, config: &Config, source: &dyn WeightSourc
     Ok(ModelRunner::new(backend, model, Rope::new(config), limits))
 }
 
-/// One step of sequences, each with its tokens and the positions that it has: their last rows. They share the blocks
-/// evenly.
+/// One step of sequences, each with its tokens and number of computed positions; returns their last rows. They share
+/// the blocks evenly.
 fn execute(runner: &mut dyn Runner, sequences: &[(&[u32], usize)], greedy: bool) -> Result<StepOutput> {
     let blocks: Vec<BlockId> = (0..(CONTEXT / BLOCK_SIZE) as u32).map(BlockId).collect();
     let mut batch = Batch::new(BLOCK_SIZE);

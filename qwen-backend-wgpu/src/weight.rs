@@ -1,14 +1,14 @@
-//! How a matrix lies on the device: slabs of rows, each within the limit of a binding.
+//! The layout of a matrix on the device: slabs of rows, each within the limit of a binding.
 //!
-//! A row is a whole number of eights of values, in the encoding of its file; a matrix whose parts have different encodings
-//! is decoded to f32. A slab has whole pairs of rows, since kernels take them in pairs; a slab of gate and up has its gate
-//! rows first and then the up rows that belong to them.
+//! A row is padded to a multiple of eight values, in the encoding of its file; a matrix whose parts have different
+//! encodings is decoded to f32. A slab has whole pairs of rows, since kernels process them in pairs; a slab of gate and
+//! up has its gate rows first and then the corresponding up rows.
 
 use std::ops::Range;
 
 use qwen_core::backend::{RowReader, WeightRole, WeightShape, WeightView};
 use qwen_core::numerics::size;
-use qwen_core::{Encoding, Error, Result};
+use qwen_core::{Encoding, Error, HumanBytes, Result};
 
 use crate::runtime::array::Array;
 use crate::runtime::device::Device;
@@ -24,9 +24,9 @@ pub(crate) struct Layout {
     pub(crate) encoding: Encoding,
     pub(crate) rows: usize,
     pub(crate) cols: usize,
-    /// Whether it is gate and up: row i goes with row i of the second half instead of its neighbour.
+    /// Whether it is gate and up: row i is paired with row i of the second half instead of the adjacent row.
     pub(crate) gate_up: bool,
-    /// Pairs of rows of each slab but the last, which may have fewer.
+    /// Pairs of rows per slab; the last one may have fewer.
     pairs_per_slab: usize,
 }
 
@@ -34,7 +34,7 @@ impl Layout {
     /// The layout of a matrix on a device that holds slabs of at most `max_binding` bytes.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] for an encoding that shaders do not read, and when not even a pair of rows can be bound.
+    /// [`Error::Unsupported`] for an encoding without shaders, and when not even a pair of rows can be bound.
     pub(crate) fn new(shape: &WeightShape, max_binding: u64) -> Result<Self> {
         let readable = |encoding: Encoding| matches!(encoding, Encoding::F32 | Encoding::F16 | Encoding::Bf16);
         if let Some((encoding, _)) = shape.parts.iter().find(|(encoding, _)| !readable(*encoding)) {
@@ -50,7 +50,8 @@ impl Layout {
         let pair_bytes = size::bytes(encoding.bytes(1), &[2, cols.div_ceil(8), 8]);
         let most = usize::try_from(max_binding / pair_bytes.max(1)).unwrap_or(usize::MAX);
         if most == 0 || pair_bytes > isize::MAX as u64 {
-            let reason = format!("two rows of {cols} columns take {pair_bytes} bytes, the device binds {max_binding}");
+            let [takes, binds] = HumanBytes::compared(pair_bytes, max_binding);
+            let reason = format!("two rows of {cols} columns take {takes}, the device binds {binds}");
             return Err(Error::unsupported("a matrix this wide", reason));
         }
         // Slabs of equal size, so that none has only a handful of rows.
@@ -76,7 +77,7 @@ impl Layout {
         })
     }
 
-    /// Eights of values of a row.
+    /// Groups of eight values per row.
     pub(crate) fn chunks(&self) -> usize {
         self.cols.div_ceil(8)
     }
@@ -86,13 +87,13 @@ impl Layout {
         self.encoding.bytes(8 * self.chunks())
     }
 
-    /// Bytes of all slabs; `u64::MAX` where a u64 does not hold them.
+    /// Bytes of all slabs; `u64::MAX` if they overflow.
     pub(crate) fn bytes(&self) -> u64 {
         // An empty matrix takes the smallest array.
         size::bytes(self.row_bytes(), &[2, self.pairs()]).max(16)
     }
 
-    /// The rows of the matrix that the slab with these pairs has, in its order; those past the last row are padding.
+    /// The rows of the matrix in the slab with these pairs, in slab order; those past the last row are padding.
     fn slab_rows(&self, pairs: Range<usize>) -> impl Iterator<Item = usize> + use<> {
         let gate_rows = self.rows / 2;
         let (first, second) = match self.gate_up {
@@ -108,7 +109,7 @@ impl Layout {
 pub(crate) struct Matrix {
     pub(crate) layout: Layout,
     pub(crate) slabs: Vec<Array>,
-    /// The largest exponent of its values, biased as in bf16, where cooperative matrices need to know it.
+    /// The largest exponent of its values, biased as in bf16, if cooperative matrices need it.
     pub(crate) largest_exponent: u32,
 }
 
@@ -152,7 +153,7 @@ fn largest_bf16_exponent(bytes: &[u8]) -> u32 {
     exponents.filter(|exponent| *exponent < 0xff).max().unwrap_or(0)
 }
 
-/// Append row `row` as the device holds it: zeros where it is padding, and behind its last column.
+/// Append row `row` in the device's layout: zeros for padding rows, and after the last column.
 fn append_row(
     parts: &mut [RowReader<'_>],
     layout: &Layout,
@@ -230,7 +231,7 @@ mod tests {
         for huge in [1 << (usize::BITS - 11), 1 << (usize::BITS - 4), usize::MAX - 6, usize::MAX] {
             for (rows, cols) in [(huge, 1 << 14), (1 << 14, huge), (huge, huge), (huge, 8)] {
                 let refused = Layout::new(&shape(WeightRole::Linear, rows, cols), 128 << 20);
-                // A matrix of any number of rows is planned, in constant time.
+                // A matrix with any number of rows is planned in constant time.
                 match refused {
                     Ok(layout) => assert!(layout.bytes() >= huge as u64, "{rows} x {cols}"),
                     Err(error) => assert!(matches!(error, Error::Unsupported { .. }), "{error}"),

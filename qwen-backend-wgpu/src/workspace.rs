@@ -1,5 +1,5 @@
-//! The memory that kernels of a step take beside the buffers of the model: allocated once, as
-//! [`crate::geometry::WorkspaceSizes`] plans it.
+//! The memory that the kernels of a step need in addition to the model's buffers: allocated once, with the sizes of
+//! [`crate::geometry::WorkspaceSizes`].
 
 use qwen_core::Result;
 
@@ -7,8 +7,8 @@ use crate::geometry::WorkspaceSizes;
 use crate::runtime::array::Array;
 use crate::runtime::device::Device;
 
-/// An array of the workspace. Where nothing was planned, as for a single operation of a test, it is made when it is first
-/// needed, and made anew when a larger one is.
+/// An array of the workspace. If nothing was planned, as for a single operation in a test, it is allocated on first
+/// use, and reallocated when a larger one is needed.
 #[derive(Debug, Default)]
 pub(crate) struct WorkspaceArray(Option<(Array, u64)>);
 
@@ -17,7 +17,7 @@ impl WorkspaceArray {
         Ok(WorkspaceArray(if words > 0 { Some((device.array(what, words)?, words)) } else { None }))
     }
 
-    /// The array, which holds at least `needed` words. If it has to be made it holds `most` words.
+    /// The array, with at least `needed` words. If it has to be allocated, it gets `most` words.
     pub(crate) fn array(&mut self, device: &Device, what: &str, needed: u64, most: u64) -> Result<Array> {
         match &self.0 {
             Some((array, held)) if *held >= needed => Ok(array.clone()),
@@ -37,7 +37,7 @@ pub(crate) struct Workspace {
     pub(crate) partials: WorkspaceArray,
     /// Activations as f16.
     pub(crate) f16_values: WorkspaceArray,
-    /// Their scales, one a row.
+    /// Their scales, one per row.
     pub(crate) f16_scales: WorkspaceArray,
 }
 

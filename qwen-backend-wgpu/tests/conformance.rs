@@ -1,6 +1,6 @@
 //! The conformance suite on every set of capabilities, in both precisions.
 //!
-//! The adapter is `$QWEN_WGPU_ADAPTER`, a part of its name; software Vulkan (`llvmpipe`) when that is not set.
+//! The adapter is `$QWEN_WGPU_ADAPTER`, part of its name; software Vulkan (`llvmpipe`) if that is not set.
 
 mod common;
 

@@ -1,5 +1,5 @@
-//! Whole checkpoints against recorded results, on every set of capabilities. Prompts of 3,000 tokens take many minutes in
-//! software: they run on the largest set alone, in the exact precision only where `QWEN_LONG_GOLDENS` is set.
+//! Whole checkpoints against recorded results, on every set of capabilities. Prompts of 3,000 tokens take many minutes
+//! in software: they run only with the largest set, and in the exact precision only if `QWEN_LONG_GOLDENS` is set.
 
 mod common;
 

@@ -1,4 +1,4 @@
-//! A machine without any driver: a child process of this test, whose Vulkan loader finds no driver.
+//! Simulates a machine without drivers: a child process of this test, whose Vulkan loader finds no driver.
 #![cfg(target_os = "linux")]
 
 use std::process::Command;
@@ -31,7 +31,7 @@ fn without_a_driver_every_choice_is_refused_with_what_was_found() {
     let child = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", test, "--nocapture", "--test-threads=1"])
         .env(CHILD, "1")
-        // The older name and the newer one.
+        // The old and the new name of the variable.
         .env("VK_ICD_FILENAMES", "/nonexistent")
         .env("VK_DRIVER_FILES", "/nonexistent")
         .output()

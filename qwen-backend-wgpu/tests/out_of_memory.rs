@@ -1,5 +1,5 @@
-//! A driver that has no memory left: a child process limits its own address space, so that software Vulkan, whose memory is
-//! the process's, cannot map any more.
+//! A driver without memory left: a child process limits its own address space, so that software Vulkan, which uses the
+//! process's memory, cannot map any more.
 #![cfg(target_os = "linux")]
 
 mod common;
@@ -12,7 +12,7 @@ use qwen_core::backend::{Backend, Linear, MatrixPart, WeightRole, WeightView};
 use qwen_core::{Encoding, Error, Precision, Result};
 
 const CHILD: &str = "QWEN_OUT_OF_MEMORY_CHILD";
-/// Bytes beyond those in use that the child leaves itself: some matrices, and some memory for the host.
+/// Bytes beyond those in use that the child may still allocate: some matrices, and some memory for the host.
 const HEADROOM: u64 = (1 << 30) + (192 << 20);
 /// The shape of a large matrix, of 128 MiB.
 const LARGE: (usize, usize) = (8192, 8192);

@@ -1,5 +1,5 @@
-//! What every published model takes with each set of capabilities on a typical adapter: slabs and bytes, from shapes
-//! and limits only.
+//! How much memory every published model takes with each set of capabilities on a typical adapter: slabs and bytes,
+//! from shapes and limits only.
 
 use qwen_backend_wgpu::{CapabilitySet, WgpuFootprint};
 use qwen_conformance::published::{self, Headers};
@@ -14,8 +14,8 @@ const OFFERED: u64 = (2 << 30) - 4;
 const HOST_BYTES: u64 = 5 << 19;
 const CONTEXT: usize = 32_768;
 
-/// What a model takes: slabs and bytes of the weights, slabs and bytes of the K/V for 32,768 positions or the context that
-/// the refusal says would fit, and bytes of the workspace.
+/// The memory of a model: slabs and bytes of the weights, slabs and bytes of the K/V for 32,768 positions or the
+/// context that the refusal says would fit, and bytes of the workspace.
 #[derive(Debug, PartialEq)]
 struct Taken {
     weights: (usize, u64),

@@ -1,4 +1,4 @@
-//! Comparing what two backends, or two runs of one, wrote.
+//! Comparing the outputs of two backends, or of two runs of one.
 
 use super::op::{Allowed, Values};
 use super::tolerance::OUTLIER;
@@ -6,7 +6,7 @@ use super::tolerance::OUTLIER;
 /// Compare `got` with `expected`.
 ///
 /// # Errors
-/// What differs and where, in words.
+/// A description of what differs and where.
 pub(super) fn values(got: &Values, expected: &Values, allowed: Allowed) -> Result<(), String> {
     if got.values.len() != expected.values.len() {
         return Err(format!("{} values, expected {}", got.values.len(), expected.values.len()));
@@ -24,7 +24,7 @@ fn place(index: usize, width: usize) -> String {
 /// Compare bit for bit. Rows have `width` values.
 ///
 /// # Errors
-/// The first place that differs and how many there are.
+/// The first difference and how many there are.
 pub(super) fn bits(got: &[f32], expected: &[f32], width: usize) -> Result<(), String> {
     let differs = |(_, (got, expected)): &(usize, (&f32, &f32))| got.to_bits() != expected.to_bits();
     let mut places = got.iter().zip(expected).enumerate().filter(differs);

@@ -2,11 +2,11 @@
 //!
 //! A golden suite is a folder with a `manifest.json` that lists cases. Each has a checkpoint, prompts, and for each
 //! prompt the logits that transformers computes in float64 from the same stored weights, with the greedy continuation
-//! and its margins. The manifest also holds what several arithmetics measure on the case, from which the limits follow
-//! (docs/numerics.md).
+//! and its margins. The manifest also has the errors of several other arithmetics on the case, from which the limits
+//! follow (docs/numerics.md).
 //!
-//! [`Goldens::open`] has the cases of safetensors checkpoints in 16 or 32 bits, in the families `dense`, `yarn` and
-//! `outliers`; [`Goldens::open_formats`] those of other formats too.
+//! [`Goldens::open`] selects the cases with 16- or 32-bit safetensors checkpoints, in the families `dense`, `yarn` and
+//! `outliers`; [`Goldens::open_formats`] also those of other formats.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -27,7 +27,7 @@ use qwen_core::model::runner::{ModelRunner, Runner};
 use qwen_core::model::spec::ModelSpec;
 use qwen_core::{Encoding, Precision};
 
-/// Tokens of a prompt that are computed at a time: long prompts run in chunks.
+/// Tokens per chunk of a long prompt.
 const CHUNK: usize = 128;
 
 const BLOCK_SIZE: usize = 16;
@@ -44,7 +44,7 @@ struct Manifest {
     cases: Vec<GoldenCase>,
 }
 
-/// A case as the manifest describes it.
+/// A case of the manifest.
 #[derive(Debug, Clone, Deserialize)]
 pub struct GoldenCase {
     /// Its folder.
@@ -74,31 +74,31 @@ pub struct Measured {
     pub plain_f32: f64,
     /// Inputs of matrix products and K/V rounded to bf16.
     pub bf16: f64,
-    /// K/V alone rounded to f16.
+    /// Only K/V rounded to f16.
     pub kv_f16: f64,
-    /// Inputs of matrix products rounded to signed bytes with a scale for every 32; only of quantised weights.
+    /// Inputs of matrix products rounded to signed bytes with a scale per 32 values; quantised weights only.
     #[serde(default)]
     pub act_q8: Option<f64>,
 }
 
-/// What a case requires of computed logits. All are relative to the RMS of the reference's.
+/// What a case requires of computed logits, relative to the RMS of the reference's logits.
 #[derive(Debug, Clone, Copy)]
 pub struct Bounds {
     /// The largest RMS error.
     pub error: f64,
-    /// The margin beyond which the greedy token is the reference's.
+    /// The margin above which the greedy token has to be the reference's.
     pub margin: f64,
-    /// How far below the largest computed logit that of the reference's token may be all the same.
+    /// How far below the largest computed logit the logit of the reference's token may still be.
     pub tie: f64,
 }
 
 impl GoldenCase {
-    /// What the contract requires, with K/V stored in this encoding or as the precision has it.
+    /// What the contract requires, with K/V in this encoding or in the precision's default.
     ///
-    /// Tokens of the greedy continuation are bound where their margin is above twice the largest error. Where values are
-    /// rounded to signed bytes, in activations or K/V, errors come near their limit, the difference of two logits has more
-    /// than one of them, and the rows of a prompt differ in theirs by a factor of five: there the margin is five errors, and
-    /// two logits that are closer than one, or than two where both are, are a tie.
+    /// A greedy token has to match if its margin is above twice the largest error. If values are rounded to signed
+    /// bytes, in activations or K/V, errors come near their limit, the difference of two logits has more than one of
+    /// them, and the errors of a prompt's rows vary by a factor of five: the margin is then five errors, and two logits
+    /// closer than one error (two, if both are rounded) are a tie.
     pub fn bounds(&self, precision: Precision, kv_encoding: Option<Encoding>) -> Bounds {
         let error = match kv_encoding {
             None | Some(Encoding::F32) => self.error(precision),
@@ -124,8 +124,8 @@ impl GoldenCase {
 
     /// The largest error with K/V in fewer bits, whatever the precision.
     ///
-    /// In Q8_0: with 16-bit weights three times what inputs of products in bf16 measure, with block formats 1.8 times what
-    /// inputs in signed bytes do; in the outlier cases, whose keys keep more bits, what [`Precision::Fast`] is allowed.
+    /// In Q8_0: with 16-bit weights three times the error of bf16 inputs of products, with block formats 1.8 times the
+    /// error of int8 inputs; in the outlier cases, whose keys keep more bits, the limit of [`Precision::Fast`].
     fn error_with(&self, kv_encoding: Encoding) -> f64 {
         let fast = self.error(Precision::Fast);
         match kv_encoding {
@@ -142,14 +142,14 @@ impl GoldenCase {
     }
 }
 
-/// How a backend did on a case.
+/// The result of a backend on a case.
 #[derive(Debug, Clone)]
 pub struct GoldenResult {
     /// The case.
     pub case: String,
     /// What the backend may round.
     pub precision: Precision,
-    /// The relative RMS error of its worst prompt.
+    /// The relative RMS error of the worst prompt.
     pub error: f64,
     /// What the contract requires.
     pub bounds: Bounds,
@@ -190,8 +190,8 @@ impl fmt::Display for GoldenResult {
     }
 }
 
-/// The golden suite of this machine: `$QWEN_GOLDEN`, else `shared/golden` beside the workspace or above it. Says so on
-/// stderr where there is none.
+/// The golden suite of this machine: `$QWEN_GOLDEN`, else `shared/golden` beside the workspace or above it. Prints to
+/// stderr if there is none.
 pub fn folder() -> Option<PathBuf> {
     let has_manifest = |folder: &PathBuf| folder.join("manifest.json").exists();
     if let Some(folder) = std::env::var_os("QWEN_GOLDEN").map(PathBuf::from) {
@@ -237,15 +237,15 @@ impl Goldens {
         &self.cases
     }
 
-    /// Run a case on what `b` is, without the prompts that are longer than `longest`.
+    /// Run a case on the backend `b`, without prompts longer than `longest`.
     ///
     /// # Errors
-    /// What the files and the backend report.
+    /// Errors of the files and of the backend.
     pub fn run<B: Backend>(&self, case: &GoldenCase, b: B, longest: usize) -> Result<GoldenResult> {
         self.run_with(case, b, longest, None)
     }
 
-    /// As [`Goldens::run`], with K/V stored in this encoding instead of the precision's.
+    /// As [`Goldens::run`], with K/V stored in this encoding instead of the precision's default.
     ///
     /// # Errors
     /// As [`Goldens::run`].
@@ -338,7 +338,7 @@ fn run_prompt(runner: &mut dyn Runner, recorded: &Recorded, index: usize, result
     Ok(())
 }
 
-/// The logits of `ids`, which follow on `computed` positions.
+/// The logits of `ids`, after `computed` positions.
 fn step(runner: &mut dyn Runner, ids: &[u32], computed: usize) -> Result<Vec<f32>> {
     let blocks: Vec<BlockId> = (0..runner.limits().num_blocks as u32).map(BlockId).collect();
     let mut batch = Batch::new(BLOCK_SIZE);
@@ -354,7 +354,7 @@ fn step(runner: &mut dyn Runner, ids: &[u32], computed: usize) -> Result<Vec<f32
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {
-    std::fs::read(path).map_err(|source| Error::Io { path: path.into(), source })
+    std::fs::read(path).map_err(|error| Error::Io { path: path.into(), error })
 }
 
 /// A file of recorded results.

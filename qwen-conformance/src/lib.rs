@@ -7,7 +7,7 @@
 //! qwen_conformance::conformance_tests!(|| Ok(Reference::new()));
 //! ```
 //!
-//! A backend with several precisions or instruction sets names each, and says what is known of it:
+//! A backend with several precisions or instruction sets names each, with what is known about it:
 //!
 //! ```
 //! # use qwen_core::{Error, Result};
@@ -16,7 +16,7 @@
 //! use qwen_conformance::Suite;
 //! qwen_conformance::conformance_tests! {
 //!     scalar => || Ok(Reference::new()),
-//!     // A maker that returns `Error::Unsupported` skips its suite and prints why.
+//!     // If the constructor returns `Error::Unsupported`, the suite is skipped and the reason is printed.
 //!     avx512 => with_avx512,
 //!     fast => Suite::new(|| Ok(Reference::new()))
 //!         .fast_depends_on_the_batch()
@@ -29,13 +29,13 @@
 //! It runs an [`op::Op`] (an operation with its shapes, as data) on the backend and on
 //! [`qwen_core::backend::reference`], on the same stored weights, and compares within a tolerance that [`tolerance`]
 //! derives for the precision that the backend names in [`qwen_core::Backend::info`]. Each operation runs twice and has
-//! to give the same bits. Outputs begin as NaN and guard words lie behind every buffer: an operation that leaves a
-//! value out, takes in what lies behind an input, or writes behind an output is found. Operations are issued outside of
-//! steps, except in the cases about steps.
+//! to give the same bits. Outputs are initialised with NaN and guard words follow every buffer, to detect an operation
+//! that skips a value, reads beyond an input, or writes beyond an output. Operations are issued outside of steps,
+//! except in the cases about steps.
 //!
 //! Fused operations are compared in the backend's own form and in the composed form on the same backend.
 //!
-//! [`published`] has the shapes of the published models, to plan with; [`workloads`] gives benches the same operations
+//! [`published`] has the shapes of the published models, for plans; [`workloads`] gives benches the same operations
 //! in the shapes of real models, with the bytes and the floating-point operations that each needs.
 
 mod compare;
@@ -104,7 +104,7 @@ macro_rules! __conformance_list {
     };
 }
 
-/// The one list of cases: a module and its functions each.
+/// The list of all cases: modules and their functions.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __conformance_cases {

@@ -1,4 +1,4 @@
-//! One operation with its shapes as data: what the cases compare and benches time.
+//! One operation with its shapes as data: for cases to compare and for benches to time.
 
 use std::fmt::Debug;
 use std::ops::Range;
@@ -7,7 +7,7 @@ use qwen_core::Precision;
 use qwen_core::backend::Backend;
 use qwen_core::error::Result;
 
-/// Words behind each buffer that no operation may change.
+/// Guard words after each buffer, which no operation may change.
 const GUARD: usize = 256;
 
 /// An operation, its shapes and the seed of its values.
@@ -17,13 +17,13 @@ pub trait Op: Debug {
     /// The operation's buffers on a device.
     type On<B: Backend>;
 
-    /// What it moves and computes.
+    /// The bytes it moves and the operations it computes.
     fn cost(&self) -> Cost;
 
-    /// How far from the reference the output named `output` may be.
+    /// How far the output named `output` may deviate from the reference.
     fn allowed(&self, precision: Precision, output: &str) -> Allowed;
 
-    /// Make its buffers and fill them. Outputs hold garbage afterwards.
+    /// Allocate its buffers and fill them. Outputs hold garbage afterwards.
     ///
     /// # Errors
     /// What the backend reports.
@@ -35,11 +35,11 @@ pub trait Op: Debug {
     /// What the backend reports.
     fn issue<B: Backend>(&self, b: &mut B, on: &mut Self::On<B>) -> Result<()>;
 
-    /// What it wrote.
+    /// Its outputs.
     fn outputs<'a, B: Backend>(&self, on: &'a Self::On<B>) -> Vec<Output<'a, B>>;
 }
 
-/// What an operation has to move and compute at the least.
+/// The minimum that an operation has to move and compute.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Cost {
     /// Bytes of weights, activations and K/V, each counted once.
@@ -48,7 +48,7 @@ pub struct Cost {
     pub flops: u64,
 }
 
-/// How far from the reference an output may be.
+/// How far an output may deviate from the reference.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Allowed {
     /// Not at all.
@@ -57,7 +57,7 @@ pub enum Allowed {
     Rms {
         /// The error, relative to the larger of the reference's RMS and `floor`.
         tolerance: f64,
-        /// The RMS that the output is expected to have, for outputs so small that their own RMS is left to chance.
+        /// The expected RMS of the output, for outputs with so few values that their own RMS is random.
         floor: f64,
     },
 }
@@ -74,13 +74,13 @@ impl Allowed {
 pub struct Output<'a, B: Backend> {
     /// The name of the argument.
     pub name: &'static str,
-    /// Where it lies.
+    /// Its buffer.
     pub data: Data<'a, B>,
-    /// Rows that count.
+    /// Rows to compare.
     pub rows: usize,
     /// Values of a row.
     pub width: usize,
-    /// The values of a row that count.
+    /// The values of a row to compare.
     pub cols: Range<usize>,
 }
 
@@ -100,7 +100,7 @@ pub enum Data<'a, B: Backend> {
     Indices(&'a GuardedIndices<B>),
 }
 
-/// A buffer of f32 values with guard words behind them: NaNs that an operation must neither take in nor write over.
+/// A buffer of f32 values followed by guard words: NaNs that an operation must neither use nor overwrite.
 #[derive(Debug)]
 pub struct Guarded<B: Backend> {
     /// The buffer, longer than an operation needs it.
@@ -108,7 +108,7 @@ pub struct Guarded<B: Backend> {
     len: usize,
 }
 
-/// A buffer of u32 values with guard words behind them.
+/// A buffer of u32 values followed by guard words.
 #[derive(Debug)]
 pub struct GuardedIndices<B: Backend> {
     /// The buffer, longer than an operation needs it.
@@ -116,7 +116,7 @@ pub struct GuardedIndices<B: Backend> {
     len: usize,
 }
 
-/// Guard word `index`: a quiet NaN, or as an index one that no table is long enough for.
+/// Guard word `index`: a quiet NaN, or as an index one that is out of range for any table.
 fn guard(index: usize) -> u32 {
     0x7FD6_A000 | (index as u32 & 0xFFF)
 }
@@ -134,7 +134,7 @@ impl<B: Backend> Guarded<B> {
         Ok(Guarded { buffer, len: values.len() })
     }
 
-    /// A buffer of `len` values that an operation is to write: NaNs until then.
+    /// A buffer of `len` values for an output, initialised with NaNs.
     ///
     /// # Errors
     /// What the backend reports.
@@ -180,16 +180,16 @@ impl<B: Backend> GuardedIndices<B> {
     }
 }
 
-/// What an operation wrote to one output, back on the host.
+/// The contents of one output, read back to the host.
 #[derive(Debug, Clone)]
 pub struct Values {
     /// The name of the argument.
     pub name: &'static str,
     /// Values of a row.
     pub width: usize,
-    /// The rows. Indices are here by their bits.
+    /// The rows. Indices are stored as bit patterns.
     pub values: Vec<f32>,
-    /// The first guard word that the operation wrote over.
+    /// The first guard word that the operation overwrote.
     pub overrun: Option<usize>,
 }
 
@@ -201,7 +201,7 @@ impl Values {
     }
 }
 
-/// Place `op` on `b`, run it once and read what it wrote.
+/// Place `op` on `b`, run it once and read its outputs.
 ///
 /// # Errors
 /// What the backend reports.
@@ -211,7 +211,7 @@ pub fn run<B: Backend, O: Op>(b: &mut B, op: &O) -> Result<Vec<Values>> {
     read_outputs(b, op, &on)
 }
 
-/// Read what `op` wrote.
+/// Read the outputs of `op`.
 ///
 /// # Errors
 /// What the backend reports.

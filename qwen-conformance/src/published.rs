@@ -1,4 +1,4 @@
-//! The published models as shapes without weights: for tests of what a device takes for each of them.
+//! The published models as shapes without weights: for tests of how much memory each takes on a device.
 
 use qwen_core::Encoding;
 use qwen_core::backend::Limits;
@@ -7,7 +7,7 @@ use qwen_core::checkpoint::config::Config;
 use qwen_core::error::{Error, Result};
 use qwen_core::model::source::WeightSource;
 
-/// The dense Qwen2.5 models by their sizes, as `config.json` of the model cards has them, stretched to 131,072 positions.
+/// The dense Qwen2.5 models by their sizes, with the values of their `config.json`, extended to 131,072 positions.
 ///
 /// ```
 /// let shapes = qwen_conformance::published::shapes();
@@ -50,7 +50,7 @@ pub fn limits(max_num_batched_tokens: usize, max_num_logits: usize) -> Limits {
     }
 }
 
-/// bf16 weights whose key biases are small, of which there are headers alone: enough to plan.
+/// bf16 weights with small key biases, as headers only: enough to plan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Headers;
 

@@ -1,4 +1,5 @@
-//! Deterministic values for the cases: the same on every machine, so that a failure is reproduced by its name.
+//! Deterministic values for the cases: the same on every machine, so that the name of a failure is enough to reproduce
+//! it.
 
 use half::{bf16, f16};
 
@@ -14,7 +15,7 @@ impl Rng {
         Rng(seed)
     }
 
-    /// A generator for the thing that `parts` number, whatever is drawn for other things.
+    /// A generator seeded by `parts`, independent of all others.
     pub fn of(parts: &[u64]) -> Self {
         let mut rng = Rng(0x5157_454E);
         for &part in parts {
@@ -32,7 +33,7 @@ impl Rng {
         z ^ (z >> 31)
     }
 
-    /// An integer below `bound`, which is small beside 2^64.
+    /// An integer below `bound`, which has to be much smaller than 2^64.
     pub fn below(&mut self, bound: usize) -> usize {
         (self.next_u64() % bound.max(1) as u64) as usize
     }
@@ -61,7 +62,7 @@ impl Rng {
     }
 }
 
-/// `values` as they lie in a checkpoint, rounded to `encoding`.
+/// `values` as stored in a checkpoint, rounded to `encoding`.
 pub(crate) fn encode(encoding: Encoding, values: &[f32]) -> Vec<u8> {
     match encoding {
         Encoding::F32 => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
@@ -71,15 +72,15 @@ pub(crate) fn encode(encoding: Encoding, values: &[f32]) -> Vec<u8> {
     }
 }
 
-/// A matrix of `rows` x `cols` in a block format: random codes, with scales for which values have a deviation of about
-/// `1 / sqrt(cols)`.
+/// A matrix of `rows` x `cols` in a block format: random codes, with scales that give values a deviation of about `1 /
+/// sqrt(cols)`.
 ///
 /// # Panics
 /// When rows are not whole blocks, and for encodings without blocks.
 pub fn random_blocks(rng: &mut Rng, encoding: Encoding, rows: usize, cols: usize) -> Vec<u8> {
     let block = encoding.block();
     assert!(cols.is_multiple_of(block.values), "{cols} columns of {encoding}");
-    // Where a block has its f16 scales, and about the RMS of a value where these are 1.
+    // The positions of a block's f16 scales, and the approximate RMS of a value if these are 1.
     let (scales, size): (&[usize], f32) = match encoding {
         Encoding::Q4_0 => (&[0], 4.6),
         Encoding::Q4_1 => (&[0, 2], 9.0),

@@ -1,4 +1,4 @@
-//! What a case runs on: the backend under test, the reference beside it, and the list of what went wrong.
+//! The context of a case: the backend under test, the reference beside it, and the list of failures.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -11,10 +11,10 @@ use qwen_core::backend::Backend;
 use qwen_core::backend::reference::Reference;
 use qwen_core::error::Result;
 
-/// Failures that a report shows; there may be thousands.
+/// The most failures to show; there may be thousands.
 const SHOWN: usize = 20;
 
-/// A backend under test and what was found so far.
+/// A backend under test and the findings so far.
 pub struct Rig<'a, B> {
     /// The backend.
     pub b: B,
@@ -34,7 +34,7 @@ impl<B: Backend> std::fmt::Debug for Rig<'_, B> {
 }
 
 impl<'a, B: Backend> Rig<'a, B> {
-    /// A rig over what `make` makes. `batch_invariant` is what the backend promises in its precision.
+    /// A rig for the backend that `make` creates. `batch_invariant` is what the backend guarantees in its precision.
     ///
     /// # Errors
     /// What `make` reports.
@@ -48,7 +48,7 @@ impl<'a, B: Backend> Rig<'a, B> {
     /// Another backend of the same kind.
     ///
     /// # Errors
-    /// What its maker reports.
+    /// Errors of its constructor.
     pub fn another(&self) -> Result<B> {
         (self.make)()
     }
@@ -58,9 +58,9 @@ impl<'a, B: Backend> Rig<'a, B> {
         self.batch_invariant
     }
 
-    /// The failures, one a line.
+    /// The failures, one per line.
     ///
-    /// A case that compared nothing has failed.
+    /// A case that compared nothing counts as failed.
     pub(super) fn finish(self) -> std::result::Result<usize, String> {
         if self.checks == 0 && !self.skipped {
             return Err("compared nothing".into());
@@ -75,17 +75,17 @@ impl<'a, B: Backend> Rig<'a, B> {
         Err(lines)
     }
 
-    /// Note that this case does not apply to the backend.
+    /// Record that this case does not apply to the backend.
     ///
     /// # Errors
-    /// None: so that a case ends with it.
+    /// None; it returns a result so that a case can end with it.
     pub fn skip(&mut self, reason: &str) -> Result<()> {
         self.skipped = true;
         eprintln!("{}: skipped: {reason}", self.b.info().name);
         Ok(())
     }
 
-    /// Count a comparison, and note its failure.
+    /// Count a comparison, and record its failure.
     pub fn note(&mut self, what: impl FnOnce() -> String, outcome: std::result::Result<(), String>) {
         self.checks += 1;
         if let Err(failure) = outcome {
@@ -93,7 +93,7 @@ impl<'a, B: Backend> Rig<'a, B> {
         }
     }
 
-    /// Run `op` on the backend: twice, with the same bits; near the reference; within its buffers.
+    /// Run `op` on the backend twice: with the same bits, close to the reference, and within its buffers.
     ///
     /// # Errors
     /// What the backend reports.
@@ -148,7 +148,7 @@ impl<'a, B: Backend> Rig<'a, B> {
     }
 }
 
-/// What the reference computes for `op`. Computed once in a process: all suites compare with it.
+/// The reference's outputs for `op`. Cached per process, since all suites compare with it.
 ///
 /// # Errors
 /// What the reference reports.

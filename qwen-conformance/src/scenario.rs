@@ -1,4 +1,4 @@
-//! Sequences over a paged K/V store, as the attention cases run them.
+//! Sequences over a paged K/V store, for the attention cases.
 
 use std::ops::Range;
 
@@ -8,7 +8,7 @@ use qwen_core::Encoding;
 use qwen_core::backend::{self, Backend, HeadLayout, KvSpec, PAD_SLOT, StepInputs, StepKey};
 use qwen_core::error::Result;
 
-/// The layer of the store that counts; the other one holds NaN.
+/// The layer of the store that is used; the other one holds NaN.
 pub(super) const LAYER: usize = 1;
 
 /// Layers of the store.
@@ -17,7 +17,7 @@ pub(super) const LAYERS: usize = 2;
 /// One sequence of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sequence {
-    /// Seeds its values: a position of a sequence has the same ones in every scenario.
+    /// The seed of its values: a position of a sequence has the same values in every scenario.
     pub id: u64,
     /// Positions from earlier steps.
     pub computed: usize,
@@ -32,7 +32,7 @@ impl Sequence {
     }
 }
 
-/// How the blocks of the sequences lie in the store.
+/// The positions of the sequences' blocks in the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Blocks {
     /// One after the other.
@@ -43,7 +43,7 @@ pub enum Blocks {
     Copied,
 }
 
-/// What keys look like.
+/// The distribution of keys.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Keys {
     /// Near normal, of deviation 1.
@@ -69,7 +69,7 @@ impl Keys {
     }
 }
 
-/// The sequences of one step and where their blocks lie.
+/// The sequences of one step and the positions of their blocks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Scenario {
     /// The heads of a row.
@@ -78,15 +78,15 @@ pub struct Scenario {
     pub block_size: usize,
     /// The sequences.
     pub sequences: Vec<Sequence>,
-    /// Where their blocks lie.
+    /// The positions of their blocks.
     pub blocks: Blocks,
-    /// What their keys look like.
+    /// The distribution of their keys.
     pub keys: Keys,
-    /// How keys and values are stored; as the precision has them where `None`.
+    /// The encodings of keys and values; `None` for the precision's default.
     pub kv_encodings: Option<(Encoding, Encoding)>,
-    /// Rows behind those of the sequences that belong to none.
+    /// Padding rows after those of the sequences.
     pub pad_tokens: usize,
-    /// Empty sequences behind the others.
+    /// Empty sequences after the others.
     pub pad_seqs: usize,
 }
 
@@ -100,7 +100,7 @@ pub struct Placed<B: Backend> {
 }
 
 impl Scenario {
-    /// Attention of the queries of `qkv` over what the step's sequences see.
+    /// Attention of the queries of `qkv` over the step's sequences.
     ///
     /// # Errors
     /// What the backend reports.
@@ -169,7 +169,7 @@ impl Scenario {
         self.sequences.iter().flat_map(|sequence| (sequence.computed..sequence.context()).map(move |p| (sequence, p)))
     }
 
-    /// A row of the q|k|v buffer, as it is after the rotation.
+    /// A row of the q|k|v buffer after rotation.
     pub fn qkv_row(&self, id: u64, position: usize) -> Vec<f32> {
         let HeadLayout { head_dim, .. } = self.heads;
         let mut row = Rng::of(&[10, id, position as u64]).normals(self.heads.qkv_size(), 1.0);
@@ -199,7 +199,7 @@ impl Scenario {
         table[position / self.block_size] * self.block_size as u32 + (position % self.block_size) as u32
     }
 
-    /// Make the store and the step inputs. `stored` positions of each sequence are stored.
+    /// Create the store and the step inputs. `stored` positions of each sequence are stored.
     ///
     /// # Errors
     /// What the backend reports.
@@ -239,7 +239,7 @@ impl Scenario {
             for position in 0..stored(sequence) {
                 values.extend(self.qkv_row(sequence.id, position));
                 at.push(self.slot(table, position));
-                // Padding among the rows must not be stored anywhere.
+                // Padding rows must not be stored.
                 if position % 7 == 3 {
                     values.extend(vec![f32::NAN; width]);
                     at.push(PAD_SLOT);
@@ -270,7 +270,7 @@ impl Scenario {
     fn inputs<B: Backend>(&self, b: &mut B, tables: &[Vec<u32>], spare: u32) -> Result<StepInputs<B>> {
         let (head_dim, key) = (self.heads.head_dim, self.key());
         let max_blocks_per_seq = tables.iter().map(Vec::len).max().unwrap_or(0) + 1;
-        // What lies beyond a sequence's blocks names a block of NaNs.
+        // Table entries beyond a sequence's blocks refer to a block of NaNs.
         let mut block_tables = vec![spare; key.num_seqs * max_blocks_per_seq];
         for (row, table) in block_tables.chunks_exact_mut(max_blocks_per_seq).zip(tables) {
             row[..table.len()].copy_from_slice(table);
@@ -301,7 +301,7 @@ impl Scenario {
         })
     }
 
-    /// Bytes of the keys and values that the step's tokens see, each sequence's counted once.
+    /// Bytes of the keys and values that the step's tokens see, counted once per sequence.
     pub fn kv_bytes(&self, bytes_per_value: usize) -> usize {
         let positions: usize = self.sequences.iter().map(Sequence::context).sum();
         2 * positions * self.heads.kv_size() * bytes_per_value
@@ -314,7 +314,8 @@ impl Scenario {
     }
 }
 
-/// The cosines and sines of `position` as [`qwen_core::backend::StepInputs::cos_sin`] holds them, for a theta of 1e6.
+/// The cosines and sines of `position` in the layout of [`qwen_core::backend::StepInputs::cos_sin`], for a theta of
+/// 1e6.
 pub(crate) fn cos_sin(position: usize, head_dim: usize) -> Vec<f32> {
     let angle = |i: usize| position as f64 * 1e6f64.powf(-2.0 * i as f64 / head_dim as f64);
     let half = 0..head_dim / 2;

@@ -1,10 +1,10 @@
-//! A backend under test, what is known of it, and the cases that it runs.
+//! A backend under test, what is known about it, and the cases that it runs.
 
 use super::rig::Rig;
 use qwen_core::backend::Backend;
 use qwen_core::error::{Error, Result};
 
-/// A backend's maker and what is known of what it makes.
+/// A backend's constructor and what is known about the backend.
 pub struct Suite<B> {
     make: Box<dyn Fn() -> Result<B>>,
     batch_invariant_fast: bool,
@@ -21,12 +21,12 @@ impl<B> std::fmt::Debug for Suite<B> {
 }
 
 impl<B: Backend> Suite<B> {
-    /// The suite of what `make` makes, which promises all that the contract says.
+    /// The suite for the backend that `make` creates, which makes all guarantees of the contract.
     pub fn new(make: impl Fn() -> Result<B> + 'static) -> Self {
         Suite { make: Box::new(make), batch_invariant_fast: true, known_failures: Vec::new() }
     }
 
-    /// In [`qwen_core::Precision::Fast`] a row's bits may depend on the rows beside it, as they may on a GPU.
+    /// In [`qwen_core::Precision::Fast`] a row's bits may depend on the rows beside it, as is allowed on a GPU.
     pub fn fast_depends_on_the_batch(mut self) -> Self {
         self.batch_invariant_fast = false;
         self
@@ -69,7 +69,7 @@ impl<B: Backend, F: Fn() -> Result<B> + 'static> From<F> for Suite<B> {
     }
 }
 
-/// What became of a case.
+/// The outcome of a case.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
     /// All comparisons held.
@@ -77,9 +77,9 @@ pub enum Outcome {
         /// How many there were.
         checks: usize,
     },
-    /// Some did not, one a line.
+    /// Some did not, one per line.
     Failed(String),
-    /// The backend is not available, or fails as it is known to.
+    /// The backend is not available, or fails as expected.
     Skipped(String),
 }
 

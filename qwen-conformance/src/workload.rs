@@ -12,7 +12,7 @@ use qwen_core::Encoding;
 use qwen_core::backend::{Backend, HeadLayout, WeightRole};
 use qwen_core::error::Result;
 
-/// Queues an operation that was placed before.
+/// Queues an operation that has been placed.
 pub type Issue<B> = Box<dyn FnMut(&mut B) -> Result<()>>;
 
 /// Places an operation's buffers and weights on a device.
@@ -22,7 +22,7 @@ type Place<B> = Box<dyn Fn(&mut B) -> Result<Issue<B>>>;
 pub struct Workload<B: Backend> {
     /// Its shapes.
     pub name: String,
-    /// What it has to move and compute.
+    /// The bytes it has to move and the operations it has to compute.
     pub cost: Cost,
     place: Place<B>,
 }
@@ -45,7 +45,7 @@ impl<B: Backend> Workload<B> {
         Workload { name: name.into(), cost, place: Box::new(place) }
     }
 
-    /// Make its buffers and weights on `b`. What is returned queues it, as often as it is called.
+    /// Allocate its buffers and weights on `b`. The returned closure queues it, as often as it is called.
     ///
     /// # Errors
     /// What the backend reports.

@@ -1,4 +1,4 @@
-//! The suite finds what it is there to find: for each fault, the cases that have to fail do.
+//! The suite finds faults: for each planted one, the right cases fail.
 
 mod faulty;
 
@@ -6,7 +6,7 @@ use faulty::{Fault, Faulty};
 use qwen_conformance::goldens::Goldens;
 use qwen_conformance::{Outcome, Suite, cases};
 
-/// Each fault and the cases that it must not pass.
+/// Each fault and the cases that have to fail.
 const FAULTS: &[(Fault, &[&str])] = &[
     (Fault::FastBf16Sums, &["linear/bf16"]),
     (Fault::FastF16Activations, &["linear/outliers"]),
@@ -72,7 +72,7 @@ fn every_fault_is_found() {
     assert!(missed.is_empty(), "not found:\n{}", missed.join("\n"));
 }
 
-/// The wrapper without a fault passes where faults must fail.
+/// Without a fault, the wrapper passes the same cases.
 #[test]
 fn without_a_fault_all_of_it_passes() {
     let cases = cases::<Faulty>();
@@ -83,7 +83,7 @@ fn without_a_fault_all_of_it_passes() {
     }
 }
 
-/// Of the cases over whole models one: the others compare bits.
+/// Of the cases over whole models only one: the others compare bits.
 fn all_pass(fault: Fault) {
     let mut failed = Vec::new();
     let whole_model = |name: &str| name.starts_with("model/") || name.starts_with("parts/");
@@ -130,7 +130,7 @@ fn an_unsupported_device_is_skipped_and_an_unmakeable_one_fails() {
     assert!(matches!(broken.outcome(&cases[0]), Outcome::Failed(_)));
 }
 
-/// The recorded results tell as well: the contract's limits hold for what is allowed, and not for faults.
+/// The recorded results find faults too: allowed rounding is within the contract's limits, and faults are not.
 #[test]
 fn goldens_find_faults() {
     let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data/golden");

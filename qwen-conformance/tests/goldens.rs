@@ -1,4 +1,4 @@
-//! The reference backend against recorded results of transformers: it is what all other backends are compared with.
+//! The reference backend against recorded results of transformers: all other backends are compared with it.
 
 use std::path::Path;
 use std::time::Instant;
@@ -35,7 +35,7 @@ fn run_with(goldens: &Goldens, kv_encoding: Option<Encoding>) {
     assert!(failed.is_empty(), "{}", failed.join("\n"));
 }
 
-/// The case that lies in the repository.
+/// The case in the repository.
 fn in_repository() -> Goldens {
     Goldens::open(Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data/golden")).expect("a golden suite")
 }
@@ -45,7 +45,7 @@ fn fixture() {
     run(&in_repository());
 }
 
-/// The full suite, where there is one.
+/// The full suite, if there is one.
 #[test]
 fn full_suite() {
     if let Some(folder) = folder() {
@@ -63,7 +63,7 @@ fn gguf() {
     }
 }
 
-/// GPTQ and AWQ checkpoints, as their files are.
+/// GPTQ and AWQ checkpoints, without conversion.
 #[test]
 fn gptq_and_awq() {
     if let Some(folder) = folder() {

@@ -1,4 +1,5 @@
-//! Sizes at the ends of their range: a plan that says so or a typed error, never a panic and never a size that wrapped.
+//! Sizes at the ends of their range: a plan that does not fit or a typed error, never a panic and never a size that
+//! overflowed.
 
 use qwen_conformance::model::{GEOMETRIES, RandomModel};
 use qwen_conformance::published::{self, Headers};

@@ -1,13 +1,13 @@
-//! What a device could do at best, as figures: to put the speed of a model or a kernel in proportion.
+//! The best rates that a device can reach, to compare the speed of a model or a kernel with.
 //!
 //! Backends measure them; benches divide by them. Nothing else uses them.
 
-/// The best rates that a device reached. A rate is `None` where the device has no instruction for the arithmetic.
+/// The best rates that a device reached. A rate is `None` if the device has no instruction for the arithmetic.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Ceilings {
     /// Reading from memory.
     pub memory_bytes_per_second: f64,
-    /// Copying within memory, bytes read and written together; only of GPUs.
+    /// Copying within memory, counting bytes read plus bytes written; GPUs only.
     pub copy_bytes_per_second: Option<f64>,
     /// Fused multiply-adds of f32, two operations each.
     pub f32_flops_per_second: f64,

@@ -1,7 +1,7 @@
-//! How much memory this process may take, and how much it has.
+//! How much memory this process may use, and how much it uses.
 //!
-//! The least of what the machine has free, what the control groups of the process leave (a container's limit is one), and
-//! what its own resource limits leave. Read from `/proc` and `/sys`, so Linux and Android know; elsewhere the answer is
+//! The minimum of what is free on the machine, in the process's control groups (such as a container's limit), and
+//! within its resource limits. Read from `/proc` and `/sys`, so on Linux and Android only; elsewhere the answer is
 //! `None` and the caller decides without it. Not here: what a model needs, and device memory, which backends report.
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
@@ -10,41 +10,46 @@ mod cgroup;
 use std::fs;
 use std::path::Path;
 
+use serde::{Deserialize, Serialize};
+
 /// The memory of the machine as this process sees it, in bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct MemoryInfo {
     /// Physical memory of the machine.
     pub total: u64,
-    /// What this process may take now without being refused or killed. Cached file pages count as free, since the system
-    /// gives them up; swap does not count.
+    /// What this process may allocate now without being refused or killed. Cached file pages count as free, since the
+    /// system evicts them; swap does not count.
     pub available: u64,
-    /// The tightest limit that a control group sets to the process and those beside it.
+    /// The tightest limit of the process's control groups.
     pub cgroup_limit: Option<u64>,
 }
 
-/// What this process may use, if the system says.
+/// What this process may use, if the system reports it.
 ///
 /// ```
 /// if let Some(memory) = qwen_core::memory::available_memory() {
 ///     assert!(memory.available <= memory.total);
 /// }
 /// ```
+#[must_use]
 pub fn available_memory() -> Option<MemoryInfo> {
     read_below(Path::new("/"))
 }
 
 /// Bytes of physical memory that this process holds now, mapped files included.
+#[must_use]
 pub fn resident_bytes() -> Option<u64> {
     kib_of(&fs::read_to_string("/proc/self/status").ok()?, "VmRSS:")
 }
 
 /// The most that [`resident_bytes`] has been.
+#[must_use]
 pub fn peak_resident_bytes() -> Option<u64> {
     kib_of(&fs::read_to_string("/proc/self/status").ok()?, "VmHWM:")
 }
 
-/// [`available_memory`] with `proc` and `sys` below `root`, so that tests can lay out machines.
+/// [`available_memory`] with `proc` and `sys` below `root`, so that tests can simulate machines.
 fn read_below(root: &Path) -> Option<MemoryInfo> {
     let read = |file: &str| fs::read_to_string(root.join(file)).ok();
     let meminfo = read("proc/meminfo")?;
@@ -58,7 +63,7 @@ fn read_below(root: &Path) -> Option<MemoryInfo> {
         let read = |file: &str| fs::read_to_string(root.join(&group.folder).join(file)).ok();
         let Some((limit, left)) = group.version.limit_and_left(read) else { continue };
         available = available.min(left);
-        // "Unlimited" is a huge figure in version 1: what exceeds the machine limits nothing.
+        // In version 1, "unlimited" is a huge figure: a limit above the machine's memory is none.
         if limit < total {
             cgroup_limit = Some(cgroup_limit.map_or(limit, |tightest: u64| tightest.min(limit)));
         }
@@ -93,7 +98,7 @@ mod tests {
     const MEMINFO: &str = "MemTotal:       16384000 kB\nMemFree:          100000 kB\nMemAvailable:    8192000 kB\n";
     const KIB: u64 = 1024;
 
-    /// A machine laid out in a folder that goes with it.
+    /// A simulated machine in a folder that is deleted with it.
     struct Machine(std::path::PathBuf);
 
     impl Machine {

@@ -1,7 +1,7 @@
-//! What loading noticed and went on from: contradictions within a checkpoint, and what it asks for without effect.
+//! Problems that did not stop a load: contradictions within a checkpoint, and settings without effect.
 //!
-//! A [`Warning`] is data, and a sentence where a person reads it. Whoever loads passes a plain list of them on. Not here:
-//! what stops a load ([`crate::Error`]).
+//! A [`Warning`] is data, with a sentence as its `Display` form. Loading returns a plain list of them. Not here: what
+//! stops a load ([`crate::Error`]).
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -11,8 +11,8 @@ use serde::{Serialize, Serializer};
 /// The most names that a sentence lists.
 const SHOWN: usize = 4;
 
-/// Something about a checkpoint that does not stop it from running, and that its user should know. Its `Display` form is
-/// a sentence without a full stop, and so is what serde makes of it.
+/// Something about a checkpoint that does not stop it from running, but that its user should know. Its `Display` form
+/// is a sentence without a full stop, which is also how serde serialises it.
 ///
 /// ```
 /// use qwen_core::{GenerationConfig, Warning};
@@ -26,16 +26,16 @@ const SHOWN: usize = 4;
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Warning {
-    /// A key of a configuration file has no effect here; another program may generate other tokens because of it.
+    /// A key of a configuration file has no effect here; other programs may generate different tokens because of it.
     IgnoredKey {
         /// The file.
         path: PathBuf,
         /// The key.
         key: String,
-        /// What the file has for it, shortened.
+        /// The file's value, shortened.
         value: String,
     },
-    /// A value of a configuration file is malformed or out of its bounds. It is an error as soon as a request needs it.
+    /// A value of a configuration file is malformed or out of range. It is an error for a request that needs it.
     InvalidValue {
         /// The file.
         path: PathBuf,
@@ -44,36 +44,37 @@ pub enum Warning {
         /// Expected against found.
         reason: String,
     },
-    /// A configuration file that may be missing is there and cannot be read. Requests have to set what it would say.
+    /// An optional configuration file exists but cannot be read. Requests have to set the options that it would
+    /// provide.
     UnreadableFile {
         /// The file.
         path: PathBuf,
         /// What is wrong with it.
         reason: String,
     },
-    /// Tensors that the model is not computed with.
+    /// Tensors that the model does not use.
     UnusedTensors {
         /// The checkpoint.
         path: PathBuf,
         /// Their names in the file.
         names: Vec<String>,
     },
-    /// The configuration ties the output head to the embedding table, and the checkpoint has a head with other values. The
-    /// head is used.
+    /// The configuration ties the output head to the embedding table, but the checkpoint has a head with different
+    /// values. The head is used.
     UntiedHead {
         /// The file that holds the head.
         path: PathBuf,
         /// The head's tensor.
         name: String,
     },
-    /// Tensors that lie in several files. Those are used that the index names, else those of the last file by name.
+    /// Tensors that are in several files. The ones that the index names are used, else those in the last file by name.
     DuplicateTensors {
         /// The checkpoint.
         path: PathBuf,
         /// Their names.
         names: Vec<String>,
     },
-    /// An index names a file that is not there, and the model needs nothing of it.
+    /// An index names a file that does not exist, and the model needs nothing from it.
     MissingShard {
         /// The index.
         path: PathBuf,
@@ -83,7 +84,7 @@ pub enum Warning {
 }
 
 impl Warning {
-    /// The file or the folder that it is about.
+    /// The file or the folder that the warning is about.
     pub fn path(&self) -> &Path {
         match self {
             Warning::IgnoredKey { path, .. }
@@ -147,7 +148,7 @@ pub(crate) fn listed(names: &[String]) -> String {
     }
 }
 
-/// A name as a sentence shows it: a file may have any text for it.
+/// A name as shown in a sentence: files may have any text there.
 fn shortened(name: &str) -> String {
     let text: String = name.chars().take(120).flat_map(char::escape_debug).collect();
     if name.chars().nth(120).is_some() { text + "..." } else { text }

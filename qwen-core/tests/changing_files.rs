@@ -1,5 +1,5 @@
-//! Files that are not what a folder of weights should hold, and files that change after a checkpoint was opened: each is
-//! a typed error or a success, never a signal and never a wait.
+//! Unexpected files in a checkpoint folder, and files that change after a checkpoint was opened: each gives a typed
+//! error or succeeds, and never raises a signal or blocks.
 
 mod common;
 
@@ -10,7 +10,7 @@ use std::thread;
 use std::time::Duration;
 
 use common::{TempFolder, safetensors};
-use qwen_core::{Checkpoint, Error, Result};
+use qwen_core::{Checkpoint, Error, HumanBytes, Result};
 
 const CONFIG: &str = include_str!("data/config-0.5b-instruct.json");
 const FILE: &str = "model.safetensors";
@@ -67,17 +67,18 @@ fn a_file_cut_short_names_the_tensor_and_the_missing_bytes() {
                     assert!(end <= len, "t{tensor} of a file of {len} bytes");
                     assert_eq!(bytes, whole[start..end]);
                 }
-                Err(Error::Io { path: named, source }) => {
-                    assert!(end > len, "t{tensor} of a file of {len} bytes: {source}");
+                Err(Error::Io { path: named, error }) => {
+                    assert!(end > len, "t{tensor} of a file of {len} bytes: {error}");
                     assert_eq!(named, path);
-                    assert_eq!(source.kind(), std::io::ErrorKind::UnexpectedEof);
-                    let text = source.to_string();
-                    let expected = if index % 2 == 0 { "expected 4096 bytes" } else { "expected 1024 bytes" };
-                    assert!(text.contains(&format!("tensor `t{tensor}`")) && text.contains(expected), "{text}");
-                    if index % 2 == 0 {
-                        let found = format!("at offset {start} of the file, found {}", len.saturating_sub(start));
-                        assert!(text.contains(&found), "{text} not {found}");
-                    }
+                    assert_eq!(error.kind(), std::io::ErrorKind::UnexpectedEof);
+                    let text = error.to_string();
+                    let words = if index % 2 == 0 {
+                        let [expected, found] = HumanBytes::compared(4096, len.saturating_sub(start) as u64);
+                        format!("expected {expected} at offset {start} of the file, found {found}")
+                    } else {
+                        "expected 1.00 KiB".into()
+                    };
+                    assert!(text.contains(&format!("tensor `t{tensor}`")) && text.contains(&words), "{text}: {words}");
                 }
                 Err(error) => panic!("{error:?}"),
             }
@@ -111,12 +112,12 @@ fn a_file_that_is_replaced_deleted_or_grown_is_read_to_its_end() {
     let checkpoint = Checkpoint::open(folder.path()).expect("a checkpoint");
     OpenOptions::new().write(true).open(&path).expect("the file").set_len(1 << 20).expect("grown");
     check(&checkpoint);
-    // A file opened in this state is refused: it is longer than its header says.
+    // A file that is opened in this state is refused: it is longer than its header says.
     assert!(Checkpoint::open(folder.path()).is_err());
 }
 
-/// Open in a thread of its own: opening must not wait for a writer or read without an end. What is wrong with
-/// generation_config.json is refused to whoever asks for its values.
+/// Open on a separate thread: opening must not wait for a writer or read endlessly. A faulty generation_config.json is
+/// only reported when its values are used.
 fn open(folder: &Path) -> Error {
     let (sender, receiver) = mpsc::channel();
     let path = folder.to_path_buf();
@@ -186,10 +187,11 @@ fn files_that_are_too_large_are_refused_with_their_size() {
         for len in [most + 1, 1 << 36] {
             let (_, error) = with_special(name, |path| sparse(path, len));
             let text = error.to_string();
-            assert!(text.contains(name) && text.contains(&len.to_string()), "{text}");
+            let [len, most] = HumanBytes::compared(len, most);
+            assert!(text.contains(name) && text.contains(&format!("has {len}, at most {most}")), "{text}");
         }
     }
-    // Weights may be large; what is not one is refused by its first bytes, whatever its size.
+    // Weights may be large; a file of another kind is refused by its first bytes, whatever its size.
     for name in [FILE, "one.safetensors"] {
         let (_, error) = with_special(name, |path| sparse(path, 1 << 36));
         assert!(error.to_string().contains("malformed"), "{error}");

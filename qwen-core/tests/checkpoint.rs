@@ -1,4 +1,4 @@
-//! Opening checkpoints: the golden ones, small ones written on the spot, and every damage that a file can have.
+//! Opening checkpoints: the golden ones, small ones generated on the fly, and every kind of damage to a file.
 
 mod common;
 
@@ -118,7 +118,7 @@ fn damaged_headers_name_the_tensor() {
             7,
             "`a`: bytes 0 to 8 of the data lie beyond its end at 7: the file is truncated",
         ),
-        (&format!(r#"{{"a": {a}}}"#), 9, "1 bytes that belong to no tensor"),
+        (&format!(r#"{{"a": {a}}}"#), 9, "ends with 1 byte that"),
         (
             &format!(r#"{{"a": {a}, "b": {}}}"#, entry("F32", "[2]", "[4, 12]")),
             12,
@@ -225,7 +225,7 @@ fn an_index_that_does_not_hold_is_refused() {
 #[test]
 fn an_index_that_says_too_much_is_taken_as_far_as_it_is_needed() {
     let shards = || folder().with("one.safetensors", shard("a")).with("two.safetensors", shard("b"));
-    // The head of a tied model and a table that is computed, in a file that has them not or in none.
+    // The head of a tied model and a computed table, listed in a file that lacks them or does not exist.
     for (index, warns) in [
         (r#"{"weight_map": {"a": "one.safetensors", "lm_head.weight": "one.safetensors"}}"#, false),
         (
@@ -244,7 +244,7 @@ fn an_index_that_says_too_much_is_taken_as_far_as_it_is_needed() {
             |warning: &&Warning| matches!(warning, Warning::MissingShard { shard, .. } if shard == "head.safetensors");
         assert_eq!(checkpoint.warnings().iter().any(|warning| missing(&warning)), warns, "{index}");
     }
-    // What is needed is missed where it is asked for, with the file that should have it.
+    // A needed tensor is reported missing when it is requested, with the file that should have it.
     let folder = shards().with(INDEX, r#"{"weight_map": {"a": "one.safetensors", "norm.weight": "two.safetensors"}}"#);
     let error = Checkpoint::open(folder.path()).expect("headers").tensor("model.norm.weight").expect_err("none");
     assert!(matches!(&error, Error::MissingTensor { name, .. } if name == "model.norm.weight"), "{error}");
@@ -358,7 +358,7 @@ fn every_golden_checkpoint_opens() {
         let name = path.file_name().and_then(|name| name.to_str()).expect("a name").to_owned();
         let checkpoint = Checkpoint::open(&path).unwrap_or_else(|error| panic!("{name}: {error}"));
         match checkpoint.config().quantization {
-            // What their matrices decode to is tested in `packed.rs`, what they compute in the conformance suite.
+            // `packed.rs` tests how their matrices decode, the conformance suite what they compute.
             Some(_) => {
                 let module = "model.layers.1.mlp.down_proj";
                 assert!(checkpoint.has(&format!("{module}.qweight")), "{name}");

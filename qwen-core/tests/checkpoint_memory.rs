@@ -1,4 +1,4 @@
-//! What loading takes: a test of its own process, since memory is counted by process.
+//! The memory that loading takes: in its own process, since memory is counted per process.
 #![cfg(target_os = "linux")]
 
 mod common;

@@ -1,5 +1,5 @@
-//! Random and mutated files: whatever they hold, the answer is a value or an error, and what is accepted is what the
-//! format's own implementation accepts.
+//! Random and mutated files: the result is a value or an error, and we accept what the format's own implementation
+//! accepts.
 
 mod common;
 
@@ -24,8 +24,8 @@ fn mutate(file: &[u8], changes: &[(prop::sample::Index, u8)]) -> Vec<u8> {
     file
 }
 
-/// Both readers of headers on the same bytes. Ours keeps back one acceptance (two tensors of one name) and grants one
-/// (metadata that is no map of strings).
+/// Both header readers on the same bytes. Ours refuses one thing more (two tensors of one name) and accepts one more
+/// (metadata that is not a map of strings).
 fn compare(file: &[u8]) -> Result<(), TestCaseError> {
     let theirs = SafeTensors::deserialize(file);
     match (Header::parse(Path::new("model.safetensors"), file), theirs) {
@@ -47,7 +47,7 @@ fn compare(file: &[u8]) -> Result<(), TestCaseError> {
     Ok(())
 }
 
-/// A header of tensors in a row, each off by `slip` bytes from where the one before ended.
+/// A header of consecutive tensors, each `slip` bytes off the end of the previous one.
 fn header(tensors: &[(String, &str, Vec<u8>, i8)]) -> (String, usize) {
     let mut map = serde_json::Map::new();
     let mut end = 0usize;
@@ -182,7 +182,7 @@ proptest! {
             prop_assert!(config.num_attention_heads.is_multiple_of(config.num_key_value_heads));
             prop_assert!(config.head_dim.is_multiple_of(2) && config.head_dim > 0);
             prop_assert!(config.max_context() > 0 && config.rms_norm_eps > 0.0);
-            // What the bounds promise: the largest figure that a plan computes does not overflow.
+            // What the bounds guarantee: the largest number that a plan computes does not overflow.
             let kv = 8 * (config.num_key_value_heads * config.head_dim * config.num_hidden_layers) as u64;
             prop_assert!(kv.checked_mul(config.max_context() as u64).is_some());
             prop_assert!(config.num_parameters().checked_mul(4).is_some());

@@ -1,4 +1,4 @@
-//! `config.json` as the Qwen2.5 family writes it, in both key styles, and every way in which it can be wrong.
+//! `config.json` of the Qwen2.5 family, in both key styles, and every way in which it can be wrong.
 
 mod common;
 
@@ -360,7 +360,7 @@ fn other_models_are_refused_by_name() {
     assert_eq!(parse(&[("use_mrope", json!(false)), ("partial_rotary_factor", json!(1.0))]), parse(&[]));
 }
 
-/// Values that nothing is computed with refuse nothing, and neither do the numbers that Python writes beside JSON's.
+/// Unused values are never a reason to refuse, and neither are the non-JSON numbers that Python writes.
 #[test]
 fn what_has_no_part_in_the_results_refuses_nothing() {
     for (key, value) in [

@@ -1,5 +1,5 @@
-//! Checkpoints that contradict their configuration, and folders with something else in the place of a file: what loads as
-//! if nothing were wrong, what loads with a warning, and what is refused by name.
+//! Checkpoints that contradict their configuration, and folders with something else in place of a file: what loads
+//! without comment, what loads with a warning, and what is refused by name.
 
 mod common;
 
@@ -78,7 +78,7 @@ fn a_head_of_its_own_is_used_by_a_model_that_is_said_to_be_tied() {
     assert_eq!(name, "lm_head.weight");
     assert!(warning.to_string().contains("tie_word_embeddings"), "{warning}");
 
-    // The table once more, also in another type: nothing to say.
+    // A copy of the table, also in another type: no warning.
     let table = || model().into_iter().find(|tensor| tensor.0 == "model.embed_tokens.weight").expect("a table");
     let (_, dtype, shape, data) = table();
     let equal = open(&with([("lm_head.weight".into(), dtype, shape.clone(), data.clone())]));
@@ -151,12 +151,12 @@ fn names_of_parts_and_wrappers_are_understood() {
         let first = checkpoint.tensors().find(|info| info.alias.is_some()).expect("a name of its own");
         assert_eq!(first.alias.as_deref(), Some(&to(&first.name)[..]));
     }
-    // An error tells the name that the file has.
+    // Errors give the name in the file.
     let parts = rename(&|name| format!("module.{name}"));
     let error = open(&parts).tensor_of_shape("model.norm.weight", &[9]).expect_err("another shape").to_string();
     assert!(error.contains("`module.model.norm.weight`"), "{error}");
 
-    // The published name counts where a file has both.
+    // If a file has both, the published name is used.
     let both = with([tensor("norm.weight", &[8], 77.0)]);
     let both = open(&both);
     assert_eq!(both.tensor("model.norm.weight").expect("it").data, plain.tensor("model.norm.weight").expect("it").data);

@@ -1,4 +1,4 @@
-//! Encodings, blocks, and stored matrices as rows of blocks: cuts at block borders, and sizes that no memory has.
+//! Encodings, blocks, and stored matrices as rows of blocks: cuts at block boundaries, and sizes beyond any memory.
 
 use std::ops::Range;
 use std::path::Path;
@@ -15,7 +15,7 @@ use qwen_core::{Encoding, Error, Result};
 
 const ENCODINGS: [Encoding; 4] = [Encoding::F32, Encoding::F16, Encoding::Bf16, Encoding::Q8_0];
 
-/// Sizes at which products wrap.
+/// Sizes whose products overflow.
 const EXTREMES: [usize; 6] = [1 << 31, 1 << 32, 1 << 53, 1 << 60, usize::MAX - 1, usize::MAX];
 
 /// The bytes of a row `row` of `cols` columns and its values: whole numbers where the encoding holds them exactly, else
@@ -180,7 +180,7 @@ fn sizes_that_no_memory_has_are_typed_errors() {
         }
         assert!(part.read(0..extreme, &mut buffer).is_err() && part.read(extreme..extreme, &mut buffer).is_err());
         assert!(RowReader::new(&part).row(extreme).is_err());
-        // A distance between rows that somebody set by hand.
+        // A row stride that was set by hand.
         let mut far = part.clone();
         far.row_bytes = extreme;
         assert!(far.read(0..4, &mut buffer).is_err() && far.read(3..4, &mut buffer).is_err());

@@ -38,7 +38,7 @@ fn nulls_and_absent_keys_are_the_defaults() {
     assert_eq!(parse(r#"{"temperature": 1, "top_p": 1, "top_k": 50.0}"#), GenerationConfig::default());
 }
 
-/// A value that is wrong is refused to whoever uses it, with its key, and to nobody else; its field has the default.
+/// A wrong value is an error, with its key, only for those who use it; its field has the default.
 #[test]
 fn bounds_hold_and_their_keys_are_named() {
     for (key, json) in [
@@ -105,7 +105,7 @@ fn keys_without_effect_are_named() {
         let sentence = warning.to_string();
         assert!(sentence.starts_with(&format!("generation_config.json: key `{key}` (")), "{sentence}");
     }
-    // What asks for nothing, and what only Python has a use for.
+    // Neutral values, and keys that only Python uses.
     let silent = r#"{"transformers_version": "4.37.0", "_from_model_config": true, "bos_token_id": 1, "pad_token_id": 1,
         "use_cache": false, "output_scores": true, "num_beams": 1, "no_repeat_ngram_size": 0, "length_penalty": 1.0,
         "early_stopping": false, "suppress_tokens": null, "stop_strings": [], "typical_p": 1, "chat_format": "chatml"}"#;

@@ -59,8 +59,8 @@ fn a_file_is_a_checkpoint_under_published_names() {
     assert_eq!((down.encoding, down.row_bytes), (Encoding::Q8_0, 102));
 }
 
-/// llama.cpp reorders the rows of queries and keys of some architectures, so that pairs of a rotation are neighbours.
-/// Not for this one: rows lie as in the published checkpoints, halves of a head against each other.
+/// For some architectures llama.cpp reorders the rows of queries and keys so that rotary pairs are adjacent. Not for
+/// this one: rows are as in the published checkpoints, with pairs half a head apart.
 #[test]
 fn rows_of_queries_and_keys_are_not_reordered() {
     let file = Gguf::model();
@@ -213,7 +213,7 @@ fn rope_scaling_is_yarn_or_none() {
     assert_eq!(yarn(&scaling(&[("factor", 2.0)], "yarn")), Yarn::new(2.0, 512), "of the context");
     let betas = yarn(&scaling(&[("factor", 4.0), ("yarn_beta_fast", 16.0), ("yarn_beta_slow", 2.0)], "yarn"));
     assert_eq!((betas.beta_fast, betas.beta_slow), (16.0, 2.0));
-    // A factor of cos and sin beside the one of the paper.
+    // A factor on cos and sin in addition to the paper's.
     let scaled = yarn(&scaling(&[("factor", 4.0), ("attn_factor", 0.5)], "yarn"));
     assert_eq!(scaled.attention_factor(), 0.5 * Yarn::new(4.0, 512).attention_factor());
     assert_eq!(yarn(&scaling(&[("factor", 4.0), ("yarn_log_multiplier", 1.0)], "yarn")).attention_factor(), 1.0);

@@ -1,4 +1,4 @@
-//! The GGUF files of the golden suite, which an independent program wrote, as checkpoints.
+//! The GGUF files of the golden suite, written by an independent program, as checkpoints.
 
 mod common;
 
@@ -47,7 +47,7 @@ fn every_golden_file_opens_with_the_shape_that_the_manifest_states() {
     assert!(opened >= 20, "{opened} opened");
 }
 
-/// Every tensor of the model is there in its shape, none besides, and its values are numbers of a model's size.
+/// Exactly the tensors of the model are there, in their shapes, with values of plausible size.
 fn check_tensors(name: &str, checkpoint: &Checkpoint) {
     let config = checkpoint.config();
     let expected = common::tensors_of(config);

@@ -1,5 +1,5 @@
-//! Random and mutated GGUF files: whatever they hold, the answer is a value or an error, what is accepted is within the
-//! file, and memory stays bounded.
+//! Random and mutated GGUF files: the result is a value or an error, accepted tensors are within the file, and memory
+//! stays bounded.
 
 mod common;
 
@@ -11,7 +11,7 @@ use proptest::prelude::*;
 use qwen_core::Checkpoint;
 use qwen_core::checkpoint::gguf::Header;
 
-/// What every accepted header promises.
+/// The invariants of every accepted header.
 fn check(file: &[u8]) -> Result<(), TestCaseError> {
     let Ok(header) = Header::parse(Path::new("m.gguf"), file) else { return Ok(()) };
     let mut end = 0;

@@ -1,4 +1,4 @@
-//! Properties of the K/V blocks' bookkeeping, over random lives of sequences.
+//! Properties of K/V block bookkeeping, over random sequence lifetimes.
 
 use std::collections::HashMap;
 
@@ -38,7 +38,7 @@ struct Sequence {
     written: Vec<u64>,
 }
 
-/// The sequences over a pool, and what lies at each slot: the copies that tables ask for are made.
+/// The sequences over a pool, and the contents of each slot; the copies that tables request are made.
 struct World {
     pool: BlockPool,
     sequences: Vec<Sequence>,
@@ -114,8 +114,8 @@ impl World {
 }
 
 proptest! {
-    /// Whatever sequences do: counts balance, what one has written is never written over by another, and a failed
-    /// reservation leaves no trace.
+    /// Whatever sequences do: counts balance, no sequence overwrites another's data, and a failed reservation changes
+    /// nothing.
     #[test]
     fn sequences_keep_what_they_wrote(events in events()) {
         let (pool, sequences) = (BlockPool::new(NUM_BLOCKS), Vec::new());

@@ -1,4 +1,5 @@
-//! How K/V is stored: the choice for each layer, blocks as weights have them, refusals of devices without kernels for them.
+//! How K/V is stored: the choice per layer, the same blocks as for weights, refusals of devices without kernels for
+//! them.
 
 use std::path::Path;
 
@@ -20,7 +21,7 @@ impl WeightSource for Biased {
     fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>> {
         let layer = name.split('.').find_map(|part| part.parse::<f32>().ok()).unwrap_or(0.0);
         let mut values = vec![1e-3; len];
-        // Biases of queries and values decide nothing.
+        // Biases of queries and values have no influence.
         values[len / 2] = if name.contains("k_proj") { -0.5 * layer } else { 500.0 };
         Ok(values)
     }

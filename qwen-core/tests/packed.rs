@@ -1,5 +1,5 @@
-//! GPTQ and AWQ matrices: read as rows of blocks, with the values that the formats define, in any shape and order of
-//! columns, from any number of threads.
+//! GPTQ and AWQ matrices: read as rows of blocks, with the values that the formats define, in any shape and column
+//! order, from any number of threads.
 
 mod common;
 
@@ -95,7 +95,7 @@ proptest! {
         rows in (any::<prop::sample::Index>(), any::<prop::sample::Index>()),
         groups in (any::<prop::sample::Index>(), any::<prop::sample::Index>()),
     ) {
-        // Widths that are multiples of the group alone, as in models whose intermediate size was padded to them.
+        // Widths that are multiples of the group only, as in models whose intermediate size was padded to it.
         let shape = [8 * octets, 32 * group_units * units, 32 * group_units];
         let mut matrix = Matrix::random(method, bits_of_code, shape, seed);
         if shuffled && method != Method::Awq {

@@ -31,7 +31,7 @@ fn refuse(matrix: &Matrix, tensors: impl Fn(&mut Vec<Tensor>), quantization: Val
     match read {
         Ok(()) => panic!("was read: {quantization}"),
         Err(error) => {
-            // Planning looks at headers alone, and a tensor is never half of a matrix.
+            // Planning reads headers only, and a part of a matrix is never returned as a tensor.
             let _ = checkpoint.encoding("m.weight");
             assert!(checkpoint.tensor("m.weight").is_err());
             error
@@ -223,7 +223,7 @@ fn a_packed_matrix_is_no_tensor() {
             "{error}"
         );
     }
-    // Its parts are tensors like any other, where models are run from their type.
+    // Its parts are ordinary tensors, if their types are supported.
     assert!(checkpoint.tensor("m.scales").is_ok());
     assert!(matches!(checkpoint.tensor("m.qweight"), Err(Error::InvalidTensor { .. })));
     assert!(checkpoint.has("m.qweight") && !checkpoint.has("m.weight"));
@@ -242,9 +242,9 @@ fn a_file_that_was_cut_short_meanwhile_is_an_error_for_each_reader() {
     std::thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(|| match part.read(0..64, &mut Vec::new()) {
-                Err(Error::Io { path, source }) => {
+                Err(Error::Io { path, error }) => {
                     assert!(path.ends_with("model.safetensors"));
-                    assert!(source.to_string().contains("tensor `m."), "{source}");
+                    assert!(error.to_string().contains("tensor `m."), "{error}");
                 }
                 other => panic!("{other:?}"),
             });

@@ -1,4 +1,4 @@
-//! What reading packed matrices takes: a test of its own process, since memory is counted by process.
+//! The memory that reading packed matrices takes: in its own process, since memory is counted per process.
 #![cfg(target_os = "linux")]
 
 mod common;
@@ -17,7 +17,7 @@ const ROWS: usize = 8192;
 const COLS: usize = 16384;
 const GROUPS: usize = COLS / 128;
 
-/// A GPTQ module of zeros, a hole in the file but for the groups of its columns.
+/// An all-zero GPTQ module: a sparse file except for the groups of its columns.
 fn write(folder: &TempFolder, shuffled: bool) {
     let mut end = 0;
     let mut entry = |dtype: &str, width: usize, shape: &[usize]| {
@@ -42,7 +42,7 @@ fn write(folder: &TempFolder, shuffled: bool) {
     file.write_all_at(&g_idx, (start + end - g_idx.len()) as u64).expect("the groups");
 }
 
-/// The most that the process had since the last call, in bytes.
+/// The peak memory of the process since the last call, in bytes.
 fn peak() -> Option<usize> {
     let status = std::fs::read_to_string("/proc/self/status").expect("Linux says");
     let kib = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("the peak").trim();
@@ -86,8 +86,7 @@ fn a_matrix_takes_its_blocks_while_it_is_read_and_nothing_afterwards() {
             });
         }
         let taken = peak() - before;
-        // A stretch of the file for each thread: the lines of 128 columns, of which each is in another place if the
-        // order of the columns wants it so.
+        // A range of the file per thread: the lines of 128 columns, each in another place if columns are reordered.
         let stretches = 4 * 128 * if shuffled { 4 * ROWS } else { 4 * ROWS / 8 };
         eprintln!("peak {} MiB for {} MiB of blocks, shuffled: {shuffled}", taken / MIB, blocks / MIB);
         assert!(taken < blocks + stretches + 4 * MIB, "{taken} bytes for {blocks} of blocks");

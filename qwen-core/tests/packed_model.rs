@@ -1,5 +1,5 @@
-//! Whole models of packed matrices: they compute what their decoded twins compute, they are planned from headers, and
-//! ranks share their groups or are refused by name.
+//! Whole models of packed matrices: they compute the same as their decoded counterparts, are planned from headers, and
+//! are split at groups over ranks or refused by name.
 
 mod common;
 
@@ -22,7 +22,7 @@ const HIDDEN: usize = 64;
 const VOCAB: usize = 48;
 const GROUP: usize = 32;
 
-/// A model of one layer, packed, and its twin with the same values in f32.
+/// A packed one-layer model, and its counterpart with the same values in f32.
 struct Twins {
     packed: TempFolder,
     decoded: TempFolder,
@@ -122,7 +122,7 @@ fn a_packed_model_computes_what_its_decoded_twin_computes() {
         (Method::GptqV2, 8, true),
         (Method::Awq, 4, false),
     ] {
-        // An inner width of three groups: a multiple of the group alone.
+        // An inner width of three groups: a multiple of the group only.
         let twins = twins(method, bits, 3 * GROUP, act_order);
         let (packed, decoded) = (logits(&twins.packed), logits(&twins.decoded));
         assert_eq!(packed.len(), 16 * VOCAB);
@@ -150,7 +150,7 @@ fn shapes_are_known_from_headers() {
     }
 }
 
-/// A device with memory of its own.
+/// A device with its own memory.
 #[derive(Debug)]
 struct Apart;
 
@@ -162,7 +162,7 @@ impl Footprint for Apart {
 
 #[test]
 fn plans_count_what_is_converted_where_it_lies_in_the_same_memory() {
-    // Wide enough for the load to take more than a run.
+    // Wide enough that loading takes more memory than running.
     let twins = twins(Method::Awq, 4, 300 * GROUP, false);
     let checkpoint = Checkpoint::open(twins.packed.path()).unwrap();
     let spec = ModelSpec::new(checkpoint.config());

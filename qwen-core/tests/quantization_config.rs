@@ -1,4 +1,4 @@
-//! `quantization_config` as published files have it, and every method and layout that is refused by its name.
+//! `quantization_config` of published files, and every method and layout that is refused by name.
 
 use qwen_core::checkpoint::config::{GptqFormat, QuantMethod, Quantization};
 use qwen_core::numerics::encoding::GroupBits;

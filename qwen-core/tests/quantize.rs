@@ -1,12 +1,11 @@
-//! Quantising rows: how near the result is, against what llama.cpp reaches on the same rows; what the formats promise of
-//! single values; and refusals.
+//! Quantising rows: the error compared with llama.cpp's on the same rows; guarantees for single values; and refusals.
 
 use proptest::prelude::*;
 use qwen_core::numerics::encoding::k_quants::KBlock;
 use qwen_core::numerics::encoding::legacy::Legacy;
 use qwen_core::{Encoding, Error};
 
-/// What rows can be converted to, less the formats that keep values as they are.
+/// Encodings that rows can be converted to, except those that keep values unchanged.
 const BLOCKS: [Encoding; 12] = [
     Encoding::Q4_0,
     Encoding::Q4_1,
@@ -51,7 +50,7 @@ fn rows(value: impl Fn(&mut Uniform) -> f64) -> Vec<f32> {
     (0..ROWS * COLS).map(|_| (0.02 * value(&mut uniform)) as f32).collect()
 }
 
-/// One number a column, exponentially distributed.
+/// One number per column, exponentially distributed.
 fn importance() -> Vec<f32> {
     let mut uniform = Uniform(2);
     (0..COLS).map(|_| (0.01 - uniform.next().ln()) as f32).collect()

@@ -1,4 +1,4 @@
-//! Models in 16 and 32 bits, quantised into GGUF files: what is read back is what `quantize_row` makes of each row, the
+//! 16- and 32-bit models quantised into GGUF files: each row read back equals the output of `quantize_row`, the
 //! configuration is the same, and no error leaves half a file.
 
 mod common;
@@ -61,7 +61,7 @@ fn check(source: &Checkpoint, written: &Checkpoint, mix: TensorMix, importances:
 }
 
 fn check_configs(source: &Config, written: &Config) {
-    // Ids are the vocabulary's, and what else is left out has no effect.
+    // The ids are in the vocabulary, and other omitted keys have no effect.
     let mut same = written.clone();
     (same.eos_token_id, same.bos_token_id) = (source.eos_token_id.clone(), source.bos_token_id);
     (same.torch_dtype, same.sliding_window) = (source.torch_dtype, source.sliding_window);
@@ -109,7 +109,7 @@ fn importances_weigh_the_columns() {
     }
 }
 
-/// Each kind of checkpoint in 16 and 32 bits, and files that are GGUF already.
+/// Each kind of 16- and 32-bit checkpoint, and files that are already GGUF.
 #[test]
 fn golden_checkpoints_keep_their_configuration() {
     let Some(golden) = common::golden() else { return };
@@ -302,7 +302,7 @@ fn every_type_of_metadata_comes_back() {
 }
 
 proptest! {
-    /// Whatever the width of a row: it consists of whole blocks, and no tensor gets fewer bits than the mix's own.
+    /// Whatever its width, a row consists of whole blocks, and no tensor gets fewer bits than the mix specifies.
     #[test]
     fn every_width_gets_an_encoding_that_fits(
         cols in 1_usize..40_000,
@@ -331,7 +331,7 @@ proptest! {
         }
     }
 
-    /// Any bytes of a row that is quantised while it is read are those of the whole row.
+    /// Reading any part of a row quantised on the fly gives the same bytes as reading the whole row.
     #[test]
     fn any_part_of_a_quantised_matrix_reads_the_same(start in 0_usize..256, len in 0_usize..256, block in 0_usize..2) {
         let source = Checkpoint::open(demo()).unwrap();

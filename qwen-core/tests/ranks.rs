@@ -1,4 +1,4 @@
-//! Over how many ranks each published model can be cut, and that the parts make up the whole.
+//! Over how many ranks each published model can be split, and that the parts add up to the whole.
 
 use qwen_core::Config;
 use qwen_core::backend::collective::Shard;
@@ -11,7 +11,7 @@ struct Shape {
     num_attention_heads: usize,
     num_key_value_heads: usize,
     intermediate_size: usize,
-    /// Which of 2, 4 and 8 ranks the model can be cut over.
+    /// Which of 2, 4 and 8 ranks the model can be split over.
     ranks: &'static [usize],
 }
 
@@ -43,7 +43,7 @@ fn spec(shape: &Shape) -> ModelSpec {
     ModelSpec::new(&Config::from_json("config.json", &config.to_string()).expect(shape.name))
 }
 
-/// The parts of all `ranks` ranks, or why the model cannot be cut over them.
+/// The parts of all `ranks` ranks, or why the model cannot be split over them.
 fn shards(shape: &Shape, ranks: usize) -> qwen_core::Result<Vec<ModelSpec>> {
     (0..ranks).map(|rank| spec(shape).shard(Shard { rank, world_size: ranks })).collect()
 }
@@ -68,7 +68,7 @@ fn every_published_shape_says_over_how_many_ranks_it_can_be_cut() {
     }
 }
 
-/// Check that the ranks' cuts of one matrix follow each other and make up the whole, by rows or by columns.
+/// Check that the ranks' cuts of one matrix are consecutive and add up to the whole, by rows or by columns.
 fn tile(name: &str, cuts: &[Cut]) {
     let (rows, cols) = cuts[0].shape;
     let (mut row, mut col) = (0, 0);

@@ -24,7 +24,7 @@ fn f64s(bytes: &[u8]) -> Vec<f64> {
     bytes.as_chunks().0.iter().map(|b| f64::from_le_bytes(*b)).collect()
 }
 
-/// Distance from `exact` in units of the last place that f32 has at its magnitude.
+/// Distance from `exact` in f32 units in the last place.
 fn ulps(found: f32, exact: f64) -> f64 {
     let rounded = (exact as f32).abs();
     let ulp = f64::from(rounded.next_up()) - f64::from(rounded);
@@ -91,7 +91,7 @@ fn the_definitions_in_fifty_digits_are_met() {
 
 #[test]
 fn positions_far_apart_turn_like_near_ones() {
-    // A rotation by a and one by b make one by a + b, at any distance: f32 angles would miss this by 1e-2.
+    // Rotations by a and by b compose to one by a + b, at any distance: f32 angles would miss this by 1e-2.
     let rope = Rope::new(&config(128, DEFAULT));
     let [mut a, mut b, mut sum] = [[0.0; 128]; 3];
     rope.cos_sin(131_000, &mut a);
@@ -127,13 +127,13 @@ fn the_optional_keys_of_yarn_have_their_say() {
     assert!((both - (0.0707 * 4f64.ln() + 1.0) / (0.05 * 4f64.ln() + 1.0)).abs() < 1e-15);
     let one = with(&|yarn| yarn.mscale = Some(0.707));
     assert_eq!(one.attention_factor(), Yarn::new(4.0, 1).attention_factor(), "alone `mscale` says nothing");
-    // A ramp that is not rounded outwards begins later and ends sooner.
+    // A ramp that is not rounded outwards begins later and ends earlier.
     let (rounded, sharp) = (with(&|_| ()), with(&|yarn| yarn.truncate = false));
     assert!(sharp.inv_freq()[24] > rounded.inv_freq()[24]);
     assert!(sharp.inv_freq()[39] < rounded.inv_freq()[39]);
     let narrow = with(&|yarn| (yarn.beta_fast, yarn.beta_slow, yarn.truncate) = (8.0, 8.0, false));
     assert!(narrow.inv_freq().iter().all(|freq| freq.is_finite() && *freq > 0.0), "no division by a ramp of width 0");
-    // A factor of 1 stretches nothing.
+    // A factor of 1 changes nothing.
     let (none, plain) = (with(&|yarn| yarn.factor = 1.0), Rope::new(&config(128, DEFAULT)));
     assert_eq!(none.attention_factor(), 1.0);
     assert!(none.inv_freq().iter().zip(plain.inv_freq()).all(|(one, other)| (one - other).abs() <= 1e-15 * other));

@@ -1,5 +1,5 @@
-//! What [`Device::Auto`] means for a model: the GPUs that hold it, best first, then the CPU; and the fallback from one to
-//! the next while loading.
+//! Resolves [`Device::Auto`] for a model: the GPUs that can hold it, best first, then the CPU; and the fallback from
+//! one to the next while loading.
 
 use qwen_core::model::plan::Plan;
 use qwen_core::{Error, Result};
@@ -18,7 +18,7 @@ pub(crate) struct Candidate<T> {
     pub(crate) reason: String,
 }
 
-/// What the choice depends on, beside the devices of the machine.
+/// What the choice depends on besides the machine's devices.
 pub(crate) struct Wanted {
     /// The context that the program asked for, exactly or at most.
     pub(crate) context: Option<usize>,
@@ -26,7 +26,7 @@ pub(crate) struct Wanted {
     pub(crate) context_at_least: Option<usize>,
     /// The longest context of the model.
     pub(crate) model_context: usize,
-    /// Whether the program set a memory budget, so that a plan says something about a GPU of unknown memory, too.
+    /// Whether the program set a memory budget: a plan is then meaningful even for a GPU of unknown memory size.
     pub(crate) has_memory_budget: bool,
 }
 
@@ -46,7 +46,7 @@ pub(crate) fn candidates(wanted: &Wanted, plan: impl Fn(&Device) -> Result<Plan>
 fn choose(gpus: Vec<Gpu>, least_context: usize, plan: impl Fn(&Device) -> Result<Plan>) -> Vec<Candidate<Device>> {
     let (mut candidates, mut refused) = (Vec::new(), Vec::new());
     for Gpu { device, name, has_known_memory } in gpus {
-        // A mistake in the checkpoint or the options is one on the CPU as well, and reported there.
+        // A mistake in the checkpoint or the options fails on the CPU as well, and is reported there.
         let refusal = match plan(&device).and_then(|plan| plan.check().map(|()| plan)) {
             _ if !has_known_memory => "the size of its memory is unknown: name it, or set a memory budget".into(),
             Ok(plan) if plan.context >= least_context => {
@@ -69,8 +69,8 @@ fn choose(gpus: Vec<Gpu>, least_context: usize, plan: impl Fn(&Device) -> Result
     candidates
 }
 
-/// What the first candidate gives that loads without an error, and why it was this candidate. The error is that of the last
-/// candidate, or the first error that no other device would change.
+/// The result of the first candidate that loads without an error, and why it was chosen. The error is that of the last
+/// candidate, or the first one that would be the same on every device.
 pub(crate) fn first_that_loads<D, T>(
     candidates: Vec<Candidate<D>>,
     mut load: impl FnMut(D) -> Result<T>,
@@ -155,7 +155,7 @@ mod choice_tests {
         Gpu { device: Device::Cuda(ordinal), name: format!("GPU {ordinal}"), has_known_memory: true }
     }
 
-    /// A plan of the demo checkpoint in this much memory, 1024 positions long where that fits.
+    /// A plan of the demo checkpoint in this much memory, with 1024 positions if they fit.
     fn plan_in(bytes: u64) -> Plan {
         let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/demo-model");
         crate::plan(demo, &EngineOptions::new().device(Device::Cpu).memory_budget(bytes)).unwrap()

@@ -15,7 +15,7 @@ pub(super) const KIND: Kind = Kind { entries, absent, gpus };
 /// Prompt tokens of a step by default. Fewer leave parts of a large GPU idle.
 const MAX_NUM_BATCHED_TOKENS: usize = 2048;
 
-/// What the driver takes for itself while a model runs: compiled kernels, recorded steps, pages that are not full.
+/// What the driver uses itself while a model runs: compiled kernels, recorded steps, partly used pages.
 const RESERVED_BYTES: u64 = 256 << 20;
 /// The same with the buffers of sums over several GPUs.
 const RESERVED_BYTES_WITH_PEERS: u64 = 768 << 20;

@@ -1,8 +1,8 @@
-//! What loading asks of a device, whichever it is: its capacity, and to be opened and filled.
+//! What loading needs from any device: its capacity, and to open it and load weights.
 //!
 //! A [`DeviceFactory`] is a device that is not open yet: one of the kinds in this folder, or a backend that the program
-//! brings ([`CustomBackend`]). Nothing here knows the options of an engine: the files of this folder are told their part
-//! of them as [`DeviceSettings`].
+//! provides ([`CustomBackend`]). Nothing in this folder knows the options of an engine; the part that concerns devices
+//! is passed as [`DeviceSettings`].
 
 use std::fmt;
 use std::sync::Arc;
@@ -23,7 +23,7 @@ use crate::progress::{LoadObserver, LoadProgress, LoadStage};
 /// Prompt tokens of a step by default. On the CPU a longer chunk gains little, and delays running answers.
 pub(super) const MAX_NUM_BATCHED_TOKENS: usize = 512;
 
-/// What a device is told of the engine's options.
+/// The engine's options that concern a device.
 #[derive(Clone, Default)]
 pub(crate) struct DeviceSettings {
     pub(crate) precision: Precision,
@@ -42,7 +42,7 @@ pub(crate) struct Capacity {
     pub(crate) footprint: Box<dyn Footprint>,
     /// The number of prompt tokens of a step that suits the device.
     pub(crate) max_num_batched_tokens: usize,
-    /// Bytes that may be taken, if that is known.
+    /// Bytes that may be used, if known.
     pub(crate) available_bytes: Option<u64>,
 }
 
@@ -62,10 +62,10 @@ pub(crate) trait DeviceFactory: fmt::Debug {
     /// The device as a value; `None` for a backend of the program's own.
     fn device(&self) -> Option<Device>;
 
-    /// Bytes that may be taken now, if that is known.
+    /// Bytes that may be used now, if known.
     fn free_bytes(&self) -> Result<Option<u64>>;
 
-    /// What the device has for a model.
+    /// The device's capacity for a model.
     fn capacity(&self, settings: &DeviceSettings) -> Result<Capacity>;
 
     /// Open the device.
@@ -84,7 +84,7 @@ pub(crate) trait OpenedDevice {
     fn measure(self: Box<Self>, request: LoadRequest<'_>, prompts: &[&[u32]]) -> Result<Importances>;
 }
 
-/// A backend that the program brings.
+/// A backend that the program provides.
 pub(crate) struct CustomBackend<B>(pub(crate) B);
 
 impl<B: Backend> fmt::Debug for CustomBackend<B> {

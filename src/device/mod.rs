@@ -1,15 +1,15 @@
-//! Devices: which there are, how they are named, and which of them a model is loaded on.
+//! Devices: which there are, how they are named, and which one a model is loaded on.
 //!
-//! A [`Device`] is a value that the program passes, never a consequence of a feature: all of them can be named in every
-//! build, and one that the build lacks is refused where a model is planned or loaded. Each kind of device has a file here
-//! that is compiled with the feature of its name, and is wired up in this one: `cpu.rs`, `cuda.rs`, `wgpu.rs`. What they
-//! have in common is in `factory.rs`; `auto.rs` decides what [`Device::Auto`] means for a model.
+//! A [`Device`] is a value that the program passes; it does not depend on features: every build can name all of them,
+//! and one that the build lacks is refused when a model is planned or loaded. Each kind of device has a file here that
+//! is compiled with the feature of its name, and is wired up in this one: `cpu.rs`, `cuda.rs`, `wgpu.rs`. Their common
+//! interface is in `factory.rs`; `auto.rs` resolves [`Device::Auto`] for a model.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use qwen_core::backend::AdapterChoice;
 
@@ -39,9 +39,8 @@ pub enum Device {
     /// The processor.
     #[default]
     Cpu,
-    /// The best hardware GPU that the build has a backend for and whose memory the model fits, else the processor. Never
-    /// a software adapter. [`crate::Engine::device`] is the device that was chosen, [`crate::Engine::selection_reason`]
-    /// says why.
+    /// The best hardware GPU that the build has a backend for and whose memory holds the model, else the CPU. Never a
+    /// software adapter. [`crate::Engine::device`] is the chosen device, [`crate::Engine::selection_reason`] says why.
     Auto,
     /// The NVIDIA GPU with this ordinal. Needs the feature `cuda`.
     Cuda(usize),
@@ -50,8 +49,8 @@ pub enum Device {
 }
 
 impl Device {
-    /// Bytes of the device's memory that may be taken now; `None` where that is not known, as for GPUs through wgpu. An
-    /// NVIDIA GPU is opened to be asked, so the figure leaves out what its context takes.
+    /// Bytes of the device's memory that may be used now; `None` if unknown, as for GPUs through wgpu. For an NVIDIA
+    /// GPU a context is created to find out; the figure excludes the memory of that context.
     ///
     /// # Errors
     /// When the build or the machine has no such device.
@@ -95,7 +94,7 @@ impl Device {
 struct Kind {
     /// The devices of the kind on this machine.
     entries: fn() -> Vec<DeviceEntry>,
-    /// The kind's name and why this machine has none of it; `None` where it has one.
+    /// The kind's name and why this machine has none of it; `None` if it has one.
     absent: fn() -> Option<(&'static str, String)>,
     /// The hardware GPUs of the kind, best first.
     gpus: fn() -> Vec<Gpu>,
@@ -106,11 +105,11 @@ struct Kind {
 struct Gpu {
     device: Device,
     name: String,
-    /// If it is not known, every plan would seem to fit.
+    /// If unknown, every plan would seem to fit.
     has_known_memory: bool,
 }
 
-/// The kinds of devices of this build. A GPU that two of them offer runs faster kernels through the earlier one.
+/// The kinds of devices of this build. If two of them offer the same GPU, the earlier one has the faster kernels.
 const KINDS: &[Kind] = &[
     #[cfg(feature = "cpu")]
     cpu::KIND,
@@ -127,6 +126,12 @@ const KINDS: &[Kind] = &[
 )]
 pub struct ParseDeviceError {
     name: String,
+}
+
+impl From<ParseDeviceError> for crate::Error {
+    fn from(error: ParseDeviceError) -> Self {
+        qwen_core::Error::argument("device", error.to_string()).into()
+    }
 }
 
 impl FromStr for Device {
@@ -167,6 +172,12 @@ impl Serialize for Device {
     }
 }
 
+impl<'de> Deserialize<'de> for Device {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
 /// A device of this machine that this build can run on. As data: print it, serialise it, choose by it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
@@ -179,11 +190,11 @@ pub struct DeviceEntry {
     pub kind: &'static str,
     /// The API to a GPU and its driver with its version.
     pub driver: Option<String>,
-    /// Bytes of its memory; for the processor those that this process may take now.
+    /// Bytes of its memory; for the CPU, those that this process may use now.
     pub memory_bytes: Option<u64>,
     /// The limits of the device, by name.
     pub limits: BTreeMap<&'static str, u64>,
-    /// Instruction sets of the processor, features of a GPU that kernels could use.
+    /// Instruction sets of the CPU, or features of a GPU that kernels could use.
     pub features: Vec<String>,
 }
 
@@ -195,6 +206,7 @@ pub struct DeviceEntry {
 ///     println!("{}: {}", entry.device, entry.name);
 /// }
 /// ```
+#[must_use]
 pub fn devices() -> Vec<DeviceEntry> {
     KINDS.iter().flat_map(|kind| (kind.entries)()).collect()
 }
@@ -206,6 +218,7 @@ pub fn devices() -> Vec<DeviceEntry> {
 ///     println!("{device}: {reason}");
 /// }
 /// ```
+#[must_use]
 pub fn absent_devices() -> Vec<(&'static str, String)> {
     KINDS.iter().filter_map(|kind| (kind.absent)()).collect()
 }

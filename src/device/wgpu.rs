@@ -39,7 +39,7 @@ fn absent() -> Option<(&'static str, String)> {
 fn gpus() -> Vec<Gpu> {
     let gpu = |adapter: AdapterInfo| Gpu {
         device: Device::Wgpu(AdapterChoice::Index(adapter.index)),
-        // The memory of a GPU that shares the host's is known as well as the CPU's.
+        // For a GPU that shares the host's memory, its size is known as for the CPU.
         has_known_memory: adapter.memory.is_some() || adapter.shares_host_memory(),
         name: adapter.name,
     };

@@ -1,4 +1,4 @@
-//! What several test programs share: where models are, and small checkpoints made on the spot.
+//! Shared by several test programs: the location of models, and small checkpoints generated on the fly.
 #![allow(dead_code, unreachable_pub)]
 
 #[path = "../../qwen-core/tests/common/gguf.rs"]
@@ -21,7 +21,7 @@ pub fn demo_engine() -> Engine {
     options().batch(4).load(demo()).expect("the demo checkpoint loads")
 }
 
-/// The golden suite: `$QWEN_GOLDEN`, else `shared/golden` beside the repository. Says so where there is none.
+/// The golden suite: `$QWEN_GOLDEN`, else `shared/golden` beside the repository. Prints a message if there is none.
 pub fn golden() -> Option<PathBuf> {
     let beside = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/golden");
     let folder = std::env::var_os("QWEN_GOLDEN").map_or_else(beside, PathBuf::from);
@@ -37,13 +37,13 @@ pub fn options() -> EngineOptions {
     EngineOptions::new().device(Device::Cpu).threads(2)
 }
 
-/// A port of this machine that nobody listens on.
+/// An unused port of this machine.
 pub fn free_port() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     listener.local_addr().expect("its number").port()
 }
 
-/// A folder that goes when the test ends.
+/// A folder that is deleted when the test ends.
 pub struct Folder(pub PathBuf);
 
 impl Folder {
@@ -61,7 +61,7 @@ impl Drop for Folder {
     }
 }
 
-/// Sizes of a checkpoint to make.
+/// Sizes of a checkpoint to generate.
 #[derive(Clone, Copy)]
 pub struct Shape {
     pub hidden: usize,
@@ -127,5 +127,5 @@ pub fn write_checkpoint(folder: &Path, shape: Shape, mut damage: impl FnMut(&str
     std::fs::write(folder.join("config.json"), config.to_string()).expect("the configuration");
 }
 
-/// A shape of a few hundred kilobytes.
+/// A shape with a few hundred kilobytes of weights.
 pub const SMALL: Shape = Shape { hidden: 64, inner: 128, layers: 2, heads: 2, kv_heads: 1, vocab: 300, tied: true };

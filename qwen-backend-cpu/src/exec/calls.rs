@@ -1,8 +1,8 @@
-//! Calls of one function from several threads, for work that is no step: packing weights.
+//! Calls of one function from several threads, for work outside of steps: packing weights.
 //!
-//! The function may borrow from its caller, while the jobs that a host's pool is given may start at any later time, or
-//! never: the pool's threads may all be busy, or blocked by the host. So the calling thread makes every call that nobody
-//! else has claimed, then closes the door and waits only for jobs that are inside.
+//! The function may borrow from its caller, while jobs given to the host's pool may start at any later time, or never:
+//! the pool's threads may all be busy, or blocked by the host. So the calling thread makes every call that no job has
+//! claimed, then closes entry to further jobs and waits only for those that have entered.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -29,12 +29,12 @@ struct Door {
     inside: usize,
 }
 
-// SAFETY: `f` is `Sync`; whoever follows the pointer is inside the door, see `join`.
+// SAFETY: `f` is `Sync`; the pointer is followed only by jobs that have entered, see `join`.
 unsafe impl Send for Calls {}
 // SAFETY: as above.
 unsafe impl Sync for Calls {}
 
-/// Call `f` with each number below `count`, on this thread and on up to `helpers` jobs that `spawn` starts. False when a
+/// Call `f` with each number below `count`, on this thread and on up to `helpers` jobs that `spawn` starts. False if a
 /// call panicked.
 pub(super) fn for_each(
     count: usize,
@@ -43,7 +43,7 @@ pub(super) fn for_each(
     spawn: impl Fn(Box<dyn FnOnce() + Send>),
 ) -> bool {
     let f: *const (dyn Fn(usize) + Sync + '_) = f;
-    // SAFETY: only the lifetime changes; `close` returns when nobody uses the pointer any more or ever will.
+    // SAFETY: only the lifetime changes; when `close` returns, the pointer is not in use and will not be used again.
     let f = unsafe { std::mem::transmute::<*const (dyn Fn(usize) + Sync + '_), *const (dyn Fn(usize) + Sync)>(f) };
     let calls = Arc::new(Calls {
         f,
@@ -53,7 +53,7 @@ pub(super) fn for_each(
         door: Mutex::default(),
         left: Condvar::new(),
     });
-    // Whatever happens in between, jobs that start later must find the door closed.
+    // Even after a panic, jobs that start later must not enter.
     let closing = Closing(&calls);
     for _ in 0..helpers.min(count.saturating_sub(1)) {
         let calls = calls.clone();
@@ -78,7 +78,7 @@ impl Drop for Closing<'_> {
 }
 
 impl Calls {
-    /// A job: take part, unless all is over.
+    /// A job: take part, unless everything is done.
     fn join(&self) {
         {
             let mut door = lock(&self.door);
@@ -87,7 +87,7 @@ impl Calls {
             }
             door.inside += 1;
         }
-        // SAFETY: the caller of `for_each` waits until nobody is inside, so that `f` is still borrowed.
+        // SAFETY: the caller of `for_each` waits until all entered jobs have left, so `f` is still borrowed.
         unsafe { self.work() };
         lock(&self.door).inside -= 1;
         self.left.notify_all();
@@ -99,7 +99,7 @@ impl Calls {
     /// `f` is borrowed meanwhile.
     unsafe fn work(&self) {
         let _float_env = FloatEnv::enter();
-        // SAFETY: passed on to the caller.
+        // SAFETY: guaranteed by the caller.
         let f = unsafe { &*self.f };
         loop {
             let i = self.next.fetch_add(1, Ordering::Relaxed);

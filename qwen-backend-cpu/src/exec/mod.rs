@@ -1,14 +1,14 @@
 //! Running recorded operations, and packing, on several threads.
 //!
-//! The calling thread always takes part. Helpers are threads of our own that live as long as the backend, or jobs in a
-//! rayon pool of the host's. Why not a rayon pool in both cases: starting a job there allocates, and a step should not.
-//! A pool whose threads are all busy can hold nothing up: whatever no helper has begun, the calling thread does itself
-//! ([`region`], [`calls`]). An idle backend uses no CPU.
+//! The calling thread always takes part. Helpers are our own threads, which live as long as the backend, or jobs in the
+//! host's rayon pool. Why not a rayon pool in both cases: starting a job there allocates, and a step should not. A pool
+//! whose threads are all busy delays nothing: the calling thread does whatever no helper has begun ([`region`],
+//! [`calls`]). An idle backend uses no CPU.
 //!
-//! Between two regions a helper may still hold the last one for a moment. The region is reference-counted, and filled
-//! again only when nobody else holds it ([`Arc::get_mut`]); else another is taken.
+//! Between two regions a helper may still hold the last one for a moment. Regions are reference-counted, and one is
+//! reused only when nobody else holds it ([`Arc::get_mut`]); otherwise another one is used.
 //!
-//! A child of `fork` has the memory of its parent but none of these threads: an executor that needs them refuses to run
+//! A child of `fork` has its parent's memory but none of these threads: an executor that needs them refuses to run
 //! there.
 
 mod calls;
@@ -48,11 +48,11 @@ pub(crate) struct Executor {
 #[derive(Debug)]
 struct Shared {
     state: Mutex<State>,
-    /// Tells helpers of a new region.
+    /// Notifies helpers of a new region.
     begun: Condvar,
     /// Counts regions; lets helpers spin without the lock.
     epoch: AtomicU64,
-    /// One for each helper, and whether its job in a foreign pool has yet to start.
+    /// One per helper: whether its job in the host's pool has yet to start.
     helpers: Vec<(Mutex<Scratch>, AtomicBool)>,
 }
 
@@ -65,7 +65,7 @@ struct State {
 }
 
 impl Executor {
-    /// An executor of `threads` threads, the calling one among them.
+    /// An executor of `threads` threads, including the calling one.
     pub(crate) fn new(threads: usize, pool: Option<Arc<rayon::ThreadPool>>) -> Result<Executor> {
         let helpers = (1..threads).map(|_| (Mutex::new(Scratch::new()), AtomicBool::new(false))).collect();
         let shared =
@@ -122,8 +122,8 @@ impl Executor {
     /// panicked, or in a child of the process that has the threads.
     ///
     /// # Safety
-    /// Until this returns, nothing but the operations touches their operands, and each operation may run once those
-    /// before it are over.
+    /// Until this returns, only the operations access their operands, and each operation may run once those before it
+    /// are done.
     pub(crate) unsafe fn run(&mut self, isa: Isa, ops: &mut Vec<Op>, interrupt: Option<&Interrupt>) -> Result<()> {
         if ops.is_empty() {
             return Ok(());
@@ -149,7 +149,7 @@ impl Executor {
             lock(&self.shared.state).region = None;
         }
         let failed = region.failed();
-        // Operands are given back now where no helper is still about to leave, else when the region is used again.
+        // Operands are released now, unless a helper is still leaving; then when the region is reused.
         if let Some(region) = Arc::get_mut(&mut region) {
             region.clear();
         }
@@ -175,7 +175,7 @@ impl Executor {
             return;
         };
         for slot in 0..self.threads - 1 {
-            // A job that has not started yet will take this region.
+            // A job that has not started yet will pick up this region.
             if !self.shared.helpers[slot].1.swap(true, Ordering::AcqRel) {
                 let shared = self.shared.clone();
                 pool.spawn(move || shared.help_once(slot));
@@ -191,7 +191,7 @@ impl Executor {
         self.check_process("load")?;
         let finished = calls::for_each(count, f, self.threads - 1, |job| match &self.pool {
             Some(pool) => pool.spawn(job),
-            // Without a thread the others do it all.
+            // If no helper takes part, the calling thread does it all.
             None => drop(std::thread::Builder::new().name("qwen-cpu-load".into()).spawn(job)),
         });
         if finished {
@@ -204,23 +204,23 @@ impl Executor {
 impl Drop for Executor {
     fn drop(&mut self) {
         if self.forked() {
-            // There is nobody to join, and a lost thread may have held the lock.
+            // There is no thread to join, and one that does not exist here may have held the lock.
             self.own.drain(..).for_each(std::mem::forget);
             return;
         }
         lock(&self.shared.state).quit = true;
         self.shared.begun.notify_all();
         for handle in self.own.drain(..) {
-            // A helper catches the panics of kernels; were it lost for another reason, there is nothing left to do.
+            // Helpers catch the panics of kernels; if one died for another reason, there is nothing left to do.
             let _ = handle.join();
         }
     }
 }
 
 impl Shared {
-    /// What a helper of our own does until the executor is dropped.
+    /// The loop of one of our own helper threads until the executor is dropped.
     fn serve(&self, slot: usize) {
-        // The thread that started this one passed its state on.
+        // The floating-point state was inherited from the thread that started this one.
         let _float_env = FloatEnv::enter();
         let mut seen = 0;
         let mut scratch = lock(&self.helpers[slot].0);
@@ -249,7 +249,7 @@ impl Shared {
         }
     }
 
-    /// A helper in a host's pool: takes part in the region that is being run, if any.
+    /// A helper in the host's pool: takes part in the region that is being run, if any.
     fn help_once(&self, slot: usize) {
         self.helpers[slot].1.store(false, Ordering::Release);
         let region = lock(&self.state).region.clone();

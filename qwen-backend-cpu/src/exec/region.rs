@@ -1,9 +1,9 @@
-//! A list of operations, each cut into pieces, that threads work through together.
+//! A list of operations, each divided into pieces, that threads work through together.
 //!
-//! Every thread that takes part walks the list: it claims pieces of an operation from a counter until there are none,
-//! waits until all are done, and goes on to the next. So progress never depends on who arrives: one thread runs everything
-//! if it has to, a late helper walks past what is done, and a helper that loses its core delays the others by the one piece
-//! that it holds. A waiting thread spins for some microseconds and then sleeps.
+//! Every participating thread walks the list: it claims pieces of an operation from a counter until there are none,
+//! waits until all are done, and goes on to the next. So progress never depends on which threads arrive: one thread
+//! runs everything if it has to, a late helper skips what is done, and a helper that loses its core delays the others
+//! only by the piece that it holds. A waiting thread spins for some microseconds and then sleeps.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -26,7 +26,7 @@ pub(super) struct Region {
     isa: Isa,
     ops: Vec<Op>,
     progress: Vec<Progress>,
-    /// Set when the step is given up.
+    /// Set when the step is aborted.
     stop: AtomicBool,
     /// Set when a kernel panicked.
     failed: AtomicBool,
@@ -36,7 +36,7 @@ pub(super) struct Region {
     done: Condvar,
 }
 
-/// How far an operation is.
+/// The progress of an operation.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 struct Progress {
@@ -48,9 +48,9 @@ struct Progress {
 /// How a thread takes part.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Role<'a> {
-    /// Returns when everything is over; looks for the interrupt between pieces and then stops the others, too.
+    /// Returns when everything is done; checks the interrupt between pieces and then also stops the others.
     Leader(Option<&'a Interrupt>),
-    /// Takes what pieces there are.
+    /// Takes available pieces and does not wait for the end.
     Helper,
 }
 
@@ -68,7 +68,7 @@ impl Region {
         }
     }
 
-    /// Swap `ops` for an empty list that keeps its memory. Whether there is too little to share.
+    /// Swap `ops` for an empty list that keeps its memory. Returns whether there is too little work to share.
     pub(super) fn fill(&mut self, ops: &mut Vec<Op>) -> bool {
         self.ops.clear();
         std::mem::swap(&mut self.ops, ops);
@@ -83,7 +83,7 @@ impl Region {
         largest <= 1
     }
 
-    /// Let go of the operands.
+    /// Release the operands.
     pub(super) fn clear(&mut self) {
         self.ops.clear();
     }
@@ -93,9 +93,9 @@ impl Region {
         self.failed.load(Ordering::Relaxed)
     }
 
-    /// Take part until all is done. Whether this thread got to the end; false after an interrupt.
+    /// Take part until all is done. Returns whether this thread reached the end; false after an interrupt.
     pub(super) fn walk(&self, scratch: &mut Scratch, role: Role<'_>) -> bool {
-        // A host's pool and the calling thread have the host's state.
+        // The host's pool and the calling thread have the host's floating-point state.
         let _float_env = FloatEnv::enter();
         for (i, (op, progress)) in self.ops.iter().zip(&self.progress).enumerate() {
             if progress.done.load(Ordering::Acquire) == progress.pieces {
@@ -113,7 +113,7 @@ impl Region {
                     break;
                 }
                 // SAFETY: each piece is claimed once; all operations before this one are done, as seen by this thread;
-                // `Executor::run` returns after the last piece, and its caller vouches for the rest.
+                // `Executor::run` returns after the last piece, and its caller guarantees the rest.
                 let ran = catch_unwind(AssertUnwindSafe(|| unsafe { op.run(self.isa, piece, scratch) }));
                 if ran.is_err() {
                     self.failed.store(true, Ordering::Relaxed);
@@ -129,7 +129,7 @@ impl Region {
         true
     }
 
-    /// Wait until an operation is done. False when the step was given up instead.
+    /// Wait until an operation is done. False if the step was aborted instead.
     fn wait(&self, progress: &Progress) -> bool {
         let over = || progress.done.load(Ordering::SeqCst) == progress.pieces || self.stop.load(Ordering::SeqCst);
         let start = Instant::now();
@@ -155,7 +155,7 @@ impl Region {
         }
     }
 
-    /// Let nobody claim pieces of operation `first` or later, and wait for those that are claimed.
+    /// Prevent further claims of pieces of operation `first` and later, and wait for those already claimed.
     fn close(&self, first: usize) {
         self.stop.store(true, Ordering::SeqCst);
         self.wake();

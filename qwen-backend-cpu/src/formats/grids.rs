@@ -1,8 +1,8 @@
-//! Formats whose codes are points of a grid: IQ2_XXS, IQ2_XS, IQ2_S, IQ3_XXS and IQ3_S.
+//! Formats whose codes are grid points: IQ2_XXS, IQ2_XS, IQ2_S, IQ3_XXS and IQ3_S.
 //!
-//! A point is looked up by its number, which no vector instruction does for sixteen rows at once: the blocks of the file
-//! stay whole, sixteen rows one after the other, and are taken apart into lines row by row ([`super::super::kernels`]
-//! calls that staging) before kernels read them.
+//! A point is looked up by its index, which no vector instruction does for sixteen rows at once: the blocks of the file
+//! stay whole, sixteen rows one after another, and are unpacked into lines row by row ([`super::super::kernels`] calls
+//! that staging) before kernels read them.
 
 use half::f16;
 use qwen_core::Encoding;
@@ -17,10 +17,10 @@ pub(crate) struct Points {
     pub(crate) scales: [f32; 2],
 }
 
-/// A format of points.
+/// A grid format.
 pub(crate) trait PointFormat: Copy + Send + Sync + 'static {
     const ENCODING: Encoding;
-    /// Whether the two halves of a sub-block have scales of their own.
+    /// Whether the two halves of a sub-block have separate scales.
     const HALVES: bool;
 
     /// Sub-block `sub` of a block of the file.
@@ -82,7 +82,7 @@ impl<P: PointFormat> Format for Grid<P> {
     }
 }
 
-/// The coordinates of `point` from column `at` on, negated where their sign says so.
+/// The coordinates of `point` from column `at` on, negated if their sign bit is set.
 fn put(coordinates: &mut [i8; SUB], at: usize, point: &[u8], signs: u8) {
     for (i, (out, &value)) in coordinates[at..].iter_mut().zip(point).enumerate() {
         let value = value as i8;

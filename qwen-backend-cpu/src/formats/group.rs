@@ -12,7 +12,7 @@ pub(crate) struct Group<const BITS: usize>(pub(crate) GroupEncoding);
 
 impl<const BITS: usize> Format for Group<BITS> {
     const BITS: usize = BITS;
-    // Bytes are stored less 128, so that they are signed.
+    // Bytes are stored minus 128, so that they are signed.
     const SIGNED: bool = BITS == 8;
     const MOST: i32 = if BITS == 8 { 128 } else { 15 };
     const ZERO_POINTS: bool = true;
@@ -22,7 +22,8 @@ impl<const BITS: usize> Format for Group<BITS> {
     }
 
     fn scale_bytes(self) -> usize {
-        // The zero points of 4-bit codes, 0 to 16, are bytes, those of bytes, 0 to 256, are less 128 and two bytes.
+        // The zero points of 4-bit codes, 0 to 16, are one byte; those of 8-bit codes, 0 to 256, are stored minus 128
+        // in two bytes.
         2 * LANES + BITS / 4 * LANES
     }
 
@@ -44,21 +45,21 @@ impl<const BITS: usize> Format for Group<BITS> {
         if BITS == 8 {
             put_lane(&mut out[2 * LANES..], lane, &zero.to_le_bytes());
         } else {
-            // What no file says stays a number that fits.
+            // Clamp values that no valid file has.
             put_lane(&mut out[2 * LANES..], lane, &[zero.min(255) as u8]);
         }
     }
 
     #[inline(always)]
     unsafe fn line<S: Simd>(self, s: S, codes: *const u8, line: usize) -> S::Bytes {
-        // SAFETY: passed on to the caller.
+        // SAFETY: guaranteed by the caller.
         let v = unsafe { planes::line(s, BITS, codes, line) };
         if BITS == 8 { s.prepare_signed(v) } else { v }
     }
 
     #[inline(always)]
     unsafe fn affine<S: Simd>(self, s: S, scales: *const u8, _: usize) -> Affine<S::F> {
-        // SAFETY: passed on to the caller.
+        // SAFETY: guaranteed by the caller.
         let (scale, zero) = unsafe {
             let at = scales.add(2 * LANES);
             let zero = if BITS == 8 { s.add_ints(s.load_u16(at), s.splat_ints(-128)) } else { s.load_u8(at) };

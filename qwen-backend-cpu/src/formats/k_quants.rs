@@ -1,6 +1,6 @@
-//! Blocks of 256 columns whose scales are integers with a scale of their own: Q2_K to Q6_K and IQ4_XS.
+//! Blocks of 256 columns whose scales are integers with their own scale: Q2_K to Q6_K and IQ4_XS.
 //!
-//! Integer scales stay packed as the file has them, a few words a row, and are taken apart sixteen rows at a time.
+//! Integer scales stay packed as in the file, a few words per row, and are unpacked sixteen rows at a time.
 
 use qwen_core::Encoding;
 use qwen_core::numerics::encoding::{Block, iq4};
@@ -27,23 +27,23 @@ fn join(mut low: [u8; SUB], high: [u8; SUB], bits: usize) -> [u8; SUB] {
     low
 }
 
-/// Put three words of a row into their runs of sixteen.
+/// Store three words of a row in their runs of sixteen.
 fn put_words(words: &[u8], lane: usize, out: &mut [u8]) {
     for (word, out) in words.as_chunks::<4>().0.iter().zip(out.chunks_exact_mut(WORDS)) {
         put_lane(out, lane, word);
     }
 }
 
-/// The 6-bit scale and minimum of sub-block `sub` in the three words a row that Q4_K and Q5_K have.
+/// The 6-bit scale and minimum of sub-block `sub` from the three words per row of Q4_K and Q5_K.
 #[inline(always)]
 unsafe fn scale_and_min<S: Simd>(s: S, words: *const u8, sub: usize) -> [S::Ints; 2] {
     let at = 8 * (sub as u32 % 4);
-    // SAFETY: passed on to the caller.
+    // SAFETY: guaranteed by the caller.
     let (scales, mins) = unsafe { (s.load_ints(words), s.load_ints(words.add(WORDS))) };
     if sub < 4 {
         return [s.bits(scales, at, 63), s.bits(mins, at, 63)];
     }
-    // SAFETY: passed on to the caller.
+    // SAFETY: guaranteed by the caller.
     let low = unsafe { s.load_ints(words.add(2 * WORDS)) };
     [s.join(s.bits(low, at, 15), s.bits(scales, at + 6, 3)), s.join(s.bits(low, at + 4, 15), s.bits(mins, at + 6, 3))]
 }
@@ -63,7 +63,7 @@ macro_rules! scales_with_minima {
 
         #[inline(always)]
         unsafe fn affine<S: Simd>(self, s: S, scales: *const u8, sub: usize) -> Affine<S::F> {
-            // SAFETY: passed on to the caller.
+            // SAFETY: guaranteed by the caller.
             let (d, dmin, [scale, min]) = unsafe {
                 let words = scale_and_min(s, scales.add(2 * HALVES), sub);
                 (s.load_f16(scales.cast()), s.load_f16(scales.add(HALVES).cast()), words)
@@ -106,7 +106,7 @@ impl Format for Q2K {
 
     #[inline(always)]
     unsafe fn affine<S: Simd>(self, s: S, scales: *const u8, sub: usize) -> Affine<S::F> {
-        // SAFETY: passed on to the caller.
+        // SAFETY: guaranteed by the caller.
         let (d, dmin, codes) = unsafe {
             let at = scales.add(2 * HALVES + 2 * sub * LANES);
             (
@@ -151,7 +151,7 @@ impl Format for Q3K {
 
     #[inline(always)]
     unsafe fn affine<S: Simd>(self, s: S, scales: *const u8, sub: usize) -> Affine<S::F> {
-        // SAFETY: passed on to the caller.
+        // SAFETY: guaranteed by the caller.
         let (d, words) = unsafe {
             let words = scales.add(HALVES);
             (s.load_f16(scales.cast()), array!(i < 3 => s.load_ints(words.add(i * WORDS))))
@@ -237,7 +237,7 @@ impl Format for Q6K {
 
     #[inline(always)]
     unsafe fn affine<S: Simd>(self, s: S, scales: *const u8, sub: usize) -> Affine<S::F> {
-        // SAFETY: passed on to the caller.
+        // SAFETY: guaranteed by the caller.
         let (d, codes) = unsafe {
             let at = scales.add(HALVES + 2 * sub * LANES);
             (s.load_f16(scales.cast()), [s.load_i8(at), s.load_i8(at.add(LANES))])
@@ -276,13 +276,13 @@ impl Format for Iq4Xs {
 
     #[inline(always)]
     unsafe fn line<S: Simd>(self, s: S, codes: *const u8, line: usize) -> S::Bytes {
-        // SAFETY: passed on to the caller.
+        // SAFETY: guaranteed by the caller.
         s.prepare_signed(s.lookup(&iq4::LEVELS, unsafe { planes::line(s, 4, codes, line) }))
     }
 
     #[inline(always)]
     unsafe fn affine<S: Simd>(self, s: S, scales: *const u8, sub: usize) -> Affine<S::F> {
-        // SAFETY: passed on to the caller.
+        // SAFETY: guaranteed by the caller.
         let (d, high, low) = unsafe {
             let words = s.load_ints(scales.add(2 * HALVES));
             (s.load_f16(scales.cast()), s.load_u16(scales.add(HALVES)), words)

@@ -16,7 +16,7 @@ pub(super) fn nibbles(bytes: &[u8]) -> [u8; SUB] {
     codes
 }
 
-/// `codes` with a fifth bit each from the four bytes `bits`.
+/// `codes` with a fifth bit for each from the four bytes `bits`.
 fn with_fifth(mut codes: [u8; SUB], bits: &[u8]) -> [u8; SUB] {
     for (i, code) in codes.iter_mut().enumerate() {
         *code |= (bits[i / 8] >> (i % 8) & 1) << 4;
@@ -24,7 +24,7 @@ fn with_fifth(mut codes: [u8; SUB], bits: &[u8]) -> [u8; SUB] {
     codes
 }
 
-/// Formats of 32 columns: the name, its encoding and bits, and where its parts lie.
+/// Formats of 32 columns: the name, its encoding and bits, and the positions of its parts.
 macro_rules! formats {
     ($($name:ident, $bits:literal, [$($constant:ident: $ty:ty = $value:expr),*], |$block:ident| $codes:expr, $scales:tt;)*) => {$(
         #[doc = concat!(stringify!($name), ".")]
@@ -58,7 +58,7 @@ macro_rules! formats {
 
         #[inline(always)]
         unsafe fn affine<S: Simd>(self, s: S, scales: *const u8, _: usize) -> Affine<S::F> {
-            // SAFETY: passed on to the caller.
+            // SAFETY: guaranteed by the caller.
             Affine::scale(s, unsafe { s.load_f16(scales.cast()) })
         }
     };
@@ -75,18 +75,18 @@ macro_rules! formats {
 
         #[inline(always)]
         unsafe fn affine<S: Simd>(self, s: S, scales: *const u8, _: usize) -> Affine<S::F> {
-            // SAFETY: passed on to the caller.
+            // SAFETY: guaranteed by the caller.
             let (scale, offset) = unsafe { (s.load_f16(scales.cast()), s.load_f16(scales.cast::<u16>().add(LANES))) };
             Affine { offset: [offset; 2], ..Affine::scale(s, scale) }
         }
     };
-    // A scale; codes name the entries of a table.
+    // A scale; codes are indices into a table.
     (@scales table) => {
         formats!(@scales scale);
 
         #[inline(always)]
         unsafe fn line<S: Simd>(self, s: S, codes: *const u8, line: usize) -> S::Bytes {
-            // SAFETY: passed on to the caller.
+            // SAFETY: guaranteed by the caller.
             s.prepare_signed(s.lookup(&iq4::LEVELS, unsafe { planes::line(s, 4, codes, line) }))
         }
     };
@@ -96,7 +96,7 @@ macro_rules! formats {
 
         #[inline(always)]
         unsafe fn line<S: Simd>(self, s: S, codes: *const u8, line: usize) -> S::Bytes {
-            // SAFETY: passed on to the caller.
+            // SAFETY: guaranteed by the caller.
             s.prepare_signed(unsafe { planes::line(s, 8, codes, line) })
         }
     };

@@ -1,11 +1,12 @@
-//! Block formats as kernels read them: one family a file, each a [`Format`].
+//! Block formats as kernels read them: one family per file, each a [`Format`].
 //!
-//! A packed group is sixteen rows. Its scales lie first, block after block of the file, sixteen rows side by side; then
-//! its codes, in *sub-blocks* of 32 columns. A sub-block has eight *lines* of sixteen rows by four columns; `planes.rs`
-//! says how lines of codes with few bits share bytes. Nothing is added to what the file has but padding.
+//! A packed group is sixteen rows. First come its scales, one block of the file after another, sixteen rows side by
+//! side; then its codes, in *sub-blocks* of 32 columns. A sub-block has eight *lines* of sixteen rows by four columns;
+//! `planes.rs` describes how lines of codes with few bits share bytes. Nothing is added to the data of the file except
+//! padding.
 //!
-//! All that kernels know of a format is here: how to read a line, and the [`Affine`] that turns codes into values. To add
-//! one, implement [`Format`] and name it in [`with_format`].
+//! Everything that kernels know about a format is here: how to read a line, and the [`Affine`] that turns codes into
+//! values. To add one, implement [`Format`] and list it in [`with_format`].
 
 mod grids;
 mod group;
@@ -33,25 +34,25 @@ pub(crate) const LINES: usize = 8;
 /// Bytes of a line.
 pub(crate) const LINE: usize = 4 * LANES;
 
-/// What a code `q` of a sub-block is worth in each row: `scale * (q - zero) + offset`. Where [`Format::HALVES`], the second
-/// of each pair is that of the columns from 16 on.
+/// The value of a code `q` of a sub-block in each row: `scale * (q - zero) + offset`. With [`Format::HALVES`], the
+/// second of each pair is for the columns from 16 on.
 #[derive(Clone, Copy)]
 pub(crate) struct Affine<F> {
     pub(crate) scale: [F; 2],
     pub(crate) offset: [F; 2],
-    /// Only where [`Format::ZERO_POINTS`].
+    /// Only with [`Format::ZERO_POINTS`].
     pub(crate) zero: F,
 }
 
 impl<F: Copy> Affine<F> {
-    /// A scale and nothing else.
+    /// Only a scale.
     #[inline(always)]
     fn scale<S: Simd<F = F>>(s: S, scale: F) -> Affine<F> {
         Affine { scale: [scale; 2], offset: [s.splat(0.0); 2], zero: s.splat(0.0) }
     }
 }
 
-/// How a format's blocks lie in a packed group, and what they are worth.
+/// The layout of a format's blocks in a packed group, and the values of its codes.
 #[allow(clippy::missing_safety_doc)]
 pub(crate) trait Format: Copy + Send + Sync + 'static {
     /// Bits of a packed code.
@@ -64,12 +65,12 @@ pub(crate) trait Format: Copy + Send + Sync + 'static {
     const ZERO: i32 = 0;
     /// Whether values have an offset.
     const OFFSETS: bool = false;
-    /// Whether each row has a code of its own that stands for zero.
+    /// Whether each row has its own code that stands for zero.
     const ZERO_POINTS: bool = false;
-    /// Whether the two halves of a sub-block have scales of their own.
+    /// Whether the two halves of a sub-block have separate scales.
     const HALVES: bool = false;
 
-    /// Whether lines cannot be read from the packed codes, but have to be taken apart first.
+    /// Whether lines cannot be read from the packed codes directly, but have to be unpacked first.
     const STAGED: bool = false;
 
     /// A block of the file.
@@ -86,25 +87,25 @@ pub(crate) trait Format: Copy + Send + Sync + 'static {
     /// The codes of sub-block `sub` of a block of the file, in column order.
     fn codes(self, block: &[u8], sub: usize) -> [u8; SUB];
 
-    /// Put what belongs to row `lane` into the scales of a block.
+    /// Store the data of row `lane` in the scales of a block.
     fn pack_scales(self, block: &[u8], lane: usize, out: &mut [u8]);
 
     /// Line `line` of a sub-block whose codes begin at `codes`.
     #[inline(always)]
     unsafe fn line<S: Simd>(self, s: S, codes: *const u8, line: usize) -> S::Bytes {
-        // SAFETY: passed on to the caller.
+        // SAFETY: guaranteed by the caller.
         unsafe { planes::line::<S>(s, Self::BITS, codes, line) }
     }
 
-    /// What sub-block `sub` of the block whose scales begin at `scales` is worth.
+    /// The [`Affine`] of sub-block `sub` of the block whose scales begin at `scales`.
     unsafe fn affine<S: Simd>(self, s: S, scales: *const u8, sub: usize) -> Affine<S::F>;
 
-    /// Take sub-block `sub` of a block apart where [`Format::STAGED`]: its lines, and the scales of its two halves, sixteen
-    /// rows each. Signed bytes are not yet in the form of [`Simd::prepare_signed`].
+    /// With [`Format::STAGED`]: unpack sub-block `sub` of a block into its lines, and the scales of its two halves,
+    /// sixteen rows each. Signed bytes are not yet in the form of [`Simd::prepare_signed`].
     #[inline(always)]
     unsafe fn take_apart(self, _: *const u8, _: *const u8, _: usize, _: &mut [u8], _: &mut [f32]) {}
 
-    /// Pack sixteen rows or fewer: `rows[lane]` is a block of the file, `scales` and `codes` are those of the block.
+    /// Pack up to sixteen rows: `rows[lane]` is a block of the file, `scales` and `codes` are those of the block.
     fn pack(self, rows: &[&[u8]], scales: &mut [u8], codes: &mut [u8]) {
         for (lane, row) in rows.iter().enumerate() {
             self.pack_scales(row, lane, scales);
@@ -211,7 +212,7 @@ pub(crate) struct Form {
     pub(crate) bits: usize,
     pub(crate) signed: bool,
     pub(crate) zero: i32,
-    /// Of zero points too.
+    /// Including zero points.
     pub(crate) offsets: bool,
     pub(crate) halves: bool,
     pub(crate) staged: bool,
@@ -229,15 +230,15 @@ impl Form {
         }
     }
 
-    /// That of a block encoding; of all others, something.
+    /// The traits of a block encoding; arbitrary ones for other encodings.
     #[inline(always)]
     pub(crate) fn of(encoding: Encoding) -> Form {
         with_format!(encoding, format => Form::new(format), else Form::new(Q8_0))
     }
 }
 
-/// Bytes of the scales and of the codes of a packed group of `cols` columns; `None` where `encoding` has no blocks of whole
-/// sub-blocks, `cols` are not whole blocks, or the bytes cannot be counted.
+/// Bytes of the scales and of the codes of a packed group of `cols` columns; `None` if the blocks of `encoding` are not
+/// whole sub-blocks, `cols` are not whole blocks, or the size overflows.
 pub(crate) fn group_bytes(encoding: Encoding, cols: usize) -> Option<(usize, usize)> {
     let Block { values, .. } = encoding.block();
     if values == 0 || !values.is_multiple_of(SUB) || !cols.is_multiple_of(values) {
@@ -273,7 +274,7 @@ fn f16_at(bytes: &[u8], at: usize) -> [u8; 2] {
     [bytes[at], bytes[at + 1]]
 }
 
-/// Put `bytes` into the place of row `lane` in a run of sixteen.
+/// Store `bytes` in the place of row `lane` in a run of sixteen.
 fn put_lane(out: &mut [u8], lane: usize, bytes: &[u8]) {
     out[lane * bytes.len()..][..bytes.len()].copy_from_slice(bytes);
 }

@@ -1,4 +1,4 @@
-//! Where the bits of codes lie in a sub-block of sixteen rows by 32 columns.
+//! The layout of the bits of codes in a sub-block of sixteen rows by 32 columns.
 //!
 //! A *plane* holds some bits of every code, so that lines of 64 bytes stay whole vectors at every width:
 //!
@@ -9,7 +9,7 @@
 //! 8 bits   eight lines
 //! ```
 //!
-//! Codes of 5, 6 and 3 bits are a plane of their lower bits (4, 4, 2) and one of the rest above it.
+//! Codes of 5, 6 and 3 bits are a plane of their lower bits (4, 4, 2) followed by one of the remaining bits.
 
 use super::{LINE, LINES, SUB};
 use crate::simd::Simd;
@@ -20,7 +20,7 @@ use crate::simd::Simd;
 /// `64 * bits` bytes can be read at `p`, and `line` is below 8.
 #[inline(always)]
 pub(crate) unsafe fn line<S: Simd>(s: S, bits: usize, p: *const u8, line: usize) -> S::Bytes {
-    // SAFETY: passed on to the caller.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         match bits {
             2 => two(s, p, line, 0),
@@ -35,7 +35,7 @@ pub(crate) unsafe fn line<S: Simd>(s: S, bits: usize, p: *const u8, line: usize)
 
 #[inline(always)]
 unsafe fn four<S: Simd>(s: S, p: *const u8, line: usize) -> S::Bytes {
-    // SAFETY: passed on to the caller.
+    // SAFETY: guaranteed by the caller.
     let v = unsafe { s.load_bytes(p.add(LINE * (line % 4))) };
     s.shift_right(v, if line < 4 { 0 } else { 4 }, 15)
 }
@@ -43,7 +43,7 @@ unsafe fn four<S: Simd>(s: S, p: *const u8, line: usize) -> S::Bytes {
 /// Two bits of each code, moved up to bit `at`.
 #[inline(always)]
 unsafe fn two<S: Simd>(s: S, p: *const u8, line: usize, at: u32) -> S::Bytes {
-    // SAFETY: passed on to the caller.
+    // SAFETY: guaranteed by the caller.
     let v = unsafe { s.load_bytes(p.add(LINE * (line % 2))) };
     moved(s, v, 2 * (line as u32 / 2), at, 3)
 }
@@ -51,7 +51,7 @@ unsafe fn two<S: Simd>(s: S, p: *const u8, line: usize, at: u32) -> S::Bytes {
 /// One bit of each code, moved up to bit `at`.
 #[inline(always)]
 unsafe fn one<S: Simd>(s: S, p: *const u8, line: usize, at: u32) -> S::Bytes {
-    // SAFETY: passed on to the caller.
+    // SAFETY: guaranteed by the caller.
     let v = unsafe { s.load_bytes(p) };
     moved(s, v, line as u32, at, 1)
 }
@@ -62,7 +62,7 @@ fn moved<S: Simd>(s: S, v: S::Bytes, from: u32, to: u32, mask: u8) -> S::Bytes {
     if from >= to { s.shift_right(v, from - to, mask << to) } else { s.shift_left(v, to - from, mask << to) }
 }
 
-/// Put the codes of row `lane` into planes of zeros.
+/// Store the codes of row `lane` in zeroed planes.
 pub(crate) fn put(bits: usize, codes: &[u8; SUB], lane: usize, out: &mut [u8]) {
     let (low_bits, low, high) = match bits {
         2 | 3 => (2, 2 * LINE, bits - 2),
@@ -76,9 +76,9 @@ pub(crate) fn put(bits: usize, codes: &[u8; SUB], lane: usize, out: &mut [u8]) {
     }
 }
 
-/// Put `bits` bits of each code, from bit `from` on, into a plane.
+/// Store `bits` bits of each code, from bit `from` on, in a plane.
 fn put_plane(bits: usize, codes: &[u8; SUB], from: usize, lane: usize, out: &mut [u8]) {
-    // Lines of a plane; the codes of the lines that share one stand side by side in its bytes.
+    // Lines of a plane; lines of codes that share one are adjacent bits of its bytes.
     let lines = bits;
     let mask = if bits == 8 { 255 } else { (1u8 << bits) - 1 };
     for (line, columns) in codes.as_chunks::<4>().0.iter().enumerate() {

@@ -1,4 +1,4 @@
-//! A sub-block taken apart, for kernels that use it more than once.
+//! An unpacked sub-block, for kernels that use it more than once.
 //!
 //! ```text
 //! bytes     0  eight lines of sixteen rows by four columns, as `dot` or `dot_signed` take them
@@ -9,7 +9,7 @@
 use super::{Affine, Format, LINE, LINES, SUB};
 use crate::simd::{LANES, Simd, array};
 
-/// Bytes of a sub-block taken apart.
+/// Bytes of an unpacked sub-block.
 pub(crate) const BYTES: usize = LINES * LINE + 4 * 4 * LANES;
 
 /// The scales and the codes of sub-block `sub` of a group, and its number within its block.
@@ -26,10 +26,10 @@ pub(crate) fn find<F: Format>(
     (scales.wrapping_add(block * format.scale_bytes()), codes.wrapping_add(block * format.code_bytes() + lines), within)
 }
 
-/// What a sub-block is worth where codes count from zero: zero points are part of the offsets.
+/// The affine of a sub-block whose codes count from zero: zero points become part of the offsets.
 #[inline(always)]
 pub(crate) unsafe fn affine<S: Simd, F: Format>(s: S, format: F, scales: *const u8, within: usize) -> Affine<S::F> {
-    // SAFETY: passed on to the caller.
+    // SAFETY: guaranteed by the caller.
     let mut affine = unsafe { format.affine(s, scales, within) };
     if F::ZERO_POINTS {
         affine.offset = array!(half < 2 => s.sub(s.splat(0.0), s.mul(affine.scale[half], affine.zero)));
@@ -37,19 +37,19 @@ pub(crate) unsafe fn affine<S: Simd, F: Format>(s: S, format: F, scales: *const 
     affine
 }
 
-/// What the sub-block taken apart at `at` is worth.
+/// The affine of the unpacked sub-block at `at`.
 ///
 /// # Safety
-/// One lies there.
+/// There is one at `at`.
 #[inline(always)]
 pub(crate) unsafe fn affine_apart<S: Simd>(s: S, at: *const u8) -> Affine<S::F> {
     let floats = at.wrapping_add(LINES * LINE).cast::<f32>();
-    // SAFETY: passed on to the caller.
+    // SAFETY: guaranteed by the caller.
     let [scale, offset] = array!(i < 2 => array!(half < 2 => unsafe { s.load(floats.add(LANES * (2 * i + half))) }));
     Affine { scale, offset, zero: s.splat(0.0) }
 }
 
-/// Take sub-block `sub` of the group at `scales` and `codes` apart.
+/// Unpack sub-block `sub` of the group at `scales` and `codes`.
 ///
 /// # Safety
 /// The group has the sub-block, and [`BYTES`] bytes can be written at `out`.
@@ -63,7 +63,7 @@ pub(crate) unsafe fn stage<S: Simd, F: Format>(
     out: *mut u8,
 ) {
     let (scales, codes, within) = find(format, scales, codes, sub);
-    // SAFETY: passed on to the caller.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         let floats = out.add(LINES * LINE).cast::<f32>();
         if F::STAGED {
@@ -100,11 +100,11 @@ pub(crate) unsafe fn values<S: Simd, F: Format>(
     sub: usize,
     out: *mut f32,
 ) {
-    /// Floats lie behind the lines.
+    /// Floats follow the lines.
     #[repr(align(64))]
     struct Aligned([u8; BYTES]);
     let mut apart = Aligned([0; BYTES]);
-    // SAFETY: passed on to the caller; a staged sub-block fits.
+    // SAFETY: guaranteed by the caller; a staged sub-block fits.
     unsafe {
         let (affine, codes) = if F::STAGED {
             stage(s, format, scales, codes, sub, apart.0.as_mut_ptr());

@@ -45,7 +45,7 @@ fn rows_decode_to_what_was_packed() {
 #[test]
 fn packing_adds_nothing_but_padding() {
     for encoding in encodings() {
-        // As wide as the narrowest projection of the family that each format can have.
+        // As wide as the narrowest projection of the model family that each format can encode.
         let cols = if encoding.block().values == 256 { 1536 } else { 896 };
         let (scales, codes) = group_bytes(encoding, cols).unwrap();
         let stored = 16 * encoding.bytes(cols);

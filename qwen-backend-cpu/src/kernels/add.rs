@@ -28,7 +28,7 @@ impl Kernel for Add {
     unsafe fn piece<S: Simd>(&self, _: S, piece: usize, _: &mut Scratch) {
         let start = piece * RUN;
         let len = RUN.min(self.len - start);
-        // SAFETY: a run is one piece's alone; operations that write `y` are over.
+        // SAFETY: a run belongs to one piece; operations that write `y` are done.
         let (x, y) = unsafe { (self.x.slice_mut(start, len), self.y.slice(start, len)) };
         for (x, y) in x.iter_mut().zip(y) {
             *x += y;

@@ -1,4 +1,4 @@
-//! The index of the largest value of a row: runs of the row each by themselves, then the best of their results.
+//! The index of the largest value of a row: first for each run of the row, then over the runs' results.
 
 use qwen_core::backend::NON_FINITE;
 
@@ -39,10 +39,10 @@ impl Kernel for ArgmaxRuns {
         let runs = Self::runs(self.valid);
         let (row, start) = (piece / runs, piece % runs * RUN);
         let len = RUN.min(self.valid - start);
-        // SAFETY: the result is one piece's alone; operations that write `x` are over.
+        // SAFETY: the result belongs to one piece; operations that write `x` are done.
         let (x, best) = unsafe { (self.x.slice(row * self.width + start, len), self.best.slice_mut(2 * piece, 2)) };
         let mut max = s.splat(f32::NEG_INFINITY);
-        // Zero as long as all values are finite, as infinity minus itself is not a number.
+        // Zero as long as all values are finite, since infinity minus itself is NaN.
         let mut off = s.splat(0.0);
         for chunk in x.chunks_exact(LANES) {
             // SAFETY: the chunk has sixteen values.
@@ -79,7 +79,7 @@ impl Kernel for ArgmaxRows {
 
     #[inline(always)]
     unsafe fn piece<S: Simd>(&self, _: S, row: usize, _: &mut Scratch) {
-        // SAFETY: a row is one piece's alone; operations that write the runs are over.
+        // SAFETY: a row belongs to one piece; operations that write the runs are done.
         let (best, out) = unsafe { (self.best.slice(2 * row * self.runs, 2 * self.runs), self.out.slice_mut(row, 1)) };
         let (mut max, mut index, mut finite) = (f32::NEG_INFINITY, 0, true);
         for run in best.chunks_exact(2) {

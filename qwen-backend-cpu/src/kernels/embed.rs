@@ -22,7 +22,7 @@ impl Kernel for Embed {
     #[inline(always)]
     unsafe fn piece<S: Simd>(&self, _: S, row: usize, _: &mut Scratch) {
         let width = self.table.layout.cols;
-        // SAFETY: a row is one piece's alone; operations that write the ids are over.
+        // SAFETY: a row belongs to one piece; operations that write the ids are done.
         let (id, out) = unsafe { (self.ids.slice(row, 1)[0], self.out.slice_mut(row * width, width)) };
         self.table.decode_row(id as usize, out);
     }

@@ -1,6 +1,6 @@
-//! What becomes of the sums of a matrix product.
+//! What is done with the sums of a matrix product.
 //!
-//! Sums of a piece lie as `[unit][token][32]`. Each form writes rows of its output that no other piece writes.
+//! The sums of a piece are `[unit][token][32]`. Each form writes rows of its output that no other piece writes.
 
 use qwen_core::backend::HeadLayout;
 
@@ -23,7 +23,7 @@ pub(crate) enum Epilogue {
     Add { residual: Array<f32> },
     /// `out = silu(gate) * up` of a matrix whose units have both.
     SiluMul { out: Array<f32> },
-    /// Bias, rotation, and to the K/V store what belongs there.
+    /// Bias, rotation, and storing keys and values.
     Heads(Heads),
 }
 
@@ -41,7 +41,7 @@ pub(crate) struct Heads {
 
 impl Epilogue {
     /// # Safety
-    /// Nothing else touches the outputs of these units and tokens; operations that write the inputs are over.
+    /// Nothing else accesses the outputs of these units and tokens; operations that write the inputs are done.
     #[inline(always)]
     #[allow(clippy::too_many_arguments)]
     pub(crate) unsafe fn apply<S: Simd>(
@@ -54,7 +54,7 @@ impl Epilogue {
         tokens: usize,
         sums: &mut [f32],
     ) {
-        // SAFETY: passed on to the caller.
+        // SAFETY: guaranteed by the caller.
         unsafe {
             match self {
                 Epilogue::Write { bias, out } => {
@@ -101,7 +101,7 @@ impl Epilogue {
 /// That many values can be read and written.
 #[inline(always)]
 unsafe fn write<S: Simd>(s: S, v: S::F, addend: Option<*const f32>, out: *mut f32, lanes: usize) {
-    // SAFETY: passed on to the caller.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         if lanes == LANES {
             s.store(addend.map_or(v, |p| s.add(v, s.load(p))), out);
@@ -112,7 +112,7 @@ unsafe fn write<S: Simd>(s: S, v: S::F, addend: Option<*const f32>, out: *mut f3
 }
 
 impl Heads {
-    /// Whether heads of this layout are whole units, and a thread's scratch holds a tile of them.
+    /// Whether heads of this layout are whole units, and a tile of them fits in a thread's scratch.
     pub(crate) fn suits(heads: &HeadLayout) -> bool {
         heads.head_dim.is_multiple_of(UNIT) && heads.head_dim > 0 && heads.head_dim <= SUMS / MOST_TOKENS
     }
@@ -129,7 +129,7 @@ impl Heads {
         tokens: usize,
         sums: &mut [f32],
     ) {
-        // One pointer for all: a slice of the sums would take the others' right to them.
+        // One pointer for all accesses: a slice of the sums would invalidate the others.
         let (base, len) = (sums.as_mut_ptr(), sums.len());
         let dim = self.heads.head_dim;
         let per_head = dim / UNIT;
@@ -144,7 +144,7 @@ impl Heads {
                     assert!(first + LANES <= len, "channel {i} of head {head}");
                     base.wrapping_add(first)
                 };
-                // SAFETY: passed on to the caller; sixteen channels from a multiple of 16 on lie side by side.
+                // SAFETY: guaranteed by the caller; sixteen channels from a multiple of 16 on are contiguous.
                 unsafe {
                     let bias = self.bias.slice(head * dim, dim).as_ptr();
                     for i in (0..dim).step_by(LANES) {

@@ -20,7 +20,7 @@ impl Kernel for GatherRows {
     #[inline(always)]
     unsafe fn piece<S: Simd>(&self, _: S, row: usize, _: &mut Scratch) {
         let width = self.width;
-        // SAFETY: a row is one piece's alone; operations that write the inputs are over.
+        // SAFETY: a row belongs to one piece; operations that write the inputs are done.
         unsafe {
             let out = self.out.slice_mut(row * width, width);
             let index = self.indices.slice(row, 1)[0] as usize;

@@ -1,10 +1,10 @@
-//! The exponential and what is made of it, on vectors.
+//! The exponential and functions based on it, on vectors.
 
 use crate::simd::Simd;
 
 /// `e^x` to about one unit in the last place (Cody and Waite's reduction, Moshier's polynomial from Cephes).
 ///
-/// 0 below -87.33, where the result would no longer be a normal number; at most e^88.37. A NaN stays one.
+/// 0 below -87.33, where the result would not be a normal number; at most e^88.37. NaN stays NaN.
 #[inline(always)]
 pub(crate) fn exp<S: Simd>(s: S, x: S::F) -> S::F {
     const LOWEST: f32 = -87.336_54;
@@ -13,7 +13,7 @@ pub(crate) fn exp<S: Simd>(s: S, x: S::F) -> S::F {
     let magic = s.splat(12_582_912.0);
     let t = s.mul_add(clamped, s.splat(std::f32::consts::LOG2_E), magic);
     let n = s.sub(t, magic);
-    // ln 2 in two parts, the first with so few bits that its product with n is exact.
+    // ln 2 in two parts, the first with few enough bits that its product with n is exact.
     let r = s.mul_add(n, s.splat(-0.693_359_4), clamped);
     let r = s.mul_add(n, s.splat(2.121_944_4e-4), r);
     let mut p = s.splat(1.987_569_1e-4);
@@ -39,7 +39,7 @@ pub(crate) fn silu_mul<S: Simd>(s: S, gate: S::F, up: S::F) -> S::F {
 #[inline(always)]
 pub(crate) unsafe fn load_first<S: Simd>(s: S, p: *const f32, n: usize) -> S::F {
     let mut lanes = [0.0f32; 16];
-    // SAFETY: the caller vouches for `n` values; `lanes` has sixteen.
+    // SAFETY: the caller guarantees `n` values; `lanes` has sixteen.
     unsafe {
         std::ptr::copy_nonoverlapping(p, lanes.as_mut_ptr(), n.min(16));
         s.load(lanes.as_ptr())
@@ -53,7 +53,7 @@ pub(crate) unsafe fn load_first<S: Simd>(s: S, p: *const f32, n: usize) -> S::F 
 #[inline(always)]
 pub(crate) unsafe fn store_first<S: Simd>(s: S, v: S::F, p: *mut f32, n: usize) {
     let mut lanes = [0.0f32; 16];
-    // SAFETY: the caller vouches for `n` values; `lanes` has sixteen.
+    // SAFETY: the caller guarantees `n` values; `lanes` has sixteen.
     unsafe {
         s.store(v, lanes.as_mut_ptr());
         std::ptr::copy_nonoverlapping(lanes.as_ptr(), p, n.min(16));

@@ -1,7 +1,7 @@
-//! The kernels, one operation a file, each written once over [`crate::simd::Simd`].
+//! The kernels, one operation per file, each written once over [`crate::simd::Simd`].
 //!
-//! An operation is a plain struct that holds handles to its operands; [`Op`] is any of them. It is cut into pieces that
-//! write disjoint memory, so that threads take them in any order.
+//! An operation is a plain struct that holds handles to its operands; [`Op`] is any of them. It is divided into pieces
+//! that write disjoint memory, so that threads can take them in any order.
 
 pub(crate) mod add;
 pub(crate) mod argmax;
@@ -29,7 +29,7 @@ pub(crate) use scratch::Scratch;
 macro_rules! ops {
     ($($variant:ident($ty:ty), $pieces:expr;)*) => {
         /// Any recorded operation.
-        // A box for the large one would allocate in every step.
+        // Boxing the large variant would allocate in every step.
         #[allow(clippy::large_enum_variant)]
         #[derive(Debug)]
         pub(crate) enum Op {
@@ -47,10 +47,10 @@ macro_rules! ops {
             /// Compute piece `piece`.
             ///
             /// # Safety
-            /// Each piece is computed by one thread, after all pieces of the operations before this one, and nothing
-            /// but those threads touches the operands.
+            /// Each piece is computed by one thread, after all pieces of the preceding operations, and only those
+            /// threads access the operands.
             pub(crate) unsafe fn run(&self, isa: Isa, piece: usize, scratch: &mut Scratch) {
-                // SAFETY: passed on to the caller; the backend checked `isa`.
+                // SAFETY: guaranteed by the caller; the backend checked `isa`.
                 unsafe {
                     match self {
                         $(Op::$variant(op) => simd::run(isa, op, piece, scratch),)*

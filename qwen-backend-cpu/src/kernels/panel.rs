@@ -1,4 +1,4 @@
-//! Activations as register tiles read them, rounded where the product rounds.
+//! Activations in the layout that register tiles read, rounded if the product rounds.
 //!
 //! ```text
 //! Full    [tile][cols][tokens of the tile]                    f32
@@ -6,8 +6,8 @@
 //! Int8    [tile][cols / 32][16 words][tokens of the tile]     see below
 //! ```
 //!
-//! Columns are padded with zeros to an even number. The tokens of a step are cut into tiles of nearly equal size. The 16
-//! words that a token has of 32 columns as int8 are
+//! Columns are padded with zeros to an even number. The tokens of a step are divided into tiles of nearly equal size.
+//! The 16 words of a token for 32 columns as int8 are
 //!
 //! ```text
 //! 0..8     four signed bytes each, in -127..=127
@@ -22,18 +22,18 @@ use crate::formats::SUB;
 use crate::memory::Array;
 use crate::simd::{Kernel, Simd};
 
-/// Columns that are packed for all tokens of a tile before the next.
+/// Columns to pack for all tokens of a tile at a time.
 const RUN: usize = 64;
 
-/// Words that a token has of 32 columns as int8.
+/// Words of a token for 32 columns as int8.
 pub(crate) const INT8_WORDS: usize = 16;
 
-/// The words of 32 columns as int8 that are not bytes.
+/// The words after the bytes: scale and sums.
 pub(crate) const SCALE: usize = 8;
 pub(crate) const SUMS: usize = 9;
 pub(crate) const SCALED_SUMS: usize = 12;
 
-/// How tokens are cut into tiles.
+/// How tokens are divided into tiles.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Tiles {
     pub(crate) tokens: usize,
@@ -41,12 +41,12 @@ pub(crate) struct Tiles {
 }
 
 impl Tiles {
-    /// As few tiles of at most `most` tokens as will do.
+    /// The smallest number of tiles of at most `most` tokens.
     pub(crate) fn new(tokens: usize, most: usize) -> Tiles {
         Tiles { tokens, count: tokens.div_ceil(most) }
     }
 
-    /// The first token of tile `i`; the number of tokens for the one after the last.
+    /// The first token of tile `i`; for the one after the last, the number of tokens.
     #[inline(always)]
     pub(crate) fn start(&self, i: usize) -> usize {
         let (each, more) = (self.tokens / self.count, self.tokens % self.count);
@@ -57,11 +57,11 @@ impl Tiles {
 /// How activations are rounded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Rounding {
-    /// Not at all.
+    /// Not rounded.
     Full,
     /// To pairs of bf16.
     Pairs,
-    /// To bytes with a scale for every 32.
+    /// To bytes with a scale per 32.
     Int8,
 }
 
@@ -69,16 +69,16 @@ pub(crate) enum Rounding {
 #[derive(Debug, Clone)]
 pub(crate) struct Panel {
     pub(crate) array: Array<u32>,
-    /// Where it begins in the array.
+    /// Its start in the array.
     pub(crate) start: usize,
     pub(crate) tiles: Tiles,
-    /// Columns with padding.
+    /// Columns including padding.
     pub(crate) cols: usize,
     pub(crate) rounding: Rounding,
 }
 
 impl Panel {
-    /// Words of 32 bits that a panel takes.
+    /// The size of a panel in 32-bit words.
     pub(crate) fn words(tokens: usize, padded_cols: usize, rounding: Rounding) -> usize {
         match rounding {
             Rounding::Full => tokens * padded_cols,
@@ -100,7 +100,7 @@ pub(crate) struct Pack {
     pub(crate) x: Array<f32>,
     /// Columns of `x`.
     pub(crate) cols: usize,
-    /// Which column of `x` each column of the panel is, where it is not the same.
+    /// The column of `x` for each column of the panel, if they are reordered.
     pub(crate) column_order: Option<Arc<[u32]>>,
     pub(crate) panel: Panel,
 }
@@ -118,10 +118,10 @@ impl Pack {
     /// Columns `from..from + out.len()` of the panel for token `token`.
     ///
     /// # Safety
-    /// Operations that write `x` are over.
+    /// Operations that write `x` are done.
     #[inline(always)]
     unsafe fn columns<'a>(&'a self, token: usize, from: usize, buffer: &'a mut [f32]) -> &'a [f32] {
-        // SAFETY: passed on to the caller.
+        // SAFETY: guaranteed by the caller.
         unsafe {
             match &self.column_order {
                 None => self.x.slice(token * self.cols + from, buffer.len()),
@@ -147,16 +147,16 @@ pub(crate) fn to_bf16(v: f32) -> u32 {
 #[inline(always)]
 pub(crate) fn to_int8(x: &[f32; SUB]) -> [u32; INT8_WORDS] {
     let mut words = [0; INT8_WORDS];
-    // Bits of magnitudes order as the magnitudes do, with NaNs above all.
+    // The bits of magnitudes order like the magnitudes, with NaNs above all.
     let most = x.iter().fold(0, |most, x| (x.to_bits() & 0x7fff_ffff).max(most));
     if most >= f32::INFINITY.to_bits() {
         words[SCALE] = f32::NAN.to_bits();
-        // Zero times NaN, so that offsets become NaN too.
+        // Zero times NaN is NaN, so that offsets become NaN too.
         words[SCALED_SUMS..][..3].fill(f32::NAN.to_bits());
         return words;
     }
     let most = f32::from_bits(most);
-    // Below this the quotient overflows; it is nothing beside anything else.
+    // Below this the quotient overflows; such values are negligible.
     if most < 1e-30 {
         return words;
     }
@@ -192,7 +192,7 @@ impl Kernel for Pack {
         let len = self.run().min(panel.cols - first);
         let words = Panel::words(tokens, len, panel.rounding);
         let at = panel.tile(tile) + Panel::words(tokens, first, panel.rounding);
-        // SAFETY: pieces are disjoint parts of the panel; operations that write `x` are over.
+        // SAFETY: pieces are disjoint parts of the panel; operations that write `x` are done.
         let out = unsafe { panel.array.slice_mut(at, words) };
         let real = len.min(self.cols.saturating_sub(first));
         if panel.rounding == Rounding::Int8 {
@@ -210,7 +210,7 @@ impl Kernel for Pack {
             return;
         }
         let mut buffer = [0.0; RUN];
-        // Columns in short runs, so that the lines being filled stay in the cache while the tokens take turns.
+        // Short runs of columns, so that the lines being filled stay in cache while looping over the tokens.
         for from in (0..len).step_by(RUN) {
             let to = (from + RUN).min(real);
             for t in 0..tokens {

@@ -4,7 +4,7 @@
 //! out = x / sqrt(mean(x^2) + eps) * weight
 //! ```
 //!
-//! Squares are summed in 64 lanes that are folded in a fixed order, so that no sum has more than a 64th of the row.
+//! Squares are summed in 64 lanes that are folded in a fixed order, so that each partial sum covers a 64th of the row.
 
 use super::math::{load_first, store_first};
 use super::scratch::Scratch;
@@ -24,7 +24,7 @@ pub(crate) struct RmsNorm {
 
 impl RmsNorm {
     pub(crate) fn pieces(&self) -> usize {
-        // Rows of nothing have no end that buffers set.
+        // Empty rows would not be bounded by the buffers.
         if self.width == 0 { 0 } else { self.rows }
     }
 }
@@ -37,7 +37,7 @@ impl Kernel for RmsNorm {
         let width = self.width;
         let tail = width % LANES;
         let whole = width - tail;
-        // SAFETY: a row is one piece's alone; operations that write the inputs are over.
+        // SAFETY: a row belongs to one piece; operations that write the inputs are done.
         unsafe {
             let out = self.out.slice_mut(row * width, width).as_mut_ptr();
             let weight = self.weight.slice(0, width).as_ptr();

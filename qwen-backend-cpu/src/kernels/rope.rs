@@ -1,4 +1,5 @@
-//! Rotary position embedding: pairs half a head apart are turned by the angle of their frequency and position.
+//! Rotary position embedding: pairs half a head apart are rotated by an angle that depends on their frequency and
+//! position.
 //!
 //! ```text
 //! x[i]           = x[i] * cos - x[i + dim/2] * sin
@@ -27,7 +28,7 @@ pub(crate) struct Rope {
 /// Sixteen values can be read at each pointer, and written at `a` and `b`.
 #[inline(always)]
 pub(crate) unsafe fn rotate<S: Simd>(s: S, a: *mut f32, b: *mut f32, cos: *const f32, sin: *const f32) {
-    // SAFETY: passed on to the caller.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         let (x, y) = turn(s, s.load(a), s.load(b), s.load(cos), s.load(sin));
         s.store(x, a);
@@ -42,7 +43,7 @@ fn turn<S: Simd>(s: S, x: S::F, y: S::F, cos: S::F, sin: S::F) -> (S::F, S::F) {
 
 impl Rope {
     pub(crate) fn pieces(&self) -> usize {
-        // Rows of nothing have no end that buffers set.
+        // Empty rows would not be bounded by the buffers.
         if self.heads.qkv_size() == 0 { 0 } else { self.rows }
     }
 }
@@ -54,7 +55,7 @@ impl Kernel for Rope {
     unsafe fn piece<S: Simd>(&self, s: S, row: usize, _: &mut Scratch) {
         let HeadLayout { num_attention_heads, num_key_value_heads, head_dim } = self.heads;
         let half = head_dim / 2;
-        // SAFETY: a row is one piece's alone; operations that write the angles are over.
+        // SAFETY: a row belongs to one piece; operations that write the angles are done.
         unsafe {
             let cos = self.cos_sin.slice(row * head_dim, 2 * half).as_ptr();
             let sin = cos.add(half);

@@ -1,11 +1,11 @@
-//! What a kernel writes beside its operands: sums that wait, rows of a tile.
+//! Memory that a kernel writes in addition to its operands: intermediate sums, rows of a tile.
 
 use crate::simd::LANES;
 
 /// Floats of a thread's scratch for sums.
 pub(crate) const SUMS: usize = 128 << 10;
 
-/// Bytes of a thread's scratch for columns of two groups that were taken apart: 512 of them as f32.
+/// Bytes of a thread's scratch for unpacked columns of two groups: 512 of them as f32.
 pub(crate) const STAGE: usize = 64 << 10;
 
 /// A thread's own memory.
@@ -15,7 +15,7 @@ pub(crate) struct Scratch {
     stage: Vec<Line>,
 }
 
-/// Sixteen floats on a cache line.
+/// Sixteen floats, aligned to a cache line.
 #[derive(Debug, Clone, Copy)]
 #[repr(align(64))]
 struct Line(#[allow(dead_code)] [f32; LANES]);
@@ -29,7 +29,7 @@ impl Scratch {
     /// Bytes of a thread's scratch.
     pub(crate) const BYTES: usize = 4 * SUMS + STAGE;
 
-    /// As [`Scratch::floats`], and [`STAGE`] bytes beside them.
+    /// As [`Scratch::floats`], plus [`STAGE`] bytes.
     #[inline(always)]
     pub(crate) fn sums_and_stage(&mut self, len: usize) -> (&mut [f32], &mut [u8]) {
         // SAFETY: a line is 64 bytes without padding, and the borrows are of different vectors.
@@ -37,7 +37,7 @@ impl Scratch {
         (floats(&mut self.lines, len), stage)
     }
 
-    /// The first `len` floats, on a cache line, with whatever they hold.
+    /// The first `len` floats, aligned to a cache line, with unspecified contents.
     #[inline(always)]
     pub(crate) fn floats(&mut self, len: usize) -> &mut [f32] {
         floats(&mut self.lines, len)

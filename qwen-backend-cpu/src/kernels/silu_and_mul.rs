@@ -32,7 +32,7 @@ impl Kernel for SiluAndMul {
         let runs = width.div_ceil(RUN);
         let (row, start) = (piece / runs, piece % runs * RUN);
         let len = RUN.min(width - start);
-        // SAFETY: a run is one piece's alone; operations that write the input are over.
+        // SAFETY: a run belongs to one piece; operations that write the input are done.
         unsafe {
             let gate = self.gate_up.slice(row * 2 * width + start, len).as_ptr();
             let up = self.gate_up.slice(row * 2 * width + width + start, len).as_ptr();

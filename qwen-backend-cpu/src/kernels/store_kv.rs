@@ -1,7 +1,7 @@
-//! Keys and values into the paged store (layout: [`crate::kv`]).
+//! Writes keys and values to the paged store (layout: [`crate::kv`]).
 //!
-//! Where they are rounded to f16: Qwen2.5's key biases reach hundreds, which f16 holds; a value beyond its largest, 65504,
-//! is stored as that, so that damage stays bounded instead of turning into infinities. Blocks of signed bytes are those of
+//! Rounding to f16: Qwen2.5's key biases reach several hundred, which f16 can hold; values beyond its largest, 65504,
+//! are clamped to it, so that the error stays bounded instead of becoming infinite. Blocks of signed bytes are those of
 //! [`q8::round`], on every instruction set.
 
 use qwen_core::Encoding;
@@ -25,11 +25,11 @@ pub(crate) struct StoreKv {
     pub(crate) rows: usize,
 }
 
-/// Store the key of a head. `at` gives where channels lie: sixteen of them from a multiple of 16 on, 32 from a multiple of
-/// 32 on, or as many as are left.
+/// Store the key of a head. `at` gives the position of channels: sixteen of them from a multiple of 16 on, 32 from a
+/// multiple of 32 on, or as many as are left.
 ///
 /// # Safety
-/// Those channels can be read, and nothing else touches the slot.
+/// Those channels can be read, and nothing else accesses the slot.
 #[inline(always)]
 pub(crate) unsafe fn store_key<S: Simd>(
     s: S,
@@ -43,7 +43,7 @@ pub(crate) unsafe fn store_key<S: Simd>(
     let (block, position) = (slot / kv.spec.block_size, slot % kv.spec.block_size);
     let (group, lane) = (position / LANES, position % LANES);
     let keys = kv.keys(layer, block, head);
-    // SAFETY: passed on to the caller; the slot lies within the block, and the channels within the head.
+    // SAFETY: guaranteed by the caller; the slot lies within the block, and the channels within the head.
     unsafe {
         if encoding == Encoding::Q8_0 {
             for i in (0..dim).step_by(TILE_CHANNELS) {
@@ -71,14 +71,14 @@ pub(crate) unsafe fn store_key<S: Simd>(
     }
 }
 
-/// Put the channels of one position into lines of sixteen positions.
+/// Scatter the channels of one position into lines of sixteen positions.
 ///
 /// # Safety
 /// An element of each of `values.len()` lines can be written, the first at `out`.
 #[inline(always)]
 unsafe fn scatter<T: Copy>(values: &[T], out: *mut T) {
     for (i, value) in values.iter().enumerate() {
-        // SAFETY: passed on to the caller.
+        // SAFETY: guaranteed by the caller.
         unsafe { *out.add(i * LANES) = *value }
     }
 }
@@ -99,7 +99,7 @@ pub(crate) unsafe fn store_value<S: Simd>(
     let (dim, size, encoding) = (kv.spec.head_dim, kv.spec.block_size, kv.spec.value_encoding);
     let (block, position) = (slot / size, slot % size);
     let values = kv.values(layer, block, head);
-    // SAFETY: passed on to the caller; the slot lies within the block, and the channels within the padded head.
+    // SAFETY: guaranteed by the caller; the slot lies within the block, and the channels within the padded head.
     unsafe {
         if encoding == Encoding::Q8_0 {
             let lane = position % LANES;
@@ -131,7 +131,7 @@ pub(crate) unsafe fn store_value<S: Simd>(
 /// `n` values can be read at `p`.
 #[inline(always)]
 unsafe fn load<S: Simd>(s: S, p: *const f32, n: usize) -> S::F {
-    // SAFETY: passed on to the caller.
+    // SAFETY: guaranteed by the caller.
     unsafe { if n == LANES { s.load(p) } else { load_first(s, p, n) } }
 }
 
@@ -141,7 +141,7 @@ impl Kernel for StoreKv {
     #[inline(always)]
     unsafe fn piece<S: Simd>(&self, s: S, row: usize, _: &mut Scratch) {
         let dim = self.heads.head_dim;
-        // SAFETY: operations that write the inputs are over; slots of a step are distinct.
+        // SAFETY: operations that write the inputs are done; slots of a step are distinct.
         unsafe {
             let slot = self.slots.slice(row, 1)[0] as usize;
             if slot >= self.kv.spec.num_blocks * self.kv.spec.block_size {

@@ -15,7 +15,7 @@ use crate::matrix::Matrix;
 use crate::memory::Array;
 use crate::simd::{self, Isa, Kernel, LANES, Simd};
 
-/// Numbers that differ in each run of the tests; the seed is printed where one fails.
+/// Numbers that differ in each run of the tests; the seed is printed on failure.
 struct Random(u64);
 
 impl Random {
@@ -64,12 +64,12 @@ fn pack(encoding: Encoding, rows: usize, cols: usize, data: &[u8]) -> Arc<Matrix
     )
 }
 
-/// `x w` for `tokens` rows of `x`, by the kernels of `isa`.
+/// `x w` for `tokens` rows of `x`, with the kernels of `isa`.
 fn product(isa: Isa, w: &Arc<Matrix>, x: &[f32], tokens: usize, rounding: Rounding) -> Vec<f32> {
     let layout = &w.layout;
     let cols = layout.padded_cols();
     let array = Array::zeroed(x.len(), 0).unwrap();
-    // SAFETY: nobody else has the memory.
+    // SAFETY: nothing else has access to the memory.
     unsafe { array.slice_mut(0, x.len()) }.copy_from_slice(x);
     let out = Array::zeroed(tokens * layout.rows, 0).unwrap();
     let tiles = Tiles::new(tokens, isa.tile_tokens().min(isa.int8_tile_tokens()));
@@ -93,7 +93,7 @@ fn product(isa: Isa, w: &Arc<Matrix>, x: &[f32], tokens: usize, rounding: Roundi
     unsafe { out.slice(0, tokens * layout.rows) }.to_vec()
 }
 
-/// The sum that a row's kernel forms, in plain loops: spans from zero, products of pairs odd first.
+/// The sum that a row's kernel computes, in plain loops: spans from zero, odd products of pairs first.
 fn twin_of_dot(w: &[u16], x: &[f32]) -> f32 {
     let flush = |v: f32| if v.abs() < f32::MIN_POSITIVE { 0.0 } else { v };
     let value = |bits: u16| flush(f32::from_bits(u32::from(bits) << 16));
@@ -189,8 +189,8 @@ fn one_token_or_many_give_the_same_bits() {
     }
 }
 
-/// The sum that a row's kernel forms of a block format, in plain loops over decoded values: exact integers would be the
-/// same, so that only the order of the f32 operations is left.
+/// The sum that a row's kernel computes for a block format, in plain loops over decoded values: integers are exact, so
+/// only the order of the f32 operations matters.
 fn twin_of_int8(encoding: Encoding, row: &[u8], x: &[f32]) -> f64 {
     let mut w = vec![0.0; x.len()];
     encoding.decode_row(row, &mut w);

@@ -4,8 +4,8 @@
 //! acc[t][g][lane] += sum_k w[g][k][lane] * x[t][k]        k in sequence, one addition after the other
 //! ```
 //!
-//! A line of each group is loaded once and used for all tokens of the tile; values of `x` are broadcast. Nothing in it
-//! depends on the number of tokens or groups, so that all shapes of tile give a row the same bits. Attention uses the
+//! A line of each group is loaded once and used for all tokens of the tile; values of `x` are broadcast. The arithmetic
+//! does not depend on the number of tokens or groups, so all tile shapes give a row the same bits. Attention uses the
 //! same tile for its scores and its weighted sums.
 
 use crate::simd::{LANES, Simd, array};
@@ -13,26 +13,26 @@ use crate::simd::{LANES, Simd, array};
 /// The most tokens of a tile on any instruction set.
 pub(crate) const MOST_TOKENS: usize = 12;
 
-/// How the elements of a group lie and meet those of `x`.
+/// The layout of a group's elements, and their multiplication with those of `x`.
 pub(crate) trait Weights<S: Simd> {
     /// Columns of a line.
     const COLS: usize;
     /// Bytes of a line.
     const LINE: usize;
-    /// Elements of `x` that meet a line.
+    /// Elements of `x` that are multiplied with a line.
     const STEP: usize;
     /// An element of `x`.
     type X: Copy;
     /// A line in registers.
     type W: Copy;
-    /// What a line is multiplied with, in all lanes.
+    /// The factor of a line, in all lanes.
     type B: Copy;
 
     /// # Safety
     /// A line can be read at `p`.
     unsafe fn load(s: S, p: *const u8) -> Self::W;
     /// # Safety
-    /// `x`, and as many elements as meet a line, each `xk` further, can be read.
+    /// `STEP` elements of `x`, `xk` apart, can be read.
     unsafe fn broadcast(s: S, x: *const Self::X, xk: usize) -> Self::B;
     /// `acc + w * x`
     fn mul_add(s: S, acc: S::F, w: Self::W, x: Self::B) -> S::F;
@@ -42,14 +42,15 @@ pub(crate) trait Weights<S: Simd> {
 pub(crate) struct F32;
 /// f16 weights, f32 `x`.
 pub(crate) struct F16;
-/// Signed bytes, whose scale comes in elsewhere, f32 `x`.
+/// Signed bytes, whose scale is applied elsewhere, f32 `x`.
 pub(crate) struct Codes;
 /// bf16 weights, decoded exactly, f32 `x`.
 pub(crate) struct Bf16;
 /// bf16 weights and `x`, multiplied and added by the dot product of pairs.
 pub(crate) struct Bf16Dot;
 
-/// Weights of one column a line that become f32 as they are loaded: the name, the bytes of a weight, the load.
+/// Weights of one column per line that are converted to f32 when they are loaded: the name, the bytes of a weight, the
+/// load.
 macro_rules! single_columns {
     ($($name:ident, $bytes:literal, |$s:ident, $p:ident| $load:expr;)*) => {$(
         impl<S: Simd> Weights<S> for $name {
@@ -62,13 +63,13 @@ macro_rules! single_columns {
 
             #[inline(always)]
             unsafe fn load($s: S, $p: *const u8) -> S::F {
-                // SAFETY: passed on to the caller.
+                // SAFETY: guaranteed by the caller.
                 unsafe { $load }
             }
 
             #[inline(always)]
             unsafe fn broadcast(s: S, x: *const f32, _: usize) -> S::F {
-                // SAFETY: passed on to the caller.
+                // SAFETY: guaranteed by the caller.
                 s.splat(unsafe { *x })
             }
 
@@ -96,13 +97,13 @@ impl<S: Simd> Weights<S> for Bf16 {
 
     #[inline(always)]
     unsafe fn load(s: S, p: *const u8) -> [S::F; 2] {
-        // SAFETY: passed on to the caller.
+        // SAFETY: guaranteed by the caller.
         s.widen(unsafe { s.load_pairs(p.cast()) })
     }
 
     #[inline(always)]
     unsafe fn broadcast(s: S, x: *const f32, xk: usize) -> [S::F; 2] {
-        // SAFETY: passed on to the caller.
+        // SAFETY: guaranteed by the caller.
         unsafe { [s.splat(*x), s.splat(*x.add(xk))] }
     }
 
@@ -122,13 +123,13 @@ impl<S: Simd> Weights<S> for Bf16Dot {
 
     #[inline(always)]
     unsafe fn load(s: S, p: *const u8) -> S::Pairs {
-        // SAFETY: passed on to the caller.
+        // SAFETY: guaranteed by the caller.
         unsafe { s.load_pairs(p.cast()) }
     }
 
     #[inline(always)]
     unsafe fn broadcast(_: S, x: *const u32, _: usize) -> u32 {
-        // SAFETY: passed on to the caller.
+        // SAFETY: guaranteed by the caller.
         unsafe { *x }
     }
 
@@ -139,7 +140,7 @@ impl<S: Simd> Weights<S> for Bf16Dot {
 }
 
 /// `acc` plus the products of `lines` lines of each group with `T` tokens: token `t` has its element for line `i` at
-/// `x + i * STEP * xk + t * xt`. With `AHEAD`, the lines that many bytes ahead are fetched.
+/// `x + i * STEP * xk + t * xt`. With `AHEAD`, lines that many bytes ahead are prefetched.
 ///
 /// # Safety
 /// All those lines and elements can be read.
@@ -155,7 +156,7 @@ pub(crate) unsafe fn accumulate<S: Simd, W: Weights<S>, const G: usize, const T:
     lines: usize,
 ) -> [[S::F; G]; T] {
     for i in 0..lines {
-        // SAFETY: the caller vouches for the lines and elements; a prefetch may have any address.
+        // SAFETY: the caller guarantees the lines and elements; a prefetch may have any address.
         unsafe {
             let line = array!(g < G => W::load(s, w[g].add(i * W::LINE)));
             if AHEAD > 0 {
@@ -181,7 +182,7 @@ macro_rules! by_tokens {
     };
     (@ $tokens:expr, $max:expr, $n:ident => $call:expr, $($number:literal)*) => {
         match $tokens {
-            // A constant, so that calls with more than the most tokens are not even compiled.
+            // A constant, so that calls with more than the maximum number of tokens are not compiled.
             $($number if const { $number <= $max } => {
                 const $n: usize = $number;
                 $call

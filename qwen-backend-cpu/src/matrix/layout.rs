@@ -1,4 +1,4 @@
-//! Which rows each group of a packed matrix holds, how they are encoded and where they lie.
+//! Which rows each group of a packed matrix holds, their encoding and their position.
 
 use std::sync::Arc;
 
@@ -11,27 +11,27 @@ use crate::simd::LANES;
 /// Rows of a unit.
 pub(crate) const UNIT: usize = 2 * LANES;
 
-/// The most forms that a product needs its activations in.
+/// The most forms of activations that a product may need.
 pub(crate) const MOST_INPUTS: usize = 4;
 
-/// Where the rows of a matrix lie.
+/// The order of a matrix's rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Order {
-    /// Row after row; parts in another encoding begin a unit.
+    /// Sequential; parts in another encoding start a new unit.
     Stacked,
-    /// Groups of the upper half of the rows and of the lower half take turns.
+    /// Groups of the upper and the lower half of the rows alternate.
     GateUp,
 }
 
-/// What activations a group is multiplied with.
+/// The form of the activations that a group is multiplied with.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Input {
     pub(crate) class: Class,
-    /// The input feature of each stored column, where it is not the column itself.
+    /// The input feature of each stored column, if columns are reordered.
     pub(crate) column_order: Option<Arc<[u32]>>,
 }
 
-/// Encodings that want their activations in the same form.
+/// Encodings that need their activations in the same form.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Class {
     /// f32 and f16.
@@ -49,9 +49,9 @@ pub(crate) struct Group {
     /// Lanes that are rows; the others are padding.
     pub(crate) lanes: usize,
     pub(crate) encoding: Encoding,
-    /// Its number among the [`Layout::inputs`].
+    /// Its index in [`Layout::inputs`].
     pub(crate) input: u8,
-    /// Where it begins.
+    /// Its start.
     pub(crate) offset: usize,
     pub(crate) bytes: usize,
 }
@@ -65,7 +65,7 @@ pub(crate) struct Layout {
     /// An even number of them.
     pub(crate) groups: Vec<Group>,
     pub(crate) inputs: Vec<Input>,
-    /// Bytes of the whole.
+    /// The total size in bytes.
     pub(crate) bytes: usize,
 }
 
@@ -80,7 +80,7 @@ impl Layout {
     /// The layout of a matrix of this shape whose columns are in order.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] for sizes that memory cannot have.
+    /// [`Error::Unsupported`] for sizes that cannot be addressed.
     pub(crate) fn of_shape(shape: &WeightShape) -> Result<Layout> {
         let parts = shape.parts.iter().map(|(encoding, rows)| (*encoding, *rows, None));
         Layout::new(shape.role, shape.rows(), shape.cols, parts)
@@ -152,9 +152,9 @@ impl Layout {
         Ok(layout)
     }
 
-    /// Make room for `groups`, unless their bytes fit in no memory whatever their encoding.
+    /// Reserve space for `groups`, unless they could not fit in memory in any encoding.
     fn reserve(&mut self, groups: usize) -> Result<()> {
-        // A group takes more than a byte for every eight columns in any encoding, and so does its entry here.
+        // In any encoding a group takes more than a byte per eight columns; its entry here is at least that large, too.
         let least = groups.checked_mul(self.cols.max(64) / 8).filter(|bytes| *bytes <= isize::MAX as usize / 2);
         let reserved = least.and_then(|_| self.groups.try_reserve_exact(groups).ok());
         reserved.ok_or_else(|| self.too_large())
@@ -185,7 +185,7 @@ impl Layout {
         Error::unsupported(what, "no memory is that large")
     }
 
-    /// Columns with their padding.
+    /// Columns including padding.
     pub(crate) fn padded_cols(&self) -> usize {
         self.cols.next_multiple_of(2)
     }
@@ -210,7 +210,7 @@ impl Layout {
                 row % half / LANES * 2 + row / half
             }
         };
-        // Groups of padding begin where the next rows do.
+        // Padding groups start at the same row as the next group.
         let group = (0..=group).rev().find(|&group| self.groups.get(group).is_some_and(|group| group.lanes > 0))?;
         let lane = row.checked_sub(self.groups.get(group)?.row)?;
         (lane < LANES).then_some((group, lane))

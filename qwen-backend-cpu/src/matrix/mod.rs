@@ -1,16 +1,17 @@
 //! A packed weight matrix.
 //!
-//! Rows lie in *groups* of sixteen, one lane a row, the columns in sequence; two groups are a *unit*, which is the
-//! smallest piece of work. Rows are padded with zeros to whole units, columns of plain encodings to an even number:
+//! Rows are stored in *groups* of sixteen, one lane per row, with the columns in sequence; two groups are a *unit*,
+//! which is the smallest piece of work. Rows are padded with zeros to whole units, columns of plain encodings to an
+//! even number:
 //!
 //! ```text
 //! bf16       [cols / 2][16 rows][2 columns]     a line of 64 bytes is one operand of the dot product
 //! f16, f32   [cols][16 rows]
-//! blocks     as [`crate::formats`] has them
+//! blocks     see [`crate::formats`]
 //! ```
 //!
-//! Sums so run over the columns of one lane, never across lanes, and read the matrix as one stream. Each group has an
-//! encoding of its own: parts of a matrix in several encodings stay as they are, from a unit of their own on.
+//! So sums run over the columns of one lane, never across lanes, and read the matrix as one stream. Each group has its
+//! own encoding: parts of a matrix in different encodings stay as they are, each starting a new unit.
 //!
 //! In a matrix for gate and up, the groups of the two alternate (and each is padded to whole groups), so that a unit has
 //! a gate and its up side by side.
@@ -35,11 +36,11 @@ pub(crate) struct Matrix {
 }
 
 impl Matrix {
-    /// Check `view`, take the memory and let `parallel` pack the groups: it calls its argument for each number below
-    /// its first, from as many threads as it likes.
+    /// Check `view`, allocate the memory and let `parallel` pack the groups: it calls its second argument for each
+    /// number below its first, from any number of threads.
     ///
     /// # Errors
-    /// What is wrong with a part or its file; what the memory and `parallel` report.
+    /// For an invalid part or its file; errors of the allocation and of `parallel`.
     pub(crate) fn pack(
         view: &WeightView<'_>,
         parallel: impl FnOnce(usize, &(dyn Fn(usize) + Sync)) -> Result<()>,
@@ -91,7 +92,7 @@ impl Matrix {
     }
 }
 
-/// Tell the values of row `lane` of a packed group, by stored column.
+/// Call `each` with the values of row `lane` of a packed group, by stored column.
 fn decode_blocks(encoding: Encoding, cols: usize, bytes: &[u8], lane: usize, mut put: impl FnMut(usize, f32)) {
     let Some((scale_bytes, _)) = formats::group_bytes(encoding, cols) else { return };
     let (scales, codes) = bytes.split_at(scale_bytes);

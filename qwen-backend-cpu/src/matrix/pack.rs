@@ -1,4 +1,4 @@
-//! From rows of a checkpoint to packed groups, on all threads.
+//! Packs rows of a checkpoint into groups, on all threads.
 
 use std::sync::OnceLock;
 
@@ -10,13 +10,13 @@ use crate::formats;
 use crate::memory::Memory;
 use crate::simd::LANES;
 
-/// Groups that one task packs, so that its buffers serve more than one.
+/// Groups per task, so that its buffers are reused.
 const GROUPS_AT_ONCE: usize = 8;
 
-/// Pack the groups of `view` into `memory`; `parallel` calls its argument for each number below its first.
+/// Pack the groups of `view` into `memory`; `parallel` calls its second argument for each number below its first.
 ///
 /// # Errors
-/// What is wrong with a part or its file; what `parallel` reports.
+/// For an invalid part or its file; errors of `parallel`.
 pub(super) fn pack(
     view: &WeightView<'_>,
     layout: &Layout,
@@ -31,10 +31,10 @@ pub(super) fn pack(
             if failed.get().is_some() {
                 return;
             }
-            // SAFETY: groups are disjoint, within the memory, and each number is given once.
+            // SAFETY: groups are disjoint and within the memory, and each number occurs once.
             let out = unsafe { std::slice::from_raw_parts_mut(base.get().add(group.offset), group.bytes) };
             if let Err(error) = pack_group(view, layout.cols, group, &mut buffers, out) {
-                // The first error is told; those after it have the same cause.
+                // The first error is reported; later ones usually have the same cause.
                 let _ = failed.set(error);
             }
         }
@@ -42,20 +42,20 @@ pub(super) fn pack(
     failed.into_inner().map_or(Ok(()), Err)
 }
 
-/// A pointer that several threads may have, each for its own part of what it points to.
+/// A pointer that several threads share, each for its own part of the memory.
 struct SendPtr(*mut u8);
 // SAFETY: see the type.
 unsafe impl Sync for SendPtr {}
 
 impl SendPtr {
-    // Closures take the field itself where they name it, which would not be `Sync`.
+    // A closure that names the field would capture it alone, which is not `Sync`.
     fn get(&self) -> *mut u8 {
         self.0
     }
 }
 
-/// Read and pack a group. `buffers` has one for each part, for rows that are read from a file: they stay in the cache from
-/// the read to the packing.
+/// Read and pack a group. `buffers` has one for each part, for rows read from a file: they stay in cache from the read
+/// to the packing.
 fn pack_group(
     view: &WeightView<'_>,
     cols: usize,
@@ -89,20 +89,20 @@ fn pack_group(
 
 /// `out[i][lane] = rows[lane][i]` for elements of `N` bytes, sixteen lanes wide.
 fn interleave<const N: usize>(rows: &[&[u8]], out: &mut [u8]) {
-    // Columns in short runs, so that the lines being filled stay in the cache while the rows take turns.
+    // Short runs of columns, so that the lines being filled stay in cache while looping over the rows.
     const RUN: usize = 32;
     let len = rows.first().map_or(0, |row| row.len());
     for (run, lines) in out.chunks_mut(RUN * N * LANES).enumerate() {
         let start = (run * RUN * N).min(len);
         let end = ((run + 1) * RUN * N).min(len);
         for (lane, row) in rows.iter().enumerate() {
-            // Elements of a size that the compiler knows: a move each, not a call.
+            // Elements of constant size: the compiler emits a move for each, not a call.
             let (elements, rest) = row[start..end].as_chunks::<N>();
             let mut lines = lines.chunks_exact_mut(N * LANES);
             for (element, line) in elements.iter().zip(&mut lines) {
                 line[N * lane..][..N].copy_from_slice(element);
             }
-            // An odd column of bf16.
+            // The last column of bf16, if the number is odd.
             if let (false, Some(line)) = (rest.is_empty(), lines.next()) {
                 line[N * lane..][..rest.len()].copy_from_slice(rest);
             }

@@ -1,4 +1,4 @@
-//! AVX2 with FMA and F16C: two registers are a vector.
+//! AVX2 with FMA and F16C: a vector is two registers.
 
 use std::arch::x86_64::*;
 
@@ -16,7 +16,7 @@ type Two = [__m256; 2];
 /// As [`Kernel::piece`], and the CPU has the features.
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) unsafe fn enter<K: Kernel>(kernel: &K, piece: usize, scratch: &mut K::Scratch) {
-    // SAFETY: passed on to the caller.
+    // SAFETY: guaranteed by the caller.
     unsafe { kernel.piece(Avx2(()), piece, scratch) }
 }
 
@@ -27,7 +27,7 @@ pub(super) unsafe fn enter<K: Kernel>(kernel: &K, piece: usize, scratch: &mut K:
 #[inline(never)]
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) unsafe fn enter_part<P: Part>(part: &P) {
-    // SAFETY: passed on to the caller.
+    // SAFETY: guaranteed by the caller.
     unsafe { part.run(Avx2(())) }
 }
 
@@ -53,26 +53,26 @@ impl Simd for Avx2 {
     // Twelve sums, two weights and a broadcast value fill the 16 registers.
     const GROUPS: usize = 1;
     const TOKENS: usize = 6;
-    // Eight partials, a line of two, a broadcast value and its product.
+    // Eight partials, a line of two registers, a broadcast value and its product.
     const INT8_TOKENS: usize = 4;
     const WIDE_PARTIAL: bool = false;
     const SIGNED_OFFSET: i32 = 0;
 
     #[inline(always)]
     unsafe fn call<P: Part>(self, part: &P) {
-        // SAFETY: the token vouches for the features, the caller for the part.
+        // SAFETY: the token guarantees the features, the caller the part.
         unsafe { enter_part(part) }
     }
 
     #[inline(always)]
     unsafe fn load(self, p: *const f32) -> Two {
-        // SAFETY: the token vouches for the features, the caller for the pointer.
+        // SAFETY: the token guarantees the features, the caller the pointer.
         unsafe { [_mm256_loadu_ps(p), _mm256_loadu_ps(p.add(8))] }
     }
 
     #[inline(always)]
     unsafe fn store(self, v: Two, p: *mut f32) {
-        // SAFETY: the token vouches for the features, the caller for the pointer.
+        // SAFETY: the token guarantees the features, the caller the pointer.
         unsafe {
             _mm256_storeu_ps(p, v[0]);
             _mm256_storeu_ps(p.add(8), v[1]);
@@ -81,14 +81,14 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     unsafe fn load_f16(self, p: *const u16) -> Two {
-        // SAFETY: the token vouches for the features, the caller for the pointer.
+        // SAFETY: the token guarantees the features, the caller the pointer.
         unsafe { [_mm256_cvtph_ps(_mm_loadu_si128(p.cast())), _mm256_cvtph_ps(_mm_loadu_si128(p.add(8).cast()))] }
     }
 
     #[inline(always)]
     unsafe fn store_f16(self, v: Two, p: *mut u16) {
         let v = self.min(self.splat(65504.0), self.max(self.splat(-65504.0), v));
-        // SAFETY: the token vouches for the features, the caller for the pointer.
+        // SAFETY: the token guarantees the features, the caller the pointer.
         unsafe {
             _mm_storeu_si128(p.cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v[0]));
             _mm_storeu_si128(p.add(8).cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v[1]));
@@ -97,7 +97,7 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     unsafe fn load_pairs(self, p: *const u16) -> [__m256i; 2] {
-        // SAFETY: the token vouches for the features, the caller for the pointer.
+        // SAFETY: the token guarantees the features, the caller the pointer.
         unsafe { [_mm256_loadu_si256(p.cast()), _mm256_loadu_si256(p.add(16).cast())] }
     }
 
@@ -110,13 +110,13 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     unsafe fn load_bytes(self, p: *const u8) -> [__m256i; 2] {
-        // SAFETY: the token vouches for the features, the caller for the pointer.
+        // SAFETY: the token guarantees the features, the caller the pointer.
         unsafe { [_mm256_loadu_si256(p.cast()), _mm256_loadu_si256(p.add(32).cast())] }
     }
 
     #[inline(always)]
     unsafe fn store_bytes(self, v: [__m256i; 2], p: *mut u8) {
-        // SAFETY: the token vouches for the features, the caller for the pointer.
+        // SAFETY: the token guarantees the features, the caller the pointer.
         unsafe {
             _mm256_storeu_si256(p.cast(), v[0]);
             _mm256_storeu_si256(p.add(32).cast(), v[1]);
@@ -125,13 +125,13 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     unsafe fn load_ints(self, p: *const u8) -> [__m256i; 2] {
-        // SAFETY: passed on to the caller.
+        // SAFETY: guaranteed by the caller.
         unsafe { self.load_bytes(p) }
     }
 
     #[inline(always)]
     unsafe fn load_u8(self, p: *const u8) -> [__m256i; 2] {
-        // SAFETY: the token vouches for the features, the caller for the pointer.
+        // SAFETY: the token guarantees the features, the caller the pointer.
         unsafe {
             let v = _mm_loadu_si128(p.cast());
             [_mm256_cvtepu8_epi32(v), _mm256_cvtepu8_epi32(_mm_unpackhi_epi64(v, v))]
@@ -140,7 +140,7 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     unsafe fn load_i8(self, p: *const u8) -> [__m256i; 2] {
-        // SAFETY: the token vouches for the features, the caller for the pointer.
+        // SAFETY: the token guarantees the features, the caller the pointer.
         unsafe {
             let v = _mm_loadu_si128(p.cast());
             [_mm256_cvtepi8_epi32(v), _mm256_cvtepi8_epi32(_mm_unpackhi_epi64(v, v))]
@@ -149,7 +149,7 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     unsafe fn load_u16(self, p: *const u8) -> [__m256i; 2] {
-        // SAFETY: the token vouches for the features, the caller for the pointer.
+        // SAFETY: the token guarantees the features, the caller the pointer.
         unsafe {
             let [low, high] = [_mm_loadu_si128(p.cast()), _mm_loadu_si128(p.add(16).cast())];
             [_mm256_cvtepu16_epi32(low), _mm256_cvtepu16_epi32(high)]
@@ -189,7 +189,7 @@ impl Simd for Avx2 {
         }
         fn splat_ints(v: i32) -> [__m256i; 2] { [_mm256_set1_epi32(v); 2] }
         fn bits(v: [__m256i; 2], n: u32, mask: i32) -> [__m256i; 2] {
-            // Shifts by one count for all lanes: those by a count each take four times as long on some CPUs.
+            // Shift all lanes by one count: per-lane counts take four times as long on some CPUs.
             let (n, mask) = (_mm_cvtsi32_si128(n as i32), _mm256_set1_epi32(mask));
             [_mm256_and_si256(_mm256_srl_epi32(v[0], n), mask), _mm256_and_si256(_mm256_srl_epi32(v[1], n), mask)]
         }
@@ -212,7 +212,7 @@ impl Simd for Avx2 {
             ]
         }
         fn dot_signed(acc: [__m256i; 2], w: [__m256i; 2], x: u32) -> [__m256i; 2] {
-            // The sign of each weight moves to its factor; -128 becomes 128, which a byte without a sign holds.
+            // The sign of each weight moves to its factor; -128 becomes 128, which fits in an unsigned byte.
             let x = _mm256_set1_epi32(x as i32);
             array!(i < 2 => {
                 let product = _mm256_maddubs_epi16(_mm256_abs_epi8(w[i]), _mm256_sign_epi8(x, w[i]));

@@ -1,4 +1,4 @@
-//! AVX-512: one register is a vector. With `BF16` the dot product of bf16 pairs is the instruction, else its emulation.
+//! AVX-512: a vector is one register. With `BF16` the dot product of bf16 pairs is the instruction, otherwise emulated.
 
 use std::arch::x86_64::*;
 
@@ -14,7 +14,7 @@ pub(crate) struct Avx512<const BF16: bool, const VNNI: bool>(());
 /// As [`Kernel::piece`], and the CPU has the features.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
 pub(super) unsafe fn enter<K: Kernel>(kernel: &K, piece: usize, scratch: &mut K::Scratch) {
-    // SAFETY: passed on to the caller.
+    // SAFETY: guaranteed by the caller.
     unsafe { kernel.piece(Avx512::<false, false>(()), piece, scratch) }
 }
 
@@ -24,7 +24,7 @@ pub(super) unsafe fn enter<K: Kernel>(kernel: &K, piece: usize, scratch: &mut K:
 /// As [`Kernel::piece`], and the CPU has the features.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16,avx2,fma,f16c")]
 pub(super) unsafe fn enter_bf16<K: Kernel>(kernel: &K, piece: usize, scratch: &mut K::Scratch) {
-    // SAFETY: passed on to the caller.
+    // SAFETY: guaranteed by the caller.
     unsafe { kernel.piece(Avx512::<true, true>(()), piece, scratch) }
 }
 
@@ -34,7 +34,7 @@ pub(super) unsafe fn enter_bf16<K: Kernel>(kernel: &K, piece: usize, scratch: &m
 /// As [`Kernel::piece`], and the CPU has the features.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
 pub(super) unsafe fn enter_vnni<K: Kernel>(kernel: &K, piece: usize, scratch: &mut K::Scratch) {
-    // SAFETY: passed on to the caller.
+    // SAFETY: guaranteed by the caller.
     unsafe { kernel.piece(Avx512::<false, true>(()), piece, scratch) }
 }
 
@@ -45,7 +45,7 @@ pub(super) unsafe fn enter_vnni<K: Kernel>(kernel: &K, piece: usize, scratch: &m
 #[inline(never)]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
 unsafe fn part_plain<P: Part>(part: &P) {
-    // SAFETY: passed on to the caller.
+    // SAFETY: guaranteed by the caller.
     unsafe { part.run(Avx512::<false, false>(())) }
 }
 
@@ -56,7 +56,7 @@ unsafe fn part_plain<P: Part>(part: &P) {
 #[inline(never)]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")]
 unsafe fn part_bf16<P: Part>(part: &P) {
-    // SAFETY: passed on to the caller.
+    // SAFETY: guaranteed by the caller.
     unsafe { part.run(Avx512::<true, false>(())) }
 }
 
@@ -67,7 +67,7 @@ unsafe fn part_bf16<P: Part>(part: &P) {
 #[inline(never)]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
 unsafe fn part_vnni<P: Part>(part: &P) {
-    // SAFETY: passed on to the caller.
+    // SAFETY: guaranteed by the caller.
     unsafe { part.run(Avx512::<false, true>(())) }
 }
 
@@ -100,12 +100,12 @@ impl<const BF16: bool, const VNNI: bool> Simd for Avx512<BF16, VNNI> {
 
     #[inline(always)]
     unsafe fn call<P: Part>(self, part: &P) {
-        // SAFETY: the token vouches for the features, the caller for the part.
+        // SAFETY: the token guarantees the features, the caller the part.
         unsafe {
             match P::DOT {
                 Dot::Bf16 if BF16 => part_bf16(part),
                 Dot::Int8 if VNNI => part_vnni(part),
-                // Without the instruction wider registers gain little over AVX2, whose kernels serve.
+                // Without the instruction, wider registers gain little over AVX2, whose kernel is used.
                 Dot::Int8 => super::avx2::enter_part(part),
                 _ => part_plain(part),
             }
@@ -114,39 +114,39 @@ impl<const BF16: bool, const VNNI: bool> Simd for Avx512<BF16, VNNI> {
 
     #[inline(always)]
     unsafe fn load(self, p: *const f32) -> __m512 {
-        // SAFETY: the token vouches for the features, the caller for the pointer.
+        // SAFETY: the token guarantees the features, the caller the pointer.
         unsafe { _mm512_loadu_ps(p) }
     }
 
     #[inline(always)]
     unsafe fn store(self, v: __m512, p: *mut f32) {
-        // SAFETY: the token vouches for the features, the caller for the pointer.
+        // SAFETY: the token guarantees the features, the caller the pointer.
         unsafe { _mm512_storeu_ps(p, v) }
     }
 
     #[inline(always)]
     unsafe fn load_f16(self, p: *const u16) -> __m512 {
-        // SAFETY: the token vouches for the features, the caller for the pointer.
+        // SAFETY: the token guarantees the features, the caller the pointer.
         unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(p.cast())) }
     }
 
     #[inline(always)]
     unsafe fn store_f16(self, v: __m512, p: *mut u16) {
         let v = self.min(self.splat(65504.0), self.max(self.splat(-65504.0), v));
-        // SAFETY: the token vouches for the features, the caller for the pointer.
+        // SAFETY: the token guarantees the features, the caller the pointer.
         unsafe { _mm256_storeu_si256(p.cast(), _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v)) }
     }
 
     #[inline(always)]
     unsafe fn load_pairs(self, p: *const u16) -> __m512i {
-        // SAFETY: the token vouches for the features, the caller for the pointer.
+        // SAFETY: the token guarantees the features, the caller the pointer.
         unsafe { _mm512_loadu_si512(p.cast()) }
     }
 
     #[inline(always)]
     fn dot_bf16(self, acc: __m512, w: __m512i, x: u32) -> __m512 {
         if BF16 {
-            // SAFETY: the token vouches for the features; both operands are 512 bits without an invalid pattern.
+            // SAFETY: the token guarantees the features; both operands are 512 bits without an invalid pattern.
             unsafe {
                 let x = _mm512_set1_epi32(x as i32);
                 _mm512_dpbf16_ps(
@@ -164,55 +164,55 @@ impl<const BF16: bool, const VNNI: bool> Simd for Avx512<BF16, VNNI> {
 
     #[inline(always)]
     unsafe fn load_bytes(self, p: *const u8) -> __m512i {
-        // SAFETY: the token vouches for the features, the caller for the pointer.
+        // SAFETY: the token guarantees the features, the caller the pointer.
         unsafe { _mm512_loadu_si512(p.cast()) }
     }
 
     #[inline(always)]
     unsafe fn store_bytes(self, v: __m512i, p: *mut u8) {
-        // SAFETY: the token vouches for the features, the caller for the pointer.
+        // SAFETY: the token guarantees the features, the caller the pointer.
         unsafe { _mm512_storeu_si512(p.cast(), v) }
     }
 
     #[inline(always)]
     unsafe fn load_ints(self, p: *const u8) -> __m512i {
-        // SAFETY: the token vouches for the features, the caller for the pointer.
+        // SAFETY: the token guarantees the features, the caller the pointer.
         unsafe { _mm512_loadu_si512(p.cast()) }
     }
 
     #[inline(always)]
     unsafe fn load_u8(self, p: *const u8) -> __m512i {
-        // SAFETY: the token vouches for the features, the caller for the pointer.
+        // SAFETY: the token guarantees the features, the caller the pointer.
         unsafe { _mm512_cvtepu8_epi32(_mm_loadu_si128(p.cast())) }
     }
 
     #[inline(always)]
     unsafe fn load_i8(self, p: *const u8) -> __m512i {
-        // SAFETY: the token vouches for the features, the caller for the pointer.
+        // SAFETY: the token guarantees the features, the caller the pointer.
         unsafe { _mm512_cvtepi8_epi32(_mm_loadu_si128(p.cast())) }
     }
 
     #[inline(always)]
     unsafe fn load_u16(self, p: *const u8) -> __m512i {
-        // SAFETY: the token vouches for the features, the caller for the pointer.
+        // SAFETY: the token guarantees the features, the caller the pointer.
         unsafe { _mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast())) }
     }
 
     #[inline(always)]
     fn prepare_signed(self, v: __m512i) -> __m512i {
-        // SAFETY: the token vouches for the features.
+        // SAFETY: the token guarantees the features.
         if VNNI { unsafe { _mm512_xor_si512(v, _mm512_set1_epi8(i8::MIN)) } } else { v }
     }
 
     #[inline(always)]
     fn partial(self, sums: __m512i) -> __m512i {
-        // SAFETY: the token vouches for the features.
+        // SAFETY: the token guarantees the features.
         if VNNI { sums } else { unsafe { _mm512_setzero_si512() } }
     }
 
     #[inline(always)]
     fn dot(self, acc: __m512i, w: __m512i, x: u32) -> __m512i {
-        // SAFETY: the token vouches for the features.
+        // SAFETY: the token guarantees the features.
         unsafe {
             let x = _mm512_set1_epi32(x as i32);
             if VNNI { _mm512_dpbusd_epi32(acc, w, x) } else { _mm512_add_epi16(acc, _mm512_maddubs_epi16(w, x)) }
@@ -224,9 +224,9 @@ impl<const BF16: bool, const VNNI: bool> Simd for Avx512<BF16, VNNI> {
         if VNNI {
             return self.dot(acc, w, x);
         }
-        // SAFETY: the token vouches for the features.
+        // SAFETY: the token guarantees the features.
         unsafe {
-            // The sign of each weight moves to its factor; -128 becomes 128, which a byte without a sign holds.
+            // The sign of each weight moves to its factor; -128 becomes 128, which fits in an unsigned byte.
             let x = _mm512_set1_epi32(x as i32);
             let x = _mm512_mask_sub_epi8(x, _mm512_movepi8_mask(w), _mm512_setzero_si512(), x);
             _mm512_add_epi16(acc, _mm512_maddubs_epi16(_mm512_abs_epi8(w), x))
@@ -238,7 +238,7 @@ impl<const BF16: bool, const VNNI: bool> Simd for Avx512<BF16, VNNI> {
         if VNNI {
             return partial;
         }
-        // SAFETY: the token vouches for the features.
+        // SAFETY: the token guarantees the features.
         unsafe { _mm512_add_epi32(sums, _mm512_madd_epi16(partial, _mm512_set1_epi16(1))) }
     }
 

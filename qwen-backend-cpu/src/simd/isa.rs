@@ -1,4 +1,4 @@
-//! Instruction sets by name: which this CPU has, which to take.
+//! Instruction sets by name: which ones this CPU has, and which to use.
 
 use std::fmt;
 use std::str::FromStr;
@@ -34,9 +34,9 @@ impl Isa {
 
     /// The fastest that this CPU has.
     ///
-    /// The dot product of bf16 is left out where it is not the faster one: Intel's cores (measured on Emerald Rapids)
-    /// start one of them every other cycle, but two multiply-adds of f32 each cycle, which come out 1.8 times as fast
-    /// and round less. AMD's start one of either each cycle.
+    /// The bf16 dot product is not used if it is slower: Intel's cores (measured on Emerald Rapids) start one every
+    /// other cycle, but two f32 multiply-adds per cycle, which are 1.8 times as fast in effect and round less. AMD's
+    /// cores start one of either per cycle.
     pub fn best() -> Isa {
         let slow_dot = |isa: Isa| isa.has_bf16_dot() && !is_amd();
         Self::ALL.into_iter().rfind(|isa| isa.is_available() && !slow_dot(*isa)).unwrap_or(Isa::Scalar)
@@ -71,7 +71,7 @@ impl Isa {
         }
     }
 
-    /// Whether products of bf16 with bf16 have an instruction.
+    /// Whether there is an instruction for dot products of bf16.
     pub fn has_bf16_dot(self) -> bool {
         self == Isa::Avx512Bf16
     }

@@ -1,4 +1,4 @@
-//! NEON: four registers are a vector. Every 64-bit Arm CPU has it.
+//! NEON: a vector is four registers. Every 64-bit Arm CPU has it.
 
 use std::arch::aarch64::*;
 
@@ -18,12 +18,12 @@ impl Neon {
     }
 }
 
-/// Run a piece of `kernel`; the target has the features without asking.
+/// Run a piece of `kernel`; the target always has the features.
 ///
 /// # Safety
 /// As [`Kernel::piece`].
 pub(super) unsafe fn enter<K: Kernel>(kernel: &K, piece: usize, scratch: &mut K::Scratch) {
-    // SAFETY: passed on to the caller.
+    // SAFETY: guaranteed by the caller.
     unsafe { kernel.piece(Neon(()), piece, scratch) }
 }
 
@@ -57,33 +57,33 @@ impl Simd for Neon {
     unsafe fn call<P: Part>(self, part: &P) {
         #[inline(never)]
         unsafe fn enter<P: Part>(part: &P) {
-            // SAFETY: passed on to the caller.
+            // SAFETY: guaranteed by the caller.
             unsafe { part.run(Neon(())) }
         }
-        // SAFETY: passed on to the caller.
+        // SAFETY: guaranteed by the caller.
         unsafe { enter(part) }
     }
 
     #[inline(always)]
     unsafe fn load(self, p: *const f32) -> Four {
-        // SAFETY: the caller vouches for the pointer.
+        // SAFETY: the caller guarantees the pointer.
         [0, 4, 8, 12].map(|i| unsafe { vld1q_f32(p.add(i)) })
     }
 
     #[inline(always)]
     unsafe fn store(self, v: Four, p: *mut f32) {
         for (i, v) in v.into_iter().enumerate() {
-            // SAFETY: the caller vouches for the pointer.
+            // SAFETY: the caller guarantees the pointer.
             unsafe { vst1q_f32(p.add(4 * i), v) }
         }
     }
 
     #[inline(always)]
     unsafe fn load_f16(self, p: *const u16) -> Four {
-        // The f16 type of the intrinsics is not stable, so that the conversion is written out: the exponent is moved to
-        // its place and scaled by 2^112, which also normalises what is subnormal in f16; infinities and NaNs are mended.
+        // The f16 type of the intrinsics is not stable, so the conversion is written out: the exponent is moved to its
+        // place and scaled by 2^112, which also normalises f16 subnormals; infinities and NaNs are fixed up.
         [0, 4, 8, 12].map(|i| {
-            // SAFETY: the caller vouches for the pointer; NEON is part of the target.
+            // SAFETY: the caller guarantees the pointer; NEON is part of the target.
             unsafe {
                 let h = vmovl_u16(vld1_u16(p.add(i)));
                 let sign = vshlq_n_u32::<16>(vandq_u32(h, vdupq_n_u32(0x8000)));
@@ -104,13 +104,13 @@ impl Simd for Neon {
         let mut lanes = [0.0f32; 16];
         // SAFETY: `lanes` has sixteen f32.
         unsafe { self.store(v, lanes.as_mut_ptr()) };
-        // SAFETY: the caller vouches for the pointer.
+        // SAFETY: the caller guarantees the pointer.
         unsafe { super::Scalar.store_f16(lanes, p) }
     }
 
     #[inline(always)]
     unsafe fn load_pairs(self, p: *const u16) -> [uint32x4_t; 4] {
-        // SAFETY: the caller vouches for the pointer; bytes need no alignment.
+        // SAFETY: the caller guarantees the pointer; bytes need no alignment.
         [0, 16, 32, 48].map(|i| unsafe { vreinterpretq_u32_u8(vld1q_u8(p.cast::<u8>().add(i))) })
     }
 
@@ -173,14 +173,14 @@ impl Simd for Neon {
 
     #[inline(always)]
     unsafe fn load_bytes(self, p: *const u8) -> [uint8x16_t; 4] {
-        // SAFETY: the caller vouches for the pointer.
+        // SAFETY: the caller guarantees the pointer.
         [0, 16, 32, 48].map(|i| unsafe { vld1q_u8(p.add(i)) })
     }
 
     #[inline(always)]
     unsafe fn store_bytes(self, v: [uint8x16_t; 4], p: *mut u8) {
         for (i, v) in v.into_iter().enumerate() {
-            // SAFETY: the caller vouches for the pointer.
+            // SAFETY: the caller guarantees the pointer.
             unsafe { vst1q_u8(p.add(16 * i), v) }
         }
     }
@@ -242,25 +242,25 @@ impl Simd for Neon {
 
     #[inline(always)]
     unsafe fn load_ints(self, p: *const u8) -> [int32x4_t; 4] {
-        // SAFETY: the caller vouches for the pointer; bytes need no alignment.
+        // SAFETY: the caller guarantees the pointer; bytes need no alignment.
         [0, 16, 32, 48].map(|i| unsafe { vreinterpretq_s32_u8(vld1q_u8(p.add(i))) })
     }
 
     #[inline(always)]
     unsafe fn load_u8(self, p: *const u8) -> [int32x4_t; 4] {
-        // SAFETY: passed on to the caller.
+        // SAFETY: guaranteed by the caller.
         self.ints(unsafe { super::Scalar.load_u8(p) })
     }
 
     #[inline(always)]
     unsafe fn load_i8(self, p: *const u8) -> [int32x4_t; 4] {
-        // SAFETY: passed on to the caller.
+        // SAFETY: guaranteed by the caller.
         self.ints(unsafe { super::Scalar.load_i8(p) })
     }
 
     #[inline(always)]
     unsafe fn load_u16(self, p: *const u8) -> [int32x4_t; 4] {
-        // SAFETY: passed on to the caller.
+        // SAFETY: guaranteed by the caller.
         self.ints(unsafe { super::Scalar.load_u16(p) })
     }
 
@@ -298,13 +298,13 @@ impl Simd for Neon {
 
     #[inline(always)]
     fn dot(self, acc: [int32x4_t; 4], w: [uint8x16_t; 4], x: u32) -> [int32x4_t; 4] {
-        // Codes without a sign stay below 128, so that they are signed bytes too.
+        // Unsigned codes are below 128, so they are valid signed bytes too.
         self.dot_signed(acc, w, x)
     }
 
     #[inline(always)]
     fn dot_signed(self, acc: [int32x4_t; 4], w: [uint8x16_t; 4], x: u32) -> [int32x4_t; 4] {
-        // The dot product of bytes is no part of the baseline: products of 16 bits are added in pairs, twice.
+        // The dot product of bytes is not part of the baseline: 16-bit products are added in pairs, twice.
         // SAFETY: NEON is part of the target.
         [0, 1, 2, 3].map(|i: usize| unsafe {
             let (w, x) = (vreinterpretq_s8_u8(w[i]), vreinterpretq_s8_u32(vdupq_n_u32(x)));

@@ -1,6 +1,6 @@
-//! Sixteen lanes in plain Rust: what every target has, and the twin that the others are tested against.
+//! Sixteen lanes in plain Rust: available on every target, and the reference that the others are tested against.
 //!
-//! Products and sums are rounded separately: a fused multiply-add without an instruction for it is a library call.
+//! Products and sums are rounded separately, since without an instruction a fused multiply-add is a library call.
 
 use half::f16;
 
@@ -21,7 +21,7 @@ fn zip(a: Lanes, b: Lanes, f: impl Fn(f32, f32) -> f32) -> Lanes {
     out
 }
 
-/// What the bf16 dot instruction does to a value that is too small for a normal f32, on the way in and out.
+/// How the bf16 dot instruction treats inputs and outputs that are too small for a normal f32.
 fn flush(v: f32) -> f32 {
     if v.abs() < f32::MIN_POSITIVE { 0.0f32.copysign(v) } else { v }
 }
@@ -44,10 +44,10 @@ impl Simd for Scalar {
     unsafe fn call<P: Part>(self, part: &P) {
         #[inline(never)]
         unsafe fn enter<P: Part>(part: &P) {
-            // SAFETY: passed on to the caller.
+            // SAFETY: guaranteed by the caller.
             unsafe { part.run(Scalar) }
         }
-        // SAFETY: passed on to the caller.
+        // SAFETY: guaranteed by the caller.
         unsafe { enter(part) }
     }
 
@@ -99,7 +99,7 @@ impl Simd for Scalar {
         let (x0, x1) = (flush(f32::from_bits(x << 16)), flush(f32::from_bits(x & 0xffff_0000)));
         let mut out = acc;
         for (i, out) in out.iter_mut().enumerate() {
-            // The product of two bf16 has sixteen bits and is exact, so that a fused multiply-add rounds no less.
+            // The product of two bf16 has sixteen bits and is exact, so a fused multiply-add would give the same.
             let odd = flush(flush(w1[i]) * x1 + flush(*out));
             *out = flush(flush(w0[i]) * x0 + odd);
         }

@@ -41,7 +41,7 @@ pub(crate) fn options() -> CpuOptions {
     CpuOptions::new()
 }
 
-/// Values that depend on `i` alone.
+/// Values that depend only on `i`.
 pub(crate) fn values(seed: u64, len: usize) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     (0..len)
@@ -54,7 +54,7 @@ pub(crate) fn values(seed: u64, len: usize) -> Vec<f32> {
         .collect()
 }
 
-/// What a host has done to the floating-point state of a thread before it calls: MXCSR, or nothing.
+/// The floating-point state (MXCSR) that a host program has set before it calls, if any.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Host(pub(crate) Option<u32>);
 
@@ -67,7 +67,7 @@ impl Host {
         let result = f();
         let after = mxcsr();
         set_mxcsr(before);
-        // A host in the default state may find flags of exceptions that occurred.
+        // With the default state, exception flags may have been set.
         assert_eq!(after & !0x3f, state & !0x3f, "the host's state was not restored");
         result
     }
@@ -102,7 +102,7 @@ impl Small {
         Small::of_host(options, Host::default())
     }
 
-    /// As `new`, loaded and run by a host in that state.
+    /// As `new`, loaded and run by a host with that state.
     pub(crate) fn of_host(options: CpuOptions, host: Host) -> Small {
         let mut b = host.call(|| CpuBackend::new(options)).unwrap();
         let mut load = |role, rows: usize, cols: usize, seed| {
@@ -167,7 +167,7 @@ impl Small {
         }
     }
 
-    /// Blocks in an order that is neither rising nor falling.
+    /// Blocks in an order that is neither ascending nor descending.
     fn slot(position: usize) -> u32 {
         let blocks = CONTEXT / BLOCK;
         ((position / BLOCK * 7 % blocks) * BLOCK + position % BLOCK) as u32
@@ -188,7 +188,7 @@ impl Small {
         self.b.write_indices(&mut self.inputs.block_tables, &table).unwrap();
     }
 
-    /// Write other lengths than `inputs` did.
+    /// Write different lengths from those of `inputs`.
     pub(crate) fn write_cu_seqlens(&mut self, cu_seqlens_q: &[u32]) {
         self.b.write_indices(&mut self.inputs.cu_seqlens_q, cu_seqlens_q).unwrap();
     }

@@ -1,5 +1,5 @@
-//! `paged_attention`: partitions of the positions side by side with a merge for decoding, tiles on tensor cores for
-//! prompts, and one kernel that takes all partitions in order for everything else.
+//! `paged_attention`: for decoding, partitions of the positions in parallel, followed by a merge; for prompts, tiles on
+//! tensor cores; for everything else, one kernel that processes all partitions in order.
 
 use qwen_core::backend::partials::Partials;
 use qwen_core::backend::{HeadLayout, PagedAttention, StepKey};
@@ -14,7 +14,7 @@ use crate::params::{Address, Attention};
 use crate::sizes::kernel_size;
 use crate::workspace;
 
-/// Blocks that a multiprocessor runs at once, as the kernel is compiled: the partitions of a step are split among them.
+/// Blocks per multiprocessor that the kernel is compiled for: the partitions of a step are split among them.
 const BLOCKS_PER_MULTIPROCESSOR: usize = 3;
 
 /// Widths of heads that have kernels.
@@ -25,7 +25,7 @@ const TILE_WIDTHS: [usize; 2] = [64, 128];
 struct Strategy {
     kernel: Kernel,
     grid: [usize; 3],
-    /// Whether all rows of a block are of one token.
+    /// Whether all rows of a block belong to one token.
     by_token: bool,
     /// Whether blocks split the partitions of a row, and a merge follows.
     split: bool,
@@ -95,7 +95,8 @@ impl CudaBackend {
         self.queue(merge)
     }
 
-    /// Check what kernels rely on: that the positions of a block table have numbers, and that there is a slot to clamp to.
+    /// Check what kernels rely on: that positions in a block table do not overflow, and that there is a slot to clamp
+    /// to.
     fn check_positions(&self, op: &str, store: &Store, max_blocks_per_seq: usize, key: StepKey) -> Result<()> {
         let block_size = store.spec.block_size;
         let positions = max_blocks_per_seq.checked_mul(block_size).and_then(kernel_size);
@@ -139,7 +140,7 @@ impl CudaBackend {
         let kernel = Kernel::Attention(held.key_element, held.value_element, width as u32);
         let heads_per_kv = num_attention_heads / num_key_value_heads;
         if !single {
-            // The kernel numbers the rows of all blocks.
+            // The kernel counts the rows of all blocks in 32 bits.
             let rows = tokens.checked_mul(heads_per_kv).filter(|rows| kernel_size(*rows).is_some());
             let Some(rows) = rows else {
                 return Err(self.mismatch(op, format!("{tokens} tokens of {heads_per_kv} heads for each K/V head")));

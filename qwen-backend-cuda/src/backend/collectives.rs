@@ -32,13 +32,13 @@ impl NcclGroup {
     }
 }
 
-/// The group, if it is one of NCCL.
+/// The group, if it is an NCCL group.
 fn nccl_group(group: &dyn Collective) -> Option<&NcclGroup> {
     (group as &dyn std::any::Any).downcast_ref()
 }
 
 impl CudaBackend {
-    /// Whether `group` is one of NCCL on this backend's GPU.
+    /// Whether `group` is an NCCL group on this backend's GPU.
     pub(super) fn is_on_this_gpu(&self, group: &dyn Collective) -> bool {
         nccl_group(group).is_some_and(|group| group.is_on(self.driver()))
     }

@@ -41,7 +41,7 @@ impl CudaBackend {
     }
 }
 
-/// The parameters that both kernels take.
+/// The parameters of both kernels.
 fn qkv_params(args: &mut Args<'_>, qkv: &CudaBuffer, heads: HeadLayout, rows: usize) -> Result<Heads> {
     Ok(Heads {
         qkv: args.take("qkv", &qkv.0.array, &[4, rows, heads.qkv_size()])?,

@@ -1,9 +1,9 @@
-//! Matrix products: `linear` and the fused operations around one. Which kernel multiplies how many tokens, and the
-//! epilogue that the sums pass through.
+//! Matrix products: `linear` and the fused operations around one. Selects the kernel for a number of tokens, and the
+//! epilogue over the sums.
 //!
-//! Products of a few tokens are bound by reading the matrix, for which f32 arithmetic is fast enough; Exact uses it for any
-//! number of tokens, with one order of each sum. Up to 64 tokens tensor cores read the matrix once for all of them; beyond,
-//! blocks share tiles of the matrix in shared memory.
+//! Products of a few tokens are bound by reading the matrix, for which f32 arithmetic is fast enough; Exact uses it for
+//! any number of tokens, with a fixed order of each sum. Up to 64 tokens, tensor cores read the matrix once for all of
+//! them; beyond that, blocks share tiles of the matrix in shared memory.
 
 use qwen_core::backend::{GateUpSilu, HeadLayout, Linear, LinearAdd, QkvRopeStore, StepInputs, composed};
 use qwen_core::{Precision, Result};
@@ -17,10 +17,10 @@ use crate::launch::Args;
 use crate::params::Product;
 use crate::weight::Matrix;
 
-/// Tokens up to which Fast multiplies in f32 arithmetic: with tensor cores, and without.
+/// Up to this many tokens Fast uses the matrix-vector kernels: on GPUs with tensor cores, and without.
 const FEW: usize = 4;
 const FEW_WITHOUT: usize = 8;
-/// Tokens up to which tensor cores read the matrix once for all.
+/// Up to this many tokens tensor cores read the matrix once for all.
 const SKINNY: usize = 64;
 
 /// An [`Epilogue`] with its operands.
@@ -120,7 +120,7 @@ impl CudaBackend {
             ..Product::default()
         };
         if let Some((rounded, scales)) = &rounded {
-            // Kernels number the chunks of 16 bytes of both operands.
+            // Kernels count the 16-byte chunks of both operands in 32 bits.
             let chunks = layout.stride / WEIGHT_ALIGN;
             args.size(chunks.saturating_mul(tokens.max(layout.rows)))?;
             params.rounded = args.take("rounded", rounded, &[2, tokens, layout.stride])?;
@@ -158,7 +158,7 @@ impl CudaBackend {
         self.queue(command)
     }
 
-    /// The kernel that multiplies `tokens` tokens with `pairs` pairs of rows, and its grid.
+    /// The kernel for `tokens` tokens and `pairs` pairs of rows, and its grid.
     fn choose_product(&self, w: &Matrix, tokens: usize, pairs: usize, epilogue: Epilogue) -> (Kernel, [usize; 3]) {
         let element = w.layout.element;
         let tensor_cores =
@@ -189,7 +189,7 @@ impl CudaBackend {
         } else {
             let grid = |pairs_at_once| [tokens.div_ceil(MATMUL_TOKENS), pairs.div_ceil(pairs_at_once), 1];
             let wide = grid(MATMUL_WIDE_PAIRS);
-            // A wide tile occupies a multiprocessor.
+            // A wide tile occupies a whole multiprocessor.
             match wide[0].saturating_mul(wide[1]) >= self.properties().multiprocessors as usize {
                 true => (Kernel::MatmulWide(element, epilogue), wide),
                 false => (Kernel::Matmul(element, epilogue), grid(MATMUL_PAIRS)),

@@ -1,4 +1,4 @@
-//! Activations scaled and rounded to 16 bits, in which tensor cores take them.
+//! Activations scaled and rounded to 16 bits, the input of tensor cores.
 
 use qwen_core::Result;
 

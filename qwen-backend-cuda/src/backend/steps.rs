@@ -1,9 +1,9 @@
 //! Steps: the commands of a step's body are recorded on the host, and then queued together.
 //!
-//! A step of one token for each sequence becomes a CUDA graph, which the next step of its shape launches again in one call.
-//! [`qwen_core::backend::recorder`] decides which steps are kept. The graph is made of the recorded commands, not of the
-//! body itself, so that kernels are loaded and workspace is allocated before the capture begins. Prompts are queued kernel
-//! by kernel.
+//! A step of one token per sequence becomes a CUDA graph, which later steps of its shape launch in one call.
+//! [`qwen_core::backend::recorder`] decides which steps are kept. The graph is captured from the recorded commands, not
+//! from the body itself, so that kernels are loaded and workspace is allocated before the capture begins. Prompts are
+//! queued kernel by kernel.
 
 use std::sync::Arc;
 
@@ -15,18 +15,18 @@ use super::CudaBackend;
 use crate::driver::{Command, Enqueue, Graph};
 use crate::nccl::LOST;
 
-/// Lengths of prompts that are run at load: each is multiplied by another kernel.
+/// Lengths of prompts to run at load: each uses a different product kernel.
 const PROMPT_LENGTHS: [usize; 3] = [8, 64, 256];
 
 /// Numbers of sequences whose steps of single tokens are recorded at load.
 const SEQUENCE_COUNTS: [usize; 4] = [1, 2, 4, 8];
 
-/// A recorded step that can run again.
+/// A recorded step that can be replayed.
 // Public as `Record::Step` of a public type; nothing outside of this crate can name it.
 #[derive(Debug)]
 pub struct Step {
     graph: Graph,
-    /// A collective operation of the step: if a peer of it is lost, the graph would wait for ever.
+    /// A collective operation of the step: if one of its peers is lost, the graph would wait forever.
     call: Option<Arc<dyn Enqueue>>,
     /// Keeps the arrays of the graph alive.
     _commands: Vec<Command>,
@@ -95,7 +95,7 @@ impl Record for CudaBackend {
                 });
                 return Ok(Some(Arc::new(Step { graph, call, _commands: commands })));
             }
-            // A driver that does not record these kernels still runs them.
+            // If the driver cannot record these kernels, they are still run.
             self.recorder.stop_keeping();
         }
         commands.iter().try_for_each(|command| self.gpu.issue(command))?;

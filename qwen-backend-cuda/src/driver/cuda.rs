@@ -91,7 +91,7 @@ impl From<DriverError> for Fault {
 }
 
 impl CudaDriver {
-    /// Open a GPU: its primary context, which a program shares with its other uses of CUDA.
+    /// Open a GPU: its primary context, which is shared with other uses of CUDA in the program.
     ///
     /// # Errors
     /// [`qwen_core::Error::Unsupported`] when there is no driver, an old one, no such GPU, or one that the kernels do
@@ -101,7 +101,7 @@ impl CudaDriver {
             let (device, info) = find(ordinal)?;
             // SAFETY: the driver named the device. The context is released when this is dropped.
             let context = unsafe { result::primary_ctx::retain(device) }.map_err(|error| refused(&info, error))?;
-            // Dropped before it is complete, it releases the parts it has.
+            // If it is dropped before it is complete, it releases the parts it has.
             let mut opened = CudaDriver {
                 info,
                 device,
@@ -308,7 +308,7 @@ impl Driver for CudaDriver {
 
 impl Drop for CudaDriver {
     fn drop(&mut self) {
-        // These calls fail if the context is lost; it is released all the same.
+        // These calls fail if the context is lost; it is released anyway.
         if let Ok(_entered) = self.enter() {
             let graphs = std::mem::take(&mut *lock(&self.graphs));
             let loaded = std::mem::take(&mut *lock(&self.loaded));
@@ -338,7 +338,7 @@ fn compile(ptx: &CStr) -> Outcome<sys::CUmodule> {
     use sys::CUjit_option_enum::{CU_JIT_ERROR_LOG_BUFFER, CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES};
     let mut log = [0_u8; 2048];
     let mut options = [CU_JIT_ERROR_LOG_BUFFER, CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES];
-    // The driver takes the size in the place of a pointer.
+    // The driver takes the size in place of a pointer.
     let mut values = [log.as_mut_ptr().cast::<c_void>(), std::ptr::without_provenance_mut(log.len())];
     let mut module = std::ptr::null_mut();
     // SAFETY: the PTX ends with a zero; there are as many values as options, and the log has the stated size.

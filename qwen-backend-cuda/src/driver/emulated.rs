@@ -1,7 +1,7 @@
 //! An emulated GPU: kernels run on the CPU, synchronously.
 //!
-//! Memory is the host's, filled with NaNs at first. Guard words before and after each array are checked after every kernel,
-//! and one that wrote beyond an array is reported with its name.
+//! Its memory is host memory, initially filled with NaNs. Guard words before and after each array are checked after
+//! every kernel, and one that wrote beyond an array is reported with its name.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ptr::NonNull;
@@ -59,7 +59,7 @@ unsafe impl Send for Allocation {}
 
 #[derive(Debug, Default)]
 struct State {
-    /// By the address of the array, which follows its guard.
+    /// Keyed by the address of the array, which follows its guard.
     allocations: BTreeMap<u64, Allocation>,
     capturing: Option<Vec<Recorded>>,
     graphs: HashMap<GraphId, Vec<Recorded>>,

@@ -38,7 +38,7 @@ pub(super) struct Recorded {
 #[derive(Debug, Clone)]
 pub struct Kernels(Arc<Mutex<Calls>>);
 
-/// The functions of the library. Its state is global, so a process makes one call at a time.
+/// The functions of the library. Its state is global, so there is one call at a time per process.
 #[derive(Debug)]
 struct Calls {
     emulate: Emulate,
@@ -61,7 +61,7 @@ impl Calls {
     }
 }
 
-/// The lines that a function of the library lists.
+/// The lines that a function of the library returns.
 fn listed(function: unsafe extern "C" fn(*mut c_char, c_ulong) -> c_int) -> Vec<String> {
     // SAFETY: with a null pointer it only returns the size it needs; the second call has a buffer of that size.
     let text = unsafe {
@@ -130,7 +130,7 @@ impl Kernels {
         }
     }
 
-    /// The kernels for the unit tests of this crate, which skip, with the reason, where they cannot be compiled.
+    /// The kernels for the unit tests of this crate, which are skipped, with the reason, if they cannot be compiled.
     #[cfg(test)]
     pub(crate) fn for_tests() -> Option<Self> {
         let tests = std::env::current_exe().unwrap();
@@ -160,7 +160,7 @@ impl Kernels {
         std::mem::take(&mut self.calls().launched)
     }
 
-    /// Skip the wait `FILE:LINE` from now on, or none: so that a test can show that each wait is needed.
+    /// Skip the wait `FILE:LINE` from now on, or none, so that a test can show that each wait is needed.
     pub fn without(&self, wait: Option<&str>) {
         let wait = CString::new(wait.unwrap_or_default()).unwrap_or_default();
         // SAFETY: it copies the text.
@@ -187,7 +187,7 @@ impl Kernels {
         let block = [launch.kernel.threads() as c_uint, 1, 1];
         let mut message = [0_u8; 512];
         let mut calls = self.calls();
-        // SAFETY: as the caller says; the message is cut to its room.
+        // SAFETY: as the caller says; the message is truncated to the buffer.
         let failed = unsafe {
             (calls.emulate)(
                 name.as_ptr(),
@@ -205,7 +205,7 @@ impl Kernels {
         calls.launched.insert(launch.kernel.to_string());
         match failed {
             0 => Ok(()),
-            // As on a GPU, whose context is lost with a fault.
+            // As on a GPU, whose context is lost after a fault.
             _ => Err(Fault::Lost(lines(&message).join(" "))),
         }
     }
@@ -222,7 +222,7 @@ fn compile(folder: &Path) -> Result<PathBuf> {
     let script = crate_folder.join("emulator/build.sh");
     let io = |path: &Path| {
         let path = path.to_path_buf();
-        move |source| Error::Io { path, source }
+        move |error| Error::Io { path, error }
     };
     let mut hasher = DefaultHasher::new();
     for sources in ["kernels", "emulator"] {

@@ -1,8 +1,8 @@
 //! The NVIDIA GPUs of this machine, as the driver's library reports them. The library is opened at run time.
 //!
-//! cudarc panics if the library or one of its functions is missing, so everything is checked before it is used: that there
-//! is a driver, that it is new enough to have all functions and to read the compiled kernels, that the GPU exists and that
-//! it runs them.
+//! cudarc panics if the library or one of its functions is missing, so everything is checked before it is used: that
+//! there is a driver, that it is new enough to have all functions and to read the compiled kernels, and that the GPU
+//! exists and can run them.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -58,8 +58,8 @@ pub fn device(ordinal: usize) -> Result<DeviceProperties> {
     guarded(|| Ok(find(ordinal)?.1))
 }
 
-/// Free bytes of the memory of the GPU with this number. Its context is opened to ask, so that the memory of a context is
-/// not among them.
+/// Free bytes of the memory of the GPU with this number. A context is opened to find out, so the memory of the context
+/// is excluded.
 ///
 /// # Errors
 /// As [`crate::CudaBackend::new`].
@@ -91,7 +91,7 @@ pub(super) unsafe fn enter(context: sys::CUcontext) -> std::result::Result<Enter
     unsafe { sys::cuCtxPushCurrent_v2(context) }.result()?;
     fn leave() {
         let mut left = std::ptr::null_mut();
-        // SAFETY: the context was pushed on this thread, and every one that was pushed since has been popped.
+        // SAFETY: the context was pushed on this thread, and every one pushed since has been popped.
         let _ = unsafe { sys::cuCtxPopCurrent_v2(&mut left) };
     }
     Ok(Entered::new(leave))
@@ -142,14 +142,20 @@ fn started(initialised: std::result::Result<(), DriverError>) -> Result<()> {
 }
 
 fn no_gpu() -> Error {
-    Error::unsupported("CUDA", "the driver finds no GPU that this process may use")
+    Error::unsupported("CUDA", format!("the driver finds no GPU that this process may use{}", hidden()))
+}
+
+/// That the environment may hide GPUs from this process, if it does.
+fn hidden() -> String {
+    const VARIABLE: &str = "CUDA_VISIBLE_DEVICES";
+    std::env::var_os(VARIABLE).map_or_else(String::new, |seen| format!(" ({VARIABLE} is `{}`)", seen.display()))
 }
 
 /// The GPU with this number, if it exists and the kernels run on it.
 fn chosen(devices: &[DeviceProperties], ordinal: usize) -> Result<&DeviceProperties> {
     let Some(info) = devices.get(ordinal) else {
         let listed: Vec<String> = devices.iter().map(ToString::to_string).collect();
-        let reason = format!("there is only {}", listed.join("; "));
+        let reason = format!("there is only {}{}", listed.join("; "), hidden());
         return Err(Error::unsupported(format!("CUDA GPU {ordinal}"), reason));
     };
     if info.compute_capability < CAPABILITY {

@@ -1,5 +1,5 @@
-//! A driver that runs nothing: it hands out addresses and checks every call, so that the launches of models too large
-//! for the machine at hand are tested.
+//! A driver that runs nothing: it allocates only addresses and checks every call, to test the launches of models too
+//! large for the machine.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ptr::NonNull;
@@ -10,7 +10,7 @@ use crate::device::DeviceProperties;
 use crate::kernel::Kernel;
 use crate::sizes::taken_bytes;
 
-/// The first address that is handed out.
+/// The first address.
 const FIRST: u64 = 1 << 32;
 
 /// The calls that a [`RecordingDriver`] has seen.
@@ -37,7 +37,7 @@ pub(crate) struct Calls {
 }
 
 impl Calls {
-    /// Bytes of a GPU's memory that live arrays take.
+    /// Bytes of GPU memory in live arrays.
     pub(crate) fn live_bytes(&self) -> u64 {
         self.live.values().map(|(_, bytes)| taken_bytes(*bytes)).sum()
     }
@@ -77,7 +77,7 @@ impl RecordingDriver {
         self.lock().clone()
     }
 
-    /// From now on memory may be neither allocated nor freed, or may be again.
+    /// Forbid, or allow again, allocating and freeing memory.
     pub(crate) fn freeze(&self, frozen: bool) {
         self.lock().frozen = frozen;
     }
@@ -162,7 +162,7 @@ impl Driver for RecordingDriver {
             return Err(Fault::OutOfMemory);
         }
         let address = calls.next;
-        // A gap, so that what runs over the end is in nothing.
+        // A gap, so that an overrun is not in another array.
         calls.next += (bytes as u64 + 256).next_multiple_of(256);
         calls.live.insert(address, (what.into(), bytes));
         Ok(address)

@@ -1,4 +1,4 @@
-//! The functions of NCCL that collectives need, from its library, which is opened when a group is made.
+//! The functions of NCCL that collectives need, from its library, which is opened when a group is created.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::sync::OnceLock;
@@ -102,7 +102,7 @@ impl Nccl {
     /// Queue a collective operation on `len` values.
     ///
     /// # Safety
-    /// The GPU's context is current on this thread; `values` lie on the GPU and stay alive until the operation has run,
+    /// The GPU's context is current on this thread; `values` are on the GPU and stay alive until the operation has run,
     /// `stream` is a stream of the GPU, and `comm` a communicator that was not aborted.
     pub(super) unsafe fn queue(
         &self,
@@ -137,7 +137,7 @@ impl Nccl {
         let text = unsafe { (self.get_error_string)(code) };
         let text = match text.is_null() {
             true => format!("error {code}"),
-            // SAFETY: a text of the library that ends with a zero.
+            // SAFETY: a null-terminated string of the library.
             false => unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned(),
         };
         Err(format!("{op}: {text}"))

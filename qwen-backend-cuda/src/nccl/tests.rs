@@ -1,5 +1,5 @@
-//! Groups over a stand-in for NCCL that sums on the host, with ranks as threads on emulated GPUs: how ranks join, sum, and
-//! leave when one is lost.
+//! Groups with a stand-in for NCCL that sums on the host, and ranks as threads on emulated GPUs: joining, summing, and
+//! leaving when a rank is lost.
 
 use std::collections::HashMap;
 use std::ffi::{c_char, c_int};
@@ -67,7 +67,7 @@ unsafe extern "C" fn comm_init_rank(comm: *mut *mut c_void, ranks: c_int, id: Un
     state.ranks = ranks as usize;
     state.joined += 1;
     group.changed.notify_all();
-    // As NCCL, wait for ever if a rank does not join.
+    // Like NCCL, wait forever if a rank does not join.
     state = group.changed.wait_while(state, |state| state.joined < state.ranks).unwrap();
     drop(state);
     // SAFETY: the caller gives room for a communicator.
@@ -181,7 +181,7 @@ pub(crate) fn silent_group(backend: &CudaBackend) -> NcclGroup {
     NcclGroup::of(&SILENT, Comm(std::ptr::null_mut()), backend.driver())
 }
 
-/// Run `body` for `count` ranks, each on a thread and an emulated GPU of its own. `None` without a compiler.
+/// Run `body` for `count` ranks, each on its own thread and emulated GPU. `None` without a compiler.
 fn over_ranks<T: Send>(count: usize, body: impl Fn(CudaBackend, Ranks) -> T + Sync) -> Option<Vec<T>> {
     let kernels = Kernels::for_tests()?;
     let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).unwrap().port();
@@ -246,7 +246,7 @@ fn answer(runner: &mut dyn Runner) -> Result<Vec<u32>> {
     Ok(bits)
 }
 
-/// What rank 0 of three that share the layers of `model` answers.
+/// The answer of rank 0 of three ranks that share the layers of `model`.
 fn by_layers(model: &RandomModel) -> Option<Result<Vec<u32>>> {
     let answers = over_ranks(3, |backend, ranks| {
         let ranks = ranks.pipeline_parallel();
@@ -317,7 +317,7 @@ fn a_rank_that_does_not_join_leaves_no_rank_waiting() {
     let Some([joining, _]) = two_ranks(|backend, transport| match transport.rank() {
         0 => join(&backend, &transport).map(drop),
         _ => {
-            // As a rank that runs out of memory here.
+            // Like a rank that runs out of memory here.
             transport.all_reduce_min(0)?;
             transport.broadcast(&mut Vec::new())
         }

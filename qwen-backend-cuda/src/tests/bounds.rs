@@ -14,7 +14,7 @@ use crate::driver::emulated::{Emulated, EmulatedGpu};
 use crate::driver::library::Kernels;
 use crate::options::CudaOptions;
 
-/// Values beyond every array of these tests: just beyond, far beyond, and so that products or sums of them wrap.
+/// Values beyond every array of these tests: just beyond, far beyond, and such that products or sums of them wrap.
 const HOSTILE: [u32; 9] = [64, 300, 65_535, 1 << 28, (1 << 28) + 1, i32::MAX as u32, 1 << 31, u32::MAX - 16, u32::MAX];
 
 /// GPUs and precisions that choose different kernels.
@@ -47,7 +47,7 @@ fn buffer(b: &mut CudaBackend, values: &[f32]) -> CudaBuffer {
     buffer
 }
 
-/// Values without a pattern, between -1 and 1.
+/// Pseudo-random values between -1 and 1.
 fn values(len: usize) -> Vec<f32> {
     (0..len).map(|i| ((i * 37 + i / 7 * 11) % 41) as f32 / 20.0 - 1.0).collect()
 }
@@ -70,7 +70,7 @@ fn rows_and_ids_beyond_their_tables_are_zeros() {
         for hostile in [[3, 4, 5].as_slice(), &HOSTILE].concat() {
             let ids = indices(&mut b, &[2, hostile, 1]);
             let expected = [&table[2 * width..], &vec![0.0; width], &table[width..2 * width]].concat();
-            // Outputs hold other values before.
+            // Outputs initially hold other values.
             let mut gathered = buffer(&mut b, &values(3 * width));
             b.gather_rows(GatherRows { x: &x, indices: &ids, out: &mut gathered, width, rows: 3 }).unwrap();
             assert_eq!(read(&mut b, &gathered, 3 * width), expected, "gather_rows of {hostile}");
@@ -132,7 +132,7 @@ impl Attended {
         Attended { kv, qkv, tokens, key: StepKey { num_tokens: tokens, num_seqs: 2, num_logits: 0, max_seqlen_q } }
     }
 
-    /// What attention writes with these inputs, for each token.
+    /// The attention output for these inputs, for each token.
     fn attend(&self, b: &mut CudaBackend, step: &Step) -> Vec<Vec<f32>> {
         let inputs = StepInputs {
             input_ids: indices(b, &[]),
@@ -159,7 +159,7 @@ impl Attended {
     }
 }
 
-/// Steps and stores that take every kernel of attention: single tokens within one partition and over two, and prompts.
+/// Steps and stores that exercise every attention kernel: single tokens within one partition and over two, and prompts.
 fn every_kind(test: impl Fn(&mut CudaBackend, &Attended, &Step)) {
     on_gpus(|mut b| {
         let stores = match b.info().precision {
@@ -182,7 +182,7 @@ fn blocks_beyond_the_store_leave_attention_within_it() {
         let first = step.cu_seqlens_q[1] as usize;
         for hostile in HOSTILE {
             let mut step = step.clone();
-            // The first blocks of the second sequence, and one that is read with others.
+            // The first blocks of the second sequence, and a block that is read together with others.
             for entry in [0, 1, 5] {
                 step.block_tables[MAX_BLOCKS_PER_SEQ + entry] = hostile;
             }
@@ -220,7 +220,7 @@ fn token_counts_beyond_the_batch_leave_attention_within_it() {
             let step = Step { cu_seqlens_q: vec![hostile; 3], context_lens: vec![hostile; 2], ..step.clone() };
             attended.attend(b, &step);
         }
-        // The backend is as before.
+        // The backend still works.
         let again = attended.attend(b, step);
         assert!(again.iter().flatten().all(|value| value.is_finite()));
     });

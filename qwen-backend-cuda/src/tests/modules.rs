@@ -1,4 +1,4 @@
-//! The compiled kernels: every one is there as it is launched, for the driver and for the emulator.
+//! The compiled kernels: every one exists as it is launched, for the driver and for the emulator.
 
 use crate::driver::library::Kernels;
 use crate::kernel::Kernel;

@@ -1,4 +1,4 @@
-//! Sizes without a number: every call that takes a size answers with a typed error, and never with a small array.
+//! Sizes that overflow: every call that takes a size returns a typed error, and never a small array.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use crate::backend::CudaBackend;
 use crate::driver::recording::RecordingDriver;
 use crate::options::CudaOptions;
 
-/// On 64 bits 2^53, 2^60 and the largest number; their products with sizes of elements and blocks wrap.
+/// On 64 bits 2^53, 2^60 and the largest number; their products with element and block sizes overflow.
 const EXTREMES: [usize; 5] =
     [1 << (usize::BITS - 11), 1 << (usize::BITS - 4), 1 << (usize::BITS - 1), usize::MAX - 15, usize::MAX];
 
@@ -35,7 +35,7 @@ fn kv_spec() -> KvSpec {
     }
 }
 
-/// That the call was refused, and nothing allocated for it.
+/// Assert that the call is refused, and that nothing is allocated for it.
 fn refused<T>(driver: &RecordingDriver, what: &str, call: impl FnOnce() -> Result<T>) {
     let before = driver.calls().live_bytes();
     match call() {

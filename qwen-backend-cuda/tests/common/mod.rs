@@ -16,11 +16,11 @@ use qwen_core::{Error, Precision, Result};
 
 use sizes::CHECKS;
 
-/// Compute capabilities without tensor cores for bf16, and with them.
+/// Compute capabilities without and with bf16 tensor cores.
 pub(crate) const TURING: (u32, u32) = (7, 5);
 pub(crate) const HOPPER: (u32, u32) = (9, 0);
 
-/// The kernels, compiled once. Without a compiler the tests skip, each with this reason.
+/// The kernels, compiled once. Without a compiler the tests are skipped, each with this reason.
 pub(crate) fn kernels() -> Result<&'static Kernels> {
     static KERNELS: OnceLock<Result<Kernels>> = OnceLock::new();
     let built = KERNELS.get_or_init(|| Kernels::build(Path::new(env!("CARGO_TARGET_TMPDIR"))));
@@ -44,7 +44,7 @@ pub(crate) fn backend(capability: (u32, u32), precision: Precision, reverse: boo
 pub(crate) const GPUS: [((u32, u32), Precision); 3] =
     [(TURING, Precision::Exact), (TURING, Precision::Fast), (HOPPER, Precision::Fast)];
 
-/// Cases of the suite that, beside the checks of sizes, reach every kernel in little time.
+/// Cases of the suite that, together with the checks of sizes, reach every kernel quickly.
 const CASES: [&str; 11] = [
     "embed/rows",
     "rms_norm/shapes",
@@ -59,7 +59,7 @@ const CASES: [&str; 11] = [
     "kv/copy_blocks",
 ];
 
-/// Something that runs kernels and checks what they wrote.
+/// Something that runs kernels and checks their results.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Probe {
     Case(&'static str),
@@ -68,13 +68,13 @@ pub(crate) enum Probe {
 }
 
 impl Probe {
-    /// All of them, which together reach every kernel: the quick ones first.
+    /// All probes, which together reach every kernel: the quick ones first.
     pub(crate) fn all() -> impl Iterator<Item = Probe> {
         let checks = (0..CHECKS.len()).map(Probe::Check);
         CASES.into_iter().map(Probe::Case).chain([Probe::Ceilings]).chain(checks)
     }
 
-    /// Run it on one of [`GPUS`]. The error is what it found wrong.
+    /// Run it on one of [`GPUS`]. The error describes what is wrong.
     pub(crate) fn run(self, gpu: usize, reverse: bool) -> Result<(), String> {
         let (capability, precision) = GPUS[gpu];
         let make = move || backend(capability, precision, reverse);

@@ -1,4 +1,4 @@
-//! Steps that are replayed against the same ones queued kernel by kernel.
+//! Compares replayed steps with the same steps queued kernel by kernel.
 
 use qwen_backend_cuda::CudaBackend;
 use qwen_conformance::model::{GEOMETRIES, RandomModel};
@@ -15,7 +15,7 @@ use qwen_core::{Precision, Result};
 const BLOCK_SIZE: usize = 16;
 const BLOCKS_OF_SEQUENCE: usize = 4;
 
-/// Steps of single tokens: how many sequences each has. Numbers come again, so that steps are replayed; three are padded.
+/// The number of sequences in each step of single tokens. Numbers repeat, so that steps are replayed; three is padded.
 const SEQUENCES: [usize; 8] = [1, 1, 1, 3, 3, 3, 3, 1];
 
 /// The bits of all logits, and the greedy ids, of a small random model.
@@ -62,7 +62,8 @@ fn results(mut backend: CudaBackend) -> Result<Vec<u32>> {
     Ok(results)
 }
 
-/// Compare in both precisions. `make` gives a backend that queues its steps kernel by kernel (`true`), or replays them.
+/// Compare in both precisions. `make` returns a backend that queues its steps kernel by kernel (`true`), or replays
+/// them.
 pub(crate) fn recorded_steps_have_the_bits_of_eager_ones(make: impl Fn(Precision, bool) -> Result<CudaBackend>) {
     for precision in [Precision::Exact, Precision::Fast] {
         let [recorded, eager] = [false, true].map(|eager| results(make(precision, eager).unwrap()).unwrap());

@@ -1,5 +1,5 @@
-//! Operations in sizes that the conformance suite does not reach: products of every number of tokens that has a kernel,
-//! contexts of more spans than a warp, and then a block, merges at once, wide heads, and stores of mixed types.
+//! Operations in sizes that the conformance suite does not reach: products for every number of tokens with its own
+//! kernel, contexts with more spans than a warp, or a block, merges at once, wide heads, and stores of mixed types.
 
 use qwen_backend_cuda::CudaBackend;
 use qwen_conformance::op::{Allowed, Cost, Guarded, GuardedIndices, Op, Output, Values, run};
@@ -59,7 +59,7 @@ fn products_of_few(b: &mut CudaBackend) -> Result<(), String> {
 }
 
 fn products(b: &mut CudaBackend, encoding: Encoding) -> Result<(), String> {
-    // The last one has tiles enough for the wide ones.
+    // The last one has enough tiles for the wide kernels.
     for (rows, cols, outs) in [(65, 200, 66), (130, 72, 140), (257, 96, 33), (257, 72, 290)] {
         near(b, &Linear::new(encoding, rows, cols, outs))?;
         near(b, &Linear { residual: Some(Form::Own), bias: None, ..Linear::new(encoding, rows, cols, outs) })?;
@@ -88,7 +88,7 @@ fn single_tokens(b: &mut CudaBackend) -> Result<(), String> {
     for context in CONTEXTS {
         let heads = heads(2, 1, 32);
         let split = near(b, &Attention(Scenario::new(heads, &[(context - 1, 1)])))?;
-        // Beside a prompt nothing is split: the bits are the same.
+        // With a prompt in the step nothing is split: the bits are the same.
         let whole = run(b, &Attention(Scenario::new(heads, &[(context - 1, 1), (0, 2)]))).map_err(|e| e.to_string())?;
         let bits = |values: &Values| values.rows(0..1).values.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
         if b.info().precision == Precision::Exact && bits(&split[0]) != bits(&whole[0]) {
@@ -109,7 +109,7 @@ fn prompts(b: &mut CudaBackend) -> Result<(), String> {
     Ok(())
 }
 
-/// As a model with large key biases has its layers.
+/// As in the layers of a model with large key biases.
 fn mixed_stores(b: &mut CudaBackend) -> Result<(), String> {
     for head_dim in [32, 64, 128, 256] {
         for sequences in [&[(0, 70), (130, 5)][..], &[(300, 1), (5, 1)]] {

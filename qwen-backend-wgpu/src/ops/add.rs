@@ -6,7 +6,7 @@ use qwen_core::backend::Add;
 use crate::executor::WgpuBackend;
 use crate::shader::Shader;
 
-/// Values of a row of the grid, which has to be shorter than any device's longest.
+/// Values per row of the grid, within the grid limits of every device.
 const WIDTH: usize = 1 << 16;
 
 pub(crate) fn add(b: &mut WgpuBackend, op: Add<'_, WgpuBackend>) -> Result<()> {

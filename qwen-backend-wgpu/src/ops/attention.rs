@@ -1,5 +1,5 @@
-//! Attention: partitions of the context side by side with a merge for decoding, tiles of query rows that take all
-//! partitions in order for prompts. The bits are the same.
+//! Attention: for decoding, partitions of the context in parallel, followed by a merge; for prompts, tiles of query
+//! rows that process all partitions in order. The bits are the same.
 
 use qwen_core::Result;
 use qwen_core::backend::PagedAttention;
@@ -16,7 +16,7 @@ use crate::shader::Shader;
 /// Query rows of a tile.
 const ROWS: u32 = 8;
 
-/// The kernel for heads of twice `half_dim` channels; with `split` the one that leaves partial results.
+/// The kernel for heads of twice `half_dim` channels; with `split` the one that writes partial results.
 pub(crate) fn shader(split: bool, types: KvTypes, half_dim: u32) -> Shader {
     types
         .flags(Shader::new("attention").flag_if(split, "SPLIT"))
@@ -42,7 +42,7 @@ pub(crate) fn paged_attention(b: &mut WgpuBackend, op: PagedAttention<'_, WgpuBa
     b.need(op, "context_lens", context_lens, &[seqs])?;
     b.need(op, "block_tables", &inputs.block_tables.words, &[seqs, max_blocks])?;
     let block_size = store.spec.block_size;
-    // Positions that a block table has room for, by which the kernels bound the contexts.
+    // Positions that a block table has room for; the kernels clamp contexts to it.
     let max_context = size::bytes(1, &[max_blocks, block_size]);
     if max_context > i32::MAX as u64 {
         return Err(b.error(op, format!("{max_blocks} blocks of {block_size} positions exceed 31 bits")));

@@ -16,7 +16,7 @@ pub(crate) fn embed(b: &mut WgpuBackend, op: Embed<'_, WgpuBackend>) -> Result<(
     }
     let shader = Shader::new(op).encoding(layout.encoding);
     for piece in b.pieces(op, rows, &[layout.cols])? {
-        // Each slab gives the rows that lie in it.
+        // Each slab provides the rows that it contains.
         for (pairs, slab) in layout.slabs().zip(&table.0.slabs) {
             let first = 2 * pairs.start;
             let held = (2 * pairs.end).min(layout.rows).saturating_sub(first);

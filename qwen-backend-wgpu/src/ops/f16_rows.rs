@@ -1,4 +1,4 @@
-//! Activations as f16 with a scale for each row, as products by cooperative matrices take them.
+//! Activations as f16 with a scale per row, the input of products by cooperative matrices.
 
 use qwen_core::{Encoding, Result};
 
@@ -9,11 +9,11 @@ use crate::runtime::commands::{Cost, Grid};
 use crate::shader::Shader;
 use crate::weight::{Layout, Matrix};
 
-/// Exponent of the largest value after scaling, for activations and weights. Far from overflow, and so high that bits are
-/// lost only from values too small to count.
+/// Exponent of the largest value after scaling, for activations and weights. Far from overflow, and high enough that
+/// only negligibly small values lose bits.
 const LARGEST_EXPONENT: u32 = 14;
 
-/// Where the rows of a product lie as f16. Clones are the same arrays.
+/// The rows of a product as f16. Clones are the same arrays.
 #[derive(Debug, Clone)]
 pub(super) struct F16Rows {
     pub(super) values: Array,
@@ -23,7 +23,7 @@ pub(super) struct F16Rows {
     pub(super) scales: Array,
 }
 
-/// The biased exponent of what the sums are multiplied by, since the kernel divides the weights by it.
+/// The biased exponent of the factor for the sums, since the kernel divides the weights by it.
 pub(super) fn weight_exponent(w: &Matrix) -> u32 {
     match w.layout.encoding {
         Encoding::Bf16 => w.largest_exponent.saturating_sub(LARGEST_EXPONENT).clamp(1, 253),
@@ -32,10 +32,10 @@ pub(super) fn weight_exponent(w: &Matrix) -> u32 {
     }
 }
 
-/// Queue the rounding of `rows` rows of `x`, which a matrix with this layout will be multiplied with.
+/// Queue the rounding of `rows` rows of `x`, for a product with a matrix of this layout.
 pub(super) fn round(b: &mut WgpuBackend, op: &str, x: &Words, layout: &Layout, rows: usize) -> Result<F16Rows> {
     let width = f16_row_words(layout.cols);
-    // Without a plan: as many rows as `x` holds, so that longer steps make nothing.
+    // If nothing was planned: as many rows as `x` holds, so that longer steps allocate nothing.
     let most = (x.len / layout.cols.max(1)).max(rows) as u64;
     let (device, workspace) = (&b.gpu.device, &mut b.workspace);
     let [needed_words, most_words] = [rows as u64, most].map(|rows| rows.saturating_mul(width as u64));

@@ -1,4 +1,4 @@
-//! Rows by their numbers.
+//! Rows by index.
 
 use qwen_core::Result;
 use qwen_core::backend::GatherRows;
@@ -13,7 +13,7 @@ pub(crate) fn gather_rows(b: &mut WgpuBackend, op: GatherRows<'_, WgpuBackend>) 
     b.need(op, "out", &out.0, &[rows, width])?;
     let held = x.0.len.checked_div(width).unwrap_or(0);
     for piece in b.pieces(op, rows, &[width])? {
-        // Each piece of the source gives the rows that lie in it.
+        // Each piece of the source provides the rows that it contains.
         for source in b.pieces(op, held, &[width])? {
             let bindings = [
                 x.0.array.read(words(&source, width)),

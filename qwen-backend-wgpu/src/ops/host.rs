@@ -1,4 +1,4 @@
-//! What the host writes and reads, and when queued kernels are submitted for it.
+//! Host writes and reads, and when queued kernels are submitted for them.
 
 use qwen_core::Result;
 
@@ -21,7 +21,7 @@ pub(crate) fn write(
     b.gpu.write(op, &dst.array, &bytes)
 }
 
-/// Copy the beginning of `src` to `dst`, after all that is queued.
+/// Copy the beginning of `src` to `dst`, after everything queued.
 pub(crate) fn read<T>(
     b: &mut WgpuBackend,
     op: &str,

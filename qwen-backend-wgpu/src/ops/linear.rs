@@ -1,4 +1,4 @@
-//! Matrix products, plain and fused with what comes before or after: a kernel for each slab of the matrix and each piece
+//! Matrix products, plain and fused with preceding or following operations: one kernel per slab of the matrix and piece
 //! of the batch.
 
 use qwen_core::Result;
@@ -16,7 +16,7 @@ use crate::weight::Matrix;
 /// The last word of the parameters: the epsilon of a norm, or the exponent of the weights' scale.
 const LAST_PARAM: usize = 11;
 
-/// What a product does with its sums, and where they go.
+/// What a product does with its sums, and where it writes them.
 enum Epilogue<'a> {
     Write {
         out: &'a Words,
@@ -49,7 +49,7 @@ impl<'a> Epilogue<'a> {
         }
     }
 
-    /// Where the sums go, and values of a row there, for a matrix of `rows` rows.
+    /// The output of the sums, and the values per row there, for a matrix of `rows` rows.
     fn out(&self, rows: usize) -> (&'a Words, usize) {
         match self {
             Epilogue::Write { out, .. } => (out, rows),
@@ -110,7 +110,7 @@ pub(crate) fn gate_up_silu(b: &mut WgpuBackend, mut op: GateUpSilu<'_, WgpuBacke
     product(b, "gate_up_silu", Activations::new(x, norm.as_ref()), &w.0, rows, &epilogue)
 }
 
-/// One kernel where neither the matrix nor the layer of the store is cut, else the composed form.
+/// One kernel if neither the matrix nor the layer of the store is split, otherwise the composed form.
 pub(crate) fn qkv_rope_store(b: &mut WgpuBackend, mut op: QkvRopeStore<'_, WgpuBackend>) -> Result<()> {
     let name = "qkv_rope_store";
     check_store(b, name, &op.kv.0, op.layer, &op.heads)?;
@@ -130,15 +130,15 @@ pub(crate) fn qkv_rope_store(b: &mut WgpuBackend, mut op: QkvRopeStore<'_, WgpuB
     product(b, name, Activations::new(x, norm.as_ref()), &w.0, rows, &epilogue)
 }
 
-/// Whether a product of `rows` rows of activations norms them itself, for which its kernel is given `arrays` arrays.
+/// Whether a product of `rows` rows of activations norms them itself, with a kernel of `arrays` storage buffers.
 ///
-/// Each of its workgroups then norms the same few rows, which costs less than a kernel that all of them wait for. Many
-/// rows are normed once. The bits are the same.
+/// Each of its workgroups then norms the same few rows, which costs less than a separate kernel that all of them wait
+/// for. Many rows are normed once. The bits are the same.
 fn fuses_norm(b: &WgpuBackend, rows: usize, arrays: u32) -> bool {
     rows < TILE_FROM && arrays <= b.gpu.device.limits.max_storage_buffers_per_shader_stage
 }
 
-/// Queue `w x` for each slab of `w`, with what `epilogue` does with the sums.
+/// Queue `w x` for each slab of `w`, with `epilogue` applied to the sums.
 fn product(
     b: &mut WgpuBackend,
     op: &str,

@@ -1,4 +1,4 @@
-//! One file an operation: it checks the operands, chooses kernels and queues them, in pieces where the device cannot bind
+//! One file per operation: it checks the operands, chooses kernels and queues them, in pieces if the device cannot bind
 //! an array as a whole. The arithmetic is in the WGSL of `shaders/`.
 
 pub(crate) mod add;

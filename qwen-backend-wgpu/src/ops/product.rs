@@ -1,4 +1,4 @@
-//! The kernels of matrix products, and which one takes which matrix and how many rows.
+//! The kernels of matrix products, and which one is used for which matrix and number of rows.
 
 use qwen_core::{Encoding, Precision};
 
@@ -9,13 +9,13 @@ use crate::shader::Shader;
 
 /// Threads that share a row in `matvec.wgsl`.
 const LANES: u32 = 32;
-/// Groups of that many threads in a workgroup.
+/// Groups of `LANES` threads in a workgroup.
 const GROUPS: u32 = 2;
 
 /// A kernel that multiplies a matrix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ProductKernel {
-    /// For few rows, bound by reading the matrix: `tokens` of them at a time, one or four.
+    /// For few rows, bound by reading the matrix: `tokens` rows at a time, one or four.
     Matvec { tokens: u32 },
     /// For many rows, bound by arithmetic.
     Tiled,
@@ -24,8 +24,8 @@ pub(crate) enum ProductKernel {
 }
 
 impl ProductKernel {
-    /// The kernel for `rows` rows. Chosen by all rows, not by those of a piece, so that how a device splits changes no
-    /// result.
+    /// The kernel for `rows` rows: of the whole batch, not of a piece, so that the way a device splits does not change
+    /// results.
     pub(super) fn choose(
         precision: Precision,
         cooperative: Option<Cooperative>,
@@ -41,7 +41,7 @@ impl ProductKernel {
         }
     }
 
-    /// Pairs of matrix rows, and tokens, of a workgroup.
+    /// Pairs of matrix rows, and tokens, per workgroup.
     pub(super) fn tile(self) -> (usize, usize) {
         match self {
             ProductKernel::Matvec { tokens } => ((GROUPS * self.pairs_per_lane()) as usize, tokens as usize),
@@ -50,7 +50,7 @@ impl ProductKernel {
         }
     }
 
-    /// Pairs of rows that a thread of `matvec.wgsl` sums: with one token it has registers for two.
+    /// Pairs of rows per thread of `matvec.wgsl`: with one token it has registers for two.
     fn pairs_per_lane(self) -> u32 {
         if self == (ProductKernel::Matvec { tokens: 1 }) { 2 } else { 1 }
     }
@@ -67,7 +67,7 @@ pub(crate) fn cooperative_shader(kernel: &'static str, Cooperative { size, subgr
 pub(crate) enum EpilogueKind {
     /// Writes them, with a bias added or without.
     Write { bias: bool },
-    /// Adds them to what is there.
+    /// Adds them to the output.
     Add,
     /// Writes `silu` of the first times the second.
     Silu,
@@ -76,7 +76,7 @@ pub(crate) enum EpilogueKind {
 }
 
 impl EpilogueKind {
-    /// The first binding that it leaves free.
+    /// The first free binding after its own.
     fn free_binding(self) -> u32 {
         match self {
             EpilogueKind::Heads(_) => 9,
@@ -86,14 +86,14 @@ impl EpilogueKind {
     }
 }
 
-/// All that determines the shader of a product.
+/// Everything that determines the shader of a product.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct ProductShader {
     pub(crate) kernel: ProductKernel,
     pub(crate) encoding: Encoding,
     /// Whether gate and up rows are pairs.
     pub(crate) gate_up: bool,
-    /// Whether the number of columns is no multiple of eight.
+    /// Whether the number of columns is not a multiple of eight.
     pub(crate) ragged: bool,
     /// Whether activations are normed first.
     pub(crate) norm: bool,

@@ -1,4 +1,4 @@
-//! The norm of each row, as a kernel of its own. Products of few rows norm them themselves: see [`crate::ops::product`].
+//! The norm of each row, as a separate kernel. Products of few rows norm them themselves: see [`crate::ops::product`].
 
 use qwen_core::Result;
 use qwen_core::backend::RmsNorm;

@@ -7,7 +7,7 @@ use crate::executor::{WgpuBackend, words};
 use crate::kv::Store;
 use crate::shader::Shader;
 
-/// Refuse heads whose rows have more values than can be counted.
+/// Refuse heads whose row size overflows.
 pub(crate) fn check_heads(b: &WgpuBackend, op: &str, heads: &HeadLayout) -> Result<()> {
     let HeadLayout { num_attention_heads, num_key_value_heads, head_dim } = *heads;
     let all = num_key_value_heads.checked_mul(2).and_then(|heads| heads.checked_add(num_attention_heads));

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use crate::runtime::array::Array;
 use crate::runtime::pipelines::Kernel;
 
-/// The largest value of an array of indices, as far as the host knows it.
+/// The host's upper bound for the values of an array of indices.
 #[derive(Debug, Default)]
 pub(crate) struct LargestValue {
     written: AtomicU32,
@@ -19,7 +19,7 @@ impl LargestValue {
         self.written.store(values.iter().copied().max().unwrap_or(0), Ordering::Relaxed);
     }
 
-    /// A kernel writes values that the host does not know, now or whenever its recorded step runs again.
+    /// A kernel writes values that the host does not know, now or whenever its recorded step is replayed.
     pub(crate) fn write_by_kernel(&self) {
         self.by_kernel.store(true, Ordering::Relaxed);
     }
@@ -33,10 +33,10 @@ impl LargestValue {
     }
 }
 
-/// How many workgroups a kernel has.
+/// The grid of a kernel.
 #[derive(Debug, Clone)]
 pub(crate) enum Grid {
-    /// Always the same.
+    /// Constant.
     Fixed([u32; 3]),
     /// One along z for each partition of `partition` positions of the longest context, which changes from step to step;
     /// at most `most`.
@@ -44,12 +44,12 @@ pub(crate) enum Grid {
 }
 
 impl Grid {
-    /// A grid that is always the same. Sizes beyond 32 bits saturate: no device has grids that large.
+    /// A constant grid. Sizes beyond 32 bits saturate: no device has grids that large.
     pub(crate) fn fixed(size: [usize; 3]) -> Self {
         Grid::Fixed(size.map(|size| u32::try_from(size).unwrap_or(u32::MAX)))
     }
 
-    /// The size with the contexts of now.
+    /// The size for the current contexts.
     pub(crate) fn size(&self) -> [u32; 3] {
         match self {
             Grid::Fixed(size) => *size,
@@ -68,14 +68,14 @@ impl Grid {
     }
 }
 
-/// What a kernel has to do, as far as it is counted.
+/// The work of a kernel, as far as it is counted.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Cost {
     /// Multiply-adds, roughly, with the contexts at the time of its recording.
     pub(crate) multiply_adds: u64,
     /// Bytes of weights that it reads.
     pub(crate) weight_bytes: u64,
-    /// Bytes of K/V that it reads for a position, and the longest context, which changes from step to step.
+    /// Bytes of K/V that it reads per position, and the longest context, which changes from step to step.
     pub(crate) kv: Option<(u64, Arc<LargestValue>)>,
 }
 
@@ -91,7 +91,7 @@ pub(crate) struct Dispatch {
 #[derive(Debug)]
 pub struct RecordedStep(pub(crate) Vec<Dispatch>);
 
-/// A write by the host: a stretch of the staged bytes, and where it goes.
+/// A host write: a range of the staged bytes, and its destination.
 #[derive(Debug)]
 pub(crate) struct Write {
     pub(crate) array: Array,
@@ -100,12 +100,12 @@ pub(crate) struct Write {
     pub(crate) bytes: u64,
 }
 
-/// What is queued and not submitted yet.
+/// Commands that are queued but not submitted yet.
 #[derive(Debug, Default)]
 pub(crate) struct PendingCommands {
     /// The bytes of `writes`.
     pub(crate) staged: Vec<u8>,
-    /// All of them before all kernels.
+    /// All of them precede all kernels.
     pub(crate) writes: Vec<Write>,
     pub(crate) steps: Vec<Arc<RecordedStep>>,
     /// Kernels since the last of `steps`.
@@ -132,7 +132,7 @@ impl PendingCommands {
         self.steps.push(step);
     }
 
-    /// Whether kernels are queued, which must not see a later write by the host.
+    /// Whether kernels are queued, which must not see a later host write.
     pub(crate) fn has_kernels(&self) -> bool {
         !self.kernels.is_empty() || !self.steps.is_empty()
     }
@@ -143,7 +143,7 @@ impl PendingCommands {
         RecordedStep(std::mem::take(&mut self.kernels))
     }
 
-    /// Make a step of the kernels since the last one.
+    /// Turn the kernels since the last step into a step.
     pub(crate) fn seal(&mut self) {
         if !self.kernels.is_empty() {
             let step = Arc::new(self.take_kernels());

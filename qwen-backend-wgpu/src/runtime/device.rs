@@ -1,19 +1,19 @@
-//! An open device: its limits, the arrays that are made on it, and the faults that its driver reports.
+//! An open device: its limits, its arrays, and the faults that its driver reports.
 //!
-//! A driver reports faults when it likes, not where they were caused: the first one is kept, and every later operation
-//! is refused with it. Only calls that make or fill something wait for the driver's answer, so that a fault can be the
-//! error of that call.
+//! A driver reports faults at any later time, not where they were caused: the first one is kept, and every later
+//! operation fails with it. Only calls that create or fill something wait for the driver's answer, so that the fault
+//! becomes the error of that call.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use qwen_core::{Error, Result};
+use qwen_core::{Error, HumanBytes, Result};
 
 use crate::adapter::{AdapterInfo, Cooperative};
 use crate::runtime::array::{Array, bytes_of};
 use crate::stats::WgpuStats;
 
-/// Bytes that are handed to the queue at a time while weights are uploaded.
+/// Bytes to pass to the queue at a time while weights are uploaded.
 const UPLOAD_BYTES: usize = 16 << 20;
 
 /// The first fault that the driver has reported.
@@ -34,7 +34,7 @@ pub(crate) struct Device {
 }
 
 impl Device {
-    /// Take charge of an open device, which `info` describes.
+    /// Take ownership of an open device, described by `info`.
     pub(crate) fn new(
         handle: wgpu::Device,
         queue: wgpu::Queue,
@@ -53,7 +53,7 @@ impl Device {
         Device { id: next_id(), handle, queue, info, limits, cooperative, stats: WgpuStats::default(), fault }
     }
 
-    /// The first fault that the driver reported, as an error of `op`. A device with a fault is not used any further.
+    /// The first fault that the driver reported, as an error of `op`. A device with a fault is no longer used.
     pub(crate) fn check(&self, op: &str) -> Result<()> {
         match &*lock(&self.fault) {
             Some(reason) => Err(self.error(op, reason.clone())),
@@ -74,14 +74,14 @@ impl Device {
         Error::Device { device: self.info.to_string(), op: op.into(), reason: reason.into() }
     }
 
-    /// The error of a buffer that cannot be mapped: that the device was lost, if it was, else `reason`.
+    /// The error of a buffer that cannot be mapped: device lost, if it was, otherwise `reason`.
     pub(crate) fn mapping_error(&self, op: &str, reason: impl Into<String>) -> Error {
         let _ = self.handle.poll(wgpu::PollType::wait_indefinitely());
         self.check(op).err().unwrap_or_else(|| self.error(op, reason))
     }
 
-    /// Run `make`, which makes or fills something of `bytes` bytes. A refusal by the driver is the error of this call, and
-    /// the device stays usable.
+    /// Run `make`, which creates or fills something of `bytes` bytes. A refusal by the driver becomes the error of this
+    /// call, and the device stays usable.
     pub(crate) fn guarded<T>(&self, what: &str, bytes: u64, make: impl FnOnce() -> T) -> Result<T> {
         let refused = self.handle.push_error_scope(wgpu::ErrorFilter::Validation);
         let exhausted = self.handle.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
@@ -98,7 +98,8 @@ impl Device {
     pub(crate) fn buffer(&self, what: &str, size: u64, usage: wgpu::BufferUsages) -> Result<wgpu::Buffer> {
         let most = self.limits.max_buffer_size;
         if size > most {
-            return Err(self.error(what, format!("{size} bytes exceed the device's {most} bytes a buffer")));
+            let [size, most] = HumanBytes::compared(size, most);
+            return Err(self.error(what, format!("{size} exceed the device's {most} a buffer")));
         }
         self.stats.allocated(size);
         let descriptor = wgpu::BufferDescriptor { label: Some(what), size, usage, mapped_at_creation: false };
@@ -112,8 +113,8 @@ impl Device {
         Ok(Array { id: next_id(), owner: self.id, buffer })
     }
 
-    /// Refuse what is larger than the memory of the device, before any of it is taken: something of countless small arrays
-    /// would take the whole memory before the driver refuses it.
+    /// Refuse what is larger than the device's memory, before allocating any of it: many small arrays could fill the
+    /// whole memory before the driver refuses one.
     pub(crate) fn check_memory(&self, what: &str, bytes: u64) -> Result<()> {
         match self.info.memory {
             Some(memory) if bytes > memory => {
@@ -123,8 +124,8 @@ impl Device {
         }
     }
 
-    /// Fill `array` from the beginning with what `fill` appends, until `fill` returns false. The host holds one piece of
-    /// it at a time.
+    /// Fill `array` from the beginning with what `fill` appends, until `fill` returns false. The host holds one piece
+    /// at a time.
     ///
     /// # Errors
     /// The errors of `fill`, and what the driver reports.
@@ -144,7 +145,7 @@ impl Device {
                 }
                 self.guarded(what, whole as u64, || {
                     self.queue.write_buffer(&array.buffer, at, &piece[..whole]);
-                    // The host holds what was written until it is submitted and done.
+                    // The host holds written data until it is submitted and done.
                     self.queue.submit([]);
                 })?;
                 self.wait(what)?;
@@ -157,7 +158,7 @@ impl Device {
         }
     }
 
-    /// Wait for all that was submitted.
+    /// Wait for everything submitted.
     pub(crate) fn wait(&self, op: &str) -> Result<()> {
         let polled = self.handle.poll(wgpu::PollType::wait_indefinitely());
         self.check(op)?;
@@ -165,7 +166,7 @@ impl Device {
     }
 }
 
-/// A number that no other array or device of this process has.
+/// A number that no other array or device in this process has.
 fn next_id() -> u64 {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     NEXT.fetch_add(1, Ordering::Relaxed)

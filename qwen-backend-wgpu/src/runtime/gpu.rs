@@ -1,8 +1,8 @@
-//! A device with all that its commands need, and how commands reach it.
+//! A device with everything that its commands need, and the submission of commands.
 //!
-//! Operations only queue. What is queued is submitted in one command buffer with one compute pass: when the host waits
-//! for a result, when it overwrites what a queued kernel reads, or when more work is queued than one submission should
-//! have. Host writes pass through a buffer of [`crate::runtime::staging`], in front of the kernels.
+//! Operations only queue. Queued commands are submitted in one command buffer with one compute pass: when the host
+//! waits for a result, when it overwrites the input of a queued kernel, or when more work is queued than one submission
+//! should have. Host writes go through a buffer of [`crate::runtime::staging`], before the kernels.
 
 use std::sync::Arc;
 
@@ -25,7 +25,7 @@ struct Encoded {
     staged: Option<Mapped>,
 }
 
-/// An open device, what is kept on it, and what is queued for it.
+/// An open device, its cached objects, and its queued commands.
 #[derive(Debug)]
 pub(crate) struct Gpu {
     pub(crate) device: Device,
@@ -39,7 +39,7 @@ pub(crate) struct Gpu {
 }
 
 impl Gpu {
-    /// Open the adapter that `options` name, with those of the features `optional` that it has.
+    /// Open the adapter that `options` name, with the available ones of the features `optional`.
     ///
     /// # Errors
     /// [`Error::Unsupported`] when there is no such adapter; [`Error::Device`] when the driver refuses.
@@ -49,7 +49,7 @@ impl Gpu {
         let cooperative =
             info.cooperative.filter(|_| features.contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX));
         let experimental_features = match cooperative {
-            // SAFETY: the token stands for accepting that experimental features may misbehave. They are requested only
+            // SAFETY: the token acknowledges that experimental features may misbehave. They are requested only
             // if the program chose the set `Best`, whose documentation says so.
             Some(_) => unsafe { wgpu::ExperimentalFeatures::enabled() },
             None => wgpu::ExperimentalFeatures::disabled(),
@@ -89,7 +89,7 @@ impl Gpu {
         self.params.slot(&self.device, op, params, keep)
     }
 
-    /// Make a kernel ready, as [`Pipelines::prepare`].
+    /// Prepare a kernel, as [`Pipelines::prepare`].
     pub(crate) fn prepare(&mut self, request: KernelRequest<'_>) -> Result<Kernel> {
         self.pipelines.prepare(&self.device, &self.params, request)
     }
@@ -110,7 +110,7 @@ impl Gpu {
         self.device.check(op)
     }
 
-    /// Submit all that is queued.
+    /// Submit everything queued.
     pub(crate) fn flush(&mut self, op: &str) -> Result<()> {
         if self.pending.has_kernels() || !self.pending.staged.is_empty() {
             let _timer = self.device.stats.host();
@@ -120,7 +120,7 @@ impl Gpu {
         self.device.check(op)
     }
 
-    /// Encode all that is queued.
+    /// Encode everything queued.
     fn encode(&mut self) -> Result<Encoded> {
         self.pending.seal();
         let descriptor = wgpu::CommandEncoderDescriptor { label: Some("step") };
@@ -141,7 +141,7 @@ impl Gpu {
         Ok(Encoded { encoder, staged })
     }
 
-    /// Encode all host writes and the parameters that are new; the buffer that they are copied from.
+    /// Encode all host writes and the new parameters; returns the staging buffer that they are copied from.
     fn encode_writes(&mut self, encoder: &mut wgpu::CommandEncoder) -> Result<Option<Mapped>> {
         let Gpu { device, params, pending, staging, .. } = self;
         let what = "step inputs";
@@ -173,7 +173,7 @@ impl Gpu {
         }
     }
 
-    /// Make the buffer that results are read through, for all time.
+    /// Allocate the buffer through which results are read, once.
     ///
     /// # Errors
     /// When the device lacks the memory.
@@ -188,8 +188,8 @@ impl Gpu {
         self.device.buffer("readback", bytes.max(4), usage)
     }
 
-    /// Copy the first `words` of `array`, which is this device's, to the host, after all that is queued. `take` is given
-    /// the bytes in order, in one part or several.
+    /// Copy the first `words` of `array`, which belongs to this device, to the host, after everything queued. `take`
+    /// gets the bytes in order, in one or more parts.
     pub(crate) fn read_back(
         &mut self,
         op: &str,

@@ -1,9 +1,9 @@
-//! The device below the operations: its memory, what runs on it, and how commands reach it. Nothing here knows a model,
-//! a matrix or an operation of the trait.
+//! The device layer below the operations: memory, pipelines, and command submission. Nothing here knows about models,
+//! matrices or operations of the trait.
 //!
 //! From the bottom up: [`device`] is the open device with the faults that its driver reports, and [`array`] its memory;
-//! [`params`], [`staging`] and [`pipelines`] keep what kernels need, each made with a [`device::Device`] only;
-//! [`commands`] says what is queued; [`gpu`] holds all of them and submits.
+//! [`params`], [`staging`] and [`pipelines`] hold what kernels need, and depend only on a [`device::Device`];
+//! [`commands`] is the queue; [`gpu`] holds all of them and submits.
 
 pub(crate) mod array;
 pub(crate) mod commands;

@@ -1,7 +1,7 @@
-//! Slots for the parameters of kernels, in one uniform buffer that is made with the device.
+//! Slots for the parameters of kernels, in one uniform buffer that is created with the device.
 //!
-//! Equal parameters share a slot. Those of recorded steps keep their slots; the rest share a region that is refilled from
-//! its beginning once the kernels that read it are submitted. So prompts of any length need no new buffer.
+//! Equal parameters share a slot. Those of recorded steps keep their slots; the others share a region that is refilled
+//! from its beginning once the kernels that read it are submitted. So prompts of any length need no new buffer.
 
 use std::collections::HashMap;
 
@@ -20,12 +20,12 @@ pub(crate) const SIZE: u64 = KEPT + TRANSIENT;
 
 type Words = [u32; WORDS];
 
-/// Where parameters lie.
+/// The position of parameters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Slot {
     /// Bytes from the beginning of the buffer.
     pub(crate) offset: u32,
-    /// Whether they stay there.
+    /// Whether they are kept there.
     pub(crate) kept: bool,
 }
 
@@ -37,16 +37,16 @@ pub(crate) struct Params {
     transient: Region,
 }
 
-/// A stretch of the buffer, filled from its beginning.
+/// A region of the buffer, filled from its beginning.
 #[derive(Debug)]
 struct Region {
     first: u64,
     end: u64,
     next: u64,
-    /// Bytes from one slot to the next.
+    /// The stride of slots in bytes.
     step: u64,
     slots: HashMap<Words, u32>,
-    /// The bytes before `next` that the device does not have yet.
+    /// The bytes before `next` that are not uploaded yet.
     fresh: Vec<u8>,
 }
 
@@ -90,7 +90,7 @@ impl Params {
         &self.buffer
     }
 
-    /// A slot with `params`; with `keep` one that stays, if there is room. `None` when no region has room.
+    /// A slot with `params`; with `keep` a permanent one, if there is room. `None` if no region has room.
     ///
     /// # Errors
     /// When a kernel of `op` has more parameters than a slot.
@@ -120,25 +120,25 @@ impl Params {
         self.transient = Region::new(first, end - first, step);
     }
 
-    /// Offsets and bytes that the device does not have yet.
+    /// Offsets and bytes that are not uploaded yet.
     pub(crate) fn fresh(&self) -> [(u64, &[u8]); 2] {
         [self.kept.fresh(), self.transient.fresh()]
     }
 
-    /// Note that the device has all parameters.
+    /// Record that all parameters are uploaded.
     pub(crate) fn written(&mut self) {
         self.kept.fresh.clear();
         self.transient.fresh.clear();
     }
 
-    /// Leave room for `kept` slots that stay, and for `transient` others.
+    /// Leave room for `kept` permanent slots, and for `transient` others.
     #[cfg(test)]
     pub(crate) fn shrink(&mut self, kept: u64, transient: u64) {
         self.kept.end = self.kept.first + kept * self.kept.step;
         self.transient.end = self.transient.first + transient * self.transient.step;
     }
 
-    /// How many parameters the transient region holds.
+    /// The number of parameters in the transient region.
     #[cfg(test)]
     pub(crate) fn transient_slots(&self) -> usize {
         ((self.transient.end - self.transient.first) / self.transient.step) as usize
@@ -167,7 +167,7 @@ mod tests {
         assert_eq!(params.slot_of(words(&[1, 2]), false), Some(kept));
         let transient = params.slot_of(words(&[3]), false).unwrap();
         assert!(!transient.kept && u64::from(transient.offset) >= KEPT);
-        // A step that is to be replayed needs slots that stay.
+        // A step that will be replayed needs permanent slots.
         assert!(params.slot_of(words(&[3]), true).unwrap().kept);
         let slots = params.transient_slots() as u32;
         assert!((0..slots - 1).all(|i| params.slot_of(words(&[4, i]), false).is_some()));

@@ -1,9 +1,8 @@
-//! What a kernel needs to run, made once and kept: a pipeline for each shader, a bind group for each set of arrays, and
-//! their layouts.
+//! Cached objects that kernels need: a pipeline per shader, a bind group per set of arrays, and their layouts.
 
 use std::collections::HashMap;
 
-use qwen_core::Result;
+use qwen_core::{HumanBytes, Result};
 
 use crate::runtime::array::Binding;
 use crate::runtime::device::Device;
@@ -14,15 +13,15 @@ use crate::shader::Shader;
 /// The pipelines, bind groups and layouts of a device.
 #[derive(Debug, Default)]
 pub(crate) struct Pipelines {
-    /// By which arrays of a kernel are written.
+    /// Keyed by which arrays of a kernel are written.
     layouts: HashMap<Vec<bool>, Layout>,
     pipelines: HashMap<Shader, wgpu::ComputePipeline>,
     groups: HashMap<GroupKey, wgpu::BindGroup>,
-    /// What the driver compiled in earlier runs.
+    /// The driver's results from earlier runs.
     pub(crate) cache: Option<PipelineCache>,
 }
 
-/// Each array with its stretch, and whether it is written.
+/// Each array with its range, and whether it is written.
 type GroupKey = Vec<(u64, u64, u64, bool)>;
 
 #[derive(Debug)]
@@ -31,7 +30,7 @@ struct Layout {
     pipeline: wgpu::PipelineLayout,
 }
 
-/// A kernel that is ready to run, but for the size of its grid.
+/// A kernel that is ready to run, except for the size of its grid.
 #[derive(Debug, Clone)]
 pub(crate) struct Kernel {
     pub(crate) pipeline: wgpu::ComputePipeline,
@@ -40,30 +39,30 @@ pub(crate) struct Kernel {
     pub(crate) offset: u32,
 }
 
-/// A kernel to make ready.
+/// A kernel to prepare.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct KernelRequest<'a> {
     /// The operation, for errors.
     pub(crate) op: &'a str,
     pub(crate) shader: &'a Shader,
-    /// In the order of the shader's own, from 1 on.
+    /// In the order of the shader's bindings, from 1 on.
     pub(crate) bindings: &'a [Binding<'a>],
     /// Where its parameters lie, in bytes.
     pub(crate) offset: u32,
-    /// Whether the bind group is kept for the next time, and the arrays with it.
+    /// Whether to keep the bind group, and with it the arrays, for later.
     pub(crate) keep: bool,
 }
 
 impl Pipelines {
-    /// Make a kernel ready.
+    /// Prepare a kernel.
     ///
     /// # Errors
-    /// When an array belongs to another device or exceeds what a kernel can be given; what the driver reports.
+    /// When an array belongs to another device or exceeds the binding limit; errors of the driver.
     pub(crate) fn prepare(&mut self, device: &Device, params: &Params, request: KernelRequest<'_>) -> Result<Kernel> {
         let KernelRequest { op, shader, bindings, offset, keep } = request;
         device.check_owner(op, bindings.iter().map(|binding| binding.array))?;
         let limit = device.limits.max_storage_buffer_binding_size;
-        // The whole array where it can be bound, so that steps of different lengths share their bind groups.
+        // The whole array if it can be bound, so that steps of different lengths share bind groups.
         let whole = |binding: &Binding<'_>| match binding.array.buffer.size() {
             size if binding.offset == 0 && size <= limit => size,
             _ => binding.bytes,
@@ -71,7 +70,8 @@ impl Pipelines {
         let bindings: Vec<Binding<'_>> =
             bindings.iter().map(|binding| Binding { bytes: whole(binding), ..*binding }).collect();
         if let Some(binding) = bindings.iter().find(|binding| binding.bytes > limit) {
-            let reason = format!("an array of {} bytes exceeds the device's {limit} a binding", binding.bytes);
+            let [size, limit] = HumanBytes::compared(binding.bytes, limit);
+            let reason = format!("an array of {size} exceeds the device's {limit} a binding");
             return Err(device.error(op, reason));
         }
         let access: Vec<bool> = bindings.iter().map(|binding| binding.writable).collect();
@@ -150,7 +150,7 @@ impl Pipelines {
     }
 }
 
-/// The layout of kernels whose arrays are written as `access` says.
+/// The layout of kernels with these written arrays.
 fn layout<'a>(layouts: &'a mut HashMap<Vec<bool>, Layout>, device: &Device, access: &[bool]) -> &'a Layout {
     layouts.entry(access.to_vec()).or_insert_with(|| {
         device.stats.made(2);

@@ -1,5 +1,5 @@
-//! Buffers through which the host's writes reach the device. They are made with the device, and mapped again once it has
-//! read them, so that no step makes one.
+//! Staging buffers for host writes. They are created with the device, and mapped again once it has read them, so that
+//! no step creates one.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,11 +9,11 @@ use qwen_core::Result;
 use crate::runtime::device::Device;
 use crate::runtime::params;
 
-/// Bytes of host writes that one buffer holds.
+/// The capacity of a buffer for host writes, in bytes.
 pub(crate) const WRITES: usize = 512 << 10;
 /// One is filled while the device reads the other.
 const COUNT: usize = 2;
-/// Host writes, and all parameters of kernels, which may all be new.
+/// Host writes plus all kernel parameters, which may all be new.
 const SIZE: u64 = WRITES as u64 + params::SIZE;
 /// Bytes of all buffers.
 pub(crate) const BYTES: u64 = COUNT as u64 * SIZE;
@@ -50,12 +50,12 @@ impl Staging {
         }
     }
 
-    /// A buffer to fill. Where the device still has to read all of them, this waits for the oldest.
+    /// A buffer to fill. If the device still has to read all of them, this waits for the oldest.
     ///
     /// # Errors
     /// When the driver does not return a buffer.
     pub(crate) fn take(&mut self, device: &Device, op: &str) -> Result<Mapped> {
-        // Takes back what the device has read already, without waiting.
+        // Reclaims buffers that the device has already read, without waiting.
         let _ = device.handle.poll(wgpu::PollType::Poll);
         loop {
             if let Some(mapped) = self.next() {
@@ -74,7 +74,7 @@ impl Staging {
         Some(Mapped { index, buffer: self.buffers.get(index)?.clone() })
     }
 
-    /// Have `filled` mapped again after the submission that reads it.
+    /// Map `filled` again after the submission that reads it.
     pub(crate) fn reuse(&mut self, filled: &Mapped, submission: wgpu::SubmissionIndex) {
         let (mapped, index) = (self.mapped.clone(), filled.index);
         filled.buffer.slice(..).map_async(wgpu::MapMode::Write, move |result| {
@@ -90,7 +90,7 @@ impl Staging {
 }
 
 impl Mapped {
-    /// Copy `parts` into the buffer, one behind the other.
+    /// Copy `parts` into the buffer, one after another.
     pub(crate) fn fill(&self, parts: &[&[u8]]) -> std::result::Result<(), wgpu::MapRangeError> {
         let bytes: u64 = parts.iter().map(|part| part.len() as u64).sum();
         let mut view = self.buffer.slice(..bytes).get_mapped_range_mut()?;

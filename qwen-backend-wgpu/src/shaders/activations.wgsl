@@ -1,7 +1,7 @@
 // Rows of activations, eight values at a time.
 
 //#if RAGGED
-// The width is not a multiple of eight: values behind the end of a row count as zero.
+// The width is not a multiple of eight: values after the end of a row count as zero.
 fn activation(token: u32, column: u32) -> f32 {
     let value = x[min(token * params.cols + column, arrayLength(&x) - 1u)];
     return select(0.0, value, column < params.cols);

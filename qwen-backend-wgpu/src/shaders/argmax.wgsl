@@ -1,5 +1,5 @@
-// The index of a row's largest value, the lowest one among equals, or 0xffffffff if a value is not finite. One workgroup a
-// row.
+// The index of a row's largest value, the lowest one among equals, or 0xffffffff if a value is not finite. One
+// workgroup per row.
 
 struct Params {
     width: u32,
@@ -18,7 +18,7 @@ const NON_FINITE: u32 = 0xffffffffu;
 var<workgroup> best_key: array<u32, WIDTH>;
 var<workgroup> best_index: array<u32, WIDTH>;
 
-// An integer with the order of the values, since comparisons of floats may assume that there are no infinities. Values that
+// An integer that orders like the values, since float comparisons may assume that there are no infinities. Values that
 // are not finite have the greatest key; both zeros have the same.
 fn key(value: f32) -> u32 {
     let bits = bitcast<u32>(value);

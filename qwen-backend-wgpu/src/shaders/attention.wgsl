@@ -1,9 +1,10 @@
 // Causal attention over the paged store, for a tile of ROWS query rows that share a K/V head.
 //
-// A row is a token's query head. Positions are taken in partitions of PARTITION, each reduced on its own: a thread computes
-// one position's scores for all rows, then a pair of value channels for all rows. Four rows lie in a vector, so that one
-// read of workgroup memory serves four sums. With SPLIT a workgroup takes one partition and writes a partial result for
-// attention_merge (few rows, long contexts); without it a workgroup takes all partitions in order. The bits are the same.
+// A row is a token's query head. Positions are processed in partitions of PARTITION, each reduced separately: a thread
+// computes one position's scores for all rows, then a pair of value channels for all rows. A vector holds four rows, so
+// that one read of workgroup memory serves four sums. With SPLIT a workgroup takes one partition and writes a partial
+// result for attention_merge (few rows, long contexts); without it a workgroup takes all partitions in order. The bits
+// are the same.
 
 struct Params {
     num_tokens: u32,
@@ -48,19 +49,19 @@ const PARTS: u32 = WIDTH / HALF_DIM;
 //#else
 @group(0) @binding(6) var<storage, read> values: array<vec2<f32>>;
 //#endif
-// With SPLIT partial results of partitions, else rows of all query heads.
+// With SPLIT partial results of partitions, otherwise rows of all query heads.
 @group(0) @binding(7) var<storage, read_write> out: array<f32>;
 
 // [channel][row]: queries, the channels in the order of the keys.
 var<workgroup> queries: array<vec4<f32>, QUADS * HEAD_DIM>;
-// [position][row]: scores, then weights. Not in vectors: a thread writes the value of one row, and such a write may touch
-// the whole vector.
+// [position][row]: scores, then weights. Not in vectors: a thread writes the value of one row, and a write to one
+// component may write the whole vector.
 var<workgroup> scores: array<f32, ROWS * PARTITION>;
 var<workgroup> slots: array<u32, PARTITION>;
 var<workgroup> reduced: array<f32, WIDTH>;
 // [part][row][pair] of all parts except the first.
 var<workgroup> parts: array<vec2<f32>, max(1u, (PARTS - 1u) * ROWS * HALF_DIM)>;
-// Of each row: its token, head and sequence, how many positions it sees, and the state of its sum.
+// Per row: its token, head and sequence, how many positions it sees, and the state of its sum.
 var<workgroup> row_token: array<u32, ROWS>;
 var<workgroup> row_head: array<u32, ROWS>;
 var<workgroup> row_seq: array<u32, ROWS>;
@@ -91,13 +92,13 @@ fn key_pairs(head: u32, slot: u32, four: u32) -> Four {
     //#endif
 }
 
-// Positions of a sequence: never more than its block table has room for, whatever the array holds. Lengths and sums bound
-// the loops below, and a kernel of this step may have written them.
+// Positions of a sequence, clamped to the room in its block table: lengths and sums bound the loops below, and a kernel
+// of this step may have written them.
 fn context_of(seq: u32) -> u32 {
     return min(context_lens[seq], params.max_blocks_per_seq * params.block_size);
 }
 
-// What channel `channel` of a key adds to the scores of all rows.
+// The contribution of channel `channel` of a key to the scores of all rows.
 fn add_products(dots: array<vec4<f32>, QUADS>, channel: u32, key: f32) -> array<vec4<f32>, QUADS> {
     var sums = dots;
     for (var q = 0u; q < QUADS; q++) {
@@ -173,7 +174,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let part = local / HALF_DIM;
     var attended: array<vec2<f32>, ROWS>;
 
-    // A tile may reach over the end of a sequence: then its sequences are treated one after the other.
+    // A tile may extend over the end of a sequence: then its sequences are processed one after another.
     let seqs = min(sequence_of(params.first_token + last_token) + 1u, params.num_seqs);
     for (var seq = sequence_of(params.first_token + first_token); seq < seqs; seq++) {
         let last = min(params.first_token + last_token + 1u, cu_seqlens_q[seq + 1u]);
@@ -255,7 +256,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
                 for (var p = part; p < count; p += PARTS) {
                     let v = value_pair(head, slots[p], pair);
                     for (var q = 0u; q < QUADS; q++) {
-                        // A weight of 0 adds nothing, not even if the value is not finite.
+                        // A weight of 0 adds nothing, even if the value is not finite.
                         let s = p * ROWS + 4u * q;
                         let weights = vec4(scores[s], scores[s + 1u], scores[s + 2u], scores[s + 3u]);
                         let taken = weights > vec4(0.0);
@@ -296,7 +297,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     if part == 0u {
         for (var r = 0u; r < ROWS; r++) {
             //#if SPLIT
-            // Only rows of the tile that exist and see some of the partition.
+            // Only rows of the tile that exist and see part of the partition.
             let exists = group.x % tiles * ROWS + r < heads_per_kv && row_visible[r] > group.z * PARTITION;
             let output_row = (params.first_token + row_token[r]) * params.num_attention_heads + row_head[r];
             let partial = output_row * params.num_partitions + group.z;

@@ -1,4 +1,4 @@
-// Merge the partial results of a query row's partitions, in order of position. One workgroup a token's query head.
+// Merge the partial results of a query row's partitions, in order of position. One workgroup per token and query head.
 
 struct Params {
     num_seqs: u32,
@@ -27,7 +27,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         return;
     }
     let row = token * params.num_attention_heads + group.x;
-    // Never more than there is room for, whatever the array holds.
+    // Clamped to the available room, whatever the array holds.
     let context = context_lens[seq];
     let partitions = min(context / PARTITION + select(0u, 1u, context % PARTITION > 0u), params.num_partitions);
     var largest = LOWEST;

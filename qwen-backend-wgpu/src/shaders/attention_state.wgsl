@@ -4,7 +4,7 @@
 // Below all scores.
 const LOWEST: f32 = -3.0e38;
 
-// The sequence of a token of the batch, or their number for padding.
+// The sequence of a token of the batch, or the number of sequences for padding.
 fn sequence_of(token: u32) -> u32 {
     var low = 0u;
     var high = params.num_seqs;
@@ -20,15 +20,15 @@ fn sequence_of(token: u32) -> u32 {
 }
 
 struct Share {
-    // What the partitions before and the new one are scaled by.
+    // The factors of the previous partitions and of the new one.
     before: f32,
     added: f32,
     largest: f32,
     total: f32,
 }
 
-// A partition whose `total` is 0 adds nothing: it has no positions, or all of its scores are -inf. The bits are compared: a
-// driver that expects no NaN may treat one as 0. A NaN that `max` drops is still in its total.
+// A partition whose `total` is 0 adds nothing: it has no positions, or all of its scores are -inf. The bits are
+// compared, since a driver that assumes no NaN may treat one as 0. A NaN that `max` drops is still in its total.
 fn merge(largest: f32, total: f32, new_largest: f32, new_total: f32) -> Share {
     let m = max(largest, new_largest);
     let before = select(exp_negative(largest - m), 0.0, bitcast<u32>(total) == 0u);

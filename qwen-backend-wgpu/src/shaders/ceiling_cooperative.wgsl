@@ -1,9 +1,9 @@
-// The arithmetic ceiling of cooperative matrices: each subgroup has four sums, which cover the latency of one, and reads
-// no memory on the way.
+// The arithmetic ceiling of cooperative matrices: each subgroup has four sums, to cover the latency of one, and reads
+// no memory in the loop.
 
 struct Params {
     rounds: u32,
-    // Not set: what the sums are kept for.
+    // Never set: it keeps the sums from being optimised away.
     keep: u32,
 }
 
@@ -17,7 +17,7 @@ var<workgroup> tile: array<f16, SIZE * SIZE>;
 
 @compute @workgroup_size(THREADS)
 fn main(@builtin(local_invocation_index) local: u32) {
-    // Not known before, so that nothing is worked out beforehand.
+    // Unknown at compile time, so that nothing can be precomputed.
     for (var i = local; i < SIZE * SIZE; i += THREADS) {
         tile[i] = f16(source[i]);
     }
@@ -34,7 +34,7 @@ fn main(@builtin(local_invocation_index) local: u32) {
         c = coopMultiplyAdd(x, y, c);
         d = coopMultiplyAdd(x, y, d);
     }
-    // Nothing else depends on the sums.
+    // Otherwise nothing would depend on the sums.
     if params.keep == 1u {
         coopStoreT(a, &result[0], SIZE);
         coopStoreT(b, &result[SIZE * SIZE], SIZE);

@@ -1,4 +1,4 @@
-// The copying ceiling: a workgroup copies 16 stretches of 256 vectors, each thread one vector of a stretch.
+// The copy ceiling: a workgroup copies 16 runs of 256 vectors, each thread one vector per run.
 
 @group(0) @binding(1) var<storage, read> source: array<vec4<u32>>;
 @group(0) @binding(2) var<storage, read_write> result: array<vec4<u32>>;

@@ -4,7 +4,7 @@ alias Vector = vec4<f16>;
 //#else
 alias Vector = vec4<f32>;
 //#endif
-// The arithmetic ceiling: each thread has eight sums, which cover the latency of one, and reads no memory on the way.
+// The arithmetic ceiling: each thread has eight sums, to cover the latency of one, and reads no memory in the loop.
 
 struct Params {
     rounds: u32,
@@ -16,7 +16,7 @@ struct Params {
 
 @compute @workgroup_size(256)
 fn main(@builtin(local_invocation_index) thread: u32) {
-    // Not known before, so that nothing is worked out beforehand.
+    // Unknown at compile time, so that nothing can be precomputed.
     let x = Vector(source[0]);
     var a = x;
     var b = x;
@@ -37,7 +37,7 @@ fn main(@builtin(local_invocation_index) thread: u32) {
         h = fma(h, x, a);
     }
     let sum = a + b + c + d + e + f + g + h;
-    // Nothing else depends on the sums.
+    // Otherwise nothing would depend on the sums.
     if f32(sum.x + sum.y + sum.z + sum.w) == 1.0 {
         result[thread] = 1.0;
     }

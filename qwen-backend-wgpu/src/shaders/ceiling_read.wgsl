@@ -1,4 +1,4 @@
-// The reading ceiling: a workgroup reads 16 stretches of 256 vectors, each thread one vector of a stretch.
+// The read ceiling: a workgroup reads 16 runs of 256 vectors, each thread one vector per run.
 
 @group(0) @binding(1) var<storage, read> source: array<vec4<u32>>;
 @group(0) @binding(2) var<storage, read_write> result: array<u32>;
@@ -10,7 +10,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     for (var i = 0u; i < 16u; i++) {
         seen |= source[first + i * 256u];
     }
-    // Nothing else depends on what was read.
+    // Otherwise nothing would depend on what was read.
     if (seen.x | seen.y | seen.z | seen.w) == 1u {
         result[thread] = 1u;
     }

@@ -1,4 +1,4 @@
-// Copy blocks of a K/V slab onto others: one thread a word. WebGPU has no copy within one buffer.
+// Copy blocks of a K/V slab onto others: one thread per word. WebGPU has no copy within one buffer.
 
 struct Params {
     // Words of a block of one head, and of all slots of one head.

@@ -1,4 +1,4 @@
-// Rows of the embedding table, decoded: those that lie in this slab of the table. A thread writes eight values.
+// Decoded rows of the embedding table, as far as they are in this slab. A thread writes eight values.
 
 struct Params {
     // Tokens before this piece of the batch.
@@ -31,7 +31,7 @@ fn main(@builtin(global_invocation_id) at: vec3<u32>) {
     if row < params.slab_rows {
         eight = weights(row, chunk);
     } else if id < params.rows || params.first_row > 0u {
-        // The row of another slab. The first slab writes zeros for ids that no slab has.
+        // A row of another slab. The first slab writes zeros for ids that no slab has.
         return;
     }
     let first = token * params.cols + 8u * chunk;

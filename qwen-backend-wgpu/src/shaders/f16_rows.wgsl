@@ -1,7 +1,7 @@
-// Rows of activations as f16 with a scale each, as cooperative matrices take them.
+// Rows of activations as f16 with a scale per row, for cooperative matrices.
 //
 // A row is multiplied by the power of two that brings its largest value to 2^14 .. 2^15, so that no value overflows, and
-// only values below 2^-28 of the largest have fewer bits than other f16. One workgroup a row.
+// only values below 2^-28 of the largest have fewer bits than normal f16. One workgroup per row.
 
 struct Params {
     // Columns, and eights of them.
@@ -31,7 +31,7 @@ struct Eight {
 //#include activations
 //#include f16
 
-// The bits of the largest magnitude: as integers they have the order of the values, and a NaN is above all of them.
+// The bits of the largest magnitude: as integers they order like the values, with NaN above all of them.
 var<workgroup> largest: array<u32, WIDTH>;
 
 @compute @workgroup_size(WIDTH)
@@ -62,7 +62,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             vec4(f16_pair(a.xy), f16_pair(a.zw), f16_pair(b.xy), f16_pair(b.zw));
     }
     if local == 0u {
-        // A row with an infinity or a NaN has NaNs for results.
+        // The results of a row with an infinity or a NaN are NaN.
         let finite = largest[0] < 0x7f800000u;
         scales[params.first_row + row] = bitcast<f32>(select(largest[0] | 0x7fc00000u, u32(exponent) << 23u, finite));
     }

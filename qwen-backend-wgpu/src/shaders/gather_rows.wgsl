@@ -1,4 +1,4 @@
-// out[i] = x[indices[i]] over rows of `width` values. Rows that `x` does not have leave `out` as it is.
+// out[i] = x[indices[i]] over rows of `width` values. For rows that `x` does not have, `out` is left unchanged.
 
 struct Params {
     width: u32,

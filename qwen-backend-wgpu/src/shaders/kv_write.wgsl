@@ -1,5 +1,5 @@
-// Writes keys and values to the paged store: [head][slot][pair]. A pair of a key is a rotary pair, (i, i + half_dim); a pair
-// of a value is two neighbours. Slots beyond the store, as those of padding, are not written.
+// Writes keys and values to the paged store: [head][slot][pair]. A pair of a key is a rotary pair, (i, i + half_dim); a
+// pair of a value is two adjacent channels. Slots beyond the store, such as those of padding, are not written.
 
 //#if KEY_F16
 alias KeyPair = u32;

@@ -1,7 +1,7 @@
-// Matrix times many rows of activations: the product of prompts, bound by arithmetic.
+// Matrix times many rows of activations: the product for prompts, bound by arithmetic.
 //
-// A workgroup of 256 threads makes a tile of 64 tokens by 64 matrix rows, each thread 4 by 4 of it in registers. 16
-// columns at a time lie decoded in workgroup memory, so that each value read from there serves four products.
+// A workgroup of 256 threads computes a tile of 64 tokens by 64 matrix rows, each thread 4 by 4 of it in registers. 16
+// decoded columns at a time are in workgroup memory, and each value read from there serves four products.
 
 //#include product
 
@@ -17,11 +17,11 @@ var<workgroup> x_tile: array<f32, DEPTH * TILE>;
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) local: u32) {
     let first_row = group.x * TILE;
     let first_token = group.y * TILE;
-    // Four matrix rows and four tokens of the tile are this thread's.
+    // This thread's four matrix rows and four tokens of the tile.
     let row = 4u * (local % 16u);
     let token = 4u * (local / 16u);
     var sums: array<vec4<f32>, 4>;
-    // Loading: half of the threads take the matrix, half the activations, eight values each.
+    // Loading: half of the threads load the matrix, half the activations, eight values each.
     let line = local % TILE;
     let eighth = (local / TILE) % 2u;
     for (var chunk = 0u; chunk < params.chunks; chunk += 2u) {

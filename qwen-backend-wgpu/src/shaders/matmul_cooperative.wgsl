@@ -1,8 +1,8 @@
 // Matrix times many rows of activations by cooperative matrices: f16 times f16, summed in f32.
 //
-// A workgroup of four subgroups makes a square tile, each subgroup a quarter of two by two cooperative matrices. DEPTH
-// columns at a time lie in workgroup memory as f16. Activations come scaled from f16_rows.wgsl; bf16 weights are scaled
-// here, by one power of two for the whole matrix. The sums go through workgroup memory to the epilogue.
+// A workgroup of four subgroups computes a square tile, each subgroup a quarter of two by two cooperative matrices.
+// DEPTH columns at a time are in workgroup memory as f16. Activations were scaled by f16_rows.wgsl; bf16 weights are
+// scaled here, by one power of two for the whole matrix. The sums go through workgroup memory to the epilogue.
 
 //#include product
 
@@ -10,7 +10,7 @@
 
 const TILE: u32 = 4u * SIZE;
 const DEPTH: u32 = 32u;
-// From one line of a tile to the next: not a power of two, so that lines do not fall on the same banks.
+// The stride of a tile's lines: not a power of two, so that lines do not map to the same banks.
 const STRIDE: u32 = DEPTH + 8u;
 
 // [token][column] and [row][column]
@@ -36,7 +36,7 @@ fn put_weights(at: u32, eight: Eight, scale: f32) {
     }
 }
 
-// By all threads: the epilogue for the cooperative matrix (i, j) of each subgroup, whose sums were just stored.
+// Called by all threads: the epilogue for the cooperative matrix (i, j) of each subgroup, whose sums were just stored.
 fn emit_sums(group: vec3<u32>, local: u32, i: u32, j: u32) {
     workgroupBarrier();
     let weight_scale = bitcast<f32>(params.weight_exponent << 23u);
@@ -59,7 +59,7 @@ fn main(
     @builtin(subgroup_id) subgroup: u32,
 ) {
     let inverse = bitcast<f32>((254u - params.weight_exponent) << 23u);
-    // Where this subgroup's quarter of the tile begins.
+    // The start of this subgroup's quarter of the tile.
     let x_first = 2u * (subgroup / 2u) * SIZE * STRIDE;
     let w_first = 2u * (subgroup % 2u) * SIZE * STRIDE;
     var c00 = Sums();
@@ -84,7 +84,7 @@ fn main(
         }
         workgroupBarrier();
         for (var k = 0u; k < DEPTH; k += SIZE) {
-            // Tokens lie row by row. Weights are the transpose of theirs, which lie row by row too.
+            // Tokens are stored row by row. So are weight rows, of which the product needs the transpose.
             let a0 = coopLoadT<Left>(&x_tile[x_first + k], STRIDE);
             let a1 = coopLoadT<Left>(&x_tile[x_first + SIZE * STRIDE + k], STRIDE);
             let b0 = coopLoad<Right>(&w_tile[w_first + k], STRIDE);

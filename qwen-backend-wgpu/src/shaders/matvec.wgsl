@@ -1,8 +1,8 @@
-// Matrix times a few rows of activations: the product of decoding, bound by reading the matrix once.
+// Matrix times a few rows of activations: the product for decoding, bound by reading the matrix once.
 //
 // LANES threads share the columns of PAIRS pairs of rows and read them 16 bytes at a time; GROUPS such groups make a
-// workgroup. Each output's sum has one order, whatever TOKENS is: a lane's columns in sequence, then a tree of lanes.
-// With NORM the activations are normed first.
+// workgroup. Each output is summed in one order, whatever TOKENS is: a lane's columns in sequence, then a tree over
+// lanes. With NORM the activations are normed first.
 
 //#include product
 

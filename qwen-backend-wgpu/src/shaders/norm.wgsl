@@ -1,7 +1,7 @@
-// The norm of the rows that a product multiplies, computed by each of its workgroups instead of a kernel before it.
+// The norm of a product's input rows, computed by each of its workgroups instead of a separate kernel.
 //
-// A sum of squares has the same order as in rms_norm: strands of every 256th value, then a tree of strands. So the bits do
-// not depend on which kernel norms.
+// Squares are summed in the same order as in rms_norm: strands of every 256th value, then a tree over strands. So the
+// bits do not depend on which kernel computes the norm.
 
 const STRANDS: u32 = 256u;
 
@@ -13,7 +13,7 @@ const STRANDS: u32 = 256u;
 
 var<workgroup> squares: array<f32, STRANDS * TOKENS>;
 
-// Four values that belong to four strands.
+// Four values of four consecutive strands.
 fn strands(token: u32, four: u32) -> vec4<f32> {
     //#if RAGGED
     let c = 4u * four;
@@ -23,7 +23,7 @@ fn strands(token: u32, four: u32) -> vec4<f32> {
     //#endif
 }
 
-// By all threads: what the rows `first` and those after it are multiplied by.
+// Called by all threads: the factors of the rows from `first` on.
 fn norm_scales(first: u32, local: u32) -> array<f32, TOKENS> {
     for (var t = 0u; t < TOKENS; t++) {
         let token = min(first + t, params.tokens - 1u);

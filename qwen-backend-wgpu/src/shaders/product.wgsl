@@ -1,7 +1,7 @@
-// What the matrix products share: their parameters and arrays, and the epilogues that take the sums.
+// Shared by the matrix products: their parameters and arrays, and the epilogues over the sums.
 //
-// An epilogue takes the rows of a packed matrix in pairs: gate and up of the MLP, two rows that rotate together, or
-// neighbours.
+// An epilogue processes the rows of a packed matrix in pairs: gate and up of the MLP, two rows that rotate together, or
+// adjacent rows.
 
 struct Params {
     // Rows of activations.
@@ -50,7 +50,7 @@ struct Params {
 //#include activations
 //#endif
 
-// Where the two rows of a pair lie in this slab, and which rows of the whole matrix they are.
+// The positions of a pair's two rows in this slab, and their indices in the whole matrix.
 //#if ORDER_PLAIN
 fn local_rows(pair: u32) -> vec2<u32> {
     return vec2(2u * pair, 2u * pair + 1u);
@@ -70,7 +70,7 @@ fn logical_rows(pair: u32) -> vec2<u32> {
 }
 //#endif
 //#if ORDER_HEADS
-// Queries and keys: the two rows that rotate together. Values: neighbours.
+// Queries and keys: the two rows that rotate together. Values: adjacent rows.
 fn local_rows(pair: u32) -> vec2<u32> {
     let head = pair / params.half_dim;
     let i = pair % params.half_dim;
@@ -99,7 +99,7 @@ fn emit(token: u32, pair: u32, sums: vec2<f32>) {
     //#endif
     let at = token * params.rows;
     out[at + rows.x] = value.x;
-    // The last pair of an odd number of rows is half empty.
+    // With an odd number of rows, the last pair is half empty.
     if rows.y < params.rows {
         out[at + rows.y] = value.y;
     }

@@ -1,4 +1,4 @@
-// out = x / sqrt(mean(x^2) + eps) * weight, one workgroup a row.
+// out = x / sqrt(mean(x^2) + eps) * weight, one workgroup per row.
 //
 // norm.wgsl computes the same within a product, in the same order.
 

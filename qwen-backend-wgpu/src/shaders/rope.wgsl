@@ -1,4 +1,4 @@
-// Rotate query and key heads in place: one thread a pair (i, i + half_dim).
+// Rotate query and key heads in place: one thread per pair (i, i + half_dim).
 
 struct Params {
     qkv_size: u32,

@@ -1,8 +1,8 @@
-// Keys and values of the heads that this slab of the store holds: one thread a pair.
+// Store keys and values of the heads in this slab of the store: one thread per pair.
 
 struct Params {
     qkv_size: u32,
-    // Where the slab's first key head and value head lie in a row.
+    // The positions of the slab's first key head and value head in a row.
     first_key: u32,
     first_value: u32,
     half_dim: u32,

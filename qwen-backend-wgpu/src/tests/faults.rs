@@ -5,7 +5,7 @@ use std::sync::mpsc::channel;
 use std::time::Duration;
 
 use qwen_core::backend::Add;
-use qwen_core::engine::{EngineCore, Event, GenerateParams, Goal, Intake, Request, SeqId};
+use qwen_core::engine::{EngineCore, Event, GenerateParams, Intake, Request, SeqId};
 
 use super::*;
 
@@ -26,18 +26,17 @@ fn a_lost_device_ends_with_an_error_and_another_one_works() {
     assert_eq!(step(&mut again, &[1, 2, 3], 0).unwrap(), id);
 }
 
-/// Run a step of `engine` and keep its tokens, and how sequences ended.
+/// Run a step of `engine`; record its tokens, and how sequences ended.
 fn step_engine(engine: &mut EngineCore, tokens: &mut HashMap<SeqId, Vec<u32>>, ended: &mut HashMap<SeqId, Error>) {
     engine.step(|id, event| match event {
         Event::Token(token) => tokens.entry(id).or_default().push(token),
         Event::Failed(error) => drop(ended.insert(id, error)),
-        Event::Prompt(_) | Event::Logits(_) | Event::Finished(_) => {}
+        _ => {}
     });
 }
 
 fn request(prompt: [u32; 3]) -> Request {
-    let params = GenerateParams { max_new_tokens: Some(50), ..GenerateParams::default() };
-    Request { prompt: prompt.to_vec(), goal: Goal::Generate(params) }
+    Request::generate(prompt, GenerateParams::new().max_new_tokens(50))
 }
 
 /// Two requests lose their device between two tokens; a third is added after that. Returns the ids of the first tokens.
@@ -60,7 +59,7 @@ fn lose_a_device(backend: WgpuBackend) -> Vec<Option<u32>> {
         for id in ids {
             match ended.get(id) {
                 // One of the requests has the error itself, the others its text.
-                Some(Error::Device { reason, .. } | Error::StepFailed { reason }) => {
+                Some(Error::Device { reason, .. } | Error::StepFailed { reason, .. }) => {
                     assert!(reason.contains("lost"), "{reason}");
                 }
                 other => panic!("{other:?} instead of a lost device"),
@@ -78,7 +77,7 @@ fn requests_end_when_their_device_is_lost_and_an_engine_loads_again() {
     let Some(backend) = backend(Precision::Fast) else { return };
     let (sender, receiver) = channel();
     std::thread::spawn(move || sender.send(lose_a_device(backend)));
-    // A watchdog: a request that waits for a lost device would never end.
+    // A watchdog: a request that waited for a lost device would never end.
     let first = receiver.recv_timeout(Duration::from_secs(120)).expect("requests of a lost device end");
     let mut again = runner(self::backend(Precision::Fast).unwrap()).unwrap();
     let prompts: [(&[u32], usize); 2] = [(&[1, 2, 3], 0), (&[4, 5, 6], 0)];

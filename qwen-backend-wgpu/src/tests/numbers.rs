@@ -22,7 +22,7 @@ fn splitting_to_small_limits_changes_no_bit() {
     }
 }
 
-/// Values between -1 and 1 that a bf16 holds.
+/// Values between -1 and 1 that are exact in bf16.
 fn values(count: usize, salt: usize) -> Vec<f32> {
     (0..count).map(|i| ((i * 37 + salt * 11) % 101) as f32 / 64.0 - 0.78125).collect()
 }
@@ -130,7 +130,7 @@ fn inputs(backend: &mut WgpuBackend, cos_sin: &[f32], positions: usize, queries:
     }
 }
 
-/// The attention of the last `queries` of as many positions as `qkv` has rows, into an array of sevens.
+/// The attention of the last `queries` rows of `qkv`, which has one row per position, written to an array of sevens.
 fn attend(backend: &mut WgpuBackend, qkv: &[f32], queries: usize) -> Vec<f32> {
     let width = HEADS.qkv_size();
     let positions = qkv.len() / width;
@@ -164,7 +164,7 @@ fn what_is_not_finite_in_attention_reaches_its_output() {
     let mut rows = values(positions * width, 5);
     // So that an infinite key has an infinite score instead of one below all others.
     rows.chunks_exact_mut(width).for_each(|row| (row[3], row[16 + 3]) = (0.5, 0.25));
-    // One query, whose spans run side by side, and two, which take all spans in order.
+    // One query, whose spans run in parallel, and two, which process all spans in order.
     for queries in [1, 2] {
         assert!(attend(&mut backend, &rows, queries).iter().all(|value| value.is_finite()));
         for bad in [f32::NAN, -f32::NAN, f32::INFINITY] {
@@ -181,7 +181,7 @@ fn what_is_not_finite_in_attention_reaches_its_output() {
             let (hit, spared) = (&out[(queries - 1) * HEADS.q_size()..][..16], &out[queries * HEADS.q_size() - 16..]);
             assert!(hit.iter().all(|value| value.is_nan()) && spared.iter().all(|value| value.is_finite()), "{out:?}");
         }
-        // All scores are -inf: the sum of the weights is 0, and the output must not be what lay there before.
+        // All scores are -inf: the sum of the weights is 0, and the output must be overwritten.
         let mut rows = rows.clone();
         for row in rows.chunks_exact_mut(width) {
             row[..HEADS.q_size()].fill(1e30);
@@ -195,7 +195,7 @@ fn what_is_not_finite_in_attention_reaches_its_output() {
 #[test]
 fn keys_and_values_are_rounded_to_the_nearest_even_f16() {
     let Some(mut backend) = backend(Precision::Fast) else { return };
-    // Each f16 with its neighbours in f32, and the middle between it and the next f16 with its neighbours.
+    // Each f16 with its f32 neighbours, and the midpoint to the next f16 with its f32 neighbours.
     let mut edges: Vec<f32> = Vec::new();
     for bits in 0..0x7c00 {
         let (this, next) = (half::f16::from_bits(bits).to_f32(), half::f16::from_bits(bits + 1).to_f32());
@@ -209,7 +209,7 @@ fn keys_and_values_are_rounded_to_the_nearest_even_f16() {
     let heads = HeadLayout { num_attention_heads: 1, num_key_value_heads: 1, head_dim: 256 };
     let (width, head_dim) = (heads.qkv_size(), heads.head_dim);
     edges.resize(edges.len().next_multiple_of(head_dim / 2), 0.0);
-    // Both signs of each as a rotary pair of a key, and as neighbours of a value.
+    // Both signs of each as a rotary pair of a key, and as adjacent channels of a value.
     let positions = edges.len() / (head_dim / 2);
     let mut qkv = vec![0.0; positions * width];
     for (row, edges) in qkv.chunks_exact_mut(width).zip(edges.chunks_exact(head_dim / 2)) {

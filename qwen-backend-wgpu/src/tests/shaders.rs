@@ -1,5 +1,5 @@
-//! Every module that the backend can request: valid within the smallest limits, translated to each driver's language, and
-//! free of what those languages do not promise.
+//! Every module that the backend can request: valid within the smallest limits, translated to each driver's language,
+//! and free of what those languages do not guarantee.
 
 use std::collections::HashSet;
 use std::sync::OnceLock;
@@ -75,7 +75,7 @@ fn validated(shader: &Shader, capabilities: Capabilities) -> (Module, ModuleInfo
         module.global_variables.iter().filter(move |(_, variable)| space(&variable.space))
     };
     let bound = of_space(|space| matches!(space, AddressSpace::Storage { .. })).count();
-    // Kernels with more are used only where a device can bind them.
+    // Kernels with more are used only if a device can bind them.
     let wide = ["NORM", "COOPERATIVE"].iter().any(|flag| shader.flags.contains(flag));
     let most = if wide && shader.flags.contains(&"EPILOGUE_HEADS") { 9 } else { 8 };
     assert!(bound <= most, "{shader:?} binds {bound} arrays");
@@ -95,8 +95,8 @@ fn translate_to_spirv_and_msl(module: &Module, info: &ModuleInfo, spirv: (u8, u8
     naga::back::msl::write_string(module, info, &msl, &Default::default()).unwrap();
 }
 
-/// How often a single component of a vector that threads share is written. WGSL lets such a write touch the whole vector, as
-/// Metal and HLSL do, so that two threads which write its components race.
+/// How often a single component of a vector that threads share is written. In WGSL, as in Metal and HLSL, such a write
+/// may write the whole vector, so two threads that write different components race.
 fn component_stores(module: &Module, info: &ModuleInfo) -> usize {
     let functions = module.functions.iter().map(|(handle, function)| (function, &info[handle]));
     let entries = module.entry_points.iter().enumerate().map(|(i, entry)| (&entry.function, info.get_entry_point(i)));
@@ -139,7 +139,7 @@ fn stores(block: &Block, pointers: &mut Vec<Handle<Expression>>) {
 #[test]
 fn every_variant_is_valid_within_the_smallest_limits_and_translates() {
     for shader in variants() {
-        // Nothing but what WebGPU always has: no f16 type, no subgroups, no immediates.
+        // Only what WebGPU always has: no f16 type, no subgroups, no immediates.
         let (module, info) = validated(&shader, Capabilities::SHADER_FLOAT16_IN_FLOAT32);
         translate_to_spirv_and_msl(&module, &info, (1, 0));
         let hlsl = naga::back::hlsl::Options { fake_missing_bindings: true, ..Default::default() };

@@ -1,4 +1,4 @@
-//! Sizes that have no number, indices that nobody checked, and whether a plan is what is taken.
+//! Sizes that overflow, unchecked indices, and whether plans match the memory used.
 
 use qwen_core::backend::{
     Add, Argmax, Embed, GatherRows, HeadLayout, KvSpec, Linear, ModelShape, PagedAttention, RmsNorm, Rope as RopeOp,
@@ -9,7 +9,7 @@ use super::*;
 use crate::runtime::{params, staging};
 use crate::{WgpuBuffer, WgpuIndices, WgpuKv, WgpuWeight};
 
-/// Sizes whose products with small numbers wrap to 0 or nearly so.
+/// Sizes whose products with small numbers wrap to 0 or close to it.
 const HUGE: [usize; 5] =
     [1 << (usize::BITS - 11), 1 << (usize::BITS - 4), usize::MAX / 4 + 1, usize::MAX - 3, usize::MAX];
 
@@ -60,7 +60,7 @@ fn arrays_matrices_and_stores_without_a_number_of_bytes_are_refused() {
         {
             refused("kv", backend.kv(&spec).map(drop));
         }
-        // Rows that share their bytes: a part of any number of rows in a few bytes.
+        // Overlapping rows: a part with any number of rows in a few bytes.
         let data = [0; 64];
         let part = MatrixPart::strided(Encoding::Bf16, huge, 8, 0, &data).unwrap();
         let view = WeightView { name: "w", role: WeightRole::Linear, parts: &[part.clone(), part] };
@@ -76,7 +76,7 @@ fn arrays_matrices_and_stores_without_a_number_of_bytes_are_refused() {
 fn a_store_beyond_the_memory_is_refused_before_any_of_it_is_taken() {
     let mut backend = idle_backend(Precision::Fast);
     let objects = backend.stats().objects();
-    // 2^36 heads of 2 KiB: each slab is small enough, all of them are not.
+    // 2^36 heads of 2 KiB: each slab fits, all of them do not.
     let many_heads = kv_spec(1, 16, 1 << (usize::BITS / 2 + 4).min(36), 64);
     match backend.kv(&many_heads) {
         Err(Error::OutOfMemory { what, bytes, .. }) => assert!(what.contains("K/V") && bytes > 1 << 30),
@@ -161,12 +161,12 @@ impl Attention {
 /// The largest number, and others beyond every array.
 const HOSTILE: [u32; 5] = [u32::MAX, u32::MAX - 127, 1 << 31, 1 << 20, 321];
 
-/// A kernel that trusts what it reads would leave its arrays, or run for minutes: a context of 2^32 positions has 33
-/// million partitions, and the number after the last of them is 0 again.
+/// A kernel that trusted these values would leave its arrays, or run for minutes: a context of 2^32 positions has 33
+/// million partitions, and the position after the last of them wraps to 0.
 #[test]
 fn attention_bounds_every_index_and_length_that_it_reads() {
     let Some(mut b) = backend(Precision::Fast) else { return };
-    // Single tokens, whose partitions run side by side, and prompts, which take them in order.
+    // Single tokens, whose partitions run in parallel, and prompts, which process them in order.
     for tokens in [1, 5] {
         let mut attention = Attention::new(&mut b, tokens);
         let sound = attention.run(&mut b);
@@ -185,7 +185,7 @@ fn attention_bounds_every_index_and_length_that_it_reads() {
             let table: Vec<u32> = (0..2 * BLOCKS as u32).map(|i| i % BLOCKS as u32).collect();
             b.write_indices(&mut attention.inputs.block_tables, &table).unwrap();
         }
-        // Nothing was harmed.
+        // Nothing was damaged.
         assert_eq!(attention.run(&mut b), sound, "{tokens} tokens");
     }
     b.synchronize().unwrap();
@@ -218,8 +218,8 @@ fn ids_slots_and_rows_beyond_their_arrays_touch_nothing() {
     }
 }
 
-/// What a kernel writes in a step is read by a later one as it is then, and bounded there: the host's check of what it
-/// wrote before would be of other numbers.
+/// A kernel reads and clamps the values that an earlier one wrote in the same step: a check by the host would have seen
+/// the old values.
 #[test]
 fn indices_that_an_argmax_writes_are_read_in_the_same_step() {
     let Some(mut b) = backend(Precision::Fast) else { return };
@@ -239,10 +239,10 @@ fn indices_that_an_argmax_writes_are_read_in_the_same_step() {
         let (mut ids, mut read) = ([0; 3], [0.0; 6]);
         b.read_indices(&chosen, &mut ids).unwrap();
         b.read(&out, &mut read).unwrap();
-        // The row with a NaN has no largest value: its number is beyond every array, and its row stays as it was.
+        // The row with a NaN has no largest value: its index is out of range, and the gathered row is left unchanged.
         assert_eq!((ids, read), ([1, u32::MAX, 2], [20.0, 21.0, 7.0, 7.0, 30.0, 31.0]));
     }
-    // A context whose length a kernel writes is attended to its end, though the host knows of a shorter one.
+    // A context length written by a kernel is used in full, though the host knows a shorter one.
     let mut attention = Attention::new(&mut b, 1);
     let sound = attention.run(&mut b);
     let mut lengths = vec![0.0; 2 * 512];
@@ -274,7 +274,7 @@ fn the_plan_of_the_workspace_is_what_is_taken_before_and_after_steps() {
         let (spec, stats) = (ModelSpec::new(config), backend.stats());
         let planned = backend.footprint().workspace_bytes(&limits, &spec.shape()).unwrap();
         backend.prepare(&limits, &spec.shape()).unwrap();
-        // The buffers of parameters and of host writes are made with the device, and not counted.
+        // The buffers for parameters and host writes are created with the device, and not counted.
         let taken = stats.allocated_bytes() + params::SIZE + staging::BYTES;
         assert_eq!(taken, planned, "{capabilities:?} with {logits} rows of logits");
         let model = Model::load(&mut backend, spec, &limits, &checkpoint, &mut |_, _| Ok(())).unwrap();

@@ -1,4 +1,4 @@
-//! What a step makes, submits and reads, and what it costs the host.
+//! What a step creates, submits and reads, and its host time.
 
 use qwen_conformance::{Suite, cases, published};
 
@@ -24,7 +24,7 @@ fn a_decode_step_makes_nothing_and_submits_once() {
         id = step(&mut runner, &[id], computed).unwrap();
         assert_eq!(stats.objects(), before.0, "objects made at position {computed}");
         assert_eq!(stats.submissions(), before.1 + 1, "command buffers at position {computed}");
-        // Embedding, rows, norm, head and the largest; six a layer.
+        // Embedding, rows, norm, head and argmax; six per layer.
         let dispatches = stats.dispatches() - before.2;
         assert!(dispatches <= 6 * layers + 5, "{dispatches} kernels for {layers} layers");
         let kv = position * (computed as u64 + 1);
@@ -58,9 +58,9 @@ fn after_a_warm_up_the_first_answer_makes_nothing() {
     let objects = stats.objects();
     let id = step(&mut runner, &[5; 20], 0).unwrap();
     let next = step(&mut runner, &[id], 20).unwrap();
-    // Nothing but the buffer that results are read through, if it was not planned.
+    // Only the buffer through which results are read, if it was not planned.
     assert!(stats.objects() <= objects + 1, "{} objects", stats.objects() - objects);
-    // Neither does the first token of two sequences at once.
+    // Nor does the first token of two sequences at once.
     let objects = stats.objects();
     execute(&mut runner, &[(&[5], 0), (&[5], 0)], true).unwrap();
     assert_eq!(stats.objects(), objects);
@@ -105,8 +105,8 @@ impl WeightSource for Zeros {
     }
 }
 
-/// The host's part of a decode step of the 0.5B shape, on a device that computes nothing. It depends on the number of
-/// layers, not on their width. The time is printed; that the step makes nothing is asserted.
+/// The host time of a decode step of the 0.5B shape, on a device that computes nothing. It depends on the number of
+/// layers, not on their width. The time is printed; the test asserts that the step creates nothing.
 #[test]
 fn the_host_time_of_a_decode_step_of_24_layers() {
     let backend = idle_backend(Precision::Fast);
@@ -151,7 +151,7 @@ fn prompts_of_all_lengths_and_batches_of_all_sizes_make_nothing() {
             steps += 1;
         }
     }
-    // Products and attention of each step have parameters of their own: more than there are slots.
+    // Products and attention of each step have different parameters: more than there are slots.
     assert!(2 * steps > slots, "{steps} steps, {slots} slots");
 }
 
@@ -202,7 +202,7 @@ fn long_prompts_are_submitted_in_parts_and_tokens_at_once() {
     assert!((4..=24).contains(&prompts[1]), "{} submissions", prompts[1]);
 }
 
-/// The conformance suite on a device that computes nothing. Each shader that it requests is checked as it is made.
+/// The conformance suite on a device that computes nothing. Each shader that it requests is checked when it is created.
 #[test]
 fn the_suite_requests_no_kernel_beyond_the_variants() {
     for precision in [Precision::Exact, Precision::Fast] {

@@ -5,7 +5,7 @@
 use qwen_backend_wgpu::{AdapterChoice, CapabilitySet, WgpuBackend, WgpuOptions};
 use qwen_core::{Error, Precision, Result};
 
-/// The options of the adapter that tests run on: `$QWEN_WGPU_ADAPTER`, a part of its name, or software Vulkan.
+/// The options for the adapter that tests run on: `$QWEN_WGPU_ADAPTER`, part of its name, or software Vulkan.
 pub(crate) fn options() -> WgpuOptions {
     let name = std::env::var("QWEN_WGPU_ADAPTER").unwrap_or_else(|_| "llvmpipe".into());
     WgpuOptions::new().adapter(AdapterChoice::Name(name)).pipeline_cache(false)
@@ -16,7 +16,7 @@ pub(crate) fn backend(capabilities: CapabilitySet, precision: Precision) -> Resu
     WgpuBackend::new(options().capabilities(capabilities).precision(precision))
 }
 
-/// A backend on the largest set of capabilities, where that has more features than the default one.
+/// A backend with the largest set of capabilities, if that has more features than the default one.
 pub(crate) fn best(precision: Precision) -> Result<WgpuBackend> {
     let (best, default) = (backend(CapabilitySet::Best, precision)?, backend(CapabilitySet::Default, precision)?);
     if best.features() != default.features() {

@@ -70,7 +70,7 @@ pub(super) struct Sequence {
 }
 
 impl Sequences {
-    /// Sequences of these tokens. `shuffle` hands out blocks in another order.
+    /// Sequences of these tokens. `shuffle` allocates blocks in another order.
     ///
     /// # Errors
     /// None that can occur with an unused pool.
@@ -93,8 +93,7 @@ impl Sequences {
         Ok(Sequences { pool, sequences: prompts.iter().map(sequence).collect() })
     }
 
-    /// The batch of a step, with the rows of all its tokens: their logits, or only the ids of the largest ones. Copies
-    /// blocks as needed.
+    /// The batch of a step, with rows for all its tokens: their logits, or only their argmax. Copies blocks as needed.
     ///
     /// # Errors
     /// What the runner reports.

@@ -23,7 +23,7 @@ use qwen_core::model::runner::Runner;
 pub use weights::{GEOMETRIES, Geometry, RandomModel};
 use weights::{TOKEN_IDS, VOCAB};
 
-/// How far the logits of a random model may be from the reference.
+/// How far the logits of a random model may deviate from the reference.
 ///
 /// Plain f32 arithmetic shows 4e-7 to 7e-7 on these models; rounding the inputs of products to bf16 and K/V to f16, and
 /// nothing else, 0.0027 to 0.0049.
@@ -53,10 +53,10 @@ fn mixed_steps() -> Vec<Step> {
 /// The logits of each sequence, a row for each position.
 type Logits = Vec<Vec<f32>>;
 
-/// What the reference computes for [`prompts`], each at once and alone. Computed once in a process.
+/// The reference's logits for [`prompts`], each computed at once and alone. Cached per process.
 fn expected(geometry: Geometry) -> Result<Arc<Logits>> {
     static COMPUTED: Mutex<Option<HashMap<String, Arc<Logits>>>> = Mutex::new(None);
-    // Held while computing: the cases that wait for it need the same values.
+    // Locked while computing: the cases that wait need the same values.
     let mut computed = COMPUTED.lock().unwrap_or_else(PoisonError::into_inner);
     let name = format!("{geometry:?}");
     if let Some(logits) = computed.get_or_insert_default().get(&name) {
@@ -68,7 +68,7 @@ fn expected(geometry: Geometry) -> Result<Arc<Logits>> {
     Ok(logits)
 }
 
-/// Each of [`prompts`] at once, in a step of its own.
+/// Each of [`prompts`] at once, in its own step.
 fn whole_steps() -> Vec<Step> {
     prompts().iter().enumerate().map(|(index, ids)| vec![(index, ids.len())]).collect()
 }
@@ -86,7 +86,7 @@ impl<B: Backend> Rig<'_, B> {
     }
 }
 
-/// Logits of prompts, chunks and single tokens side by side, against the reference.
+/// Logits of prompts, chunks and single tokens in one batch, against the reference.
 pub fn logits<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
     for geometry in GEOMETRIES {
         let model = RandomModel::new(geometry)?;
@@ -99,7 +99,7 @@ pub fn logits<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
     Ok(())
 }
 
-/// Prompts at once, in chunks, token by token, alone and side by side: the same bits.
+/// Prompts at once, in chunks, token by token, alone and in a batch: the same bits.
 pub fn batch_invariance<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
     if !rig.is_batch_invariant() {
         return rig.skip("not promised in this precision");
@@ -123,7 +123,7 @@ pub fn batch_invariance<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
     Ok(())
 }
 
-/// Where blocks lie, and what lay in them before, changes no bit.
+/// The position and the previous contents of blocks change no bit.
 pub fn permuted_blocks<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
     for geometry in GEOMETRIES {
         let mut runner = load_whole(rig.another()?, &RandomModel::new(geometry)?)?;
@@ -136,7 +136,7 @@ pub fn permuted_blocks<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
     Ok(())
 }
 
-/// A runner gives the same bits each time, whatever it ran before, and so does another one.
+/// A runner gives the same bits each time, whatever it ran before, and a second runner does too.
 pub fn determinism<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
     let model = RandomModel::new(GEOMETRIES[0])?;
     let mut first = load_whole(rig.another()?, &model)?;
@@ -221,8 +221,8 @@ pub fn interrupt<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
     Ok(())
 }
 
-/// A NaN in the weights is reported by sequence, with the place where it begins, and stays within the sequences that
-/// met it. Rows that only pad the output head do not count.
+/// A NaN in the weights is reported per sequence, with the place where it first appears, and affects only the sequences
+/// that use it. Padding rows of the output head are ignored.
 pub fn non_finite<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
     let geometry = GEOMETRIES[1];
     let bad_token = 7;
@@ -237,7 +237,7 @@ pub fn non_finite<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
     ] {
         let mut model = RandomModel::new(geometry)?;
         model.damage(tensor, row);
-        // What the sequences without the bad token have to give.
+        // The expected logits of the sequences without the bad token.
         let clean = clean_prompts(bad_token as u32);
         let fresh = run_steps(
             &mut load_whole(rig.another()?, &RandomModel::new(geometry)?)?,

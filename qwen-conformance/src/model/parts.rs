@@ -1,4 +1,4 @@
-//! Models cut over ranks and stages.
+//! Models split over ranks and stages.
 
 use std::sync::Arc;
 
@@ -15,8 +15,8 @@ use qwen_core::model::batch::{Batch, Damage, SequenceStep, StepOutput, WantLogit
 use qwen_core::model::runner::{Pipeline, Runner};
 use qwen_core::model::spec::ModelSpec;
 
-/// One, two and four ranks in threads, more than there are K/V heads among them: near the reference on each rank, with
-/// the same bits on all of them.
+/// One, two and four ranks in threads, also more ranks than K/V heads: close to the reference on each rank, with the
+/// same bits on all of them.
 pub fn ranks<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
     for (geometry, ranks) in [(GEOMETRIES[0], 1), (GEOMETRIES[0], 2), (GEOMETRIES[0], 4), (GEOMETRIES[1], 2)] {
         let results = run_ranks(rig, geometry, ranks)?;
@@ -50,7 +50,7 @@ fn run_ranks<B: Backend>(rig: &Rig<'_, B>, geometry: Geometry, ranks: usize) -> 
     })
 }
 
-/// Stages one after the other have the bits of the whole.
+/// Consecutive stages give the same bits as the whole model.
 pub fn stages<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
     for geometry in &GEOMETRIES[..2] {
         let model = RandomModel::new(*geometry)?;
@@ -69,7 +69,7 @@ fn pipeline<B: Backend>(rig: &Rig<'_, B>, model: &RandomModel, ends: &[usize]) -
     Pipeline::new(ends.windows(2).map(stage).collect::<Result<_>>()?)
 }
 
-/// A NaN in an early stage is named by its layer.
+/// A NaN in an early stage is reported with its layer.
 pub fn non_finite_stage<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
     for (layer, ends) in [(0, [0, 1, 3]), (1, [0, 2, 3]), (1, [0, 1, 3]), (2, [0, 1, 3])] {
         let mut model = RandomModel::new(GEOMETRIES[0])?;

@@ -32,7 +32,7 @@ pub struct Geometry {
 /// Rows of the embedding table of random models.
 pub(super) const VOCAB: usize = 288;
 
-/// Ids below it are tokens, the others padding of the table.
+/// Ids below this are tokens, the others padding of the table.
 pub(super) const TOKEN_IDS: usize = 271;
 
 /// The geometries that most cases run.
@@ -41,7 +41,7 @@ pub const GEOMETRIES: [Geometry; 3] = [
     geometry(3, (4, 2, 64), 176, true, Encoding::Bf16),
     // The kind of the larger ones: untied, heads of 128; F16 as in many GGUF files.
     geometry(2, (2, 1, 128), 100, false, Encoding::F16),
-    // Seven query heads share one of keys and values, as in 0.5B and 7B.
+    // Seven query heads share one K/V head, as in 0.5B and 7B.
     geometry(2, (7, 1, 64), 60, true, Encoding::F32),
 ];
 
@@ -72,7 +72,7 @@ struct Tensor {
 }
 
 impl RandomModel {
-    /// The model of a geometry, the same one each time.
+    /// The model of a geometry, always with the same weights.
     ///
     /// # Errors
     /// [`Error::InvalidConfig`] when there is no such model.
@@ -121,7 +121,7 @@ impl RandomModel {
         Ok(model)
     }
 
-    /// Put a NaN into row `row` of a tensor; vectors have one value a row.
+    /// Put a NaN into row `row` of a tensor; vectors have one value per row.
     ///
     /// # Panics
     /// When there is no such tensor.
@@ -135,7 +135,7 @@ impl RandomModel {
     fn add_matrix(&mut self, name: &str, encoding: Encoding, rows: usize, cols: usize, scale: f32) {
         let mut values = Rng::of(&[40, self.tensors.len() as u64]).normals(rows * cols, scale);
         if rows == VOCAB {
-            // Ids that are no tokens tend to win, if they are allowed to.
+            // Make padding ids likely winners, if they are not masked.
             values[TOKEN_IDS * cols..].iter_mut().for_each(|value| *value *= 3.0);
         }
         let bytes = encode(encoding, &values);

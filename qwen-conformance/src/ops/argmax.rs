@@ -9,18 +9,18 @@ use qwen_core::backend::composed;
 use qwen_core::backend::{self, Backend};
 use qwen_core::error::Result;
 
-/// What the rows of an [`Argmax`] hold.
+/// The contents of the rows of an [`Argmax`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rows {
-    /// Normal values, larger ones beyond the valid ones.
+    /// Normal values, with larger ones beyond the valid range.
     Normal,
-    /// Nothing but a few distinct values, so that the largest occurs often.
+    /// Only a few distinct values, so that the largest occurs often.
     Ties,
     /// All values equal; positive and negative zeros in the last row.
     Equal,
-    /// NaN or an infinity somewhere in every row but the first.
+    /// NaN or an infinity somewhere in every row except the first.
     NonFinite,
-    /// NaN and infinities beyond the valid values alone.
+    /// NaN and infinities only beyond the valid values.
     NonFiniteBeyond,
 }
 
@@ -29,7 +29,7 @@ pub enum Rows {
 pub struct Argmax {
     /// Values of a row.
     pub width: usize,
-    /// Values of a row that count.
+    /// Valid values of a row.
     pub valid: usize,
     /// Rows.
     pub rows: usize,
@@ -50,7 +50,7 @@ impl Argmax {
     fn row(&self, index: usize) -> Vec<f32> {
         let mut rng = Rng::of(&[9, index as u64, self.width as u64]);
         let mut row = Inputs::Normal.rows(9, index..index + 1, self.width);
-        // The largest value of a row is negative in every second one.
+        // In every second row the largest value is negative.
         row.iter_mut().for_each(|value| *value -= 20.0 * (index % 2) as f32);
         row[self.valid..].fill(100.0);
         let anywhere = rng.below(self.valid);
@@ -130,7 +130,7 @@ fn rows_of<B: Backend>(rig: &mut Rig<'_, B>, values: Rows) -> Result<()> {
     Ok(())
 }
 
-/// Values beyond the valid ones do not count, however large.
+/// Values beyond the valid ones are ignored, however large.
 pub fn valid_columns<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
     rows_of(rig, Rows::Normal)
 }

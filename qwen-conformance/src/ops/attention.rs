@@ -1,4 +1,4 @@
-//! `paged_attention`, and through it `store_kv` and `copy_blocks`: a store is only seen by attending to it.
+//! `paged_attention`, and through it `store_kv` and `copy_blocks`: a K/V store can only be observed by attending to it.
 
 use super::rope::{GEOMETRIES, heads};
 use crate::compare;
@@ -59,7 +59,7 @@ impl Op for Attention {
     }
 }
 
-/// The heads of every published size: a prompt, a chunk and single tokens side by side.
+/// The heads of every published size: a prompt, a chunk and single tokens in one batch.
 pub fn every_geometry<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
     for (_, heads) in GEOMETRIES {
         rig.check(&Attention(Scenario::new(heads, &[(0, 9), (40, 1), (0, 1), (15, 2)])))?;
@@ -70,7 +70,7 @@ pub fn every_geometry<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
     Ok(())
 }
 
-/// Contexts just below, at and above the ends of blocks, far into the hundreds.
+/// Contexts just below, at and above block boundaries, up to several hundred.
 pub fn contexts<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
     let heads = heads(7, 1, 64);
     let lengths = [1, 2, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 255, 256, 257, 511, 513, 700];
@@ -97,7 +97,7 @@ pub fn ragged_batches<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
     rig.check(&Attention(Scenario::new(heads(5, 1, 128), &sequences)))
 }
 
-/// Keys with biases of a few hundred, which bf16 keys lose.
+/// Keys with biases of a few hundred, for which bf16 keys are too coarse.
 pub fn biased_keys<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
     for heads in [heads(4, 2, 64), heads(7, 1, 128)] {
         let scenario = Scenario::new(heads, &[(0, 40), (99, 1), (16, 9)]);
@@ -106,7 +106,7 @@ pub fn biased_keys<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
     Ok(())
 }
 
-/// Where the blocks lie changes no bit.
+/// The position of blocks changes no bit.
 pub fn permuted_blocks<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
     for heads in [heads(14, 2, 64), heads(5, 1, 128)] {
         let of = |blocks| Attention(Scenario { blocks, ..Scenario::new(heads, &[(0, 40), (99, 1), (250, 9)]) });
@@ -145,7 +145,7 @@ pub fn batch_invariance<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
         let whole = rig.run(&of(0, len))?;
         for chunk in [1, 7, 16, 31, 64, 100] {
             for computed in (0..len).step_by(chunk) {
-                // Of the single tokens every seventh is enough, and those about the ends of blocks.
+                // Checking every seventh single token is enough, and those around block boundaries.
                 if chunk == 1 && !(computed % 7 == 0 || computed % 16 == 0 || computed % 16 == 15) {
                     continue;
                 }
@@ -173,7 +173,7 @@ pub(super) fn among_others<B: Backend>(rig: &mut Rig<'_, B>, alone: Scenario) ->
     Ok(())
 }
 
-/// A token that sees one position alone gets that position's value, and nothing else.
+/// A token that sees only one position gets exactly that position's value.
 pub fn first_position<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
     let scenario = Scenario::new(heads(12, 2, 128), &[(0, 1), (0, 1), (0, 1)]);
     let out = rig.run(&Attention(scenario.clone()))?;

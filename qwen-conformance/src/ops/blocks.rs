@@ -1,5 +1,5 @@
 //! `linear`, `linear_add` and `embed` with matrices in block formats: every format over ragged shapes, parts in several
-//! formats, columns in another order, cuts at the borders of blocks. Cases skip, with the backend's reason, where it has no
+//! formats, reordered columns, cuts at block boundaries. Cases are skipped, with the backend's reason, if it has no
 //! kernels for a format.
 
 use std::ops::Range;
@@ -30,7 +30,7 @@ const SOME: [Encoding; 9] = [
     INT4,
 ];
 
-/// Why the backend has no kernels for one of `encodings`, if it says so.
+/// The backend's reason, if it has no kernels for one of `encodings`.
 fn refusal<B: Backend>(rig: &Rig<'_, B>, encodings: &[Encoding]) -> Result<Option<String>> {
     let footprint = rig.b.footprint();
     for &encoding in encodings {
@@ -58,7 +58,7 @@ fn every_shape<B: Backend>(rig: &mut Rig<'_, B>, encoding: Encoding) -> Result<(
     for outs in [1, 2, 3, 15, 16, 17, 31, 32, 33, 48, 65] {
         rig.check(&Linear::new(encoding, 5, 2 * block, outs))?;
     }
-    // More tokens than tiles of a few of them, and as many columns as projections of the 0.5B model.
+    // More tokens than a few tiles hold, and as many columns as projections of the 0.5B model.
     let cols = 1024 / block * block;
     for (rows, outs) in [(70, 48), (1, 160), (2, 96)] {
         rig.check(&Linear::new(encoding, rows, cols, outs))?;
@@ -107,7 +107,7 @@ formats! {
     int8_groups INT8;
 }
 
-/// Parts in several encodings, for every role: gate and up, or query, key and value, that differ.
+/// Parts in different encodings, for every role: gate and up, or query, key and value.
 pub fn mixed_parts<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
     if let Some(reason) = refusal(rig, &SOME)? {
         return rig.skip(&reason);
@@ -133,7 +133,7 @@ pub fn mixed_parts<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
     Ok(())
 }
 
-/// Columns that are stored in another order, parts with one each.
+/// Columns stored in another order, a different one for each part.
 pub fn column_orders<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
     if let Some(reason) = refusal(rig, &[INT4, INT8])? {
         return rig.skip(&reason);
@@ -147,7 +147,7 @@ pub fn column_orders<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
     Ok(())
 }
 
-/// Rectangles cut out of larger matrices at the borders of blocks.
+/// Rectangles cut out of larger matrices at block boundaries.
 pub fn cut_rectangles<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
     if let Some(reason) = refusal(rig, &SOME)? {
         return rig.skip(&reason);
@@ -164,7 +164,7 @@ pub fn cut_rectangles<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
     Ok(())
 }
 
-/// Activations of which some are far larger than the others, and zeros.
+/// Activations with a few that are far larger than the others, and zeros.
 pub fn outliers<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
     if let Some(reason) = refusal(rig, &SOME)? {
         return rig.skip(&reason);
@@ -180,7 +180,7 @@ pub fn outliers<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
     Ok(())
 }
 
-/// A row with a value that is not finite has no finite result, and no other row is touched.
+/// A row with a non-finite value has no finite result, and no other row changes.
 pub fn non_finite<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
     if let Some(reason) = refusal(rig, &SOME)? {
         return rig.skip(&reason);

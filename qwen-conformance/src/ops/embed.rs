@@ -36,7 +36,7 @@ impl Op for Embed {
     fn allowed(&self, precision: Precision, _output: &str) -> Allowed {
         match (precision, self.table.worst_encoding()) {
             (Precision::Exact, _) | (_, Encoding::Bf16) => Allowed::Bits,
-            // The table of a tied model is an input of a product as well, and may be held in 16 bits for that.
+            // The table of a tied model is also the matrix of a product, and may be held in 16 bits for that.
             (Precision::Fast, _) => Allowed::rms(1.0 / 256.0),
         }
     }
@@ -58,7 +58,7 @@ impl Op for Embed {
     }
 }
 
-/// Ragged row counts and odd widths, the first and the last row of the table among them.
+/// Ragged row counts and odd widths, including the first and the last row of the table.
 pub fn rows<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
     for encoding in [Encoding::F32, Encoding::F16, Encoding::Bf16] {
         for (vocab, cols, len) in

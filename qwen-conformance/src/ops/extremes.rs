@@ -1,4 +1,5 @@
-//! Sizes at the ends of their range: an error each, never a panic, and never a product that wraps and looks small.
+//! Sizes at the ends of their range: each is an error, never a panic, and never a product that overflows and looks
+//! small.
 //!
 //! An operation may report its error when it is issued or at the next wait.
 
@@ -12,9 +13,9 @@ use qwen_core::backend::{
 use qwen_core::error::Result;
 
 const MAX: usize = usize::MAX;
-/// Two of these multiply to 0 where a product wraps.
+/// The product of two of these wraps to 0.
 const HALF: usize = 1 << (usize::BITS / 2);
-/// Elements that could be addressed, but that no machine has memory for.
+/// Elements that could be addressed, but exceed any machine's memory.
 const BEYOND: usize = if usize::BITS == 64 { MAX >> 6 } else { MAX / 8 + 1 };
 
 /// `outcome` has to be an error, at once or at the next wait.
@@ -50,7 +51,7 @@ fn spec() -> KvSpec {
     }
 }
 
-/// Buffers and K/V stores that no memory holds.
+/// Buffers and K/V stores larger than any memory.
 pub fn allocations<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
     for len in [MAX, MAX - 1, MAX / 2, MAX / 4 + 1, MAX / 4, MAX / 8 + 1, BEYOND] {
         let outcome = rig.b.alloc(len);
@@ -78,11 +79,11 @@ pub fn allocations<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
     works(rig)
 }
 
-/// Matrices whose shapes no data has.
+/// Matrices with impossible shapes.
 pub fn weights<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
     let data = [0u8; 64 * 4];
     let part = MatrixPart::whole(Encoding::F32, 8, 8, &data)?;
-    // Rows, columns and bytes from row to row that the data does not have.
+    // Rows, columns and strides beyond the data.
     let of = |rows, cols, row_bytes| {
         let mut extreme = part.clone();
         (extreme.rows, extreme.cols, extreme.row_bytes) = (rows, cols, row_bytes);
@@ -111,7 +112,7 @@ pub fn weights<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
     works(rig)
 }
 
-/// Operations on more than their buffers hold, in sizes whose product wraps, on heads that are none.
+/// Operations on more than their buffers hold, on sizes whose product overflows, and on invalid heads.
 pub fn operands<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
     const WIDTH: usize = 128;
     static DATA: [u8; 4 * WIDTH * WIDTH] = [0; 4 * WIDTH * WIDTH];
@@ -124,7 +125,7 @@ pub fn operands<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
     let small = load(&mut rig.b, WeightRole::Linear, WIDTH)?;
     let table = load(&mut rig.b, WeightRole::Embedding, WIDTH)?;
     let gate_up = load(&mut rig.b, WeightRole::GateUp, WIDTH)?;
-    // As many rows as three times two heads of 32 would have, of the 128 that there are: no layout of heads fits.
+    // Rows for three times two heads of 32, while the buffers have 128: no layout of heads fits.
     let qkv_w = load(&mut rig.b, WeightRole::Qkv, WIDTH)?;
     let (x, y) = (rig.b.alloc(WIDTH * 4)?, rig.b.alloc(WIDTH * 4)?);
     let (mut out, mut scratch) = (rig.b.alloc(WIDTH * 4)?, rig.b.alloc(WIDTH * 4)?);
@@ -222,7 +223,7 @@ pub fn operands<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
         let outcome = rig.b.rope(Rope { qkv: &mut out, cos_sin: &x, heads, rows: 1 });
         refused(rig, &format!("rope with {heads:?}"), outcome);
     }
-    // Rows of nothing: refused or done, but soon.
+    // Empty rows: refused or done, but quickly.
     let nothing = RmsNorm { x: &x, weight: &y, eps: 1e-6, hidden_size: 0, out: &mut out, rows: MAX };
     drop(rig.b.rms_norm(nothing));
     drop(rig.b.silu_and_mul(SiluAndMul { gate_up: &x, out: &mut out, intermediate_size: 0, rows: MAX }));

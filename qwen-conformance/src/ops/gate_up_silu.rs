@@ -1,4 +1,4 @@
-//! `silu_and_mul` and `gate_up_silu`, with a norm first and without.
+//! `silu_and_mul` and `gate_up_silu`, with and without a norm first.
 
 use std::ops::Range;
 
@@ -80,9 +80,9 @@ pub struct GateUpSilu {
     pub hidden_size: usize,
     /// Values of a row of the output.
     pub intermediate_size: usize,
-    /// The tokens, as rows of an endless list of them.
+    /// The tokens, as rows of an endless list.
     pub rows: Range<usize>,
-    /// Whether the input is to be normed.
+    /// Whether the input has to be normed first.
     pub normed: bool,
     /// Which form to run.
     pub form: Form,
@@ -120,8 +120,9 @@ impl Op for GateUpSilu {
     }
 
     fn allowed(&self, precision: Precision, _output: &str) -> Allowed {
-        // For normal g and u, E[(silu'(g) u)^2] + E[silu(g)^2] is 2.1 times E[(silu(g) u)^2], which is 0.36: the errors of
-        // both projections come out 1.44 times as large. Products have longer tails: chance counts as with fewer values.
+        // For normal g and u, E[(silu'(g) u)^2] + E[silu(g)^2] is 2.1 times E[(silu(g) u)^2], which is 0.36: the errors
+        // of both projections are amplified 1.44 times. Products have longer tails, so allow for chance as with fewer
+        // values.
         let outputs = self.rows.len() * self.intermediate_size / 4;
         let norm = if self.normed { tolerance::sum(self.hidden_size) + tolerance::ELEMENTWISE } else { 0.0 };
         let linear = norm + tolerance::linear(precision, self.encoding, self.hidden_size, outputs);
@@ -130,7 +131,7 @@ impl Op for GateUpSilu {
 
     fn place<B: Backend>(&self, b: &mut B) -> Result<OnDevice<B>> {
         let (rows, inner) = (self.rows.len(), self.intermediate_size);
-        // A backend that needs no scratch gets none, unless its composed form is to run.
+        // A backend that needs no scratch gets none, unless the composed form runs.
         let scratch = if self.form == Form::Own && b.footprint().fuses_gate_up() { 0 } else { rows * 2 * inner };
         Ok(OnDevice {
             x: Guarded::new(b, &Inputs::Normal.rows(SEED, self.rows.clone(), self.hidden_size))?,
@@ -192,7 +193,7 @@ pub fn fused<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
     Ok(())
 }
 
-/// With a norm first, likewise.
+/// The same with a norm first.
 pub fn normed<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
     for encoding in [Encoding::F32, Encoding::F16, Encoding::Bf16] {
         for form in [Form::Own, Form::Composed] {
@@ -208,7 +209,7 @@ pub fn normed<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
     Ok(())
 }
 
-/// A row has the same bits alone and among others, with a norm before and without.
+/// A row has the same bits alone and among others, with and without a norm first.
 pub fn batch_invariance<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
     if !rig.is_batch_invariant() {
         return rig.skip("not promised in this precision");

@@ -1,4 +1,4 @@
-//! The K/V store: what it holds at first, slots, layers, padding, copies.
+//! The K/V store: initial contents, slots, layers, padding, copies.
 
 use super::attention::Attention;
 use super::kv_rows;
@@ -14,7 +14,7 @@ const HEADS: HeadLayout = heads(5, 1, 64);
 const BLOCK: usize = 16;
 const BLOCKS: usize = 4;
 
-/// A small store of two layers and a way to see all of it.
+/// A small store of two layers and a way to observe all of it.
 struct Store<'a, 'b, B: Backend> {
     rig: &'a mut Rig<'b, B>,
     kv: B::Kv,
@@ -47,7 +47,7 @@ impl<'a, 'b, B: Backend> Store<'a, 'b, B> {
         kv_rows::store(&mut self.rig.b, HEADS, (&mut self.kv, layer), &slots, &values)
     }
 
-    /// What a fixed query sees of each block of a layer: a value that changes with any of its bits.
+    /// The attention of a fixed query to each block of a layer: a value that changes with any of its bits.
     fn look(&mut self, layer: usize) -> Result<Vec<f32>> {
         let row = Scenario::new(HEADS, &[]).qkv_row(2000, 0);
         let context_lens = vec![BLOCK as u32; BLOCKS];
@@ -83,7 +83,7 @@ pub fn zero_at_first<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
     Ok(())
 }
 
-/// Slots and layers are apart: storing to one changes no other.
+/// Slots and layers are independent: storing to one changes no other.
 pub fn slots_and_layers<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
     let mut store = Store::new(rig)?;
     store.store(0, &all_slots(0))?;
@@ -100,14 +100,14 @@ pub fn slots_and_layers<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
         store.same("a block beside the one stored to", &second_now[block(other)], &second[block(other)]);
     }
     store.differs("the block stored to", &second_now[block(2)], &second[block(2)]);
-    // Back to what it was, which the store must forget nothing of.
+    // Restore the old value: the store has to return to its old state.
     store.store(1, &[(slot, 500 + slot as usize)])?;
     let again = store.look(1)?;
     store.same("the old value stored again", &again, &second);
     Ok(())
 }
 
-/// Slots in any order in one call give what one call each gives.
+/// One call with slots in any order gives the same as one call per slot.
 pub fn order_of_slots<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
     let mut at = all_slots(0);
     let mut store = Store::new(rig)?;
@@ -128,7 +128,7 @@ pub fn order_of_slots<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
     Ok(())
 }
 
-/// Padding is stored nowhere.
+/// Padding is not stored.
 pub fn padding_is_not_stored<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
     let mut store = Store::new(rig)?;
     store.store(0, &all_slots(0))?;
@@ -167,7 +167,7 @@ pub fn copy_blocks<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
             store.same(&format!("layer {layer}, block {to}"), &after[block(to)], &before[block(from)]);
         }
     }
-    // Larger stores, over all blocks, seen through attention.
+    // Larger stores, over all blocks, observed through attention.
     for heads in [heads(12, 2, 128), heads(64, 8, 128)] {
         let scenario = Scenario::new(heads, &[(30, 3), (15, 1)]);
         store.rig.check(&Attention(Scenario { blocks: Blocks::Copied, ..scenario }))?;

@@ -1,5 +1,5 @@
-//! K/V stored in blocks of signed bytes (Q8_0): what is stored, attention over it, the same bits in any company. Cases skip,
-//! with the backend's reason, where it stores F32 and F16 alone.
+//! K/V stored in blocks of signed bytes (Q8_0): what is stored, attention over it, the same bits in any batch. Cases
+//! are skipped, with the backend's reason, if it only supports F32 and F16.
 
 use super::Form;
 use super::attention::{Attention, among_others};
@@ -21,7 +21,7 @@ fn scenario(heads: HeadLayout, sequences: &[(usize, usize)]) -> Scenario {
     Scenario { kv_encodings: Some(BOTH), ..Scenario::new(heads, sequences) }
 }
 
-/// What the footprint refuses is refused by `kv` too, and heads that are no whole blocks by both.
+/// What the footprint refuses is refused by `kv` too, and both refuse heads that are not whole blocks.
 pub fn refusals<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
     let refused = refusal(rig)?.is_some();
     let mut whole = vec![(spec(BOTH, 80), true), (spec((Encoding::F32, Encoding::Q8_0), 48), true)];
@@ -46,8 +46,8 @@ pub fn refusals<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
     Ok(())
 }
 
-/// Heads whose rounding shows: ties, zeros, values so small that F16 scales have few digits, values beyond F16, one that is
-/// far larger than its neighbours.
+/// Heads that exercise rounding: ties, zeros, values so small that F16 scales have few digits, values beyond F16, one
+/// that is far larger than its neighbours.
 fn telling_heads(head_dim: usize) -> Vec<Vec<f32>> {
     let head = |value: &dyn Fn(usize) -> f32| (0..head_dim).map(value).collect::<Vec<f32>>();
     let normal = Rng::of(&[50]).normals(head_dim, 1.0);
@@ -65,8 +65,8 @@ fn telling_heads(head_dim: usize) -> Vec<Vec<f32>> {
     ]
 }
 
-/// A token that sees one position gets its value as it was stored, to the last bit; keys move the weights of two
-/// positions as the reference says.
+/// A token that sees one position gets its stored value, to the last bit; keys change the weights of two positions as
+/// in the reference.
 pub fn rounding<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
     if let Some(reason) = refusal(rig)? {
         return rig.skip(&reason);
@@ -88,7 +88,7 @@ pub fn rounding<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
             let outcome = if *got == expected { Ok(()) } else { compare::bits(got, &expected, dim) };
             rig.note(|| format!("value {i} of {dim}"), outcome);
         }
-        // Keys beyond what a score can tell apart are left out.
+        // Keys too large for scores to distinguish are left out.
         let ones = Rng::of(&[52]).normals(dim, 1.0);
         let seen = telling.iter().filter(|key| key.iter().all(|value| value.abs() < 1e3));
         let pairs: Vec<Vec<Vec<f32>>> = seen.map(|key| vec![row(&zeros, &ones), row(key, &zeros)]).collect();
@@ -102,7 +102,7 @@ pub fn rounding<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
     Ok(())
 }
 
-/// The heads of every published size: a prompt, a chunk and single tokens side by side.
+/// The heads of every published size: a prompt, a chunk and single tokens in one batch.
 pub fn every_geometry<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
     if let Some(reason) = refusal(rig)? {
         return rig.skip(&reason);
@@ -129,7 +129,7 @@ pub fn ragged_batches<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
     rig.check(&Attention(scenario(heads(5, 1, 128), &sequences)))
 }
 
-/// Keys with biases of a few hundred: coarse, but as the specification says.
+/// Keys with biases of a few hundred: coarse, but exactly as specified.
 pub fn outliers<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
     if let Some(reason) = refusal(rig)? {
         return rig.skip(&reason);
@@ -141,7 +141,7 @@ pub fn outliers<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
     Ok(())
 }
 
-/// Keys with more bits than the values, as layers with large biases have them, and the other way round.
+/// Keys with more bits than the values, as in layers with large biases, and the other way round.
 pub fn mixed_encodings<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
     if let Some(reason) = refusal(rig)? {
         return rig.skip(&reason);
@@ -156,7 +156,7 @@ pub fn mixed_encodings<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
     Ok(())
 }
 
-/// Where the blocks lie, and that they were copied there, changes no bit.
+/// The position of blocks, and copying them there, changes no bit.
 pub fn copied_blocks<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
     if let Some(reason) = refusal(rig)? {
         return rig.skip(&reason);
@@ -215,7 +215,7 @@ pub fn fused_store<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
     Ok(())
 }
 
-/// A key or a value that is not finite leaves no token that sees it a finite result, and changes nothing for other
+/// A non-finite key or value makes the result of every token that sees it non-finite, and changes nothing for other
 /// sequences.
 pub fn non_finite<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
     if let Some(reason) = refusal(rig)? {
@@ -227,7 +227,7 @@ pub fn non_finite<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
     let sequences: Vec<Vec<Vec<f32>>> = (0..2).map(|s| (0..20).map(|p| row(s, p)).collect()).collect();
     let clean = kv_rows::attend(&mut rig.b, heads, BOTH, &sequences)?;
     for damage in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-        // A channel of the key, and one of the value, whose block alone is lost.
+        // A channel of the key, and one of the value: only its block is lost.
         for (channel, lost) in [(40, 0..dim), (dim + 40, 32..64)] {
             let mut damaged = sequences.clone();
             damaged[0][5][heads.q_size() + channel] = damage;

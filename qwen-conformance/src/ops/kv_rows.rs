@@ -1,5 +1,5 @@
-//! What the cases about K/V stores share: rows that a case gives into slots, and attention over single blocks; and, for K/V
-//! in Q8_0, whether the backend stores it.
+//! Shared by the cases about K/V stores: storing given rows into slots, and attention over single blocks; and, for K/V
+//! in Q8_0, whether the backend supports it.
 
 use crate::op::{Guarded, GuardedIndices};
 use crate::rig::Rig;
@@ -7,7 +7,7 @@ use qwen_core::Encoding;
 use qwen_core::backend::{self, Backend, HeadLayout, KvSpec, PAD_SLOT, StepInputs, StepKey};
 use qwen_core::error::{Error, Result};
 
-/// Positions of a block of [`attend`], the most of a sequence.
+/// Positions of a block for [`attend`], the maximum per sequence.
 const BLOCK: usize = 32;
 
 /// Keys and values in blocks.
@@ -25,7 +25,7 @@ pub(super) fn spec((key, value): (Encoding, Encoding), head_dim: usize) -> KvSpe
     }
 }
 
-/// Why the backend stores no blocks, if it says so.
+/// The backend's reason, if it does not support block encodings.
 pub(crate) fn refusal<B: Backend>(rig: &Rig<'_, B>) -> Result<Option<String>> {
     match rig.b.footprint().kv_bytes(&spec(BOTH, 64)) {
         Ok(_) => Ok(None),
@@ -93,7 +93,8 @@ pub(super) fn look<B: Backend>(
     Ok(out.read(b)?.0)
 }
 
-/// Store the rows of q|k|v of each sequence, and attend with each sequence's last one. The heads that each gets.
+/// Store the rows of q|k|v of each sequence, and attend with each sequence's last one. Returns the output heads of
+/// each.
 ///
 /// # Errors
 /// What the backend reports.

@@ -23,7 +23,7 @@ pub struct Matrix {
     pub parts: Vec<(Encoding, usize)>,
     /// Columns of all parts.
     pub cols: usize,
-    /// Whether each part is cut out of a larger stored matrix, which holds NaN elsewhere, at an odd address.
+    /// Whether each part is cut out of a larger stored matrix, which is NaN elsewhere and begins at an odd address.
     pub cut: bool,
     /// Whether the columns of parts in block formats are stored in another order, and not the same one in each.
     pub shuffled: bool,
@@ -55,7 +55,7 @@ impl Matrix {
         WeightShape { role: self.role, parts: self.parts.clone(), cols: self.cols }
     }
 
-    /// The encoding whose products lose the most in Fast: block formats, then those that are rounded to 16 bits.
+    /// The encoding whose products are least precise in Fast: block formats, then those rounded to 16 bits.
     pub fn worst_encoding(&self) -> Encoding {
         if let Some((blocks, _)) = self.parts.iter().find(|(encoding, _)| is_blocks(*encoding)) {
             return *blocks;
@@ -102,7 +102,7 @@ impl Matrix {
             if !self.cut {
                 return blocks;
             }
-            // Bytes of ones make NaN of an f16.
+            // Bytes of all ones are a NaN in f16.
             let (row, stride) = (encoding.bytes(self.cols), encoding.bytes(stride));
             let mut bytes = vec![0xFF; 1 + stored_rows * stride];
             for (i, values) in blocks.chunks_exact(row).enumerate() {
@@ -129,18 +129,18 @@ fn is_blocks(encoding: Encoding) -> bool {
     encoding.block().values > 1
 }
 
-/// Columns before and behind a rectangle that is cut out of a larger matrix.
+/// Columns before and after a rectangle that is cut out of a larger matrix.
 fn margins(encoding: Encoding) -> [usize; 2] {
     let block = encoding.block().values;
     if block == 1 { [3, 2] } else { [block, 2 * block] }
 }
 
-/// `linear`, or `linear_add` where there is a residual.
+/// `linear`, or `linear_add` if there is a residual.
 #[derive(Debug, Clone)]
 pub struct Linear {
     /// The matrix.
     pub matrix: Matrix,
-    /// The tokens, as rows of an endless list of them.
+    /// The tokens, as rows of an endless list.
     pub rows: Range<usize>,
     /// The activations.
     pub inputs: Inputs,
@@ -188,9 +188,10 @@ impl Op for Linear {
         let (encoding, cols) = (self.matrix.worst_encoding(), self.matrix.cols);
         let tolerance = match self.inputs {
             Inputs::Outliers => tolerance::linear_outliers(precision, encoding, cols),
-            // A handful of products has no average either.
+            // A handful of products does not average out either.
             _ if cols < 32 => tolerance::linear_outliers(precision, encoding, cols),
-            // Values of formats with an offset have a mean: the errors of a token then agree over all outputs.
+            // Values of formats with an offset have a nonzero mean, so the errors of a token are correlated over all
+            // outputs.
             _ if is_blocks(encoding) => tolerance::linear(precision, encoding, cols, self.rows.len()),
             _ => tolerance::linear(precision, encoding, cols, self.rows.len() * self.matrix.rows()),
         };
@@ -310,7 +311,7 @@ pub fn biases<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
     Ok(())
 }
 
-/// Activations of which some exceed what f16 holds.
+/// Activations of which some exceed the range of f16.
 pub fn outliers<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
     for encoding in ENCODINGS {
         for (rows, cols, outs) in [(1, 96, 50), (17, 256, 33), (33, 65, 16)] {

@@ -1,4 +1,4 @@
-//! Buffers: what they hold at first, and that writes and reads move exactly what they are told to.
+//! Buffers: their initial contents, and that writes and reads move exactly what they should.
 
 use super::Inputs;
 use crate::compare;
@@ -12,7 +12,7 @@ fn bits(values: &[u32]) -> Vec<f32> {
     values.iter().map(|value| f32::from_bits(*value)).collect()
 }
 
-/// New buffers hold zeros; one of no values can be made, written and read.
+/// New buffers hold zeros; an empty one can be allocated, written and read.
 pub fn zero_at_first<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
     for len in LENGTHS {
         let buffer = rig.b.alloc(len)?;
@@ -65,7 +65,7 @@ pub fn write_and_read<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
     Ok(())
 }
 
-/// A write after an operation was queued does not reach that operation.
+/// A write does not affect an operation that was queued before it.
 pub fn writes_wait_their_turn<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
     let len = 50_000;
     let (first, second) = (Inputs::Normal.rows(22, 0..1, len), Inputs::Normal.rows(23, 0..1, len));

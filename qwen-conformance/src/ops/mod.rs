@@ -1,4 +1,4 @@
-//! The operations of [`qwen_core::Backend`] as data, and the cases over them, a file for each kind.
+//! The operations of [`qwen_core::Backend`] as data, and the cases over them, one file per kind.
 
 pub mod add;
 pub mod argmax;
@@ -22,7 +22,7 @@ use std::ops::Range;
 
 use super::random::Rng;
 
-/// Whether a fused operation runs as the backend has it or composed of its base operations.
+/// Whether a fused operation runs in the backend's own form or composed of base operations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Form {
     /// The backend's own.
@@ -31,21 +31,22 @@ pub enum Form {
     Composed,
 }
 
-/// What activations look like.
+/// The distribution of activations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Inputs {
     /// Near normal, of deviation 1.
     Normal,
-    /// A few channels are a thousand, one is a hundred thousand times larger, as in Qwen2.5's MLPs: more than f16 holds.
+    /// A few channels are a thousand, one is a hundred thousand times larger, as in Qwen2.5's MLPs: beyond the range of
+    /// f16.
     Outliers,
-    /// So small that the epsilon of a norm counts.
+    /// So small that the epsilon of a norm matters.
     Tiny,
-    /// Nothing but zeros.
+    /// All zeros.
     Zero,
 }
 
 impl Inputs {
-    /// Rows `rows` of an endless matrix with `width` columns. A row does not depend on which others are asked for.
+    /// Rows `rows` of an endless matrix with `width` columns. A row does not depend on which others are requested.
     pub fn rows(self, seed: u64, rows: Range<usize>, width: usize) -> Vec<f32> {
         rows.flat_map(|row| {
             let mut values = Rng::of(&[seed, row as u64, width as u64]).normals(width, self.scale());

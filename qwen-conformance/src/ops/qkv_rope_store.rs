@@ -1,4 +1,5 @@
-//! `qkv_rope_store`, with a norm first and without: seen through its query heads and through the attention over what it stored.
+//! `qkv_rope_store`, with and without a norm first: observed through its query heads and through attention over what it
+//! stored.
 
 use super::linear::Matrix;
 use super::rope::{GEOMETRIES, heads};
@@ -15,13 +16,13 @@ use qwen_core::{Encoding, Precision};
 /// `qkv_rope_store` in one of its forms, then `paged_attention`.
 #[derive(Debug, Clone)]
 pub struct QkvRopeStoreOp {
-    /// The sequences. What they computed before is in the store.
+    /// The sequences. Their earlier positions are in the store.
     pub scenario: Scenario,
     /// Values of a row of the input.
     pub hidden_size: usize,
     /// How the weights are encoded.
     pub encoding: Encoding,
-    /// Whether the input is to be normed.
+    /// Whether the input has to be normed first.
     pub normed: bool,
     /// Which form to run.
     pub form: Form,
@@ -77,7 +78,8 @@ impl Op for QkvRopeStoreOp {
         if output == "queries" {
             return Allowed::rms(linear);
         }
-        // Queries and keys have variance 1 + 0.5^2, the bias is not rounded. Both move a score, the values the sum.
+        // Queries and keys have variance 1 + 0.5^2, the bias is not rounded. Errors of both change a score, errors of
+        // values the sum.
         let score = 1.25 * keys.rms(heads.head_dim);
         let attention = tolerance::attention(precision, heads.head_dim, self.scenario.max_context(), score);
         let products = linear * (1.0 + 2.0 * score * score).sqrt();
@@ -88,7 +90,7 @@ impl Op for QkvRopeStoreOp {
         let (key, heads) = (self.scenario.key(), self.scenario.heads);
         let x = |(id, position)| Inputs::Normal.rows(100 + id, position..position + 1, self.hidden_size);
         let mut activations: Vec<f32> = self.scenario.positions().flat_map(|(s, p)| x((s.id, p))).collect();
-        // Rows of padding hold whatever lay there before.
+        // Padding rows hold whatever was there before.
         activations.resize(key.num_tokens * self.hidden_size, 1e30);
         Ok(OnDevice {
             placed: self.scenario.place(b, |sequence| sequence.computed)?,
@@ -170,7 +172,7 @@ pub fn biased_keys<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
     Ok(())
 }
 
-/// With a norm before: ragged batches, odd widths, every encoding.
+/// With a norm first: ragged batches, odd widths, every encoding.
 pub fn normed<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
     for encoding in [Encoding::F32, Encoding::F16, Encoding::Bf16] {
         for form in FORMS {
@@ -185,13 +187,13 @@ pub fn normed<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
     Ok(())
 }
 
-/// A prompt at once and in pieces: the same bits, with a norm before and without.
+/// A prompt at once and in pieces: the same bits, with and without a norm first.
 pub fn batch_invariance<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
     if !rig.is_batch_invariant() {
         return rig.skip("not promised in this precision");
     }
     for (encoding, normed) in [(Encoding::F32, false), (Encoding::F32, true), (Encoding::Bf16, true)] {
-        // The history comes from the scenario, so that only the queries can be compared token by token.
+        // The history comes from the scenario, so only the queries can be compared token by token.
         let of = |sequences: &[(usize, usize)], pad_tokens| QkvRopeStoreOp {
             scenario: Scenario { pad_tokens, ..Scenario::new(heads(14, 2, 64), sequences) },
             hidden_size: 96,

@@ -18,7 +18,7 @@ const SEED: u64 = 2;
 pub struct RmsNorm {
     /// Values of a row.
     pub hidden_size: usize,
-    /// The tokens, as rows of an endless list of them.
+    /// The tokens, as rows of an endless list.
     pub rows: Range<usize>,
     /// The activations.
     pub inputs: Inputs,
@@ -78,7 +78,7 @@ pub(super) fn weight(hidden_size: usize) -> Vec<f32> {
     Rng::of(&[SEED]).normals(hidden_size, 0.3).iter().map(|w| 1.0 + w).collect()
 }
 
-/// Ragged shapes, outliers, and values so small that the epsilon counts.
+/// Ragged shapes, outliers, and values so small that the epsilon matters.
 pub fn shapes<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
     for rows in RAGGED_ROWS {
         rig.check(&RmsNorm::new(67, 0..rows))?;

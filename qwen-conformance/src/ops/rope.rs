@@ -34,7 +34,7 @@ pub const fn heads(num_attention_heads: usize, num_key_value_heads: usize, head_
 pub struct Rope {
     /// The heads of a row.
     pub heads: HeadLayout,
-    /// The tokens, as rows of an endless list of them.
+    /// The tokens, as rows of an endless list.
     pub rows: Range<usize>,
     /// The activations.
     pub inputs: Inputs,
@@ -60,7 +60,7 @@ impl Op for Rope {
     }
 
     fn place<B: Backend>(&self, b: &mut B) -> Result<OnDevice<B>> {
-        // Positions far apart, 131,071 among them.
+        // Positions far apart, including 131,071.
         let cos_sin: Vec<f32> =
             self.rows.clone().flat_map(|row| cos_sin(131_071 * (row + 1) % 131_072, self.heads.head_dim)).collect();
         Ok(OnDevice {

@@ -1,4 +1,4 @@
-//! `step`: the same key again with other data gives what running the operations one by one gives.
+//! `step`: repeating a key with other data gives the same as running the operations one by one.
 
 use super::linear::Matrix;
 use super::{Form, Inputs};
@@ -16,7 +16,7 @@ const HIDDEN: usize = 64;
 const INNER: usize = 48;
 const ROWS: usize = 5;
 
-/// A norm and an MLP over buffers that stay where they are.
+/// A norm and an MLP over fixed buffers.
 struct Mlp<B: Backend> {
     residual: Guarded<B>,
     normed: Guarded<B>,
@@ -99,7 +99,7 @@ fn eager<B: Backend>(rig: &mut Rig<'_, B>, round: u64, rows: usize, form: Form) 
     Ok(mlp.residual.read(&mut b)?.0)
 }
 
-/// Steps with equal and with other keys, in turns, on changing data.
+/// Steps with equal and different keys, alternating, on changing data.
 pub fn replay<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
     for form in [Form::Own, Form::Composed] {
         let mut b = rig.another()?;
@@ -140,7 +140,7 @@ pub fn steps_in_a_row<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
     Ok(())
 }
 
-/// A raised interrupt ends a step; the next one is right again.
+/// A raised interrupt ends a step; the next one is correct.
 pub fn interrupt<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
     let mut b = rig.another()?;
     let mut mlp = Mlp::new(&mut b)?;
@@ -164,7 +164,7 @@ pub fn interrupt<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
     Ok(())
 }
 
-/// An error of the body comes out of the step, and the next step with that key is right.
+/// An error of the body is returned by the step, and the next step with that key is correct.
 pub fn failing_body<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
     let mut b = rig.another()?;
     let mut mlp = Mlp::new(&mut b)?;
@@ -197,8 +197,8 @@ fn rows_of<B: Backend>(b: &mut B, indices: &[u32], width: usize) -> Result<B::Bu
     Ok(buffer)
 }
 
-/// Operations read indices that an earlier operation of the same step writes: they read what it wrote, or the step is
-/// refused. They neither check nor use what lay there before.
+/// Operations read indices that an earlier operation of the same step writes: they see the new contents, or the step is
+/// refused. They neither check nor use the old contents.
 pub fn written_indices<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
     const HEADS: HeadLayout = HeadLayout { num_attention_heads: 2, num_key_value_heads: 1, head_dim: 32 };
     const TOKENS: usize = 3;
@@ -237,7 +237,7 @@ pub fn written_indices<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
             max_blocks_per_seq: 1,
             logits_indices: b.alloc_indices(TOKENS)?,
         };
-        // Whoever looks too early finds slots, lengths and blocks that there are not.
+        // The old contents are slots, lengths and blocks that do not exist.
         for (indices, len) in [
             (&mut inputs.slot_mapping, TOKENS),
             (&mut inputs.cu_seqlens_q, 3),

@@ -1,9 +1,9 @@
-//! A backend that records each step and replays it, to prove that plans can be replayed.
+//! A backend that records each step and replays it, to check that steps can be replayed.
 //!
-//! The rule of the seam is that only a step's key shapes what it issues, and that all else is data in buffers. A device
-//! that captures a step as a graph depends on it. [`Recording`] holds a model to it without a device: the first step of
-//! a key is recorded, and for each later one the body is never called. If a plan kept anything of the step on the host,
-//! the replay computes something else, and the conformance suite finds it.
+//! The rule for steps is that only the key determines which operations are issued, and that everything else is data in
+//! buffers. A device that captures a step as a graph depends on it. [`Recording`] checks it without a device: the first
+//! step of a key is recorded, and for later ones the body is never called. If anything else influenced the recorded
+//! operations, the replay computes something different, and the conformance suite fails.
 
 mod ops;
 
@@ -19,12 +19,12 @@ use qwen_core::error::{Error, Result};
 pub struct Recording {
     device: Device,
     plans: HashMap<StepKey, Vec<Recorded>>,
-    /// The plan that is being recorded, and whether it can be replayed.
+    /// The step that is being recorded, and whether it can be replayed.
     current: Option<(Vec<Recorded>, bool)>,
     replays: usize,
 }
 
-/// What the handles name.
+/// The objects behind the handles.
 #[derive(Debug, Default)]
 struct Device {
     reference: Reference,
@@ -61,7 +61,7 @@ impl Recording {
         self.replays
     }
 
-    /// Run an operation, and note it when a step is being recorded.
+    /// Run an operation, and record it if a step is being recorded.
     fn issue(&mut self, op: Recorded) -> Result<()> {
         self.device.run(&op)?;
         if let Some((plan, _)) = &mut self.current {
@@ -70,14 +70,14 @@ impl Recording {
         Ok(())
     }
 
-    /// A step that does something which no recording holds cannot be replayed.
+    /// A step that does something that cannot be recorded cannot be replayed.
     fn cannot_replay(&mut self) {
         if let Some((_, replayable)) = &mut self.current {
             *replayable = false;
         }
     }
 
-    /// Refuse what a device cannot do while it captures a step.
+    /// Refuse what a device could not do while it captures a step.
     fn outside_of_a_step(&self, op: &str) -> Result<()> {
         match self.current {
             None => Ok(()),
@@ -224,7 +224,7 @@ impl Backend for Recording {
 
     fn all_reduce(&mut self, op: backend::AllReduce<'_, Self>) -> Result<()> {
         let backend::AllReduce { x, len, group } = op;
-        // The group is the host's and may be gone by the time of a replay.
+        // The group belongs to the host and may be gone at the time of a replay.
         self.cannot_replay();
         group.all_reduce(&mut self.device.buffers[x.0][..len])
     }
@@ -247,7 +247,7 @@ impl Backend for Recording {
         }
         self.current = Some((Vec::new(), true));
         let outcome = body(self);
-        // What a body issued before it failed is not the step.
+        // The operations that a body issued before it failed are not the whole step.
         if let (Ok(()), Some((plan, true))) = (&outcome, self.current.take()) {
             self.plans.insert(key, plan);
         }

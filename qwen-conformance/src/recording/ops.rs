@@ -1,10 +1,10 @@
-//! The operations that a [`super::Recording`] notes, and running them on what their handles name.
+//! The operations that a [`super::Recording`] records, and running them on the objects behind their handles.
 
 use super::{BufferId, Device, IndicesId, KvId, WeightId};
 use qwen_core::backend::{self, Backend, HeadLayout, StepInputs, StepKey};
 use qwen_core::error::Result;
 
-/// An operation with its handles and its constants: all that a device may keep of it.
+/// An operation with its handles and its constants: all that a device may keep.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Recorded {
     Embed {
@@ -82,7 +82,7 @@ pub(super) enum Recorded {
 }
 
 impl Device {
-    /// Run an operation on the reference. The output is taken out of its place meanwhile.
+    /// Run an operation on the reference. The output is moved out of its slot meanwhile.
     pub(super) fn run(&mut self, op: &Recorded) -> Result<()> {
         let Device { reference: b, buffers, indices, weights, stores } = self;
         match *op {

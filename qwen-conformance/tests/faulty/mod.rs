@@ -17,15 +17,15 @@ use qwen_core::{Backend, Encoding, Footprint, Precision, Result};
 pub(crate) enum Fault {
     /// Nothing: the reference.
     None,
-    /// Nothing: what [`Precision::Fast`] may round is rounded.
+    /// No fault: what [`Precision::Fast`] may round is rounded.
     Fast,
-    /// Nothing: products, norms and gates are computed in f32, in one order, without fused operations.
+    /// No fault: products, norms and gates are computed in f32, in one order, without fused operations.
     PlainF32,
     /// Sums of products are rounded to bf16.
     FastBf16Sums,
     /// Activations are rounded to f16, which large ones exceed.
     FastF16Activations,
-    /// Inputs of products are rounded to 8 bits a block of 32.
+    /// Inputs of products are rounded to 8 bits per block of 32.
     FastInt8,
     /// Codes of K/V in blocks are rounded towards zero.
     KvBlocksRoundDown,
@@ -98,7 +98,7 @@ fn to_f16(values: &[f32]) -> Vec<f32> {
     values.iter().map(|value| f16::from_f32(*value).to_f32()).collect()
 }
 
-/// Blocks of 32 of which each value is a whole number of the scale that the largest of them makes.
+/// Blocks of 32 with each value rounded to a multiple of the scale that the largest one determines.
 fn round_down(values: &[f32], head_dim: usize) -> Vec<f32> {
     let mut values = values.to_vec();
     for block in values.chunks_exact_mut(head_dim).flat_map(|head| head.as_chunks_mut::<{ q8::VALUES }>().0) {
@@ -136,7 +136,7 @@ impl Faulty {
         matches!(self.fault, Fast | FastBf16Sums | FastF16Activations | FastInt8 | FastBf16Kv)
     }
 
-    /// What a product gets of `x`.
+    /// The inputs that a product gets for `x`.
     fn rounded(&self, x: &[f32], cols: usize) -> Vec<f32> {
         match self.fault {
             Fault::Fast | Fault::FastBf16Sums | Fault::FastBf16Kv | Fault::ExactBf16Inputs => to_bf16(x),
@@ -158,7 +158,7 @@ impl Backend for Faulty {
         DeviceInfo { name: format!("faulty ({:?})", self.fault), precision, memory_available: None }
     }
 
-    /// Where K/V is rounded to f16 before the reference gets it, there are no blocks.
+    /// If K/V is rounded to f16 before the reference gets it, block encodings are not supported.
     fn footprint(&self) -> Box<dyn Footprint> {
         if self.fast() { Box::new(StoredSizes) } else { self.inner.footprint() }
     }
@@ -222,7 +222,7 @@ impl Backend for Faulty {
         if !self.is(Fault::CopiesOneLayer) {
             return self.inner.copy_blocks(kv, pairs);
         }
-        // A store of one layer lies at the beginning of one with several.
+        // A store of one layer is the beginning of a store with several.
         let mut first = self.inner.kv(&KvSpec { key_encodings: spec.key_encodings[..1].to_vec(), ..spec.clone() })?;
         std::mem::swap(&mut first, kv);
         let outcome = self.inner.copy_blocks(&mut first, &[]);

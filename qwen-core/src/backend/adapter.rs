@@ -1,5 +1,5 @@
-//! Which of a machine's GPUs a program asks for, and how much of it: plain data, the same in every build, whether it has
-//! the backend that opens adapters or not.
+//! Which of a machine's GPUs a program asks for, and how much of its features: plain data, the same in every build,
+//! with or without the backend that opens adapters.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -7,7 +7,7 @@ use std::str::FromStr;
 
 use crate::error::Error;
 
-/// Which adapter to run on. As text: `best`, an index, or a part of a name.
+/// Which adapter to run on. As text: `best`, an index, or part of a name.
 ///
 /// ```
 /// use qwen_core::backend::AdapterChoice;
@@ -16,6 +16,7 @@ use crate::error::Error;
 /// assert_eq!(AdapterChoice::Best.to_string(), "best");
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
 pub enum AdapterChoice {
     /// The best hardware adapter: discrete before integrated. Never a software one.
     #[default]
@@ -48,6 +49,8 @@ impl fmt::Display for AdapterChoice {
     }
 }
 
+serde_by_text!(AdapterChoice);
+
 /// How much of an adapter's limits and features is used. As text: the names in lower case.
 ///
 /// ```
@@ -57,11 +60,12 @@ impl fmt::Display for AdapterChoice {
 /// # Ok::<(), qwen_core::Error>(())
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
 pub enum CapabilitySet {
-    /// For tests: as [`CapabilitySet::Minimal`], but 1 MiB a binding, so that everything is split.
+    /// For tests: as [`CapabilitySet::Minimal`], but 1 MiB per binding, so that everything is split.
     #[doc(hidden)]
     Tiny,
-    /// For tests: what every WebGPU device has. 128 MiB a binding, 8 storage buffers, 16 KiB of workgroup memory, no
+    /// For tests: what every WebGPU device has. 128 MiB per binding, 8 storage buffers, 16 KiB of workgroup memory, no
     /// features.
     #[doc(hidden)]
     Minimal,
@@ -69,7 +73,7 @@ pub enum CapabilitySet {
     #[default]
     Default,
     /// As [`CapabilitySet::Default`], with features that wgpu calls experimental: cooperative matrices (tensor cores),
-    /// in [`Precision::Fast`](crate::Precision::Fast). A fault in wgpu or the driver may do anything there.
+    /// in [`Precision::Fast`](crate::Precision::Fast). A bug in wgpu or the driver may cause undefined behaviour there.
     Best,
 }
 
@@ -94,3 +98,5 @@ impl fmt::Display for CapabilitySet {
         })
     }
 }
+
+serde_by_text!(CapabilitySet);

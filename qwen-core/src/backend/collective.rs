@@ -1,17 +1,17 @@
-//! Tensor parallelism: a model cut over several ranks, and the sums that combine their results.
+//! Tensor parallelism: a model split over several ranks, and the sums that combine their results.
 //!
 //! A [`Shard`] is one of several ranks, which holds some of the attention heads and some of the MLP's inner width
 //! (Shoeybi et al. 2019). A [`Collective`] adds up what the ranks computed. [`ThreadGroup`] is one over the threads of a
 //! process, for tests and for several devices in one process; a backend with its own interconnect overrides
-//! [`crate::Backend::all_reduce`], and sets its collective library up over a [`ProcessGroup`]. Which processes there are
-//! and how they are connected is not decided here.
+//! [`crate::Backend::all_reduce`], and initialises its collective library over a [`ProcessGroup`]. Which processes
+//! there are and how they are connected is decided elsewhere.
 
 use std::any::Any;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use crate::error::{Error, Result};
 
-/// One of the ranks that a model is cut over.
+/// One of the ranks that a model is split over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Shard {
     /// This rank, from 0.
@@ -29,15 +29,15 @@ impl Shard {
 ///
 /// It is [`Any`], so that a backend can recognise its own kind of group, whose sums it computes on the device.
 pub trait Collective: Any + Send + Sync + std::fmt::Debug {
-    /// Replace `values` by their sum over the ranks, added in the order of the ranks. Every rank calls it with the same
-    /// length, and gets the same bits.
+    /// Replace `values` by their sum over the ranks, added in rank order. Every rank calls it with the same length, and
+    /// gets the same bits.
     ///
     /// # Errors
     /// When another rank has left, or called with another length.
     fn all_reduce(&self, values: &mut [f32]) -> Result<()>;
 }
 
-/// Processes that are connected: what a device's collective library needs to set itself up, and to stop waiting when a
+/// Connected processes: what a device's collective library needs for its initialisation, and to stop waiting when a
 /// process fails.
 ///
 /// All ranks make the same calls in the same order.
@@ -60,8 +60,8 @@ pub trait ProcessGroup {
     /// [`Error::RankFailed`] when a rank fails or makes another call.
     fn all_reduce_min(&self, number: u64) -> Result<u64>;
 
-    /// Call `hook` once, from another thread, as soon as a rank fails; here if one has failed already. It replaces an
-    /// earlier hook.
+    /// Call `hook` once, from another thread, as soon as a rank fails, or immediately if one already has. It replaces
+    /// an earlier hook.
     fn on_peer_failure(&self, hook: Box<dyn FnOnce() + Send>);
 }
 
@@ -81,7 +81,7 @@ struct Shared {
 #[derive(Debug)]
 struct State {
     inputs: Vec<Option<Vec<f32>>>,
-    // How many ranks have not fetched the sum of the current round yet.
+    // How many ranks still have to fetch the sum of the current round.
     to_fetch: usize,
     sum: Vec<f32>,
     is_broken: bool,

@@ -1,6 +1,6 @@
 //! The fused operations of [`Backend`] in terms of its base operations.
 //!
-//! They are free functions, so that a backend that overrides one can still run the composed form to compare with.
+//! They are free functions, so that a backend that overrides one can still run the composed form for comparison.
 
 use super::{
     Add, AllReduce, Argmax, Backend, GateUpSilu, Linear, LinearAdd, NON_FINITE, Norm, QkvRopeStore, RmsNorm, Rope,
@@ -36,7 +36,7 @@ pub fn argmax_row(row: &[f32]) -> u32 {
     if finite { best as u32 } else { NON_FINITE }
 }
 
-/// The input of an operation that begins with a norm: `x` itself, or the normed rows where `norm` is there.
+/// The input of an operation that begins with a norm: the normed rows if there is a `norm`, else `x` itself.
 ///
 /// For backends whose fused operation takes normed rows.
 pub fn normed<'a, B: Backend>(
@@ -78,7 +78,7 @@ pub fn linear_add<B: Backend>(b: &mut B, op: LinearAdd<'_, B>) -> Result<()> {
     b.add(Add { x: residual, y: scratch, len })
 }
 
-/// The composed form of [`Backend::all_reduce`]: over the host.
+/// The composed form of [`Backend::all_reduce`]: through the host.
 pub fn all_reduce<B: Backend>(b: &mut B, op: AllReduce<'_, B>) -> Result<()> {
     let AllReduce { x, len, group } = op;
     let mut values = size::zeros("len", &[len])?;

@@ -1,4 +1,4 @@
-//! What a model takes on a device, asked before anything is loaded and without opening the device.
+//! How much memory a model takes on a device, computed before anything is loaded and without opening the device.
 
 use std::fmt;
 
@@ -8,10 +8,10 @@ use crate::backend::Limits;
 use crate::error::Result;
 use crate::numerics::encoding::Encoding;
 
-/// The sizes that a device has for the parts of a model: [`crate::model::plan::Plan`] adds them up.
+/// The sizes of a model's parts on a device: [`crate::model::plan::Plan`] adds them up.
 ///
-/// The bodies given here are the stored sizes, which suit a device that keeps things as the files have them. A refusal
-/// is [`crate::Error::Unsupported`] with the figures: what the device cannot hold, however much memory it has.
+/// The default bodies return the stored sizes, for devices that keep data as in the files. A refusal is
+/// [`crate::Error::Unsupported`] with the figures: what the device cannot hold, however much memory it has.
 ///
 /// ```
 /// use qwen_core::backend::WeightShape;
@@ -40,8 +40,8 @@ pub trait Footprint: fmt::Debug + Send + Sync {
         shape.stored_bytes()
     }
 
-    /// Bytes that [`crate::Backend::kv`] takes on the device. A device that stores K/V in blocks overrides it; this body
-    /// refuses them.
+    /// Bytes that [`crate::Backend::kv`] takes on the device. A device that supports K/V in block encodings overrides
+    /// it; the default refuses them.
     ///
     /// # Errors
     /// When the device cannot hold such a store.
@@ -50,7 +50,7 @@ pub trait Footprint: fmt::Debug + Send + Sync {
         Ok(spec.stored_bytes())
     }
 
-    /// The most bytes that the kernels of a step take beside the buffers of the model.
+    /// The most bytes that the kernels of a step use in addition to the model's buffers.
     ///
     /// # Errors
     /// When the device cannot hold the buffers of the model for steps this large.
@@ -59,20 +59,20 @@ pub trait Footprint: fmt::Debug + Send + Sync {
         Ok(0)
     }
 
-    /// Bytes of the device's memory that a matrix of `stored` bytes takes while it is packed, beside its packed
-    /// form: the matrix itself, where the device's memory is the host's.
+    /// Bytes of the device's memory that a matrix of `stored` bytes takes while it is packed, in addition to its packed
+    /// form: by default the stored matrix, as for a device that shares the host's memory.
     fn staging_bytes(&self, stored: u64) -> u64 {
         stored
     }
 
-    /// Whether [`crate::Backend::gate_up_silu`] needs no scratch buffer, so that none is made.
+    /// Whether [`crate::Backend::gate_up_silu`] needs no scratch buffer, so that none is allocated.
     fn fuses_gate_up(&self) -> bool {
         false
     }
 }
 
-/// The footprint of a device that keeps weights and K/V as they are stored, K/V in F32 and F16 alone, and takes nothing
-/// beside.
+/// The footprint of a device that keeps weights and K/V as stored, with K/V in F32 or F16 only, and needs no further
+/// memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct StoredSizes;
 

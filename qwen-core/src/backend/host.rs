@@ -1,7 +1,7 @@
-//! Checks of an operation's operands, for backends whose buffers are vectors of the host: the reference, and examples.
+//! Checks of an operation's operands, for backends whose buffers are host vectors: the reference, and examples.
 //!
-//! A backend may be called with sizes that its buffers do not have and with indices that lead nowhere: each is an error
-//! that names the operand, never a panic. Kernels on devices check for themselves what the host cannot see.
+//! A backend may be called with sizes beyond its buffers and with indices out of range: each is an error that names the
+//! operand, never a panic. Device kernels have to check for themselves what the host cannot see.
 
 use super::layout::{HeadLayout, KvSpec, PAD_SLOT, StepKey};
 use super::{Backend, StepInputs};
@@ -27,7 +27,7 @@ pub struct Operands<'a> {
 }
 
 impl Operands<'_> {
-    /// Check that the operand `name`, which has `len` values, has those of these dimensions.
+    /// Check that the operand `name`, of `len` values, has at least the product of `dimensions`.
     ///
     /// # Errors
     /// When it has fewer, or their number overflows.
@@ -38,7 +38,7 @@ impl Operands<'_> {
         }
     }
 
-    /// Check that `heads` can be heads at all, and are those of a layer of a store where one is given.
+    /// Check that `heads` are valid, and match a layer of the K/V store if one is given.
     ///
     /// # Errors
     /// When they are not.
@@ -57,7 +57,7 @@ impl Operands<'_> {
     /// Check that `slot_mapping` has a slot for each of `rows` tokens, each within the store or [`PAD_SLOT`].
     ///
     /// # Errors
-    /// When it has not.
+    /// When one is missing or out of range.
     pub fn slots(&self, slot_mapping: &[u32], rows: usize, spec: &KvSpec) -> Result<()> {
         self.need("slot_mapping", slot_mapping.len(), &[rows])?;
         let used = slot_mapping.iter().take(rows).filter(|slot| **slot != PAD_SLOT);
@@ -70,7 +70,7 @@ impl Operands<'_> {
     /// Check the lengths and the block tables of a step's sequences against a store.
     ///
     /// # Errors
-    /// When a sequence has tokens beyond the step, more tokens than positions, or positions without a block.
+    /// When a sequence has tokens outside the step, more tokens than positions, or positions without a block.
     pub fn sequences<B: Backend<Indices = Vec<u32>>>(
         &self,
         inputs: &StepInputs<B>,

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// A flag by which another thread stops a step. Cheap to clone; all clones are one flag.
+/// A flag by which another thread stops a step. Cheap to clone; all clones share one flag.
 #[derive(Debug, Clone, Default)]
 pub struct Interrupt(Arc<AtomicBool>);
 
@@ -13,7 +13,7 @@ impl Interrupt {
         self.0.store(true, Ordering::Relaxed);
     }
 
-    /// Take the request back.
+    /// Withdraw the request.
     pub fn clear(&self) {
         self.0.store(false, Ordering::Relaxed);
     }

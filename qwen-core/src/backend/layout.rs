@@ -1,5 +1,5 @@
-//! The plain data of the seam: the K/V store's sizes, head layouts, the shape of a step. Stored matrices are in
-//! `matrix.rs`.
+//! The plain data of the backend interface: the K/V store's sizes, head layouts, the shape of a step. Stored matrices
+//! are in `matrix.rs`.
 //!
 //! Nothing here knows the trait or a device. Every other part of the crate may import it.
 
@@ -21,17 +21,17 @@ pub struct DeviceInfo {
     pub name: String,
     /// What the kernels may round.
     pub precision: Precision,
-    /// Bytes that may still be taken on the device, where that is known.
+    /// Bytes that are still free on the device, if known.
     pub memory_available: Option<u64>,
 }
 
 /// The K/V store of a range of layers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KvSpec {
-    /// How the keys of each layer that this store serves are encoded: F32, F16, or Q8_0 in blocks along a head. Layers
-    /// whose key biases are large keep more bits than the others (see [`crate::model::spec::ModelSpec::kv`]).
+    /// The encoding of the keys of each layer in this store: F32, F16, or Q8_0 in blocks along a head. Layers with
+    /// large key biases use more bits than the others (see [`crate::model::spec::ModelSpec::kv`]).
     pub key_encodings: Vec<Encoding>,
-    /// How the values are encoded: as the keys, the same in all layers.
+    /// The encoding of the values, the same in all layers.
     pub value_encoding: Encoding,
     /// Blocks of each layer.
     pub num_blocks: usize,
@@ -44,13 +44,12 @@ pub struct KvSpec {
 }
 
 impl KvSpec {
-    /// Layers that this store serves.
+    /// Layers in this store.
     pub fn num_layers(&self) -> usize {
         self.key_encodings.len()
     }
 
-    /// Whether the store has layer `layer`, with the K/V heads of `heads`, and each of them serves as many of its query
-    /// heads.
+    /// Whether the store has layer `layer` with the K/V heads of `heads`, and the query heads divide evenly among them.
     pub fn serves(&self, layer: usize, heads: &HeadLayout) -> bool {
         layer < self.num_layers()
             && self.num_key_value_heads == heads.num_key_value_heads
@@ -62,7 +61,7 @@ impl KvSpec {
     /// Positions of each layer: the slots that tokens are stored at.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] when a slot number does not fit in a u32 beside [`PAD_SLOT`].
+    /// [`Error::InvalidArgument`] when slot numbers do not fit in a u32 below [`PAD_SLOT`].
     pub fn num_slots(&self) -> Result<usize> {
         let slots = size::checked("num_blocks", 1, &[self.num_blocks, self.block_size])?;
         if slots >= PAD_SLOT as usize {
@@ -81,15 +80,15 @@ impl KvSpec {
         size::values("num_blocks", &[self.num_slots()?, self.num_key_value_heads, self.head_dim])
     }
 
-    /// Bytes of all keys and values as they are encoded; `u64::MAX` where a u64 does not hold them.
+    /// Bytes of all encoded keys and values; `u64::MAX` if they overflow.
     pub fn stored_bytes(&self) -> u64 {
         let bytes = |encoding| self.heads_bytes(encoding, self.head_dim);
         let layers = self.key_encodings.iter().map(|key| bytes(*key).saturating_add(bytes(self.value_encoding)));
         layers.fold(0, u64::saturating_add)
     }
 
-    /// Bytes of the keys of one layer, or of its values, with heads of `width` values: those of a head and what a layout
-    /// pads it with. `u64::MAX` where a u64 does not hold them or a head is no whole blocks.
+    /// Bytes of the keys of one layer, or of its values, with heads of `width` values: a head and its padding in a
+    /// layout. `u64::MAX` if they overflow or a head is not whole blocks.
     pub fn heads_bytes(&self, encoding: Encoding, width: usize) -> u64 {
         let block = encoding.block();
         if !width.is_multiple_of(block.values) {
@@ -99,11 +98,11 @@ impl KvSpec {
         size::bytes(block.bytes, &[num_blocks, block_size, num_key_value_heads, width / block.values])
     }
 
-    /// Refuse a store in other encodings than those that `device` has kernels for.
+    /// Refuse a store in an encoding that `device` has no kernels for.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] with the encoding, those that there are, and what to do; also where heads are no whole blocks
-    /// of theirs.
+    /// [`Error::Unsupported`] with the encoding, the supported ones, and what to do; also if heads are not whole
+    /// blocks.
     pub fn check_encodings(&self, device: &str, supported: &[Encoding]) -> Result<()> {
         for encoding in self.key_encodings.iter().chain([&self.value_encoding]) {
             if !supported.contains(encoding) {
@@ -122,7 +121,7 @@ impl KvSpec {
     }
 }
 
-/// The heads that lie side by side in a row of the q|k|v buffer.
+/// The heads in a row of the q|k|v buffer, side by side.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HeadLayout {
     /// Query heads (of this rank).
@@ -163,7 +162,7 @@ pub struct StepKey {
     pub max_seqlen_q: usize,
 }
 
-/// The sizes of a model, or of one rank's part of it, that decide what a step takes on a device.
+/// The sizes of a model, or of one rank's part of it, that determine how much memory a step needs on a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ModelShape {
     /// Width of the residual stream.
@@ -177,7 +176,7 @@ pub struct ModelShape {
 }
 
 impl ModelShape {
-    /// Values of the widest row of activations, logits aside.
+    /// Values of the widest row of activations, except logits.
     pub fn widest_row(&self) -> usize {
         self.widest_input().max(self.heads.qkv_size())
     }

@@ -18,9 +18,9 @@ pub struct Limits {
     pub block_size: usize,
     /// K/V blocks.
     pub num_blocks: usize,
-    /// Rows of the embedding table: ids are below it, and a row of logits is this long.
+    /// Rows of the embedding table: ids are less than this, and a row of logits is this long.
     pub vocab_size: usize,
-    /// Ids at or above it are padding of the table and never chosen.
+    /// Ids from this one on are padding of the table and never chosen.
     pub num_token_ids: usize,
 }
 

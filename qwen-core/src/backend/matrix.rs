@@ -1,7 +1,7 @@
 //! Matrices as checkpoints store them: what [`crate::Backend::load`] packs and what a plan is made of.
 //!
 //! A stored matrix is rows of whole blocks ([`Encoding::block`]), in memory or in a file that is read while it is packed.
-//! All arithmetic on its sizes is checked here, once: what a backend reads of a part is there, or is a typed error. Not
+//! All arithmetic on its sizes is checked here, once: a backend's read of a part succeeds or is a typed error. Not
 //! here: which tensors a model needs (`model/spec.rs`), and the layouts that kernels compute with (each backend).
 
 use std::fmt;
@@ -19,8 +19,8 @@ pub trait ReadBytes: fmt::Debug + Send + Sync {
     /// [`Error::Io`] with the file, the tensor and the offset.
     fn read_at(&self, offset: u64, out: &mut [u8]) -> Result<()>;
 
-    /// A source of the same bytes, at the same offsets, of which only those in `bytes` will be read: for sources that
-    /// keep a converted form and can keep less of it. `None`, as here, where that makes no difference.
+    /// A source of the same bytes at the same offsets, of which only those in `bytes` will be read, so that a source
+    /// that keeps a converted form can keep less of it. `None`, the default, if that makes no difference.
     fn narrowed<'a>(&self, bytes: Range<u64>) -> Option<Arc<dyn ReadBytes + 'a>>
     where
         Self: 'a,
@@ -54,7 +54,7 @@ impl<T: ReadBytes + ?Sized> ReadBytes for &T {
 /// ```
 #[derive(Debug, Clone)]
 pub struct MatrixPart<'a> {
-    /// How its values are encoded.
+    /// The encoding of its values.
     pub encoding: Encoding,
     /// Rows of the rectangle (output features).
     pub rows: usize,
@@ -62,10 +62,10 @@ pub struct MatrixPart<'a> {
     pub cols: usize,
     /// Bytes from the beginning of one row to that of the next.
     pub row_bytes: usize,
-    /// Which column of the matrix each stored column is, where they are stored in another order: stored column `j` is
-    /// multiplied with input feature `column_order[j]`. Quantisers that sort columns by importance store them so.
+    /// If columns are stored in another order: stored column `j` is multiplied with input feature `column_order[j]`.
+    /// Quantisers that sort columns by importance need it.
     pub column_order: Option<Arc<[u32]>>,
-    /// Where the first row of the rectangle begins.
+    /// Byte offset of the rectangle's first row.
     start: u64,
     data: Data<'a>,
 }
@@ -86,8 +86,7 @@ impl<'a> MatrixPart<'a> {
         MatrixPart::strided(encoding, rows, cols, row_bytes(encoding, cols)?, data)
     }
 
-    /// A matrix in memory whose rows begin `row_bytes` bytes after one another: more than a row has, or fewer, where rows
-    /// share their bytes.
+    /// A matrix in memory with a row stride of `row_bytes` bytes: more than a row has, or fewer, if rows overlap.
     ///
     /// # Errors
     /// As [`MatrixPart::whole`].
@@ -103,7 +102,7 @@ impl<'a> MatrixPart<'a> {
     }
 
     /// A whole matrix of `rows` x `cols` that is read from `source`, from its first byte on, row by row. The part and
-    /// its clones own the source: what it holds is given back with the last of them.
+    /// its clones own the source; it is dropped with the last of them.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] when rows are not whole blocks or the size overflows.
@@ -133,8 +132,8 @@ impl<'a> MatrixPart<'a> {
     /// The rectangle of the rows `rows` and the columns `cols`.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] when it does not lie within this one; [`Error::Unsupported`] when its columns do not
-    /// begin and end at the borders of blocks, and for some of the columns of a matrix that stores them in another order.
+    /// [`Error::InvalidArgument`] when it is not inside this one; [`Error::Unsupported`] when its columns do not begin
+    /// and end at block boundaries, and for a subset of the columns of a matrix that stores them in another order.
     pub fn cut(&self, rows: Range<usize>, cols: Range<usize>) -> Result<MatrixPart<'a>> {
         let within = |range: &Range<usize>, size| range.start <= range.end && range.end <= size;
         if !within(&rows, self.rows) || !within(&cols, self.cols) {
@@ -159,7 +158,7 @@ impl<'a> MatrixPart<'a> {
         Ok(cut)
     }
 
-    /// The bytes of the rows `rows`, one after the other: lent where they lie so in memory, else put into `buffer`.
+    /// The bytes of the rows `rows`, contiguous: borrowed if they are so in memory, else copied into `buffer`.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] when there are no such rows; [`Error::Io`] when they cannot be read.
@@ -177,7 +176,7 @@ impl<'a> MatrixPart<'a> {
         if let (Data::Memory(data), true) = (&self.data, adjacent) {
             return slice(data, start, len).ok_or_else(|| self.overflow());
         }
-        // What is in the buffer already is overwritten: only growth is filled with zeros.
+        // Existing contents are overwritten, so only new space is zeroed.
         buffer.resize(len, 0);
         let step = if adjacent { len } else { row };
         for (index, out) in buffer.chunks_exact_mut(step).enumerate() {
@@ -220,10 +219,10 @@ fn row_bytes(encoding: Encoding, cols: usize) -> Result<usize> {
     Ok(column_bytes(encoding, 0..cols)?.end)
 }
 
-/// Where columns lie within their row.
+/// The byte range of columns within their row.
 ///
 /// # Errors
-/// [`Error::Unsupported`] unless they begin and end at the borders of blocks.
+/// [`Error::Unsupported`] unless they begin and end at block boundaries.
 fn column_bytes(encoding: Encoding, cols: Range<usize>) -> Result<Range<usize>> {
     let block = encoding.block();
     block.byte_range(cols.clone()).ok_or_else(|| {
@@ -235,7 +234,7 @@ fn column_bytes(encoding: Encoding, cols: Range<usize>) -> Result<Range<usize>> 
     })
 }
 
-/// Reads the rows of a part in order, some at a time, for backends that take one row after the other.
+/// Reads the rows of a part in order, a few at a time, for backends that take one row after another.
 ///
 /// ```
 /// use qwen_core::Encoding;
@@ -256,7 +255,7 @@ pub struct RowReader<'a> {
 }
 
 impl<'a> RowReader<'a> {
-    /// Bytes that are read at once: a few dozen rows, so that the calls of the system do not count.
+    /// Bytes to read at once: a few dozen rows, so that the cost of system calls is negligible.
     const READ_AHEAD: usize = 256 << 10;
 
     /// A reader of the rows of `part`.
@@ -354,8 +353,8 @@ impl WeightView<'_> {
         WeightShape { role: self.role, parts, cols: self.cols() }
     }
 
-    /// Check that the matrix has values, that all parts have the same columns, and that columns are stored in another order
-    /// in block formats only.
+    /// Check that the matrix is not empty, that all parts have the same columns, and that only block formats reorder
+    /// columns.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] with the shape of an empty matrix, or with the first part that differs.
@@ -397,10 +396,10 @@ impl WeightShape {
         self.parts.iter().map(|(_, rows)| *rows).fold(0, usize::saturating_add)
     }
 
-    /// Bytes of the parts as the files have them.
+    /// Bytes of the parts as stored in the files.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] when rows are not whole blocks or the bytes cannot be counted.
+    /// [`Error::Unsupported`] when rows are not whole blocks or the size overflows.
     pub fn stored_bytes(&self) -> Result<u64> {
         self.parts.iter().try_fold(0u64, |sum, (encoding, rows)| {
             let row = column_bytes(*encoding, 0..self.cols)?.end as u64;

@@ -1,33 +1,34 @@
-//! The seam between the transformer and a device: the [`Backend`] trait, its plain data and its operations.
+//! The interface between the transformer and a device: the [`Backend`] trait, its plain data and its operations.
 //!
-//! A backend holds weights and runs a decoder-only transformer's kernels. It knows no checkpoints, no sequences and no
-//! text; the transformer above it ([`crate::model`]) knows no device. The *base operations* have to be written for a
-//! new device; the *fused operations* have bodies built from the base ones (the free functions of [`composed`]), to be
-//! overridden one at a time where the device gains by it. The conformance suite compares each override with its
-//! composed form and both with [`crate::backend::reference`]. docs/writing-a-backend.md walks through it.
+//! A backend holds weights and runs a decoder-only transformer's kernels. It does not know about checkpoints, sequences
+//! or text; the transformer above it ([`crate::model`]) does not know about devices. The *base operations* have to be
+//! written for a new device; the *fused operations* have default bodies built from the base ones (the free functions of
+//! [`composed`]), to be overridden one at a time where it makes the device faster. The conformance suite compares each
+//! override with its composed form and both with [`crate::backend::reference`]. docs/writing-a-backend.md is the guide.
 //!
 //! - `adapter.rs`: which GPU is asked for;
 //! - `layout.rs`, `matrix.rs`: shapes and stored matrices, plain data that the whole crate imports;
 //! - `ops.rs`: one struct of arguments for each operation;
 //! - `composed.rs`: the fused operations in terms of the base ones;
-//! - `footprint.rs`: what a model takes on a device, asked before anything is loaded;
+//! - `footprint.rs`: how much memory a model takes on a device, known before anything is loaded;
 //! - `interrupt.rs`: the flag that stops a step;
-//! - `recorder.rs`, `partials.rs`: for GPU backends, when a step is recorded and run again, and the sizes of split-KV
+//! - `recorder.rs`, `partials.rs`: for GPU backends, when a step is recorded and replayed, and the sizes of split-KV
 //!   attention. Integers only.
 //!
 //! # Rules
 //!
-//! - **Nothing allocates in a step.** Buffers are made at load for the largest step ([`Backend::prepare`] is told its
-//!   sizes); an operation is told how many rows of them count.
-//! - **Operations outside of a step** run when they are issued: tests and the search for a non-finite value issue them.
+//! - **Nothing allocates in a step.** Buffers are allocated at load for the largest step ([`Backend::prepare`] gets its
+//!   sizes); an operation is told how many of their rows are in use.
+//! - **Operations outside of a step** run when they are issued: tests issue them, and the search for a non-finite
+//!   value.
 //! - **What changes between steps is data**, written into buffers before [`Backend::step`]. Only the [`StepKey`] may
-//!   shape control flow, so that a backend may record a step and replay it.
+//!   determine control flow, so that a backend may record a step and replay it.
 //! - **Operations enqueue; only reads and [`Backend::synchronize`] wait.** An error may surface at the next wait; it
-//!   names the operation that queued it.
-//! - **Padding**: rows at or beyond the last `cu_seqlens_q` belong to no sequence. They have [`PAD_SLOT`] as their slot,
-//!   write no K/V, and what is computed for them is never read.
-//! - **Determinism**: same inputs, same bits, whatever the number of threads. Where docs/numerics.md promises
-//!   batch-invariance, a row's result depends on nothing but the row and its sequence.
+//!   names the operation that caused it.
+//! - **Padding**: rows from the last entry of `cu_seqlens_q` on belong to no sequence. They have [`PAD_SLOT`] as their
+//!   slot, write no K/V, and their results are never read.
+//! - **Determinism**: same inputs, same bits, whatever the number of threads. Where docs/numerics.md guarantees
+//!   batch-invariance, a row's result depends only on the row and its sequence.
 //! - **Threads**: a backend is `Send`, not `Sync`: one thread at a time calls it. [`Interrupt`] is the only part that
 //!   another thread may touch.
 
@@ -68,7 +69,7 @@ pub trait Backend: Send + Sized + 'static {
     type Buffer: Send + std::fmt::Debug;
     /// Step inputs: u32 values on the device.
     type Indices: Send + std::fmt::Debug;
-    /// One matrix, packed at load in the layout that this device's kernels want.
+    /// One matrix, packed at load in the layout that this device's kernels need.
     type Weight: Send + std::fmt::Debug;
     /// The paged K/V store of a range of layers.
     type Kv: Send + std::fmt::Debug;
@@ -76,15 +77,15 @@ pub trait Backend: Send + Sized + 'static {
     /// The device behind this backend.
     fn info(&self) -> DeviceInfo;
 
-    /// What the parts of a model take on this device. Default: their stored sizes.
+    /// How much memory the parts of a model take on this device. Default: their stored sizes.
     fn footprint(&self) -> Box<dyn Footprint> {
         Box::new(StoredSizes)
     }
 
     // ---- memory ----
 
-    /// The sizes of the largest step, told once before anything of a model is loaded: a backend allocates here what
-    /// [`Footprint::workspace_bytes`] states. Default: nothing.
+    /// Called once with the sizes of the largest step, before a model is loaded: a backend allocates the workspace of
+    /// [`Footprint::workspace_bytes`] here. Default: nothing.
     ///
     /// # Errors
     /// When the device lacks the memory.
@@ -176,8 +177,8 @@ pub trait Backend: Send + Sized + 'static {
         composed::all_reduce(self, op)
     }
 
-    /// Whether `group` moves activations from device to device ([`Backend::send`], [`Backend::receive`]), so that
-    /// stages need no host between them.
+    /// Whether `group` moves activations directly from device to device ([`Backend::send`], [`Backend::receive`]),
+    /// without the host.
     fn supports_p2p(&self, group: &dyn Collective) -> bool {
         let _ = group;
         false
@@ -203,8 +204,8 @@ pub trait Backend: Send + Sized + 'static {
 
     // ---- steps ----
 
-    /// Shapes of steps to run once at load, on padding only: so that what their first run makes (kernels compiled,
-    /// steps recorded) is not made in somebody's first answer.
+    /// Shapes of steps to run once at load, on padding only, so that the work of a first run (compiling kernels,
+    /// recording steps) does not delay the first answer.
     fn warmup_shapes(&self) -> Vec<StepKey> {
         Vec::new()
     }
@@ -218,7 +219,7 @@ pub trait Backend: Send + Sized + 'static {
     /// the next step with an equal key instead of calling `body` again.
     ///
     /// # Errors
-    /// [`Error::Cancelled`] when `interrupt` was raised: the step may have run in part, and its K/V does not count.
+    /// [`Error::Cancelled`] when `interrupt` was raised: the step may have run in part, and its K/V is ignored.
     fn step(
         &mut self,
         key: StepKey,

@@ -1,12 +1,12 @@
-//! The arguments of each operation of [`Backend`]: one struct an operation, named as the operation.
+//! The arguments of each operation of [`Backend`]: one struct per operation, with its name.
 //!
-//! A backend takes them apart with `..`, so that an argument that is added later leaves it as it is. All buffers are
+//! Backends destructure them with `..`, so that adding an argument later does not break them. All buffers are
 //! dense and row-major; `rows` counts the leading rows that the operation computes, and buffers may be longer.
 
 use super::{Backend, HeadLayout, StepKey};
 use crate::backend::collective::Collective;
 
-/// The inputs of a step that lie on the device. Written before [`Backend::step`], constant within it.
+/// The inputs of a step on the device. Written before [`Backend::step`], constant within it.
 #[derive(Debug)]
 pub struct StepInputs<B: Backend> {
     /// `[num_tokens]` token ids.
@@ -15,7 +15,7 @@ pub struct StepInputs<B: Backend> {
     pub cos_sin: B::Buffer,
     /// `[num_tokens]` where a token's K/V goes: `block * block_size + offset`, or [`super::PAD_SLOT`].
     pub slot_mapping: B::Indices,
-    /// `[num_seqs + 1]` prefix sums of the tokens of each sequence. Padding sequences repeat the last sum.
+    /// `[num_seqs + 1]` prefix sums of the tokens of each sequence. Padding sequences repeat the last entry.
     pub cu_seqlens_q: B::Indices,
     /// `[num_seqs]` positions of each sequence that hold K/V at the end of this step.
     pub context_lens: B::Indices,
@@ -184,7 +184,7 @@ pub struct Norm<'a, B: Backend> {
     pub eps: f32,
     /// Values of a row.
     pub hidden_size: usize,
-    /// `[rows, hidden_size]` where the normed rows go if the norm runs as an operation of its own; unspecified
+    /// `[rows, hidden_size]` scratch for the normed rows if the norm runs as a separate operation; unspecified
     /// afterwards.
     pub normed: &'a mut B::Buffer,
 }
@@ -240,10 +240,9 @@ pub struct LinearAdd<'a, B: Backend> {
     pub x: &'a B::Buffer,
     /// The matrix.
     pub w: &'a B::Weight,
-    /// The ranks that the product is summed over, where the columns of the matrix are cut over ranks.
+    /// The ranks over which the product is summed, if the columns of the matrix are split over ranks.
     pub group: Option<&'a dyn Collective>,
-    /// `[rows, hidden_size]` where the product goes if it is computed as an operation of its own; unspecified
-    /// afterwards.
+    /// `[rows, hidden_size]` scratch for the product if it is computed as a separate operation; unspecified afterwards.
     pub scratch: &'a mut B::Buffer,
     /// `[rows, hidden_size]` what is added to.
     pub residual: &'a mut B::Buffer,

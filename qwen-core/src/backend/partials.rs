@@ -1,12 +1,12 @@
-//! Split-KV attention (Flash-Decoding): how the positions of a sequence are partitioned, and what memory the partial
-//! results take. Integers only; the kernels are each device's own.
+//! Split-KV attention (Flash-Decoding): how the positions of a sequence are partitioned, and how much memory the
+//! partial results take. Integers only; each device has its own kernels.
 //!
-//! In a step of one token for each sequence, partitions of the stored positions are attended side by side. Each leaves a
+//! In a step of one token per sequence, partitions of the stored positions are attended in parallel. Each yields a
 //! partial result for every query head, and a merge combines them in order of position.
 
 use super::{HeadLayout, StepKey};
 
-/// The partial results of split-KV attention for steps of one token for each sequence.
+/// The partial results of split-KV attention for steps of one token per sequence.
 ///
 /// ```
 /// use qwen_core::backend::HeadLayout;
@@ -24,17 +24,17 @@ pub struct Partials {
     /// Partitions of the longest sequence.
     pub num_partitions: usize,
     /// Bytes of the partials of a token: for each query head and partition `head_dim` sums, the largest score and the
-    /// sum of the weights, in f32. `u64::MAX` where that has no number.
+    /// sum of the weights, in f32. `u64::MAX` if that overflows.
     pub bytes_per_token: u64,
     /// Tokens whose partials are held. Steps of more tokens are not split.
     pub num_tokens: usize,
 }
 
 impl Partials {
-    /// The partials of sequences of up to `max_blocks_per_seq` blocks, partitioned every `partition_size` positions:
-    /// those of `max_num_seqs` tokens, or as many as `max_bytes` hold.
+    /// The partials of sequences of up to `max_blocks_per_seq` blocks, partitioned every `partition_size` positions,
+    /// for `max_num_seqs` tokens or as many as fit in `max_bytes`.
     ///
-    /// Sizes that have no number saturate: they are more than any `max_bytes`, and nothing is split.
+    /// Sizes that overflow saturate: they exceed any `max_bytes`, and nothing is split.
     pub fn new(
         heads: HeadLayout,
         max_blocks_per_seq: usize,

@@ -1,9 +1,9 @@
-//! Recorded steps: when a backend records what a step issues, keeps it, and runs it again. Decisions only; what a
-//! recorded step is, and how it runs, is each device's own.
+//! Recorded steps: when a backend records what a step issues, keeps the recording, and replays it. Only these decisions
+//! are here; what a recorded step is and how it runs is up to each device.
 //!
-//! A step of one token for each sequence issues the same commands from token to token; only what lies in its inputs
-//! differs. The first step of a shape is recorded and kept, and the next ones of the same [`StepKey`] run it again
-//! without calling the model. Prompts have many lengths, and are recorded to be submitted as a whole, but not kept.
+//! A step of one token per sequence issues the same commands for every token; only the contents of its inputs differ.
+//! The first step of a shape is recorded and kept, and later ones with the same [`StepKey`] replay it without calling
+//! the model. Prompts have many lengths; they are recorded, to be submitted as a whole, but not kept.
 //!
 //! A backend holds a [`Recorder`], implements [`Record`] and calls [`run`] in [`super::Backend::step`]. [`padded`] and
 //! [`warmup_shapes`] keep the shapes few.
@@ -32,18 +32,18 @@ pub struct Recorder<S> {
     keeps: bool,
 }
 
-/// What is known of the step that is being recorded.
+/// The state of the step that is being recorded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Recording {
     /// Whether the step will be kept.
     pub keep: bool,
-    /// Whether nothing of the step was submitted before its end.
+    /// Whether no part of the step was submitted before its end.
     pub whole: bool,
 }
 
 impl<S> Recorder<S> {
-    /// A recorder without a step.
+    /// A recorder without recorded steps.
     pub fn new() -> Self {
         Recorder { kept: HashMap::new(), recording: None, keeps: true }
     }
@@ -53,19 +53,19 @@ impl<S> Recorder<S> {
         self.recording
     }
 
-    /// The step that is being recorded cannot run again: it depends on something that will be gone.
+    /// The step being recorded cannot be replayed: it depends on something temporary.
     pub fn do_not_keep(&mut self) {
         if let Some(recording) = &mut self.recording {
             recording.keep = false;
         }
     }
 
-    /// A part of the step that is being recorded is submitted before its end, so that it cannot run again as a whole.
+    /// Part of the step being recorded is submitted before its end, so it cannot be replayed as a whole.
     pub fn submit_early(&mut self) {
         self.recording = self.recording.map(|_| Recording { keep: false, whole: false });
     }
 
-    /// From now on no further step is kept. Those that were kept stay.
+    /// Keep no further steps from now on. Those already kept stay.
     pub fn stop_keeping(&mut self) {
         self.keeps = false;
         self.do_not_keep();
@@ -88,9 +88,9 @@ impl<S> Default for Recorder<S> {
     }
 }
 
-/// A device that records steps. [`run`] calls these methods in the order in which they stand here.
+/// A device that records steps. [`run`] calls these methods in the order of their declaration.
 pub trait Record: Sized {
-    /// A recorded step that can run again.
+    /// A recorded step that can be replayed.
     type Step;
 
     /// The recorder of this device.
@@ -102,7 +102,7 @@ pub trait Record: Sized {
     /// When the device refuses it.
     fn replay(&mut self, step: &Arc<Self::Step>) -> Result<()>;
 
-    /// Called before a step is recorded, so that what was queued before it stays apart. Default: nothing.
+    /// Called before a step is recorded, so that earlier commands do not become part of it. Default: nothing.
     ///
     /// # Errors
     /// When the device refuses what was queued.
@@ -113,8 +113,7 @@ pub trait Record: Sized {
     /// Drop what was recorded and not submitted: the step failed or was interrupted.
     fn discard(&mut self);
 
-    /// Queue what was recorded. If `recording.keep`, return it to be kept, or `None` where the device cannot run it
-    /// again.
+    /// Queue what was recorded. If `recording.keep`, return it to be kept, or `None` if the device cannot replay it.
     ///
     /// # Errors
     /// When the device refuses it. The step is not kept then.
@@ -155,7 +154,7 @@ pub fn run<D: Record>(
     Ok(())
 }
 
-/// The shape that a step is padded to, so that steps of one token for each sequence have few shapes: their numbers of
+/// The shape that a step is padded to, so that steps of one token per sequence have few shapes: the numbers of
 /// sequences and of rows of logits are rounded up to 1, 2, 4, multiples of 8 up to 64 and of 32 beyond, as far as
 /// `limits` allow. Other steps keep their shape.
 ///
@@ -197,8 +196,8 @@ fn padded_count(count: usize) -> usize {
     count.checked_next_multiple_of(step).unwrap_or(count)
 }
 
-/// Shapes of steps to run once at load: a prompt of each of these lengths, then one token for each of these numbers of
-/// sequences.
+/// Shapes of steps to run once at load: a prompt of each of these lengths, then single tokens of each of these numbers
+/// of sequences.
 ///
 /// ```
 /// use qwen_core::backend::recorder::warmup_shapes;
@@ -343,7 +342,7 @@ mod tests {
             ab(device)
         });
         assert!(matches!(interrupted, Err(Error::Cancelled)));
-        // One that is raised before hinders a replay, too.
+        // An interrupt raised beforehand prevents a replay, too.
         assert!(matches!(device.interruptible(decode(1), &interrupt, ab), Err(Error::Cancelled)));
         assert_eq!((device.submitted.as_str(), device.recorder.kept().count()), ("", 0));
         // Operations outside of steps are not recorded.

@@ -1,7 +1,7 @@
-//! The specification of every operation: a [`Backend`] in plain loops, to be read in one sitting.
+//! The specification of every operation: a [`Backend`] in plain loops, short enough to read in one sitting.
 //!
 //! Values are f32, sums are f64, nothing is packed, fused, vectorised or threaded. Other backends are compared with it;
-//! it is far too slow for anything else than tests.
+//! it is far too slow for anything but tests.
 
 use crate::backend::{
     Add, Backend, DeviceInfo, Embed, Footprint, GatherRows, Interrupt, KvSpec, Linear, PAD_SLOT, PagedAttention,
@@ -44,8 +44,7 @@ impl Matrix {
     }
 }
 
-/// Keys and values, each `[layer][slot][num_key_value_heads * head_dim]`: in f32, after what storing them in blocks makes
-/// of them.
+/// Keys and values, each `[layer][slot][num_key_value_heads * head_dim]`: in f32, after any rounding to blocks.
 #[derive(Debug)]
 pub struct KvStore {
     spec: KvSpec,
@@ -63,7 +62,7 @@ impl KvStore {
     }
 }
 
-/// What the reference takes: as [`crate::backend::StoredSizes`], and K/V in blocks too.
+/// The reference's sizes: as [`crate::backend::StoredSizes`], but K/V in blocks is supported too.
 #[derive(Debug, Clone, Copy)]
 struct ReferenceSizes;
 
@@ -76,8 +75,8 @@ impl Footprint for ReferenceSizes {
 
 const KV_ENCODINGS: [Encoding; 3] = [Encoding::F32, Encoding::F16, Encoding::Q8_0];
 
-/// Write keys or values to the store. F16 is kept as f32, which the specification allows; blocks round as
-/// [`q8::round`] says, the heads being whole blocks.
+/// Write keys or values to the store. F16 is stored as f32, which the specification allows; blocks are rounded by
+/// [`q8::round`], and heads are whole blocks.
 fn store(encoding: Encoding, row: &[f32], out: &mut [f32]) {
     out.copy_from_slice(row);
     if encoding == Encoding::Q8_0 {

@@ -1,7 +1,8 @@
-//! One checkpoint of the weights files of a folder: which files are read, and which of two tensors of one name counts.
+//! Assembles the weights files of a folder to one checkpoint: which files are read, and which of two tensors of one
+//! name is used.
 //!
-//! It follows transformers, which programs and people test their files with: an index decides where a tensor is taken
-//! from, and nothing is required of it but what the model needs.
+//! It follows transformers, with which people test their files: the index decides which file a tensor is read from, and
+//! only the tensors that the model needs have to exist.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -17,7 +18,7 @@ use super::{Checkpoint, MAX_INDEX_BYTES, Stored};
 use crate::error::Result;
 use crate::warning::Warning;
 
-/// What an index promises: the file of each tensor, by the tensor's name in the files.
+/// What an index says: the file of each tensor, by the tensor's name in the files.
 #[derive(Default)]
 pub(super) struct Promises(HashMap<String, String>);
 
@@ -60,7 +61,7 @@ impl Checkpoint {
             }
         }
         for shard in missing {
-            // A file that is not there is missed if anything of it is: not the head of a tied model.
+            // A missing file matters only if the model needs one of its tensors; a tied model does not need the head.
             let is_missed = |name: &str| {
                 let name = names::published_name(name).unwrap_or_else(|| name.to_owned());
                 !self.has(&name) && names::meaning(&name, &self.config) == Use::Needed
@@ -98,7 +99,7 @@ impl Checkpoint {
             }
             return Ok(());
         }
-        // One of two tensors that mean the same is the published one; the other one is used by nobody.
+        // If two tensors mean the same, the one with the published name is used, and the other one is not.
         match (&stored.info.alias, &other.info.alias) {
             (Some(_), Some(_)) => {
                 let (one, two) = (other.name_in_file(), stored.name_in_file());

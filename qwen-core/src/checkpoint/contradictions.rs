@@ -1,7 +1,7 @@
-//! Tensors that contradict the configuration: those that nothing uses, those without which the results would be others,
-//! and a head in a model that is said to have none.
+//! Tensors that contradict the configuration: unused ones, ones that would change the results if they were ignored, and
+//! a head in a model that is configured as tied.
 //!
-//! What would change the results is refused by name; the rest is a [`Warning`]. GGUF files have rules of their own
+//! What would change the results is refused by name; the rest is a [`Warning`]. GGUF files have their own rules
 //! (`gguf/mod.rs`).
 
 use super::gguf::names::{EMBED_TOKENS, LM_HEAD};
@@ -12,7 +12,7 @@ use crate::backend::ReadBytes;
 use crate::error::{Error, Result};
 use crate::warning::Warning;
 
-/// Bytes of two tensors that are compared at a time.
+/// Bytes of two tensors to compare at a time.
 const CHUNK: usize = 1 << 20;
 
 impl Checkpoint {
@@ -42,8 +42,8 @@ impl Checkpoint {
         Ok(())
     }
 
-    /// Use the head of a model that is said to be tied, if it has one with other values than the embedding table.
-    /// Whether it has one that is equal.
+    /// Use the head of a model that is configured as tied, if it has one that differs from the embedding table.
+    /// Whether it has one that is equal to the table.
     fn settle_head(&mut self) -> Result<bool> {
         if !self.config.tie_word_embeddings {
             return Ok(false);
@@ -61,7 +61,8 @@ impl Checkpoint {
         Ok(false)
     }
 
-    /// What there is instead of the tensor `name`, as a clause for an error; empty where nothing helps.
+    /// What the files have instead of the tensor `name`, as a clause for an error; empty if there is nothing useful to
+    /// say.
     pub(super) fn instead_of(&self, name: &str) -> String {
         if let Some(file) = self.promises.file(name) {
             return format!(": the index has it in `{file}`, which lacks it; download that file again");
@@ -91,7 +92,7 @@ impl Stored {
         let encoding = self.info.encoding().filter(|encoding| encoding.block().values == 1);
         self.all_chunks(|_, chunk| {
             let Some(encoding) = encoding else { return Ok(chunk.iter().all(|byte| *byte == 0)) };
-            // Of either sign.
+            // Zeros of either sign count.
             let mut values = vec![0.0_f32; chunk.len() / encoding.block().bytes];
             encoding.decode_row(chunk, &mut values);
             Ok(values.iter().all(|value| *value == 0.0))
@@ -111,7 +112,7 @@ impl Stored {
         })
     }
 
-    /// As [`Stored::equals`], for values of different types: a head that was saved in f32 is often the table all the same.
+    /// As [`Stored::equals`], for values of different types: a head saved in f32 often still equals the table.
     fn equals_decoded(&self, other: &Stored) -> Result<bool> {
         let (Some(own), Some(their)) = (self.info.encoding(), other.info.encoding()) else { return Ok(false) };
         let (own_bytes, their_bytes) = (own.block().bytes, their.block().bytes);
@@ -130,7 +131,7 @@ impl Stored {
         })
     }
 
-    /// Whether `holds` is true of each piece of the tensor's bytes, with the offset at which it begins.
+    /// Whether `holds` is true for each piece of the tensor's bytes, given with its offset.
     fn all_chunks(&self, mut holds: impl FnMut(u64, &[u8]) -> Result<bool>) -> Result<bool> {
         let (bytes, mut at) = (self.info.bytes(), 0);
         let mut chunk = Vec::new();
@@ -146,7 +147,7 @@ impl Stored {
         Ok(true)
     }
 
-    /// The error that the results would be others without this tensor.
+    /// The error that ignoring this tensor would change the results.
     fn refuse(&self, what: &str) -> Error {
         let reason = "without it the results would be others: the checkpoint is of another model or modified, use one of \
                       a plain Qwen2.5";

@@ -1,30 +1,31 @@
 //! Opening the files of a checkpoint: regular files of a bounded size, and nothing else.
 //!
-//! A folder comes from whoever made it. A pipe, a device or a folder in the place of a file is refused before it is
-//! opened, since opening a pipe waits for its writer; so is a file larger than its kind can sensibly be. What downloads
-//! leave in the place of a file is called by its name: a pointer of Git LFS, a page, a link to nothing.
+//! Folders come from untrusted sources. A pipe, a device or a folder in place of a file is refused before it is opened,
+//! since opening a pipe waits for its writer; so is a file larger than its kind can sensibly be. What failed downloads
+//! leave in place of a file is recognised and named in the error: a Git LFS pointer, a web page, a dangling link.
 
 use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::path::Path;
 
 use crate::error::{Error, Result};
+use crate::numerics::human_bytes::HumanBytes;
 
-/// Open the regular file `path` and say how many bytes it has.
+/// Open the regular file `path` and return its length in bytes.
 pub(crate) fn open_regular(path: &Path) -> Result<(File, u64)> {
-    let io = |source| Error::Io { path: path.to_path_buf(), source };
-    let metadata = path.metadata().map_err(|source| match path.read_link() {
-        Ok(target) if source.kind() == ErrorKind::NotFound => {
+    let io = |error| Error::Io { path: path.to_path_buf(), error };
+    let metadata = path.metadata().map_err(|error| match path.read_link() {
+        Ok(target) if error.kind() == ErrorKind::NotFound => {
             let reason = "download the file again, or copy the folder with the files that its links lead to";
             invalid(path, format!("is a link to {}, which is not there: {reason}", target.display()))
         }
-        _ => io(source),
+        _ => io(error),
     })?;
     if !metadata.is_file() {
         return Err(not_regular(path));
     }
     let file = File::open(path).map_err(io)?;
-    // Asked again of what is open now: the name may have been given to another file in between.
+    // Checked again on the open file: the path may have been replaced in between.
     let metadata = file.metadata().map_err(io)?;
     if !metadata.is_file() {
         return Err(not_regular(path));
@@ -36,10 +37,11 @@ pub(crate) fn open_regular(path: &Path) -> Result<(File, u64)> {
 pub(crate) fn read_text(path: &Path, limit: u64) -> Result<String> {
     let (file, len) = open_regular(path)?;
     if len > limit {
-        return Err(invalid(path, format!("has {len} bytes, at most {limit} are read")));
+        let [len, limit] = HumanBytes::compared(len, limit);
+        return Err(invalid(path, format!("has {len}, at most {limit} are read")));
     }
     let mut bytes = Vec::new();
-    file.take(limit).read_to_end(&mut bytes).map_err(|source| Error::Io { path: path.to_path_buf(), source })?;
+    file.take(limit).read_to_end(&mut bytes).map_err(|error| Error::Io { path: path.to_path_buf(), error })?;
     refuse_placeholder(path, &bytes)?;
     String::from_utf8(bytes).map_err(|error| invalid(path, format!("not UTF-8: {error}")))
 }
@@ -47,7 +49,7 @@ pub(crate) fn read_text(path: &Path, limit: u64) -> Result<String> {
 /// Bytes of a file that [`refuse_placeholder`] looks at.
 pub(crate) const FIRST_BYTES: usize = 256;
 
-/// Refuse a file that begins as something that a download leaves in its place.
+/// Refuse a file that begins like something that a failed download leaves in its place.
 pub(crate) fn refuse_placeholder(path: &Path, begins: &[u8]) -> Result<()> {
     let begins = begins.get(..FIRST_BYTES).unwrap_or(begins);
     let text = String::from_utf8_lossy(begins).trim_start_matches('\u{feff}').trim_start().to_ascii_lowercase();

@@ -1,4 +1,4 @@
-//! The names in a checkpoint's folder, and which of the files there are its configuration and its weights.
+//! The names in a checkpoint's folder, and which of these files are its configuration and its weights.
 
 use std::path::{Path, PathBuf};
 
@@ -25,14 +25,14 @@ pub(super) enum Weights {
 
 impl<'a> Folder<'a> {
     pub(super) fn list(path: &'a Path) -> Result<Self> {
-        let io = |source| Error::Io { path: path.to_path_buf(), source };
+        let io = |error| Error::Io { path: path.to_path_buf(), error };
         if !path.metadata().map_err(io)?.is_dir() {
             let reason = "is a file: give a .gguf, or the folder that holds config.json and the weights";
             return Err(invalid(path, reason));
         }
         let mut names = Vec::new();
         for entry in path.read_dir().map_err(io)? {
-            // No name that we look for is anything but UTF-8.
+            // All names that we look for are UTF-8.
             names.extend(entry.map_err(io)?.file_name().into_string());
         }
         names.sort_unstable();
@@ -48,8 +48,8 @@ impl<'a> Folder<'a> {
         names.filter(|name| Path::new(name).extension().is_some_and(|found| found == extension)).collect()
     }
 
-    /// Refuse an adapter, whose folder has everything but the weights that it changes, and a model with an adapter that it
-    /// would be run without.
+    /// Refuse a folder with only an adapter, which lacks the weights that it modifies, and a model with an adapter,
+    /// which would be run without it.
     pub(super) fn refuse_adapter(&self) -> Result<()> {
         let Some(file) = ADAPTERS.iter().find_map(|name| self.file(name)) else { return Ok(()) };
         let reason = match self.weights() {
@@ -87,7 +87,7 @@ impl<'a> Folder<'a> {
         }
     }
 
-    /// Whether a model in safetensors is here with all its files.
+    /// Whether a safetensors model is here with all its files.
     pub(super) fn has_whole_safetensors(&self) -> bool {
         let shards_are_here = |index_path: &Path| {
             let text = files::read_text(index_path, MAX_INDEX_BYTES);

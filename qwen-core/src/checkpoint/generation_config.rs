@@ -1,9 +1,9 @@
-//! `generation_config.json`: how a checkpoint wants to be sampled.
+//! `generation_config.json`: a checkpoint's sampling defaults.
 //!
-//! The values here are the model's advice, parsed and in bounds; what a request makes of them is decided by whoever
-//! samples. Qwen2.5 repeats itself without its own values, so they should be passed on, not replaced by an engine's taste.
-//! A value that is wrong stops nobody who does not use it: it is noted, and whoever would use it asks first
-//! ([`GenerationConfig::check`]). Keys that have no effect here are named ([`GenerationConfig::warnings`]).
+//! The values are the model's recommendations, parsed and range-checked; the sampler decides how a request uses them.
+//! Qwen2.5 repeats itself without them, so an engine should pass them on rather than use its own defaults. A wrong
+//! value affects only requests that use it: it is recorded, and a caller checks a field before using it
+//! ([`GenerationConfig::check`]). Keys without effect are listed ([`GenerationConfig::warnings`]).
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 use std::path::{Path, PathBuf};
@@ -28,7 +28,7 @@ const FIELDS: [&str; 9] = [
     "max_length",
 ];
 
-/// Keys that change no token of an answer, whatever their value: what Python returns, keeps or compiles.
+/// Keys that never change the tokens of an answer: they control what Python returns, caches or compiles.
 const SILENT: [&str; 18] = [
     "transformers_version",
     "bos_token_id",
@@ -50,7 +50,7 @@ const SILENT: [&str; 18] = [
     "chat_format",
 ];
 
-/// Keys that do nothing at this number, which many files write out.
+/// Keys that have no effect at this value, which many files state explicitly.
 const NEUTRAL: [(&str, f64); 17] = [
     ("num_beams", 1.0),
     ("num_beam_groups", 1.0),
@@ -71,7 +71,7 @@ const NEUTRAL: [(&str, f64); 17] = [
     ("frequency_penalty", 0.0),
 ];
 
-/// Sampling defaults under the names that `generation_config.json` has for them. A checkpoint without the file has
+/// Sampling defaults, under their names in `generation_config.json`. A checkpoint without the file has
 /// [`GenerationConfig::default`], which is what transformers assumes.
 ///
 /// ```
@@ -89,24 +89,24 @@ const NEUTRAL: [(&str, f64); 17] = [
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct GenerationConfig {
-    /// Draw from the distribution; if false the likeliest token is taken and the temperature has no part.
+    /// Sample from the distribution; if false the most likely token is taken and the temperature is not used.
     pub do_sample: bool,
     /// Logits are divided by this: above 0 if `do_sample`.
     pub temperature: f32,
-    /// Keep the smallest set of tokens that has this probability: 0 to 1, where 1 keeps all.
+    /// Keep the smallest set of most likely tokens with this total probability: 0 to 1, where 1 keeps all.
     pub top_p: f32,
-    /// Keep this many of the likeliest tokens; 0 keeps all.
+    /// Keep this many of the most likely tokens; 0 keeps all.
     pub top_k: usize,
-    /// Keep tokens at least this fraction as probable as the likeliest: 0 to 1, where 0 keeps all.
+    /// Keep tokens at least this fraction as probable as the most likely one: 0 to 1, where 0 keeps all.
     pub min_p: f32,
-    /// Divides the positive and multiplies the negative logits of every token of prompt and answer: within
+    /// Divides positive and multiplies negative logits of every token in the prompt and answer: within
     /// [`SamplingParams::REPETITION_PENALTY`].
     pub repetition_penalty: f32,
     /// Ids that end a generation, besides those of `config.json`.
     pub eos_token_id: Vec<u32>,
-    /// Tokens to generate at most.
+    /// The maximum number of tokens to generate.
     pub max_new_tokens: Option<usize>,
-    /// Tokens of prompt and answer together at most.
+    /// The maximum number of tokens of prompt and answer together.
     pub max_length: Option<usize>,
     /// What is wrong with the values of the file. Their fields hold the defaults.
     pub(in crate::checkpoint) faults: Vec<Fault>,
@@ -125,7 +125,7 @@ pub(in crate::checkpoint) struct Fault {
 }
 
 impl Fault {
-    /// The fault of `field` that `error` tells of; other errors than those of a key are about the whole file.
+    /// The fault of `field` described by `error`; an error that names no key is about the whole file.
     pub(in crate::checkpoint) fn new(file: &Path, field: &'static str, error: &Error) -> Self {
         match error {
             Error::InvalidConfig { path, key, reason } => {
@@ -134,17 +134,17 @@ impl Fault {
             Error::InvalidFile { path, reason } => {
                 Fault { field, path: path.clone(), key: None, reason: reason.clone() }
             }
-            Error::Io { path, source } => Fault { field, path: path.clone(), key: None, reason: source.to_string() },
+            Error::Io { path, error } => Fault { field, path: path.clone(), key: None, reason: error.to_string() },
             other => Fault { field, path: file.to_path_buf(), key: None, reason: other.to_string() },
         }
     }
 
-    /// The same fault of another field, which follows from the same key.
+    /// The same fault for another field that depends on the same key.
     pub(in crate::checkpoint) fn of(self, field: &'static str) -> Self {
         Fault { field, ..self }
     }
 
-    /// What a program does that wants to go on without the value.
+    /// What a program can do to go on without the value.
     fn advice(&self) -> String {
         let option = match self.field {
             "do_sample" => "temperature",
@@ -176,8 +176,8 @@ impl Default for GenerationConfig {
 
 impl GenerationConfig {
     /// Parse the text of a `generation_config.json`. `path` is only for errors. Keys that are missing or `null` take
-    /// their defaults. A value that is malformed or out of its bounds is no error yet: its field has the default, and
-    /// [`GenerationConfig::check`] refuses it to whoever would use it.
+    /// their defaults. A value that is malformed or out of range is not an error yet: its field has the default, and
+    /// [`GenerationConfig::check`] returns the error to callers that would use it.
     ///
     /// ```
     /// use qwen_core::GenerationConfig;
@@ -189,7 +189,7 @@ impl GenerationConfig {
     /// ```
     ///
     /// # Errors
-    /// [`InvalidFile`](crate::Error::InvalidFile) if it is no JSON object.
+    /// [`InvalidFile`](crate::Error::InvalidFile) if it is not a JSON object.
     pub fn from_json(path: impl AsRef<Path>, json: &str) -> Result<Self> {
         let path = path.as_ref();
         let value = json::parse(path, json)?;
@@ -244,18 +244,18 @@ impl GenerationConfig {
         GenerationConfig::from_json(path, &json::read_config(path)?)
     }
 
-    /// The defaults in place of a file that cannot be read, and which nobody therefore gets unasked.
+    /// The defaults in place of a file that cannot be read; [`GenerationConfig::check`] refuses each of them.
     pub(in crate::checkpoint) fn unreadable(path: &Path, error: &Error) -> Self {
         let faults = FIELDS.map(|field| Fault::new(path, field, error)).to_vec();
         GenerationConfig { faults, ..GenerationConfig::default() }
     }
 
-    /// Whether the file's value of `field`, a field of this type, may be used. What is not used need not be asked for.
+    /// Check that the file's value of `field`, a field of this type, may be used. Fields that are not used need no
+    /// check.
     ///
     /// # Errors
-    /// [`InvalidConfig`](crate::Error::InvalidConfig) with the key that is malformed or out of its bounds, and with the
-    /// option that makes a request independent of it; [`InvalidFile`](crate::Error::InvalidFile) if the whole file
-    /// cannot be read.
+    /// [`InvalidConfig`](crate::Error::InvalidConfig) with the key that is malformed or out of range, and the option
+    /// that overrides it; [`InvalidFile`](crate::Error::InvalidFile) if the whole file cannot be read.
     pub fn check(&self, field: &str) -> Result<()> {
         let Some(fault) = self.faults.iter().find(|fault| fault.field == field) else { return Ok(()) };
         let (path, reason) = (fault.path.clone(), fault.advice());
@@ -265,7 +265,7 @@ impl GenerationConfig {
         })
     }
 
-    /// Every key that has no effect although its value asks for one, and every value that is wrong.
+    /// Every key with a value that should have an effect but has none here, and every wrong value.
     pub fn warnings(&self) -> Vec<Warning> {
         let mut warnings = self.ignored.clone();
         for Fault { path, key, reason, .. } in &self.faults {
@@ -274,7 +274,7 @@ impl GenerationConfig {
                 Some(key) => Warning::InvalidValue { path, key: key.clone(), reason },
                 None => Warning::UnreadableFile { path, reason },
             };
-            // A file that cannot be read is at fault for each of its fields.
+            // In a file that cannot be read, every field is at fault.
             if !warnings.contains(&warning) {
                 warnings.push(warning);
             }
@@ -283,7 +283,7 @@ impl GenerationConfig {
     }
 }
 
-/// Take what the file has for `field`, if it has anything, or note what is wrong with it.
+/// Take the file's value for `field`, if there is one, or record what is wrong with it.
 pub(in crate::checkpoint) fn set<T>(
     target: &mut T,
     faults: &mut Vec<Fault>,
@@ -298,7 +298,7 @@ pub(in crate::checkpoint) fn set<T>(
     }
 }
 
-/// Whether a key has a field here, or would change nothing anywhere.
+/// Whether a key has a field here, or needs none because its value changes nothing.
 fn has_effect_or_needs_none(key: &str, value: &Value) -> bool {
     let does_nothing = match value {
         Value::Null | Value::Bool(false) => true,

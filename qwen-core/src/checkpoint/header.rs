@@ -1,8 +1,8 @@
-//! The header of a safetensors file: eight bytes of length, then JSON that says where each tensor lies.
+//! The header of a safetensors file: eight bytes of length, then JSON with the position of each tensor.
 //!
-//! The `safetensors` crate defines what an entry is and which element types there are. The checks of the layout are
-//! here, against the length of the file and before a byte of data is read, since an error must name the tensor and the
-//! figures; the crate's own checks report neither, keep one of two tensors with the same name, and add offsets unchecked.
+//! The `safetensors` crate defines the entries and the element types. The layout is checked here, against the length of
+//! the file and before any data is read, since an error must name the tensor and the figures; the crate's own checks
+//! report neither, keep only one of two tensors with the same name, and add offsets unchecked.
 
 use std::ops::Range;
 use std::path::Path;
@@ -15,15 +15,17 @@ use crate::checkpoint::files::invalid;
 use crate::checkpoint::json::Entries;
 use crate::error::{Error, Result};
 use crate::numerics::encoding::Encoding;
+use crate::numerics::human_bytes::HumanBytes;
 use crate::numerics::size;
 
-/// Bytes of the length that a file begins with.
+/// Bytes of the length at the beginning of a file.
 const LENGTH_BYTES: usize = 8;
 
-/// The most dimensions of a tensor. Those of a model have two.
+/// The most dimensions of a tensor. A model's tensors have at most two.
 const MAX_DIMENSIONS: usize = 8;
 
-/// The longest header that is parsed. Published headers stay below a megabyte; a parsed one takes several times its text.
+/// The longest header that is parsed. Published headers are below a megabyte; parsed, they take several times the size
+/// of their text.
 const MAX_HEADER_BYTES: u64 = 16 << 20;
 
 /// A tensor as a header describes it.
@@ -32,31 +34,31 @@ const MAX_HEADER_BYTES: u64 = 16 << 20;
 pub struct TensorInfo {
     /// Its name.
     pub name: String,
-    /// What its file calls it, where `name` is not that: in GGUF models, and where a wrapper or a part of a model was saved
-    /// (`norm.weight`, `base_model.model.model.norm.weight`).
+    /// Its name in the file, if that differs from `name`: in GGUF models, and if a wrapper or a part of a model was
+    /// saved (`norm.weight`, `base_model.model.model.norm.weight`).
     pub alias: Option<String>,
-    /// Its element type as the file writes it: `BF16`, `I32`, `Q4_K`, ...
+    /// Its element type as written in the file: `BF16`, `I32`, `Q4_K`, ...
     pub dtype: String,
     /// Its dimensions, outermost first.
     pub shape: Vec<usize>,
-    /// Where its bytes lie within the file.
+    /// The range of its bytes in the file.
     pub range: Range<u64>,
 }
 
 impl TensorInfo {
-    /// The element type, if it is one that models can be run from.
+    /// The element type, if it is supported.
     pub fn encoding(&self) -> Option<Encoding> {
-        // The names of GGUF's types, of which safetensors has the plain ones.
+        // These are the names of GGUF's types; safetensors has the unquantised ones.
         types::encoding_named(&self.dtype)
     }
 
-    /// Bytes that it takes in the file.
+    /// Its size in the file, in bytes.
     pub fn bytes(&self) -> u64 {
         self.range.end - self.range.start
     }
 }
 
-/// A parsed header: every tensor lies within the file, none overlaps another, and no byte is left over.
+/// A parsed header: every tensor is within the file, none overlaps another, and no byte is left over.
 ///
 /// ```
 /// use std::path::Path;
@@ -78,7 +80,7 @@ impl TensorInfo {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Header {
-    /// The tensors in the order in which they lie in the file.
+    /// The tensors in the order of their data in the file.
     pub tensors: Vec<TensorInfo>,
 }
 
@@ -87,7 +89,7 @@ impl Header {
     /// looked at.
     ///
     /// # Errors
-    /// [`Error::InvalidFile`] with the name of the tensor at fault.
+    /// [`Error::InvalidFile`] naming the tensor at fault.
     pub fn parse(path: &Path, file: &[u8]) -> Result<Self> {
         let len = file.len() as u64;
         let Some((length, rest)) = file.split_first_chunk() else { return Err(too_short(path, len)) };
@@ -133,20 +135,20 @@ fn header_length(path: &Path, length: [u8; LENGTH_BYTES], file_len: u64) -> Resu
         return Err(invalid(path, kind));
     }
     if length > MAX_HEADER_BYTES {
-        let reason = format!(
-            "states a header of {length} bytes, at most {MAX_HEADER_BYTES} are read: not a safetensors file of a model"
-        );
+        let [length, most] = HumanBytes::compared(length, MAX_HEADER_BYTES);
+        let reason = format!("states a header of {length}, at most {most} are read: not a safetensors file of a model");
         return Err(invalid(path, reason));
     }
     if length > file_len.saturating_sub(LENGTH_BYTES as u64) {
-        let reason = format!("states a header of {length} bytes but has {file_len} in all: it is truncated");
+        let [length, file_len] = HumanBytes::compared(length, file_len);
+        let reason = format!("states a header of {length} but has {file_len} in all: it is truncated");
         return Err(invalid(path, reason));
     }
     // Below the limit, so it fits any machine's pointers.
     Ok(length as usize)
 }
 
-/// Check that the entries fill the `available` bytes from `data_start` on exactly, in the order of their offsets.
+/// Check that the entries, ordered by offset, fill exactly the `available` bytes from `data_start` on.
 fn lay_out(path: &Path, mut entries: Vec<(String, Entry)>, data_start: u64, available: u64) -> Result<Vec<TensorInfo>> {
     entries.sort_by_key(|(_, entry)| entry.data_offsets);
     let mut tensors: Vec<TensorInfo> = Vec::with_capacity(entries.len());
@@ -166,7 +168,7 @@ fn lay_out(path: &Path, mut entries: Vec<(String, Entry)>, data_start: u64, avai
             return fault(format!("overlap with those of `{other}`, which end at {filled}"));
         }
         if start > filled {
-            return fault(format!("leave a hole of {} bytes before them", start - filled));
+            return fault(format!("leave a hole of {} before them", HumanBytes(start - filled)));
         }
         if shape.len() > MAX_DIMENSIONS {
             return fault(format!("have {} dimensions, at most {MAX_DIMENSIONS} are read", shape.len()));
@@ -192,13 +194,13 @@ fn lay_out(path: &Path, mut entries: Vec<(String, Entry)>, data_start: u64, avai
         });
     }
     if filled < available {
-        return Err(invalid(path, format!("has {} bytes that belong to no tensor at its end", available - filled)));
+        return Err(invalid(path, format!("ends with {} that are of no tensor", HumanBytes(available - filled))));
     }
     Ok(tensors)
 }
 
 /// Bits of a tensor, unless they overflow.
 fn bits_of(element: usize, shape: &[usize]) -> Option<u64> {
-    // In pointers, not in 64 bits: what is accepted can be counted and addressed on this machine.
+    // In `usize`, not u64: what is accepted can be addressed on this machine.
     (size::product(shape)? as u64).checked_mul(element as u64)
 }

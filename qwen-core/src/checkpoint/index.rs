@@ -9,7 +9,7 @@ use crate::checkpoint::files::invalid;
 use crate::checkpoint::json::Entries;
 use crate::error::{Error, Result};
 
-/// A parsed index. Its shards are plain names of files in the folder of the index itself.
+/// A parsed index. Its shards are plain names of files in the same folder.
 ///
 /// ```
 /// use std::path::Path;
@@ -32,8 +32,8 @@ impl Index {
     /// Parse the text of an index. `path` is only for errors.
     ///
     /// # Errors
-    /// [`Error::InvalidFile`] if it is no index, [`Error::InvalidConfig`] with the tensor's key if a shard is anything
-    /// but a plain file name.
+    /// [`Error::InvalidFile`] if it is not an index, [`Error::InvalidConfig`] with the tensor's key if a shard is not a
+    /// plain file name.
     pub fn parse(path: &Path, json: &str) -> Result<Self> {
         #[derive(Deserialize)]
         struct File {
@@ -41,7 +41,7 @@ impl Index {
         }
         let File { weight_map: Entries(mut weight_map) } =
             serde_json::from_str(json).map_err(|error| invalid(path, format!("not an index of shards: {error}")))?;
-        // `./` means this very folder.
+        // `./` means the folder itself.
         for (_, shard) in &mut weight_map {
             if let Some(plain) = shard.strip_prefix("./") {
                 *shard = plain.to_owned();
@@ -67,8 +67,8 @@ impl Index {
     }
 }
 
-/// Whether `name` can only mean a file of this very folder, on every system: an index comes from whoever made the
-/// checkpoint and must not reach elsewhere. `:` would be a drive or a stream on Windows.
+/// Whether `name` can only mean a file in the same folder, on every system: an index is untrusted and must not refer to
+/// files elsewhere. `:` would be a drive or a stream on Windows.
 fn is_plain_file_name(name: &str) -> bool {
     let mut components = Path::new(name).components();
     matches!((components.next(), components.next()), (Some(Component::Normal(only)), None) if only == name)

@@ -1,8 +1,8 @@
 //! Typed reads from the JSON objects of a checkpoint's configuration files.
 //!
-//! What lives here: the leniency that those files need (integers where floats are meant and the reverse, `null` for
-//! "not set", one id or a list of ids) and errors that name file and key. What a key means lives with its owner:
-//! [`crate::checkpoint::config`] and [`crate::checkpoint::generation_config`].
+//! Here: the leniency that those files need (integers in place of floats and the reverse, `null` for "not set", one id
+//! or a list of ids) and errors that name file and key. What keys mean is defined in [`crate::checkpoint::config`] and
+//! [`crate::checkpoint::generation_config`].
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 use std::collections::HashSet;
@@ -16,11 +16,11 @@ use serde_json::{Map, Value};
 use crate::checkpoint::files::{self, invalid};
 use crate::error::{Error, Result};
 
-/// The most bytes that are read of a configuration file. Published ones have a few kilobytes; a parsed value takes up to
-/// ten times its text.
+/// The size limit of a configuration file. Published ones have a few kilobytes; parsed, they take up to ten times as
+/// much.
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
 
-/// One JSON object, the file it came from and the dotted name of its parents.
+/// One JSON object, with its file and the dotted path of its parents.
 pub(crate) struct Fields<'a> {
     path: &'a Path,
     prefix: String,
@@ -28,7 +28,7 @@ pub(crate) struct Fields<'a> {
 }
 
 impl<'a> Fields<'a> {
-    /// The object that a file consists of.
+    /// The top-level object of a file.
     pub(crate) fn root(path: &'a Path, value: &'a Value) -> Result<Self> {
         match value {
             Value::Object(map) => Ok(Fields { path, prefix: String::new(), map }),
@@ -36,7 +36,7 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// The value of `key`, where a missing key and `null` are the same.
+    /// The value of `key`; `null` counts as missing.
     pub(crate) fn get(&self, key: &str) -> Option<&'a Value> {
         self.map.get(key).filter(|value| !value.is_null())
     }
@@ -129,16 +129,17 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// The text of a configuration file. Anything but a regular file of a sensible size is refused before it is read.
+/// The text of a configuration file. Anything other than a regular file of a sensible size is refused before it is
+/// read.
 pub(crate) fn read_config(path: &Path) -> Result<String> {
     files::read_text(path, MAX_CONFIG_BYTES)
 }
 
-/// The JSON value of a file's text. `NaN`, `Infinity` and `-Infinity`, which Python writes and reads and JSON has not, are
-/// strings of these names: nothing where the key does not matter, and an error with the word where a number does.
+/// The JSON value of a file's text. `NaN`, `Infinity` and `-Infinity`, which Python writes and reads but JSON lacks,
+/// become strings: ignored if the key is not used, and an error that shows the word if a number is needed.
 pub(crate) fn parse(path: &Path, text: &str) -> Result<Value> {
     let not_json = |error: serde_json::Error| {
-        // A message of a server in the place of a file is best shown.
+        // If the file is a server's message, it helps to show it.
         let begins = text.trim_start();
         let shown: String = begins.chars().take(40).collect();
         match begins.starts_with(['{', '[']) || begins.is_empty() {
@@ -152,7 +153,7 @@ pub(crate) fn parse(path: &Path, text: &str) -> Result<Value> {
     })
 }
 
-/// The text with quotes around every `NaN`, `Infinity` and `-Infinity` outside of strings; `None` where there is none.
+/// The text with quotes around every `NaN`, `Infinity` and `-Infinity` outside of strings; `None` if there is none.
 fn quote_non_finite(text: &str) -> Option<String> {
     const NAMES: [&str; 3] = ["NaN", "-Infinity", "Infinity"];
     let mut out = String::new();
@@ -179,9 +180,9 @@ fn quote_non_finite(text: &str) -> Option<String> {
     found.then_some(out)
 }
 
-/// The non-negative whole number that `value` is, whether written as `4` or as `4.0`.
+/// `value` as a non-negative whole number, whether written as `4` or as `4.0`.
 fn whole(value: &Value) -> Option<u64> {
-    // 2^53: up to here every whole f64 is the number that was written.
+    // 2^53: up to here every whole number is exact in f64.
     const EXACT: f64 = 9_007_199_254_740_992.0;
     value.as_u64().or_else(|| {
         value
@@ -191,7 +192,7 @@ fn whole(value: &Value) -> Option<u64> {
     })
 }
 
-/// A value as an error shows it: short, whatever the file holds.
+/// A value as shown in an error: short, whatever the file contains.
 pub(crate) fn describe(value: &Value) -> String {
     match value {
         Value::Null => "null".into(),
@@ -204,9 +205,9 @@ pub(crate) fn describe(value: &Value) -> String {
     }
 }
 
-/// The entries of a JSON object in the file's order, each of the same type. Serde's own maps keep the last of two equal
-/// keys; here the second is an error, and an error within a value names its key. `__metadata__` is skipped: in the
-/// headers of safetensors it is free text.
+/// The entries of a JSON object in the file's order, with values of one type. Serde's maps keep the last of two equal
+/// keys; here a duplicate is an error, and an error in a value names its key. `__metadata__` is skipped: in safetensors
+/// headers it is free text.
 pub(crate) struct Entries<V>(pub(crate) Vec<(String, V)>);
 
 impl<'de, V: Deserialize<'de>> Deserialize<'de> for Entries<V> {

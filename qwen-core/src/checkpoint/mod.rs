@@ -1,15 +1,15 @@
 //! A checkpoint on disk: its configuration, and its tensors by name.
 //!
-//! What lives here: finding the files of a folder, reading headers, and handing out each tensor as bytes with a type and
-//! a shape. Opening reads headers only, whatever the size of the model (but for a head in a model that is said to have
-//! none, which is compared with the embedding table). Not here: which tensors a model needs (the model
-//! asks for each by shape) and what a backend packs them into.
+//! Here: finding the files of a folder, reading headers, and returning each tensor as bytes with a type and a shape.
+//! Opening reads headers only, whatever the size of the model (except for the head of a model that is configured as
+//! tied, which is compared with the embedding table). Not here: which tensors a model needs (the model asks for each by
+//! shape) and what a backend packs them into.
 //!
 //! # Files that change
 //! Weights are read from the open files while a model is loaded, and never afterwards. A file that another process
-//! replaces by renaming, or deletes, stays readable until the checkpoint is dropped. One that is cut short gives
-//! [`Error::Io`] with the tensor, the offset and the missing bytes. One that is overwritten in place gives a mixture of
-//! both contents, which nothing can detect: replace checkpoints by renaming, as the tools that download them do.
+//! replaces by renaming, or deletes, stays readable until the checkpoint is dropped. Truncating one gives [`Error::Io`]
+//! with the tensor, the offset and the missing bytes. Overwriting one in place gives a mixture of both contents, which
+//! nothing can detect: replace checkpoints by renaming, as download tools do.
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 mod assemble;
@@ -47,7 +47,7 @@ use folder::Folder;
 use packed::Packed;
 use shard::Shard;
 
-/// The most bytes of an index that are read: names of ten times the tensors of the largest model.
+/// The size limit of an index: ten times that of the largest model.
 const MAX_INDEX_BYTES: u64 = 16 << 20;
 
 /// An open checkpoint.
@@ -65,7 +65,7 @@ pub struct Checkpoint {
     path: PathBuf,
     config: Config,
     generation_config: GenerationConfig,
-    /// File by file, in the order in which they lie there: the order to read them in.
+    /// File by file, in the order of their data: the order to read them in.
     tensors: Vec<Stored>,
     by_name: HashMap<String, usize>,
     promises: Promises,
@@ -73,7 +73,7 @@ pub struct Checkpoint {
     warnings: Vec<Warning>,
 }
 
-/// A tensor where it lies.
+/// A tensor and where it is stored.
 struct Stored {
     shard: Arc<Shard>,
     info: TensorInfo,
@@ -82,12 +82,12 @@ struct Stored {
 }
 
 impl Stored {
-    /// What its file calls it.
+    /// Its name in the file.
     fn name_in_file(&self) -> &str {
         self.info.alias.as_ref().unwrap_or(&self.info.name)
     }
 
-    /// The element type, or the error that models are not run from this one.
+    /// The element type, or the error that it is not supported.
     fn encoding(&self) -> Result<Encoding> {
         self.info.encoding().ok_or_else(|| self.mismatch(format!("element type {}", self.loadable())))
     }
@@ -100,7 +100,7 @@ impl Stored {
         }
     }
 
-    /// The element types that models are run from in files of this kind.
+    /// The supported element types in files of this kind.
     fn loadable(&self) -> String {
         match self.gguf {
             true => format!("one of {}", gguf::types::loadable()),
@@ -161,7 +161,7 @@ pub struct Tensor<'a> {
     pub name: &'a str,
     /// The file that holds it.
     pub file: &'a Path,
-    /// How `data` is encoded.
+    /// The encoding of `data`.
     pub encoding: Encoding,
     /// Its dimensions, outermost first.
     pub shape: &'a [usize],
@@ -189,13 +189,13 @@ impl Checkpoint {
     ///
     /// - a folder with `config.json`, optionally `generation_config.json`, and `model.safetensors`, or
     ///   `model.safetensors.index.json` with its shards, or a single other `*.safetensors`;
-    /// - a GGUF file, or any part of one that is split;
-    /// - a folder with one GGUF model, which lacks the files of the first kind or some of them.
+    /// - a GGUF file, or any part of a split one;
+    /// - a folder with one GGUF model, if files of the first kind are missing.
     ///
     /// # Errors
     /// [`Error::Io`] or [`Error::InvalidFile`] naming the file and what is wrong with it, [`Error::InvalidConfig`] and
     /// [`Error::Unsupported`] as [`Config::from_json`], for the keys of a GGUF file too; [`Error::Unsupported`] for
-    /// adapters, and for tensors without which the results would be others.
+    /// adapters, and for tensors that cannot be ignored without changing the results.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let _float_env = FloatEnv::enter();
         let path = path.as_ref();
@@ -223,7 +223,7 @@ impl Checkpoint {
         };
         checkpoint.add_weights(&folder)?;
         checkpoint.check_contradictions()?;
-        // Older GPTQ checkpoints say in a file of its own how they are packed.
+        // Older GPTQ checkpoints describe their packing in a separate file.
         if checkpoint.config.quantization.is_none()
             && checkpoint.tensors().any(|tensor| tensor.name.ends_with(packed::CODES))
             && let Some(file) = folder.file("quantize_config.json")
@@ -238,36 +238,36 @@ impl Checkpoint {
         &self.path
     }
 
-    /// `config.json`, or what a GGUF file has in its place. `tie_word_embeddings` is false where the checkpoint has a head
+    /// `config.json`, or its equivalent in a GGUF file. `tie_word_embeddings` is false if the checkpoint has a head
     /// that differs from the embedding table, whatever the file says.
     pub fn config(&self) -> &Config {
         &self.config
     }
 
-    /// `generation_config.json`, or the defaults if there is none; of a GGUF file its end tokens and its advice on
-    /// sampling.
+    /// `generation_config.json`, or the defaults if there is none; for a GGUF file, its end tokens and sampling
+    /// defaults.
     pub fn generation_config(&self) -> &GenerationConfig {
         &self.generation_config
     }
 
-    /// What opening noticed and went on from: keys without effect, values that are wrong, tensors that nothing uses, a head
-    /// that the configuration does not know of.
+    /// Problems that did not stop the checkpoint from opening: keys without effect, wrong values, unused tensors, a
+    /// head that the configuration does not mention.
     pub fn warnings(&self) -> &[Warning] {
         &self.warnings
     }
 
-    /// Whether there is a tensor of this name, of whatever type.
+    /// Whether there is a tensor of this name, of any type.
     pub fn has(&self, name: &str) -> bool {
         self.by_name.contains_key(name)
     }
 
-    /// The tensors of all files, in the order in which they lie there, by the names of published safetensors checkpoints.
-    /// Those of types that no model here is run from are listed too.
+    /// The tensors of all files, in the order of their data, under their published safetensors names. Tensors of
+    /// unsupported types are included.
     pub fn tensors(&self) -> impl ExactSizeIterator<Item = &TensorInfo> {
         self.tensors.iter().map(|stored| &stored.info)
     }
 
-    /// The tensor of this name as its file describes it, of whatever type.
+    /// The tensor of this name as its file describes it, of any type.
     pub fn info(&self, name: &str) -> Option<&TensorInfo> {
         self.stored(name).map(|stored| &stored.info)
     }
@@ -277,13 +277,13 @@ impl Checkpoint {
         self.tensors().map(TensorInfo::bytes).fold(0, u64::saturating_add)
     }
 
-    /// How the values of the tensor `name` are encoded: its elements, or the blocks of a matrix that GPTQ or AWQ stored
-    /// in several tensors. Reads nothing.
+    /// The encoding of the tensor `name`: of its elements, or of the blocks of a matrix that GPTQ or AWQ stored in
+    /// several tensors. Reads nothing from disk.
     ///
     /// # Errors
-    /// [`Error::MissingTensor`]; [`Error::InvalidTensor`] if its elements are of a type that models are not run from, or
-    /// if the parts of a packed matrix do not belong together; [`Error::Unsupported`] for columns that are no whole
-    /// groups; [`Error::InvalidConfig`] if nothing says how the matrix is packed.
+    /// [`Error::MissingTensor`]; [`Error::InvalidTensor`] if its element type is not supported, or if the parts of a
+    /// packed matrix do not belong together; [`Error::Unsupported`] for columns that are not whole groups;
+    /// [`Error::InvalidConfig`] if nothing says how the matrix is packed.
     pub fn encoding(&self, name: &str) -> Result<Encoding> {
         match self.packed(name)? {
             Some(packed) => Ok(packed.encoding()),
@@ -294,7 +294,7 @@ impl Checkpoint {
     /// Read the tensor `name`.
     ///
     /// # Errors
-    /// As [`Checkpoint::encoding`]; [`Error::Io`] when the file cannot be read or has become shorter;
+    /// As [`Checkpoint::encoding`]; [`Error::Io`] when the file cannot be read or was truncated;
     /// [`Error::OutOfMemory`] when the tensor is larger than the memory.
     pub fn tensor(&self, name: &str) -> Result<Tensor<'_>> {
         let stored = self.required(name)?;
@@ -310,8 +310,8 @@ impl Checkpoint {
         stored.read(stored.encoding_of_shape(shape)?)
     }
 
-    /// The matrix `name` of `rows` x `cols`, whose bytes are read when somebody asks for its rows. Of a matrix that GPTQ
-    /// or AWQ stored in several tensors, converted rows are held as long as the part or a cut of it.
+    /// The matrix `name` of `rows` x `cols`, whose bytes are read when its rows are requested. If GPTQ or AWQ stored it
+    /// in several tensors, converted rows are held as long as the part or a cut of it.
     ///
     /// # Errors
     /// As [`Checkpoint::encoding`], and [`Error::InvalidTensor`] with both shapes if they differ.

@@ -1,5 +1,5 @@
-//! Tensor names in safetensors files: the published ones, and those that saving a part of a model or a wrapper around it
-//! leaves behind. Also which names a model is computed with.
+//! Tensor names in safetensors files: the published ones, and the variants that result from saving a part of a model or
+//! a wrapper around it. Also which names a model uses.
 
 use super::config::Config;
 use super::gguf::names::{EMBED_TOKENS, LM_HEAD, OF_LAYER};
@@ -8,7 +8,7 @@ use super::header::TensorInfo;
 /// The published name of the norm before the output head.
 const NORM: &str = "model.norm.weight";
 
-/// Beginnings of names that wrappers add, in whatever order and number: `base_model.model.model.norm.weight`.
+/// Prefixes that wrappers add, in any order and number: `base_model.model.model.norm.weight`.
 const WRAPPERS: [&str; 8] = [
     "model.",
     "module.",
@@ -20,14 +20,14 @@ const WRAPPERS: [&str; 8] = [
     "_forward_module.",
 ];
 
-/// Parts of names that wrappers of single layers add anywhere.
+/// Parts that wrappers of single layers insert anywhere in a name.
 const LAYER_WRAPPERS: [&str; 3] = ["_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module."];
 
 /// The last parts of the names of a packed matrix.
 const PACKED: [&str; 4] = ["qweight", "qzeros", "scales", "g_idx"];
 
-/// The tensor under its published name, with the file's own name as its alias where they differ. A name that belongs to
-/// no published tensor stays as it is.
+/// The tensor under its published name, with the file's name as its alias if they differ. A name that matches no
+/// published tensor stays as it is.
 pub(super) fn published(info: TensorInfo) -> TensorInfo {
     match published_name(&info.name) {
         Some(name) if name != info.name => TensorInfo { alias: Some(info.name), name, ..info },
@@ -35,7 +35,7 @@ pub(super) fn published(info: TensorInfo) -> TensorInfo {
     }
 }
 
-/// The published name of the tensor that a file calls `stored`, if it has the form of one.
+/// The published name of the tensor that a file calls `stored`, if it can be recognised.
 pub(super) fn published_name(stored: &str) -> Option<String> {
     let mut name = stored;
     while let Some(rest) = WRAPPERS.iter().find_map(|wrapper| name.strip_prefix(wrapper)) {
@@ -59,11 +59,11 @@ pub(super) const MERGE: &str =
 /// What a name means to a model of this configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Use {
-    /// The model is computed with it.
+    /// The model uses it.
     Needed,
-    /// Nothing of the file's meaning is lost without it.
+    /// It can be ignored without changing the results.
     Derived,
-    /// A bias of a module that has none in this family; of zeros it changes nothing.
+    /// A bias of a module that has none in this family; harmless if it is all zeros.
     Bias,
     /// Left by an adapter that was not merged.
     Adapter,
@@ -97,7 +97,7 @@ pub(super) fn meaning(name: &str, config: &Config) -> Use {
     let Some((layer, rest)) = name.strip_prefix("model.layers.").and_then(|rest| rest.split_once('.')) else {
         return if name == "model.norm.bias" { Use::Bias } else { Use::Unknown };
     };
-    // As everybody writes it: `01` is no name of layer 1.
+    // Only the canonical form: `01` is not layer 1.
     let number = layer.parse().ok().filter(|number: &usize| number.to_string() == layer);
     if number.is_none_or(|number| number >= config.num_hidden_layers) {
         return Use::Unknown;

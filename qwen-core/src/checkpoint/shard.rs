@@ -1,7 +1,7 @@
-//! One open weights file, read at positions: every byte that a checkpoint hands out passes through here.
+//! One open weights file, read at positions: every byte of a checkpoint is read here.
 //!
-//! Reads carry their own position, so that several threads read one file at once. A file that another process cuts short
-//! makes a read end early, which is an error like any other; a memory map would end the whole process.
+//! Each read has its own position, so several threads can read one file at once. If another process truncates the file,
+//! a read ends early, which is an error like any other; with a memory mapping it would kill the process.
 
 use std::fs::File;
 use std::io::{self, ErrorKind};
@@ -9,19 +9,20 @@ use std::path::{Path, PathBuf};
 
 use crate::checkpoint::files;
 use crate::error::{Error, Result};
+use crate::numerics::human_bytes::HumanBytes;
 
 /// A weights file and its length when it was opened.
 pub(super) struct Shard {
     path: PathBuf,
     file: File,
     len: u64,
-    /// Keeps the seek and the read of one caller together where the system has no positioned reads.
+    /// Makes a seek and a read atomic on systems without positioned reads.
     #[cfg(not(any(unix, windows)))]
     position: std::sync::Mutex<()>,
 }
 
 impl Shard {
-    /// Open the file, unless it is what a download leaves in the place of one.
+    /// Open the file, unless it is a placeholder that a failed download left.
     pub(super) fn open(path: PathBuf) -> Result<Self> {
         let (file, len) = files::open_regular(&path)?;
         let shard = Shard {
@@ -41,7 +42,7 @@ impl Shard {
         &self.path
     }
 
-    /// Bytes that the file had when it was opened.
+    /// The length of the file when it was opened.
     pub(super) fn len(&self) -> u64 {
         self.len
     }
@@ -67,9 +68,9 @@ impl Shard {
             }
         };
         let (kind, reason) = failure;
-        let reason =
-            format!("{what}: expected {expected} bytes at offset {offset} of the file, found {found}: {reason}");
-        Err(Error::Io { path: self.path.clone(), source: io::Error::new(kind, reason) })
+        let [expected, found] = HumanBytes::compared(expected as u64, found as u64);
+        let reason = format!("{what}: expected {expected} at offset {offset} of the file, found {found}: {reason}");
+        Err(Error::Io { path: self.path.clone(), error: io::Error::new(kind, reason) })
     }
 
     #[cfg(unix)]

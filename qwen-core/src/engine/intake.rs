@@ -1,5 +1,5 @@
 //! What an engine shares with the threads that send it requests: places in the waiting list, cancels, room for rows of
-//! logits, and the signal that wakes it. Everything else of an engine belongs to the one thread that steps it.
+//! logits, and the signal that wakes it. All other state of an engine belongs to the one thread that steps it.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -8,7 +8,7 @@ use super::interruption::{Interruption, Member, Work};
 use crate::backend::Interrupt;
 use crate::error::{Error, Result};
 
-/// The handle of an engine that other threads may hold. Cheap to clone.
+/// The handle to an engine for other threads. Cheap to clone.
 ///
 /// ```
 /// use qwen_core::engine::Intake;
@@ -64,10 +64,10 @@ impl Default for Intake {
 }
 
 impl Intake {
-    /// How many requests may wait, unless a program says otherwise.
+    /// The default number of requests that may wait.
     pub const MAX_WAITING: usize = 1024;
 
-    /// The intake of one engine, in which at most `max_waiting` requests wait at a time.
+    /// The intake of one engine, with room for `max_waiting` waiting requests.
     pub fn new(max_waiting: usize) -> Self {
         let (interrupt, state, signalled) = (Interrupt::default(), Mutex::default(), Condvar::new());
         Intake(Arc::new(Shared { max_waiting, interrupt, state, signalled }))
@@ -77,7 +77,7 @@ impl Intake {
     /// or when the ticket is dropped.
     ///
     /// # Errors
-    /// [`Error::QueueFull`] when as many requests wait as may.
+    /// [`Error::QueueFull`] when the waiting list is full.
     pub fn ticket(&self) -> Result<Ticket> {
         let mut state = self.0.state();
         let max_waiting = self.0.max_waiting;
@@ -90,13 +90,13 @@ impl Intake {
         Ok(Ticket { canceller, place: Place { waits, shared: self.0.clone() } })
     }
 
-    /// Room for `rows` rows of logits between the engine and a reader, at least for one.
+    /// Room for `rows` rows of logits, at least one, between the engine and a reader.
     pub fn window(&self, rows: usize) -> RowWindow {
         let size = rows.max(1);
         RowWindow { size, free: Arc::new(AtomicUsize::new(size)), shared: self.0.clone() }
     }
 
-    /// What the engine has computed, and what cancels have cost other requests.
+    /// How much the engine has computed, and how much cancels have cost other requests.
     pub fn work(&self) -> Work {
         self.0.state().step.work()
     }
@@ -111,12 +111,12 @@ impl Intake {
         self.0.signal();
     }
 
-    /// How many signals there were: for [`Intake::wait`].
+    /// The number of signals so far, for [`Intake::wait`].
     pub fn signals(&self) -> u64 {
         self.0.state().signals
     }
 
-    /// Sleep until there is a signal beyond the `seen` ones: of [`Intake::signal`], of a cancel, or of a reader that
+    /// Sleep until there are more signals than `seen`: from [`Intake::signal`], from a cancel, or from a reader that
     /// has room again. Read [`Intake::signals`] before looking for work, so that none is missed.
     pub fn wait(&self, seen: u64) {
         let state = self.0.state();
@@ -124,13 +124,13 @@ impl Intake {
         drop(woken.unwrap_or_else(PoisonError::into_inner));
     }
 
-    /// Tell how many tokens a step has at most.
+    /// Set the maximum number of tokens of a step.
     pub(super) fn set_max_step_tokens(&self, tokens: usize) {
         self.0.state().step.set_max_step_tokens(tokens);
     }
 
-    /// Run a step that computes `members`, so that cancels of them may end it early. The second value tells whether
-    /// that was asked for.
+    /// Run a step that computes `members`; cancelling one of them may end it early. The second value says whether that
+    /// was requested.
     pub(super) fn during_step<T>(
         &self,
         members: impl Iterator<Item = Member>,
@@ -156,6 +156,7 @@ impl Intake {
 
 /// The right to add one request to an engine.
 #[derive(Debug)]
+#[must_use = "dropping a ticket gives its place in the waiting list back"]
 pub struct Ticket {
     pub(super) canceller: Canceller,
     pub(super) place: Place,
@@ -188,8 +189,9 @@ impl Drop for Place {
 
 /// A handle that stops one request from any thread, also in the middle of its prompt.
 ///
-/// A running step ends early for it when the step computes nothing else, or when what others lose by it stays within
-/// their tenth (see [`Work`]); otherwise the request ends with the step. Other requests are not affected.
+/// It ends the running step early if the step computes nothing else, or if the other requests lose at most a tenth of
+/// their work (see [`Work`]); otherwise the request ends when the step does. The answers of other requests do not
+/// change.
 #[derive(Debug, Clone)]
 pub struct Canceller {
     cancelled: Arc<AtomicBool>,
@@ -200,7 +202,7 @@ pub struct Canceller {
 impl Canceller {
     /// Stop the request. Does nothing when it has ended.
     pub fn cancel(&self) {
-        // The flag first: see `during_step`.
+        // Set the flag first: see `during_step`.
         self.cancelled.store(true, Ordering::SeqCst);
         {
             let mut state = self.shared.state();
@@ -223,8 +225,8 @@ impl Canceller {
     }
 }
 
-/// Room between an engine and the reader of a request's rows of logits: the engine computes no row that there is no
-/// room for. Made by [`Intake::window`].
+/// Room between an engine and the reader of a request's rows of logits: the engine computes no row without room for it.
+/// Created by [`Intake::window`].
 #[derive(Debug, Clone)]
 pub struct RowWindow {
     size: usize,
@@ -243,12 +245,12 @@ impl RowWindow {
         self.free() >= self.size
     }
 
-    /// Note that a row is on its way to the reader. Only the engine takes, so that `free` rows stay free until it does.
+    /// Record that a row is on its way to the reader. Only the engine takes room, so `free` does not shrink in between.
     pub(super) fn take(&self) {
         let _ = self.free.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |free| free.checked_sub(1));
     }
 
-    /// Note that the reader has taken a row.
+    /// Record that the reader has taken a row.
     pub fn give_back(&self) {
         let free = self.free.fetch_add(1, Ordering::SeqCst) + 1;
         if free == 1 || free == self.size {

@@ -1,5 +1,6 @@
-//! When a cancel may end the running step early: the accounts that bound what this costs other requests.
+//! When a cancel may end the running step early: the accounting that bounds what this costs other requests.
 
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -8,16 +9,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 pub(super) struct Member {
     /// The flag of its request.
     pub(super) cancelled: Arc<AtomicBool>,
-    /// Tokens of it in the step.
+    /// Its number of tokens in the step.
     pub(super) num_tokens: usize,
 }
 
-/// What an engine computed for requests that were not cancelled, and what of it was discarded because others were.
+/// How much an engine computed for requests that were not cancelled, and how much of it was discarded because others
+/// were.
 ///
 /// At any time `lost_steps` is at most a tenth of `steps`, and `lost_tokens` at most a tenth of `tokens`; and between
 /// two steps that are lost at least ten are completed. A step that computes cancelled requests only costs nobody
 /// anything, and is not counted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Work {
     /// Completed steps.
@@ -30,14 +32,14 @@ pub struct Work {
     pub lost_tokens: u64,
 }
 
-/// Completed steps or tokens that pay for one that is lost.
+/// How many completed steps or tokens pay for one that is lost.
 const PRICE: u64 = 10;
 
 /// The running step, and the credit from which interrupted steps are paid.
 ///
-/// Tokens and steps are paid for apart: the time of a step is about a constant and a share for each token, so that a
-/// tenth of both is a tenth of the time. The credit is at most the price of one full step, so that a long quiet time
-/// does not pay for a long noisy one.
+/// Tokens and steps are accounted separately: the time of a step is roughly a constant plus a time per token, so a
+/// tenth of both is a tenth of the time. The credit is capped at the price of one full step, so that a long period
+/// without cancels does not pay for a long burst of them.
 #[derive(Debug, Default)]
 pub(super) struct Interruption {
     members: Vec<Member>,

@@ -1,7 +1,7 @@
-//! Requests by token ids: which sequences run, in which steps, and what is drawn from their logits.
+//! Requests of token ids: which sequences run, in which steps, and what is sampled from their logits.
 //!
 //! [`EngineCore`] is plain `&mut self` code over a [`Runner`]: no text, no device, no thread of its own. The facade gives
-//! it a thread and turns ids into text. Other threads reach an engine by its [`Intake`] only.
+//! it a thread and turns ids into text. Other threads reach an engine only through its [`Intake`].
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 mod intake;
@@ -13,7 +13,7 @@ mod sequence;
 mod verdicts;
 
 use crate::backend::Limits;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::model::batch::{Batch, StepOutput};
 use crate::model::runner::Runner;
 use crate::numerics::float_env::FloatEnv;
@@ -24,6 +24,7 @@ pub use sequence::{FinishReason, GenerateParams, Goal, Request, SeqId};
 
 /// What happened to a sequence in a step.
 #[derive(Debug)]
+#[non_exhaustive]
 pub enum Event {
     /// Tokens of the prompt that are computed so far.
     Prompt(usize),
@@ -61,7 +62,7 @@ impl EngineCore {
         EngineCore { scheduler: Scheduler::new(limits), runner, batch, output: StepOutput::default(), intake }
     }
 
-    /// What the runner was built for.
+    /// The limits of the runner.
     pub fn limits(&self) -> &Limits {
         self.runner.limits()
     }
@@ -80,8 +81,9 @@ impl EngineCore {
         self.scheduler.is_idle()
     }
 
-    /// Run one step and report what happened to which sequence. False when there was nothing to compute: no request, or
-    /// only such whose readers have no room for rows. Then [`Intake::wait`] tells when to try again.
+    /// Run one step and report what happened to which sequence. False if there was nothing to compute: no requests, or
+    /// only requests whose readers have no room for rows. Use [`Intake::wait`] then to wait until it is worth trying
+    /// again.
     pub fn step(&mut self, mut report: impl FnMut(SeqId, Event)) -> bool {
         let _float_env = FloatEnv::enter();
         let EngineCore { runner, scheduler, batch, output, intake } = self;
@@ -96,14 +98,14 @@ impl EngineCore {
         });
         match outcome.and_then(|()| verdicts::verdicts(scheduler, output, runner.limits())) {
             Ok(verdicts) => scheduler.update(verdicts, &mut report),
-            // A request of the step was cancelled: the others run the step again.
+            // A request of the step was cancelled: the others compute the step again.
             Err(Error::Cancelled) if interrupted => scheduler.remove_cancelled(&mut report),
-            // To run it again might never end.
+            // Retrying might go on forever.
             Err(Error::Cancelled) => {
                 let reason = "the runner cancelled a step that nobody cancelled".into();
-                scheduler.fail_scheduled(Error::StepFailed { reason }, &mut report);
+                scheduler.fail_scheduled(Error::StepFailed { reason, kind: ErrorKind::Device }, &mut report);
             }
-            // Any other failure is the device's: the sequences of the step cannot go on.
+            // Any other failure is a device failure: the sequences of the step cannot continue.
             Err(error) => scheduler.fail_scheduled(error, &mut report),
         }
         true

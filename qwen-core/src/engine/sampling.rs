@@ -1,12 +1,14 @@
-//! From logits to the next token: repetition penalty, temperature, top-k, top-p, min-p, a seeded draw.
+//! From logits to the next token: repetition penalty, temperature, top-k, top-p, min-p, seeded sampling.
 //!
-//! The order and the meaning of each step are those of transformers' `generate`. The random number of a draw is a
-//! function of the seed and of the token's place in the answer, and of nothing else, so that a request gives the same
-//! answer whatever else is in its batch. Which sequences need a token, and when, is the engine's business.
+//! The order and the meaning of each step are those of transformers' `generate`. The random number for a token depends
+//! only on the seed and the token's position in the answer, so that a request gives the same answer whatever else is in
+//! its batch. The engine decides which sequences need a token, and when.
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
 use std::collections::HashSet;
 use std::ops::RangeInclusive;
+
+use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::numerics::float_env::FloatEnv;
@@ -15,24 +17,28 @@ use crate::numerics::float_env::FloatEnv;
 ///
 /// ```
 /// use qwen_core::engine::sampling::SamplingParams;
-/// let params = SamplingParams { temperature: 0.7, top_p: 0.8, top_k: 20, seed: 1, ..SamplingParams::default() };
+/// let params = SamplingParams::new().temperature(0.7).top_p(0.8).top_k(20).seed(1);
 /// assert!(params.check().is_ok());
-/// assert!(SamplingParams { top_p: 1.5, ..params }.check().is_err());
+/// assert!(params.top_p(1.5).check().is_err());
 /// ```
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[must_use]
+#[non_exhaustive]
 pub struct SamplingParams {
     /// Divides the logits; 0 takes the most likely token. Finite and at least 0. Default 0.
     pub temperature: f32,
-    /// How many of the most likely tokens stay; 0 keeps all. Default 0.
+    /// How many of the most likely tokens to keep; 0 keeps all. Default 0.
     pub top_k: usize,
-    /// The most likely tokens stay until their probabilities sum to this; 1 keeps all, 0 the most likely one. Default 1.
+    /// Keep the most likely tokens until their probabilities sum to this; 1 keeps all, 0 only the most likely one.
+    /// Default 1.
     pub top_p: f32,
-    /// Tokens stay that are at least this fraction as probable as the most likely one; 0 keeps all. 0 to 1. Default 0.
+    /// Keep tokens that are at least this fraction as probable as the most likely one; 0 keeps all. 0 to 1. Default 0.
     pub min_p: f32,
     /// Divides the positive and multiplies the negative logits of every token of the prompt and the answer (Keskar et
     /// al. 2019); 1 does nothing. Within [`SamplingParams::REPETITION_PENALTY`]. Default 1.
     pub repetition_penalty: f32,
-    /// Seeds the draws. Default 0.
+    /// The seed for sampling. Default 0.
     pub seed: u64,
 }
 
@@ -45,6 +51,47 @@ impl Default for SamplingParams {
 impl SamplingParams {
     /// The bounds of [`SamplingParams::repetition_penalty`]. Published models use 1 to 1.3.
     pub const REPETITION_PENALTY: RangeInclusive<f32> = 0.01..=100.0;
+
+    /// The default: greedy.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// See [`SamplingParams::temperature`].
+    pub fn temperature(mut self, temperature: f32) -> Self {
+        self.temperature = temperature;
+        self
+    }
+
+    /// See [`SamplingParams::top_k`].
+    pub fn top_k(mut self, top_k: usize) -> Self {
+        self.top_k = top_k;
+        self
+    }
+
+    /// See [`SamplingParams::top_p`].
+    pub fn top_p(mut self, top_p: f32) -> Self {
+        self.top_p = top_p;
+        self
+    }
+
+    /// See [`SamplingParams::min_p`].
+    pub fn min_p(mut self, min_p: f32) -> Self {
+        self.min_p = min_p;
+        self
+    }
+
+    /// See [`SamplingParams::repetition_penalty`].
+    pub fn repetition_penalty(mut self, penalty: f32) -> Self {
+        self.repetition_penalty = penalty;
+        self
+    }
+
+    /// See [`SamplingParams::seed`].
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.seed = seed;
+        self
+    }
 
     /// Whether the most likely token is taken, without a draw.
     pub fn is_greedy(&self) -> bool {
@@ -74,7 +121,7 @@ impl SamplingParams {
 #[derive(Debug, Clone)]
 pub struct Sampler {
     params: SamplingParams,
-    /// Ids of the prompt and the answer, where a penalty asks for them.
+    /// Ids of the prompt and the answer, if a penalty needs them.
     seen: HashSet<u32>,
     candidates: Vec<Candidate>,
 }
@@ -97,7 +144,7 @@ impl Sampler {
         Ok(sampler)
     }
 
-    /// Whether the choice is the plain argmax of the logits, which a device can make itself.
+    /// Whether the choice is the plain argmax of the logits, which a device can compute itself.
     pub fn is_argmax(&self) -> bool {
         self.params.is_greedy() && self.params.repetition_penalty == 1.0
     }
@@ -130,7 +177,7 @@ impl Sampler {
         Some(id)
     }
 
-    /// Note a token that was chosen elsewhere.
+    /// Record a token that was chosen elsewhere.
     pub fn accept(&mut self, id: u32) {
         if self.params.repetition_penalty != 1.0 {
             self.seen.insert(id);
@@ -171,7 +218,7 @@ impl Sampler {
             left -= weight(candidate.logit);
             left < 0.0
         });
-        // Rounding may leave a rest behind the last one. A candidate without weight is none.
+        // Rounding may leave a remainder after the last one. Candidates with zero weight are never chosen.
         drawn.or_else(|| candidates.iter().rfind(|c| weight(c.logit) > 0.0)).map(|candidate| candidate.id)
     }
 }
@@ -193,7 +240,7 @@ fn largest(logits: &[f32]) -> Option<(u32, f32)> {
     best.map(|id| (id, max))
 }
 
-/// A number in 0..1 from a seed and a counter: the finaliser of SplitMix64 (Steele et al. 2014) over both.
+/// A number in 0..1 from a seed and a counter: the finaliser of SplitMix64 (Steele et al. 2014) applied to both.
 fn uniform(seed: u64, counter: u64) -> f64 {
     let mix = |mut z: u64| {
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

@@ -1,11 +1,12 @@
-//! Which sequences have how many tokens in the next step.
+//! Which sequences take part in the next step, and with how many tokens.
 //!
-//! There is no prefill or decode phase: `num_computed_tokens` catches up with the known tokens. Every running sequence
-//! gets one token of a step, the least recently served first where the step has fewer tokens than sequences; what is
-//! left goes to prompts in order of arrival. So a long prompt delays running answers by one chunk at most, and each of
-//! `n` running sequences is served at least once in `n / max_num_batched_tokens` steps, rounded up. A sequence is
-//! admitted once the blocks of its longest possible answer are free, so no running sequence is ever preempted.
-//! Only one whose reader has no room for its rows gives way to those that wait, and is computed again later.
+//! There is no separate prefill or decode phase: `num_computed_tokens` catches up with the known tokens. Every running
+//! sequence gets one token per step, the least recently served first if the step has fewer tokens than sequences; the
+//! remaining tokens go to prompts in order of arrival. So a long prompt delays running answers by one chunk at most,
+//! and each of `n` running sequences is served at least once in `n / max_num_batched_tokens` steps, rounded up. A
+//! sequence is admitted once the blocks of its longest possible answer are free, so no running sequence is ever
+//! preempted. The exception is a sequence whose reader has no room for its rows: it gives up its blocks to waiting
+//! sequences, and is recomputed later.
 
 use std::collections::VecDeque;
 
@@ -27,7 +28,7 @@ pub(super) struct Scheduled {
     pub(super) logits: WantLogits,
 }
 
-/// What a step made of a scheduled sequence.
+/// The result of a step for a scheduled sequence.
 #[derive(Debug)]
 pub(super) enum Verdict {
     /// A part of its prompt is computed.
@@ -44,7 +45,7 @@ pub(super) enum Verdict {
 pub(super) struct Scheduler {
     waiting: VecDeque<Sequence>,
     running: Vec<Sequence>,
-    /// Those that gave up their blocks, since their readers have no room for rows.
+    /// Sequences that gave up their blocks, since their readers have no room for rows.
     stalled: Vec<Sequence>,
     pub(super) pool: BlockPool,
     next_id: u64,
@@ -54,7 +55,7 @@ pub(super) struct Scheduler {
     max_num_seqs: usize,
     max_num_batched_tokens: usize,
     max_num_logits: usize,
-    /// The parts of the next step, those first that want values of logits. Reused.
+    /// The parts of the next step; those that need values of logits come first. Reused.
     scheduled: Vec<Scheduled>,
     /// Indices of the running sequences in the order of service. Reused.
     order: Vec<usize>,
@@ -90,7 +91,7 @@ impl Scheduler {
         self.waiting.is_empty() && self.running.is_empty() && self.stalled.is_empty()
     }
 
-    /// Admit waiting sequences in order of arrival, while there are blocks, and share out the tokens of the next step.
+    /// Admit waiting sequences in order of arrival, while there are blocks, and distribute the tokens of the next step.
     pub(super) fn schedule(&mut self) {
         self.admit();
         let Scheduler { running, scheduled, order, .. } = self;
@@ -115,7 +116,7 @@ impl Scheduler {
             budget -= more;
             scheduled.push(Scheduled { index, num_tokens: 1 + more, logits: sequence.wanted(1 + more) });
         }
-        // A runner reads the values of leading rows only.
+        // A runner reads the values of the leading rows only.
         scheduled.sort_by_key(|part| match part.logits {
             WantLogits::All | WantLogits::Last => 0,
             WantLogits::Argmax => 1,
@@ -124,7 +125,7 @@ impl Scheduler {
     }
 
     fn admit(&mut self) {
-        // Where a reader waits again, so does its sequence.
+        // If a reader waits for rows again, its sequence queues up again.
         let stalled = std::mem::take(&mut self.stalled);
         let (awaited, stalled): (Vec<_>, Vec<_>) = stalled.into_iter().partition(Sequence::is_awaited);
         self.stalled = stalled;
@@ -170,7 +171,7 @@ impl Scheduler {
             .map(|part| Member { cancelled: self.running[part.index].canceller.flag(), num_tokens: part.num_tokens })
     }
 
-    /// Make `batch` that of the step.
+    /// Fill `batch` for the step.
     pub(super) fn fill(&self, batch: &mut Batch) -> Result<()> {
         batch.clear();
         self.scheduled.iter().try_for_each(|part| {
@@ -184,7 +185,7 @@ impl Scheduler {
         })
     }
 
-    /// Take over the results of the step, one for each of [`Scheduler::scheduled`].
+    /// Apply the results of the step, one for each of [`Scheduler::scheduled`].
     pub(super) fn update(&mut self, verdicts: Vec<Verdict>, report: &mut impl FnMut(SeqId, Event)) {
         self.step += 1;
         let mut ends: Vec<(usize, Event)> = Vec::new();
@@ -237,10 +238,10 @@ impl Scheduler {
         self.end(ends, report);
     }
 
-    /// End the sequences of a step that failed. The first is told the error itself, the others its text.
+    /// End the sequences of a step that failed. The first gets the error itself, the others its text.
     pub(super) fn fail_scheduled(&mut self, error: Error, report: &mut impl FnMut(SeqId, Event)) {
-        let reason = error.to_string();
-        let others = std::iter::repeat_with(|| Error::StepFailed { reason: reason.clone() });
+        let (reason, kind) = (error.to_string(), error.kind());
+        let others = std::iter::repeat_with(|| Error::StepFailed { reason: reason.clone(), kind });
         let errors = std::iter::once(error).chain(others);
         let ends = self.scheduled.iter().zip(errors).map(|(part, error)| (part.index, Event::Failed(error))).collect();
         self.end(ends, report);
@@ -248,7 +249,7 @@ impl Scheduler {
 
     /// Remove running sequences by their indices, each with its last event.
     fn end(&mut self, mut ends: Vec<(usize, Event)>, report: &mut impl FnMut(SeqId, Event)) {
-        // The indices of what is scheduled hold until a sequence is removed.
+        // The indices in the schedule are valid until a sequence is removed.
         self.scheduled.clear();
         ends.sort_by_key(|(index, _)| std::cmp::Reverse(*index));
         for (index, event) in ends {

@@ -1,4 +1,8 @@
-//! One request on its way: its tokens, its blocks, and what is made of its logits.
+//! The state of one request: its tokens, its blocks, and what its logits are used for.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
 
 use super::intake::{Canceller, Place, RowWindow, Ticket};
 use crate::backend::Limits;
@@ -7,32 +11,58 @@ use crate::engine::sampling::{Sampler, SamplingParams};
 use crate::error::{Error, Result};
 use crate::model::batch::WantLogits;
 
-/// Names a sequence within its engine.
+/// Identifies a sequence in its engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SeqId(pub u64);
 
-/// Why a request ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+/// Why a request ended. Displayed and serialised as `stop`, `length` and `cancelled`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum FinishReason {
     /// The model gave a stop token.
     Stop,
-    /// `max_new_tokens` or the context is used up; of a [`Goal::Score`], its ids are.
+    /// `max_new_tokens` or the context is used up; for a [`Goal::Score`], all ids are scored.
     Length,
     /// The caller cancelled.
     Cancelled,
 }
 
+impl FinishReason {
+    /// The name, as OpenAI's API has it where it has one.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            FinishReason::Stop => "stop",
+            FinishReason::Length => "length",
+            FinishReason::Cancelled => "cancelled",
+        }
+    }
+}
+
+impl fmt::Display for FinishReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
 /// What an engine is asked for, by ids.
+///
+/// ```
+/// use qwen_core::engine::{GenerateParams, Request};
+/// let request = Request::generate([1, 2, 3], GenerateParams::new().max_new_tokens(20));
+/// assert_eq!(request.prompt, [1, 2, 3]);
+/// ```
 #[derive(Debug, Clone)]
+#[must_use = "a request does nothing until it is added to an engine"]
+#[non_exhaustive]
 pub struct Request {
     /// The prompt.
     pub prompt: Vec<u32>,
-    /// What is made of it.
+    /// What to compute from it.
     pub goal: Goal,
 }
 
-/// What an engine makes of a prompt.
+/// What an engine computes from a prompt.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub enum Goal {
@@ -44,9 +74,11 @@ pub enum Goal {
 }
 
 /// How an answer is generated. The default is greedy, to the end of the context.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq)]
+#[must_use]
+#[non_exhaustive]
 pub struct GenerateParams {
-    /// Tokens of the answer at most; `None` for as many as the context holds.
+    /// The maximum number of tokens in the answer; `None` for as many as fit in the context.
     pub max_new_tokens: Option<usize>,
     /// Tokens that end the answer.
     pub stop_token_ids: Vec<u32>,
@@ -54,22 +86,58 @@ pub struct GenerateParams {
     pub sampling: SamplingParams,
 }
 
+impl GenerateParams {
+    /// The default.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// See [`GenerateParams::max_new_tokens`].
+    pub fn max_new_tokens(mut self, tokens: impl Into<Option<usize>>) -> Self {
+        self.max_new_tokens = tokens.into();
+        self
+    }
+
+    /// See [`GenerateParams::stop_token_ids`].
+    pub fn stop_token_ids(mut self, ids: impl Into<Vec<u32>>) -> Self {
+        self.stop_token_ids = ids.into();
+        self
+    }
+
+    /// See [`GenerateParams::sampling`].
+    pub fn sampling(mut self, sampling: SamplingParams) -> Self {
+        self.sampling = sampling;
+        self
+    }
+}
+
 impl Request {
+    /// A request for an answer to `prompt`.
+    pub fn generate(prompt: impl Into<Vec<u32>>, params: GenerateParams) -> Self {
+        Request { prompt: prompt.into(), goal: Goal::Generate(params) }
+    }
+
+    /// A request for the logits after each token of `prompt`, which go through `window`.
+    pub fn score(prompt: impl Into<Vec<u32>>, window: RowWindow) -> Self {
+        Request { prompt: prompt.into(), goal: Goal::Score(window) }
+    }
+
     /// Check the request against what the engine was built for. [`super::EngineCore::add`] does; a caller that is on
     /// another thread may do so before.
     ///
     /// # Errors
-    /// [`Error::EmptyPrompt`], [`Error::ContextLength`], [`Error::InvalidTokenId`], [`Error::OutOfBlocks`] for an answer
-    /// that no engine of these limits could hold, and [`Error::InvalidArgument`] for the parameters.
+    /// [`Error::EmptyPrompt`], [`Error::ContextLength`], [`Error::InvalidTokenId`], [`Error::OutOfBlocks`] for an
+    /// answer that does not fit in an engine with these limits, and [`Error::InvalidArgument`] for the parameters.
     pub fn check(&self, limits: &Limits) -> Result<()> {
         let Request { prompt, goal } = self;
-        // An answer needs room for one token at least.
+        // An answer needs room for at least one token.
         let (context, room) = (limits.max_model_len, matches!(goal, Goal::Generate(_)) as usize);
         if prompt.is_empty() {
             return Err(Error::EmptyPrompt);
         }
-        if prompt.len().saturating_add(room) > context {
-            return Err(Error::ContextLength { prompt: prompt.len(), context });
+        let limit = context.saturating_sub(room);
+        if prompt.len() > limit {
+            return Err(Error::ContextLength { prompt: prompt.len(), limit, context });
         }
         if let Some((position, &id)) = prompt.iter().enumerate().find(|(_, id)| **id as usize >= limits.vocab_size) {
             return Err(Error::InvalidTokenId { id, position, vocab_size: limits.vocab_size });
@@ -113,21 +181,21 @@ pub(super) struct Sequence {
     pub(super) max_len: usize,
     pub(super) task: Task,
     pub(super) block_table: BlockTable,
-    /// The last step that computed it, or that it was admitted in.
+    /// The last step that computed it, or in which it was admitted.
     pub(super) last_step: u64,
     pub(super) canceller: Canceller,
     /// Until it is admitted.
     pub(super) place: Option<Place>,
 }
 
-/// What is made of the logits.
+/// What its logits are used for.
 #[derive(Debug)]
 pub(super) enum Task {
     Generate {
         stop_token_ids: Vec<u32>,
         sampler: Sampler,
     },
-    /// `num_scored` tokens have given their rows.
+    /// The rows of `num_scored` tokens were delivered.
     Score {
         window: RowWindow,
         num_scored: usize,
@@ -160,7 +228,7 @@ impl Sequence {
         })
     }
 
-    /// Tokens that are known and not computed.
+    /// Tokens that are known but not computed.
     pub(super) fn num_pending_tokens(&self) -> usize {
         self.tokens.len() - self.num_computed_tokens
     }
@@ -169,7 +237,7 @@ impl Sequence {
     pub(super) fn num_ready_tokens(&self) -> usize {
         match &self.task {
             Task::Generate { .. } => self.num_pending_tokens(),
-            // Those whose K/V was given up are computed once more, without rows.
+            // Those whose K/V was given up are recomputed, without rows.
             Task::Score { num_scored, .. } if self.num_computed_tokens < *num_scored => {
                 num_scored - self.num_computed_tokens
             }
@@ -177,7 +245,7 @@ impl Sequence {
         }
     }
 
-    /// The rows that are wanted of a step with its next `num_tokens` tokens.
+    /// The rows of logits wanted from a step with its next `num_tokens` tokens.
     pub(super) fn wanted(&self, num_tokens: usize) -> WantLogits {
         match &self.task {
             Task::Score { num_scored, .. } if self.num_computed_tokens < *num_scored => WantLogits::None,
@@ -188,17 +256,17 @@ impl Sequence {
         }
     }
 
-    /// Whether the reader of its rows has no room, so that it cannot go on by itself.
+    /// Whether it cannot continue because the reader of its rows has no room.
     pub(super) fn is_stalled(&self) -> bool {
         matches!(&self.task, Task::Score { window, .. } if window.free() == 0)
     }
 
-    /// Whether the reader has taken all its rows, so that it is worth while to go on.
+    /// Whether the reader has taken all its rows, so that continuing is worthwhile.
     pub(super) fn is_awaited(&self) -> bool {
         matches!(&self.task, Task::Score { window, .. } if window.is_open())
     }
 
-    /// Why the request ends here, if it does.
+    /// The reason why the request ends here, if it does.
     pub(super) fn finish_reason(&self) -> Option<FinishReason> {
         let answer = self.tokens.get(self.prompt_len..).unwrap_or_default();
         match &self.task {

@@ -1,4 +1,4 @@
-//! From the rows of a step's output to what becomes of each sequence. Damage in a row ends its sequence only.
+//! From the rows of a step's output to the result for each sequence. Damage in a row ends only its own sequence.
 
 use super::scheduler::{Scheduled, Scheduler, Verdict};
 use super::sequence::{Sequence, Task};
@@ -9,7 +9,7 @@ use crate::model::batch::{StepOutput, WantLogits};
 /// The verdict on each scheduled sequence, in order.
 ///
 /// # Errors
-/// [`Error::Device`] when the output does not have the rows that the step wants, or has an id that is none.
+/// [`Error::Device`] when the output does not have the rows that the step wants, or has an invalid id.
 pub(super) fn verdicts(scheduler: &mut Scheduler, output: &mut StepOutput, limits: &Limits) -> Result<Vec<Verdict>> {
     let scheduled = scheduler.scheduled().to_vec();
     let mut rows = Rows { output, limits, next: 0 };
@@ -20,7 +20,7 @@ pub(super) fn verdicts(scheduler: &mut Scheduler, output: &mut StepOutput, limit
     verdicts.collect()
 }
 
-/// What the step made of one sequence, or `None` when a row of it is damaged.
+/// The step's result for one sequence, or `None` if one of its rows is damaged.
 fn verdict(sequence: &mut Sequence, part: Scheduled, rows: &mut Rows<'_>) -> Result<Option<Verdict>> {
     let position = sequence.tokens.len() - sequence.prompt_len;
     match (&mut sequence.task, part.logits) {
@@ -81,11 +81,11 @@ impl Rows<'_> {
         failed(format!("row {} is wanted, {} ids and {} logits came", self.next, argmax.len(), logits.len()))
     }
 
-    /// The error of the sequence that is number `seq` of the step, of which a row is damaged.
+    /// The error for sequence number `seq` of the step, which has a damaged row.
     fn damage(&self, seq: usize, sequence: &Sequence) -> Error {
         let found = self.output.damage.iter().find(|damage| damage.seq == seq);
         let mut place = found.map_or("the output head", |damage| damage.place.as_str()).to_owned();
-        // Only the last part of a prompt is looked at: what its layers attend to may have been damaged before.
+        // Only the last part of a prompt was checked: the K/V that it attends to may have been damaged before.
         let has_earlier_part = sequence.num_computed_tokens > 0 && sequence.num_computed_tokens < sequence.prompt_len;
         if has_earlier_part && place != "the embedding" {
             place += ", or before it in an earlier part of the prompt";

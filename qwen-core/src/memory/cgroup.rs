@@ -1,4 +1,4 @@
-//! The control groups of a process, from the texts in which Linux states them.
+//! The control groups of a process, parsed from Linux's text files.
 
 use std::path::{Path, PathBuf};
 
@@ -13,12 +13,12 @@ pub(super) enum Version {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Group {
     pub(super) version: Version,
-    /// Where its files are, without the leading slash.
+    /// The path of its files, without the leading slash.
     pub(super) folder: PathBuf,
 }
 
 impl Version {
-    /// The limit of a group in bytes and what it leaves, given how to read its files. `None` without a limit.
+    /// The limit of a group and what is left of it, in bytes; `read` reads its files. `None` without a limit.
     pub(super) fn limit_and_left(self, read: impl Fn(&str) -> Option<String>) -> Option<(u64, u64)> {
         let figure = |file: &str| read(file)?.trim().parse::<u64>().ok();
         let (limit, used, cached) = match self {
@@ -27,7 +27,7 @@ impl Version {
                 figure("memory.usage_in_bytes"),
                 ["total_inactive_file", "total_active_file"],
             ),
-            // Beyond `high` a group is slowed to a crawl rather than killed: a limit all the same.
+            // Beyond `high` a group is throttled heavily rather than killed: it counts as a limit.
             Version::V2 => (
                 figure("memory.max").into_iter().chain(figure("memory.high")).min(),
                 figure("memory.current"),
@@ -35,8 +35,8 @@ impl Version {
             ),
         };
         let (limit, used) = (limit?, used.unwrap_or(0));
-        // File pages are charged to the group that read them, the weights' own among them, and given up under pressure:
-        // to count them as used would refuse the second load of a model.
+        // File pages, such as those of the weights, are charged to the group that read them, and evicted under
+        // pressure: counting them as used would refuse the second load of a model.
         let stat = read("memory.stat").unwrap_or_default();
         let cached: u64 = cached.iter().filter_map(|name| stat_of(&stat, name)).fold(0, u64::saturating_add);
         Some((limit, limit.saturating_sub(used.saturating_sub(cached))))

@@ -1,7 +1,7 @@
 //! A ragged batch: what the engine asks a runner to compute in one step. Plain data, no device.
 //!
-//! Prompts, chunks of prompts and single tokens stand side by side, without a prefill or decode flag: each sequence
-//! contributes the tokens that it has beyond those computed before, and names the blocks that hold its K/V.
+//! Prompts, chunks of prompts and single tokens are mixed, without a prefill or decode flag: each sequence contributes
+//! its tokens that are not computed yet, and names the blocks that hold its K/V.
 
 use crate::backend::Limits;
 use crate::backend::layout::PAD_SLOT;
@@ -20,12 +20,12 @@ pub struct CopyBlock {
     pub to: BlockId,
 }
 
-/// Which rows of logits a sequence wants of a step.
+/// Which rows of logits a sequence wants from a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum WantLogits {
     /// None: a chunk of a prompt that is not its last.
     None,
-    /// Of the row of its last token, only which logit is the largest.
+    /// Only the index of the largest logit in the row of its last token.
     Argmax,
     /// The row of its last token.
     #[default]
@@ -74,14 +74,14 @@ pub struct Batch {
     pub context_lens: Vec<u32>,
     /// `[num_tokens]` where each token's K/V goes.
     pub slot_mapping: Vec<u32>,
-    /// The block tables one after the other.
+    /// The concatenated block tables.
     pub block_tables: Vec<u32>,
     /// `[num_seqs + 1]` prefix sums of the lengths of the block tables.
     pub cu_blocks: Vec<u32>,
     /// `[num_logits]` tokens whose rows of logits are computed.
     pub logits_indices: Vec<u32>,
-    /// How many of these rows, from the first on, the host reads; of the others it reads the index of the largest logit.
-    /// Sequences that want values of logits come first, lest others are read with them.
+    /// How many of these rows, from the first on, the host reads; for the others it reads only the index of the largest
+    /// logit. Sequences that want values of logits come first, so that no other rows are read.
     pub num_logits_read: usize,
 }
 
@@ -136,8 +136,8 @@ impl Batch {
     /// Add a sequence.
     ///
     /// # Errors
-    /// [`Error::EmptyPrompt`] without tokens, [`Error::InvalidArgument`] when the block table is too short or a slot has
-    /// no number. The batch is then as before.
+    /// [`Error::EmptyPrompt`] without tokens, [`Error::InvalidArgument`] when the block table is too short or a slot
+    /// number overflows. The batch is then unchanged.
     pub fn push(&mut self, sequence: SequenceStep<'_>) -> Result<()> {
         let SequenceStep { input_ids, num_computed_tokens, block_table, logits } = sequence;
         if input_ids.is_empty() {
@@ -150,7 +150,7 @@ impl Batch {
                 format!("{} blocks of {} positions do not hold {end} positions", block_table.len(), self.block_size),
             ));
         }
-        // The largest slot of these blocks, and every position, are numbers of 32 bits below the one that means padding.
+        // The largest slot of these blocks, and every position, are 32-bit numbers below the one that means padding.
         let slots =
             block_table.iter().map(|block| (u64::from(block.0) + 1).saturating_mul(self.block_size as u64)).max();
         if slots.unwrap_or(0).max(end as u64) > u64::from(PAD_SLOT) {
@@ -180,7 +180,7 @@ impl Batch {
         Ok(())
     }
 
-    /// Check the batch against what a runner was built for.
+    /// Check the batch against a runner's limits.
     ///
     /// # Errors
     /// [`Error::InvalidTokenId`], [`Error::ContextLength`] or [`Error::InvalidArgument`] with the figures.
@@ -201,7 +201,8 @@ impl Batch {
             return Err(Error::argument("block_size", reason));
         }
         if let Some(&len) = self.context_lens.iter().find(|len| **len as usize > limits.max_model_len) {
-            return Err(Error::ContextLength { prompt: len as usize, context: limits.max_model_len });
+            let context = limits.max_model_len;
+            return Err(Error::ContextLength { prompt: len as usize, limit: context, context });
         }
         for (&id, &position) in self.input_ids.iter().zip(&self.positions) {
             if id as usize >= limits.vocab_size {
@@ -213,15 +214,15 @@ impl Batch {
     }
 }
 
-/// What a step computed. Reused from step to step.
+/// The results of a step. Reused from step to step.
 #[derive(Debug, Clone, Default)]
 pub struct StepOutput {
     /// `[num_logits]` the id of each row's largest logit among those that may be chosen, the lowest id among equals;
-    /// `None` where one of them is a NaN or an infinity.
+    /// `None` if one of them is a NaN or an infinity.
     pub argmax: Vec<Option<u32>>,
     /// `[num_logits_read, vocab_size]`, the leading rows.
     pub logits: Vec<f32>,
-    /// The sequences of rows that have no `argmax`, each once, with the place where damage first appears in them.
+    /// The sequences with rows without an `argmax`, each once, with the place where damage first appears in them.
     pub damage: Vec<Damage>,
 }
 
@@ -247,8 +248,7 @@ impl StepOutput {
         self.argmax.iter().all(Option::is_some)
     }
 
-    /// Note where the sequences of damaged rows were damaged, as far as it is `found`. Otherwise it was in the output
-    /// head.
+    /// Record where the sequences of damaged rows were damaged, if it was `found`; otherwise it was the output head.
     pub(crate) fn set_damage(&mut self, batch: &Batch, found: &[Damage]) {
         self.damage.clear();
         let rows = self.argmax.iter().zip(&batch.logits_indices);

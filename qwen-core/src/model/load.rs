@@ -78,15 +78,15 @@ impl<B: Backend> Model<B> {
 }
 
 impl ModelSpec {
-    /// The K/V store of this part: values as [`ModelSpec::with_kv_encoding`] or the precision has them, keys likewise or
-    /// with more bits.
+    /// The K/V store of this part: values in the encoding of [`ModelSpec::with_kv_encoding`] or of the precision, keys
+    /// in the same or with more bits.
     ///
-    /// Rounding a key moves its scores by the product of query and rounding error, which grows with the key. The key biases
-    /// of Qwen2.5 reach hundreds in some layers. So a layer's keys are stored in
+    /// Rounding a key changes its scores by the product of the query and the rounding error, which grows with the key.
+    /// The key biases of Qwen2.5 reach several hundred in some layers. So a layer's keys are stored in
     ///
-    /// - Q8_0 where asked for, and no key bias of the layer is larger than 4 in magnitude;
-    /// - F16 where 16 or 8 bits were asked for, and none is larger than 16;
-    /// - F32 else.
+    /// - Q8_0 if requested, and no key bias of the layer is larger than 4 in magnitude;
+    /// - F16 if 16 or 8 bits were requested, and none is larger than 16;
+    /// - F32 otherwise.
     ///
     /// # Errors
     /// [`crate::Error::MissingTensor`] when the source lacks a bias.
@@ -112,13 +112,13 @@ impl ModelSpec {
     }
 }
 
-/// Key biases beyond this make f32 keys. With it an f16 key is off by at most 2^-7, less than bf16 products leave of a
-/// key of size 1.
+/// Above this key bias, keys are f32. At this bias an f16 key is off by at most 2^-7, less than the error of bf16
+/// products for a key of size 1.
 const WIDE_KEY_BIAS: f32 = 16.0;
 
-/// Key biases beyond this make keys of 16 bits where the others have 8. A bias sets the scale of its block, whose other
-/// 31 values then have that much fewer steps; up to here they have about as many as the largest of 32 normally distributed
-/// keys would leave them.
+/// Above this key bias, keys have 16 bits where others have 8. A bias determines the scale of its block, which leaves
+/// fewer levels for the other 31 values; up to here they have about as many as with the largest of 32 normally
+/// distributed keys.
 const BYTE_KEY_BIAS: f32 = 4.0;
 
 fn load_matrix<B: Backend>(b: &mut B, weight: &WeightSpec, source: &dyn WeightSource) -> Result<B::Weight> {

@@ -1,7 +1,7 @@
 //! The transformer, written once over [`Backend`].
 //!
-//! Straight-line code: embedding, layers, norm, output head. Nothing here knows sequences, text or devices; the batch
-//! arrives as device buffers and the result stays on the device (see [`crate::model::runner`]).
+//! Straight-line code: embedding, layers, norm, output head. Nothing here knows about sequences, text or devices; the
+//! batch arrives in device buffers and the result stays on the device (see [`crate::model::runner`]).
 
 pub mod batch;
 mod load;
@@ -52,13 +52,13 @@ struct Layer<B: Backend> {
 pub(crate) struct Buffers<B: Backend> {
     /// `[tokens, hidden_size]` the residual stream.
     pub(crate) residual: B::Buffer,
-    /// `[tokens, hidden_size]` what a norm wrote.
+    /// `[tokens, hidden_size]` the output of a norm.
     normed: B::Buffer,
     /// `[tokens, qkv_size]`
     qkv: B::Buffer,
-    /// `[tokens, q_size]` what attention wrote.
+    /// `[tokens, q_size]` the output of attention.
     attended: B::Buffer,
-    /// `[tokens, 2 * intermediate_size]`, or nothing where the backend fuses it away.
+    /// `[tokens, 2 * intermediate_size]`, or empty if the backend fuses it away.
     gate_up: B::Buffer,
     /// `[tokens, intermediate_size]`
     inner: B::Buffer,
@@ -93,9 +93,9 @@ impl<B: Backend> Buffers<B> {
 }
 
 impl<B: Backend> Model<B> {
-    /// Issue the operations of one step: everything between the written inputs and the logits with their largest.
+    /// Issue the operations of one step: everything from the written inputs to the logits and their argmax.
     ///
-    /// A stage that is not the first begins with what was written to its residual stream.
+    /// A stage that is not the first starts from the residual stream that was written to its buffer.
     pub(crate) fn forward(
         &mut self,
         b: &mut B,

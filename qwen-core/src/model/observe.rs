@@ -1,4 +1,4 @@
-//! What the matrices of a model are multiplied with, read between the halves of its layers.
+//! Reads the activations that a model's matrices are multiplied with, between the halves of its layers.
 
 use super::spec::WeightSpec;
 use super::{Buffers, Model};
@@ -7,8 +7,8 @@ use crate::error::Result;
 use crate::numerics::size;
 
 impl<B: Backend> Model<B> {
-    /// Issue the operations of one step up to the output head, and show `note` the inputs of each matrix: rows of
-    /// `tokens` tokens. The inputs of the step are written, and nothing is summed over ranks.
+    /// Issue the operations of one step up to the output head, and call `note` with the input rows of each matrix for
+    /// `tokens` tokens. The inputs of the step have been written; nothing is summed over ranks.
     pub(super) fn observe(
         &mut self,
         b: &mut B,

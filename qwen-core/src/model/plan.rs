@@ -1,4 +1,6 @@
-//! What a model will take, before it is loaded: from headers and key biases alone, without a device.
+//! How much memory a model will take, before it is loaded: from headers and key biases alone, without a device.
+
+use std::fmt;
 
 use serde::Serialize;
 
@@ -7,33 +9,37 @@ use crate::error::{Error, Result};
 use crate::model::source::WeightSource;
 use crate::model::spec::ModelSpec;
 use crate::numerics::encoding::Encoding;
+use crate::numerics::human_bytes::HumanBytes;
 use crate::numerics::precision::Precision;
 use crate::numerics::size;
 use crate::warning::Warning;
 
 /// The bytes that a model takes on a device, and whether they are there. As data: print it, serialise it, decide by it.
+/// Its `Display` form is one line, without the warnings.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[must_use = "a plan loads nothing: look at what it says"]
 #[non_exhaustive]
 pub struct Plan {
     /// Packed matrices, norms and biases.
     pub weight_bytes: u64,
-    /// Those of the weights that generating a token reads: all but an embedding table of its own.
+    /// The part of the weights that generating a token reads: all except an embedding table that is not the output
+    /// head.
     pub read_bytes: u64,
     /// The K/V store for `context` positions of `batch` sequences.
     pub kv_bytes: u64,
     /// Activations, step inputs, logits and the kernels' workspace.
     pub activation_bytes: u64,
-    /// The most that is taken while loading: the matrices packed so far and, where it lies in the same memory, the
-    /// stored one that is being packed.
+    /// The peak while loading: the matrices packed so far and, if it is in the same memory, the stored one being
+    /// packed.
     pub load_bytes: u64,
-    /// The most that is taken at any time: weights, K/V and activations, or the loading of the weights.
+    /// The peak at any time: weights, K/V and activations, or the peak while loading.
     pub total_bytes: u64,
-    /// What the process may use on the device; `None` where that cannot be known.
+    /// What the process may use on the device; `None` if unknown.
     pub available_bytes: Option<u64>,
     /// Whether `total_bytes` are available, and nothing was refused.
     pub fits: bool,
     /// Why the device cannot hold the K/V or the buffers of these sizes, however much memory it has. `kv_bytes` and
-    /// `activation_bytes` are then what they would take elsewhere.
+    /// `activation_bytes` are then what they would take on another device.
     pub refused: Option<String>,
     /// Positions of a sequence.
     pub context: usize,
@@ -41,15 +47,14 @@ pub struct Plan {
     pub batch: usize,
     /// The longest context that would fit with this batch; `None` when none does.
     pub max_context: Option<usize>,
-    /// What whoever opened the checkpoint has to say of it: [`Checkpoint::warnings`](crate::Checkpoint::warnings). Empty
-    /// when the plan was made from other sources.
+    /// The [warnings](crate::Checkpoint::warnings) of the checkpoint. Empty for plans from other sources.
     pub warnings: Vec<Warning>,
 }
 
 /// The sizes that a plan is made for.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PlanInput<'a> {
-    /// The model or the part of it.
+    /// The model or a part of it.
     pub spec: &'a ModelSpec,
     /// Sizes of steps and of the K/V store; `num_blocks` and `max_model_len` follow from `context` and `batch`.
     pub limits: Limits,
@@ -83,8 +88,7 @@ impl Plan {
                 table_bytes = packed;
             }
             let staging = footprint.staging_bytes(shape.stored_bytes()?);
-            // Matrices of several tensors are converted in the host's memory: the device's own, where it stages
-            // anything.
+            // Matrices of several tensors are converted in host memory, which counts if the device shares it.
             let converted = if staging > 0 { converted_bytes(&shape)? } else { 0 };
             load_bytes = load_bytes.max(weight_bytes + staging.saturating_add(converted));
         }
@@ -94,8 +98,7 @@ impl Plan {
             let kv_spec = KvSpec { num_blocks: limits.num_blocks, ..kv_spec.clone() };
             let scratch = !footprint.fuses_gate_up();
             let activations = activation_bytes(&limits, &spec.shape(), scratch);
-            // A device is only asked about sizes that any device could have, so that its own arithmetic does not
-            // overflow.
+            // A device is only asked about plausible sizes, so that its own arithmetic does not overflow.
             let asked = limits
                 .check()
                 .map(|()| (footprint.kv_bytes(&kv_spec), footprint.workspace_bytes(&limits, &spec.shape())));
@@ -117,7 +120,7 @@ impl Plan {
             sized.refused.is_none() && input.available_bytes.is_none_or(|available| total(sized) <= available)
         };
         let block_size = input.limits.block_size.max(1);
-        // The largest number of blocks that fits, by bisection: the need grows with the context.
+        // The largest number of blocks that fits, by bisection: memory grows with the context.
         let (mut low, mut high) = (0, input.model_context.div_ceil(block_size));
         while low < high {
             let middle = (low + high).div_ceil(2);
@@ -157,9 +160,34 @@ impl Plan {
             (None, Some(available)) if !self.fits => Err(Error::DoesNotFit {
                 needed: self.total_bytes,
                 available,
-                advice: shorter.unwrap_or_else(|| format!(": the weights alone take {}", self.weight_bytes)),
+                advice: shorter
+                    .unwrap_or_else(|| format!(": the weights alone take {}", HumanBytes(self.weight_bytes))),
             }),
             _ => Ok(()),
+        }
+    }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [total, weights, kv, activations] =
+            [self.total_bytes, self.weight_bytes, self.kv_bytes, self.activation_bytes].map(HumanBytes);
+        write!(f, "{total}: weights {weights}, K/V {kv} (")?;
+        if self.batch > 1 {
+            write!(f, "{} x ", self.batch)?;
+        }
+        write!(f, "{} positions), activations {activations}; ", self.context)?;
+        match (&self.refused, self.available_bytes) {
+            (Some(reason), _) => write!(f, "refused: {reason}"),
+            (None, Some(available)) => {
+                write!(
+                    f,
+                    "{}, {} are available",
+                    if self.fits { "fits" } else { "does not fit" },
+                    HumanBytes(available)
+                )
+            }
+            (None, None) => f.write_str("what is available is not known"),
         }
     }
 }
@@ -187,8 +215,8 @@ pub fn limits_for(limits: &Limits, context: usize, batch: usize) -> Limits {
     }
 }
 
-/// Bytes of the f32 and u32 buffers that [`crate::model::Model`] makes for these limits; `u64::MAX` where a u64 does
-/// not hold them.
+/// Bytes of the f32 and u32 buffers that [`crate::model::Model`] allocates for these limits; `u64::MAX` if they
+/// overflow.
 fn activation_bytes(limits: &Limits, shape: &ModelShape, gate_up_scratch: bool) -> u64 {
     let ModelShape { hidden_size, intermediate_size, heads, .. } = *shape;
     let per_token = 3 * hidden_size

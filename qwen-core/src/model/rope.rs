@@ -1,13 +1,13 @@
 //! Rotary position embedding: the angle of each pair of dimensions at each position, as cos and sin.
 //!
-//! Rotation itself is an op of the backend. What lives here is where its tables come from, in f64 throughout and rounded
-//! once to f32: near position 131,071 angles computed in f32 are off by up to 6e-3, these are as good there as at 0.
+//! Rotation itself is an operation of the backend. Its tables are computed here, in f64 throughout and rounded once to
+//! f32: near position 131,071 angles computed in f32 are off by up to 6e-3, while these are as accurate there as at 0.
 //!
 //! A head of width d is rotated in d/2 planes; plane i pairs elements i and i + d/2 and turns by `theta^(-2i/d)` radians
-//! a position ("RoFormer", arXiv 2104.09864). [`RopeScaling::Yarn`] (arXiv 2309.00071, section 3.2, "NTK-by-parts") leaves
-//! planes that turn often over the trained context as they are, divides the frequency of planes that never complete a turn
-//! by the factor, and blends between. Attention is then sharpened by scaling cos and sin (section 3.4), since both q and k
-//! carry them.
+//! a position ("RoFormer", arXiv 2104.09864). [`RopeScaling::Yarn`] (arXiv 2309.00071, section 3.2, "NTK-by-parts")
+//! leaves planes that turn often over the trained context as they are, divides the frequency of planes that never
+//! complete a turn by the factor, and blends in between. Attention is then sharpened by scaling cos and sin (section
+//! 3.4), which affects both q and k.
 
 use std::f64::consts::TAU;
 
@@ -37,7 +37,7 @@ pub struct Rope {
 }
 
 impl Rope {
-    /// The frequencies that `config` asks for.
+    /// The frequencies for `config`.
     pub fn new(config: &Config) -> Self {
         let dim = config.head_dim as f64;
         let plain = (0..config.head_dim / 2).map(|i| config.rope_theta.powf(2.0 * i as f64 / dim).recip());
@@ -61,7 +61,7 @@ impl Rope {
         &self.inv_freq
     }
 
-    /// What every cos and sin is multiplied with: 1 without YaRN.
+    /// The factor on every cos and sin: 1 without YaRN.
     pub fn attention_factor(&self) -> f64 {
         self.attention_factor
     }

@@ -1,4 +1,4 @@
-//! From plain batches to a device and back: the seam where generic code ends.
+//! From plain batches to a device and back: the boundary between plain code and code that is generic over backends.
 //!
 //! Everything above [`Runner`] (scheduler, engine, chat) is plain code that a scripted runner can drive in tests;
 //! everything below is generic over [`Backend`].
@@ -18,10 +18,10 @@ use crate::numerics::float_env::FloatEnv;
 
 /// Runs batches: plain data in, plain data out.
 pub trait Runner: Send {
-    /// What this runner was built for.
+    /// The limits that this runner was built for.
     fn limits(&self) -> &Limits;
 
-    /// Compute one step. A value that is not finite is no error: `output` names the sequences that it damaged.
+    /// Compute one step. A non-finite value is not an error: `output` names the sequences that it damaged.
     ///
     /// # Errors
     /// What [`Batch::check`] finds, [`Error::Cancelled`] when `interrupt` was raised (then no K/V of the step counts), and
@@ -43,7 +43,7 @@ pub struct ModelRunner<B: Backend> {
     rope: Rope,
     limits: Limits,
     group: Option<Arc<dyn Collective>>,
-    /// Hands activations to the next stage, where devices do.
+    /// Passes activations to the next stage, if devices do that.
     neighbours: Option<Arc<dyn Collective>>,
     host: HostInputs,
 }
@@ -58,7 +58,7 @@ struct HostInputs {
     context_lens: Vec<u32>,
     block_tables: Vec<u32>,
     logits_indices: Vec<u32>,
-    /// The output's, as the device has it.
+    /// The output ids as read from the device.
     argmax: Vec<u32>,
 }
 
@@ -74,14 +74,13 @@ impl<B: Backend> ModelRunner<B> {
         self
     }
 
-    /// Hand activations over between stages by `group`, where it does so from device to device.
+    /// Pass activations between stages through `group`, if it can do so from device to device.
     pub fn with_neighbours(mut self, group: Arc<dyn Collective>) -> Self {
         self.neighbours = Some(group).filter(|group| self.backend.supports_p2p(&**group));
         self
     }
 
-    /// Run the steps that the backend wants to have seen before the first request. They compute padding and store
-    /// nothing.
+    /// Run the backend's warm-up steps before the first request. They compute padding and store nothing.
     ///
     /// # Errors
     /// What the device reports.
@@ -102,7 +101,7 @@ impl<B: Backend> ModelRunner<B> {
     }
 
     /// Run this part of the model on a batch. A stage that is not the first takes `hidden`, the residual stream
-    /// `[num_tokens, hidden_size]` that the stage before left.
+    /// `[num_tokens, hidden_size]` of the previous stage.
     ///
     /// # Errors
     /// As [`Runner::execute`].
@@ -124,9 +123,8 @@ impl<B: Backend> ModelRunner<B> {
         Ok(key)
     }
 
-    /// Run a batch half layer by half layer and show `note` what each matrix of the model is multiplied with: the matrix,
-    /// and one row of its columns for each token. No logits are computed. Outside of [`Backend::step`], for measurements:
-    /// each read waits for the device.
+    /// Run a batch half layer by half layer, and call `note` with each matrix of the model and its inputs, one row per
+    /// token. No logits are computed. Outside of [`Backend::step`], for measurements: each read waits for the device.
     ///
     /// # Errors
     /// As [`Runner::execute`].
@@ -158,7 +156,7 @@ impl<B: Backend> ModelRunner<B> {
         self.neighbours.is_some()
     }
 
-    /// Give the residual stream to the stage of rank `to`.
+    /// Send the residual stream to the stage of rank `to`.
     pub(crate) fn pass_on(&mut self, num_tokens: usize, to: usize) -> Result<()> {
         let len = num_tokens * self.model.spec.hidden_size;
         match &self.neighbours {
@@ -167,7 +165,7 @@ impl<B: Backend> ModelRunner<B> {
         }
     }
 
-    /// Take the residual stream from the stage of rank `from`.
+    /// Receive the residual stream from the stage of rank `from`.
     pub(crate) fn take_over(&mut self, num_tokens: usize, from: usize) -> Result<()> {
         let len = num_tokens * self.model.spec.hidden_size;
         match &self.neighbours {
@@ -176,8 +174,7 @@ impl<B: Backend> ModelRunner<B> {
         }
     }
 
-    /// The stages' part in finding what was damaged where, one after the other by rank. They run the step again, and pass
-    /// on what comes of it.
+    /// Locates damage in the stages, one after another by rank. Each runs the step again and passes its result on.
     pub(crate) fn locate_in_turn(
         &mut self,
         batch: &Batch,
@@ -247,7 +244,7 @@ impl<B: Backend> ModelRunner<B> {
         host.block_tables.resize(key.num_seqs * stride, 0);
         for (row, range) in host.block_tables.chunks_exact_mut(stride).zip(batch.cu_blocks.windows(2)) {
             let blocks = &batch.block_tables[range[0] as usize..range[1] as usize];
-            // A table may be longer than the context needs when blocks were reserved ahead.
+            // A table may be longer than the context needs if blocks were reserved ahead.
             let len = blocks.len().min(stride);
             row[..len].copy_from_slice(&blocks[..len]);
         }
@@ -261,10 +258,10 @@ impl<B: Backend> ModelRunner<B> {
         b.write(&mut inputs.cos_sin, &host.cos_sin)
     }
 
-    /// Where each sequence first has a value that is not finite, before the output head: the step runs again layer by
-    /// layer. Sequences that are damaged in `hidden` already are left out.
+    /// Where each sequence first has a non-finite value, before the output head: the step runs again layer by layer.
+    /// Sequences that are already damaged in `hidden` are left out.
     ///
-    /// Outside of [`Backend::step`]: with the key of a step it would be replayed as that step. All ranks of a group call
+    /// Outside of [`Backend::step`]: inside, a backend would replay the recorded step. All ranks of a group call
     /// it together, and all run all layers: one that stopped early would leave the others waiting for its sums.
     pub(crate) fn locate(&mut self, batch: &Batch, hidden: Option<&[f32]>, key: StepKey) -> Result<Vec<Damage>> {
         let _float_env = FloatEnv::enter();
@@ -276,7 +273,7 @@ impl<B: Backend> ModelRunner<B> {
         }
         let mut sound = vec![true; batch.num_seqs()];
         let mut found = Vec::new();
-        // Notes what is not finite and was before.
+        // Records sequences that are not finite now but were before.
         let mut note = |values: &[f32], place: Option<&dyn Fn() -> String>| {
             for (seq, tokens) in batch.cu_seqlens_q.windows(2).enumerate() {
                 let rows = &values[tokens[0] as usize * width..tokens[1] as usize * width];
@@ -326,7 +323,7 @@ impl<B: Backend> Runner for ModelRunner<B> {
     }
 }
 
-/// The stages of one model, each on a backend of its own, run one after the other.
+/// The stages of one model, each on its own backend, run one after another.
 #[derive(Debug)]
 pub struct Pipeline<B: Backend> {
     before: Vec<ModelRunner<B>>,
@@ -334,7 +331,7 @@ pub struct Pipeline<B: Backend> {
 }
 
 impl<B: Backend> Pipeline<B> {
-    /// A pipeline of `stages`, whose layers follow each other.
+    /// A pipeline of `stages` with consecutive layers.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] when there is none.
@@ -351,7 +348,7 @@ impl<B: Backend> Runner for Pipeline<B> {
 
     fn execute(&mut self, batch: &Batch, output: &mut StepOutput, interrupt: &Interrupt) -> Result<()> {
         let Pipeline { before, last } = self;
-        // The activations that each stage begins with; the first begins with token ids.
+        // The input activations of each stage; the first starts from token ids.
         let mut hidden: Vec<Option<Vec<f32>>> = vec![None];
         let mut keys = Vec::new();
         for (index, stage) in before.iter_mut().enumerate() {

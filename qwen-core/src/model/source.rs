@@ -1,17 +1,17 @@
-//! Where the transformer's weights come from: a checkpoint on disk, or values made in a test. Not here: how files are
-//! found and read ([`crate::checkpoint`]), and which tensors a model asks for (`model/spec.rs`).
+//! Where the transformer's weights come from: a checkpoint on disk, or values made up in a test. Not here: how files
+//! are found and read ([`crate::checkpoint`]), and which tensors a model needs (`model/spec.rs`).
 
 use crate::backend::MatrixPart;
 use crate::checkpoint::Checkpoint;
 use crate::error::Result;
 use crate::numerics::encoding::Encoding;
 
-/// Gives tensors by the names of published safetensors checkpoints.
+/// Provides tensors by the names of published safetensors checkpoints.
 pub trait WeightSource {
     /// A stored matrix of `rows` x `cols`. A source on disk reads it row by row, when it is packed.
     ///
     /// # Errors
-    /// [`crate::Error::MissingTensor`], and [`crate::Error::InvalidTensor`] when its shape is another one.
+    /// [`crate::Error::MissingTensor`], and [`crate::Error::InvalidTensor`] when its shape differs.
     fn matrix(&self, name: &str, rows: usize, cols: usize) -> Result<MatrixPart<'_>>;
 
     /// A stored vector of `len` values, decoded.
@@ -20,7 +20,7 @@ pub trait WeightSource {
     /// As [`WeightSource::matrix`], and [`crate::Error::Io`] when it cannot be read.
     fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>>;
 
-    /// How the elements of a tensor are encoded, from headers only.
+    /// The encoding of a tensor, from headers only.
     ///
     /// # Errors
     /// [`crate::Error::MissingTensor`].

@@ -32,13 +32,13 @@ pub struct ModelSpec {
     pub layers: Range<usize>,
     /// This rank.
     pub shard: Shard,
-    /// How K/V is stored; as the precision has it where nothing was chosen.
+    /// How K/V is stored; `None` for the default of the precision.
     pub(crate) kv_encoding: Option<Encoding>,
     head: bool,
     whole: Whole,
 }
 
-/// The uncut sizes.
+/// The sizes of the whole model.
 #[derive(Debug, Clone, PartialEq)]
 struct Whole {
     intermediate_size: usize,
@@ -70,11 +70,11 @@ pub struct WeightSpec {
 }
 
 impl WeightSpec {
-    /// What a backend needs to know to say how many bytes it takes.
+    /// The shape from which a backend computes how many bytes it takes.
     ///
     /// # Errors
-    /// [`Error::MissingTensor`] when the source lacks a part; [`Error::Unsupported`] when a part ends within a block of
-    /// its encoding.
+    /// [`Error::MissingTensor`] when the source lacks a part; [`Error::Unsupported`] when a part ends in the middle of
+    /// a block.
     pub fn shape(&self, source: &dyn WeightSource) -> Result<WeightShape> {
         let part = |cut: &Cut| {
             let encoding = source.encoding(&cut.tensor)?;
@@ -96,7 +96,7 @@ impl ModelSpec {
     /// The encodings that K/V can be stored in: 32, 16 and 8.5 bits a value.
     pub const KV_ENCODINGS: [Encoding; 3] = [Encoding::F32, Encoding::F16, Encoding::Q8_0];
 
-    /// The sizes of this part that decide what a step takes on a device.
+    /// The sizes of this part that determine how much memory a step needs on a device.
     pub fn shape(&self) -> ModelShape {
         let ModelSpec { hidden_size, intermediate_size, vocab_size, heads, .. } = *self;
         ModelShape { hidden_size, intermediate_size, vocab_size, heads }
@@ -125,8 +125,8 @@ impl ModelSpec {
         }
     }
 
-    /// The part of `shard`: its share of the heads and of the MLP's inner width. K/V heads that are fewer than the
-    /// ranks are held by several of them.
+    /// The part of `shard`: its share of the heads and of the MLP's inner width. If there are fewer K/V heads than
+    /// ranks, several ranks hold the same one.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] when the ranks do not divide the heads or the inner width.
@@ -152,8 +152,8 @@ impl ModelSpec {
         Ok(self)
     }
 
-    /// The numbers of ranks that the model can be cut over: those that divide the heads and the MLP's inner width, and
-    /// that divide the K/V heads or are a multiple of them.
+    /// The numbers of ranks that the model can be split over: those that divide the heads and the MLP's inner width,
+    /// and that divide the K/V heads or are a multiple of them.
     ///
     /// ```
     /// # let config = qwen_core::Config::from_json("config.json", r#"{
@@ -177,11 +177,11 @@ impl ModelSpec {
             && self.whole.intermediate_size.is_multiple_of(ranks)
     }
 
-    /// Store K/V in `encoding`, one of [`ModelSpec::KV_ENCODINGS`], instead of what the precision has
+    /// Store K/V in `encoding`, one of [`ModelSpec::KV_ENCODINGS`], instead of the default of the precision
     /// ([`crate::Precision::kv_encoding`]). Keys keep more bits where their biases need them ([`ModelSpec::kv`]).
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] for other encodings, and where heads are no whole blocks of it.
+    /// [`Error::InvalidArgument`] for other encodings, and if heads are not whole blocks.
     pub fn with_kv_encoding(mut self, encoding: Encoding) -> Result<Self> {
         if !Self::KV_ENCODINGS.contains(&encoding) {
             let names = Self::KV_ENCODINGS.map(|encoding| encoding.to_string()).join(", ");
@@ -205,7 +205,7 @@ impl ModelSpec {
     /// The stage of the layers `layers`.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] when there are no such layers.
+    /// [`Error::InvalidArgument`] when these layers do not exist.
     pub fn stage(mut self, layers: Range<usize>) -> Result<Self> {
         if layers.is_empty() || layers.end > self.num_hidden_layers {
             return Err(Error::argument("layers", format!("{layers:?} of {} layers", self.num_hidden_layers)));

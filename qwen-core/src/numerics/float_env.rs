@@ -1,19 +1,19 @@
 //! The floating-point state of a thread: how it rounds, whether it flushes subnormal numbers, which exceptions trap.
 //!
-//! A host may have changed that state for its own arithmetic, and threads inherit it from the thread that starts them.
-//! Compiled Rust code assumes the default state, and results that must be the same bits everywhere depend on it: under
-//! another rounding mode they differ, and under an unmasked exception the first inexact result ends the process. So every
-//! entry of this library that computes holds a [`FloatEnv`].
+//! A host program may have changed that state for its own arithmetic, and threads inherit it from the thread that
+//! starts them. Compiled Rust code assumes the default state, and bit-identical results depend on it: with another
+//! rounding mode they differ, and with an unmasked exception the first inexact result ends the process. So every entry
+//! point of this library that computes holds a [`FloatEnv`].
 //!
-//! Not here: what kernels round on purpose (see [`crate::Precision`]).
+//! Not here: what kernels round deliberately (see [`crate::Precision`]).
 
 use std::marker::PhantomData;
 
 /// The default floating-point state, for as long as this value lives; then the caller's state again.
 ///
-/// Rounding is to nearest with ties to even, subnormal numbers are computed with, and no exception traps. A thread that is
-/// in the default state already pays for one read of a register, and for nothing when the value is dropped. Only the
-/// thread that made the value is concerned; others need their own.
+/// Rounding is to nearest with ties to even, subnormal numbers are not flushed, and no exception traps. On a thread
+/// that is already in the default state this costs one register read, and nothing when the value is dropped. It affects
+/// only the thread that created the value; others need their own.
 ///
 /// x86 (SSE) and 64-bit Arm have such a state; elsewhere the value does nothing.
 ///
@@ -28,14 +28,14 @@ use std::marker::PhantomData;
 #[derive(Debug)]
 #[must_use = "the state is the caller's again as soon as the value is dropped"]
 pub struct FloatEnv {
-    /// The caller's state, where it was another one.
+    /// The caller's state, if it was another one.
     saved: Option<control::Register>,
-    /// Belongs to the thread that made it.
+    /// Not `Send`: belongs to the thread that created it.
     thread: PhantomData<*const ()>,
 }
 
 impl FloatEnv {
-    /// Give this thread the default state.
+    /// Set this thread to the default state.
     #[inline]
     pub fn enter() -> FloatEnv {
         let current = control::read();
@@ -64,7 +64,7 @@ mod control {
     pub(super) type Register = u32;
     /// All exceptions masked, to nearest, no flushing.
     pub(super) const DEFAULT: Register = 0x1f80;
-    /// All but the flags of exceptions that occurred.
+    /// All bits except the flags of exceptions that occurred.
     pub(super) const MASK: Register = !0x3f;
 
     #[inline]

@@ -1,11 +1,11 @@
-//! Sizes that are products of shapes, options and counts: computed here, so that none of them wraps.
+//! Sizes that are products of shapes, options and counts: computed here, so that none of them overflows.
 //!
 //! Allocations go through [`values`] or [`checked`], which refuse; plans go through [`bytes`], which saturates, so that
 //! a size beyond all memory never looks small. Both hold on 32-bit machines too.
 
 use crate::error::{Error, Result};
 
-/// The product of `factors`; `None` where a usize does not hold it.
+/// The product of `factors`; `None` if it overflows a usize.
 ///
 /// ```
 /// use qwen_core::numerics::size;
@@ -16,7 +16,7 @@ pub fn product(factors: &[usize]) -> Option<usize> {
     factors.iter().try_fold(1usize, |product, factor| product.checked_mul(*factor))
 }
 
-/// The product of `factors`, where it can be a number of elements of `element_bytes` in memory.
+/// The product of `factors`, if that many elements of `element_bytes` each can be addressed.
 ///
 /// # Errors
 /// [`Error::InvalidArgument`] for `name`, with the factors, when the elements would take more than `isize::MAX` bytes.
@@ -49,7 +49,7 @@ pub fn values(name: &'static str, dimensions: &[usize]) -> Result<usize> {
 /// That many zeros, of f32 or u32.
 ///
 /// # Errors
-/// As [`checked`], and when there is no memory for them.
+/// As [`checked`], and when there is not enough memory.
 pub fn zeros<T: Copy + Default>(name: &'static str, dimensions: &[usize]) -> Result<Vec<T>> {
     let len = checked(name, size_of::<T>(), dimensions)?;
     let mut zeros = Vec::new();
@@ -58,7 +58,7 @@ pub fn zeros<T: Copy + Default>(name: &'static str, dimensions: &[usize]) -> Res
     Ok(zeros)
 }
 
-/// Bytes of `element_bytes` for each element of these dimensions; `u64::MAX` where that is more than a u64 holds.
+/// Bytes of `element_bytes` for each element of these dimensions; `u64::MAX` if that overflows.
 ///
 /// ```
 /// use qwen_core::numerics::size;
@@ -86,7 +86,8 @@ mod tests {
                 let exact = a as u128 * b as u128;
                 match values("len", &[a, b]) {
                     Ok(len) => assert!(len as u128 == exact && 4 * exact <= isize::MAX as u128, "{a} x {b}"),
-                    // A product of 0 with an overflow before it is refused as well: no buffer has such dimensions.
+                    // A product of 0 that overflows before its zero factor is refused as well: no buffer has such
+                    // dimensions.
                     Err(_) => assert!(4 * exact > isize::MAX as u128, "{a} x {b}"),
                 }
                 assert_eq!(u128::from(bytes(4, &[a, b])), (4 * exact).min(u64::MAX.into()), "{a} x {b}");

@@ -13,21 +13,21 @@ use crate::model::spec::ModelSpec;
 use crate::numerics::encoding::Encoding;
 use crate::numerics::float_env::FloatEnv;
 
-/// The version of the block formats, which readers ask for.
+/// The version of the block formats, which readers require.
 const QUANTIZATION_VERSION: u32 = 2;
 
-/// Bytes of rows that a thread quantises at a time.
+/// Bytes of rows to quantise per thread at a time.
 const PIECE_BYTES: usize = 1 << 20;
 
-/// How far a file is.
+/// The progress of writing a file.
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
 pub struct Progress<'a> {
-    /// The tensor that is being written, as the file calls it.
+    /// The tensor being written, by its name in the file.
     pub tensor: &'a str,
-    /// What it is written in.
+    /// The encoding it is written in.
     pub encoding: Encoding,
-    /// Bytes of tensors that are written.
+    /// Bytes of tensors written so far.
     pub done_bytes: u64,
     /// Bytes of all tensors.
     pub total_bytes: u64,
@@ -41,10 +41,10 @@ struct Listed {
 }
 
 /// Write `weights` to the GGUF file `path` and return its length in bytes. `metadata` describes the model
-/// ([`describe`](crate::checkpoint::gguf::describe)) and its vocabulary; what concerns the encodings is added here.
+/// ([`describe`](crate::checkpoint::gguf::describe)) and its vocabulary; keys about the encodings are added here.
 ///
-/// Rows are quantised by `threads` threads, a megabyte each at a time, so that hardly any memory is taken. The file
-/// appears under its name once it is whole ([`GgufWriter`]).
+/// Rows are quantised by `threads` threads, a megabyte each at a time, so that little memory is used. The file appears
+/// under its name once it is complete ([`GgufWriter`]).
 ///
 /// ```no_run
 /// use qwen_core::Checkpoint;
@@ -62,8 +62,8 @@ struct Listed {
 /// ```
 ///
 /// # Errors
-/// What the checkpoint says of its tensors; [`Error::InvalidTensor`] for values that their encoding does not hold;
-/// [`Error::Io`] for the file that is written. Then there is no file, or the one that was there before.
+/// Errors of the checkpoint about its tensors; [`Error::InvalidTensor`] for values out of their encoding's range;
+/// [`Error::Io`] for the file being written. An existing file is then left as it was.
 pub fn write_gguf(
     path: impl AsRef<Path>,
     weights: &QuantizedWeights<'_>,
@@ -135,7 +135,7 @@ fn new_tensor(weights: &QuantizedWeights<'_>, tensor: &Listed) -> Result<NewTens
     })
 }
 
-/// Hand the bytes of `part` to `write`, in order: each thread makes a piece of them, then all are written.
+/// Pass the bytes of `part` to `write`, in order: each thread computes a piece, then all pieces are written.
 fn write_rows(
     part: &MatrixPart<'_>,
     threads: NonZero<usize>,
@@ -149,7 +149,7 @@ fn write_rows(
         let results: Vec<Result<()>> = std::thread::scope(|scope| {
             let work = |(start, buffer): (&usize, &mut Vec<u8>)| {
                 let rows = rows(*start);
-                // The state of floating point is a thread's own.
+                // The floating-point state is per thread.
                 let _float_env = FloatEnv::enter();
                 buffer.resize(rows.len() * part.row_bytes, 0);
                 let mut read = Vec::new();
@@ -159,7 +159,7 @@ fn write_rows(
             };
             let handles: Vec<_> =
                 starts.iter().zip(&mut buffers).map(|piece| scope.spawn(move || work(piece))).collect();
-            // A panic is a bug, and the caller's to see.
+            // A panic is a bug, and is passed on to the caller.
             let join =
                 |handle: std::thread::ScopedJoinHandle<'_, _>| handle.join().unwrap_or_else(|p| resume_unwind(p));
             handles.into_iter().map(join).collect()

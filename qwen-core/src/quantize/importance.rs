@@ -67,7 +67,7 @@ impl Importances {
         let mut tokens = 0;
         for (index, prompt) in prompts.iter().enumerate() {
             if prompt.len() > most {
-                return Err(Error::ContextLength { prompt: prompt.len(), context: most });
+                return Err(Error::ContextLength { prompt: prompt.len(), limit: most, context: most });
             }
             let blocks: Vec<BlockId> = (0..).take(prompt.len().div_ceil(block_size)).map(BlockId).collect();
             let logits = WantLogits::None;
@@ -92,22 +92,22 @@ impl Importances {
         Ok(Importances { of_matrix: sums.into_iter().map(|(name, sums)| (name, mean(sums))).collect() })
     }
 
-    /// Set those of a matrix, by the name of published safetensors checkpoints: a number from 0 on for each column.
+    /// Set the importances of a matrix, by its published name: a number of at least 0 per column.
     pub fn insert(&mut self, name: impl Into<String>, of_columns: Vec<f32>) {
         self.of_matrix.insert(name.into(), of_columns);
     }
 
-    /// Those of a matrix, if there are any.
+    /// The importances of a matrix, if there are any.
     pub fn get(&self, name: &str) -> Option<&[f32]> {
         self.of_matrix.get(name).map(Vec::as_slice)
     }
 
-    /// The number of matrices that have some.
+    /// The number of matrices with importances.
     pub fn len(&self) -> usize {
         self.of_matrix.len()
     }
 
-    /// Whether no matrix has any.
+    /// Whether no matrix has importances.
     pub fn is_empty(&self) -> bool {
         self.of_matrix.is_empty()
     }

@@ -1,7 +1,7 @@
 //! Which tensor of a model gets which encoding.
 //!
-//! The rules and their names are those of llama.cpp's `llama-quantize` for this architecture, so that a file of a name
-//! takes the same bytes and loses the same from either program.
+//! The rules and their names are those of llama.cpp's `llama-quantize` for this architecture, so that a file with the
+//! same mix has the same size and quality from either program.
 
 use std::fmt;
 use std::str::FromStr;
@@ -12,10 +12,10 @@ use crate::numerics::encoding::Encoding;
 
 /// Which tensor of a model gets which encoding.
 ///
-/// Norms and biases are always F32. The output head (the embedding table, where it is the head too) has at least Q6_K,
-/// since every token's choice depends on it. Where a row is no multiple of a format's block, the tensor gets a neighbour
-/// of at least as many bits: Q5_0 for Q4_K, Q5_1 for Q5_K, Q8_0 for Q6_K, Q4_0 for Q2_K and Q3_K, IQ4_NL for IQ4_XS,
-/// and F16 for rows that are no multiple of 32.
+/// Norms and biases are always F32. The output head (or the embedding table of a tied model) has at least Q6_K, since
+/// the choice of every token depends on it. If rows are not a multiple of a format's block, the tensor gets a similar
+/// format of at least as many bits: Q5_0 for Q4_K, Q5_1 for Q5_K, Q8_0 for Q6_K, Q4_0 for Q2_K and Q3_K, IQ4_NL for
+/// IQ4_XS, and F16 for rows that are not a multiple of 32.
 ///
 /// ```
 /// use qwen_core::Encoding;
@@ -32,29 +32,29 @@ use crate::numerics::encoding::Encoding;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum TensorMix {
-    /// One encoding for all matrices but the head.
+    /// One encoding for all matrices except the head.
     Uniform(Encoding),
     /// Q4_K, with Q5_K for the values of the first four layers and for the MLP's output in the first eighth.
     Q4KS,
     /// Q4_K, with Q6_K for values and for the MLP's output in the first and last eighth of the layers and in every third
     /// one between.
     Q4KM,
-    /// Q5_K, with Q6_K where [`TensorMix::Q4KM`] has it.
+    /// Q5_K, with Q6_K in the same places as [`TensorMix::Q4KM`].
     Q5KM,
 }
 
-/// What a mix has to know of a model.
+/// What a mix has to know about a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ModelFacts {
     /// Its layers.
     pub num_hidden_layers: usize,
     /// Whether the embedding table is the output head.
     pub tied: bool,
-    /// Whether the errors of columns are weighed by importances.
+    /// Whether the errors of columns are weighted by importances.
     pub has_importances: bool,
 }
 
-/// The names of mixes that are offered, as `llama-quantize` has them; its number in `general.file_type`.
+/// The supported mixes, with their names in `llama-quantize` and their numbers in `general.file_type`.
 const NAMED: [(&str, TensorMix, u32); 14] = [
     ("f32", TensorMix::Uniform(Encoding::F32), 0),
     ("f16", TensorMix::Uniform(Encoding::F16), 1),
@@ -72,31 +72,31 @@ const NAMED: [(&str, TensorMix, u32); 14] = [
     ("q3_k_s", TensorMix::Uniform(Encoding::Q3K), 11),
 ];
 
-/// Layers of the 72B model, whose values get more bits since eight heads share them.
+/// Layers of the 72B model, whose value projections get more bits, since eight query heads share them.
 const LAYERS_OF_72B: usize = 80;
 
-/// What a tensor is, as far as mixes tell tensors apart.
+/// The kinds of tensors that mixes distinguish.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
-    /// The output head, or the embedding table in its place.
+    /// The output head, or the embedding table of a tied model.
     Head,
-    /// The embedding table of a model with a head of its own.
+    /// The embedding table of an untied model.
     Table,
-    /// The projection to values of this layer.
+    /// The value projection of this layer.
     Value(usize),
-    /// The projection back from the MLP of this layer.
+    /// The down projection of this layer.
     Down(usize),
     Other,
 }
 
 impl TensorMix {
-    /// The encoding of the matrix `name`, by the name of published safetensors checkpoints, with `cols` columns.
+    /// The encoding of the matrix with the published name `name` and `cols` columns.
     pub fn encoding(self, name: &str, cols: usize, facts: ModelFacts) -> Encoding {
         let base = self.base();
         let layers = facts.num_hidden_layers;
         let wanted = match (kind(name, facts.tied), self) {
             (Kind::Head, _) if base.block().values == 1 || base == Encoding::Q8_0 => base,
-            // For rows of no whole blocks the head keeps its bits, whatever the fallback of the others is.
+            // If its rows are not whole blocks, the head keeps its bits, whatever the fallback of other tensors is.
             (Kind::Head, _) if base.row_bytes(cols).is_none() => Encoding::Q8_0,
             (Kind::Head, _) => Encoding::Q6K,
             (Kind::Table | Kind::Other, _) => base,
@@ -108,7 +108,7 @@ impl TensorMix {
             (Kind::Value(_), _) if layers == LAYERS_OF_72B && matches!(base, Encoding::Q3K | Encoding::Q4K) => {
                 Encoding::Q5K
             }
-            // By importances these two err widely on the few large channels of the first layers.
+            // With importances these two have large errors on the few large channels of the first layers.
             (Kind::Down(layer), Self::Uniform(Encoding::Q4_0)) if facts.has_importances && layer < layers / 8 => {
                 Encoding::Q4_1
             }
@@ -129,17 +129,17 @@ impl TensorMix {
         }
     }
 
-    /// The number that GGUF files have for the mix under `general.file_type`; `None` for those without one.
+    /// The number of the mix in `general.file_type` of GGUF files, if it has one.
     pub fn file_type(self) -> Option<u32> {
         NAMED.iter().find(|(_, mix, _)| *mix == self).map(|(.., number)| *number)
     }
 
-    /// The names that a mix is read from.
+    /// The names of all mixes, as parsed.
     pub fn names() -> impl Iterator<Item = &'static str> {
         NAMED.iter().map(|(name, ..)| *name)
     }
 
-    /// Refuse encodings that nothing is converted to.
+    /// Refuse encodings without a quantiser.
     pub(crate) fn check(self) -> Result<()> {
         self.base().quantize_row(&[], None, &mut Vec::new())
     }
@@ -159,13 +159,13 @@ fn kind(name: &str, tied: bool) -> Kind {
     }
 }
 
-/// Whether a layer is one of those whose errors cost most: at both ends, and every third between.
+/// Whether a layer is one of those whose errors cost most: at both ends, and every third in between.
 fn gets_more_bits(layer: usize, layers: usize) -> bool {
     let eighth = layers / 8;
     layer < eighth || layer >= 7 * layers / 8 || (layer - eighth) % 3 == 2
 }
 
-/// The encoding, or its stand-in for rows of no whole blocks.
+/// The encoding, or its fallback for rows that are not whole blocks.
 fn fitting(wanted: Encoding, cols: usize) -> Encoding {
     let fits = |encoding: &Encoding| encoding.row_bytes(cols).is_some();
     let smaller = match wanted {
@@ -187,6 +187,8 @@ impl fmt::Display for TensorMix {
         }
     }
 }
+
+serde_by_text!(TensorMix);
 
 /// Reads the name that `llama-quantize` has for a mix, in capitals or not.
 impl FromStr for TensorMix {
@@ -210,7 +212,7 @@ mod tests {
         ModelFacts { num_hidden_layers: layers, tied, has_importances: false }
     }
 
-    /// Layers of the two tensors that get more bits in a model of `layers`.
+    /// The layers in which the two kinds of tensors get more bits, in a model of `layers`.
     fn raised(mix: TensorMix, tensor: &str, layers: usize) -> Vec<usize> {
         let encoding = |layer| mix.encoding(&format!("model.layers.{layer}.{tensor}"), 2048, facts(layers, false));
         (0..layers).filter(|layer| encoding(*layer) != mix.base()).collect()

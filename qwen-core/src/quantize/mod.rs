@@ -1,10 +1,10 @@
-//! From a model in 16 or 32 bits to one in block formats: while it is loaded, or into a GGUF file.
+//! From a 16- or 32-bit model to block formats: while it is loaded, or into a GGUF file.
 //!
-//! [`TensorMix`] decides which tensor gets which encoding. [`QuantizedWeights`] is a checkpoint seen through a mix: a
-//! source of weights like the checkpoint itself, whose rows are quantised when somebody reads them, so that the model
-//! that is loaded and the file that [`write_gguf`] writes have the same bits. Not here: the block formats
-//! ([`crate::numerics::encoding`]), the layout of GGUF files ([`crate::checkpoint::gguf`]), and the vocabulary that such a
-//! file carries (the text layer).
+//! [`TensorMix`] decides which tensor gets which encoding. [`QuantizedWeights`] is a checkpoint with a mix applied: a
+//! source of weights like the checkpoint itself, whose rows are quantised when they are read, so that a loaded model
+//! and a file written by [`write_gguf`] have the same bits. Not here: the block formats
+//! ([`crate::numerics::encoding`]), the layout of GGUF files ([`crate::checkpoint::gguf`]), and the vocabulary in such
+//! a file (the text layer).
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 mod file;

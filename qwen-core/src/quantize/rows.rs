@@ -1,7 +1,7 @@
 //! A stored matrix whose blocks are quantised when they are read.
 //!
-//! Blocks do not depend on their neighbours, so that any bytes of the result can be made of the values of the blocks that
-//! they lie in: nothing is kept, and several threads read at once.
+//! Blocks do not depend on their neighbours, so any bytes of the result can be computed from the values of their
+//! blocks: nothing is kept, and several threads can read at once.
 
 use std::borrow::Cow;
 use std::path::Path;
@@ -10,7 +10,7 @@ use crate::backend::{MatrixPart, ReadBytes};
 use crate::error::{Error, Result};
 use crate::numerics::encoding::Encoding;
 
-/// Values that are quantised at a time: 256 KB of them.
+/// Values to quantise at a time: 256 KB.
 const VALUES_AT_ONCE: usize = 1 << 16;
 
 /// The rows of `part` in another encoding.
@@ -20,7 +20,7 @@ pub(super) struct QuantizedRows<'a> {
     pub(super) path: Cow<'a, Path>,
     pub(super) part: MatrixPart<'a>,
     pub(super) encoding: Encoding,
-    /// Of each column.
+    /// The importance of each column.
     pub(super) importance: Option<&'a [f32]>,
 }
 
@@ -39,7 +39,7 @@ impl ReadBytes for QuantizedRows<'_> {
             let (row, within) = (at / row_bytes, at % row_bytes);
             let first = within / block.bytes;
             let skipped = within % block.bytes;
-            // As many blocks as are asked for, of this row, up to the limit.
+            // As many blocks of this row as are requested, up to the limit.
             let last = (within + out.len()).min(row_bytes).div_ceil(block.bytes);
             let most = (VALUES_AT_ONCE / block.values).max(1);
             let blocks = first..last.min(first.saturating_add(most));
@@ -54,7 +54,7 @@ impl ReadBytes for QuantizedRows<'_> {
     }
 }
 
-/// What a read reuses from one stretch to the next.
+/// Buffers that a read reuses from one piece to the next.
 #[derive(Default)]
 struct Scratch {
     stored: Vec<u8>,
@@ -73,7 +73,7 @@ impl QuantizedRows<'_> {
         quantized.clear();
         let importance = self.importance.and_then(|all| all.get(cols.clone()));
         self.encoding.quantize_row(values, importance, quantized).map_err(|error| match error {
-            // The only thing that can be wrong with whole blocks and checked importances is a value.
+            // With whole blocks and checked importances, only a value can be wrong.
             Error::InvalidArgument { reason, .. } => Error::InvalidTensor {
                 name: self.name.clone(),
                 path: self.path.to_path_buf(),

@@ -1,4 +1,4 @@
-//! A checkpoint seen through a mix: a source of weights whose matrices are quantised while they are read.
+//! A checkpoint with a mix applied: a source of weights whose matrices are quantised while they are read.
 
 use std::borrow::Cow;
 
@@ -12,7 +12,7 @@ use crate::model::source::WeightSource;
 use crate::model::spec::ModelSpec;
 use crate::numerics::encoding::Encoding;
 
-/// The weights of a checkpoint in 16 or 32 bits, with its matrices in the encodings of a mix. Nothing is kept: rows are
+/// The weights of a 16- or 32-bit checkpoint, with its matrices in the encodings of a mix. Nothing is cached: rows are
 /// quantised whenever they are read.
 ///
 /// ```no_run
@@ -36,8 +36,8 @@ impl<'a> QuantizedWeights<'a> {
     /// The weights of `checkpoint` in the encodings of `mix`.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] for an encoding that nothing is converted to, and for a checkpoint that is quantised
-    /// already; [`Error::MissingTensor`] when it lacks a matrix of the model.
+    /// [`Error::Unsupported`] for an encoding without a quantiser, and for a checkpoint that is already quantised;
+    /// [`Error::MissingTensor`] when it lacks a matrix of the model.
     pub fn new(checkpoint: &'a Checkpoint, mix: TensorMix) -> Result<Self> {
         mix.check()?;
         let config = checkpoint.config();
@@ -57,11 +57,11 @@ impl<'a> QuantizedWeights<'a> {
         Ok(QuantizedWeights { checkpoint, mix, facts, importances: None })
     }
 
-    /// Weigh the errors of columns by `importances`. Matrices without any are quantised as before.
+    /// Weight the errors of columns by `importances`. Matrices without importances are quantised as before.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] for numbers that are negative or not finite, or that are not one for each column of
-    /// their matrix.
+    /// [`Error::InvalidArgument`] for numbers that are negative or not finite, and if a matrix does not have one per
+    /// column.
     pub fn with_importances(mut self, importances: &'a Importances) -> Result<Self> {
         for cut in ModelSpec::new(self.checkpoint.config()).weights().iter().flat_map(|weight| &weight.cuts) {
             let Some(numbers) = importances.get(&cut.tensor) else { continue };
@@ -91,7 +91,7 @@ impl<'a> QuantizedWeights<'a> {
     /// Bytes of all tensors: the matrices in their new encodings, norms and biases in F32.
     ///
     /// # Errors
-    /// As [`WeightSource::encoding`], and [`Error::Unsupported`] where the sum cannot be counted.
+    /// As [`WeightSource::encoding`], and [`Error::Unsupported`] if the sum overflows.
     pub fn total_bytes(&self) -> Result<u64> {
         let spec = ModelSpec::new(self.checkpoint.config());
         let matrices = spec

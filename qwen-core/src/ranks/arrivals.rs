@@ -1,9 +1,10 @@
-//! The connections that rank 0 has accepted and not yet heard: several at once, few at most, each for a short time.
+//! The connections that rank 0 has accepted and whose handshake is not complete: a limited number, each for a limited
+//! time.
 //!
-//! At most [`MAX_PENDING`] connections are heard at a time, each on a thread of its own, with at most
-//! [`handshake::MAX_HELLO`] bytes a message and [`HANDSHAKE_TIMEOUT`] for its whole handshake. When all places are
-//! taken, a new connection takes that of the oldest one which has had [`GRACE`]: a rank needs milliseconds, so that
-//! connections which say nothing delay it by a few seconds, however many they are.
+//! At most [`MAX_PENDING`] connections are handled at a time, each on its own thread, with at most
+//! [`handshake::MAX_HELLO`] bytes per message and [`HANDSHAKE_TIMEOUT`] for the whole handshake. When all places are
+//! taken, a new connection replaces the oldest one that has had [`GRACE`]: a rank needs only milliseconds, so silent
+//! connections delay it by a few seconds at most.
 
 use std::collections::VecDeque;
 use std::io;
@@ -18,19 +19,19 @@ use super::handshake::{self, HANDSHAKE_TIMEOUT, Hello, Mismatch};
 use super::peer::spawn;
 use super::secret::Secret;
 
-/// The most connections that are heard at once. Each takes a thread, a file descriptor and some kilobytes.
+/// The most connections handled at once. Each takes a thread, a file descriptor and some kilobytes.
 const MAX_PENDING: usize = 64;
 
-/// How long a connection keeps its place when others wait for one.
+/// How long a connection keeps its place when others are waiting.
 const GRACE: Duration = Duration::from_secs(1);
 
-/// What a connection said: who it is, or why it was turned away, with whether it has proved the secret.
+/// The result of a handshake: which rank it is, or why it was rejected and whether it had proved the secret.
 type Heard = Result<Hello, (Mismatch, bool)>;
 
-/// What a thread found: the number of its connection, and nothing if it is no rank.
+/// The result of a thread: the number of its connection, and `None` if it is not a rank.
 type Report = (u64, Option<Result<Hello, Mismatch>>);
 
-/// Connections that are being heard.
+/// Connections in their handshake.
 pub(super) struct Arrivals {
     secret: Option<Secret>,
     deadline: Instant,
@@ -58,13 +59,13 @@ impl Pending {
 }
 
 impl Arrivals {
-    /// No connections yet. None is heard beyond `deadline`.
+    /// No connections yet. None is handled after `deadline`.
     pub(super) fn new(secret: Option<Secret>, deadline: Instant) -> Self {
         let (report, reports) = mpsc::channel();
         Arrivals { secret, deadline, pending: VecDeque::new(), accepted: 0, accept_error: None, report, reports }
     }
 
-    /// Accept the connections that wait at `listener`, as far as there are places.
+    /// Accept the connections waiting at `listener`, as far as there are places.
     pub(super) fn accept(&mut self, listener: &TcpListener) {
         while self.has_room() {
             match listener.accept().and_then(|(stream, _)| self.hear(stream)) {
@@ -74,7 +75,7 @@ impl Arrivals {
                 Err(error)
                     if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset) => {}
                 Err(error) => {
-                    // Lack of file descriptors or threads, mostly, which may pass. The next call tries again.
+                    // Usually a temporary lack of file descriptors or threads. The next call tries again.
                     self.accept_error = Some(error);
                     return;
                 }
@@ -82,7 +83,7 @@ impl Arrivals {
         }
     }
 
-    /// Why connections could not be accepted lately.
+    /// Why connections could recently not be accepted.
     pub(super) fn accept_error(&mut self) -> Option<io::Error> {
         self.accept_error.take()
     }
@@ -110,7 +111,7 @@ impl Arrivals {
         Ok(())
     }
 
-    /// The next connection that has introduced itself as a rank, within `wait`. Connections of others are closed.
+    /// The next connection that has introduced itself as a rank, within `wait`. Other connections are closed.
     pub(super) fn next(&mut self, wait: Duration) -> Option<(TcpStream, Heard)> {
         let until = Instant::now() + wait;
         loop {
@@ -121,7 +122,7 @@ impl Arrivals {
             let Some(Pending { stream, thread, .. }) = self.pending.remove(index) else { continue };
             let _ = thread.join();
             let (Some(outcome), Some(stream)) = (outcome, Arc::into_inner(stream)) else { continue };
-            // Turned away by its own thread, it has not proved the secret.
+            // Rejected by its own thread, so it has not proved the secret.
             return Some((stream, outcome.map_err(|mismatch| (mismatch, false))));
         }
     }

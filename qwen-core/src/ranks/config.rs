@@ -9,7 +9,7 @@ use crate::checkpoint::config::Config;
 use crate::error::{Error, Result};
 use crate::model::spec::ModelSpec;
 
-/// The most ranks: more than any model has heads, and a bound on what a wrong variable may ask for.
+/// The most ranks: more than any model has heads, and a limit for wrong variables.
 pub(super) const MAX_RANKS: usize = 1024;
 
 /// The loopback address: only processes of this machine can connect.
@@ -33,6 +33,7 @@ const MIN_HEARTBEAT_TIMEOUT: Duration = Duration::from_millis(100);
 /// # Ok::<(), qwen_core::Error>(())
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[must_use]
 pub struct Ranks {
     pub(super) rank: usize,
     pub(super) world_size: usize,
@@ -83,13 +84,13 @@ impl Ranks {
         Ok(Ranks { rank, world_size, local_rank: rank, local_world_size: world_size, ..Self::alone() })
     }
 
-    /// What the launcher of this process put into its environment; [`Ranks::alone`] without a launcher. The names are
-    /// those of [`Ranks::from_variables`].
+    /// The ranks from the environment variables that a launcher set; [`Ranks::alone`] without a launcher. The variables
+    /// are those of [`Ranks::from_variables`].
     ///
     /// # Errors
     /// [`Error::Launch`] naming the variables that are missing, malformed, or contradict each other.
     pub fn from_env() -> Result<Self> {
-        // A variable that is not UTF-8 is set nevertheless, and refused where it is read.
+        // A variable that is not UTF-8 still counts as set, and is refused where it is read.
         Self::from_variables(|name| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned()))
     }
 
@@ -112,8 +113,8 @@ impl Ranks {
     /// fresh random bytes of both. Leading and trailing white space is removed. Default: none, or what
     /// [`Ranks::from_variables`] finds in `QWEN_RANKS_SECRET` or `QWEN_RANKS_SECRET_FILE`.
     ///
-    /// Use random bytes, such as those of `openssl rand -hex 32`: a process that connects to a rank learns enough to
-    /// try guesses afterwards.
+    /// Use random bytes, such as from `openssl rand -hex 32`: a process that connects to a rank learns enough to test
+    /// guesses offline.
     ///
     /// ```
     /// # use qwen_core::ranks::Ranks;
@@ -136,16 +137,16 @@ impl Ranks {
         self
     }
 
-    /// After how long a silence a rank counts as failed. Each rank sends heartbeats four times as often, so all ranks
-    /// must be given the same timeout. Default 30 seconds, at least a tenth of one.
+    /// The length of silence after which a rank counts as failed. Each rank sends heartbeats four times as often, so
+    /// all ranks need the same timeout. Default 30 seconds, at least a tenth of one.
     pub fn heartbeat_timeout(mut self, silence: Duration) -> Self {
         self.heartbeat_timeout = silence.max(MIN_HEARTBEAT_TIMEOUT);
         self
     }
 
-    /// Give each rank some of the layers instead of a share of each layer. A step then passes from rank to rank: the
-    /// ranks hold a larger model together but are no faster than one. A rank sends one row of activations a token
-    /// instead of two sums a layer. Any number of ranks up to the number of layers works.
+    /// Give each rank some of the layers instead of a part of every layer. A step then passes from rank to rank:
+    /// together the ranks can hold a larger model, but are no faster than one. A rank sends one row of activations per
+    /// token instead of two sums per layer. Any number of ranks up to the number of layers works.
     pub fn pipeline_parallel(mut self) -> Self {
         self.pipeline_parallel = true;
         self
@@ -161,7 +162,7 @@ impl Ranks {
         self.world_size
     }
 
-    /// This rank's number among the ranks of this machine, from 0: for choosing one of the machine's devices.
+    /// This rank's number among the ranks on this machine, from 0: for choosing one of the machine's devices.
     pub fn local_rank(&self) -> usize {
         self.local_rank
     }
@@ -176,7 +177,7 @@ impl Ranks {
         self.rank == 0
     }
 
-    /// Whether each rank holds some of the layers instead of a share of each.
+    /// Whether each rank holds some of the layers instead of a part of every layer.
     pub fn is_pipeline_parallel(&self) -> bool {
         self.pipeline_parallel
     }
@@ -185,7 +186,8 @@ impl Ranks {
     /// [`Ranks::pipeline_parallel`] it therefore has the last layers, and rank 1 the first.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] when the model cannot be cut over this number of ranks, listing the numbers that work.
+    /// [`Error::InvalidArgument`] when the model cannot be split over this number of ranks, listing the numbers that
+    /// work.
     pub fn part(&self, config: &Config) -> Result<ModelSpec> {
         let spec = ModelSpec::new(config);
         if self.pipeline_parallel {

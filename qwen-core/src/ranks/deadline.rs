@@ -1,11 +1,11 @@
-//! Reading and writing within a time. A socket's own timeouts begin again with each byte, so that a peer which sends one
-//! byte at a time could hold a thread for ever.
+//! Reading and writing with a deadline. A socket's own timeouts start again with each byte, so a peer that sends one
+//! byte at a time could block a thread forever.
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-/// A connection on which everything must be done by a moment.
+/// A connection on which everything must be done by a deadline.
 pub(super) struct Deadline<'a> {
     pub(super) stream: &'a TcpStream,
     pub(super) until: Instant,
@@ -36,7 +36,7 @@ impl Write for Deadline<'_> {
     }
 }
 
-/// The bytes that a peer must deliver or take within its patience, once a message has begun.
+/// The bytes that a peer must deliver or accept within twice its timeout, once a message has begun.
 const PROGRESS: usize = 64 << 10;
 
 /// One message on a connection whose socket timeouts are `patience`: the first byte may take that long, and each

@@ -1,4 +1,4 @@
-//! Rank 0's runner, whose steps all ranks compute.
+//! Rank 0's runner, whose steps are computed by all ranks.
 
 use std::sync::Arc;
 
@@ -17,10 +17,10 @@ use crate::model::runner::{ModelRunner, Runner};
 /// A [`Runner`] over several processes. It sends each step to the other ranks, which run [`super::worker_loop`],
 /// computes its own part, and reads the logits.
 ///
-/// An interrupt takes effect between steps: once a step has begun, all ranks compute it to its end, since a rank that
-/// left would keep the others waiting for its part of a sum. Ranks that share layers look between their parts, unless
-/// devices exchange the activations. When a rank fails, every later step fails too, and the other ranks end at once,
-/// even if no step is running.
+/// An interrupt takes effect between steps: once a step has begun, all ranks complete it, since a rank that stopped
+/// would leave the others waiting for its part of a sum. With pipeline parallelism it also takes effect between stages,
+/// unless devices exchange the activations. When a rank fails, every later step fails too, and the other ranks end at
+/// once, even if no step is running.
 #[derive(Debug)]
 pub struct DistributedRunner<B: Backend> {
     runner: ModelRunner<B>,
@@ -35,7 +35,7 @@ impl<B: Backend> DistributedRunner<B> {
         DistributedRunner { runner, transport, failure: None }
     }
 
-    /// Do something on all ranks. An error leaves them out of step, so it ends them all.
+    /// Do something on all ranks. An error leaves them out of sync, so it ends them all.
     fn together<T>(&mut self, act: impl FnOnce(&mut ModelRunner<B>, &Transport) -> Result<T>) -> Result<T> {
         if let Some(failure) = &self.failure {
             return Err(failure.error());
@@ -74,8 +74,8 @@ fn step_at_once<B: Backend>(
     Ok(())
 }
 
-/// A step that the ranks compute one after the other, each its layers, with activations through the hosts; rank 0 has
-/// the last layers. Returns false when it was cancelled.
+/// A step that the ranks compute one after another, each its layers, with activations passed through the hosts; rank 0
+/// has the last layers. Returns false if it was cancelled.
 fn step_in_turn<B: Backend>(
     runner: &mut ModelRunner<B>,
     transport: &Transport,
@@ -134,7 +134,7 @@ impl<B: Backend> Runner for DistributedRunner<B> {
         if interrupt.is_raised() {
             return Err(Error::Cancelled);
         }
-        // A cancelled step leaves the ranks in step: it is no failure of a rank.
+        // A cancelled step leaves the ranks in sync: it is not a failure of a rank.
         let completed = self.together(|runner, transport| {
             // Only ranks that share heads have the first layer on rank 0.
             let shares_heads = runner.spec().is_first();

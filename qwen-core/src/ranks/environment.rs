@@ -1,7 +1,7 @@
 //! The variables that launchers set in the environment of the processes that they start, and the shared secret.
 //!
-//! Each launcher has its own names for the same numbers. The innermost launcher counts: if Slurm started torchrun, the
-//! variables of both are set, and torchrun's are the ones that number these processes.
+//! Each launcher has its own names for the same numbers. The innermost launcher is used: if Slurm started torchrun, the
+//! variables of both are set, and torchrun's number these processes.
 
 use std::fs::File;
 use std::io::Read;
@@ -22,7 +22,7 @@ struct Family {
     world_size: &'static str,
     local_rank: &'static str,
     local_world_size: &'static str,
-    /// The launcher also numbers programs that run alone: the rank counts only if the number of ranks is set too.
+    /// The launcher also numbers programs that run alone: its rank is used only if the number of ranks is set too.
     needs_size: bool,
 }
 
@@ -61,7 +61,7 @@ const FAMILIES: [Family; 5] = [
         local_world_size: "LOCAL_WORLD_SIZE",
         needs_size: true,
     },
-    // An indexed Job of Kubernetes. Its template sets WORLD_SIZE if the pods are ranks rather than parts of some work.
+    // An indexed Job of Kubernetes. Its template sets WORLD_SIZE if the pods are ranks rather than independent workers.
     Family {
         rank: "JOB_COMPLETION_INDEX",
         world_size: "WORLD_SIZE",
@@ -74,10 +74,9 @@ const FAMILIES: [Family; 5] = [
 impl Ranks {
     /// As [`Ranks::from_env`], with the variables that `lookup` returns. An empty variable counts as not set.
     ///
-    /// The first of these launchers whose rank is set counts; the last two also number programs that run alone, so they
-    /// count only if the number of ranks is set too:
-    ///
-    /// | launcher | rank | ranks | of this machine |
+    /// The first of these launchers whose rank is set is used; the last two also number programs that run alone, so
+    /// they are used only if the number of ranks is set too:
+    /// | launcher | rank | number of ranks | on this machine |
     /// |---|---|---|---|
     /// | torchrun, Ray Train | `RANK` | `WORLD_SIZE` | `LOCAL_RANK`, `LOCAL_WORLD_SIZE` |
     /// | Open MPI | `OMPI_COMM_WORLD_RANK` | `OMPI_COMM_WORLD_SIZE` | `OMPI_COMM_WORLD_LOCAL_RANK`, `OMPI_COMM_WORLD_LOCAL_SIZE` |
@@ -165,7 +164,7 @@ impl<L: Fn(&str) -> Option<String>> Variables<L> {
         })
     }
 
-    /// No rank is set: this process runs alone, unless there should be several.
+    /// No rank is set: this process runs alone, unless other variables say that there are several.
     fn no_rank(&self) -> Result<Ranks> {
         match self.number("WORLD_SIZE")? {
             None | Some(1) => Ok(Ranks::alone()),
@@ -197,7 +196,7 @@ impl<L: Fn(&str) -> Option<String>> Variables<L> {
         }
     }
 
-    /// The shared secret. Variables that are set but useless are errors: without them nothing would be authenticated.
+    /// The shared secret. Variables that are set but unusable are errors: otherwise nothing would be authenticated.
     fn secret(&self) -> Result<Option<Secret>> {
         let (text, file) = ((self.lookup)(SECRET), (self.lookup)(SECRET_FILE));
         let wrong = |name: &str, reason: String| self.wrong(&[name], reason);
@@ -206,14 +205,14 @@ impl<L: Fn(&str) -> Option<String>> Variables<L> {
             (Some(_), Some(_)) => {
                 return Err(self.wrong(&[SECRET, SECRET_FILE], "both are set: unset one of them".into()));
             }
-            // What stands for bytes that are not UTF-8 would be the same for different secrets.
+            // The replacement character for bytes that are not UTF-8 would make different secrets equal.
             (Some(text), _) if text.contains(char::REPLACEMENT_CHARACTER) => {
                 return Err(wrong(SECRET, "must be UTF-8: put other bytes into a file".into()));
             }
             (Some(text), _) => (SECRET, text.into_bytes()),
             (_, Some(path)) => {
                 let mut bytes = Vec::new();
-                // More than a secret may have, so that a longer file is refused rather than cut.
+                // Read more than a secret may have, so that a longer file is refused rather than truncated.
                 let read = File::open(&path).and_then(|file| file.take(2 * MAX_BYTES as u64).read_to_end(&mut bytes));
                 read.map_err(|error| wrong(SECRET_FILE, format!("cannot be read: {error}")))?;
                 (SECRET_FILE, bytes)
@@ -299,7 +298,7 @@ mod tests {
         // The script of a Slurm job; only what srun starts is a rank.
         let script = [("SLURM_PROCID", "0"), ("SLURM_NTASKS", "4"), ("SLURM_NNODES", "2"), ("SLURM_LOCALID", "0")];
         assert_eq!(read(&script).unwrap(), Ranks::alone());
-        // A pod of a Job whose pods share some work.
+        // A pod of a Job whose pods are independent workers.
         assert_eq!(read(&[("JOB_COMPLETION_INDEX", "3")]).unwrap(), Ranks::alone());
         let pod = read(&[("JOB_COMPLETION_INDEX", "3"), ("WORLD_SIZE", "4")]).unwrap();
         assert_eq!((pod.rank(), pod.world_size()), (3, 4));

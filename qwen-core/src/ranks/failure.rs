@@ -28,7 +28,7 @@ impl Failure {
         writer.0
     }
 
-    /// The failure that rank `sender` reports.
+    /// The failure reported by rank `sender`.
     pub(super) fn from_bytes(sender: usize, bytes: &[u8]) -> Self {
         let mut reader = Reader(bytes);
         match reader.number().and_then(|rank| Ok((rank, reader.text()?))) {
@@ -54,7 +54,7 @@ pub(super) struct Failures(Mutex<State>);
 
 #[derive(Default)]
 struct State {
-    // Set on shutdown; disconnects after it are not failures.
+    // Set on shutdown; later disconnects are not failures.
     closing: bool,
     first: Option<Reported>,
     hook: Option<Hook>,
@@ -69,7 +69,7 @@ impl fmt::Debug for State {
 }
 
 impl Failures {
-    /// Note a failure. Returns whether it is the first one.
+    /// Record a failure. Returns whether it is the first one.
     pub(super) fn note(&self, reported: &Reported) -> bool {
         let mut state = lock(&self.0);
         let is_first = !state.closing && state.first.is_none();
@@ -93,7 +93,7 @@ impl Failures {
         lock(&self.0).first.as_ref().map(|reported| reported.failure.clone())
     }
 
-    /// Call `hook` at the first failure, or here if there was one already. It replaces an earlier hook.
+    /// Call `hook` at the first failure, or immediately if there was one already. It replaces an earlier hook.
     pub(super) fn on_first(&self, hook: Hook) {
         let mut state = lock(&self.0);
         if state.first.is_none() {
@@ -104,14 +104,14 @@ impl Failures {
         hook();
     }
 
-    /// The transport shuts down: disconnects are no failures from now on.
+    /// The transport shuts down: disconnects are not failures from now on.
     pub(super) fn close(&self) {
         lock(&self.0).closing = true;
     }
 }
 
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // A panic cannot leave anything that is locked here half-changed.
+    // A panic cannot leave locked data half-changed here, so poisoning is ignored.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

@@ -1,4 +1,4 @@
-//! What the two ends of one connection exchange before either takes the other for a rank.
+//! What the two ends of a connection exchange before either accepts the other as a rank.
 //!
 //! ```text
 //! a rank                                                  rank 0
@@ -9,10 +9,10 @@
 //!                                                    <---  welcome, once all ranks are connected
 //! ```
 //!
-//! In place of its answers rank 0 may send what differs ([`Mismatch`]). The magic bytes differ by direction, so that
-//! neither end takes a port scanner, a health check, another program or its own echo for a rank. A rank proves the
-//! secret first: anyone can connect to rank 0, and learns nothing that depends on the secret. Everything is bounded in
-//! bytes here, and in time by the caller's [`Deadline`].
+//! Instead of its answers rank 0 may send what differs ([`Mismatch`]). The magic bytes differ by direction, so that
+//! neither end mistakes a port scanner, a health check, another program or its own echo for a rank. A rank proves the
+//! secret first: anyone can connect to rank 0, and must not learn anything that depends on the secret. All messages are
+//! bounded in bytes here, and in time by the caller's [`Deadline`].
 
 use std::io::{self, Read, Write};
 use std::time::Duration;
@@ -30,16 +30,16 @@ const GREETING: [u8; 8] = *b"qwenrank";
 /// The first bytes from rank 0.
 const ANSWER: [u8; 8] = *b"qwenlead";
 
-/// The version of all messages between ranks. All ranks need the same one.
+/// The protocol version. All ranks need the same one.
 const PROTOCOL_VERSION: u64 = 2;
 
-/// How long a handshake may take on rank 0's side, and the sending of a message that ends one.
+/// How long a handshake may take on rank 0's side, and sending a message that ends one.
 pub(super) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The most bytes of a message before its sender has proved anything.
 pub(super) const MAX_HELLO: usize = 16 << 10;
 
-/// The most characters of a text that another process sent, where it is shown.
+/// The most characters to show of a text that another process sent.
 const MAX_SHOWN: usize = 200;
 
 /// What a rank says about itself.
@@ -58,7 +58,7 @@ pub(super) struct Hello {
 pub(super) enum Refusal {
     /// The connection failed. Rank 0 may not be ready yet, or may have been busy with others.
     Broken(io::Error),
-    /// It is not rank 0 that listens there.
+    /// The listener is not rank 0.
     NotRankZero,
     /// Rank 0 does not know the shared secret.
     Unproven,
@@ -72,7 +72,7 @@ impl From<io::Error> for Refusal {
     }
 }
 
-/// As a rank other than 0: introduce this rank, until rank 0 has admitted it.
+/// As a rank other than 0: introduce this rank and wait until rank 0 has admitted it.
 pub(super) fn introduce(
     mut to: Deadline<'_>,
     ranks: &Ranks,
@@ -113,8 +113,8 @@ pub(super) fn wait_for_welcome(mut from: Deadline<'_>) -> std::result::Result<()
     answer_of_leader(&mut from, Kind::Welcome).map(drop)
 }
 
-/// As rank 0: hear who connects. An error means that it is no rank, or has gone; a [`Mismatch`] that it is a rank of
-/// another version, or has not proved the secret. It was told so.
+/// As rank 0: receive an introduction. An error means that the other end is not a rank, or has disconnected; a
+/// [`Mismatch`], that it is a rank of another version, or has not proved the secret, and was told so.
 pub(super) fn hear(
     mut from: Deadline<'_>,
     secret: Option<&Secret>,
@@ -140,7 +140,7 @@ pub(super) fn hear(
     }
     let nonce = secret::nonce().map_err(io::Error::other)?;
     frame::write(&mut from, Kind::Challenge, &nonce)?;
-    // A rank that waited too long for the challenge has closed the connection, and comes again on another one.
+    // A rank that waited too long for the challenge has closed the connection, and tries again on another one.
     let proof = expect(&mut from, Kind::Proof, PROOF_BYTES)?;
     let Some(secret) = secret else {
         frame::write(&mut from, Kind::Proof, &[])?;
@@ -202,7 +202,7 @@ impl Hello {
         let rank = reader.at_most(MAX_RANKS, "the rank")?;
         let world_size = reader.at_most(MAX_RANKS, "the number of ranks")?;
         if version != PROTOCOL_VERSION {
-            // How another version goes on is not known.
+            // The rest of another version's message is unknown.
             let (has_secret, nonce, fingerprint) = (false, Nonce::default(), Vec::new());
             return Ok(Hello { version, rank, world_size, has_secret, nonce, fingerprint });
         }
@@ -227,7 +227,7 @@ impl Hello {
         }
     }
 
-    /// Compare with what rank 0 has. `is_taken`: whether another connection has this rank's number.
+    /// Compare with rank 0's own values. `is_taken`: whether another connection has this rank's number.
     pub(super) fn check(
         &self,
         world_size: usize,
@@ -270,7 +270,7 @@ impl Mismatch {
         Error::RankMismatch { rank, what, expected, found }
     }
 
-    /// Send it to the rank, or to another one that cannot start because of it.
+    /// Send it to that rank, or to another one that cannot start because of it.
     pub(super) fn tell(&self, to: &mut impl Write) -> io::Result<()> {
         let mut writer = Writer::default();
         writer.number(self.rank as u64);

@@ -2,22 +2,24 @@
 //!
 //! Each process is a *rank*. [`Ranks`] says which one this process is, usually from the variables that a launcher set.
 //! [`Ranks::rendezvous`] connects the ranks over TCP and returns a [`Transport`]: rank 0 listens, the others connect,
-//! and each one shows that it was started with the same model and options, and that it knows the shared secret if there
-//! is one. Rank 0 then wraps its part of the model in a [`DistributedRunner`], which an engine drives like any other
-//! runner. The other ranks run [`worker_loop`], which computes the steps that rank 0 sends. Sums go over the transport
-//! as well ([`TcpGroup`]), unless the device brings its own collective library. With [`Ranks::pipeline_parallel`] each
-//! rank holds some of the layers, and ranks exchange activations instead of sums.
+//! and each one is checked to have the same model and options, and to know the shared secret if there is one. Rank 0
+//! then wraps its part of the model in a [`DistributedRunner`], which an engine drives like any other runner. The other
+//! ranks run [`worker_loop`], which computes the steps that rank 0 sends. Sums go over the transport as well
+//! ([`TcpGroup`]), unless the device has its own collective library. With [`Ranks::pipeline_parallel`] each rank
+//! holds some of the layers, and ranks exchange activations instead of sums.
 //!
 //! No other module of this crate names this one: the model and its runner know a
-//! [`crate::backend::collective::Collective`], and a device's collective library starts from a
+//! [`crate::backend::collective::Collective`], and a device's collective library is initialised from a
 //! [`crate::backend::collective::ProcessGroup`].
 //!
 //! | file | holds |
 //! |---|---|
-//! | `config.rs`, `environment.rs` | who this process is and where the ranks meet; the variables of launchers |
-//! | `rendezvous.rs`, `arrivals.rs`, `handshake.rs`, `secret.rs` | rank 0 listens and the others connect; connections not yet heard; the exchange on one; the proof of the shared secret |
+//! | `config.rs`, `environment.rs` | which rank this process is and where the ranks meet; the variables of launchers |
+//! | `rendezvous.rs`, `arrivals.rs`, `handshake.rs`, `secret.rs` | rank 0 listens and the others connect; connections
+//! in their handshake; the handshake; the proof of the shared secret |
 //! | `transport.rs`, `peer.rs`, `failure.rs` | the connections after the rendezvous; one of them; which rank failed first |
-//! | `frame.rs`, `wire.rs`, `values.rs`, `deadline.rs` | messages; numbers and lists in them; activations in them; reading and writing within a time |
+//! | `frame.rs`, `wire.rs`, `values.rs`, `deadline.rs` | messages; numbers and lists in them; activations in them;
+//! reading and writing with a deadline |
 //! | `distributed_runner.rs`, `worker.rs`, `tcp_group.rs` | rank 0's runner; the loop of the other ranks; sums |
 //!
 //! Connections are not encrypted. Without a shared secret they are not authenticated either: whoever reaches rank 0's

@@ -1,7 +1,7 @@
-//! One connection of a transport: what is written to it, what comes from it, and how it ends.
+//! One connection of a transport: writing to it, reading from it, and how it ends.
 //!
-//! A thread of its own reads all that comes, so that no rank ever waits for another one to read, and notes at once when
-//! the other end is gone. Whoever waits for the other end is woken first, and only then those who asked to be told.
+//! A dedicated thread reads everything that arrives, so that no rank ever waits for another one to read, and notices at
+//! once when the other end is gone. It first wakes whoever waits for this peer, and only then calls `report`.
 
 use std::io::{self, Write};
 use std::net::{Shutdown, TcpStream};
@@ -15,14 +15,15 @@ use super::failure::{Failure, Failures, Reported, lock};
 use super::frame::{self, Frame, Kind, MAX_PAYLOAD, Message};
 use crate::error::Result;
 
-/// Messages that are received ahead of their use. Ranks that share heads keep step, with a few messages under way at
-/// most. Between layers, activations come in as many pieces as they need; once these fill the queue, the sender waits.
+/// Messages received ahead of their use. With tensor parallelism ranks run in lockstep, with at most a few messages in
+/// flight. With pipeline parallelism activations come in as many pieces as needed; when these fill the queue, the
+/// sender waits.
 const QUEUE: usize = 4;
 
-/// How long sending the reason of a failure may take, and how long the peer's is waited for.
+/// How long sending the reason of a failure may take, and how long to wait for the peer's.
 pub(super) const GOODBYE: Duration = Duration::from_secs(2);
 
-/// How long a heartbeat waits for room in the connection.
+/// How long a heartbeat waits for room in the socket's buffer.
 const HEARTBEAT_WRITE_TIMEOUT: Duration = Duration::from_millis(10);
 
 /// The other end of a connection.
@@ -38,8 +39,8 @@ pub(super) struct Peer {
 }
 
 impl Peer {
-    /// The other end of `stream`, which is rank `rank`. A failure is noted in `failures`; `report` is called with the
-    /// first one, once whoever waits for this peer has been woken.
+    /// The other end of `stream`, which is rank `rank`. A failure is recorded in `failures`; `report` is called with
+    /// the first one, after waking whoever waits for this peer.
     pub(super) fn new(
         rank: usize,
         stream: TcpStream,
@@ -89,7 +90,7 @@ impl Peer {
     }
 
     /// Why this peer sends nothing more. The first failure of any rank is the cause, later ones are its consequences;
-    /// `reason` is for an end that is no failure to the reader.
+    /// `reason` is for an end that the reader does not consider a failure.
     fn failure(&self, reason: &str) -> Failure {
         let own = || Failure { rank: self.rank, reason: reason.into() };
         self.failures.first().or_else(|| self.end.get().cloned()).unwrap_or_else(own)
@@ -100,8 +101,8 @@ impl Peer {
         let _ = lock(&self.outlet.stream).shutdown(Shutdown::Write);
     }
 
-    /// Close the connection. All that was sent has arrived once the peer has closed its side, so wait for that, until
-    /// the deadline.
+    /// Close the connection. Everything sent has arrived once the peer has closed its side, so wait for that, until the
+    /// deadline.
     pub(super) fn close(&mut self, deadline: Instant) {
         let frames = self.frames.get_mut().unwrap_or_else(PoisonError::into_inner);
         drain(frames, deadline);
@@ -128,8 +129,8 @@ impl Outlet {
         Paced::new(&stream, self.timeout).write_all(message.as_bytes()).inspect_err(|_| end_half_written(&stream))
     }
 
-    /// Send a heartbeat, unless the connection has no room for it: what fills it shows as much, and other peers wait for
-    /// theirs.
+    /// Send a heartbeat, unless the connection has no room for it: the data that fills it serves the same purpose, and
+    /// other peers are waiting for their heartbeats.
     pub(super) fn beat(&self) {
         // While another thread writes, its message serves as a heartbeat.
         let Ok(mut stream) = self.stream.try_lock() else { return };
@@ -153,7 +154,7 @@ impl Outlet {
         let written = stream
             .set_write_timeout(Some(self.timeout.min(GOODBYE)))
             .and_then(|()| frame::write(&mut *stream, Kind::Failed, &failure.to_bytes()));
-        // A peer that has disconnected need not know.
+        // A peer that has disconnected does not need to be told.
         if written.is_err() {
             end_half_written(&stream);
         }
@@ -166,13 +167,13 @@ impl Outlet {
     }
 }
 
-/// Half a message may have been sent, and the peer would take what follows for its other half: send nothing more. What
-/// the peer sends can still be read.
+/// Half a message may have been sent, and the peer would take what follows for the other half: send nothing more. Data
+/// from the peer can still be read.
 fn end_half_written(stream: &TcpStream) {
     let _ = stream.shutdown(Shutdown::Write);
 }
 
-/// Read messages until the connection ends. Returns why, unless it ended in order.
+/// Read messages until the connection ends. Returns the reason, unless it was an orderly shutdown.
 fn read_all(
     rank: usize,
     stream: &TcpStream,
@@ -260,7 +261,7 @@ mod tests {
         let started = Instant::now();
         outlet.beat();
         assert!(started.elapsed() < Duration::from_secs(50));
-        // The heartbeat is left out as a whole, and the connection can still be used.
+        // No part of the heartbeat is sent, and the connection can still be used.
         assert_eq!((&mut other).take(sent).read_to_end(&mut Vec::new()).unwrap() as u64, sent);
         outlet.beat();
         assert_eq!(frame::read(&mut other, 10).unwrap().kind, Kind::Heartbeat);

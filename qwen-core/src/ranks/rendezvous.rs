@@ -1,9 +1,10 @@
-//! How ranks find each other: rank 0 listens, the others connect, and all show that they were started alike.
+//! How ranks find each other: rank 0 listens, the others connect, and all check that they were started with the same
+//! options.
 //!
-//! Rank 0 hears several connections at once, each on a thread of its own and each within a few seconds and kilobytes
-//! (`arrivals.rs`). A connection that is no rank is closed, and the rendezvous goes on; so it does when one claims to be
-//! a rank but was started differently, since anybody can say so. Only a rank that has proved the shared secret ends the
-//! rendezvous for all when it differs.
+//! Rank 0 handles several connections at once, each on its own thread and each limited to a few seconds and kilobytes
+//! (`arrivals.rs`). A connection that is not a rank is closed, and the rendezvous continues; it also continues if one
+//! claims to be a rank but was started differently, since anybody can claim that. Only a mismatching rank that has
+//! proved the shared secret ends the rendezvous for all.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -18,7 +19,7 @@ use super::handshake::{self, HANDSHAKE_TIMEOUT, Hello, Mismatch, Refusal};
 use super::transport::Transport;
 use crate::error::{Error, Result};
 
-/// How long a rank waits for rank 0 to take part in its handshake: rank 0 may have many others to hear first.
+/// How long a rank waits for rank 0 to take part in its handshake: rank 0 may have many others to handle first.
 const INTRODUCTION_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Between two attempts to accept, connect or look up a name.
@@ -68,7 +69,7 @@ impl Ranks {
         let listener = self.listen(deadline)?;
         let mut arrivals = Arrivals::new(self.secret.clone(), deadline);
         let mut admitted: Vec<Admitted> = Vec::new();
-        // Of each rank's number, the first that was turned away.
+        // For each rank number, the first mismatch that was rejected.
         let mut refused: BTreeMap<usize, Mismatch> = BTreeMap::new();
         loop {
             if admitted.len() + 1 == self.world_size {
@@ -84,12 +85,13 @@ impl Ranks {
             arrivals.accept(&listener);
             let Some((stream, heard)) = arrivals.next(RETRY_INTERVAL) else { continue };
             let checked = heard.and_then(|hello| {
-                // Its place is free again if the rank before it has gone.
+                // Its place is free again if the previous rank with this number has disconnected.
                 admitted.retain(|(rank, stream)| *rank != hello.rank || is_waiting(stream));
                 let is_taken = admitted.iter().any(|(rank, _)| *rank == hello.rank);
                 hello.check(self.world_size, fingerprint, is_taken).map(|()| hello.rank).map_err(|mismatch| {
                     let _ = mismatch.tell(&mut soon(&stream));
-                    // It has proved the secret, if there is one: no stranger can end the rendezvous like this.
+                    // It has proved the secret, if there is one: an unrelated process cannot end the rendezvous this
+                    // way.
                     (mismatch, self.secret.is_some())
                 })
             });
@@ -117,7 +119,7 @@ impl Ranks {
         Ok(admitted)
     }
 
-    /// The error when ranks are missing at the deadline, with what may explain it.
+    /// The error if ranks are missing at the deadline, with possible explanations.
     fn missing(&self, admitted: &[Admitted], refused: &BTreeMap<usize, Mismatch>, accept: Option<io::Error>) -> Error {
         let missing: Vec<usize> =
             (1..self.world_size).filter(|rank| admitted.iter().all(|(there, _)| there != rank)).collect();
@@ -127,7 +129,7 @@ impl Ranks {
             self.world_size,
             self.rendezvous_timeout.as_secs_f32()
         );
-        // A few of them: each has its reason in the error of its own process.
+        // Only a few of them: each has its reason in the error of its own process.
         for mismatch in missing.iter().filter_map(|rank| refused.get(rank)).take(3) {
             reason.push_str(&format!("; one was turned away: {}", mismatch.error()));
         }
@@ -140,7 +142,7 @@ impl Ranks {
     fn listen(&self, deadline: Instant) -> Result<TcpListener> {
         let addresses = match self.listen_on {
             Some(address) => Ok(vec![SocketAddr::new(address, self.port)]),
-            // A service gives a name its address once the machine behind it has started.
+            // A service's name gets its address once the machine behind it has started.
             None => loop {
                 match self.resolved() {
                     Err(_) if Instant::now() + RETRY_INTERVAL < deadline => std::thread::sleep(RETRY_INTERVAL),
@@ -189,7 +191,7 @@ impl Ranks {
         Error::RankFailed { rank: 0, reason }
     }
 
-    /// The error for a refusal that another attempt would meet as well.
+    /// The error for a refusal that another attempt would not avoid.
     fn refused(&self, refusal: &Refusal) -> Error {
         match refusal {
             Refusal::Differs(mismatch) => mismatch.error(),
@@ -255,7 +257,7 @@ fn connect_to(addresses: &[SocketAddr], deadline: Instant) -> io::Result<TcpStre
     Err(failed)
 }
 
-/// While nobody listens, the system may give a connection the very port that it connects to.
+/// While nobody listens, the system may assign a connection the very port that it connects to.
 fn not_itself(stream: TcpStream) -> io::Result<TcpStream> {
     match stream.local_addr()? == stream.peer_addr()? {
         true => Err(io::Error::new(io::ErrorKind::ConnectionRefused, "nobody listens there")),
@@ -279,13 +281,13 @@ mod tests {
         assert!(matches!(error, Error::RankFailed { rank: 0, .. }), "{error:?}");
     }
 
-    /// The system hands out ports in turn, so it comes to the one that is connected to, unless another program has it.
+    /// The system assigns ports in sequence, so it reaches the one being connected to, unless another program has it.
     #[cfg(target_os = "linux")]
     #[test]
     fn a_connection_to_itself_is_refused() {
         let range = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap();
         let first: u16 = range.split_whitespace().next().unwrap().parse().unwrap();
-        // Connections get ports of this parity.
+        // Outgoing connections get ports of this parity.
         let free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
         let port = (first..first + 20_000).step_by(2).skip(std::process::id() as usize % 5000).find(free).unwrap();
         let address = SocketAddr::from(([127, 0, 0, 1], port));

@@ -1,7 +1,7 @@
 //! The secret that ranks may share, and its proof: an HMAC-SHA256 of both sides' random bytes.
 //!
-//! Each side contributes random bytes, so that no recorded proof is worth anything later. The two sides' proofs have
-//! different labels, so that neither can be answered with an echo of the other one.
+//! Each side contributes random bytes, so that a recorded proof is worthless later. The two sides' proofs have
+//! different labels, so that neither can be answered by echoing the other one.
 
 use std::fmt;
 
@@ -13,7 +13,7 @@ pub(super) const PROOF_BYTES: usize = 32;
 /// Fewer bytes could be guessed.
 const MIN_BYTES: usize = 16;
 
-/// More bytes are no secret but a wrong file.
+/// More bytes mean a wrong file, not a secret.
 pub(super) const MAX_BYTES: usize = 4096;
 
 /// A secret. It is never printed.
@@ -51,8 +51,8 @@ impl Secret {
         }
     }
 
-    /// The proof of `prover` on the connection of these random bytes of rank 0 and this hello, which has those of the
-    /// other rank.
+    /// The proof of `prover` for the connection with these random bytes of rank 0 and this hello, which contains those
+    /// of the other rank.
     pub(super) fn prove(&self, prover: Prover, leader: &Nonce, hello: &[u8]) -> [u8; PROOF_BYTES] {
         self.mac(prover, leader, hello).finalize()
     }
@@ -119,7 +119,7 @@ mod tests {
         }
     }
 
-    /// Case 2 of RFC 4231 through the same type, so that the primitive is the one that is named.
+    /// Case 2 of RFC 4231 through the same type, to check that the primitive is the one named.
     #[test]
     fn the_primitive_is_hmac_sha256() {
         let expected = "5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843";

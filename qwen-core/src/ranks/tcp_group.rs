@@ -1,4 +1,4 @@
-//! Sums over the connections of a [`Transport`]: for processors, and for devices without an interconnect.
+//! Sums over the connections of a [`Transport`]: for CPUs, and for devices without an interconnect.
 
 use std::sync::Arc;
 
@@ -8,8 +8,8 @@ use super::values::{PIECE, combine};
 use crate::backend::collective::Collective;
 use crate::error::Result;
 
-/// A [`Collective`] over the ranks of a [`Transport`]. They send their values to rank 0, which adds them in the order of
-/// the ranks and sends the sum to all. The bits are those of [`crate::backend::collective::ThreadGroup`].
+/// A [`Collective`] over the ranks of a [`Transport`]. They send their values to rank 0, which adds them in rank order
+/// and sends the sum to all. The bits are those of [`crate::backend::collective::ThreadGroup`].
 #[derive(Debug)]
 pub struct TcpGroup {
     transport: Arc<Transport>,
@@ -35,7 +35,7 @@ impl TcpGroup {
             self.transport.send_values(Kind::Reduce, piece)?;
             return combine(piece, 0, &self.transport.receive(0, Kind::Reduce)?, |value, sum| *value = sum);
         }
-        // Begin at zero as `ThreadGroup` does, which turns a negative zero into zero.
+        // Start from zero as `ThreadGroup` does, which turns a negative zero into zero.
         piece.iter_mut().for_each(|value| *value += 0.0);
         for rank in 1..self.transport.world_size() {
             combine(piece, rank, &self.transport.receive(rank, Kind::Reduce)?, |sum, value| *sum += value)?;

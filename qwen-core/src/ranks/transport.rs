@@ -1,8 +1,8 @@
 //! The connections of one rank after the rendezvous: a star with rank 0 in its middle.
 //!
 //! Each connection has a thread that reads it (`peer.rs`). One more thread sends heartbeats, and on rank 0 tells the
-//! other ranks which one failed. An error on any connection ends the whole transport: ranks that are out of step cannot
-//! recover, and a launcher has to start all of them again.
+//! other ranks which one failed. An error on any connection ends the whole transport: ranks that are out of sync cannot
+//! recover, and a launcher has to restart all of them.
 
 use std::io;
 use std::net::TcpStream;
@@ -18,7 +18,8 @@ use super::wire::{Reader, Writer};
 use crate::backend::collective::ProcessGroup;
 use crate::error::{Error, Result};
 
-/// The connections of this rank: to all other ranks on rank 0, to rank 0 on the others. [`Ranks::rendezvous`] makes it.
+/// The connections of this rank: to all other ranks on rank 0, to rank 0 on the others. Created by
+/// [`Ranks::rendezvous`].
 ///
 /// All ranks make the same calls in the same order; each call waits for the ranks whose data it needs. Only one thread
 /// at a time may use the transport.
@@ -52,7 +53,7 @@ pub struct Transport {
     heartbeat: Option<(Sender<Event>, JoinHandle<()>)>,
 }
 
-/// What the heartbeat thread is told.
+/// Messages to the heartbeat thread.
 enum Event {
     /// The first failure of a rank.
     Failed(Reported),
@@ -74,7 +75,7 @@ impl Transport {
         let (sender, events) = mpsc::channel();
         let connect = |(peer, stream)| {
             let sender = sender.clone();
-            // Once the heartbeat thread has ended, nobody needs to know.
+            // Once the heartbeat thread has ended, the report is not needed.
             let report = move |reported| drop(sender.send(Event::Failed(reported)));
             Peer::new(peer, stream, heartbeat_timeout, &failures, report)
         };
@@ -134,9 +135,9 @@ impl Transport {
         Ok(min)
     }
 
-    /// Call `hook` once, from another thread, as soon as a rank fails: to wake a collective that waits elsewhere than on
-    /// this transport. It is called here if a rank has failed already, and never when the transport ends in order. It
-    /// replaces an earlier hook.
+    /// Call `hook` once, from another thread, as soon as a rank fails: to wake a collective that waits on something
+    /// other than this transport. It is called immediately if a rank has already failed, and never on an orderly
+    /// shutdown. It replaces an earlier hook.
     pub fn on_peer_failure(&self, hook: impl FnOnce() + Send + 'static) {
         self.failures.on_first(Box::new(hook));
     }
@@ -149,7 +150,7 @@ impl Transport {
         }
     }
 
-    /// The failure behind `error`, which occurred on this rank. If a rank has failed, that explains a device's error.
+    /// The cause of `error`, which occurred on this rank. If a rank has failed, that explains a device's error.
     pub(super) fn cause(&self, error: &Error) -> Failure {
         match error {
             Error::RankFailed { rank, reason } => Failure { rank: *rank, reason: reason.clone() },
@@ -194,13 +195,13 @@ impl Transport {
         }
     }
 
-    /// Send bytes to all ranks that this one is connected with.
+    /// Send bytes to all ranks that this one is connected to.
     pub(super) fn send(&self, kind: Kind, payload: &[u8]) -> Result<()> {
         let message = fitting(Message::new(kind, payload))?;
         self.peers.iter().try_for_each(|peer| peer.send(&message))
     }
 
-    /// Send values to all ranks that this one is connected with.
+    /// Send values to all ranks that this one is connected to.
     pub(super) fn send_values(&self, kind: Kind, values: &[f32]) -> Result<()> {
         let message = fitting(Message::of_values(kind, values))?;
         self.peers.iter().try_for_each(|peer| peer.send(&message))
@@ -268,8 +269,8 @@ impl Drop for Transport {
     }
 }
 
-/// Send heartbeats every `interval` until the transport is closed, and tell the other ranks of the first failure once
-/// that is asked for.
+/// Send heartbeats every `interval` until the transport is closed, and report the first failure to the other ranks once
+/// that is enabled.
 fn send_heartbeats(outlets: &[(usize, Outlet)], events: &Receiver<Event>, interval: Duration) {
     let (mut reports, mut first) = (false, None);
     loop {
@@ -291,7 +292,7 @@ fn fitting(message: io::Result<Message>) -> Result<Message> {
     message.map_err(|error| Error::argument("batch", error.to_string()))
 }
 
-/// The error about a message that makes no sense.
+/// The error about an invalid message.
 pub(super) fn damaged(rank: usize, reason: &str) -> Error {
     Error::RankFailed { rank, reason: format!("it sent a message that makes no sense: {reason}") }
 }

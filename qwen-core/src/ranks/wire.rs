@@ -1,7 +1,7 @@
-//! Payloads of messages as bytes: numbers in groups of seven bits, lists and texts after their lengths.
+//! Payloads of messages as bytes: numbers in groups of seven bits, lists and texts preceded by their lengths.
 //!
 //! Everything that is read is checked against this rank's own limits before it is used: the sender may be another
-//! version, or no rank at all.
+//! version, or not a rank at all.
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
 use crate::backend::Limits;
@@ -124,10 +124,10 @@ pub(super) fn damage_from_bytes(bytes: &[u8], num_seqs: usize) -> Result<Vec<Dam
     Ok(found)
 }
 
-/// A text of another process, to be shown in an error: at most `max` characters, none of which control a terminal.
+/// A text from another process, to show in an error: at most `max` characters, without control characters.
 pub(super) fn printable(text: &str, max: usize) -> String {
     let shown = |c: char| match c {
-        // Characters that change the direction of writing can make a message read as another one.
+        // Characters that change the writing direction can make a message read differently.
         '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => char::REPLACEMENT_CHARACTER,
         c if c.is_control() => char::REPLACEMENT_CHARACTER,
         c => c,
@@ -159,7 +159,7 @@ pub(super) fn step_to_bytes(batch: &Batch, limits: &Limits) -> Result<Vec<u8>> {
         return Err(inconsistent());
     }
     writer.list(&computed);
-    // Refuse here what the other ranks would refuse or read differently, before any of them has begun.
+    // Refuse what the other ranks would refuse or read differently, before any of them has begun.
     let read = step_from_bytes(&writer.0, limits).map_err(|reason| Error::argument("batch", reason))?;
     match (read.positions == batch.positions) && (read.slot_mapping == batch.slot_mapping) {
         true => Ok(writer.0),

@@ -12,7 +12,7 @@ use crate::model::runner::{ModelRunner, Runner};
 /// the model, for the same limits as rank 0's.
 ///
 /// # Errors
-/// What the device reports, which rank 0 is told; and [`crate::Error::RankFailed`] when another rank fails or
+/// Errors of the device, which are also reported to rank 0; and [`crate::Error::RankFailed`] when another rank fails or
 /// disconnects.
 pub fn worker_loop<B: Backend>(mut runner: ModelRunner<B>, transport: &Transport) -> Result<()> {
     serve(&mut runner, transport).map_err(|error| transport.end_with(error))

@@ -1,4 +1,4 @@
-//! GGUF files made on the spot, right or wrong in one place.
+//! GGUF files generated on the fly, correct or wrong in one place.
 
 /// Numbers of types, as files have them.
 pub const F32: u32 = 0;
@@ -10,7 +10,7 @@ pub struct Gguf {
     pub version: u32,
     pub entries: Vec<(String, u32, Vec<u8>)>,
     pub tensors: Vec<Tensor>,
-    /// What the file is laid out by, whatever it says.
+    /// The actual alignment of the file, whatever it states.
     pub alignment: usize,
     /// Counts to state instead of the real ones: tensors, entries.
     pub counts: (Option<u64>, Option<u64>),

@@ -1,5 +1,5 @@
-//! What the integration tests of this crate share: where the goldens are, a folder that cleans up after itself, and
-//! small checkpoints written on the spot.
+//! Shared by this crate's integration tests: the location of the goldens, a temporary folder, and small checkpoints
+//! generated on the fly.
 #![allow(dead_code, unreachable_pub)] // each test binary uses its part
 
 pub mod gguf;

@@ -1,5 +1,5 @@
-//! Packs matrices as GPTQ and AWQ files have them, one code at a time and as the formats are told: what the reader is
-//! compared with.
+//! Packs matrices like GPTQ and AWQ files, one code at a time, literally as the formats are described: the reader is
+//! compared with it.
 
 use half::f16;
 use serde_json::{Value, json};
@@ -12,7 +12,7 @@ pub enum Method {
     Awq,
 }
 
-/// A quantised matrix as plain figures. Codes are `[row][column]`, scales and zero points `[row][group]`.
+/// A quantised matrix as plain numbers. Codes are `[row][column]`, scales and zero points `[row][group]`.
 #[derive(Debug, Clone)]
 pub struct Matrix {
     pub method: Method,

@@ -1,12 +1,12 @@
-//! The sizes that attention's kernels, its schedule and the backend's workspace agree on.
+//! The sizes shared by attention's kernels, its schedule and the backend's workspace.
 
 use crate::kernels::scratch::SUMS;
 use crate::simd::LANES;
 
-/// Positions that are reduced by themselves.
+/// Positions of a span, which is reduced separately.
 pub(crate) const SPAN: usize = 256;
 
-/// Rows of a task, unless a single token has more.
+/// Rows per task, unless a single token has more.
 const ROWS: usize = 64;
 
 /// Floats of a span's result for one row: `o`, `m`, `l`.
@@ -14,12 +14,12 @@ pub(crate) fn partial_len(padded_dim: usize) -> usize {
     padded_dim + LANES
 }
 
-/// Tokens of a task whose K/V heads serve `group` query heads each.
+/// Tokens per task if each K/V head serves `group` query heads.
 pub(crate) fn task_tokens(group: usize) -> usize {
     (ROWS / group).max(1)
 }
 
-/// Whether the scratch of a thread holds a task.
+/// Whether a task fits in the scratch of a thread.
 pub(crate) fn fits(group: usize, padded_dim: usize) -> bool {
     let floats = || {
         let rows = task_tokens(group).checked_mul(group)?;

@@ -11,7 +11,7 @@ use crate::kernels::scratch::Scratch;
 use crate::memory::Array;
 use crate::simd::{Kernel, LANES, Simd};
 
-/// Join the spans of tokens that were reduced apart; a piece is a token and a K/V head.
+/// Join the separately reduced spans of tokens; a piece is a token and a K/V head.
 #[derive(Debug)]
 pub(crate) struct Merge {
     pub(crate) schedule: Arc<Schedule>,
@@ -41,7 +41,7 @@ impl Kernel for Merge {
             let o = scratch.floats(padded);
             o.fill(0.0);
             for span in 0..join.spans {
-                // SAFETY: the tasks that write the partial results are over.
+                // SAFETY: the tasks that write the partial results are done.
                 let partial = unsafe { self.partials.slice((join.partial + span * join.stride + r) * len, len) };
                 merge(s, &mut m, &mut l, o, partial[padded], partial[padded + 1], &partial[..padded]);
             }
@@ -58,7 +58,7 @@ pub(super) fn merge<S: Simd>(s: S, m: &mut f32, l: &mut f32, o: &mut [f32], m2: 
     let max = if *m > m2 { *m } else { m2 };
     let (a, b) = (exp(s, s.splat(*m - max)), exp(s, s.splat(m2 - max)));
     let sum = s.mul_add(s.splat(l2), b, s.mul(s.splat(*l), a));
-    // All lanes are equal, so that the largest is any of them.
+    // All lanes are equal, so the largest is any of them.
     *l = s.hmax(sum);
     *m = max;
     for (o, o2) in o.chunks_exact_mut(LANES).zip(o2.chunks_exact(LANES)) {

@@ -4,19 +4,19 @@
 //! out = sum_p softmax_p(q . k[p] / sqrt(dim)) * v[p]            over the positions p that the token sees
 //! ```
 //!
-//! Positions are cut into fixed spans of [`SPAN`]. Each span is reduced by itself: its scores, their maximum `m`, the
-//! exponentials and their sum `l`, the weighted values `o`; then it is merged into what the spans before it gave (online
-//! softmax, Milakov and Gimelshein 2018; Dao et al. 2022). A row's spans are merged in order, so that it makes no
-//! difference whether its token came in one prompt, in chunks or alone, nor where blocks lie, nor which thread took
-//! which span.
+//! Positions are divided into fixed spans of [`SPAN`]. Each span is reduced separately: its scores, their maximum `m`,
+//! the exponentials and their sum `l`, the weighted values `o`; then it is merged into the result of the spans before
+//! it (online softmax, Milakov and Gimelshein 2018; Dao et al. 2022). A row's spans are merged in order, so that it
+//! makes no difference whether its token came in one prompt, in chunks or alone, where blocks are, or which thread
+//! computed which span.
 //!
 //! A task is a K/V head, a few tokens of a sequence and all query heads that share the K/V head, in tiles of
-//! [`Simd::TOKENS`] rows; or, where there are too few of those for the threads (a token far into its context), one span
-//! of that, whose results [`merge`] then joins. Scores and weighted sums are products of the register tile of
+//! [`Simd::TOKENS`] rows; or, if there are too few of those for the threads (a token with a long context), one span of
+//! that, whose results [`merge`] then joins. Scores and weighted sums are products of the register tile of
 //! [`super::tile`]: a block of keys is a weight matrix whose rows are positions, one of values has channels for rows.
 //!
-//! Positions that a row does not see get weight zero, and those that no row of a tile sees are not used at all: whatever
-//! lies in unused parts of a block has no influence.
+//! Positions that a row does not see get weight zero, and those that no row of a tile sees are not used at all: the
+//! contents of unused parts of a block have no influence.
 
 pub(crate) mod geometry;
 pub(crate) mod merge;
@@ -41,7 +41,7 @@ use merge::{finish, merge};
 use schedule::{Schedule, Task};
 use stored::{Blocks, Plain, Stored};
 
-/// Bytes that keys and values are fetched ahead.
+/// Prefetch distance for keys and values, in bytes.
 const AHEAD: usize = 1024;
 
 /// Attention of one layer; a piece is a task of the schedule.
@@ -53,7 +53,7 @@ pub(crate) struct Attention {
     pub(crate) heads: HeadLayout,
     pub(crate) block_tables: Array<u32>,
     pub(crate) schedule: Arc<Schedule>,
-    /// Results of spans that wait for [`merge::Merge`].
+    /// Results of spans for [`merge::Merge`].
     pub(crate) partials: Array<f32>,
     pub(crate) out: Array<f32>,
 }
@@ -69,12 +69,12 @@ impl Kernel for Attention {
 
     #[inline(always)]
     unsafe fn piece<S: Simd>(&self, s: S, piece: usize, scratch: &mut Scratch) {
-        // SAFETY: passed on to the caller.
+        // SAFETY: guaranteed by the caller.
         unsafe { self.task(s, piece, scratch) }
     }
 }
 
-/// What a task works on: rows of queries and their running results, and room for a tile and a span.
+/// The working set of a task: rows of queries and their running results, and space for a tile and a span.
 struct Rows<'a> {
     q: &'a mut [f32],
     o: &'a mut [f32],
@@ -108,7 +108,7 @@ impl Attention {
         rows.l.fill(0.0);
         for (r, q) in rows.q.chunks_exact_mut(dim).take(count).enumerate() {
             let head = task.head * group + r % group;
-            // SAFETY: operations that write the queries are over.
+            // SAFETY: operations that write the queries are done.
             q.copy_from_slice(unsafe {
                 self.qkv.slice((task.first_token + r / group) * self.heads.qkv_size() + head * dim, dim)
             });
@@ -123,7 +123,7 @@ impl Attention {
                     continue;
                 }
                 let q = &rows.q[first * dim..];
-                // SAFETY: passed on to the caller; the encoding names the elements.
+                // SAFETY: guaranteed by the caller; the encoding names the elements.
                 unsafe {
                     by_tokens!(end - first, S::TOKENS, T => match keys {
                         Encoding::Q8_0 => self.scores::<S, Blocks, T>(s, task, span, most, q, rows.scores),
@@ -137,7 +137,7 @@ impl Attention {
                     reduced[r - first] = softmax(s, scores, visible(r), most, 1.0 / (dim as f32).sqrt());
                 }
                 let (weights, part) = (&*rows.scores, &mut *rows.part);
-                // SAFETY: passed on to the caller; the encoding names the elements.
+                // SAFETY: guaranteed by the caller; the encoding names the elements.
                 unsafe {
                     by_tokens!(end - first, S::TOKENS, T => match values {
                         Encoding::Q8_0 => self.weigh::<S, Blocks, T>(s, task, span, most, weights, part),
@@ -195,7 +195,7 @@ impl Attention {
         let groups = most.div_ceil(LANES);
         let (q, scores) = (q[..T * dim].as_ptr(), scores[..T * SPAN].as_mut_ptr());
         let mut i = 0;
-        // SAFETY: the blocks of visible positions belong to the sequence, and operations that write them are over.
+        // SAFETY: the blocks of visible positions belong to the sequence, and operations that write them are done.
         unsafe {
             while S::GROUPS == 2 && i + 1 < groups {
                 for (t, acc) in K::score::<2, T>(s, [keys(i), keys(i + 1)], q, dim).into_iter().enumerate() {
@@ -263,7 +263,7 @@ impl Attention {
         }
     }
 
-    /// The block that holds a position of the task's sequence, and where in it.
+    /// The block that holds a position of the task's sequence, and the offset in it.
     #[inline(always)]
     fn block(&self, task: &Task, position: usize) -> (usize, usize) {
         let size = self.kv.spec.block_size;
@@ -281,7 +281,7 @@ fn softmax<S: Simd>(s: S, scores: &mut [f32], visible: usize, most: usize, scale
     let used = visible.div_ceil(LANES);
     let mut max = lowest;
     let p = scores.as_mut_ptr();
-    // SAFETY: a row has `SPAN` scores, and `most` is not above that.
+    // SAFETY: a row has `SPAN` scores, and `most` is at most that.
     unsafe {
         for i in 0..used {
             let at = p.add(i * LANES);

@@ -1,4 +1,4 @@
-//! How the attention of a step is cut into tasks: integers, made from the step's inputs once for all layers.
+//! How the attention of a step is divided into tasks: integers, computed from the step's inputs once for all layers.
 
 use qwen_core::backend::{HeadLayout, KvSpec};
 use qwen_core::{Error, Result};
@@ -11,23 +11,23 @@ use crate::simd::LANES;
 pub(crate) struct Schedule {
     pub(crate) tasks: Vec<Task>,
     pub(crate) joins: Vec<Join>,
-    /// Results of spans that tasks leave to be joined.
+    /// Partial results of spans to join.
     pub(crate) partials: usize,
 }
 
 /// Some tokens of a sequence, the query heads of one K/V head, a range of spans.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Task {
-    /// Where the sequence's blocks begin in the tables.
+    /// The start of the sequence's blocks in the tables.
     pub(crate) table: usize,
     pub(crate) head: usize,
     pub(crate) first_token: usize,
     pub(crate) tokens: usize,
-    /// Positions that the first token sees; each further one sees one more.
+    /// Positions that the first token sees; each following one sees one more.
     pub(crate) visible: usize,
     /// First span and the one after the last.
     pub(crate) spans: (usize, usize),
-    /// The partial result of the first row, where the task is one span that is joined with others later.
+    /// The partial result of the first row, if the task is a single span that is joined with others later.
     pub(crate) partial: Option<usize>,
 }
 
@@ -38,13 +38,13 @@ pub(crate) struct Join {
     pub(crate) head: usize,
     /// The partial result of the first span's first row.
     pub(crate) partial: usize,
-    /// Partial results to the same row of the next span.
+    /// The stride, in partial results, to the same row of the next span.
     pub(crate) stride: usize,
     /// Spans that the token sees.
     pub(crate) spans: usize,
 }
 
-/// The inputs of a step that shape its attention.
+/// The inputs of a step that determine its attention.
 pub(crate) struct Shape<'a> {
     pub(crate) cu_seqlens_q: &'a [u32],
     pub(crate) context_lens: &'a [u32],
@@ -54,13 +54,14 @@ pub(crate) struct Shape<'a> {
 }
 
 impl Schedule {
-    /// The most floats of partial results. In a step that would need more, a task has all spans of its rows.
+    /// The maximum number of floats of partial results. In a step that would need more, a task has all spans of its
+    /// rows.
     pub(crate) const MOST_PARTIAL: usize = 1 << 20;
 
     /// Rebuild the schedule in place.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] for sequences that overlap, end behind the step's tokens or lack blocks.
+    /// [`Error::InvalidArgument`] for sequences that overlap, end after the step's tokens or lack blocks.
     pub(crate) fn build(&mut self, shape: &Shape<'_>, heads: &HeadLayout, kv: &KvSpec, threads: usize) -> Result<()> {
         self.tasks.clear();
         self.joins.clear();
@@ -79,7 +80,7 @@ impl Schedule {
         for (s, (n, context)) in sequences(shape).enumerate() {
             let start = shape.cu_seqlens_q[s] as usize;
             let table = s * shape.max_blocks_per_seq;
-            // The last tokens see most: they come first, so that the last tasks are short.
+            // The last tokens see the most positions: they come first, so that the last tasks are short.
             for first in (0..n).step_by(most).rev() {
                 let visible = context - n + first + 1;
                 let tokens = most.min(n - first);
@@ -98,7 +99,7 @@ impl Schedule {
                         self.tasks.push(task);
                         continue;
                     }
-                    // Where there are few tasks for the threads, each span is one.
+                    // If there are few tasks for the threads, each span becomes one.
                     for i in 0..tokens {
                         self.joins.push(Join {
                             token: start + first + i,

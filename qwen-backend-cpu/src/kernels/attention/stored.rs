@@ -1,15 +1,15 @@
-//! How the keys and values of a block lie (see [`crate::kv`]), and how they meet queries and weights.
+//! The layout of the keys and values of a block (see [`crate::kv`]), and their products with queries and weights.
 //!
-//! Plain elements are a matrix as [`crate::kernels::tile`] takes it. In Q8_0 a tile is sixteen scales and the codes of 16 x
-//! 32 values: codes meet queries and weights as f32, and scales
+//! Plain elements are a matrix as [`crate::kernels::tile`] takes it. In Q8_0 a tile is sixteen scales and the codes of
+//! 16 x 32 values: codes are multiplied as f32, and scales are applied
 //!
 //! ```text
 //! scores    sum_b scale[b][position] * (sum_c code[b][c][position] * q[32 b + c])      blocks b and channels c in sequence
 //! values    sum_p code[p][channel] * (scale[p] * weight[p])                            positions p in sequence
 //! ```
 //!
-//! come in once for every 32 products of a key, and once for every 32 channels of a value. Nothing depends on the number
-//! of tokens or groups.
+//! once per 32 products of a key, and once per 32 channels of a value. Nothing depends on the number of tokens or
+//! groups.
 
 use std::marker::PhantomData;
 
@@ -36,8 +36,8 @@ pub(super) trait Stored<S: Simd> {
     ) -> [[S::F; G]; T];
 
     /// `acc` plus `lines` values of a block of `size` positions, from position `within` on, a multiple of sixteen:
-    /// sixteen channels from `16 * group` on, and the next sixteen where `G` is 2. Rows have their weights at `x`, [`SPAN`]
-    /// apart.
+    /// sixteen channels from `16 * group` on, and the next sixteen where `G` is 2. The weights of rows are at `x`,
+    /// [`SPAN`] apart.
     ///
     /// # Safety
     /// All those values and, in whole vectors, weights can be read.
@@ -70,7 +70,7 @@ impl<S: Simd, W: Weights<S, X = f32>> Stored<S> for Plain<W> {
         q: *const f32,
         dim: usize,
     ) -> [[S::F; G]; T] {
-        // SAFETY: passed on to the caller.
+        // SAFETY: guaranteed by the caller.
         unsafe { accumulate::<S, W, G, T, AHEAD>(s, [[s.splat(0.0); G]; T], keys, q, 1, dim, dim) }
     }
 
@@ -85,7 +85,7 @@ impl<S: Simd, W: Weights<S, X = f32>> Stored<S> for Plain<W> {
         x: *const f32,
         lines: usize,
     ) -> [[S::F; G]; T] {
-        // SAFETY: passed on to the caller.
+        // SAFETY: guaranteed by the caller.
         unsafe {
             let first = values.add((group * size + within) * W::LINE);
             let w = array!(g < G => first.add(g * size * W::LINE));
@@ -113,7 +113,7 @@ impl<S: Simd> Stored<S> for Blocks {
         let zero = [[s.splat(0.0); G]; T];
         let mut sums = zero;
         for block in 0..dim / TILE_CHANNELS {
-            // SAFETY: passed on to the caller.
+            // SAFETY: guaranteed by the caller.
             unsafe {
                 let tiles = array!(g < G => keys[g].add(block * TILE));
                 let codes = array!(g < G => tiles[g].add(TILE_CODES));
@@ -141,7 +141,7 @@ impl<S: Simd> Stored<S> for Blocks {
         x: *const f32,
         lines: usize,
     ) -> [[S::F; G]; T] {
-        // SAFETY: passed on to the caller; a tile has the codes of two groups of channels, the first of which is even.
+        // SAFETY: guaranteed by the caller; a tile has the codes of two groups of channels, the first of which is even.
         unsafe {
             let row = values.add((group / 2 * size + within) / LANES * TILE);
             for done in (0..lines).step_by(LANES) {

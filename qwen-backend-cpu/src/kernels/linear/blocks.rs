@@ -4,8 +4,8 @@
 //! acc[t][g][lane] += (sum_k code[g][lane][k] * x[t][k]) * scale[g][lane] * x_scale[t] + offset[g][lane] * x_sum[t]
 //! ```
 //!
-//! with `k` over 32 columns, sub-block after sub-block. The integers are exact and the f32 operations always the same ones
-//! in the same order, whether lines come straight from the packed codes (a few tokens) or were taken apart before
+//! with `k` over 32 columns, sub-block after sub-block. The integers are exact and the f32 operations are always the
+//! same in the same order, whether lines are read directly from the packed codes (few tokens) or were unpacked before
 //! ([`staged`], many tokens).
 
 use std::ops::Range;
@@ -14,7 +14,7 @@ use crate::formats::{Affine, Format, LINE, LINES, staged};
 use crate::kernels::panel::{INT8_WORDS, SCALE, SCALED_SUMS, SUMS};
 use crate::simd::{Simd, array, partial_lines};
 
-/// Where sub-blocks of `G` groups are read from. The constants are as those of [`Format`]; zero points are offsets here.
+/// A source of sub-blocks of `G` groups. The constants are as in [`Format`]; zero points are offsets here.
 #[allow(clippy::missing_safety_doc)]
 pub(crate) trait Source<S: Simd, const G: usize> {
     const SIGNED: bool;
@@ -24,7 +24,7 @@ pub(crate) trait Source<S: Simd, const G: usize> {
 
     /// The code that stands for zero in all rows.
     fn zero(&self) -> i32;
-    /// What sub-block `sub` is worth, and where its lines are.
+    /// The affine of sub-block `sub`, and the position of its lines.
     unsafe fn begin(&self, s: S, sub: usize) -> ([Affine<S::F>; G], [*const u8; G]);
     /// Line `line` of the sub-block at `at`.
     unsafe fn line(&self, s: S, at: *const u8, line: usize) -> S::Bytes;
@@ -37,7 +37,7 @@ pub(crate) struct Packed<F, const G: usize> {
     pub(crate) codes: [*const u8; G],
 }
 
-/// Bytes that codes are fetched ahead of their use.
+/// Prefetch distance for codes, in bytes.
 const AHEAD: usize = 1024;
 
 impl<S: Simd, F: Format, const G: usize> Source<S, G> for Packed<F, G> {
@@ -59,19 +59,19 @@ impl<S: Simd, F: Format, const G: usize> Source<S, G> for Packed<F, G> {
                 s.prefetch(codes.wrapping_add(AHEAD + LINE * line));
             }
         }
-        // SAFETY: passed on to the caller.
+        // SAFETY: guaranteed by the caller.
         let affine = array!(g < G => unsafe { staged::affine(s, self.format, found[g].0, found[g].2) });
         (affine, array!(g < G => found[g].1))
     }
 
     #[inline(always)]
     unsafe fn line(&self, s: S, at: *const u8, line: usize) -> S::Bytes {
-        // SAFETY: passed on to the caller.
+        // SAFETY: guaranteed by the caller.
         unsafe { self.format.line(s, at, line) }
     }
 }
 
-/// Sub-blocks taken apart, from sub-block `first` on. `BITS` are 4, 5 or 6, those of the largest code.
+/// Unpacked sub-blocks, from sub-block `first` on. `BITS` is 4, 5 or 6, for the largest code.
 pub(crate) struct Apart<const G: usize, const BITS: i32, const SIGNED: bool, const HALVES: bool, const OFFSETS: bool> {
     pub(crate) first: usize,
     pub(crate) at: [*const u8; G],
@@ -94,13 +94,13 @@ impl<S: Simd, const G: usize, const BITS: i32, const SIGNED: bool, const HALVES:
     #[inline(always)]
     unsafe fn begin(&self, s: S, sub: usize) -> ([Affine<S::F>; G], [*const u8; G]) {
         let at = array!(g < G => self.at[g].wrapping_add((sub - self.first) * staged::BYTES));
-        // SAFETY: passed on to the caller.
+        // SAFETY: guaranteed by the caller.
         (array!(g < G => unsafe { staged::affine_apart(s, at[g]) }), at)
     }
 
     #[inline(always)]
     unsafe fn line(&self, s: S, at: *const u8, line: usize) -> S::Bytes {
-        // SAFETY: passed on to the caller.
+        // SAFETY: guaranteed by the caller.
         unsafe { s.load_bytes(at.add(LINE * line)) }
     }
 }
@@ -119,11 +119,11 @@ pub(crate) unsafe fn accumulate<S: Simd, R: Source<S, G>, const G: usize, const 
     let halves = if R::HALVES { 2 } else { 1 };
     let lines = LINES / halves;
     let room = partial_lines::<S>(R::MOST).min(lines);
-    // What every code of a row is too large by.
+    // The offset of every code of a row.
     let zero = if R::SIGNED { S::SIGNED_OFFSET } else { source.zero() };
     let mut acc = [[s.splat(0.0); G]; T];
     for sub in subs {
-        // SAFETY: passed on to the caller.
+        // SAFETY: guaranteed by the caller.
         unsafe {
             let (affine, at) = source.begin(s, sub);
             let x = x.add(sub * INT8_WORDS * T);

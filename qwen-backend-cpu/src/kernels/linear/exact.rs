@@ -1,4 +1,4 @@
-//! Products with block formats whose values are decoded exactly, with f32 activations.
+//! Products with exactly decoded block formats and f32 activations.
 
 use std::ops::Range;
 
@@ -17,7 +17,7 @@ pub(super) unsafe fn multiply<S: Simd>(s: S, part: Groups<'_>) {
     let part = &part;
     for from in part.cols.clone().step_by(SPAN) {
         let cols = from..(from + SPAN).min(part.cols.end);
-        // SAFETY: passed on to the caller.
+        // SAFETY: guaranteed by the caller.
         unsafe {
             with_format!(part.encoding, format => s.call(&Decode { part, format, cols: cols.clone() }), else ());
             s.call(&Tiles { part, cols });
@@ -25,7 +25,7 @@ pub(super) unsafe fn multiply<S: Simd>(s: S, part: Groups<'_>) {
     }
 }
 
-/// Where the decoded columns of a group lie: `[columns of a span][16 rows]`.
+/// The decoded columns of a group: `[columns of a span][16 rows]`.
 fn decoded(part: &Groups<'_>, group: usize) -> *mut f32 {
     part.piece.stage.cast::<f32>().wrapping_add((group - part.groups.start) * SPAN * LANES)
 }
@@ -53,7 +53,7 @@ impl<F: Format> Part for Decode<'_, F> {
     }
 }
 
-/// Decoded columns with all tiles.
+/// Multiplies decoded columns with all tiles.
 struct Tiles<'a> {
     part: &'a Groups<'a>,
     cols: Range<usize>,
@@ -82,7 +82,7 @@ impl Tiles<'_> {
             for g in 0..G {
                 (at[g], sums[g]) = (decoded(part, first + g).cast::<u8>().cast_const(), part.sums(first + g, start));
             }
-            // SAFETY: passed on to the caller.
+            // SAFETY: guaranteed by the caller.
             unsafe {
                 by_tokens!(n, S::TOKENS, T => {
                     let zero = [[s.splat(0.0); G]; T];

@@ -16,9 +16,9 @@ use crate::simd::{Dot, Part, Simd, array};
 pub(super) unsafe fn multiply<S: Simd>(s: S, part: Groups<'_>) {
     let form = Form::of(part.encoding);
     let part = &part;
-    // SAFETY: passed on to the caller.
+    // SAFETY: guaranteed by the caller.
     unsafe {
-        // A single group beside another kind is rare enough to go the way of many tokens.
+        // A single group next to another encoding is rare enough to use the path for many tokens.
         if part.piece.tokens == 1 && !form.staged && part.groups.len() == 2 {
             return with_format!(part.encoding, format => s.call(&Single { part, format }), else ());
         }
@@ -46,8 +46,8 @@ pub(super) unsafe fn multiply<S: Simd>(s: S, part: Groups<'_>) {
     }
 }
 
-/// Call an expression with the first group and the number of groups at once: both of a unit where registers allow it, one
-/// after the other elsewhere.
+/// Evaluate an expression with the first group and the number of groups at once: both of a unit if registers allow it,
+/// otherwise one after the other.
 macro_rules! groups_at_once {
     ($simd:ty, $part:expr, |$first:ident, $count:ident| $call:expr) => {
         if const { <$simd>::GROUPS == 2 } && $part.groups.len() == 2 {
@@ -64,7 +64,7 @@ macro_rules! groups_at_once {
 }
 pub(super) use groups_at_once;
 
-/// A single token, straight from the packed codes.
+/// A single token, directly from the packed codes.
 struct Single<'a, F> {
     part: &'a Groups<'a>,
     format: F,
@@ -105,18 +105,18 @@ impl<F: Format> Single<'_, F> {
         let x = part.x(part.piece.tiles.start);
         for from in part.cols.clone().step_by(SPAN) {
             let subs = from / SUB..(from + SPAN).min(part.cols.end) / SUB;
-            // SAFETY: passed on to the caller.
+            // SAFETY: guaranteed by the caller.
             unsafe { put(s, blocks::accumulate::<S, _, G, 1>(s, &source, x, subs), sums, from == 0) }
         }
     }
 }
 
-/// Where the sub-blocks of a group that were taken apart lie.
+/// The unpacked sub-blocks of a group.
 fn apart(part: &Groups<'_>, group: usize) -> *mut u8 {
     part.piece.stage.wrapping_add((group - part.groups.start) * SPAN / SUB * staged::BYTES)
 }
 
-/// Takes sub-blocks apart.
+/// Unpacks sub-blocks.
 struct Stage<'a, F> {
     part: &'a Groups<'a>,
     format: F,
@@ -139,7 +139,7 @@ impl<F: Format> Part for Stage<'_, F> {
     }
 }
 
-/// Sub-blocks that were taken apart, with all tiles. The parameters are those of [`Apart`].
+/// Multiplies unpacked sub-blocks with all tiles. The parameters are those of [`Apart`].
 struct Tiles<'a, const BITS: i32, const SIGNED: bool, const HALVES: bool, const OFFSETS: bool> {
     part: &'a Groups<'a>,
     subs: Range<usize>,
@@ -172,7 +172,7 @@ impl<const BITS: i32, const SIGNED: bool, const HALVES: bool, const OFFSETS: boo
         for tile in part.piece.tiles.clone() {
             let (start, n) = part.tile(tile);
             let sums = array!(g < G => part.sums(first + g, start));
-            // SAFETY: passed on to the caller.
+            // SAFETY: guaranteed by the caller.
             unsafe {
                 by_tokens!(n, S::INT8_TOKENS, T => {
                     let products = blocks::accumulate::<S, _, G, T>(s, &source, part.x(tile), self.subs.clone());

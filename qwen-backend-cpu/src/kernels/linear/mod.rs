@@ -1,17 +1,17 @@
-//! Matrix products: `out[t][r] = sum_k w[r][k] * x[t][k]`, then what [`Epilogue`] does with the sums.
+//! Matrix products: `out[t][r] = sum_k w[r][k] * x[t][k]`, then an [`Epilogue`] over the sums.
 //!
-//! The columns are cut into spans of [`SPAN`]; each is summed from zero in a register tile and the spans are added in
-//! order. That is the whole order of additions, for one token or a thousand, in every blocking below: a product with one
-//! vector and a tile of a prompt agree bit for bit. (Spans also keep the error of long sums small.)
+//! The columns are divided into spans of [`SPAN`]; each is summed from zero in a register tile, and the spans are added
+//! in order. This fixes the order of additions, for one token or a thousand, with any blocking below: a product with
+//! one vector and a tile of a prompt agree bit for bit. (Spans also keep the error of long sums small.)
 //!
-//! A piece is a few units of rows times a block of tokens. Its columns are taken in blocks: the block's part of the
-//! units, read from memory once, stays in the second-level cache, and that of each tile of the panel in the first,
-//! while they meet; sums wait in the thread's scratch in between. With one token four groups are in flight, to cover the
-//! latency of the additions and to give the memory several streams.
+//! A piece is a few units of rows times a block of tokens. Its columns are processed in blocks: while they are
+//! multiplied, the units' columns, read from memory once, stay in the L2 cache, and those of each tile of the panel in
+//! L1; in between, sums are kept in the thread's scratch. With one token four groups are in flight, to cover the
+//! latency of the additions and to read several memory streams.
 //!
-//! What is multiplied how: `plain.rs` has 16 and 32 bits, `int8.rs` block formats by integer dot products (the arithmetic is
-//! in `blocks.rs`), `exact.rs` block formats as f32. But for a single token's dot products, columns of block formats are
-//! taken apart once for all tiles of a block.
+//! `plain.rs` multiplies 16- and 32-bit weights, `int8.rs` block formats by integer dot products (the arithmetic is in
+//! `blocks.rs`), `exact.rs` block formats as f32. Except for a single token's dot products, columns of block formats
+//! are unpacked once for all tiles of a block.
 
 mod blocks;
 mod exact;
@@ -30,16 +30,16 @@ use crate::formats::{self, SUB, staged};
 use crate::matrix::{Group, MOST_INPUTS, Matrix, UNIT};
 use crate::simd::{Kernel, LANES, Simd};
 
-/// Columns that are summed from zero.
+/// Columns of a span, which is summed from zero.
 pub(crate) const SPAN: usize = 512;
 
 /// The most tokens of a piece.
 const TOKENS: usize = 512;
 
-/// Columns of a block where there are several tiles, a multiple of the span.
+/// Columns of a block if there are several tiles, a multiple of the span.
 const COLS: usize = SPAN;
 
-/// Bytes of weights of a piece, at most, where there are more than two units.
+/// The most bytes of weights per piece, if there are more than two units.
 const PIECE_BYTES: usize = 2 << 20;
 
 /// One matrix product.
@@ -48,13 +48,13 @@ pub(crate) struct Linear {
     pub(crate) w: Arc<Matrix>,
     /// The activations in each form that the matrix needs ([`crate::matrix::Layout::inputs`]).
     pub(crate) panels: [Option<Panel>; MOST_INPUTS],
-    /// Those of every panel.
+    /// The tiling of every panel.
     pub(crate) tiles: Tiles,
     pub(crate) epilogue: Epilogue,
     pub(crate) split: Split,
 }
 
-/// How a product is cut into pieces.
+/// How a product is divided into pieces.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Split {
     /// Units of a piece.
@@ -66,7 +66,7 @@ pub(crate) struct Split {
 }
 
 impl Split {
-    /// `together` units may not be parted.
+    /// `together` units must stay in one piece.
     pub(crate) fn new(w: &Matrix, all: &Tiles, together: usize, threads: usize) -> Split {
         let tile = all.tokens.div_ceil(all.count);
         let tokens = TOKENS.min(SUMS / (UNIT * together)).min(all.tokens).max(tile);
@@ -82,7 +82,7 @@ impl Split {
     }
 }
 
-/// A piece: units of rows and tiles of tokens, and where their sums are.
+/// A piece: units of rows, tiles of tokens, and their sums.
 struct Piece {
     units: Range<usize>,
     tiles: Range<usize>,
@@ -98,7 +98,7 @@ struct Piece {
 // A span of two groups as f32 fits, and so does one as lines.
 const _: () = assert!(4 * SPAN * UNIT <= STAGE && 2 * SPAN / SUB * staged::BYTES <= STAGE);
 
-/// Products of a span for `G` groups and `T` tokens become sums, or are added to them where the span is not the first.
+/// Store the products of a span for `G` groups and `T` tokens as sums, or add them if the span is not the first.
 ///
 /// # Safety
 /// The sums can be accessed.
@@ -111,7 +111,7 @@ unsafe fn put<S: Simd, const G: usize, const T: usize>(
 ) {
     for (t, products) in products.into_iter().enumerate() {
         for g in 0..G {
-            // SAFETY: passed on to the caller.
+            // SAFETY: guaranteed by the caller.
             unsafe {
                 let p = sums[g].add(t * UNIT);
                 s.store(if first { products[g] } else { s.add(s.load(p), products[g]) }, p);
@@ -129,8 +129,8 @@ impl Linear {
         self.w.layout.units().div_ceil(self.split.units) * self.token_blocks()
     }
 
-    /// Columns `cols` of all units of a piece: runs of units that are multiplied alike, and single groups where the two of a
-    /// unit differ.
+    /// Columns `cols` of all units of a piece: runs of units that are multiplied in the same way, and single groups if
+    /// the two of a unit differ.
     ///
     /// # Safety
     /// As [`Kernel::piece`].
@@ -145,7 +145,7 @@ impl Linear {
             while end < piece.units.end && alike(end, first) {
                 end += 1;
             }
-            // SAFETY: passed on to the caller.
+            // SAFETY: guaranteed by the caller.
             unsafe {
                 if end > unit {
                     self.groups(s, piece, first..2 * end, cols.clone());
@@ -159,7 +159,7 @@ impl Linear {
         }
     }
 
-    /// Groups that are multiplied alike: whole units or a single one.
+    /// Groups that are multiplied in the same way: whole units or a single group.
     ///
     /// # Safety
     /// As [`Kernel::piece`].
@@ -168,7 +168,7 @@ impl Linear {
         let Group { encoding, input, .. } = self.w.layout.groups[groups.start];
         let Some(Some(panel)) = self.panels.get(usize::from(input)) else { return };
         let part = Groups { linear: self, piece, panel, encoding, groups: groups.clone(), cols };
-        // SAFETY: passed on to the caller; the encoding and the panel's rounding name the elements.
+        // SAFETY: guaranteed by the caller; the encoding and the panel's rounding name the elements.
         unsafe {
             match (encoding, panel.rounding) {
                 (Encoding::Bf16, Rounding::Pairs) => s.call(&plain::Pairs(part)),
@@ -189,7 +189,7 @@ impl Linear {
     }
 }
 
-/// Groups of one encoding and the columns of them that are multiplied.
+/// Groups of one encoding, and the columns to multiply.
 struct Groups<'a> {
     linear: &'a Linear,
     piece: &'a Piece,
@@ -218,7 +218,7 @@ impl Groups<'_> {
         piece.sums.wrapping_add((unit * piece.tokens + token - piece.start) * UNIT + group % 2 * LANES)
     }
 
-    /// Where the scales and the codes of a group in a block format begin.
+    /// The start of the scales and of the codes of a group in a block format.
     fn scales_and_codes(&self, group: usize) -> (*const u8, *const u8) {
         let scale_bytes =
             formats::group_bytes(self.encoding, self.linear.w.layout.cols).map_or(0, |(scales, _)| scales);
@@ -243,7 +243,7 @@ impl Kernel for Linear {
         let piece = Piece { units, tiles, start, tokens, sums: sums.as_mut_ptr(), stage: stage.as_mut_ptr() };
         let cols = self.w.layout.padded_cols();
         let mut from = 0;
-        // SAFETY: passed on to the caller; the piece's rows of these tokens are this thread's alone.
+        // SAFETY: guaranteed by the caller; only this thread accesses the piece's rows of these tokens.
         unsafe {
             loop {
                 let to = (from + self.split.cols).min(cols);

@@ -6,7 +6,7 @@ use crate::matrix::UNIT;
 use crate::simd::{Dot, LANES, Part, Simd};
 use qwen_core::Encoding;
 
-/// Bytes that weights are fetched ahead where they come from memory.
+/// Prefetch distance for weights that come from memory, in bytes.
 const AHEAD: usize = 1536;
 
 /// With f32 activations.
@@ -17,7 +17,7 @@ impl Part for Full<'_> {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(&self, s: S) {
-        // SAFETY: passed on to the caller; the encoding names the elements.
+        // SAFETY: guaranteed by the caller; the encoding names the elements.
         unsafe {
             match self.0.encoding {
                 Encoding::Bf16 => multiply::<S, tile::Bf16>(s, &self.0),
@@ -36,7 +36,7 @@ impl Part for Pairs<'_> {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(&self, s: S) {
-        // SAFETY: passed on to the caller, who made the panel for it.
+        // SAFETY: guaranteed by the caller, who created the panel for it.
         unsafe { multiply::<S, tile::Bf16Dot>(s, &self.0) }
     }
 }
@@ -91,13 +91,13 @@ struct Block<X> {
     to: usize,
     /// Sums of the tile: `[token][32]`.
     sums: *mut f32,
-    /// Floats to the same sum of the next unit.
+    /// The stride, in floats, to the same sum of the next unit.
     unit: usize,
 }
 
 impl<X: Copy> Block<X> {
     /// # Safety
-    /// All that the fields name can be accessed; `G` groups from `first` on belong to the unit.
+    /// Everything that the fields refer to can be accessed; `G` groups from `first` on belong to the unit.
     #[inline(always)]
     unsafe fn spans<S, W, const G: usize, const T: usize, const FETCH: usize>(
         &self,
@@ -111,7 +111,7 @@ impl<X: Copy> Block<X> {
         let mut from = self.from;
         loop {
             let to = (from + SPAN).min(self.to);
-            // SAFETY: passed on to the caller.
+            // SAFETY: guaranteed by the caller.
             unsafe {
                 let mut at = w;
                 for at in &mut at {
@@ -133,7 +133,7 @@ impl<X: Copy> Block<X> {
     /// As `spans`.
     #[inline(always)]
     unsafe fn tile<S: Simd, W: Weights<S, X = X>, const T: usize>(&self, s: S) {
-        // SAFETY: passed on to the caller; a unit has two groups.
+        // SAFETY: guaranteed by the caller; a unit has two groups.
         unsafe {
             let second = self.w.add(self.group);
             let (low, high) = (self.sums, self.sums.add(LANES));
@@ -152,7 +152,7 @@ impl<X: Copy> Block<X> {
     /// As `spans`, for both units.
     #[inline(always)]
     unsafe fn single_pair<S: Simd, W: Weights<S, X = X>>(&self, s: S) {
-        // SAFETY: passed on to the caller.
+        // SAFETY: guaranteed by the caller.
         unsafe {
             let w = [self.w, self.w.add(self.group), self.w.add(2 * self.group), self.w.add(3 * self.group)];
             let next = self.sums.add(self.unit);

@@ -1,15 +1,16 @@
-//! The bytes of a cache file: what a driver gave out, behind a header that says for whom and whether it is whole.
+//! The bytes of a cache file: the driver's data after a header that identifies the driver and allows checking
+//! integrity.
 //!
 //! `magic | SHA-256 of the adapter's identity | length of the data | SHA-256 of all of that and of the data | data`
 
 use hmac_sha256::Hash;
 
-/// Names the format with its version.
+/// The format and its version.
 const MAGIC: &[u8; 16] = b"qwen-pipelines 1";
 /// Bytes before the data.
 pub(super) const HEADER: usize = MAGIC.len() + 32 + 8 + 32;
 
-/// An adapter with its driver, as a digest.
+/// A digest of an adapter and its driver.
 pub(super) type Identity = [u8; 32];
 
 /// The identity of the adapter and the driver that `info` describes.
@@ -20,7 +21,7 @@ pub(super) fn identity(info: &wgpu::AdapterInfo) -> Identity {
     let fields: [&[u8]; 6] =
         [&vendor, &device, kind.as_bytes(), info.name.as_bytes(), info.driver.as_bytes(), info.driver_info.as_bytes()];
     for field in fields {
-        // With its length, so that no two lists of fields are the same bytes.
+        // Each field with its length, so that different lists of fields never give the same bytes.
         hash.update((field.len() as u64).to_le_bytes());
         hash.update(field);
     }
@@ -34,7 +35,7 @@ fn checksum(before: &[u8], data: &[u8]) -> [u8; 32] {
     hash.finalize()
 }
 
-/// The file of `data`, which the driver of `identity` gave out.
+/// The file for `data`, which came from the driver of `identity`.
 pub(super) fn encode(identity: &Identity, data: &[u8]) -> Vec<u8> {
     let mut file = Vec::with_capacity(HEADER + data.len());
     file.extend_from_slice(MAGIC);
@@ -46,7 +47,7 @@ pub(super) fn encode(identity: &Identity, data: &[u8]) -> Vec<u8> {
     file
 }
 
-/// The data of `file`, or why it is not what [`encode`] wrote for `identity`.
+/// The data of `file`, or why it was not written by [`encode`] for `identity`.
 pub(super) fn decode<'a>(identity: &Identity, file: &'a [u8]) -> Result<&'a [u8], String> {
     if file.len() < HEADER {
         return Err(format!("it has {} bytes, its header alone has {HEADER}", file.len()));

@@ -1,13 +1,15 @@
-//! A folder that only this user may write, and files in it that are read and replaced as a whole.
+//! A folder that only this user may write to, and files in it that are read and replaced as a whole.
 //!
 //! On Unix the folder is opened once, and its files are opened relative to that handle: neither the folder nor a file
-//! is reached through a symbolic link, and both have to belong to this user and be writable by nobody else. Elsewhere
-//! the folder lies in the user's profile, whose access list the system keeps; links are refused there too.
+//! is reached through a symbolic link, and both have to belong to this user and be writable by nobody else. On other
+//! systems the folder is in the user's profile, protected by its access control list; links are refused there too.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+
+use qwen_core::HumanBytes;
 
 /// An open folder.
 #[derive(Debug)]
@@ -18,7 +20,7 @@ pub(super) struct PrivateFolder {
 }
 
 impl PrivateFolder {
-    /// Open the folder at `path`; where it is missing it is created with access for this user only.
+    /// Open the folder at `path`; if it does not exist, create it with access for this user only.
     ///
     /// # Errors
     /// Why it is not used, as text.
@@ -29,8 +31,8 @@ impl PrivateFolder {
     /// The bytes of the file `name`, or `None` where there is no such file.
     ///
     /// # Errors
-    /// Why it is not read, as text: it is larger than `max_bytes`, another user could have written it, it is no regular
-    /// file, or the system refused.
+    /// Why it is not read, as text: it is larger than `max_bytes`, another user could have written it, it is not a
+    /// regular file, or the system refused.
     pub(super) fn read(&self, name: &str, max_bytes: u64) -> Result<Option<Vec<u8>>, String> {
         let explain = |reason: String| self.refusal(name, &reason);
         let file = match platform::open_file(self, name) {
@@ -45,7 +47,10 @@ impl PrivateFolder {
             file.take(max_bytes + 1).read_to_end(&mut bytes).map_err(|error| explain(error.to_string()))?;
         }
         match size.max(bytes.len() as u64) {
-            size if size > max_bytes => Err(explain(format!("it has {size} bytes, at most {max_bytes} are read"))),
+            size if size > max_bytes => {
+                let [size, most] = HumanBytes::compared(size, max_bytes);
+                Err(explain(format!("it has {size}, at most {most} are read")))
+            }
             _ => Ok(Some(bytes)),
         }
     }
@@ -55,16 +60,16 @@ impl PrivateFolder {
         format!("{}: {reason}", self.path.join(name).display())
     }
 
-    /// Replace the file `name` by one with these bytes, which only this user may read: written beside it and renamed, so
-    /// that another process reads the old file or the new one.
+    /// Replace the file `name` by one with these bytes, which only this user may read: written to a temporary file and
+    /// renamed, so that another process reads either the old file or the new one.
     ///
     /// # Errors
-    /// What the system said.
+    /// The system's error.
     pub(super) fn replace(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let beside = format!("{name}.{}.{}.tmp", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let written = match platform::create_file(self, &beside) {
-            // Left behind by an earlier process with the same number.
+            // Left behind by an earlier process with the same id.
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 platform::remove_file(self, &beside)?;
                 platform::create_file(self, &beside)
@@ -96,7 +101,7 @@ mod platform {
     }
 
     pub(super) fn open_file(folder: &PrivateFolder, name: &str) -> Result<Option<File>, String> {
-        // NONBLOCK: opening a pipe would wait for somebody who writes to it.
+        // NONBLOCK: opening a pipe would otherwise wait for a writer.
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let file = match rustix::fs::openat(&folder.handle, name, flags, Mode::empty()) {
             Ok(file) => file,
@@ -112,7 +117,7 @@ mod platform {
         Ok(Some(file.into()))
     }
 
-    /// Refuse what another user owns or may write.
+    /// Refuse files that another user owns or may write.
     fn check_owner(status: &Stat) -> Result<(), String> {
         let (owner, user) = (status.st_uid, rustix::process::geteuid().as_raw());
         let mode = status.st_mode & 0o777;
@@ -257,7 +262,7 @@ mod tests {
         refused("a link", "symbolic link");
         assert_eq!(std::fs::read(&target).unwrap(), b"elsewhere");
         std::fs::remove_file(&path).unwrap();
-        // A pipe that nobody writes to: opening it must not wait.
+        // A pipe without a writer: opening it must not wait.
         match std::process::Command::new("mkfifo").arg(&path).status() {
             Ok(status) if status.success() => refused("a pipe", "regular file"),
             _ => println!("skipped: `mkfifo` is not installed"),
@@ -288,8 +293,8 @@ mod tests {
         folder.replace("a", &[7; 100]).unwrap();
         assert_eq!(folder.read("a", 100), Ok(Some(vec![7; 100])));
         assert!(folder.read("a", 99).unwrap_err().contains("100 bytes, at most 99"));
-        // A terabyte that takes no place on the disk.
+        // A sparse file of a terabyte.
         File::create(scratch.0.join("huge")).unwrap().set_len(1 << 40).unwrap();
-        assert!(folder.read("huge", 100).unwrap_err().contains("1099511627776 bytes"));
+        assert!(folder.read("huge", 100).unwrap_err().contains("1.00 TiB"));
     }
 }

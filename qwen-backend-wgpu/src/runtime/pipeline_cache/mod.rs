@@ -1,14 +1,14 @@
-//! Compiled kernels on disk, so that the driver compiles each once: a file for each adapter and version of its driver.
+//! Compiled kernels on disk, so that the driver compiles each once: one file per adapter and driver version.
 //!
-//! Drivers expect that the bytes of a pipeline cache are their own: what they do with others is undefined, up to running
-//! them. So a file reaches the driver only if
+//! Drivers assume that they wrote the bytes of a pipeline cache themselves; with other bytes their behaviour is
+//! undefined, up to executing them. So a file is passed to the driver only if
 //!
-//! - it lies in a folder, and is a file, that belongs to this user and that nobody else may write (`folder.rs`);
-//! - its checksum says that it is whole, and that this adapter and this version of its driver gave it out (`entry.rs`).
+//! - the file and its folder belong to this user and nobody else may write them (`folder.rs`);
+//! - its checksum shows that it is intact, and that it came from this adapter and driver version (`entry.rs`).
 //!
 //! Any other file is ignored, with a reason that [`PipelineCache::refusal`] keeps, and replaced when the device is
-//! closed. The folder protects against other users. The checksum protects against damage; it is no secret, so neither
-//! protects against a program that runs as the same user, which could replace the program itself.
+//! closed. The folder protects against other users. The checksum protects against damage; it is not secret, so neither
+//! protects against a program that runs as the same user, which could replace this program as well.
 
 mod entry;
 mod folder;
@@ -18,21 +18,21 @@ use std::path::{Path, PathBuf};
 use entry::Identity;
 use folder::PrivateFolder;
 
-/// The largest file that is read or written. Drivers give out some megabytes for the kernels of this crate.
+/// The largest file that is read or written. Drivers return a few megabytes for the kernels of this crate.
 const MAX_FILE_BYTES: u64 = 64 << 20;
 
-/// The pipeline cache of an open device. Dropping it writes it back, unless it is still what was read.
+/// The pipeline cache of an open device. Dropping it writes it back, if it has changed since it was read.
 #[derive(Debug)]
 pub(crate) struct PipelineCache {
     pipelines: wgpu::PipelineCache,
-    /// `None` where the folder cannot be used.
+    /// `None` if the folder cannot be used.
     file: Option<CacheFile>,
     /// What the driver was given.
     read: Option<Vec<u8>>,
     refusal: Option<String>,
 }
 
-/// Where a cache lies on disk.
+/// The location of a cache on disk.
 #[derive(Debug)]
 struct CacheFile {
     folder: PrivateFolder,
@@ -49,8 +49,8 @@ impl CacheFile {
 }
 
 impl PipelineCache {
-    /// The cache for `device` in the user's cache folder, filled with what an earlier run left there. `None` where the
-    /// driver has no pipeline caches, or the user no such folder.
+    /// The cache for `device` in the user's cache folder, filled from an earlier run. `None` if the driver has no
+    /// pipeline caches, or the user no such folder.
     pub(crate) fn open(device: &wgpu::Device, adapter: &wgpu::Adapter) -> Option<Self> {
         Self::open_in(&user_folder()?, device, adapter)
     }
@@ -72,9 +72,9 @@ impl PipelineCache {
                 }
             }
         };
-        // SAFETY: the checksum of the file says that the bytes are what the driver of this adapter, in this version, gave
-        // out, and only this user may write the file. The driver checks a header of its own, as wgpu does before it, and
-        // `fallback` begins with an empty cache where that header does not fit.
+        // SAFETY: the checksum of the file shows that the bytes came from this version of this adapter's driver, and
+        // only this user may write the file. The driver also checks its own header, as wgpu does before it, and
+        // `fallback` starts with an empty cache if that header does not match.
         let pipelines = unsafe {
             device.create_pipeline_cache(&wgpu::PipelineCacheDescriptor {
                 label: Some("qwen"),
@@ -85,7 +85,7 @@ impl PipelineCache {
         Some(PipelineCache { pipelines, file, read, refusal })
     }
 
-    /// What the driver compiles into.
+    /// The cache for the driver.
     pub(crate) fn pipelines(&self) -> &wgpu::PipelineCache {
         &self.pipelines
     }
@@ -102,13 +102,13 @@ impl Drop for PipelineCache {
         let Some(data) = self.pipelines.get_data().filter(|data| self.read.as_ref() != Some(data)) else { return };
         let bytes = entry::encode(&file.identity, &data);
         if bytes.len() as u64 <= MAX_FILE_BYTES {
-            // A cache that cannot be written costs time at the next start, nothing else.
+            // A cache that cannot be written only costs time at the next start.
             let _ = file.folder.replace(&file.name, &bytes);
         }
     }
 }
 
-/// The file of an adapter with its driver, where the API has pipeline caches.
+/// The file name for an adapter and its driver, if the API has pipeline caches.
 fn file_name(info: &wgpu::AdapterInfo, identity: &Identity) -> Option<String> {
     let digest: String = identity[..8].iter().map(|byte| format!("{byte:02x}")).collect();
     Some(format!("{}_{digest}", wgpu::util::pipeline_cache_key(info)?))
@@ -130,7 +130,7 @@ mod tests {
     use crate::adapter;
     use qwen_core::backend::AdapterChoice;
 
-    /// What became of the file that a device found.
+    /// What happened to the file that a device found.
     struct Opened {
         path: PathBuf,
         /// What the driver was given.
@@ -216,7 +216,7 @@ mod tests {
             let replaced = compile(&folder).unwrap();
             assert!(replaced.read.is_some() && replaced.refusal.is_none(), "{what}: {:?}", replaced.refusal);
         }
-        // Larger than any cache, and without a place on the disk.
+        // A sparse file larger than any cache.
         std::fs::File::create(&path).unwrap().set_len(MAX_FILE_BYTES + 1).unwrap();
         let opened = compile(&folder).unwrap();
         assert!(opened.read.is_none() && opened.refusal.unwrap().contains("at most"));

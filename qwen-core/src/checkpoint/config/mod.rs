@@ -1,7 +1,7 @@
 //! `config.json`: the shape of a model and the constants of its layers.
 //!
-//! A [`Config`] exists only if the file made sense as a whole, so nothing behind it checks again. Not here: sampling
-//! defaults ([`crate::checkpoint::generation_config`]), the frequencies that the rope keys lead to
+//! A [`Config`] exists only if the file is consistent as a whole, so later code does not check again. Not here:
+//! sampling defaults ([`crate::checkpoint::generation_config`]), the frequencies that the rope keys lead to
 //! ([`crate::model::rope`]), and whether the tensors have these shapes (the model asks [`crate::checkpoint`] for each
 //! by shape).
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
@@ -19,13 +19,13 @@ use crate::checkpoint::json::{self, Fields};
 use crate::error::{Error, Result};
 use crate::numerics::encoding::Encoding;
 
-// Far above anything published. Within these bounds the bytes of all weights, and of the keys and values of the whole
-// context, fit in 63 bits: code behind the parser multiplies sizes without a thought of overflow.
+// Far above anything published. Within these bounds the bytes of all weights, and of the K/V of the whole context, fit
+// in 63 bits, so code after the parser can multiply sizes without overflow.
 pub(super) const MAX_WIDTH: usize = 1 << 20;
 pub(super) const MAX_LAYERS: usize = 1 << 12;
 pub(super) const MAX_VOCABULARY: usize = 1 << 24;
 
-/// The parameters of a Qwen2.5 model under the names that `config.json` has for them.
+/// The parameters of a Qwen2.5 model, under their names in `config.json`.
 ///
 /// ```
 /// use qwen_core::Config;
@@ -45,7 +45,8 @@ pub(super) const MAX_VOCABULARY: usize = 1 << 24;
 pub struct Config {
     /// Width of the residual stream.
     pub hidden_size: usize,
-    /// Inner width of the MLP. Trust this figure: official quantised 72B files are wider than the plain ones.
+    /// Inner width of the MLP. Use this value, not that of the model card: official quantised 72B files are wider than
+    /// the plain ones.
     pub intermediate_size: usize,
     /// Decoder layers.
     pub num_hidden_layers: usize,
@@ -53,28 +54,29 @@ pub struct Config {
     pub num_attention_heads: usize,
     /// Key and value heads; each serves `num_attention_heads / num_key_value_heads` query heads.
     pub num_key_value_heads: usize,
-    /// Width of a head: even, since rotary embedding turns its halves against each other.
+    /// Width of a head: even, since rotary embedding pairs its two halves.
     pub head_dim: usize,
-    /// Rows of the embedding table. More than there are tokens: the last ones are padding.
+    /// Rows of the embedding table. There are more rows than tokens: the last ones are padding.
     pub vocab_size: usize,
     /// Context without scaling; see [`Config::max_context`].
     pub max_position_embeddings: usize,
-    /// Added to the mean square in RMSNorm: 1e-6 or 1e-5, and not by size.
+    /// Added to the mean square in RMSNorm: 1e-6 or 1e-5, independent of the model's size.
     pub rms_norm_eps: f32,
     /// Base of the rotary wavelengths.
     pub rope_theta: f64,
     /// How the rotary frequencies are stretched.
     pub rope_scaling: RopeScaling,
-    /// The attention window, if `use_sliding_window` is true and a layer has it; never less than [`Config::max_context`], since a window
-    /// that binds is refused. `None` in every published file: there `sliding_window` is a figure without effect.
+    /// The attention window, if `use_sliding_window` is true and a layer has it; never less than
+    /// [`Config::max_context`], since a narrower window is refused. `None` in every published file: there
+    /// `sliding_window` has no effect.
     pub sliding_window: Option<usize>,
-    /// Whether the output head is the embedding table. If not the checkpoint has `lm_head.weight`.
+    /// Whether the output head is the embedding table. If not, the checkpoint has `lm_head.weight`.
     pub tie_word_embeddings: bool,
-    /// The id that documents would begin with. Qwen2.5 prepends none to prompts.
+    /// The id at the beginning of a document. Qwen2.5 prompts have none.
     pub bos_token_id: Option<u32>,
     /// Ids that end a generation; `generation_config.json` and the chat template may add more.
     pub eos_token_id: Vec<u32>,
-    /// What the file says of its tensors. A hint: each tensor states its own type.
+    /// The element type that the file claims. A hint: each tensor states its own type.
     pub torch_dtype: Option<Encoding>,
     /// How packed matrices are stored, if the checkpoint is a GPTQ or AWQ one.
     pub quantization: Option<Quantization>,
@@ -88,9 +90,9 @@ impl Config {
     ///
     /// # Errors
     /// [`Error::InvalidConfig`] names the key that is missing, malformed or contradicts another;
-    /// [`Error::Unsupported`] names what the file asks for and this library does not do: another architecture, another
-    /// activation, weights quantised by other methods than GPTQ and AWQ, sliding windows, dual-chunk attention, other
-    /// rope types.
+    /// [`Error::Unsupported`] names what the file asks for and this library does not support: another architecture,
+    /// another activation, weights quantised by other methods than GPTQ and AWQ, sliding windows, dual-chunk attention,
+    /// other rope types.
     pub fn from_json(path: impl AsRef<Path>, json: &str) -> Result<Self> {
         let path = path.as_ref();
         let value = json::parse(path, json)?;
@@ -118,7 +120,7 @@ impl Config {
             rope_scaling,
             sliding_window: sliding_window(fields, num_hidden_layers)?,
             tie_word_embeddings: fields.bool("tie_word_embeddings")?.unwrap_or(false),
-            // Nothing begins with it here, so no value of it is a reason to refuse a model.
+            // It is not used here, so no value of it is a reason to refuse a model.
             bos_token_id: fields.ids("bos_token_id").unwrap_or_default().first().copied(),
             eos_token_id: fields.ids("eos_token_id")?,
             torch_dtype: torch_dtype(fields),
@@ -151,14 +153,14 @@ impl Config {
         Config::from_json(path, &json::read_config(path)?)
     }
 
-    /// Turn static YaRN on, as the model cards say for long texts: `max_position_embeddings` stretched by `factor`.
-    /// Where the file already has YaRN only its factor changes.
+    /// Enable static YaRN, as the model cards advise for long texts: `max_position_embeddings` extended by `factor`. If
+    /// the file already has YaRN, only its factor changes.
     ///
-    /// The files of some base models state 131,072 positions already; for those
-    /// [`Config::with_rope_scaling`] sets the original context, 32,768, by hand.
+    /// The files of some base models already state 131,072 positions; for those, set the original context of 32,768
+    /// explicitly by [`Config::with_rope_scaling`].
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if `factor` is below 1 or stretches beyond any context.
+    /// [`Error::InvalidArgument`] if `factor` is below 1 or makes the context too long.
     pub fn with_yarn(self, factor: f64) -> Result<Self> {
         let yarn = match self.rope_scaling {
             RopeScaling::Yarn(yarn) => Yarn { factor, ..yarn },
@@ -182,7 +184,7 @@ impl Config {
         Ok(self)
     }
 
-    /// Positions that the model may be run with: with YaRN its factor times the original context, else
+    /// The longest context that the model may be run with: with YaRN its factor times the original context, else
     /// `max_position_embeddings`.
     pub fn max_context(&self) -> usize {
         match &self.rope_scaling {
@@ -209,7 +211,7 @@ impl Config {
 }
 
 fn num_key_value_heads(fields: &Fields<'_>, num_attention_heads: usize) -> Result<usize> {
-    // A head for each query head is what `null` has always meant; an absent key takes the same reading.
+    // `null` has always meant one K/V head per query head; an absent key is treated the same.
     let key = "num_key_value_heads";
     let kv_heads = fields.usize(key, 1, num_attention_heads)?.unwrap_or(num_attention_heads);
     if !num_attention_heads.is_multiple_of(kv_heads) {
@@ -236,14 +238,15 @@ fn head_dim(fields: &Fields<'_>, hidden_size: usize, num_attention_heads: usize)
 fn rms_norm_eps(fields: &Fields<'_>) -> Result<f32> {
     let key = "rms_norm_eps";
     let eps = fields.required(key, fields.f64(key, 0.0, 1.0)?)?;
-    // Rounded once, as every implementation that computes in f32 has it. Zero would divide by zero on a zero row.
+    // Rounded once to f32, as in every implementation that computes in f32. An epsilon of 0 would divide by zero on a
+    // zero row.
     match eps as f32 {
         eps if eps > 0.0 => Ok(eps),
         _ => Err(fields.error(key, format!("{eps:?} is 0 in f32"))),
     }
 }
 
-/// A hint, so that what is no name of a type says nothing.
+/// Only a hint, so an unknown type name is ignored.
 fn torch_dtype(fields: &Fields<'_>) -> Option<Encoding> {
     let name = ["dtype", "torch_dtype"].iter().find_map(|key| fields.str(key).ok().flatten());
     match name.map(|name| name.trim_start_matches("torch."))? {
@@ -254,7 +257,7 @@ fn torch_dtype(fields: &Fields<'_>) -> Option<Encoding> {
     }
 }
 
-/// Refuse by name what would otherwise run and be wrong.
+/// Refuse by name what would otherwise run and give wrong results.
 fn refuse_unsupported(fields: &Fields<'_>) -> Result<()> {
     let key = "model_type";
     let model_type = fields.required(key, fields.str(key)?)?;
@@ -300,7 +303,7 @@ fn refuse_unsupported(fields: &Fields<'_>) -> Result<()> {
 fn sliding_window(fields: &Fields<'_>, num_hidden_layers: usize) -> Result<Option<usize>> {
     let is_on = fields.bool("use_sliding_window")? == Some(true);
     if let Some(layer_types) = fields.get("layer_types").and_then(|value| value.as_array()) {
-        // The newer key says for each layer what `max_window_layers` says for all.
+        // The newer key `layer_types` says for each layer what `max_window_layers` says for all.
         let kinds = layer_types.iter().take(num_hidden_layers);
         return match kinds.into_iter().find(|kind| *kind != "full_attention") {
             None => Ok(None),
@@ -315,7 +318,8 @@ fn sliding_window(fields: &Fields<'_>, num_hidden_layers: usize) -> Result<Optio
             }
         };
     }
-    // Layers from this one on have the window. In published files it often is the number of layers: none has.
+    // Layers from this one on have the window. In published files it is often the number of layers, so that none has
+    // it.
     if !is_on || fields.usize("max_window_layers", 0, usize::MAX)?.unwrap_or(MAX_WINDOW_LAYERS) >= num_hidden_layers {
         return Ok(None);
     }
@@ -325,10 +329,10 @@ fn sliding_window(fields: &Fields<'_>, num_hidden_layers: usize) -> Result<Optio
     }
 }
 
-/// What transformers takes where `max_window_layers` is absent.
+/// The default of transformers if `max_window_layers` is absent.
 const MAX_WINDOW_LAYERS: usize = 28;
 
-/// What transformers takes where `sliding_window` is absent and not `null`.
+/// The default of transformers if `sliding_window` is absent (rather than `null`).
 const SLIDING_WINDOW: usize = 4096;
 
 const FULL_ATTENTION: &str = "attention over the whole context is computed in every layer";

@@ -13,13 +13,13 @@ use crate::checkpoint::json::{self, Fields};
 use crate::error::Result;
 use crate::numerics::encoding::GroupBits;
 
-/// What to use in place of files that are not read.
+/// What to use in place of files that are not supported.
 const ADVICE: &str = "use the GPTQ, AWQ, GGUF or 16-bit files of the same model";
 
 /// Groups are read in multiples of this many columns.
 const GROUP_UNIT: usize = 32;
 
-/// How the packed matrices of a checkpoint are stored, under the names that the files have for it.
+/// How the packed matrices of a checkpoint are stored, under the names used in the files.
 ///
 /// ```
 /// use qwen_core::checkpoint::config::{GptqFormat, QuantMethod, Quantization};
@@ -36,17 +36,18 @@ const GROUP_UNIT: usize = 32;
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Quantization {
-    /// Which of the methods, with what only that one has.
+    /// The method, with its specific options.
     pub method: QuantMethod,
     /// Width of the codes.
     pub bits: GroupBits,
     /// Input features that share a scale and a zero point: a multiple of 32. `None`, -1 in the file, is all of them.
     pub group_size: Option<u32>,
-    /// Parts of the names of modules that were left in 16 bits. A hint: the tensors say of each matrix what it is.
+    /// Parts of the names of modules that were left in 16 bits. A hint: the tensors themselves show which matrices are
+    /// packed.
     pub modules_to_not_convert: Vec<String>,
 }
 
-/// The methods whose files are read.
+/// The supported methods.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum QuantMethod {
@@ -54,16 +55,16 @@ pub enum QuantMethod {
     Gptq {
         /// What a stored zero point means.
         checkpoint_format: GptqFormat,
-        /// Whether columns were quantised in the order of their importance: `g_idx` says the group of each.
+        /// Whether columns were quantised in the order of their importance: `g_idx` has the group of each column.
         desc_act: bool,
-        /// Whether all zero points are the middle code. A hint: they are stored all the same.
+        /// Whether all zero points are the middle code. A hint: they are stored in any case.
         sym: bool,
     },
-    /// AWQ in the layout "gemm": codes packed along the output features, in an order of their own.
+    /// AWQ in the layout "gemm": codes packed along the output features, in an interleaved order.
     Awq,
 }
 
-/// The generations of GPTQ files.
+/// The versions of GPTQ files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum GptqFormat {
     /// `gptq`: the stored zero point is one less than the code that stands for zero, and wraps below 0.
@@ -73,12 +74,12 @@ pub enum GptqFormat {
 }
 
 impl Quantization {
-    /// Parse the text of a `quantize_config.json`, which older GPTQ checkpoints have beside a `config.json` that does
-    /// not mention their quantisation. `path` is only for errors.
+    /// Parse the text of a `quantize_config.json`, which older GPTQ checkpoints have in addition to a `config.json`
+    /// that does not mention quantisation. `path` is only for errors.
     ///
     /// # Errors
     /// [`InvalidConfig`](crate::Error::InvalidConfig) names the key that is missing or malformed;
-    /// [`Unsupported`](crate::Error::Unsupported) names the method or the layout that is not read, and what to use.
+    /// [`Unsupported`](crate::Error::Unsupported) names the unsupported method or layout, and what to use.
     pub fn from_json(path: impl AsRef<Path>, json: &str) -> Result<Self> {
         let path = path.as_ref();
         let value = json::parse(path, json)?;
@@ -107,7 +108,7 @@ pub(super) fn parse(fields: &Fields<'_>, default: Option<&str>) -> Result<Quanti
     }
 }
 
-/// Why files of a method are not read, and what to use.
+/// Why files of a method are not supported, and what to use.
 fn reason(method: Option<&str>) -> String {
     let why = match method {
         None => "only \"gptq\" and \"awq\" are read",
@@ -188,7 +189,7 @@ fn awq(fields: &Fields<'_>) -> Result<Quantization> {
     })
 }
 
-/// The first of `keys` that is there, and its value in lower case.
+/// The first of `keys` that is present, and its value in lower case.
 fn layout(fields: &Fields<'_>, keys: &[&'static str], default: &str) -> Result<(&'static str, String)> {
     for key in keys {
         if let Some(name) = fields.str(key)? {
@@ -217,8 +218,8 @@ fn group_size(fields: &Fields<'_>) -> Result<Option<u32>> {
     Ok(Some(group_size as u32))
 }
 
-/// GPTQModel's exceptions by patterns of module names. Those that leave modules out are told by the tensors; those that
-/// change how modules are packed would need the patterns.
+/// GPTQModel's exceptions by patterns of module names. Exceptions that leave modules unpacked show in the tensors;
+/// those that change how modules are packed would require evaluating the patterns.
 fn dynamic(fields: &Fields<'_>, bits: GroupBits, group_size: Option<u32>) -> Result<()> {
     let rules = match fields.get("dynamic") {
         None => return Ok(()),

@@ -1,7 +1,7 @@
-//! The rope keys of `config.json`: which frequencies the checkpoint rotates with, in the old style and the new.
+//! The rope keys of `config.json` in the old and the new style: the rotary frequencies of the checkpoint.
 //!
 //! Old files (transformers 4) write `rope_theta` and `rope_scaling` side by side at top level; new ones (5) nest both in
-//! `rope_parameters`. What is done with the result lives in [`crate::model::rope`].
+//! `rope_parameters`. The result is used in [`crate::model::rope`].
 
 use crate::checkpoint::json::Fields;
 use crate::error::Result;
@@ -9,11 +9,11 @@ use crate::error::Result;
 /// Far above any published context.
 pub(in crate::checkpoint) const MAX_POSITIONS: usize = 1 << 27;
 
-/// How rotary frequencies are stretched beyond the context that the model was trained on.
+/// How rotary frequencies are scaled beyond the context that the model was trained on.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 #[non_exhaustive]
 pub enum RopeScaling {
-    /// Not at all.
+    /// No scaling.
     #[default]
     None,
     /// YaRN: see [`Yarn`].
@@ -21,8 +21,8 @@ pub enum RopeScaling {
 }
 
 /// YaRN, "YaRN: Efficient Context Window Extension of Large Language Models" (arXiv 2309.00071), with the keys that
-/// transformers reads. It is static: once on it also applies to short texts, which is why Qwen2.5's model cards advise it
-/// only where long ones are needed.
+/// transformers reads. It is static: once enabled it also applies to short texts, which is why Qwen2.5's model cards
+/// advise it only if long ones are needed.
 ///
 /// ```
 /// use qwen_core::checkpoint::config::Yarn;
@@ -34,15 +34,15 @@ pub enum RopeScaling {
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
 pub struct Yarn {
-    /// By how much the context is stretched. The written value holds, whatever `max_position_embeddings` suggests.
+    /// By how much the context is extended. This value is used, whatever `max_position_embeddings` suggests.
     pub factor: f64,
-    /// The context of training, which is stretched.
+    /// The context of training, which is extended.
     pub original_max_position_embeddings: usize,
-    /// Dimensions that turn at least this often over the original context keep their frequency.
+    /// Dimensions with at least this many rotations over the original context keep their frequency.
     pub beta_fast: f64,
-    /// Dimensions that turn at most this often over the original context are interpolated in full.
+    /// Dimensions with at most this many rotations over the original context are fully interpolated.
     pub beta_slow: f64,
-    /// Factor of cos and sin; computed from `factor` where the file has none.
+    /// Factor on cos and sin; computed from `factor` if the file has none.
     pub attention_factor: Option<f64>,
     /// With `mscale_all_dim`, another form of the attention factor.
     pub mscale: Option<f64>,
@@ -53,7 +53,7 @@ pub struct Yarn {
 }
 
 impl Yarn {
-    /// YaRN as the model cards write it: everything but the two required keys at the paper's values.
+    /// YaRN as on the model cards: all keys except the two required ones have the paper's values.
     pub fn new(factor: f64, original_max_position_embeddings: usize) -> Self {
         Yarn {
             factor,
@@ -67,12 +67,12 @@ impl Yarn {
         }
     }
 
-    /// Positions that the stretched context holds: `factor * original_max_position_embeddings`.
+    /// Positions of the extended context: `factor * original_max_position_embeddings`.
     pub fn max_context(&self) -> usize {
         (self.factor * self.original_max_position_embeddings as f64) as usize
     }
 
-    /// What cos and sin are multiplied with: the written factor, else the ratio of both `mscale`s, else the paper's
+    /// The factor on cos and sin: the one in the file, else the ratio of both `mscale`s, else the paper's
     /// `0.1 ln(factor) + 1`.
     pub fn attention_factor(&self) -> f64 {
         let mscale = |weight: f64| if self.factor <= 1.0 { 1.0 } else { 0.1 * weight * self.factor.ln() + 1.0 };
@@ -85,7 +85,7 @@ impl Yarn {
         }
     }
 
-    /// The first field that is out of its bounds, with the reason.
+    /// The first field that is out of range, with the reason.
     pub(in crate::checkpoint) fn check(&self) -> Result<(), (&'static str, String)> {
         let positive = |value: f64| value > 0.0 && value.is_finite();
         let bound = MAX_POSITIONS as f64;
@@ -107,7 +107,7 @@ impl Yarn {
             let (fast, slow) = (self.beta_fast, self.beta_slow);
             return Err(("beta_fast", format!("expected at least beta_slow ({slow:?}), found {fast:?}")));
         }
-        // Beyond this cosines and sines would leave the range of f32, and nothing sane is near it.
+        // Beyond this cosines and sines would leave the range of f32, and no sane value is near it.
         let scales = |factor: f64| (1e-6..=1e6).contains(&factor);
         if self.attention_factor.is_some_and(|factor| !scales(factor)) {
             let reason = format!("expected a number of 1e-6 to 1e6, found {:?}", self.attention_factor);
@@ -149,7 +149,7 @@ pub(super) fn parse(fields: &Fields<'_>, max_position_embeddings: usize) -> Resu
 }
 
 fn theta(fields: &Fields<'_>) -> Result<Option<f64>> {
-    // At 1 and below every frequency is the same or grows; the correction range of YaRN divides by ln(theta).
+    // At 1 and below, frequencies do not decrease; the correction range of YaRN divides by ln(theta).
     let theta = fields.f64("rope_theta", 1.0, 1e30)?;
     if theta == Some(1.0) {
         return Err(fields.error("rope_theta", "expected a number above 1, found 1"));
@@ -158,7 +158,7 @@ fn theta(fields: &Fields<'_>) -> Result<Option<f64>> {
 }
 
 fn kind(fields: &Fields<'_>, max_position_embeddings: usize) -> Result<RopeScaling> {
-    // transformers 4 let `type` win over `rope_type`, 5 the reverse: a file where they differ means two models.
+    // In transformers 4 `type` overrides `rope_type`, in 5 the reverse: a file where they differ is ambiguous.
     let (key, name) = match (fields.str("rope_type")?, fields.str("type")?) {
         (Some(new), Some(old)) if new != old => {
             return Err(fields.error("rope_type", format!("is {new:?} while `type` is {old:?}: keep one of them")));

@@ -1,7 +1,7 @@
-//! The keys of a GGUF file that describe the model: the same [`Config`] and [`GenerationConfig`] that the JSON files of
-//! other checkpoints lead to, with the same bounds.
+//! The keys of a GGUF file that describe the model: parsed to the same [`Config`] and [`GenerationConfig`] as the JSON
+//! files of other checkpoints, with the same bounds.
 //!
-//! What a file leaves out has the value that llama.cpp takes for it, since that is what its maker saw.
+//! Missing keys have llama.cpp's defaults, since the file was tested with those.
 
 use std::path::Path;
 
@@ -12,18 +12,18 @@ use crate::checkpoint::generation_config::{GenerationConfig, set};
 use crate::engine::sampling::SamplingParams;
 use crate::error::{Error, Result};
 
-/// The only architecture that is run.
+/// The only supported architecture.
 const ARCHITECTURE: &str = "qwen2";
 
-/// Control tokens that end an answer under whatever key a file has for them, or none: `<|im_end|>` ends a turn and
-/// `<|endoftext|>` a document. Published `generation_config.json` name both, GGUF files have room for one.
+/// Control tokens that end an answer, whether or not a key of the file names them: `<|im_end|>` ends a turn and
+/// `<|endoftext|>` a document. Published `generation_config.json` files name both; GGUF files have room for one.
 const END_MARKS: [&str; 2] = ["<|im_end|>", "<|endoftext|>"];
 
-/// What `tokenizer.ggml.token_type` has for a control token.
+/// The value of `tokenizer.ggml.token_type` for a control token.
 const CONTROL: i32 = 3;
 
-/// The configuration of a model whose embedding table has `vocab_size` rows, and which has an output matrix of its own
-/// unless `tied`.
+/// The configuration of a model whose embedding table has `vocab_size` rows, and which has its own output matrix unless
+/// `tied`.
 pub(super) fn config(path: &Path, metadata: &Metadata, vocab_size: Option<usize>, tied: bool) -> Result<Config> {
     let keys = &Keys { path, metadata };
     let required = |key: &str, max| keys.required(key, keys.usize(key, 1, max)?);
@@ -58,15 +58,15 @@ pub(super) fn config(path: &Path, metadata: &Metadata, vocab_size: Option<usize>
     }
 }
 
-/// The number of layers, of a model that is run at all.
+/// The number of layers, if the model is supported at all.
 pub(super) fn layers(path: &Path, metadata: &Metadata) -> Result<usize> {
     let (keys, key) = (&Keys { path, metadata }, "qwen2.block_count");
     refuse_unsupported(keys)?;
     keys.required(key, keys.usize(key, 1, MAX_LAYERS)?)
 }
 
-/// How the file wants the model to be sampled, and which tokens end an answer. Advice that is malformed stops nobody who
-/// does not follow it.
+/// The file's sampling defaults, and the tokens that end an answer. A malformed value affects only requests that use
+/// it.
 pub(super) fn generation_config(path: &Path, metadata: &Metadata) -> Result<GenerationConfig> {
     let keys = &Keys { path, metadata };
     let mut config = GenerationConfig::default();
@@ -78,7 +78,7 @@ pub(super) fn generation_config(path: &Path, metadata: &Metadata) -> Result<Gene
     };
     let (low, high) = SamplingParams::REPETITION_PENALTY.into_inner();
     let temperature = float("temp", 0.0, f32::MAX);
-    // llama.cpp takes the likeliest token at 0.
+    // llama.cpp takes the most likely token at 0.
     config.do_sample = matches!(temperature, Ok(Some(temperature)) if temperature > 0.0);
     set(&mut config.temperature, faults, path, "temperature", temperature);
     if let Some(fault) = faults.first().cloned() {
@@ -116,7 +116,7 @@ fn vocab_size(keys: &Keys<'_>, rows: Option<usize>) -> Result<usize> {
             let reason = format!("has {tokens} tokens, the embedding table only {rows} rows: the file is damaged");
             return Err(keys.error(key, reason));
         }
-        // What the table has more than tokens is padding.
+        // Rows of the table beyond the tokens are padding.
         (Some(rows), _) => rows,
         (None, tokens) => keys.required(key, tokens)?,
     };
@@ -169,7 +169,7 @@ fn rms_norm_eps(keys: &Keys<'_>) -> Result<f32> {
 
 fn rope_theta(keys: &Keys<'_>) -> Result<f64> {
     let key = "qwen2.rope.freq_base";
-    // At 1 and below no frequency is slower than another; the correction range of YaRN divides by ln(theta).
+    // At 1 and below, frequencies do not decrease; the correction range of YaRN divides by ln(theta).
     match keys.f64(key, 1.0, 1e30)?.unwrap_or(10_000.0) {
         1.0 => Err(keys.error(key, "expected a number above 1, found 1")),
         theta => Ok(theta),
@@ -208,7 +208,7 @@ fn yarn(keys: &Keys<'_>, factor: f64, max_position_embeddings: usize) -> Result<
     if let Some(weight) = float("yarn_log_multiplier")?.filter(|weight| *weight != 0.0) {
         (yarn.mscale, yarn.mscale_all_dim) = (Some(1.0), Some(weight));
     }
-    // Here it is a factor beside the one that follows from the stretch, in `config.json` it stands in its place.
+    // Here it multiplies the factor computed from the scaling; in `config.json` it replaces that factor.
     yarn.attention_factor = float("attn_factor")?.map(|factor| factor * yarn.attention_factor());
     for name in ["yarn_ext_factor", "yarn_attn_factor"] {
         if let Some(value) = float(name)?.filter(|value| *value != 1.0) {
@@ -230,7 +230,8 @@ fn yarn(keys: &Keys<'_>, factor: f64, max_position_embeddings: usize) -> Result<
     Ok(yarn)
 }
 
-/// Refuse by name what would otherwise run and be wrong. `attention.sliding_window` has no effect in this architecture.
+/// Refuse by name what would otherwise run and give wrong results. `attention.sliding_window` has no effect in this
+/// architecture.
 fn refuse_unsupported(keys: &Keys<'_>) -> Result<()> {
     let key = "general.architecture";
     let architecture = keys.required(key, keys.str(key)?)?;

@@ -1,7 +1,7 @@
-//! The keys that describe a model, from the configuration that it has: the inverse of `config`.
+//! The keys that describe a model, from its configuration: the inverse of `config`.
 //!
-//! Keys and types are those that llama.cpp and the Python package `gguf` read. What they leave no room for is refused,
-//! so that a file never means another model than the one that it was made of.
+//! Keys and types are those that llama.cpp and the Python package `gguf` read. What they cannot express is refused, so
+//! that a file never describes another model than the one it was made from.
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 use super::metadata::{Metadata, Value};
@@ -27,7 +27,8 @@ use crate::error::{Error, Result};
 /// ```
 ///
 /// # Errors
-/// [`Error::Unsupported`] for YaRN whose ramp is not rounded to whole dimensions (`truncate`), which GGUF cannot say.
+/// [`Error::Unsupported`] for YaRN whose ramp is not rounded to whole dimensions (`truncate`), which GGUF cannot
+/// express.
 pub fn describe(config: &Config, generation: &GenerationConfig) -> Result<Metadata> {
     let mut metadata = Metadata::default();
     let text = |text: &str| Value::String(text.into());
@@ -65,7 +66,7 @@ fn describe_yarn(yarn: &Yarn, metadata: &mut Metadata) -> Result<()> {
     set("type", Value::String("yarn".into()));
     set("factor", Value::F32(yarn.factor as f32));
     set("original_context_length", count(yarn.original_max_position_embeddings)?);
-    // What a file without the other keys means.
+    // The meaning of a file without the other keys.
     let plain = Yarn::new(yarn.factor, yarn.original_max_position_embeddings);
     for (name, value, default) in
         [("yarn_beta_fast", yarn.beta_fast, plain.beta_fast), ("yarn_beta_slow", yarn.beta_slow, plain.beta_slow)]
@@ -80,7 +81,7 @@ fn describe_yarn(yarn: &Yarn, metadata: &mut Metadata) -> Result<()> {
     Ok(())
 }
 
-/// The advice on sampling, as far as it differs from what a file without it means.
+/// The sampling defaults, as far as they differ from those of a file without the keys.
 fn describe_sampling(generation: &GenerationConfig, metadata: &mut Metadata) {
     let default = GenerationConfig::default();
     let mut set = |name: &str, value: Value| metadata.insert(format!("general.sampling.{name}"), value);
@@ -88,7 +89,7 @@ fn describe_sampling(generation: &GenerationConfig, metadata: &mut Metadata) {
         set("temp", Value::F32(generation.temperature));
     }
     if generation.top_k != default.top_k {
-        // So many that none is left out.
+        // Large enough to keep all tokens.
         set("top_k", Value::I32(i32::try_from(generation.top_k).unwrap_or(0)));
     }
     for (name, value, default) in [

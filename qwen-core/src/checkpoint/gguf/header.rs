@@ -1,4 +1,4 @@
-//! The header of a GGUF file: metadata, then where each tensor lies.
+//! The header of a GGUF file: metadata, then the position of each tensor.
 //!
 //! ```text
 //! "GGUF"  version u32  tensors u64  entries u64
@@ -17,15 +17,16 @@ use crate::checkpoint::files::invalid;
 use crate::checkpoint::header::TensorInfo;
 use crate::checkpoint::shard::Shard;
 use crate::error::{Error, Result};
+use crate::numerics::human_bytes::HumanBytes;
 use crate::numerics::size;
 
 /// The bytes that every file begins with.
 pub(super) const MAGIC: [u8; 4] = *b"GGUF";
 
-/// Key of the multiple that tensors begin at.
+/// The key of the alignment of tensors.
 const ALIGNMENT: &str = "general.alignment";
 
-/// What it is where the key is absent.
+/// The alignment if the key is absent.
 const DEFAULT_ALIGNMENT: u64 = 32;
 
 /// The most dimensions of a tensor.
@@ -64,19 +65,19 @@ const LEAST_TENSOR_BYTES: u64 = 8 + 4 + 4 + 8;
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Header {
-    /// What the file says of itself.
+    /// The metadata of the file.
     pub metadata: Metadata,
-    /// The tensors under the file's own names, in the order in which they lie in the file.
+    /// The tensors under the file's own names, in the order of their data in the file.
     pub tensors: Vec<TensorInfo>,
 }
 
 impl Header {
     /// Parse the header of `file`, the bytes of a whole file. `path` is only for errors. The tensors' bytes are not
-    /// looked at.
+    /// examined.
     ///
     /// # Errors
-    /// [`Error::InvalidFile`] with the key or the tensor at fault; [`Error::Unsupported`] for versions and byte orders
-    /// that are not read.
+    /// [`Error::InvalidFile`] with the key or the tensor at fault; [`Error::Unsupported`] for unsupported versions and
+    /// byte orders.
     pub fn parse(path: &Path, file: &[u8]) -> Result<Self> {
         Header::read_from(path, &file)
     }
@@ -139,7 +140,7 @@ struct Entry {
     /// Outermost first.
     shape: Vec<usize>,
     kind: u32,
-    /// From the beginning of the data.
+    /// Relative to the beginning of the data.
     offset: u64,
 }
 
@@ -162,7 +163,7 @@ impl Entry {
         Ok(Entry { name, shape, kind: reader.u32()?, offset: reader.u64()? })
     }
 
-    /// Bytes that it takes; `None` for a type that models are not run from, whose size is nobody's concern.
+    /// Its size in bytes; `None` for an unsupported type, whose size does not matter.
     fn bytes(&self, path: &Path) -> Result<Option<u64>> {
         let Some(encoding) = types::encoding(self.kind) else { return Ok(None) };
         let (cols, rows) = self.shape.split_last().map_or((1, &[][..]), |(cols, rows)| (*cols, rows));
@@ -183,8 +184,8 @@ impl Entry {
     }
 }
 
-/// Check that the entries lie at multiples of the alignment within the bytes from `data` to the file's end at `len`, one
-/// after the other. Between them there may be anything.
+/// Check that the entries are aligned, within the bytes from `data` to the file's end at `len`, and do not overlap.
+/// There may be gaps between them.
 fn lay_out(path: &Path, entries: Vec<Entry>, data: u64, alignment: u64, len: u64) -> Result<Vec<TensorInfo>> {
     let mut names = HashSet::with_capacity(entries.len());
     if let Some(entry) = entries.iter().find(|entry| !names.insert(entry.name.as_str())) {
@@ -201,7 +202,7 @@ fn lay_out(path: &Path, entries: Vec<Entry>, data: u64, alignment: u64, len: u64
         match start.and_then(|start| start.checked_add(bytes.unwrap_or(0)).filter(|end| *end <= len).and(Some(start))) {
             Some(start) => placed.push((start, bytes, entry)),
             None => {
-                let what = bytes.map_or("its bytes".into(), |bytes| format!("its {bytes} bytes"));
+                let what = bytes.map_or("its bytes".into(), |bytes| format!("its {}", HumanBytes(bytes)));
                 let reason = format!("{what} at {offset} from {data} on lie beyond the file's end at {len}");
                 return Err(entry.error(path, reason));
             }
@@ -215,7 +216,7 @@ fn lay_out(path: &Path, entries: Vec<Entry>, data: u64, alignment: u64, len: u64
             let reason = format!("begins at {start}, within the bytes of `{}`", shown(&other.name));
             return Err(entry.error(path, reason));
         }
-        // Of a size that is not known all is taken up to the next one.
+        // A tensor of unknown size is assumed to extend to the next one.
         let end = bytes.map_or(next, |bytes| start.saturating_add(bytes));
         let Entry { name, shape, kind, .. } = entry;
         tensors.push(TensorInfo { name, alias: None, dtype: types::name(kind).into_owned(), shape, range: start..end });

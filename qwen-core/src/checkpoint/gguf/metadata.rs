@@ -1,6 +1,6 @@
-//! What a GGUF file says of itself: values of a few types by their keys.
+//! The metadata of a GGUF file: values of a few types by key.
 //!
-//! What lives here: the types, and reading them by key. Not here: what keys mean ([`super::config`] for the model's, the
+//! Here: the types, and reading them by key. Not here: what keys mean ([`super::config`] for the model's, the
 //! text layer for those that begin with `tokenizer.`).
 
 use std::collections::BTreeMap;
@@ -9,7 +9,7 @@ use super::reader::{Reader, shown};
 use super::strings::Strings;
 use crate::error::Result;
 
-/// Arrays within arrays are read to this depth. No published file nests any.
+/// The maximum nesting of arrays. Published files have no nested ones.
 const MAX_DEPTH: usize = 4;
 
 /// The metadata of a GGUF file.
@@ -76,7 +76,7 @@ impl Metadata {
         self.entries.get(key)
     }
 
-    /// Set the value of `key`; what it was before comes back.
+    /// Set the value of `key` and return the previous one.
     ///
     /// ```
     /// use qwen_core::checkpoint::gguf::{Metadata, Value};
@@ -115,22 +115,22 @@ impl Metadata {
         }
     }
 
-    /// A whole number, of whichever integer type the file has, where it fits.
+    /// A whole number of any integer type, if it fits.
     pub fn get_u32(&self, key: &str) -> Option<u32> {
         u32::try_from(self.get(key)?.as_u64()?).ok()
     }
 
-    /// A whole number, of whichever integer type the file has, where it is not negative.
+    /// A whole number of any integer type, if it is not negative.
     pub fn get_u64(&self, key: &str) -> Option<u64> {
         self.get(key)?.as_u64()
     }
 
-    /// The id of a token; none where the file has -1 or the largest 32-bit number, which stand for that.
+    /// A token id; `None` if the file has -1 or the largest 32-bit number, which both mean "none".
     pub fn token_id(&self, key: &str) -> Option<u32> {
         self.get_u32(key).filter(|id| *id != u32::MAX)
     }
 
-    /// A number of either width.
+    /// A float of either width.
     pub fn get_f64(&self, key: &str) -> Option<f64> {
         match self.get(key)? {
             Value::F32(value) => Some((*value).into()),
@@ -163,7 +163,7 @@ impl Metadata {
         }
     }
 
-    /// Append all entries as a file has them.
+    /// Append all entries in the file's format.
     pub(super) fn write(&self, out: &mut Vec<u8>) {
         for (key, value) in &self.entries {
             write_string(key, out);
@@ -188,7 +188,7 @@ impl Metadata {
 }
 
 impl Value {
-    /// A whole number of any integer type, where it is not negative.
+    /// A whole number of any integer type, if it is not negative.
     pub fn as_u64(&self) -> Option<u64> {
         match *self {
             Value::U8(value) => Some(value.into()),
@@ -321,7 +321,7 @@ impl Array {
         }
     }
 
-    /// Read an array that lies within `depth - 1` others.
+    /// Read an array that is nested in `depth - 1` others.
     fn read(reader: &mut Reader<'_>, depth: usize) -> Result<Self> {
         if depth > MAX_DEPTH {
             return Err(reader.error(format!("lists lie within lists to a depth of more than {MAX_DEPTH}")));
@@ -337,7 +337,7 @@ impl Array {
             7 => Array::Bool(reader.numbers(|[byte]: [u8; 1]| byte != 0)?),
             8 => Array::String(Strings::read(reader)?),
             9 => {
-                // The type and the count of each.
+                // At least a type and a count each.
                 let count = reader.count(12, size_of::<Array>())?;
                 Array::Array((0..count).map(|_| Array::read(reader, depth + 1)).collect::<Result<_>>()?)
             }
@@ -349,7 +349,7 @@ impl Array {
     }
 }
 
-/// A string as files have it: its length and its bytes.
+/// A string in the file's format: its length and its bytes.
 pub(super) fn write_string(text: &str, out: &mut Vec<u8>) {
     out.extend((text.len() as u64).to_le_bytes());
     out.extend(text.as_bytes());

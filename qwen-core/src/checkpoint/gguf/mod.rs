@@ -1,13 +1,12 @@
 //! GGUF: one file, or a few, that hold a whole model.
 //!
-//! What lives here: the header of a file ([`Header`]), what it says of itself ([`Metadata`]), the files of a split model,
-//! a [`Checkpoint`] made of them (the same as any other, with its tensors under their published names), and writing such
-//! a file ([`GgufWriter`]). Not here: the
-//! blocks that the types consist of ([`crate::numerics::encoding`]), and the vocabulary that the metadata holds (the text
-//! layer).
+//! Here: the header of a file ([`Header`]), its metadata ([`Metadata`]), the files of a split model, a [`Checkpoint`]
+//! made of them (the same as any other, with its tensors under their published names), and writing such a file
+//! ([`GgufWriter`]). Not here: the block encodings ([`crate::numerics::encoding`]), and the vocabulary in the metadata
+//! (the text layer).
 //!
-//! Reading a header never reads a tensor. Whatever a header states is compared with the length of the file and with a
-//! budget of memory before anything is allocated for it.
+//! Reading a header never reads a tensor. Every size in a header is compared with the length of the file and with a
+//! memory budget before anything is allocated for it.
 
 mod config;
 mod describe;
@@ -39,7 +38,7 @@ use super::{Checkpoint, Promises, Stored};
 use crate::error::{Error, Result};
 
 impl Checkpoint {
-    /// Open the GGUF model that `file` is or is a part of; `path` is what the caller gave.
+    /// Open the GGUF model of which `file` is the whole or a part; `path` is the caller's path.
     pub(super) fn open_gguf(path: &Path, file: &Path) -> Result<Self> {
         let mut parts = parts::open(file)?;
         let metadata = parts.first_mut().map(|first| std::mem::take(&mut first.header.metadata)).unwrap_or_default();
@@ -63,7 +62,7 @@ impl Checkpoint {
             Some((_, [rows, _])) => Some(*rows),
             Some((table, _)) => return Err(table.mismatch("a matrix".into())),
         };
-        // An output matrix is there to be used, also in files of models whose configuration says that they are tied.
+        // An output matrix in the file is used, even for models that are normally tied.
         let tied = !by_name.contains_key(names::LM_HEAD);
         let generation_config = config::generation_config(file, &metadata)?;
         Ok(Checkpoint {
@@ -84,7 +83,7 @@ impl Checkpoint {
     }
 }
 
-/// Whatever the model is not computed with changes what the file means, and nobody would notice that it is left out.
+/// The error for a tensor that the model does not use: ignoring it would silently change what the file means.
 fn unknown(shard: &Shard, info: &TensorInfo, layers: usize) -> Error {
     let what = format!("tensor `{}` ({})", reader::shown(&info.name), shard.path().display());
     let reason = format!(

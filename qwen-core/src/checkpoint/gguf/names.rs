@@ -1,7 +1,7 @@
-//! The names of a model's tensors: those of GGUF files beside those of published safetensors checkpoints, which the
-//! model asks for.
+//! The names of a model's tensors in GGUF files, and the corresponding names in published safetensors checkpoints,
+//! which the model uses.
 
-/// Tensors that there is one of: GGUF's name, the published one.
+/// Tensors that exist once: GGUF's name, the published name.
 const SINGLE: [(&str, &str); 3] =
     [("token_embd.weight", EMBED_TOKENS), ("output_norm.weight", "model.norm.weight"), ("output.weight", LM_HEAD)];
 
@@ -27,20 +27,20 @@ pub(crate) const EMBED_TOKENS: &str = "model.embed_tokens.weight";
 /// The published name of the output head.
 pub(crate) const LM_HEAD: &str = "lm_head.weight";
 
-/// The published name of the tensor that GGUF files call `name`; `None` for one that a model of `layers` layers does not
-/// compute with.
+/// The published name of the tensor that GGUF files call `name`; `None` for one that a model of `layers` layers does
+/// not use.
 pub(super) fn published(name: &str, layers: usize) -> Option<String> {
     if let Some((_, published)) = SINGLE.iter().find(|(gguf, _)| *gguf == name) {
         return Some((*published).to_owned());
     }
     let (layer, rest) = name.strip_prefix("blk.")?.split_once('.')?;
-    // As written by everybody: `+1` and `01` are no names of layer 1, which would then have two.
+    // Only the canonical form: `+1` and `01` are not layer 1, which would then have two names.
     let number: usize = layer.parse().ok().filter(|number: &usize| *number < layers && number.to_string() == layer)?;
     let (_, published) = OF_LAYER.iter().find(|(gguf, _)| *gguf == rest)?;
     Some(format!("model.layers.{number}.{published}"))
 }
 
-/// What GGUF files call the tensor of this published name.
+/// The GGUF name of the tensor with this published name.
 pub(crate) fn gguf(published: &str) -> Option<String> {
     if let Some((gguf, _)) = SINGLE.iter().find(|(_, name)| *name == published) {
         return Some((*gguf).to_owned());

@@ -1,7 +1,7 @@
-//! Which GGUF file is meant by a path, and the other files of a model that is split over several.
+//! Which GGUF file a path refers to, and the other files of a split model.
 //!
-//! A split model's files are named `NAME-00001-of-00003.gguf`, and each states in its metadata which of how many it is;
-//! the first one has all other metadata, each has its own tensors.
+//! A split model's files are named `NAME-00001-of-00003.gguf`, and the metadata of each states its number and the
+//! count; the first one has all other metadata, each has its own tensors.
 
 use std::path::{Path, PathBuf};
 
@@ -12,7 +12,7 @@ use crate::checkpoint::folder::Folder;
 use crate::checkpoint::shard::Shard;
 use crate::error::{Error, Result};
 
-/// Key of the number of files that a model is split over.
+/// The key of the number of files of a split model.
 const COUNT: &str = "split.count";
 
 /// A file of a model, open.
@@ -21,8 +21,8 @@ pub(super) struct Part {
     pub(super) header: Header,
 }
 
-/// The GGUF file that `path` means: itself, or the one in the folder. Of a split model it is any part. `None` where the
-/// path means a checkpoint of another kind, or nothing.
+/// The GGUF file that `path` refers to: itself, or the one in the folder; any part of a split model. `None` if the path
+/// is a checkpoint of another kind, or does not exist.
 pub(in crate::checkpoint) fn locate(path: &Path) -> Result<Option<PathBuf>> {
     if path.is_dir() {
         let folder = Folder::list(path)?;
@@ -34,7 +34,7 @@ pub(in crate::checkpoint) fn locate(path: &Path) -> Result<Option<PathBuf>> {
         };
     }
     let named = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"));
-    // Stores of blobs keep files without an extension.
+    // Blob stores keep files without an extension.
     Ok((named || begins_as_gguf(path)).then(|| path.to_path_buf()))
 }
 
@@ -44,7 +44,7 @@ fn begins_as_gguf(path: &Path) -> bool {
     open_regular(path).is_ok_and(|(mut file, _)| file.read_exact(&mut magic).is_ok()) && magic == MAGIC
 }
 
-/// The first file of the one model that `files` of `folder` are, each sorted by name.
+/// The first file of the model that `files` of `folder`, sorted by name, consist of.
 fn one_model<'a>(folder: &Path, files: &[&'a str]) -> Result<&'a str> {
     let model = |file: &&'a str| Numbered::parse(file).map_or((*file, 0), |name| (name.stem, name.count));
     let mut models = Vec::new();
@@ -73,7 +73,7 @@ fn is_later_part(file: &str) -> bool {
 }
 
 /// The metadata of the GGUF model at `path`, which is a file or a folder as [`Checkpoint::open`] takes them, without
-/// asking for a model's tensors: for programs that need the vocabulary alone. `None` where the path is no GGUF model.
+/// checking the tensors: for programs that only need the vocabulary. `None` if the path is not a GGUF model.
 ///
 /// # Errors
 /// As [`Checkpoint::open`] for the files and their headers.
@@ -85,7 +85,7 @@ pub fn metadata(path: impl AsRef<Path>) -> Result<Option<Metadata>> {
     Ok(first.map(|part| part.header.metadata))
 }
 
-/// Open `file` and the other parts of the model that it is one of, in their order.
+/// Open `file` and the other parts of its model, in order.
 pub(super) fn open(file: &Path) -> Result<Vec<Part>> {
     let given = Part::open(file)?;
     let name = file.file_name().and_then(|name| name.to_str()).unwrap_or_default();
@@ -154,7 +154,7 @@ impl Part {
         Ok(Part { shard, header })
     }
 
-    /// Which part it is, from 1.
+    /// The number of the part, from 1.
     fn number(&self) -> Result<u64> {
         let key = "split.no";
         self.header.metadata.get_u64(key).and_then(|number| number.checked_add(1)).ok_or_else(|| Error::InvalidConfig {
@@ -167,7 +167,7 @@ impl Part {
 
 /// The name of a part.
 struct Numbered<'a> {
-    /// What comes before the figures.
+    /// The part of the name before the numbers.
     stem: &'a str,
     number: u64,
     count: u64,

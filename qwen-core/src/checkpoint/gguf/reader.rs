@@ -1,7 +1,7 @@
-//! Little-endian values one after the other from the beginning of a file.
+//! Reads little-endian values sequentially from the beginning of a file.
 //!
-//! Every length is compared with what is left of the file, and every allocation is taken from a budget, before memory is
-//! asked for: a file of a few bytes may state counts of 2^60. Errors name what was being read. Not here: what the values
+//! Before memory is allocated, every length is compared with the rest of the file, and every allocation is charged to a
+//! budget: a file of a few bytes may state counts of 2^60. Errors name what was being read. Not here: what the values
 //! mean ([`super::header`]).
 
 use std::path::Path;
@@ -9,19 +9,20 @@ use std::path::Path;
 use crate::checkpoint::files::invalid;
 use crate::checkpoint::shard::Shard;
 use crate::error::{Error, Result};
+use crate::numerics::human_bytes::HumanBytes;
 
 /// Memory that the header of a file may take. A vocabulary of 150,000 tokens and its merges take some 20 MB.
 const MAX_MEMORY: u64 = 256 << 20;
 
-/// The longest name of a key or a tensor, as the format has it.
+/// The longest name of a key or a tensor that the format allows.
 const MAX_NAME: usize = 65_535;
 
-/// Bytes that are read at once.
+/// Bytes to read at once.
 const READ_AHEAD: usize = 128 << 10;
 
 /// The bytes of a file.
 pub(super) trait Source {
-    /// How many there are.
+    /// The length in bytes.
     fn len(&self) -> u64;
 
     /// Fill `out` with those from `offset` on. `what` names them in errors.
@@ -58,7 +59,7 @@ pub(super) struct Reader<'a> {
     path: &'a Path,
     source: &'a dyn Source,
     buffer: Vec<u8>,
-    /// Of the buffer's bytes, those that were handed out.
+    /// The number of the buffer's bytes already consumed.
     taken: usize,
     /// Where in the file the buffer ends.
     end: u64,
@@ -73,7 +74,7 @@ impl<'a> Reader<'a> {
         Reader { path, source, buffer: Vec::new(), taken: 0, end: 0, memory_left: MAX_MEMORY, what }
     }
 
-    /// Say what is read from now on.
+    /// Set what is being read, for errors.
     pub(super) fn reading(&mut self, what: String) {
         self.what = what;
     }
@@ -97,9 +98,11 @@ impl<'a> Reader<'a> {
         match self.memory_left.checked_sub(bytes) {
             Some(left) => self.memory_left = left,
             None => {
+                let most = HumanBytes(MAX_MEMORY);
                 let reason = format!(
-                    "takes {bytes} bytes of memory, with which the header takes more than {MAX_MEMORY}: the file is \
-                     damaged, or not a language model"
+                    "takes {} of memory, with which the header takes more than {most}: the file is damaged, or not a \
+                     language model",
+                    HumanBytes(bytes)
                 );
                 return Err(self.error(reason));
             }
@@ -109,17 +112,17 @@ impl<'a> Reader<'a> {
 
     fn check_left(&self, bytes: u64) -> Result<()> {
         if bytes > self.left() {
+            let (position, len) = (self.position(), self.source.len());
             let reason = format!(
-                "needs {bytes} bytes at {}, the file ends after {}: it is truncated or damaged, download it again",
-                self.position(),
-                self.source.len()
+                "needs {} at offset {position}, the file ends after {len}: it is truncated or damaged, download it again",
+                HumanBytes(bytes)
             );
             return Err(self.error(reason));
         }
         Ok(())
     }
 
-    /// The next `len` bytes. What is more than a few has been charged by the caller.
+    /// The next `len` bytes. The caller has charged more than a few bytes to the budget.
     fn take(&mut self, len: u64) -> Result<&[u8]> {
         self.check_left(len)?;
         let len =
@@ -153,7 +156,7 @@ impl<'a> Reader<'a> {
         self.bytes().map(u64::from_le_bytes)
     }
 
-    /// A count of things that take at least `bytes` in the file each, and `memory` once they are read.
+    /// A count of items that each take at least `bytes` in the file, and `memory` bytes once read.
     pub(super) fn count(&mut self, bytes: u64, memory: usize) -> Result<usize> {
         let count = self.u64()?;
         self.check_left(count.saturating_mul(bytes))?;
@@ -194,13 +197,13 @@ impl<'a> Reader<'a> {
     pub(super) fn numbers<const N: usize, T>(&mut self, value: impl Fn([u8; N]) -> T) -> Result<Vec<T>> {
         let count = self.count(N as u64, size_of::<T>())?;
         let bytes = (count as u64).saturating_mul(N as u64);
-        // They pass through the buffer too.
+        // The bytes pass through the buffer, too.
         self.charge(bytes)?;
         Ok(self.take(bytes)?.as_chunks::<N>().0.iter().map(|bytes| value(*bytes)).collect())
     }
 }
 
-/// A name out of a file as an error shows it: of one line, and short.
+/// A name from a file as shown in an error: on one line, and short.
 pub(super) fn shown(name: &str) -> String {
     const MOST: usize = 100;
     match name.char_indices().nth(MOST) {

@@ -1,4 +1,4 @@
-//! Lists of strings, held as one text: a vocabulary has 150,000 of them.
+//! Lists of strings, stored as one text: a vocabulary has 150,000 of them.
 
 use std::fmt;
 
@@ -17,7 +17,7 @@ use crate::error::Result;
 #[derive(Clone, PartialEq, Default)]
 pub struct Strings {
     text: String,
-    /// Where each string ends within the text.
+    /// The end of each string in the text.
     ends: Vec<usize>,
 }
 
@@ -27,7 +27,7 @@ impl Strings {
         self.ends.len()
     }
 
-    /// Whether there are none.
+    /// Whether the list is empty.
     pub fn is_empty(&self) -> bool {
         self.ends.is_empty()
     }

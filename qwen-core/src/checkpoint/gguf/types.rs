@@ -1,13 +1,13 @@
-//! The element types of GGUF files: their numbers, their names, and which of them models are run from.
+//! The element types of GGUF files: their numbers, their names, and which of them are supported.
 //!
-//! The numbers are those of `ggml_type` in ggml, of which they define the format; the names are ggml's too.
+//! The numbers are those of `ggml_type` in ggml, which define the format; the names are ggml's, too.
 
 use std::borrow::Cow;
 
 use crate::error::{Error, Result};
 use crate::numerics::encoding::Encoding;
 
-/// A type by its number in files, with its encoding where models are run from it.
+/// A type by its number in files, with its encoding if it is supported.
 type Type = (u32, &'static str, Option<Encoding>);
 
 const TYPES: &[Type] = &[
@@ -55,12 +55,12 @@ const TYPES: &[Type] = &[
     (41, "Q1_0", None),
 ];
 
-/// The encoding of the type of this number, if models are run from it.
+/// The encoding of the type with this number, if supported.
 pub(super) fn encoding(number: u32) -> Option<Encoding> {
     find(number)?.2
 }
 
-/// The name of the type of this number.
+/// The name of the type with this number.
 pub(super) fn name(number: u32) -> Cow<'static, str> {
     match find(number) {
         Some((_, name, _)) => Cow::Borrowed(name),
@@ -72,12 +72,12 @@ fn find(number: u32) -> Option<&'static Type> {
     TYPES.iter().find(|(known, ..)| *known == number)
 }
 
-/// The encoding of the type of this name, if models are run from it.
+/// The encoding of the type with this name, if supported.
 pub(in crate::checkpoint) fn encoding_named(name: &str) -> Option<Encoding> {
     TYPES.iter().find(|(_, known, _)| *known == name)?.2
 }
 
-/// The number of the type of this encoding.
+/// The type number of this encoding.
 pub(super) fn number(encoding: Encoding) -> Result<u32> {
     let of_type = |(.., known): &&Type| *known == Some(encoding);
     TYPES.iter().find(of_type).map(|(number, ..)| *number).ok_or_else(|| {
@@ -86,7 +86,7 @@ pub(super) fn number(encoding: Encoding) -> Result<u32> {
     })
 }
 
-/// The names of the types that models are run from.
+/// The names of the supported types.
 pub(in crate::checkpoint) fn loadable() -> String {
     let names: Vec<&str> =
         TYPES.iter().filter(|(_, _, encoding)| encoding.is_some()).map(|(_, name, _)| *name).collect();

@@ -1,7 +1,7 @@
-//! Writing a GGUF file: metadata and the list of tensors first, then their bytes one after the other.
+//! Writing a GGUF file: metadata and the list of tensors first, then the tensors' bytes.
 //!
-//! What lives here: the layout that `header` reads, and a file that exists either whole or not at all. Not here: which
-//! keys describe a model (`describe`), and what the bytes of its tensors are made of ([`crate::quantize`]).
+//! Here: the layout that `header` reads, and writing atomically, so that a file is complete or does not exist. Not
+//! here: which keys describe a model (`describe`), and how the bytes of tensors are computed ([`crate::quantize`]).
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 use std::collections::HashSet;
@@ -21,7 +21,7 @@ use crate::numerics::size;
 /// The version that is written.
 const VERSION: u32 = 3;
 
-/// Tensors begin at multiples of this, which readers take where the file has no key for it.
+/// The alignment of tensors: the default of readers if the file has no key for it.
 const ALIGNMENT: u64 = 32;
 
 /// The longest name that ggml reads.
@@ -33,7 +33,7 @@ type SizedTensor = (NewTensor, u64);
 /// A tensor to be written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewTensor {
-    /// Its name, as GGUF files call it.
+    /// Its name in GGUF files.
     pub name: String,
     /// How its values are encoded.
     pub encoding: Encoding,
@@ -43,9 +43,9 @@ pub struct NewTensor {
 
 /// Writes a GGUF file of version 3.
 ///
-/// The bytes go to a file beside the one that is asked for, which takes its name when all of them are on the disk: a
-/// reader never sees half a model, and a writer that is dropped early leaves nothing behind. A file of that name that
-/// was there before stays until then.
+/// The bytes go to a temporary file in the same folder, which is renamed when all of them are on disk: a reader never
+/// sees half a model, and a writer that is dropped early leaves nothing behind. An existing file of that name stays
+/// until then.
 ///
 /// ```
 /// use qwen_core::Encoding;
@@ -72,27 +72,27 @@ pub struct NewTensor {
 pub struct GgufWriter {
     file: BufWriter<File>,
     path: PathBuf,
-    /// Where the bytes go until the file is whole; `None` once it is.
+    /// The temporary file; `None` once it is complete.
     partial: Option<PathBuf>,
     tensors: Vec<SizedTensor>,
-    /// The tensor whose bytes come next, and how many of them came.
+    /// The tensor whose bytes come next, and how many of them were written.
     current: usize,
     written: u64,
     total: u64,
 }
 
 impl GgufWriter {
-    /// Begin the file `path` with all of its header. The bytes of `tensors` have to follow in their order.
+    /// Begin the file `path` and write its header. The bytes of `tensors` have to follow in this order.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] for tensors that no GGUF file can hold: rows that are no whole blocks, names that
+    /// [`Error::InvalidArgument`] for tensors that no GGUF file can hold: rows that are not whole blocks, names that
     /// repeat or exceed 63 bytes, more than 4 dimensions, sizes that overflow; [`Error::Unsupported`] for
-    /// [`Encoding::Group`]; [`Error::InvalidFile`] for a path without a name of a file; [`Error::Io`].
+    /// [`Encoding::Group`]; [`Error::InvalidFile`] for a path without a file name; [`Error::Io`].
     pub fn create(path: impl AsRef<Path>, metadata: &Metadata, tensors: Vec<NewTensor>) -> Result<Self> {
         let path = path.as_ref();
         let (header, tensors) = header(metadata, tensors)?;
         let partial = partial_path(path)?;
-        let io = |source| Error::Io { path: partial.clone(), source };
+        let io = |error| Error::Io { path: partial.clone(), error };
         let file = OpenOptions::new().write(true).create_new(true).open(&partial).map_err(io)?;
         let mut writer = GgufWriter {
             file: BufWriter::with_capacity(1 << 20, file),
@@ -108,7 +108,7 @@ impl GgufWriter {
         Ok(writer)
     }
 
-    /// Append bytes of the tensors, which may end and begin anywhere within them.
+    /// Append bytes of the tensors, in pieces of any size.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] for more bytes than the tensors have; [`Error::Io`].
@@ -129,22 +129,22 @@ impl GgufWriter {
         Ok(())
     }
 
-    /// Put the whole file in its place and return its length in bytes.
+    /// Rename the complete file to its final name and return its length in bytes.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] where bytes of a tensor are missing; [`Error::Io`]. Nothing is left behind then.
+    /// [`Error::InvalidArgument`] when bytes of a tensor are missing; [`Error::Io`]. Nothing is left behind then.
     pub fn finish(mut self) -> Result<u64> {
-        // A tensor without values has no bytes to wait for.
+        // Skip tensors without values: they have no bytes.
         let rest = self.tensors.get(self.current..).unwrap_or_default();
         if let Some((tensor, len)) = rest.iter().find(|(_, len)| *len > 0) {
             let reason = format!("{} of the {len} bytes of tensor `{}` were written", self.written, tensor.name);
             return Err(Error::argument("bytes", reason));
         }
         let Some(partial) = self.partial.clone() else { return Ok(self.total) };
-        let io = |source| Error::Io { path: partial.clone(), source };
+        let io = |error| Error::Io { path: partial.clone(), error };
         self.file.flush().map_err(io)?;
         self.file.get_ref().sync_all().map_err(io)?;
-        fs::rename(&partial, &self.path).map_err(|source| Error::Io { path: self.path.clone(), source })?;
+        fs::rename(&partial, &self.path).map_err(|error| Error::Io { path: self.path.clone(), error })?;
         self.partial = None;
         sync_folder(&self.path);
         Ok(self.total)
@@ -152,12 +152,12 @@ impl GgufWriter {
 
     fn put(&mut self, bytes: &[u8]) -> Result<()> {
         let path = self.partial.as_ref().unwrap_or(&self.path);
-        self.file.write_all(bytes).map_err(|source| Error::Io { path: path.clone(), source })?;
+        self.file.write_all(bytes).map_err(|error| Error::Io { path: path.clone(), error })?;
         self.total += bytes.len() as u64;
         Ok(())
     }
 
-    /// Zeros up to where the next tensor begins.
+    /// Write zeros up to the start of the next tensor.
     fn pad(&mut self) -> Result<()> {
         let zeros = [0; ALIGNMENT as usize];
         let len = self.total.next_multiple_of(ALIGNMENT) - self.total;
@@ -168,13 +168,13 @@ impl GgufWriter {
 impl Drop for GgufWriter {
     fn drop(&mut self) {
         if let Some(partial) = self.partial.take() {
-            // Nobody is left to tell; the file is named as what it is.
+            // An error cannot be reported from here; the name shows that the file is partial.
             fs::remove_file(partial).ok();
         }
     }
 }
 
-/// A file of this process beside `path`.
+/// The temporary file of this process for `path`.
 fn partial_path(path: &Path) -> Result<PathBuf> {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let Some(name) = path.file_name().filter(|_| !path.is_dir()) else {
@@ -186,7 +186,7 @@ fn partial_path(path: &Path) -> Result<PathBuf> {
     Ok(path.with_file_name(partial))
 }
 
-/// Make the new name durable, where folders can be synchronised. The file is whole either way.
+/// Make the new name durable, where folders can be synced. The file is complete either way.
 fn sync_folder(path: &Path) {
     #[cfg(unix)]
     {
@@ -241,7 +241,7 @@ fn header(metadata: &Metadata, tensors: Vec<NewTensor>) -> Result<(Vec<u8>, Vec<
     Ok((out, sized))
 }
 
-/// Bytes of a tensor; `None` where its rows are no whole blocks or the product overflows.
+/// Bytes of a tensor; `None` if its rows are not whole blocks or the product overflows.
 fn bytes(tensor: &NewTensor) -> Option<u64> {
     let (cols, rows) = tensor.shape.split_last()?;
     size::product(rows).and_then(|rows| tensor.encoding.block().matrix_bytes(rows, *cols))

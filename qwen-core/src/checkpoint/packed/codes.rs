@@ -1,14 +1,15 @@
-//! How 32-bit integers hold codes, and how codes along the output features become codes along the input features.
+//! How codes are packed into 32-bit integers, and how codes along the output features are rearranged along the input
+//! features.
 //!
 //! The integers are little-endian. GPTQ packs `32 / bits` codes of one output feature, of successive input features,
 //! the first in the lowest bits: `qweight` is `[cols * bits / 32, rows]`. AWQ packs eight output features of one input
 //! feature: `qweight` is `[cols, rows / 8]`, and nibble `i` of integer `c` belongs to output feature `8 c +
-//! AWQ_ORDER[i]`. The zero points of both lie along the output features, `[groups, rows * bits / 32]`, AWQ's in its
-//! order.
+//! AWQ_ORDER[i]`. The zero points of both are packed along the output features, `[groups, rows * bits / 32]`, AWQ's in
+//! its order.
 //!
-//! A *word* here is 32 bits of one row of the matrix as blocks have them: the codes of `32 / bits` successive stored
-//! columns, the first in the lowest bits. A GPTQ integer whose columns stay together is such a word; otherwise codes
-//! are gathered, and those of AWQ transposed.
+//! A *word* here is 32 bits of one row of the matrix in block form: the codes of `32 / bits` successive stored columns,
+//! the first in the lowest bits. A GPTQ integer whose columns stay together is such a word; otherwise codes are
+//! gathered, and those of AWQ transposed.
 
 use crate::checkpoint::config::{GptqFormat, QuantMethod, Quantization};
 use crate::numerics::encoding::GroupBits;
@@ -16,7 +17,7 @@ use crate::numerics::encoding::GroupBits;
 /// Which output feature of its eight each nibble of an AWQ integer belongs to.
 const AWQ_ORDER: [usize; 8] = [0, 2, 4, 6, 1, 3, 5, 7];
 
-/// How the integers of a checkpoint are packed.
+/// The packing of a checkpoint's integers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Packing {
     Gptq { bits: GroupBits, format: GptqFormat },
@@ -74,7 +75,7 @@ impl Packing {
         let mask = (1 << self.bits()) - 1;
         match self {
             Packing::Gptq { bits, format } => {
-                // The first version stores one less, and its own library reads it modulo the number of codes.
+                // Version 1 stores one less, and its own library reads it modulo the number of codes.
                 let less = u32::from(format == GptqFormat::V1);
                 let zero = |i: u32| ((integer >> (bits.count() * i)) & mask).wrapping_add(less) & mask;
                 out.extend((0..u32::BITS / bits.count()).map(|i| zero(i) as u16));
@@ -92,7 +93,7 @@ impl Packing {
     }
 }
 
-/// Where one word of every row comes from.
+/// The source of one word of every row.
 #[derive(Debug)]
 pub(super) enum Word {
     /// The integers of this line.
@@ -104,8 +105,8 @@ pub(super) enum Word {
 }
 
 impl Packing {
-    /// Where the words of the stored columns `columns` come from, one entry for each `32 / bits` of them. `line` says
-    /// which line holds a row of `qweight`.
+    /// The sources of the words of the stored columns `columns`, one entry per `32 / bits` columns. `line` maps a row
+    /// of `qweight` to its line.
     pub(super) fn words(self, columns: &[usize], line: impl Fn(usize) -> usize) -> Vec<Word> {
         let per_integer = self.codes_per_integer();
         let words = columns.chunks_exact(per_integer).map(|columns| {
@@ -131,7 +132,7 @@ impl Packing {
         words.collect()
     }
 
-    /// Rows that are made at once: what a cache line of each line of integers holds, so that each is read once.
+    /// Rows to convert at once: as many as a cache line of integers holds, so that each cache line is read once.
     pub(super) fn rows_at_once(self) -> usize {
         const INTEGERS: usize = 16;
         match self {
@@ -141,7 +142,7 @@ impl Packing {
     }
 
     /// The words of the rows from `first` on, as many as `out` has. `lines` are rows of `qweight` of `line_bytes` each.
-    /// `first` is a multiple of the rows that AWQ packs together, and so is their number there.
+    /// For AWQ, `first` and the number of rows are multiples of the rows that it packs together.
     pub(super) fn word_of_rows(self, word: &Word, lines: &[u8], line_bytes: usize, first: usize, out: &mut [u32]) {
         let integers = |line: usize, first: usize| {
             let from = line * line_bytes + 4 * first;

@@ -1,4 +1,5 @@
-//! What is made of a matrix while it is read: by whichever thread asks first, in memory that goes back to the system.
+//! Converted data of a matrix that is being read: created by the first thread that needs it, in memory that returns to
+//! the system.
 
 use std::fmt;
 use std::ops::{Deref, DerefMut};
@@ -9,21 +10,21 @@ use memmap2::MmapMut;
 
 use crate::error::{Error, Result};
 
-/// Zeroed bytes. Those that are many are an anonymous map: an allocator would keep them after they were given back,
-/// beside all that a model allocates next.
+/// Zeroed bytes. Large ones are an anonymous mapping: an allocator would keep the memory after it was freed, in
+/// addition to everything that is allocated next.
 pub(super) enum Memory {
     Heap(Vec<u8>),
     Map(MmapMut),
 }
 
-/// Fewer bytes than this are no map: pages would be rounded up too much.
+/// Fewer bytes than this are on the heap: rounding up to pages would waste too much.
 const LEAST_MAP: usize = 64 << 10;
 
 impl Memory {
     /// # Errors
     /// [`Error::OutOfMemory`] for `what`.
     pub(super) fn zeroed(len: usize, what: &str) -> Result<Self> {
-        // A system without maps, or where there are too many, still has its heap. Miri knows none.
+        // If mappings are not available, or there are too many, use the heap. Miri has no mappings.
         if len >= LEAST_MAP
             && !cfg!(miri)
             && let Ok(map) = MmapMut::map_anon(len)
@@ -67,15 +68,15 @@ impl fmt::Debug for Memory {
     }
 }
 
-/// Something that is made when it is first asked for.
+/// A value that is created on first use.
 #[derive(Debug, Default)]
 pub(super) struct Held {
     claimed: AtomicBool,
-    /// `None` where making it failed.
+    /// `None` if creating it failed.
     made: OnceLock<Option<Memory>>,
 }
 
-/// What was made, by this thread alone where nobody could make it for all.
+/// The value, created by this thread alone if no shared one could be created.
 pub(super) enum Made<'a> {
     Held(&'a Memory),
     Own(Memory),
@@ -93,14 +94,14 @@ impl Deref for Made<'_> {
 }
 
 impl Held {
-    /// Make it, unless another thread does or did.
+    /// Create it, unless another thread does or did.
     pub(super) fn begin(&self, make: impl FnOnce() -> Result<Memory>) {
         if !self.claimed.swap(true, Ordering::Relaxed) {
             self.made.get_or_init(|| make().ok());
         }
     }
 
-    /// What was made, once it is. Where that failed it is tried once more, so that each thread has the error.
+    /// The value, once it exists. If creating it failed, try again, so that each thread gets the error.
     pub(super) fn get(&self, make: impl Fn() -> Result<Memory>) -> Result<Made<'_>> {
         match self.made.get_or_init(|| make().ok()) {
             Some(memory) => Ok(Made::Held(memory)),

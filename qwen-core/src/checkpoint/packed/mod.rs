@@ -1,10 +1,10 @@
-//! GPTQ and AWQ matrices: several tensors of a file that are one matrix of the model.
+//! GPTQ and AWQ matrices: several tensors of a file that together are one matrix of the model.
 //!
 //! Both methods store a matrix `X.weight` as codes (`X.qweight`), scales (`X.scales`) and zero points (`X.qzeros`),
-//! packed into 32-bit integers; GPTQ also the group of each column (`X.g_idx`). A [`Packed`] is found by headers alone,
-//! with all its shapes checked. As a matrix it is rows of [`Encoding::Group`] blocks, converted while they are read
-//! (`rows.rs`, into the memory of `held.rs`), and an order of its columns where those of a group do not lie together
-//! (`order.rs`). How the integers hold codes is in `codes.rs`. Not here: what `quantization_config` says
+//! packed into 32-bit integers; GPTQ also stores the group of each column (`X.g_idx`). A [`Packed`] is found from
+//! headers alone, with all its shapes checked. As a matrix it is rows of [`Encoding::Group`] blocks, converted while
+//! they are read (`rows.rs`, into the memory of `held.rs`), and a column order if the columns of a group are not
+//! adjacent (`order.rs`). The packing of codes into integers is in `codes.rs`. Not here: `quantization_config`
 //! ([`crate::checkpoint::config::Quantization`]).
 
 mod codes;
@@ -22,13 +22,13 @@ use crate::checkpoint::config::{QuantMethod, Quantization};
 use crate::error::{Error, Result};
 use crate::numerics::encoding::{Encoding, GroupEncoding};
 
-/// The last part of the name of the tensor that makes a module a packed one.
+/// The name suffix of the tensor whose presence means that a matrix is packed.
 pub(super) const CODES: &str = ".qweight";
 
 /// Columns are read in multiples of this many.
 const COLUMN_UNIT: usize = 32;
 
-/// The tensors of one matrix, and what their headers say of it.
+/// The tensors of one matrix, and what their headers say about it.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Packed<'a> {
     qweight: &'a Stored,
@@ -48,8 +48,8 @@ impl<'a> Packed<'a> {
     /// The matrix `name`, if it is a packed one. `folder` is for errors; `stored` looks tensors up.
     ///
     /// # Errors
-    /// [`Error::MissingTensor`] and [`Error::InvalidTensor`] for the part that is missing or has another type or shape
-    /// than the others and `quantization` say; [`Error::InvalidConfig`] where there is no `quantization`.
+    /// [`Error::MissingTensor`] and [`Error::InvalidTensor`] for a part that is missing, or whose type or shape
+    /// contradicts the other parts or `quantization`; [`Error::InvalidConfig`] without `quantization`.
     pub(super) fn find(
         name: &str,
         quantization: Option<&Quantization>,
@@ -151,22 +151,22 @@ impl<'a> Packed<'a> {
         }
     }
 
-    /// How the rows of the matrix are encoded.
+    /// The encoding of the matrix's rows.
     pub(super) fn encoding(&self) -> Encoding {
         Encoding::Group(self.encoding)
     }
 
-    /// The error that this is no single tensor `name`.
+    /// The error that `name` is not a single tensor.
     pub(super) fn not_a_tensor(&self, name: &str) -> Error {
         let (codes, path) = (&self.qweight.info.name, self.qweight.shard.path().to_path_buf());
         let found = format!("a matrix of {} in parts, `{codes}` and others: ask for it as a matrix", self.encoding());
         Error::InvalidTensor { name: name.to_owned(), path, expected: "one tensor".into(), found }
     }
 
-    /// The matrix, which must be of `rows` x `cols`. Reads `g_idx` alone; the rest is read with the rows.
+    /// The matrix, which must be of `rows` x `cols`. Reads only `g_idx`; the rest is read with the rows.
     ///
     /// # Errors
-    /// [`Error::InvalidTensor`] with both shapes if they differ, and for groups that there are not;
+    /// [`Error::InvalidTensor`] with both shapes if they differ, and for groups that do not exist;
     /// [`Error::Unsupported`] for groups of unequal sizes; [`Error::Io`].
     pub(super) fn matrix(self, rows: usize, cols: usize) -> Result<MatrixPart<'a>> {
         if (self.rows, self.cols) != (rows, cols) {

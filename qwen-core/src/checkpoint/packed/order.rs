@@ -1,18 +1,18 @@
-//! `g_idx`: the group of each column of a GPTQ matrix, and the order in which the columns of a group lie together.
+//! `g_idx`: the group of each column of a GPTQ matrix, and the column order in which each group is contiguous.
 //!
-//! With act-order (`desc_act`) columns are quantised by importance and groups are made in that order, while the file
-//! keeps the columns where they were.
+//! With act-order (`desc_act`) columns are quantised and grouped in the order of their importance, while the file keeps
+//! the original order of columns.
 
 use std::sync::Arc;
 
 use crate::checkpoint::Stored;
 use crate::error::{Error, Result};
 
-/// The columns sorted by group, those of a group in their own order: entry `j` is the column that comes at place `j`.
-/// `None` where that is the order that they have.
+/// The columns sorted by group (a stable sort): entry `j` is the column that goes to place `j`. `None` if they are
+/// sorted already.
 ///
 /// # Errors
-/// [`Error::InvalidTensor`] for a group that there is not; [`Error::Unsupported`] for groups of unequal sizes.
+/// [`Error::InvalidTensor`] for a group that does not exist; [`Error::Unsupported`] for groups of unequal sizes.
 pub(super) fn column_order(g_idx: &Stored, groups: usize, group_size: usize) -> Result<Option<Arc<[u32]>>> {
     let bytes = g_idx.read_all()?;
     let (indices, _) = bytes.as_chunks();
@@ -36,7 +36,7 @@ pub(super) fn column_order(g_idx: &Stored, groups: usize, group_size: usize) -> 
             );
             return Err(Error::unsupported(what, reason));
         }
-        // Within the order: a full group was refused, and groups times their size are the columns.
+        // In bounds: a full group was refused, and the number of groups times their size is the number of columns.
         if let Some(place) = order.get_mut(group * group_size + *size) {
             *place = column as u32;
         }

@@ -1,10 +1,10 @@
 //! The rows of a packed matrix as blocks, converted while they are read.
 //!
-//! Files have the codes of a row far apart: 32 bits of each line of `qweight`, or 4. So a matrix is converted in
-//! *spans* of columns: all rows of a span come out of one stretch of the file, and each thread that asks for rows first
-//! converts what no other one does. A span keeps codes alone, row by row; scales and zero points are kept once as the
-//! heads of all blocks. Together that is the matrix as its blocks have it, and it is given back with the last
-//! [`MatrixPart`] of the matrix; the file's own form is never held beyond the stretches that are being converted.
+//! In the file the codes of a row are far apart: 32 bits, or 4, in each line of `qweight`. So a matrix is converted in
+//! *spans* of columns: all rows of a span come from one contiguous range of the file, and each thread that asks for
+//! rows first converts spans that no other thread is converting. A span holds only codes, row by row; scales and zero
+//! points are held separately, as the heads of all blocks. Together they are the matrix in block form, which is freed
+//! with the last [`MatrixPart`] of the matrix; the file's form is held only for the ranges being converted.
 //!
 //! [`MatrixPart`]: crate::backend::MatrixPart
 
@@ -20,21 +20,21 @@ use crate::backend::ReadBytes;
 use crate::error::{Error, Result};
 use crate::numerics::encoding::Block;
 
-/// Columns that are converted at once: a cache line of 4-bit codes.
+/// Columns per span: a cache line of 4-bit codes.
 const SPAN: usize = 128;
 
-/// Rows begin and end at multiples of this in what is converted: AWQ packs so many together.
+/// Converted rows begin and end at multiples of this: AWQ packs that many together.
 const ROW_UNIT: usize = 8;
 
-/// Bytes of a scale and a zero point, as blocks begin with them.
+/// Bytes of the scale and the zero point at the start of a block.
 const HEAD: usize = 4;
 
 /// The source of a matrix's rows.
 pub(super) struct Rows<'a> {
     packed: Packed<'a>,
-    /// Which column of the file each stored column is.
+    /// The column in the file of each stored column.
     order: Option<Arc<[u32]>>,
-    /// The rows that are converted.
+    /// The rows to convert.
     rows: Range<usize>,
     /// Heads `[row][group]`.
     heads: Held,
@@ -92,7 +92,7 @@ impl<'a> Rows<'a> {
             let pairs = values.iter().zip(&zeros).enumerate().skip(self.rows.start);
             for (head, (row, (value, zero))) in of_group.zip(pairs) {
                 let scale = f16::from_f32(*value);
-                // By bits, since a thread may treat subnormal values as zeros. A NaN is one in F16 too.
+                // Compared by bits, since a thread may treat subnormal values as zeros. A NaN stays a NaN in F16.
                 if scale.to_f32().to_bits() != value.to_bits() && !value.is_nan() {
                     return Err(Error::InvalidTensor {
                         name: scales.info.name.clone(),
@@ -120,7 +120,7 @@ impl<'a> Rows<'a> {
         lines.dedup();
         let line_bytes = 4 * qweight.info.shape.last().copied().unwrap_or_default();
         let mut integers = self.zeroed(lines.len() * line_bytes)?;
-        // Neighbours in the file are read at once.
+        // Adjacent lines of the file are read at once.
         let mut rest = &mut *integers;
         for run in lines.chunk_by(|line, next| line + 1 == *next) {
             let (out, others) = rest.split_at_mut(run.len() * line_bytes);
@@ -150,7 +150,7 @@ impl<'a> Rows<'a> {
         Memory::zeroed(len, &self.packed.qweight.info.name)
     }
 
-    /// Make block `group` of row `row` out of the heads and the spans from `first_span` on.
+    /// Assemble block `group` of row `row` from the heads and the spans from `first_span` on.
     fn fill(&self, row: usize, group: usize, heads: &[u8], spans: &[Made<'_>], first_span: usize, out: &mut [u8]) {
         let row = row - self.rows.start;
         let Some((head, mut codes)) = out.split_first_chunk_mut() else { return };
@@ -174,7 +174,7 @@ impl ReadBytes for Rows<'_> {
     fn read_at(&self, offset: u64, out: &mut [u8]) -> Result<()> {
         let Packed { groups, .. } = self.packed;
         let block_bytes = self.block().bytes;
-        // Blocks are numbered through all rows.
+        // Blocks are numbered across all rows.
         let start = usize::try_from(offset).ok();
         let end = start.and_then(|start| start.checked_add(out.len()));
         let blocks = start.zip(end).map(|(start, end)| start / block_bytes..end.div_ceil(block_bytes));

@@ -24,7 +24,7 @@ pub struct BlockPool {
 }
 
 impl BlockPool {
-    /// A pool of `num_blocks` free blocks. Those beyond the numbers that a [`BlockId`] has are left out.
+    /// A pool of `num_blocks` free blocks, at most as many as a [`BlockId`] can number.
     pub fn new(num_blocks: usize) -> Self {
         let num_blocks = u32::try_from(num_blocks).unwrap_or(u32::MAX);
         // Reversed, so that the lowest numbers are handed out first.
@@ -37,7 +37,7 @@ impl BlockPool {
         self.free.len()
     }
 
-    /// Blocks in all.
+    /// The total number of blocks.
     pub fn num_blocks(&self) -> usize {
         self.ref_counts.len()
     }
@@ -59,7 +59,7 @@ impl BlockPool {
         Ok(block)
     }
 
-    /// The error of wanting `needed` more blocks than are free.
+    /// The error that `needed` blocks are needed and fewer are free.
     pub(super) fn exhausted(&self, needed: usize) -> Error {
         let advice = "end a sequence, or load with a larger context or for more sequences".into();
         Error::OutOfBlocks { needed, available: self.free.len(), advice }

@@ -34,10 +34,10 @@ impl BlockTable {
         BlockTable { block_size: block_size.max(1), blocks: Vec::new() }
     }
 
-    /// A table of its own blocks for the positions `0..end`. Nothing is shared, so nothing has to be copied.
+    /// A table with new blocks for the positions `0..end`. Nothing is shared, so nothing has to be copied.
     ///
     /// # Errors
-    /// [`crate::Error::OutOfBlocks`] when the pool has fewer; it is then as before.
+    /// [`crate::Error::OutOfBlocks`] when the pool has fewer free blocks; it is then unchanged.
     pub fn for_positions(end: usize, block_size: usize, pool: &mut BlockPool) -> Result<Self> {
         let mut table = BlockTable::new(block_size);
         let needed = end.div_ceil(table.block_size);
@@ -53,11 +53,11 @@ impl BlockTable {
         &self.blocks
     }
 
-    /// Make the positions `computed..end` writable: take blocks for them, and replace the block that holds position
-    /// `computed` by an own one when it is shared. The caller copies what is returned before it runs the step.
+    /// Make the positions `computed..end` writable: allocate blocks for them, and replace the block that holds position
+    /// `computed` by a copy if it is shared. The caller makes the returned copy before it runs the step.
     ///
     /// # Errors
-    /// [`crate::Error::OutOfBlocks`] when the pool is exhausted; the table is then as before.
+    /// [`crate::Error::OutOfBlocks`] when the pool is exhausted; the table is then unchanged.
     pub fn reserve(&mut self, computed: usize, end: usize, pool: &mut BlockPool) -> Result<Option<CopyBlock>> {
         let needed = end.div_ceil(self.block_size);
         let held = self.blocks.len();
@@ -74,7 +74,7 @@ impl BlockTable {
                 }
             }
         }
-        // Later blocks hold nothing yet, and a fork shares only blocks that hold something.
+        // Later blocks are still empty, and a fork shares only blocks with contents.
         Ok(shared.zip(own).map(|(from, to)| {
             pool.release(from);
             if let Some(block) = self.blocks.get_mut(first) {
@@ -84,14 +84,14 @@ impl BlockTable {
         }))
     }
 
-    /// A second sequence over the blocks of the first `computed` positions.
+    /// A second sequence that shares the blocks of the first `computed` positions.
     pub fn fork(&self, computed: usize, pool: &mut BlockPool) -> BlockTable {
         let blocks: Vec<BlockId> = self.blocks.iter().take(computed.div_ceil(self.block_size)).copied().collect();
         blocks.iter().for_each(|block| pool.retain(*block));
         BlockTable { block_size: self.block_size, blocks }
     }
 
-    /// Give the blocks back.
+    /// Return the blocks to the pool.
     pub fn free(self, pool: &mut BlockPool) {
         self.blocks.into_iter().for_each(|block| pool.release(block));
     }

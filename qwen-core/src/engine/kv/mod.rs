@@ -1,8 +1,8 @@
 //! Who owns which K/V block: integers only, no device and no tensor.
 //!
-//! K/V lives in blocks of a fixed number of positions. A sequence is a list of blocks; blocks are counted, so that
-//! sequences can share them, and a shared block is copied before a write. The memory behind the numbers belongs to the
-//! backend.
+//! K/V is stored in blocks of a fixed number of positions. A sequence is a list of blocks; blocks are
+//! reference-counted, so that sequences can share them, and a shared block is copied before a write. The memory itself
+//! belongs to the backend.
 
 mod block_pool;
 mod block_table;

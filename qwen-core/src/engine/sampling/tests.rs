@@ -117,7 +117,7 @@ fn out_of_range_parameters_are_refused() {
     assert_eq!(error, "`repetition_penalty`: must be 0.01 to 100, is 3e38");
 }
 
-/// Values in 0..1 that lie at the very ends as often as between them.
+/// Values in 0..1, as often at the very ends as in between.
 fn share() -> impl Strategy<Value = f32> {
     prop_oneof![Just(0.0), Just(f32::from_bits(1)), Just(f32::MIN_POSITIVE), Just(1.0), 0.0f32..=1.0]
 }
@@ -154,8 +154,7 @@ fn any_logit() -> impl Strategy<Value = f32> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 
-    /// Whatever the parameters within their bounds and the finite logits, a token comes, and it is one that is not
-    /// ruled out.
+    /// With any valid parameters and finite logits, a token is chosen, and it is one that is not ruled out.
     #[test]
     fn a_row_with_a_finite_logit_has_a_token(
         params in any_params(),
@@ -170,7 +169,7 @@ proptest! {
         }
     }
 
-    /// Nothing but the candidates' order decides: what ranks below `top_k` and `min_p` is never drawn.
+    /// Only the candidates' order matters: what ranks below `top_k` and `min_p` is never sampled.
     #[test]
     fn what_is_cut_is_never_drawn(
         top_k in 1usize..10,

@@ -37,7 +37,7 @@ fn requests_wait_for_free_blocks() {
 fn padding_ids_are_never_chosen_and_seeds_are_the_requests_own() {
     let sampling = SamplingParams { temperature: 5.0, seed: 3, ..SamplingParams::default() };
     let seeded = endless(sampled(&[1], 12, sampling));
-    // The scripted runner would damage its rows by it.
+    // The scripted runner would damage its rows with this token.
     let alone = {
         let mut rig = rig();
         let id = rig.add(seeded.clone());
@@ -84,7 +84,7 @@ fn a_step_without_the_wanted_rows_is_the_runners_failure() {
 
 #[test]
 fn a_cancelled_step_that_nobody_cancelled_is_a_failure() {
-    // Run again it would be cancelled for ever.
+    // Retrying it would go on forever.
     let mut rig = Rig::new(limits(), |runner| runner.during = Box::new(|_| Err(Error::Cancelled)));
     let id = rig.add(request(&[1], 3));
     let end = rig.run().remove(&id).unwrap().end.unwrap();
@@ -96,7 +96,7 @@ fn bad_requests_are_refused_with_figures() {
     let mut rig = rig();
     let mut refuse = |request: Request| rig.core.add(request, rig.intake.ticket().unwrap()).unwrap_err();
     assert!(matches!(refuse(request(&[], 1)), Error::EmptyPrompt));
-    assert!(matches!(refuse(request(&[1; 64], 1)), Error::ContextLength { prompt: 64, context: 64 }));
+    assert!(matches!(refuse(request(&[1; 64], 1)), Error::ContextLength { prompt: 64, limit: 63, context: 64 }));
     assert!(matches!(refuse(request(&[1, 10], 1)), Error::InvalidTokenId { id: 10, position: 1, vocab_size: 10 }));
     assert!(matches!(refuse(request(&[1], 0)), Error::InvalidArgument { name: "max_new_tokens", .. }));
     let hot = SamplingParams { temperature: -1.0, ..SamplingParams::default() };
@@ -130,7 +130,7 @@ fn the_waiting_list_is_bounded() {
     let ids: Vec<SeqId> = (0..3).map(|_| rig.add(request(&[1; 9], 3))).collect();
     let full = || intake.ticket().map(drop).unwrap_err().to_string();
     assert!(full().starts_with("3 requests are waiting, and at most 3 may"), "{}", full());
-    // What runs does not wait; what is refused or cancelled neither.
+    // Running requests do not wait, nor do refused or cancelled ones.
     rig.step();
     let refused = rig.core.add(request(&[], 1), intake.ticket().unwrap());
     assert!(refused.is_err());
@@ -142,9 +142,8 @@ fn the_waiting_list_is_bounded() {
     canceller.cancel();
     let another = intake.ticket().unwrap();
     full();
-    rig.step();
-    full();
     drop(another);
+    rig.step();
     drop(intake.ticket().unwrap());
     let found = rig.run();
     assert_eq!(found[&cancelled].end.as_deref(), Some("Cancelled"));

@@ -1,4 +1,4 @@
-//! Cancels: whom they end, and what they cost others.
+//! Cancels: which requests they end, and what they cost others.
 
 use std::sync::{Arc, Mutex};
 
@@ -65,7 +65,7 @@ fn cancels_of_what_is_not_in_the_step_cost_nothing() {
     assert_eq!(found[&running].tokens, [3, 4, 5, 6]);
     assert!(!found.contains_key(&ended));
     assert_eq!(rig.intake.work().lost_steps, 0);
-    // 40 tokens by 8, and three of the answer: no step ran twice.
+    // 40 tokens in steps of 8, and three tokens of the answer: no step ran twice.
     assert_eq!(rig.steps.try_iter().count(), 1 + 5 + 3);
 }
 
@@ -85,8 +85,8 @@ fn a_cancel_before_or_after_a_step_does_not_end_the_next_one() {
     assert_eq!(rig.intake.work().lost_steps, 0);
 }
 
-/// In each step a request of `noise` tokens is added and cancelled in its middle, while a prompt of `victim` tokens
-/// runs. Returns the work when the victim has its first token.
+/// While a prompt of `victim` tokens runs, each step gets a request of `noise` tokens that is cancelled in the middle
+/// of the step. Returns the work done when the victim has its first token.
 fn storm(max_num_batched_tokens: usize, victim: usize, noise: usize) -> (Work, u64) {
     let limits = Limits { max_num_batched_tokens, max_model_len: 4096, num_blocks: 4096, ..limits() };
     let (mut rig, cancellers) = cancelled_during_steps(limits);
@@ -104,7 +104,8 @@ fn storm(max_num_batched_tokens: usize, victim: usize, noise: usize) -> (Work, u
 
 #[test]
 fn a_storm_of_cancels_costs_others_a_tenth_at_most() {
-    // The prompt of 900 tokens that made no progress; then where others have most of a step, half, and little of it.
+    // First a prompt of 900 tokens that used to make no progress; then cases where the others have most of a step, half
+    // of it, or little.
     for (step, victim, noise) in [(512, 900, 8), (64, 4000, 1), (64, 4000, 32), (64, 4000, 4000), (8, 2000, 3)] {
         let (work, executed) = storm(step, victim, noise);
         println!("{victim} tokens by {step}, each step cancelled by {noise}: {work:?}, {executed} steps executed");
@@ -113,7 +114,7 @@ fn a_storm_of_cancels_costs_others_a_tenth_at_most() {
 }
 
 proptest! {
-    /// Any cancels, in any steps: what others lose stays within a tenth, and ten steps complete between two losses.
+    /// With any cancels in any steps, the others lose at most a tenth, and ten steps complete between two losses.
     #[test]
     fn what_cancels_cost_is_bounded(
         max_num_batched_tokens in 1usize..40,

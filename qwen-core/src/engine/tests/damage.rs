@@ -1,4 +1,4 @@
-//! Values that are not finite: whose answers they end.
+//! Non-finite values: whose answers they end.
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! Few tokens a step for many sequences: all of them go on.
+//! Few tokens per step for many sequences: all of them progress.
 
 use proptest::prelude::*;
 

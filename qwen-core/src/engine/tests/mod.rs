@@ -28,7 +28,7 @@ struct ScriptedRunner {
     limits: Limits,
     steps: mpsc::Sender<Vec<usize>>,
     during: During,
-    /// Changes what a step gives.
+    /// Modifies the output of a step.
     spoil: fn(&mut StepOutput),
     slots: HashMap<u32, u32>,
 }
@@ -53,7 +53,7 @@ impl Runner for ScriptedRunner {
             let id = batch.input_ids[index as usize];
             let mut logits = [0.0; VOCAB];
             logits[(id as usize + 1) % 8] = 5.0;
-            // Beyond `num_token_ids`: must never be chosen, whatever it is.
+            // Beyond `num_token_ids`: must never be chosen, whatever its value.
             logits[TOKEN_IDS] = if row % 2 == 0 { 100.0 } else { f32::NAN };
             let bad = self.attends_to_bad(batch, index);
             output.argmax.push((!bad).then_some((id + 1) % 8));
@@ -84,7 +84,7 @@ impl ScriptedRunner {
     }
 }
 
-/// What a request gave: its tokens, its rows of logits, and how it ended.
+/// The results of a request: its tokens, its rows of logits, and how it ended.
 #[derive(Debug, Default, PartialEq)]
 struct Found {
     tokens: Vec<u32>,

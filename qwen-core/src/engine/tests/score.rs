@@ -1,4 +1,4 @@
-//! Rows of logits of a whole prompt, beside running answers.
+//! Rows of logits of a whole prompt, alongside running answers.
 
 use super::*;
 
@@ -28,7 +28,7 @@ fn every_token_has_its_row_beside_running_answers() {
     assert_eq!(found[&answer].tokens.len(), 20);
     assert_eq!(largest(&found[&score]), prompt.iter().map(|id| *id as usize + 1).collect::<Vec<_>>());
     assert_eq!(found[&score].end.as_deref(), Some("Length"));
-    // Four rows a step, one of them the answer's.
+    // Four rows per step, one of them the answer's.
     assert!(rig.steps.try_iter().skip(1).take(13).all(|lens| lens.iter().sum::<usize>() == 4));
 }
 
@@ -68,7 +68,7 @@ fn a_slow_reader_holds_up_itself_only() {
 
 #[test]
 fn a_reader_without_room_gives_way_to_those_that_wait() {
-    // It would keep all the sequences of a step, or all the blocks.
+    // Otherwise it would occupy all the sequences of a step, or all the blocks.
     for limits in [Limits { max_num_seqs: 1, ..limits() }, Limits { num_blocks: 16, ..limits() }] {
         let mut rig = Rig::new(limits, |_| {});
         let prompt: Vec<u32> = (0..62).map(|i| i % 7).collect();
@@ -89,7 +89,7 @@ fn a_reader_without_room_gives_way_to_those_that_wait() {
         let found = rig.run();
         assert_eq!(found[&cancelled].end.as_deref(), Some("Cancelled"));
         assert_eq!(found[&answer].tokens.len(), 20);
-        // Computed again in part, and each row came once.
+        // Partly recomputed, but each row was delivered once.
         assert_eq!(largest(&found[&score]), prompt.iter().map(|id| *id as usize + 1).collect::<Vec<_>>());
     }
 }
@@ -112,6 +112,6 @@ fn bad_scores_are_refused_with_figures() {
     let refuse =
         |prompt: Vec<u32>| Request { prompt, goal: Goal::Score(rig.intake.window(1)) }.check(&limits()).unwrap_err();
     assert!(matches!(refuse(vec![]), Error::EmptyPrompt));
-    assert!(matches!(refuse(vec![1; 65]), Error::ContextLength { prompt: 65, context: 64 }));
+    assert!(matches!(refuse(vec![1; 65]), Error::ContextLength { prompt: 65, limit: 64, context: 64 }));
     assert!(matches!(refuse(vec![10]), Error::InvalidTokenId { id: 10, .. }));
 }

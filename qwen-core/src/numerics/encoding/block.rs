@@ -1,4 +1,4 @@
-//! The unit of storage, and the arithmetic of rows that consist of it.
+//! The unit of storage, and the size arithmetic of rows of blocks.
 
 use std::ops::Range;
 
@@ -24,7 +24,7 @@ pub struct Block {
 }
 
 impl Block {
-    /// Bytes of a row of `cols` values; `None` unless they are whole blocks, and where the product overflows.
+    /// Bytes of a row of `cols` values; `None` if they are not whole blocks or the product overflows.
     pub const fn row_bytes(self, cols: usize) -> Option<usize> {
         if self.values == 0 || !cols.is_multiple_of(self.values) {
             return None;
@@ -32,8 +32,7 @@ impl Block {
         (cols / self.values).checked_mul(self.bytes)
     }
 
-    /// Where the columns `cols` lie within the bytes of their row; `None` unless they begin and end at the borders of
-    /// blocks.
+    /// The byte range of the columns `cols` within their row; `None` unless they begin and end at block boundaries.
     pub const fn byte_range(self, cols: Range<usize>) -> Option<Range<usize>> {
         match (self.row_bytes(cols.start), self.row_bytes(cols.end)) {
             (Some(start), Some(end)) if start <= end => Some(start..end),
@@ -41,7 +40,7 @@ impl Block {
         }
     }
 
-    /// Bytes of a matrix of `rows` x `cols`; `None` unless rows are whole blocks, and where the product overflows.
+    /// Bytes of a matrix of `rows` x `cols`; `None` if rows are not whole blocks or the product overflows.
     pub const fn matrix_bytes(self, rows: usize, cols: usize) -> Option<u64> {
         match self.row_bytes(cols) {
             Some(row) => (row as u64).checked_mul(rows as u64),
@@ -50,7 +49,7 @@ impl Block {
     }
 }
 
-/// Decode by `decode` as many whole blocks as both slices have.
+/// Apply `decode` to as many whole blocks as both slices have.
 pub(super) fn decode_blocks<const BYTES: usize, const VALUES: usize>(
     bytes: &[u8],
     out: &mut [f32],
@@ -61,7 +60,7 @@ pub(super) fn decode_blocks<const BYTES: usize, const VALUES: usize>(
     }
 }
 
-/// The `N` bytes of a block from `AT` on; that they are within it is checked by the compiler.
+/// The `N` bytes of a block from `AT` on; the compiler checks the bounds.
 pub(super) const fn part<const AT: usize, const N: usize, const BYTES: usize>(block: &[u8; BYTES]) -> &[u8; N] {
     const { assert!(AT + N <= BYTES) };
     match block.split_at(AT).1.first_chunk() {
@@ -70,7 +69,7 @@ pub(super) const fn part<const AT: usize, const N: usize, const BYTES: usize>(bl
     }
 }
 
-/// The same, to be written.
+/// The same, mutable.
 pub(super) const fn part_mut<const AT: usize, const N: usize, const BYTES: usize>(
     block: &mut [u8; BYTES],
 ) -> &mut [u8; N] {

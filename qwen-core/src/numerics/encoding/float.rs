@@ -1,8 +1,8 @@
-//! The plain element types: one value a block, little-endian.
+//! The plain element types: one value per block, little-endian.
 
 use half::{bf16, f16};
 
-/// Decode elements of `N` bytes by `value`, as many as both slices have.
+/// Decode elements of `N` bytes with `value`, as many as both slices have.
 fn decode<const N: usize>(bytes: &[u8], out: &mut [f32], value: impl Fn([u8; N]) -> f32) {
     for (out, bytes) in out.iter_mut().zip(bytes.as_chunks::<N>().0) {
         *out = value(*bytes);

@@ -1,8 +1,9 @@
 //! Groups: the form in which GPTQ and AWQ matrices reach a backend.
 //!
-//! The files of both spread a matrix over tensors that run along its output features. While they are read they become
-//! rows of blocks like any other matrix: a block is one group of columns, as an F16 scale, the code that stands for zero
-//! (16 bits), and the codes, 4 or 8 bits each, the first in the lowest bits. A value is `scale * (code - zero)`.
+//! The files of both spread a matrix over tensors that are laid out along its output features. While they are read they
+//! are converted to rows of blocks like any other matrix: a block is one group of columns, with an F16 scale, the code
+//! that stands for zero (16 bits), and the codes, 4 or 8 bits each, the first in the lowest bits. A value is `scale *
+//! (code - zero)`.
 
 use half::f16;
 
@@ -11,7 +12,7 @@ use super::Block;
 /// Width of the codes and size of the groups of a matrix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct GroupEncoding {
-    /// Width of the codes, which names their number of bits.
+    /// Width of the codes.
     pub bits: GroupBits,
     /// Values of a group: a multiple of 32.
     pub group_size: u32,
@@ -20,9 +21,9 @@ pub struct GroupEncoding {
 /// Bits of a code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum GroupBits {
-    /// Two codes a byte.
+    /// Two codes per byte.
     Four,
-    /// One code a byte.
+    /// One code per byte.
     Eight,
 }
 

@@ -1,12 +1,12 @@
-//! IQ2_XXS, IQ2_XS and IQ2_S: every eight values are a point of a grid, with signs and a scale of four bits.
+//! IQ2_XXS, IQ2_XS and IQ2_S: every eight values are a grid point, with signs and a 4-bit scale.
 //!
-//! A value is `d * (0.5 + scale) * 0.25 * coordinate`, negated where its sign says so. IQ2_XXS has a scale for every 32
+//! A value is `d * (0.5 + scale) * 0.25 * coordinate`, negated if its sign bit is set. IQ2_XXS has a scale for every 32
 //! values, the others for every 16.
 
 use super::block::{decode_blocks, half_at, part};
 use super::grids;
 
-/// Eight values: the point of a grid, scaled, with signs.
+/// Eight values: a grid point, scaled, with signs.
 pub(super) fn point<const N: usize>(scale: f32, point: &[u8; N], signs: u8, out: &mut [f32]) {
     for (i, (out, coordinate)) in out.iter_mut().zip(point).enumerate() {
         let value = scale * f32::from(*coordinate);
@@ -19,7 +19,7 @@ fn scale(d: f32, code: u8) -> f32 {
     d * (0.5 + f32::from(code & 15)) * 0.25
 }
 
-/// Every 32 values take 8 bytes: four numbers of points, then a u32 of four times seven signs and the scale.
+/// Every 32 values take 8 bytes: four point indices, then a u32 of four times seven signs and the scale.
 pub(super) fn decode_xxs(bytes: &[u8], out: &mut [f32]) {
     decode_blocks(bytes, out, |block: &[u8; 66], out: &mut [f32; 256]| {
         let d = half_at::<0, _>(block).to_f32();
@@ -36,7 +36,7 @@ pub(super) fn decode_xxs(bytes: &[u8], out: &mut [f32]) {
     });
 }
 
-/// Every 8 values take a u16: nine bits of the point's number, then seven signs. The scales follow.
+/// Every 8 values take a u16: nine bits of point index, then seven signs. The scales follow.
 pub(super) fn decode_xs(bytes: &[u8], out: &mut [f32]) {
     decode_blocks(bytes, out, |block: &[u8; 74], out: &mut [f32; 256]| {
         let d = half_at::<0, _>(block).to_f32();
@@ -50,7 +50,7 @@ pub(super) fn decode_xs(bytes: &[u8], out: &mut [f32]) {
     });
 }
 
-/// The low bytes of the points' numbers, all signs, then the two high bits of the numbers, then the scales.
+/// The low bytes of the point indices, all signs, then the two high bits of the indices, then the scales.
 pub(super) fn decode_s(bytes: &[u8], out: &mut [f32]) {
     decode_blocks(bytes, out, |block: &[u8; 82], out: &mut [f32; 256]| {
         let d = half_at::<0, _>(block).to_f32();

@@ -1,13 +1,13 @@
-//! IQ3_XXS and IQ3_S: every four values are a point of a grid, with signs and, for every 32 values, a scale of four bits.
+//! IQ3_XXS and IQ3_S: every four values are a grid point, with signs and, for every 32 values, a 4-bit scale.
 //!
-//! A value is `d * (0.5 + scale) * 0.5 * coordinate` in IQ3_XXS and `d * (1 + 2 * scale) * coordinate` in IQ3_S, negated
-//! where its sign says so.
+//! A value is `d * (0.5 + scale) * 0.5 * coordinate` in IQ3_XXS and `d * (1 + 2 * scale) * coordinate` in IQ3_S,
+//! negated if its sign bit is set.
 
 use super::block::{decode_blocks, half_at, part};
 use super::grids;
 use super::iq2::point;
 
-/// All numbers of points; then for every 32 values a u32 of four times seven signs and the scale.
+/// All point indices; then for every 32 values a u32 of four times seven signs and the scale.
 pub(super) fn decode_xxs(bytes: &[u8], out: &mut [f32]) {
     decode_blocks(bytes, out, |block: &[u8; 98], out: &mut [f32; 256]| {
         let d = half_at::<0, _>(block).to_f32();
@@ -27,7 +27,7 @@ pub(super) fn decode_xxs(bytes: &[u8], out: &mut [f32]) {
     });
 }
 
-/// The low bytes of the points' numbers, their ninth bits, all signs, then the scales.
+/// The low bytes of the point indices, their ninth bits, all signs, then the scales.
 pub(super) fn decode_s(bytes: &[u8], out: &mut [f32]) {
     decode_blocks(bytes, out, |block: &[u8; 110], out: &mut [f32; 256]| {
         let d = half_at::<0, _>(block).to_f32();

@@ -1,7 +1,7 @@
 //! IQ4_NL and IQ4_XS: four-bit codes that index a table of sixteen values.
 //!
 //! IQ4_NL has blocks of 32 with an F16 scale, laid out like Q4_0. IQ4_XS has blocks of 256 in eight groups of 32, each
-//! laid out so, whose 6-bit scales (less 32) the block's F16 scale multiplies.
+//! laid out like that; their 6-bit scales (minus 32) are multiplied by the block's F16 scale.
 
 use std::array;
 

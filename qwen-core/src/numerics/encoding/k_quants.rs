@@ -1,9 +1,9 @@
-//! Q2_K to Q6_K: blocks of 256 codes in groups of 16 or 32, whose scales (and minima) are small integers that the block's
-//! F16 scales multiply.
+//! Q2_K to Q6_K: blocks of 256 codes in groups of 16 or 32, whose scales (and minima) are small integers multiplied by
+//! the block's F16 scales.
 //!
-//! A value is `(d * scale) * (code - offset) - dmin * min` for all five, rounded where the subtraction rounds. How codes
-//! and scales lie in the bytes differs; [`KBlock`] is what they have in common, and each layout is a pair of functions
-//! from and to it.
+//! A value is `(d * scale) * (code - offset) - dmin * min` for all five; only the subtraction rounds. The byte layouts
+//! of codes and scales differ; [`KBlock`] is the common form, with a pair of functions to convert each layout from and
+//! to it.
 
 use std::array;
 
@@ -14,7 +14,7 @@ use super::block::{decode_blocks, half_at, part, part_mut};
 /// Values of a block.
 const VALUES: usize = 256;
 
-/// A block taken apart, with `GROUPS` groups: 8 of 32 values (Q4_K, Q5_K) or 16 of 16 (Q2_K, Q3_K, Q6_K).
+/// An unpacked block, with `GROUPS` groups: 8 of 32 values (Q4_K, Q5_K) or 16 of 16 (Q2_K, Q3_K, Q6_K).
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct KBlock<const GROUPS: usize> {
     /// What the scales are multiples of.
@@ -25,7 +25,8 @@ pub struct KBlock<const GROUPS: usize> {
     pub scales: [i8; GROUPS],
     /// The groups' minima, of the scales' range; not stored, and 0, in Q3_K and Q6_K.
     pub mins: [u8; GROUPS],
-    /// The codes in the order of the values, in runs of 32; Q3_K has 4 more here than the value's, Q6_K 32.
+    /// The codes in the order of the values, in runs of 32; offset by 4 in Q3_K and by 32 in Q6_K, so that they are not
+    /// negative.
     pub codes: [[u8; 32]; 8],
 }
 
@@ -49,8 +50,8 @@ fn or(a: [u8; 32], b: [u8; 32]) -> [u8; 32] {
 
 /// The eight 6-bit scales and minima of Q4_K and Q5_K.
 ///
-/// Scales and minima 0 to 3 fill the low six bits of a byte each; 4 to 7 have their low four bits in the last four bytes
-/// and their high two above those of 0 to 3.
+/// Scales and minima 0 to 3 are in the low six bits of a byte each; 4 to 7 have their low four bits in the last four
+/// bytes and their high two bits above those of 0 to 3.
 pub fn scales_and_mins(packed: &[u8; 12]) -> ([i8; 8], [u8; 8]) {
     let scales = array::from_fn(|i| match i {
         0..4 => packed[i] & 63,
@@ -75,8 +76,8 @@ fn pack_scales_and_mins(scales: &[i8; 8], mins: &[u8; 8]) -> [u8; 12] {
 
 /// The sixteen 6-bit scales of Q3_K, less 32.
 ///
-/// Their low four bits fill the halves of eight bytes, the first eight scales the low ones; their high two bits fill the
-/// pairs of bits of four bytes.
+/// Their low four bits are the halves of eight bytes, the first eight scales in the low halves; their high two bits are
+/// the bit pairs of four bytes.
 pub fn q3_k_scales(packed: &[u8; 12]) -> [i8; 16] {
     array::from_fn(|i| {
         let low = packed[i % 8] >> (i / 8 * 4) & 15;
@@ -118,7 +119,7 @@ impl KBlock<16> {
         block
     }
 
-    /// The low two bits of the codes: a byte has those of values 32 apart.
+    /// The low two bits of the codes: a byte holds those of values 32 apart.
     fn low_two_bits(&self) -> [u8; 64] {
         array::from_fn(|i| (0..4).fold(0, |byte, k| byte | (self.codes[i / 32 * 4 + k][i % 32] & 3) << (2 * k)))
     }
@@ -198,7 +199,7 @@ impl KBlock<8> {
         block
     }
 
-    /// The low four bits of the codes: a byte has those of values 32 apart.
+    /// The low four bits of the codes: a byte holds those of values 32 apart.
     fn low_four_bits(&self) -> [u8; 128] {
         array::from_fn(|i| self.codes[i / 32 * 2][i % 32] & 15 | self.codes[i / 32 * 2 + 1][i % 32] << 4)
     }

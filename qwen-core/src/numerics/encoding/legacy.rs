@@ -1,7 +1,7 @@
 //! Q4_0, Q4_1, Q5_0 and Q5_1: blocks of 32 codes with one F16 scale and, in two of them, one F16 minimum.
 //!
 //! A value is `scale * (code - 8)` in Q4_0, `scale * (code - 16)` in Q5_0, and `scale * code + min` in the others. The
-//! low four bits of the codes lie in 16 bytes, the first 16 codes in the low halves; fifth bits are the bits of a u32.
+//! low four bits of the codes are in 16 bytes, the first 16 codes in the low halves; the fifth bits form a u32.
 
 use std::array;
 
@@ -12,7 +12,7 @@ use super::block::{decode_blocks, half_at, part, part_mut};
 /// Values of a block.
 const VALUES: usize = 32;
 
-/// A block taken apart.
+/// An unpacked block.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Legacy {
     /// Step between codes.

@@ -1,9 +1,9 @@
-//! How numbers lie in checkpoints and in the K/V store.
+//! How numbers are stored in checkpoints and in the K/V store.
 //!
 //! Every encoding stores a row of values as whole *blocks*: a fixed number of values in a fixed number of bytes. A plain
-//! element type is a block of one value. One file a family holds the exact scalar decoders, which every kernel is
-//! compared with; `quantize` holds their inverses. Not here: where rows lie ([`crate::backend::MatrixPart`]), how kernels
-//! pack them (each backend), and what kernels may round ([`crate::Precision`]).
+//! element type is a block of one value. One file per family has the exact scalar decoders, with which every kernel is
+//! compared; `quantize` has their inverses. Not here: where rows are stored ([`crate::backend::MatrixPart`]), how
+//! kernels pack them (each backend), and what kernels may round ([`crate::Precision`]).
 
 mod block;
 mod float;
@@ -25,9 +25,9 @@ use crate::{Error, Result};
 pub use block::Block;
 pub use group::{GroupBits, GroupEncoding};
 
-/// How the values of a stored matrix are encoded.
+/// The encoding of a stored matrix's values.
 ///
-/// The names are those of the formats: what GGUF files call `Q4_K` is [`Encoding::Q4K`].
+/// The names are those of the formats: what GGUF files call `Q4_K` is [`Encoding::Q4K`]. Serialised by this name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Encoding {
@@ -71,12 +71,12 @@ pub enum Encoding {
     Iq3Xxs,
     /// Blocks of 256, about 3.44 bits a value: points of a grid with signs.
     Iq3S,
-    /// Groups of columns with a scale and a zero point, as GPTQ and AWQ have them.
+    /// Groups of columns with a scale and a zero point, as in GPTQ and AWQ.
     Group(GroupEncoding),
 }
 
 impl Encoding {
-    /// All encodings that have a name, which are all but [`Encoding::Group`].
+    /// All encodings that have a name: all except [`Encoding::Group`].
     pub const NAMED: [Encoding; 20] = [
         Encoding::F32,
         Encoding::F16,
@@ -133,7 +133,7 @@ impl Encoding {
         Block { values, bytes }
     }
 
-    /// Bytes of a row of `cols` values; `None` unless they are whole blocks, and where the product overflows.
+    /// Bytes of a row of `cols` values; `None` if they are not whole blocks or the product overflows.
     ///
     /// ```
     /// use qwen_core::Encoding;
@@ -146,8 +146,8 @@ impl Encoding {
         self.block().row_bytes(cols)
     }
 
-    /// Bytes of `values` consecutive values, as of a K/V store: [`usize::MAX`], which fits nowhere, where they are no whole
-    /// blocks or cannot be counted.
+    /// Bytes of `values` consecutive values, as in a K/V store; [`usize::MAX`], which fits nowhere, if they are not
+    /// whole blocks or the size overflows.
     pub const fn bytes(self, values: usize) -> usize {
         match self.row_bytes(values) {
             Some(bytes) => bytes,
@@ -220,6 +220,9 @@ impl fmt::Display for Encoding {
         })
     }
 }
+
+// Groups have a text, and none that is read.
+serde_by_text!(Encoding);
 
 /// Reads the name that an encoding is displayed by, in capitals or not.
 ///

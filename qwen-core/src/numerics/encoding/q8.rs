@@ -1,4 +1,4 @@
-//! Q8_0: a block is an F16 scale and 32 signed bytes, each of which it multiplies.
+//! Q8_0: a block is an F16 scale and 32 signed bytes, each multiplied by the scale.
 
 use half::f16;
 
@@ -10,13 +10,13 @@ pub const VALUES: usize = 32;
 /// Bytes of a block.
 pub const BYTES: usize = 2 + VALUES;
 
-/// The scale and the codes of a block: how weights are quantised and how K/V is stored, in matrices and stores alike.
+/// The scale and the codes of a block: used both for quantised weights and for stored K/V.
 ///
-/// The scale is the F16 number nearest to a 127th of the largest magnitude, ties to even (among the smallest F16 numbers the
-/// one above it, where the nearest would cut the largest value short). A code is the value times the reciprocal of the
-/// scale in f32, rounded to a whole number, ties to even, within -127..=127. A block with a value that is not finite has
-/// a NaN for its scale, so that all of it decodes to NaN: damage shows. Magnitudes beyond what the largest F16 scale
-/// reaches become that.
+/// The scale is the F16 number nearest to the largest magnitude divided by 127, ties to even (for the smallest F16
+/// numbers, the next one up if the nearest would clip the largest value). A code is the value times the reciprocal of
+/// the scale in f32, rounded to a whole number, ties to even, within -127..=127. A block with a non-finite value gets a
+/// NaN scale, so that all of it decodes to NaN and damage stays visible. Magnitudes beyond the range of the largest F16
+/// scale are clamped.
 ///
 /// ```
 /// use qwen_core::numerics::encoding::q8;
@@ -29,7 +29,7 @@ pub const BYTES: usize = 2 + VALUES;
 /// ```
 #[inline]
 pub fn round(values: &[f32; VALUES]) -> (f16, [i8; VALUES]) {
-    // Bits of magnitudes order as the magnitudes do, with infinities and NaNs above all.
+    // The bits of magnitudes order like the magnitudes, with infinities and NaNs above all.
     let largest = values.iter().fold(0, |largest, value| (value.to_bits() & 0x7fff_ffff).max(largest));
     if largest >= f32::INFINITY.to_bits() {
         return (f16::NAN, [0; VALUES]);
@@ -66,7 +66,7 @@ pub(super) fn decode(bytes: &[u8], out: &mut [f32]) {
     }
 }
 
-/// What the values become when they are stored and read again, in place; whole blocks of them, the rest as they are.
+/// Replace values by what storing and reading them back gives, for all whole blocks; the rest stays as it is.
 ///
 /// ```
 /// use qwen_core::numerics::encoding::q8;

@@ -1,4 +1,4 @@
-//! What ranks agree on before they start, and who is told when they do not.
+//! What ranks have to agree on before they start, and which ranks learn of a mismatch.
 
 use std::net::TcpListener;
 use std::thread;

@@ -1,5 +1,5 @@
-//! What processes that do not belong to the ranks can do during the rendezvous and after it: nothing that ends or delays
-//! it. With a secret, nobody who does not know it can take the place of a rank.
+//! Unrelated processes can neither end nor delay the rendezvous, or what follows it. With a secret, a process that does
+//! not know it cannot take the place of a rank.
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -17,7 +17,7 @@ fn leader(world_size: usize, port: u16) -> JoinHandle<Result<Transport>> {
     thread::spawn(move || rank(0, world_size, port).rendezvous(&same()))
 }
 
-/// That the rank joins, and that the leader's rendezvous succeeds.
+/// Assert that the rank joins, and that the leader's rendezvous succeeds.
 fn joins(ranks: &Ranks, leader: JoinHandle<Result<Transport>>) {
     let other = ranks.rendezvous(&same());
     leader.join().unwrap().unwrap();
@@ -43,7 +43,7 @@ fn other_programs_are_turned_away_and_noticed() {
     let server = thread::spawn(move || {
         let (mut stream, _) = listener.accept().unwrap();
         stream.write_all(b"220 mail.example ready\r\n").unwrap();
-        // Data that is not read would reset the connection before the greeting arrives.
+        // Unread data would reset the connection before the greeting arrives.
         let _ = stream.read(&mut [0; 1000]);
     });
     let text = rank(1, 2, port).rendezvous(&same()).unwrap_err().to_string();
@@ -123,7 +123,7 @@ fn another_version_is_told_so_and_turned_away() {
     joins(&rank(1, 2, port), leader);
 }
 
-/// Many more connections than are heard at a time, silent at each stage of the handshake.
+/// Many more connections than are handled at a time, silent at each stage of the handshake.
 #[test]
 fn silent_connections_do_not_use_up_the_rendezvous() {
     let port = free_port();
@@ -189,7 +189,7 @@ fn with_a_secret_only_those_who_know_it_are_admitted() {
     assert_eq!(without, "the shared secret is not set on rank 1 and set on rank 0: start all ranks alike");
     let wrong = text(rank(1, 2, port).secret("another secret of the tests").unwrap());
     assert_eq!(wrong, "the shared secret is one value on rank 1 and another on rank 0: start all ranks alike");
-    // Nothing else about the ranks is told to one who does not know the secret.
+    // A process that does not know the secret learns nothing else about the ranks.
     let no_longer_alike = text(rank(1, 3, port).secret("another secret of the tests").unwrap());
     assert_eq!(no_longer_alike, wrong);
     joins(&rank(1, 2, port).secret(SECRET).unwrap(), leader);
@@ -207,7 +207,7 @@ fn a_rank_with_a_secret_joins_nobody_who_does_not_prove_it() {
     let turned_away = "the shared secret is set on rank 1 and not set on rank 0: start all ranks alike";
     assert!(text.ends_with(&format!("one was turned away: {turned_away}")), "{text}");
 
-    // One that listens at rank 0's address, and answers with nothing, with something, and with what it was sent.
+    // A listener at rank 0's address that answers with nothing, with something, and with an echo.
     for answer in 0..3 {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
@@ -228,7 +228,7 @@ fn a_rank_with_a_secret_joins_nobody_who_does_not_prove_it() {
     }
 }
 
-/// What goes over the connections of one rendezvous: to rank 0, and from it.
+/// The bytes of one rendezvous: to rank 0, and from it.
 fn recorded() -> [Vec<u8>; 2] {
     let (port, proxy) = (free_port(), TcpListener::bind("127.0.0.1:0").unwrap());
     let proxy_port = proxy.local_addr().unwrap().port();
@@ -276,7 +276,7 @@ fn the_secret_is_never_sent_and_recorded_proofs_are_worth_nothing() {
     joins(&rank(1, 2, port).secret(SECRET).unwrap(), leader);
 }
 
-/// What listens at rank 0's address may say anything: a rank's wait and memory stay bounded.
+/// A listener at rank 0's address may send anything: a rank's waiting time and memory stay bounded.
 #[test]
 fn a_false_rank_0_costs_a_rank_no_more_than_its_time() {
     let answers: [&'static [u8]; 4] =

@@ -1,4 +1,4 @@
-//! What ranks do together over a transport, and how they learn that one has failed.
+//! Collective calls over a transport, and how ranks learn that one has failed.
 
 use std::io::Write;
 use std::net::Shutdown;
@@ -214,14 +214,14 @@ fn a_rank_that_computes_for_long_has_not_failed() {
     computing.join().unwrap();
 }
 
-/// A message that never ends, of which a byte arrives often enough to keep the connection from falling silent.
+/// A message that never ends, with a byte arriving often enough that the connection is never silent for long.
 #[test]
 fn a_rank_that_sends_a_message_byte_by_byte_has_failed() {
     let (port, timeout) = (free_port(), Duration::from_millis(400));
     let slow = thread::spawn(move || {
         let stream = &mut welcomed(&rank(1, 2, port).heartbeat_timeout(timeout), port);
         stream.write_all(&[0, 0, 1, 0, Kind::Number as u8]).unwrap();
-        // A byte for each heartbeat of rank 0, of which there are four in the timeout.
+        // A byte for each heartbeat of rank 0, which sends four per timeout.
         while frame::read(stream, 1000).is_ok() && stream.write_all(&[0]).is_ok() {}
     });
     let transport = rank(0, 2, port).heartbeat_timeout(timeout).rendezvous(&same()).unwrap();
@@ -241,7 +241,7 @@ fn a_length_beyond_the_bound_ends_the_transport() {
     });
     let transport = rank(0, 2, port).rendezvous(&same()).unwrap();
     let text = transport.all_reduce_min(1).unwrap_err().to_string();
-    assert!(text.contains("a message of 4294967295 bytes, the most are 67108864"), "{text}");
+    assert!(text.contains("a message of 4.00 GiB, more than 64.0 MiB"), "{text}");
     drop(transport);
     other.join().unwrap();
 }

@@ -1,8 +1,8 @@
 //! The grids of the IQ2 and IQ3 formats, and their signs: constants of the formats.
 //!
-//! A grid is a list of points of 8 or 4 coordinates, all positive; a code is a point's number, and signs are stored
-//! apart. The points were made for the formats by a search over trained weights, so they follow no rule and are listed
-//! in full. They are kept as numbers of levels and expanded by the compiler.
+//! A grid is a list of points with 8 or 4 coordinates, all positive; a code is the index of a point, and signs are
+//! stored separately. The authors of the formats found the points by a search over trained weights, so they follow no
+//! rule and are listed in full. They are stored as level indices and expanded at compile time.
 
 mod tables;
 
@@ -45,8 +45,8 @@ const fn expand<const POINTS: usize, const DIMS: usize>(
     points
 }
 
-/// The eight signs that seven stored bits stand for, the first in the lowest bit, where 1 is negative: an even number of
-/// them is, which gives the eighth.
+/// The eight signs encoded by seven stored bits, the first in the lowest bit, where 1 is negative: the number of
+/// negative signs is even, which determines the eighth.
 ///
 /// ```
 /// use qwen_core::numerics::encoding::grids::signs;

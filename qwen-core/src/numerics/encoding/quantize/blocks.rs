@@ -1,6 +1,7 @@
 //! Q8_0, and blocks of 32 with a scale or a scale and a minimum: Q4_0, Q4_1, Q5_0, Q5_1 and IQ4_NL.
 //!
-//! Scales and minima are stored as F16: of those about the best one, the F16 numbers with the least error are taken.
+//! Scales and minima are stored as F16: among the F16 numbers around the best value, those with the least error are
+//! chosen.
 
 use std::array;
 
@@ -13,7 +14,7 @@ use crate::numerics::encoding::{iq4, q8};
 
 const VALUES: usize = 32;
 
-/// F16 numbers, or pairs of them, that a block chooses from.
+/// Candidate F16 numbers, or pairs of them, per block.
 const CANDIDATES: usize = 8;
 
 type Values = [f32; VALUES];
@@ -55,8 +56,8 @@ pub(super) fn iq4_nl(values: &[f32], importance: Option<&[f32]>, out: &mut Vec<u
     each_block(values, importance, out, |values, weights| scaled::<Iq4>(values, weights).to_q4_0());
 }
 
-/// The largest value becomes 127 or -127, so that decoded rows encode to the same bytes again; below 2^-10 that is true of
-/// most, since F16 has too few digits for their scale.
+/// The largest value becomes 127 or -127, so that decoded rows encode to the same bytes again; below 2^-10 this holds
+/// only for most rows, since F16 has too few digits for their scale.
 pub(super) fn q8_0(values: &[f32], _: Option<&[f32]>, out: &mut Vec<u8>) {
     each_block(values, None, out, |values: &Values, _| {
         let (scale, codes) = q8::round(values);
@@ -67,7 +68,7 @@ pub(super) fn q8_0(values: &[f32], _: Option<&[f32]>, out: &mut Vec<u8>) {
 /// The levels of IQ4_NL and IQ4_XS.
 pub(super) struct Iq4;
 
-/// Codes of the levels that are nearest to -127, -126.5, -126, and so on: borders between levels are at halves.
+/// Codes of the levels nearest to -127, -126.5, -126, and so on: boundaries between levels are at halves.
 const NEAREST: [u8; 512] = {
     let mut codes = [15; 512];
     let (mut code, mut i) = (0, 0);

@@ -1,8 +1,8 @@
-//! Encoding rows of values: the inverse of the decoders, as near as the formats allow.
+//! Encoding rows of values: the inverse of the decoders, as closely as the formats allow.
 //!
-//! Where neighbours share a scale, the scales of least weighted error are searched for (`search`). Blocks of 32 are in
-//! `blocks`, blocks of 256 with scales of scales in `super_blocks`. Not here: which tensors get which encoding, and where
-//! importances come from.
+//! Where neighbouring values share a scale, the scales with the least weighted error are searched for (`search`).
+//! Blocks of 32 are in `blocks`, blocks of 256 with scales of scales in `super_blocks`. Not here: which tensors get
+//! which encoding, and where importances come from.
 
 mod blocks;
 mod search;
@@ -13,20 +13,20 @@ use half::{bf16, f16};
 use super::Encoding;
 use crate::{Error, Result};
 
-/// The largest value that formats with F16 scales are given: F16 itself ends there.
+/// The largest value for formats with F16 scales: the largest finite F16.
 const LARGEST: f32 = 65504.0;
 
 impl Encoding {
     /// Encode a row of `values`, whole blocks of them, and append its bytes to `out`.
     ///
-    /// `importance` says how much an error of each column matters, as a number from 0 on; its scale is irrelevant. Formats
-    /// without a choice (F32, F16, BF16, Q8_0) leave it aside. The same row gives the same bytes on every machine.
+    /// `importance` says how much an error of each column matters, as a number of at least 0; its scale is irrelevant.
+    /// Formats without a choice (F32, F16, BF16, Q8_0) ignore it. The same row gives the same bytes on every machine.
     ///
     /// # Errors
     ///
-    /// [`Error::Unsupported`] for encodings that nothing is converted to, whatever the row; [`Error::InvalidArgument`] for
-    /// rows that are no whole blocks, values that are not finite or beyond what the format holds, and importances that are
-    /// not one a value, negative or not finite. Then `out` is as it was.
+    /// [`Error::Unsupported`] for encodings without a quantiser, whatever the row; [`Error::InvalidArgument`] for rows
+    /// that are not whole blocks, values that are not finite or out of the format's range, and importances that are
+    /// negative, not finite, or not one per value. `out` is then unchanged.
     ///
     /// ```
     /// use qwen_core::Encoding;
@@ -102,7 +102,7 @@ impl Encoding {
 /// Whole blocks of checked values, one importance for each.
 type Quantizer = fn(&[f32], Option<&[f32]>, &mut Vec<u8>);
 
-/// The first that is `bad`; all are looked at in one go where none is.
+/// The index of the first number that is `bad`; fast if there is none.
 fn find(numbers: &[f32], bad: impl Fn(f32) -> bool) -> Option<usize> {
     if !numbers.iter().fold(false, |any, number| any | bad(*number)) {
         return None;
@@ -114,7 +114,7 @@ fn encode<const N: usize>(values: &[f32], out: &mut Vec<u8>, bytes: impl Fn(f32)
     out.extend(values.iter().flat_map(|value| bytes(*value)));
 }
 
-/// Append the block of each `VALUES` values with their weights.
+/// Append one block per `VALUES` values with their weights.
 #[inline(always)]
 fn each_block<const VALUES: usize, const BYTES: usize>(
     values: &[f32],
@@ -129,7 +129,7 @@ fn each_block<const VALUES: usize, const BYTES: usize>(
     }
 }
 
-/// What errors of the values count: all the same without importances. With them about 1 on average and never 0, so that
+/// The weight of each value's error: all equal without importances. With them about 1 on average and never 0, so that
 /// sums neither overflow nor vanish.
 fn weights<const VALUES: usize>(_: &[f32; VALUES], importance: Option<&[f32; VALUES]>) -> [f32; VALUES] {
     let Some(importance) = importance else { return [1.0; VALUES] };
@@ -149,7 +149,7 @@ fn neighbour(value: f32, steps: i32) -> f16 {
     f16::from_bits(nearest & 0x8000 | magnitude.clamp(0, i32::from(f16::MAX.to_bits())) as u16)
 }
 
-/// The F16 number by which the whole number `highest` becomes `largest`, both zero or above.
+/// The F16 scale that maps the whole number `highest` to `largest`, both at least 0.
 #[inline]
 pub(super) fn scale_for(largest: f32, highest: f32) -> f16 {
     let nearest = neighbour(largest / highest, 0);

@@ -1,20 +1,21 @@
-//! The search for a scale, or a scale and a minimum, that represent a group of values best.
+//! The search for the scale, or the scale and minimum, that best represent a group of values.
 //!
-//! What is minimised is the sum of `weight * (value - (scale * level + min))^2` where each value takes its nearest level.
-//! For given levels the best scale and minimum are those of weighted least squares, and for these the levels are
-//! rounded anew: each turn can only lower the error, and ends in a valley. Several beginnings go side by side, of which
-//! the best few go on; that the inner loops are over them is also what makes these vector instructions.
+//! It minimises the sum of `weight * (value - (scale * level + min))^2` where each value takes its nearest level. For
+//! given levels, weighted least squares gives the best scale and minimum, for which the levels are then rounded again:
+//! each iteration can only lower the error, and converges to a local minimum. The search runs from several starting
+//! points in parallel, and the best few continue; the inner loops run over these candidates, which also makes them
+//! vectorise.
 
-/// Beginnings of a search.
+/// Starting points of a search.
 const BEGINNINGS: usize = 16;
 
-/// How many of them go on after the first turn.
+/// How many of them continue after the first iteration.
 const SURVIVORS: usize = 4;
 
-/// Turns of rounding and fitting after the first.
+/// Iterations of rounding and fitting after the first.
 const TURNS: usize = 2;
 
-/// Groups without a larger value than this are zero in every format: the smallest F16 is 2^-24.
+/// Groups with no value above this are zero in every format: the smallest F16 is 2^-24.
 const NOTHING: f32 = 1.0 / (1u64 << 32) as f32;
 
 /// The levels that codes stand for, before scale and minimum.
@@ -25,9 +26,9 @@ pub(super) trait Levels {
     const HIGH: f32;
     /// Distance between levels, about.
     const STEP: f32;
-    /// The level nearest to `value`, which is no NaN.
+    /// The level nearest to `value`, which is not NaN.
     fn nearest(value: f32) -> f32;
-    /// The code of a level that [`Levels::nearest`] gave.
+    /// The code of a level that [`Levels::nearest`] returned.
     fn code(level: f32) -> u8;
     /// The level of a code.
     fn level(code: u8) -> f32;
@@ -36,7 +37,7 @@ pub(super) trait Levels {
 /// Whole numbers from `LOW` to `HIGH`; the code of the lowest is 0.
 pub(super) struct Whole<const LOW: i8, const HIGH: i8>;
 
-/// Round to a whole number of at most 22 bits, ties to even: what is below 1 has no room in the sum's mantissa.
+/// Round to a whole number of at most 22 bits, ties to even: fractions have no room in the sum's mantissa.
 #[inline(always)]
 fn round(value: f32) -> f32 {
     const SHIFT: f32 = 1.5 * (1 << 23) as f32;
@@ -71,13 +72,13 @@ impl<const LOW: i8, const HIGH: i8> Levels for Whole<LOW, HIGH> {
     }
 }
 
-/// The reciprocal, and 0 of 0, which takes every value to level 0.
+/// The reciprocal, or 0 for 0, which maps every value to level 0.
 #[inline(always)]
 fn inverse(scale: f32) -> f32 {
     if scale == 0.0 { 0.0 } else { 1.0 / scale }
 }
 
-/// Weighted sums over the levels that values round to, for each of `C` candidates.
+/// Weighted sums over the levels that the values round to, for each of `C` candidates.
 struct Sums<const C: usize> {
     level: [f32; C],
     level_level: [f32; C],
@@ -85,7 +86,7 @@ struct Sums<const C: usize> {
 }
 
 /// The sums for values that round to `(value - min) * inverse`.
-// Alone, its loops become vector instructions; within its callers they do not.
+// Not inlined: its loops vectorise on their own, but not inside its callers.
 #[inline(never)]
 fn sums<L: Levels, const N: usize, const C: usize>(
     values: &[f32; N],
@@ -146,8 +147,8 @@ fn lowest_few<const C: usize, const K: usize>(mut numbers: [f32; C]) -> [usize; 
     })
 }
 
-/// Fit the scale of each candidate, given as its inverse, to the levels that values round to. Returns what that leaves
-/// of the error, less the weighted sum of squares.
+/// Fit the scale of each candidate, given as its inverse, to the levels that the values round to. Returns the remaining
+/// error minus the weighted sum of squares.
 fn fit_scales<L: Levels, const N: usize, const C: usize>(
     values: &[f32; N],
     weights: &[f32; N],
@@ -156,7 +157,7 @@ fn fit_scales<L: Levels, const N: usize, const C: usize>(
     let sums = sums::<L, N, C>(values, weights, inverse, &[0.0; C]);
     std::array::from_fn(|i| {
         let (level_level, value_level) = (sums.level_level[i], sums.value_level[i]);
-        // Where all values round to level 0, there is nothing to fit.
+        // If all values round to level 0, there is nothing to fit.
         if value_level == 0.0 {
             return 0.0;
         }
@@ -165,14 +166,14 @@ fn fit_scales<L: Levels, const N: usize, const C: usize>(
     })
 }
 
-/// The scale, of either sign, by which multiples of levels represent the values best.
+/// The scale, of either sign, with which multiples of levels best represent the values.
 pub(super) fn fit_scale<L: Levels, const N: usize>(values: &[f32; N], weights: &[f32; N]) -> f32 {
     let further = |largest: f32, value: &f32| if value.abs() > largest.abs() { *value } else { largest };
     let largest = values.iter().fold(0.0, further);
     if largest.abs() < NOTHING {
         return 0.0;
     }
-    // The largest value becomes about the lowest level, or about the highest.
+    // The largest value maps approximately to the lowest level, or to the highest.
     let mut begun: [f32; BEGINNINGS] = std::array::from_fn(|i| {
         let beyond = ((i / 2) as f32 * 0.25 - 0.75) * L::STEP;
         (if i % 2 == 0 { L::LOW - beyond } else { L::HIGH + beyond }) / largest
@@ -186,7 +187,7 @@ pub(super) fn fit_scale<L: Levels, const N: usize>(values: &[f32; N], weights: &
     1.0 / inverse[lowest(&errors)]
 }
 
-/// Values less the lowest of them, with their weights, and the bound of what is a minimum.
+/// Values minus the lowest of them, with their weights, and the bound for the minimum.
 struct Offsets<'a, const N: usize> {
     values: [f32; N],
     weights: &'a [f32; N],
@@ -196,8 +197,8 @@ struct Offsets<'a, const N: usize> {
 }
 
 impl<const N: usize> Offsets<'_, N> {
-    /// Fit scale and minimum of each candidate to the levels that values round to. Returns what that leaves of the error,
-    /// less the weighted sum of squares.
+    /// Fit scale and minimum of each candidate to the levels that the values round to. Returns the remaining error
+    /// minus the weighted sum of squares.
     fn fit<L: Levels, const C: usize>(&self, scale: &mut [f32; C], min: &mut [f32; C]) -> [f32; C] {
         let sums = sums::<L, N, C>(&self.values, self.weights, &scale.map(inverse), min);
         std::array::from_fn(|i| {
@@ -205,7 +206,7 @@ impl<const N: usize> Offsets<'_, N> {
             let determinant = self.weight * level_level - level * level;
             let mut new_scale = (self.weight * value_level - self.value * level) / determinant;
             let mut new_min = (self.value - new_scale * level) / self.weight;
-            // With all values on one level any minimum will do, as long as the scale suits it.
+            // With all values on one level any minimum works, with a matching scale.
             if determinant <= 1e-6 * self.weight * level_level {
                 new_min = min[i];
                 new_scale = (value_level - new_min * level) / level_level;
@@ -224,8 +225,8 @@ impl<const N: usize> Offsets<'_, N> {
     }
 }
 
-/// The scale, zero or above, and the minimum by which `scale * level + min` represents the values best, for levels from
-/// 0 on. `NEGATIVE` is for formats whose minima are zero or below.
+/// The scale, at least 0, and the minimum with which `scale * level + min` best represents the values, for levels from
+/// 0 on. `NEGATIVE` is for formats whose minima are at most 0.
 pub(super) fn fit_scale_and_min<L: Levels, const N: usize, const NEGATIVE: bool>(
     values: &[f32; N],
     weights: &[f32; N],
@@ -237,7 +238,7 @@ pub(super) fn fit_scale_and_min<L: Levels, const N: usize, const NEGATIVE: bool>
     if range < NOTHING {
         return (0.0, low);
     }
-    // Sums of squares of values above the lowest keep their digits where all values are alike.
+    // Subtracting the lowest value first keeps precision in the sums of squares if all values are similar.
     let offsets = Offsets {
         values: values.map(|value| value - low),
         weights,
@@ -245,7 +246,7 @@ pub(super) fn fit_scale_and_min<L: Levels, const N: usize, const NEGATIVE: bool>
         weight: weights.iter().sum(),
         value: values.iter().zip(weights).map(|(value, weight)| weight * (value - low)).sum(),
     };
-    // Each end of the range moves inwards, or slightly out.
+    // Candidates move each end of the range inwards, or slightly outwards.
     let step = range / L::HIGH;
     let beyond = |i: usize| (i as f32 * 0.4 - 0.2) * step;
     let mut mins: [f32; BEGINNINGS] = std::array::from_fn(|i| beyond(i / 4).min(offsets.highest_min));

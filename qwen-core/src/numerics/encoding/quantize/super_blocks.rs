@@ -1,9 +1,9 @@
-//! Blocks of 256 in groups with small whole scales: Q2_K to Q6_K and IQ4_XS.
+//! Blocks of 256 in groups with small integer scales: Q2_K to Q6_K and IQ4_XS.
 //!
-//! Each group is fitted alone first. The block's F16 scales are what makes the largest of the groups' scales and minima
-//! the largest whole numbers. Then each group takes, among the whole numbers about its own fit, those of least error with
-//! every value rounded anew. What least squares say of the block's scales for these choices begins another turn, as long
-//! as the error falls.
+//! First each group is fitted on its own. The block's F16 scales map the largest of the groups' scales and minima to
+//! the largest integers. Then each group chooses, among the integers around its own fit, those with the least error,
+//! with every value rounded again. A least-squares fit of the block's scales to these choices starts another iteration,
+//! as long as the error falls.
 
 use std::array;
 
@@ -19,10 +19,10 @@ const VALUES: usize = 256;
 
 type Values = [f32; VALUES];
 
-/// Whole numbers, or pairs of them, that a group chooses from.
+/// Candidate integers, or pairs of them, per group.
 const CANDIDATES: usize = 8;
 
-/// Turns of fitting the block's scales after the first choice.
+/// Iterations of fitting the block's scales after the first choice.
 const TURNS: usize = 1;
 
 pub(super) fn q2_k(values: &[f32], importance: Option<&[f32]>, out: &mut Vec<u8>) {
@@ -56,7 +56,7 @@ pub(super) fn iq4_xs(values: &[f32], importance: Option<&[f32]>, out: &mut Vec<u
     });
 }
 
-/// Groups with a scale and a minimum, whole numbers up to `highest`, for levels from 0 on.
+/// Groups with a scale and a minimum, integers up to `highest`, for levels from 0 on.
 #[inline(always)]
 fn affine<L: Levels, const GROUPS: usize, const SIZE: usize>(
     values: &Values,
@@ -77,7 +77,7 @@ fn affine<L: Levels, const GROUPS: usize, const SIZE: usize>(
     improve::<L, GROUPS>(values, weights, first, choose)
 }
 
-/// Groups with a scale of either sign, whole numbers from `-highest` to `highest - 1`.
+/// Groups with a scale of either sign, integers from `-highest` to `highest - 1`.
 #[inline(always)]
 fn scaled<L: Levels, const GROUPS: usize, const SIZE: usize>(
     values: &Values,
@@ -93,7 +93,7 @@ fn scaled<L: Levels, const GROUPS: usize, const SIZE: usize>(
             (near(fits[group], unit, i as i8 - CANDIDATES as i8 / 2 + 1, ((-highest) as i8, (highest - 1) as i8)), 0)
         })
     };
-    // The largest scale becomes the lowest whole number, which has no positive counterpart.
+    // The largest scale becomes the lowest integer, which has no positive counterpart.
     let unit = scale_for(largest.abs(), f32::from(highest));
     let first = choose(if largest > 0.0 { -unit } else { unit }, f16::ZERO);
     improve::<L, GROUPS>(values, weights, first, choose)
@@ -109,13 +109,13 @@ fn groups<'a, const GROUPS: usize, const SIZE: usize>(
     array::from_fn(|group| (&values.as_chunks().0[group], &weights.as_chunks().0[group]))
 }
 
-/// The whole number that is `steps` above `value / unit` rounded down, within bounds.
+/// The integer `steps` above `value / unit` rounded down, clamped to the bounds.
 fn near(value: f32, unit: f32, steps: i8, (low, high): (i8, i8)) -> i8 {
     let exact = if unit == 0.0 { 0.0 } else { value / unit };
     (exact.floor() + f32::from(steps)).clamp(f32::from(low), f32::from(high)) as i8
 }
 
-/// The block with the whole numbers of least error among the candidates of each group, and that error.
+/// The block with the integers of least error among the candidates of each group, and that error.
 #[inline(always)]
 fn choose<L: Levels, const GROUPS: usize, const SIZE: usize>(
     groups: &[Group<'_, SIZE>; GROUPS],
@@ -160,8 +160,8 @@ fn improve<L: Levels, const GROUPS: usize>(
     best.0
 }
 
-/// The block's scales by weighted least squares, for the groups' numbers and codes as they are; nothing where that is
-/// not determined or changes nothing.
+/// The block's scales by weighted least squares, for the groups' current integers and codes; `None` if they are
+/// undetermined or do not change.
 fn fit<L: Levels, const GROUPS: usize>(
     values: &Values,
     weights: &Values,
