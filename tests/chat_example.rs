@@ -154,7 +154,8 @@ fn start(arguments: &[&str]) -> (Child, BufReader<ChildStdout>) {
     let mut child = command(&[&["--device", "cpu", "--threads", "2"], arguments].concat()).spawn().unwrap();
     let mut out = BufReader::new(child.stdout.take().unwrap());
     let mut line = String::new();
-    while line.trim_end() != BEGIN {
+    // The harness begins the line itself.
+    while !line.trim_end().ends_with(BEGIN) {
         line.clear();
         assert_ne!(out.read_line(&mut line).unwrap(), 0, "the example does not begin");
     }
