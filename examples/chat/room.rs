@@ -1,14 +1,10 @@
 //! What to do when a conversation no longer fits the context: which of its oldest turns have to go.
 
-use qwen::{ChatInput, Engine, Error, Message, Role, Tool};
+use qwen::{ChatInput, Engine, Error, ErrorKind, Message, Role, Tool};
 
 /// Whether the error says that the conversation does not fit.
 pub(crate) fn is_full(error: &Error) -> bool {
-    matches!(
-        error,
-        Error::Model(qwen::core::Error::ContextLength { .. })
-            | Error::Text(qwen::tokenizer::Error::TooManyTokens { .. })
-    )
+    error.kind() == ErrorKind::PromptTooLong
 }
 
 /// Tokens of the prompt that these messages make.
