@@ -29,8 +29,8 @@ pub(crate) fn load(options: &EngineOptions, model: &Path, screen: Screen) -> Res
     Ok(engine?)
 }
 
-/// Show how far a prompt has come that is computed in several parts. The bar goes by itself when the prompt is through, and
-/// has to be cleared where it does not come so far.
+/// Show how far a prompt has come that is computed in several parts. The bar goes by itself when the prompt is through,
+/// and has to be cleared where it does not come so far.
 ///
 /// # Errors
 /// None, as long as the template is one.

@@ -16,8 +16,9 @@ pub(crate) fn tokens(engine: &Engine, messages: &[Message], tools: &[Tool]) -> q
     Ok(engine.tokenizer()?.encode_chat_within(&input, engine.context().saturating_sub(1))?.ids.len())
 }
 
-/// How many of the oldest turns go, so that a quarter of the context is free for the answer, and the messages that stay.
-/// The system message does, and `asked` is not among the messages yet. `fits` has the tokens of messages, if they fit at all.
+/// How many of the oldest turns go, so that a quarter of the context is free for the answer, and the messages that
+/// stay. The system message does, and `asked` is not among the messages yet. `fits` has the tokens of messages, if they
+/// fit at all.
 /// `None` where the rest is too long as well.
 pub(crate) fn shortened(
     mut messages: Vec<Message>,
