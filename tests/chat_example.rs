@@ -7,8 +7,8 @@ mod chat;
 mod common;
 
 use std::fs;
-use std::io::Write;
-use std::process::{Command, Output, Stdio};
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
 
 use common::Folder;
 use serde_json::{Value, json};
@@ -149,15 +149,41 @@ fn a_full_context_says_what_to_do() {
     assert!(ran.err.starts_with("Error: ") && ran.err.contains("79"), "{}", ran.err);
 }
 
+/// Start the example, and read what it prints up to its own first byte.
+fn start(arguments: &[&str]) -> (Child, BufReader<ChildStdout>) {
+    let mut child = command(&[&["--device", "cpu", "--threads", "2"], arguments].concat()).spawn().unwrap();
+    let mut out = BufReader::new(child.stdout.take().unwrap());
+    let mut line = String::new();
+    // The harness begins the line itself.
+    while !line.trim_end().ends_with(BEGIN) {
+        line.clear();
+        assert_ne!(out.read_line(&mut line).unwrap(), 0, "the example does not begin");
+    }
+    (child, out)
+}
+
 #[test]
 fn a_reader_that_has_enough_ends_the_program_quietly() {
-    let mut child = command(&["--device", "cpu", "--threads", "2"]).spawn().unwrap();
-    drop(child.stdout.take());
-    child.stdin.take().unwrap().write_all("Hello!\n".repeat(3).as_bytes()).unwrap();
-    let output = child.wait_with_output().unwrap();
-    // The harness of the tests may notice that its own reader has left.
-    let err = String::from_utf8(output.stderr).unwrap();
-    assert!(!err.contains("Error: "), "{err}");
+    for arguments in [&[][..], &["--json"]] {
+        let (mut child, out) = start(arguments);
+        drop(out);
+        child.stdin.take().unwrap().write_all("Hello!\n".repeat(3).as_bytes()).unwrap();
+        let output = child.wait_with_output().unwrap();
+        assert_eq!((output.status.code(), String::from_utf8(output.stderr).unwrap().as_str()), (Some(0), ""));
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_without_an_answer_ends_the_program() {
+    let (mut child, _out) = start(&[]);
+    let mut stdin = child.stdin.take().unwrap();
+    stdin.write_all(b"Hello!\n/stats\n").unwrap();
+    // Once the figures are there, nothing is being answered.
+    let stderr = BufReader::new(child.stderr.take().unwrap());
+    assert!(stderr.lines().map(Result::unwrap).any(|line| line.starts_with("the last")));
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    assert_eq!(child.wait().unwrap().code(), Some(130));
 }
 
 #[test]

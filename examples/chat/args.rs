@@ -28,8 +28,8 @@ Keys:
 A text that is pasted stays whole, with its line breaks, and is sent by Enter.
 
 Pipes:
-  Without a terminal on stdin, each line is a question or a command. With --prompt, all of stdin is appended to the prompt
-  after an empty line, if there is any. The first error ends the program.
+  Without a terminal on stdin, each line is a question or a command. With --prompt, all of stdin is appended to the
+  prompt after an empty line, if there is any. The first error ends the program.
 
 Colours are used on terminals only, and not where NO_COLOR is set; --color always and --color never decide.
 

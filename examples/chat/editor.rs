@@ -53,7 +53,8 @@ impl Editor {
         Ok(Editor { editor, history: history.map(Into::into), colour: screen.colour() })
     }
 
-    /// Let the user type. A backslash at the very end asks for another line; those within stay, as in code that was pasted.
+    /// Let the user type. A backslash at the very end asks for another line; those within stay, as in code
+    /// that was pasted.
     ///
     /// # Errors
     /// When the terminal fails.

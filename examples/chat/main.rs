@@ -12,7 +12,8 @@
 //!
 //! Here everything is put together. `args` are the options; `input` and `editor` read questions, `commands` knows the
 //! commands; `session` asks the library and does what commands say, and `room` makes room in a full context; `reply`,
-//! `answer`, `screen` and `progress` show what comes of it; `saved` keeps conversations in files, and `interrupt` is Ctrl-C.
+//! `answer`, `screen` and `progress` show what comes of it; `saved` keeps conversations in files, and `interrupt` is
+//! Ctrl-C.
 
 mod answer;
 mod args;
@@ -87,8 +88,8 @@ pub(crate) fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<u8, F
     }
 }
 
-/// Answer questions and do what commands say, until the input ends. At a terminal an error ends nothing: the next question
-/// may be a better one. In a pipe nobody would see it, and the first one is the last.
+/// Answer questions and do what commands say, until the input ends. At a terminal an error ends nothing: the next
+/// question may be a better one. In a pipe nobody would see it, and the first one is the last.
 fn converse(session: &mut Session, input: &mut Input, drop_oldest: bool) -> Result<u8, Failure> {
     while let Some(entry) = input.next()? {
         if entry.trim().is_empty() {
@@ -127,8 +128,8 @@ fn code(ended: Ended, screen: Screen) -> Option<u8> {
         Ended::ContextFull => Some(exit::CONTEXT_FULL),
         Ended::NotDropped => {
             screen.error(
-                "the conversation no longer fits the context: --drop-oldest drops its oldest turns, and --context has room \
-                 for more where the model and the memory do",
+                "the conversation no longer fits the context: --drop-oldest drops its oldest turns, and --context has \
+                 room for more where the model and the memory do",
             );
             Some(exit::CONTEXT_FULL)
         }

@@ -16,7 +16,7 @@ use super::screen::Screen;
 pub(crate) fn load(options: &EngineOptions, model: &Path, screen: Screen) -> Result<Engine, Failure> {
     let plain = ProgressStyle::with_template("{msg}")?;
     let counting = ProgressStyle::with_template("{msg} [{bar:30}] {percent:>3}% of {total_bytes}")?;
-    let bar = ProgressBar::with_draw_target(None, target(screen));
+    let bar = ProgressBar::with_draw_target(None, target(screen)).with_style(plain.clone());
     let drawn = bar.clone();
     let options = options.clone().progress(move |progress| {
         drawn.set_message(progress.stage.to_string());
@@ -29,8 +29,8 @@ pub(crate) fn load(options: &EngineOptions, model: &Path, screen: Screen) -> Res
     Ok(engine?)
 }
 
-/// Show how far a prompt has come that is computed in several parts. The bar goes by itself when the prompt is through, and
-/// has to be cleared where it does not come so far.
+/// Show how far a prompt has come that is computed in several parts. The bar goes by itself when the prompt is through,
+/// and has to be cleared where it does not come so far.
 ///
 /// # Errors
 /// None, as long as the template is one.

@@ -55,14 +55,11 @@ pub(crate) fn print_json(
 }
 
 fn object(text: &str, reason: Option<FinishReason>, stats: &Stats, calls: &[ToolCall]) -> Value {
-    let reason = match reason {
-        Some(FinishReason::Stop) => "stop",
-        Some(FinishReason::Length) => "length",
-        _ => "cancelled",
-    };
+    // `None` only where the stream was left before its end.
+    let reason = reason.unwrap_or(FinishReason::Cancelled);
     let mut answer = json!({
         "text": text,
-        "finish_reason": reason,
+        "finish_reason": reason.as_str(),
         "stats": {
             "prompt_tokens": stats.prompt_tokens,
             "new_tokens": stats.new_tokens,

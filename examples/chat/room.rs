@@ -1,14 +1,10 @@
 //! What to do when a conversation no longer fits the context: which of its oldest turns have to go.
 
-use qwen::{ChatInput, Engine, Error, Message, Role, Tool};
+use qwen::{ChatInput, Engine, Error, ErrorKind, Message, Role, Tool};
 
 /// Whether the error says that the conversation does not fit.
 pub(crate) fn is_full(error: &Error) -> bool {
-    matches!(
-        error,
-        Error::Model(qwen::core::Error::ContextLength { .. })
-            | Error::Text(qwen::tokenizer::Error::TooManyTokens { .. })
-    )
+    error.kind() == ErrorKind::PromptTooLong
 }
 
 /// Tokens of the prompt that these messages make.
@@ -20,8 +16,9 @@ pub(crate) fn tokens(engine: &Engine, messages: &[Message], tools: &[Tool]) -> q
     Ok(engine.tokenizer()?.encode_chat_within(&input, engine.context().saturating_sub(1))?.ids.len())
 }
 
-/// How many of the oldest turns go, so that a quarter of the context is free for the answer, and the messages that stay.
-/// The system message does, and `asked` is not among the messages yet. `fits` has the tokens of messages, if they fit at all.
+/// How many of the oldest turns go, so that a quarter of the context is free for the answer, and the messages that
+/// stay. The system message does, and `asked` is not among the messages yet. `fits` has the tokens of messages, if they
+/// fit at all.
 /// `None` where the rest is too long as well.
 pub(crate) fn shortened(
     mut messages: Vec<Message>,
