@@ -81,8 +81,10 @@ impl WeightSpec {
             let block = encoding.block();
             if block.byte_range(cut.cols.clone()).is_none() {
                 let what = format!("columns {:?} of `{}` in {encoding}", cut.cols, cut.tensor);
-                let reason =
-                    format!("ranks share whole blocks of {} columns: use another number of ranks", block.values);
+                let reason = format!(
+                    "ranks split only at whole blocks of {} columns: use another number of ranks",
+                    block.values
+                );
                 return Err(Error::unsupported(what, reason));
             }
             Ok((encoding, cut.rows.len()))

@@ -86,7 +86,7 @@ impl Importances {
             progress(index + 1);
         }
         if tokens == 0 {
-            return Err(Error::argument("prompts", "there is no token to measure by"));
+            return Err(Error::argument("prompts", "they contain no token to measure with"));
         }
         let mean = |sums: Vec<f64>| sums.into_iter().map(|sum| (sum / tokens as f64) as f32).collect();
         Ok(Importances { of_matrix: sums.into_iter().map(|(name, sums)| (name, mean(sums))).collect() })

@@ -196,7 +196,7 @@ impl FromStr for TensorMix {
         let named = NAMED.iter().find(|(known, ..)| known.eq_ignore_ascii_case(name));
         named.map(|(_, mix, _)| *mix).ok_or_else(|| {
             let names: Vec<&str> = Self::names().collect();
-            Error::argument("mix", format!("`{name}` is none of {}", names.join(", ")))
+            Error::argument("mix", format!("`{name}` is not one of {}", names.join(", ")))
         })
     }
 }

@@ -236,7 +236,7 @@ impl FromStr for Encoding {
         let named = |encoding: &Encoding| encoding.to_string().eq_ignore_ascii_case(name);
         Encoding::NAMED.into_iter().find(named).ok_or_else(|| {
             let names = Encoding::NAMED.map(|encoding| encoding.to_string()).join(", ");
-            Error::argument("encoding", format!("`{name}` is none of {names}"))
+            Error::argument("encoding", format!("`{name}` is not one of {names}"))
         })
     }
 }
