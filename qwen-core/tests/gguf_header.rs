@@ -117,7 +117,7 @@ fn counts_and_lengths_beyond_the_file_are_not_allocated() {
 
 #[test]
 fn a_header_takes_a_bounded_memory_however_long_the_file_is() {
-    // The counts lie within the file, which is a hole.
+    // The counts are within the file, which is sparse.
     let file = |kind: u32, count: u64, value: &[u8]| Gguf::new().raw("k", kind, [&count.to_le_bytes(), value].concat());
     let cases = [
         file(8, 1 << 30, b""),

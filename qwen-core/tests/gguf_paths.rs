@@ -85,7 +85,7 @@ fn safetensors_come_first_where_they_are_whole() {
     let indexed = gguf().with("config.json", CONFIG).with("model.safetensors.index.json", index);
     assert!(is_gguf(&indexed), "a shard is missing");
     assert!(!is_gguf(&indexed.with("model-1.safetensors", &shard)));
-    // The file itself can be named whatever lies beside it.
+    // The path of the file works whatever else is in the folder.
     let both = gguf().with("config.json", CONFIG).with("model.safetensors", &shard);
     assert!(opens(&both.path().join("m.gguf")).gguf_metadata().is_some());
 }

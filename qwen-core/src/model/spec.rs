@@ -95,7 +95,7 @@ impl WeightSpec {
 }
 
 impl ModelSpec {
-    /// The encodings that K/V can be stored in: 32, 16 and 8.5 bits a value.
+    /// The encodings that K/V can be stored in: 32, 16 and 8.5 bits per value.
     pub const KV_ENCODINGS: [Encoding; 3] = [Encoding::F32, Encoding::F16, Encoding::Q8_0];
 
     /// The sizes of this part that determine how much memory a step needs on a device.

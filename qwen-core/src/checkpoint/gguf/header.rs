@@ -37,7 +37,7 @@ const LEAST_ENTRY_BYTES: u64 = 8 + 4 + 1;
 /// Bytes of the entry of a tensor with an empty name and no dimensions.
 const LEAST_TENSOR_BYTES: u64 = 8 + 4 + 4 + 8;
 
-/// A parsed header: every tensor lies within the file, and none overlaps another.
+/// A parsed header: every tensor is within the file, and none overlaps another.
 ///
 /// ```
 /// use std::path::Path;
