@@ -243,7 +243,7 @@ impl Report<'_> {
             "model": args.model,
             "device": engine.device_name(),
             "selection_reason": engine.selection_reason(),
-            "precision": format!("{:?}", args.precision).to_lowercase(),
+            "precision": args.precision.to_string(),
             "kv": args.kv_encoding().to_string().to_lowercase(),
             "prompt_tokens": args.prompt_tokens,
             "new_tokens": args.new_tokens,
@@ -267,7 +267,7 @@ impl Report<'_> {
         let mut out = String::new();
         let Report { args, engine, load_seconds, first_token_seconds, .. } = self;
         let kv = args.kv_encoding();
-        writeln!(out, "{} on {}, {:?}, K/V in {kv}", args.model.display(), engine.device_name(), args.precision)?;
+        writeln!(out, "{} on {}, {}, K/V in {kv}", args.model.display(), engine.device_name(), args.precision)?;
         write!(out, "load {load_seconds:.2} s, first token {first_token_seconds:.2} s after the start")?;
         if let Some(peak) = self.peak_resident_bytes {
             write!(out, "\npeak resident {:.1} MiB", peak as f64 / f64::from(1 << 20))?;

@@ -9,7 +9,7 @@ use std::fmt::Write;
 use std::path::PathBuf;
 
 use clap::Parser;
-use qwen::{DeviceEntry, EngineOptions, Precision};
+use qwen::{DeviceEntry, EngineOptions, HumanBytes, Precision};
 use serde_json::{Value, json};
 
 mod failure;
@@ -48,10 +48,6 @@ impl Args {
     }
 }
 
-fn mib(bytes: u64) -> String {
-    format!("{:.0} MiB", bytes as f64 / f64::from(1 << 20))
-}
-
 fn main() -> Result<(), failure::Failure> {
     let args = Args::parse();
     let devices = qwen::devices();
@@ -84,19 +80,24 @@ fn table(devices: &[DeviceEntry], args: &Args) -> Result<String, std::fmt::Error
         if let Some(driver) = &entry.driver {
             writeln!(out, "    driver    {driver}")?;
         }
-        writeln!(out, "    memory    {}", entry.memory_bytes.map_or("unknown".into(), mib))?;
+        writeln!(
+            out,
+            "    memory    {}",
+            entry.memory_bytes.map_or("unknown".into(), |bytes| HumanBytes(bytes).to_string())
+        )?;
         for (name, limit) in &entry.limits {
-            writeln!(out, "    limit     {name} {limit}")?;
+            match name.strip_suffix("_bytes") {
+                Some(name) => writeln!(out, "    limit     {name} {}", HumanBytes(*limit))?,
+                None => writeln!(out, "    limit     {name} {limit}")?,
+            }
         }
         writeln!(out, "    features  {}", entry.features.join(", "))?;
         let Some(model) = &args.model else { continue };
         match qwen::plan(model, &args.options(entry)) {
             Ok(plan) => {
-                let (total, weights, kv) = (mib(plan.total_bytes), mib(plan.weight_bytes), mib(plan.kv_bytes));
-                writeln!(out, "    model     {total}: weights {weights}, K/V {kv} for {} positions", plan.context)?;
-                match plan.check() {
-                    Ok(()) => writeln!(out, "    fits      yes")?,
-                    Err(error) => writeln!(out, "    fits      no: {error}")?,
+                writeln!(out, "    model     {plan}")?;
+                if let Err(error) = plan.check() {
+                    writeln!(out, "    fits      no: {error}")?;
                 }
             }
             Err(error) => writeln!(out, "    model     {error}")?,

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
-use qwen::{Device, Encoding, EngineOptions, Plan, Precision};
+use qwen::{Device, Encoding, EngineOptions, HumanBytes, Plan, Precision};
 
 mod failure;
 mod output;
@@ -64,15 +64,15 @@ fn main() -> Result<ExitCode, failure::Failure> {
 }
 
 fn table(plan: &Plan) -> Result<String, std::fmt::Error> {
-    let mib = |bytes: u64| format!("{:9.1} MiB", bytes as f64 / f64::from(1 << 20));
+    let size = |bytes: u64| format!("{:>10}", HumanBytes(bytes));
     let mut out = String::new();
-    writeln!(out, "weights      {}", mib(plan.weight_bytes))?;
-    writeln!(out, "K/V          {}  for {} x {} positions", mib(plan.kv_bytes), plan.batch, plan.context)?;
-    writeln!(out, "activations  {}", mib(plan.activation_bytes))?;
-    writeln!(out, "loading      {}  at most, before K/V and activations", mib(plan.load_bytes))?;
-    writeln!(out, "total        {}", mib(plan.total_bytes))?;
+    writeln!(out, "weights      {}", size(plan.weight_bytes))?;
+    writeln!(out, "K/V          {}  for {} x {} positions", size(plan.kv_bytes), plan.batch, plan.context)?;
+    writeln!(out, "activations  {}", size(plan.activation_bytes))?;
+    writeln!(out, "loading      {}  at most, before K/V and activations", size(plan.load_bytes))?;
+    writeln!(out, "total        {}", size(plan.total_bytes))?;
     if let Some(available) = plan.available_bytes {
-        writeln!(out, "available    {}", mib(available))?;
+        writeln!(out, "available    {}", size(available))?;
     }
     match plan.check() {
         Ok(()) => write!(out, "it fits")?,

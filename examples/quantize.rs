@@ -15,7 +15,7 @@ use std::sync::Mutex;
 use std::time::Instant;
 
 use clap::Parser;
-use qwen::{Device, EngineOptions, Quantizer, TensorMix};
+use qwen::{Device, EngineOptions, HumanBytes, LoadProgress, Quantizer, TensorMix};
 
 mod failure;
 mod output;
@@ -49,9 +49,9 @@ fn main() -> Result<(), failure::Failure> {
         Some(file) => {
             let text = std::fs::read_to_string(file).map_err(|error| format!("{}: {error}", file.display()))?;
             let bar = Mutex::new(Bar::new("measuring"));
-            let show = move |share: f32| {
-                if let Ok(mut bar) = bar.lock() {
-                    bar.show(share.into(), "");
+            let show = move |progress: LoadProgress| {
+                if let (Some(share), Ok(mut bar)) = (progress.share(), bar.lock()) {
+                    bar.show(share, &progress.stage.to_string());
                 }
             };
             let mut options = EngineOptions::new().device(args.device.clone()).progress(show);
@@ -76,7 +76,7 @@ fn main() -> Result<(), failure::Failure> {
     if !file.has_tokenizer {
         eprintln!("the model has no tokenizer.json: the file is for programs that work on token ids");
     }
-    output::print(format!("{} ({:.1} MiB, {})", args.out.display(), file.bytes as f64 / f64::from(1 << 20), args.to))?;
+    output::print(format!("{} ({}, {})", args.out.display(), HumanBytes(file.bytes), args.to))?;
     Ok(())
 }
 

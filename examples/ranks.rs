@@ -57,7 +57,7 @@ fn main() -> Result<ExitCode, failure::Failure> {
         return Ok(ExitCode::SUCCESS);
     }
     let engine = options.load(&model)?;
-    eprintln!("rank 0 of {} on {}, {} bytes", ranks.world_size(), engine.device_name(), engine.plan().total_bytes);
+    eprintln!("rank 0 of {} on {}: {}", ranks.world_size(), engine.device_name(), engine.plan());
     let answer = GenerateOptions::new().greedy().max_new_tokens(args.max_new_tokens);
     let mut chat = engine.chat().options(answer);
     let mut out = std::io::stdout().lock();

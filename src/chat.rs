@@ -8,7 +8,7 @@ use qwen_tokenizer::{ChatInput, EncodedChat, Message, Role, Tool};
 
 use crate::engine::Engine;
 use crate::error::Result;
-use crate::generate::{GenerateOptions, Stats, TextStream};
+use crate::generate::{GenerateOptions, PromptProgress, Stats, TextStream};
 
 impl Engine {
     /// A new conversation.
@@ -28,6 +28,7 @@ impl Engine {
 /// # Ok::<(), qwen::Error>(())
 /// ```
 #[derive(Debug)]
+#[must_use]
 pub struct Chat {
     engine: Engine,
     history: Arc<Mutex<History>>,
@@ -219,6 +220,7 @@ impl Chat {
 
 /// An answer of a [`Chat`], piece by piece. Owned: it may move into a thread.
 #[derive(Debug)]
+#[must_use = "dropping a reply cancels it"]
 pub struct Reply {
     stream: TextStream,
     text: String,
@@ -251,6 +253,11 @@ impl Reply {
     /// The ids of the answer so far; see [`TextStream::ids`].
     pub fn ids(&self) -> &[u32] {
         self.stream.ids()
+    }
+
+    /// See [`TokenStream::on_prompt_progress`](crate::TokenStream::on_prompt_progress).
+    pub fn on_prompt_progress(&mut self, report: impl FnMut(PromptProgress) + Send + 'static) {
+        self.stream.on_prompt_progress(report);
     }
 
     /// A handle that stops the answer from any thread, also while the prompt is being computed.

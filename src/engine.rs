@@ -25,6 +25,7 @@ use crate::worker::Worker;
 /// # Ok::<(), qwen::Error>(())
 /// ```
 #[derive(Debug, Clone)]
+#[must_use = "dropping the last handle unloads the model"]
 pub struct Engine {
     inner: Arc<Inner>,
 }

@@ -1,17 +1,20 @@
 //! How to generate, and the streams that answers arrive in.
 
+use std::fmt;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
 use qwen_core::GenerationConfig;
 use qwen_core::engine::sampling::SamplingParams;
-use qwen_core::engine::{Canceller, Event, FinishReason, GenerateParams, Goal, Request};
+use qwen_core::engine::{Canceller, Event, FinishReason, GenerateParams, Request};
 use qwen_core::numerics::float_env::FloatEnv;
 use qwen_tokenizer::DecodeStream;
+use serde::{Deserialize, Serialize};
 
 use crate::engine::Engine;
 use crate::error::{Error, Result};
+use crate::seconds;
 use crate::worker::{Stamped, Worker};
 
 impl Engine {
@@ -57,7 +60,20 @@ impl Engine {
 /// let options = GenerateOptions::new().temperature(0.7).top_p(0.8).top_k(20).seed(1).max_new_tokens(64);
 /// assert_eq!(options.temperature, Some(0.7));
 /// ```
-#[derive(Debug, Clone, Default, PartialEq)]
+///
+/// Files and requests of servers have them as JSON, or in another format of serde: keys that are missing follow the
+/// checkpoint, and keys that are not known are refused.
+///
+/// ```
+/// use qwen::GenerateOptions;
+/// let options: GenerateOptions = serde_json::from_str(r#"{"max_new_tokens": 64, "top_p": 0.8}"#)?;
+/// assert_eq!(options, GenerateOptions::new().max_new_tokens(64).top_p(0.8));
+/// assert!(serde_json::from_str::<GenerateOptions>(r#"{"max_tokens": 64}"#).is_err());
+/// # Ok::<(), serde_json::Error>(())
+/// ```
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[must_use]
 #[non_exhaustive]
 pub struct GenerateOptions {
     /// The maximum number of tokens in the answer.
@@ -176,7 +192,8 @@ impl GenerateOptions {
         }
         let repetition_penalty =
             or_default("repetition_penalty", self.repetition_penalty, defaults.repetition_penalty)?;
-        let mut sampling = SamplingParams { temperature, repetition_penalty, seed: self.seed, ..Default::default() };
+        let mut sampling =
+            SamplingParams::new().temperature(temperature).repetition_penalty(repetition_penalty).seed(self.seed);
         if temperature == 0.0 {
             // Greedy decoding: the file's sampling parameters are not used either.
             sampling.top_k = self.top_k.unwrap_or(sampling.top_k);
@@ -209,13 +226,13 @@ impl GenerateOptions {
             (None, Some(max_length)) => Some(max_length - prompt.len()),
             (max_new_tokens, _) => max_new_tokens,
         };
-        let goal = Goal::Generate(GenerateParams { max_new_tokens, stop_token_ids, sampling });
-        Ok(Request { prompt, goal })
+        let params = GenerateParams::new().max_new_tokens(max_new_tokens).stop_token_ids(stop_token_ids);
+        Ok(Request::generate(prompt, params.sampling(sampling)))
     }
 }
 
-/// The number of tokens of an answer, and the time it took.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
+/// How many tokens and how much time an answer took. Its `Display` form is one line; serde has the times in seconds.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Stats {
     /// Tokens of the prompt.
@@ -223,8 +240,10 @@ pub struct Stats {
     /// Tokens of the answer so far, without the stop token.
     pub new_tokens: usize,
     /// From the request to the first token.
+    #[serde(with = "seconds::optional", rename = "first_token_seconds")]
     pub first_token: Option<Duration>,
     /// From the first token to the latest.
+    #[serde(with = "seconds", rename = "generation_seconds")]
     pub generation: Duration,
 }
 
@@ -236,8 +255,39 @@ impl Stats {
     }
 }
 
-/// An answer as token ids. Owned: it can be moved into a thread. Dropping it cancels the rest.
+impl fmt::Display for Stats {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} prompt tokens, {} new tokens", self.prompt_tokens, self.new_tokens)?;
+        if let Some(first) = self.first_token {
+            write!(f, ", the first after {:.2} s", first.as_secs_f64())?;
+        }
+        self.tokens_per_second().map_or(Ok(()), |speed| write!(f, ", then {speed:.1} tokens/s"))
+    }
+}
+
+/// How much of a prompt is computed: see [`TokenStream::on_prompt_progress`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct PromptProgress {
+    /// Tokens of the prompt that are computed.
+    pub done: usize,
+    /// Tokens of the prompt.
+    pub total: usize,
+}
+
+/// What the program does at each part of the prompt.
+#[derive(Default)]
+struct OnPromptProgress(Option<Box<dyn FnMut(PromptProgress) + Send>>);
+
+impl fmt::Debug for OnPromptProgress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.0.is_some() { "Some(..)" } else { "None" })
+    }
+}
+
+/// An answer by token ids. Owned: it may move into a thread. Dropping it cancels the rest.
 #[derive(Debug)]
+#[must_use = "dropping a stream cancels it"]
 pub struct TokenStream {
     // Keeps the engine's thread alive until the answer is complete.
     worker: Arc<Worker>,
@@ -245,6 +295,7 @@ pub struct TokenStream {
     canceller: Canceller,
     started: Instant,
     stats: Stats,
+    on_prompt_progress: OnPromptProgress,
     finish_reason: Option<FinishReason>,
     done: bool,
 }
@@ -258,7 +309,23 @@ impl TokenStream {
         started: Instant,
     ) -> Self {
         let stats = Stats { prompt_tokens, ..Stats::default() };
-        TokenStream { worker, events, canceller, started, stats, finish_reason: None, done: false }
+        let on_prompt_progress = OnPromptProgress::default();
+        TokenStream { worker, events, canceller, started, stats, on_prompt_progress, finish_reason: None, done: false }
+    }
+
+    /// Call `report` after each part of the prompt that is computed, until the first token. Long prompts are computed in parts
+    /// ([`EngineOptions::max_num_batched_tokens`](crate::EngineOptions::max_num_batched_tokens)). It is called by the thread
+    /// that waits for the first token, in `next`.
+    ///
+    /// ```
+    /// let engine = qwen::Engine::load(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/demo-model"))?;
+    /// let mut stream = engine.generate("What is 3 + 4?", &qwen::GenerateOptions::new())?;
+    /// stream.on_prompt_progress(|progress| eprintln!("{} of {} tokens", progress.done, progress.total));
+    /// println!("{}", stream.text()?);
+    /// # Ok::<(), qwen::Error>(())
+    /// ```
+    pub fn on_prompt_progress(&mut self, report: impl FnMut(PromptProgress) + Send + 'static) {
+        self.on_prompt_progress = OnPromptProgress(Some(Box::new(report)));
     }
 
     /// A handle that stops the answer from any thread, also while the prompt is being computed.
@@ -294,7 +361,11 @@ impl Iterator for TokenStream {
                     self.stats.new_tokens += 1;
                     return Some(Ok(id));
                 }
-                Ok((Event::Prompt(_) | Event::Logits(_), _)) => {}
+                Ok((Event::Prompt(done), _)) => {
+                    if let Some(report) = &mut self.on_prompt_progress.0 {
+                        report(PromptProgress { done, total: self.stats.prompt_tokens });
+                    }
+                }
                 Ok((Event::Finished(reason), _)) => {
                     self.finish_reason = Some(reason);
                     self.done = true;
@@ -303,6 +374,8 @@ impl Iterator for TokenStream {
                     self.done = true;
                     return Some(Err(error.into()));
                 }
+                // What only other requests get.
+                Ok(_) => {}
                 Err(_) => {
                     self.done = true;
                     return Some(Err(Error::stopped("its thread has ended")));
@@ -324,6 +397,7 @@ impl Drop for TokenStream {
 /// An answer as text: each piece is whole characters. Owned: it can be moved into a thread. Dropping it cancels the
 /// rest.
 #[derive(Debug)]
+#[must_use = "dropping a stream cancels it"]
 pub struct TextStream {
     tokens: TokenStream,
     decoder: Option<DecodeStream>,
@@ -335,6 +409,11 @@ pub struct TextStream {
 impl TextStream {
     pub(crate) fn new(tokens: TokenStream, decoder: DecodeStream) -> Self {
         TextStream { tokens, decoder: Some(decoder), ids: Vec::new(), is_whole: true }
+    }
+
+    /// See [`TokenStream::on_prompt_progress`].
+    pub fn on_prompt_progress(&mut self, report: impl FnMut(PromptProgress) + Send + 'static) {
+        self.tokens.on_prompt_progress(report);
     }
 
     /// A handle that stops the answer from any thread, also while the prompt is being computed.

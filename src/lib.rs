@@ -32,7 +32,8 @@
 //!
 //! `cpu` (default): the CPU backend. `cuda`: NVIDIA GPUs, as `Device::Cuda`. `wgpu`: GPUs through Vulkan, Metal or DX12,
 //! as `Device::Wgpu`. Features only add devices: they never change what a device computes, nor which device runs when the
-//! program names one. [`devices`] lists the devices of the machine.
+//! program names one. [`devices`] lists the devices of the machine. `log` (default): events through the `log` crate, which
+//! cost nothing without a logger: what was loaded where and why, fallbacks, warnings, requests that wait.
 
 #[doc(hidden)]
 pub mod bench_support;
@@ -41,12 +42,15 @@ mod device;
 mod distributed;
 mod engine;
 mod error;
+mod events;
 mod generate;
 mod load;
 mod logits;
 mod options;
 mod plan;
+mod progress;
 mod quantize;
+mod seconds;
 mod stop;
 mod vocabulary;
 mod worker;
@@ -55,24 +59,32 @@ pub use chat::{Chat, Reply};
 pub use device::{Device, DeviceEntry, ParseDeviceError, absent_devices, devices};
 pub use distributed::Ranks;
 pub use engine::Engine;
-pub use error::{Error, Result};
-pub use generate::{GenerateOptions, Stats, TextStream, TokenStream};
+pub use error::{Error, ErrorKind, PromptLength, Result};
+pub use generate::{GenerateOptions, PromptProgress, Stats, TextStream, TokenStream};
 pub use logits::LogitsRows;
 pub use options::EngineOptions;
 pub use plan::plan;
+pub use progress::{LoadCanceller, LoadProgress, LoadStage};
 pub use quantize::{QuantizedFile, Quantizer};
+/// What [`Error::Model`] holds.
+pub use qwen_core::Error as ModelError;
 pub use qwen_core::backend::{AdapterChoice, CapabilitySet};
+pub use qwen_core::checkpoint::config::{GptqFormat, QuantMethod, Quantization, Yarn};
 pub use qwen_core::engine::{Canceller, FinishReason, Work};
-pub use qwen_core::memory;
+pub use qwen_core::memory::{self, MemoryInfo};
 pub use qwen_core::model::plan::Plan;
-pub use qwen_core::quantize::{Importances, TensorMix};
-pub use qwen_core::{Config, Encoding, GenerationConfig, Precision, Warning};
-pub use qwen_tokenizer::{ChatInput, ChatTemplate, Content, FunctionCall, Message, Role, Tokenizer, Tool, ToolCall};
+pub use qwen_core::numerics::encoding::{Block, GroupBits, GroupEncoding};
+pub use qwen_core::quantize::{Importances, ModelFacts, Progress, TensorMix};
+pub use qwen_core::{Backend, Config, Encoding, GenerationConfig, HumanBytes, Precision, RopeScaling, Warning};
+/// What [`Error::Text`] holds.
+pub use qwen_tokenizer::Error as TextError;
+pub use qwen_tokenizer::{Arguments, ChatInput, ChatTemplate, Content, ContentPart, DecodeStream, EncodedChat};
+pub use qwen_tokenizer::{FunctionCall, Message, Role, Tokenizer, Tool, ToolCall};
 pub use vocabulary::load_tokenizer;
 
 /// The layers below the facade: for backends, and for programs that work on token ids.
 pub use qwen_core as core;
-/// The text layer: its errors, which [`Error::Text`] wraps, and its less common items.
+/// The layer of texts: what programs rarely need of it.
 pub use qwen_tokenizer as tokenizer;
 
 // Clones of one engine are used from many threads, and streams are moved between threads.
@@ -92,8 +104,6 @@ const _: () = {
 mod documents {
     #[doc = include_str!("../README.md")]
     struct Readme;
-    // The cookbook passes a rayon pool, which is an option of the CPU backend.
-    #[cfg(feature = "cpu")]
     #[doc = include_str!("../docs/cookbook.md")]
     struct Cookbook;
     #[doc = include_str!("../docs/writing-a-backend.md")]

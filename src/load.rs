@@ -2,6 +2,7 @@
 //! processes share.
 
 use std::path::Path;
+use std::time::Instant;
 
 use qwen_core::checkpoint::Checkpoint;
 use qwen_core::model::plan::Plan;
@@ -9,7 +10,7 @@ use qwen_core::model::runner::Runner;
 use qwen_core::model::source::WeightSource;
 use qwen_core::model::spec::ModelSpec;
 use qwen_core::numerics::float_env::FloatEnv;
-use qwen_core::{Backend, Config, Encoding};
+use qwen_core::{Backend, Config, Encoding, HumanBytes};
 use qwen_tokenizer::Tokenizer;
 
 use crate::device::Device;
@@ -18,8 +19,10 @@ use crate::device::factory::{CustomBackend, DeviceFactory, LoadRequest};
 use crate::distributed::{self, Fingerprint, Loaded, Peers};
 use crate::engine::{Engine, EngineParts};
 use crate::error::Result;
+use crate::events::{info, warn};
 use crate::options::EngineOptions;
 use crate::plan::{Planner, config_of};
+use crate::progress::{LoadProgress, LoadStage};
 use crate::stop::stop_token_ids;
 use crate::vocabulary;
 
@@ -118,9 +121,14 @@ fn load_engine(
     wrap: impl FnOnce(Box<dyn Runner>) -> Result<Box<dyn Runner>>,
 ) -> Result<Engine> {
     let _float_env = FloatEnv::enter();
+    let started = Instant::now();
     distributed::check_leads(&options.ranks)?;
+    options.observer.report(LoadProgress::of(LoadStage::Opening))?;
     let checkpoint = Checkpoint::open(path)?;
     let warnings = checkpoint.warnings().to_vec();
+    for warning in &warnings {
+        warn!("{warning}");
+    }
     let config = config_of(&checkpoint, options)?;
     let tokenizer = vocabulary::of_checkpoint(&checkpoint)?;
     let chosen_by = tokenizer.as_ref().ok().filter(|_| !options.allow_padding_tokens);
@@ -129,6 +137,16 @@ fn load_engine(
     let candidates = candidates(&planner);
     let LoadedModel { loaded, plan, device, device_name, selection_reason } =
         load_model(&planner, options, &checkpoint, &config, candidates)?;
+    let (wanted, context) = (options.context.unwrap_or_else(|| planner.longest_context()), plan.context);
+    if context < wanted {
+        warn!("the context is cut to {context} of {wanted} positions: the memory holds the K/V of no more");
+    }
+    info!(
+        "loaded {} on {device_name} ({selection_reason}) in {:.1} s: context {context}, {} planned",
+        path.display(),
+        started.elapsed().as_secs_f64(),
+        HumanBytes(plan.total_bytes)
+    );
     let generation_config = checkpoint.generation_config().clone();
     let parts = EngineParts {
         stop_token_ids: stop_token_ids(&config, &generation_config, tokenizer.as_ref().ok()),
@@ -172,6 +190,7 @@ fn load_worker(
 ) -> Result<()> {
     let _float_env = FloatEnv::enter();
     distributed::check_is_worker(&options.ranks)?;
+    options.observer.report(LoadProgress::of(LoadStage::Opening))?;
     let checkpoint = Checkpoint::open(path)?;
     let config = config_of(&checkpoint, options)?;
     // Rank 0 samples the tokens, so no tokenizer is read.
@@ -179,6 +198,7 @@ fn load_worker(
     let candidates = candidates(&planner);
     let LoadedModel { loaded, .. } = load_model(&planner, options, &checkpoint, &config, candidates)?;
     drop(checkpoint);
+    info!("loaded this rank's part of {}", path.display());
     Ok(loaded.run_worker()?)
 }
 
@@ -224,10 +244,15 @@ fn load_model(
             }
             let limits = planner.limits(&capacity, plan.context, plan.batch);
             let device_name = opened.name();
-            let progress = |share: f32| options.progress.iter().for_each(|report| report(share));
             let source = planner.weights.source();
-            let request =
-                LoadRequest { source, config, limits: &limits, spec: &planner.spec, peers, progress: &progress };
+            let request = LoadRequest {
+                source,
+                config,
+                limits: &limits,
+                spec: &planner.spec,
+                peers,
+                observer: &options.observer,
+            };
             let loaded = opened.load(request)?;
             Ok((loaded, plan, device, device_name))
         };
@@ -276,6 +301,8 @@ fn fingerprint(
         ("`quantize`", options.quantize.map_or("off".into(), |encoding| encoding.to_string())),
         ("`kv_encoding`", options.kv_encoding.map_or("the default".into(), |encoding| encoding.to_string())),
         ("`context`", text(options.context)),
+        ("`context_at_most`", text(options.context_at_most)),
+        ("`context_at_least`", text(options.context_at_least)),
         ("`batch`", text(options.batch)),
         ("`max_num_batched_tokens`", text(options.max_num_batched_tokens)),
         ("`max_num_logits`", text(options.max_num_logits)),

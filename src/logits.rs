@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 
-use qwen_core::engine::{Canceller, Event, Goal, Request, RowWindow};
+use qwen_core::engine::{Canceller, Event, Request, RowWindow};
 
 use crate::engine::Engine;
 use crate::error::{Error, Result};
@@ -45,6 +45,7 @@ impl Engine {
 /// Owned: it can be moved into a thread. The engine computes only a few rows ahead of the reader; dropping the iterator
 /// cancels the rest.
 #[derive(Debug)]
+#[must_use = "dropping the rows cancels them"]
 pub struct LogitsRows {
     // Keeps the engine's thread alive.
     worker: Arc<Worker>,
@@ -59,7 +60,7 @@ impl LogitsRows {
         // One step's rows can be read while the next step computes.
         let window = worker.intake().window(worker.limits().max_num_logits.saturating_mul(2));
         let left = prompt.len();
-        let request = Request { prompt, goal: Goal::Score(window.clone()) };
+        let request = Request::score(prompt, window.clone());
         let (events, canceller) = worker.submit(request)?;
         Ok(LogitsRows { worker, events, canceller, window, left })
     }
@@ -105,9 +106,10 @@ impl Iterator for LogitsRows {
                     self.left -= 1;
                     return Some(Ok(row));
                 }
-                Ok((Event::Prompt(_) | Event::Token(_), _)) => {}
                 Ok((Event::Finished(_), _)) => break qwen_core::Error::Cancelled.into(),
                 Ok((Event::Failed(error), _)) => break error.into(),
+                // Progress of the prompt, and what only other requests get.
+                Ok(_) => {}
                 Err(_) => break Error::stopped("its thread has ended"),
             }
         };
@@ -139,7 +141,8 @@ mod tests {
         let rows = |len: usize| LogitsRows::new(worker.clone(), vec![1; len]).unwrap();
         assert_eq!(rows(64).together(1000, 256_000).unwrap(), vec![0.5; 64_000]);
         let error = rows(64).together(1000, 255_999).unwrap_err().to_string();
-        let expected = "needs 256000 bytes of memory, 255999 are available: 64 rows of logits at once; read them one";
+        let expected =
+            "needs 256000 bytes of memory, 255999 bytes are available: 64 rows of logits at once; read them one";
         assert!(error.starts_with(expected), "{error}");
         // A size that overflows is too large.
         assert!(rows(64).together(usize::MAX, u64::MAX - 1).is_err());

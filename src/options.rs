@@ -9,6 +9,7 @@ use qwen_core::{Encoding, Error, Precision};
 use crate::device::Device;
 use crate::device::factory::DeviceSettings;
 use crate::distributed::{Position, Ranks};
+use crate::progress::{LoadCanceller, LoadObserver, LoadProgress};
 
 /// The most threads that compute.
 const MAX_THREADS: usize = 1024;
@@ -26,11 +27,14 @@ const MAX_THREADS: usize = 1024;
 /// # Ok::<(), qwen::Error>(())
 /// ```
 #[derive(Clone, Default)]
+#[must_use = "options load nothing until `load` is called"]
 pub struct EngineOptions {
     pub(crate) device: Device,
     pub(crate) settings: DeviceSettings,
     pub(crate) kv_encoding: Option<Encoding>,
     pub(crate) context: Option<usize>,
+    pub(crate) context_at_most: Option<usize>,
+    pub(crate) context_at_least: Option<usize>,
     pub(crate) batch: Option<usize>,
     pub(crate) yarn_factor: Option<f64>,
     pub(crate) max_num_batched_tokens: Option<usize>,
@@ -40,7 +44,7 @@ pub struct EngineOptions {
     pub(crate) memory_budget: Option<u64>,
     pub(crate) ranks: Ranks,
     pub(crate) quantize: Option<Encoding>,
-    pub(crate) progress: Option<Arc<dyn Fn(f32) + Send + Sync>>,
+    pub(crate) observer: LoadObserver,
 }
 
 impl fmt::Debug for EngineOptions {
@@ -50,6 +54,8 @@ impl fmt::Debug for EngineOptions {
             .field("precision", &self.settings.precision)
             .field("kv_encoding", &self.kv_encoding)
             .field("context", &self.context)
+            .field("context_at_most", &self.context_at_most)
+            .field("context_at_least", &self.context_at_least)
             .field("batch", &self.batch)
             .field("threads", &self.settings.threads)
             .field("ranks", &self.ranks)
@@ -93,10 +99,32 @@ impl EngineOptions {
         self
     }
 
-    /// Positions of a conversation, prompt and answer together. Default: the context that the model was trained for, at
-    /// most 32,768, and less if memory cannot hold K/V for that many positions.
+    /// Positions of a conversation, prompt and answer together: exactly so many, or loading fails. Default: what
+    /// [`EngineOptions::context_at_most`] says.
     pub fn context(mut self, positions: usize) -> Self {
         self.context = Some(positions);
+        self
+    }
+
+    /// The longest context that is useful to the program: the model has as many of these positions as the memory holds K/V
+    /// for. Default: the context that the model was trained for, at most 32,768. [`Engine::context`](crate::Engine::context)
+    /// tells what it became. Has no effect beside [`EngineOptions::context`].
+    ///
+    /// ```
+    /// let model = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/demo-model");
+    /// let options = qwen::EngineOptions::new().context_at_most(300).context_at_least(100);
+    /// assert_eq!(options.load(model)?.context(), 300);
+    /// # Ok::<(), qwen::Error>(())
+    /// ```
+    pub fn context_at_most(mut self, positions: usize) -> Self {
+        self.context_at_most = Some(positions);
+        self
+    }
+
+    /// The shortest context that is acceptable: loading fails where the memory does not hold the K/V of so many positions.
+    /// Default: any. Has no effect beside [`EngineOptions::context`].
+    pub fn context_at_least(mut self, positions: usize) -> Self {
+        self.context_at_least = Some(positions);
         self
     }
 
@@ -123,8 +151,8 @@ impl EngineOptions {
         self
     }
 
-    /// Compute on the threads of the program's own rayon pool, instead of a new one.
-    #[cfg(feature = "cpu")]
+    /// Compute on the threads of the program's own rayon pool, instead of a new one. Devices other than the CPU do not
+    /// use it.
     pub fn pool(mut self, pool: Arc<rayon::ThreadPool>) -> Self {
         self.settings.pool = Some(pool);
         self
@@ -207,9 +235,27 @@ impl EngineOptions {
         self
     }
 
-    /// Call `report` while the model is loaded, with the fraction of the weights loaded so far, from 0 to 1.
-    pub fn progress(mut self, report: impl Fn(f32) + Send + Sync + 'static) -> Self {
-        self.progress = Some(Arc::new(report));
+    /// Call `report` while the model is loaded: at the beginning of each stage, and after each matrix with the bytes that
+    /// are loaded. Where [`Device::Auto`] falls back to another device, the weights are counted from the beginning again.
+    ///
+    /// ```
+    /// let model = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/demo-model");
+    /// let options = qwen::EngineOptions::new().progress(|progress| match progress.share() {
+    ///     Some(share) => eprintln!("{}: {:.0}%", progress.stage, 100.0 * share),
+    ///     None => eprintln!("{}", progress.stage),
+    /// });
+    /// options.load(model)?;
+    /// # Ok::<(), qwen::Error>(())
+    /// ```
+    pub fn progress(mut self, report: impl Fn(LoadProgress) + Send + Sync + 'static) -> Self {
+        self.observer.report = Some(Arc::new(report));
+        self
+    }
+
+    /// Let `canceller` stop the load: it then fails with [`qwen_core::Error::Cancelled`]. Once loaded, an engine is not
+    /// affected.
+    pub fn load_canceller(mut self, canceller: LoadCanceller) -> Self {
+        self.observer.canceller = canceller;
         self
     }
 

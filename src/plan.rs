@@ -36,7 +36,7 @@ const MAX_NUM_LOGITS: usize = 16;
 /// ```no_run
 /// let options = qwen::EngineOptions::new().context(8192);
 /// let plan = qwen::plan("path/to/Qwen2.5-7B-Instruct", &options)?;
-/// println!("{} bytes; fits: {}", plan.total_bytes, plan.fits);
+/// println!("{plan}");
 /// # Ok::<(), qwen::Error>(())
 /// ```
 ///
@@ -58,6 +58,26 @@ pub(crate) fn config_of(checkpoint: &Checkpoint, options: &EngineOptions) -> qwe
     match options.yarn_factor {
         Some(factor) => config.with_yarn(factor),
         None => Ok(config),
+    }
+}
+
+/// Refuse contexts that the model does not have, or that exclude each other.
+fn check_contexts(options: &EngineOptions, config: &Config) -> qwen_core::Result<()> {
+    let most = config.max_context();
+    let EngineOptions { context, context_at_most, context_at_least, .. } = *options;
+    for (name, context) in [("context", context), ("context_at_least", context_at_least)] {
+        if let Some(context) = context.filter(|context| *context > most || *context < 2) {
+            let reason = format!("must be 2 to {most}, the model's context, is {context}; YaRN stretches it");
+            return Err(Error::argument(name, reason));
+        }
+    }
+    let least = context_at_least.unwrap_or(2);
+    match context_at_most {
+        Some(at_most) if at_most < least => {
+            let reason = format!("must be at least {least}, the shortest context that is acceptable, is {at_most}");
+            Err(Error::argument("context_at_most", reason))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -99,11 +119,7 @@ impl<'a> Planner<'a> {
         num_token_ids: usize,
     ) -> qwen_core::Result<Self> {
         options.check()?;
-        let most = config.max_context();
-        if let Some(context) = options.context.filter(|context| *context > most || *context < 2) {
-            let reason = format!("must be 2 to {most}, the model's context, is {context}; YaRN stretches it");
-            return Err(Error::argument("context", reason));
-        }
+        check_contexts(options, config)?;
         let mut spec = distributed::part_of(&options.ranks, config)?;
         if let Some(encoding) = options.kv_encoding {
             spec = spec.with_kv_encoding(encoding)?;
@@ -121,7 +137,8 @@ impl<'a> Planner<'a> {
             return vec![Candidate { device: device.clone(), reason: "the program asked for it".into() }];
         }
         let wanted = Wanted {
-            context: self.options.context,
+            context: self.options.context.or(self.options.context_at_most),
+            context_at_least: self.options.context_at_least,
             model_context: self.config.max_context(),
             has_memory_budget: self.options.memory_budget.is_some(),
         };
@@ -133,7 +150,8 @@ impl<'a> Planner<'a> {
         self.plan_within(&device.capacity(&self.options.settings)?, self.options.context)
     }
 
-    /// The plan for a device of this capacity. Without a `context` it uses the longest one that fits.
+    /// The plan for a device of this capacity. Without a `context` it has the longest one that fits and the options allow,
+    /// and at least the shortest that they accept.
     pub(crate) fn plan_within(&self, capacity: &Capacity, context: Option<usize>) -> qwen_core::Result<Plan> {
         let model_context = self.config.max_context();
         let batch = self.options.batch.unwrap_or(1);
@@ -149,13 +167,22 @@ impl<'a> Planner<'a> {
             };
             Plan::new(self.weights.source(), &input, &*capacity.footprint)
         };
-        let plan = plan_at(context.unwrap_or(model_context.min(DEFAULT_CONTEXT)))?;
+        let plan = plan_at(context.unwrap_or(self.longest_context()))?;
         let mut plan = match plan.max_context {
-            Some(fits) if context.is_none() && !plan.fits => plan_at(fits)?,
+            Some(fits) if context.is_none() && !plan.fits => {
+                plan_at(fits.max(self.options.context_at_least.unwrap_or(fits)))?
+            }
             _ => plan,
         };
         plan.warnings = self.warnings.to_vec();
         Ok(plan)
+    }
+
+    /// The context where memory does not matter and the options do not say an exact one.
+    pub(crate) fn longest_context(&self) -> usize {
+        let EngineOptions { context_at_most, context_at_least, .. } = self.options;
+        let most = context_at_most.unwrap_or(DEFAULT_CONTEXT.max(context_at_least.unwrap_or(0)));
+        most.min(self.config.max_context())
     }
 
     /// The sizes of steps and of the K/V store.

@@ -19,6 +19,7 @@ use crate::device::factory::LoadRequest;
 use crate::error::Result;
 use crate::options::EngineOptions;
 use crate::plan::{Planner, config_of};
+use crate::progress::{LoadProgress, LoadStage};
 use crate::vocabulary;
 
 /// Tokens per piece of the text used to measure importances.
@@ -41,6 +42,7 @@ const KNOWN_ENDS: [&str; 2] = ["<|im_end|>", "<|endoftext|>"];
 /// # std::fs::remove_file(&out).unwrap();
 /// # Ok::<(), qwen::Error>(())
 /// ```
+#[must_use = "a quantiser writes nothing until `write` is called"]
 pub struct Quantizer<'a> {
     mix: TensorMix,
     importances: Option<&'a Importances>,
@@ -138,6 +140,7 @@ impl EngineOptions {
             let reason = "importances are measured on a whole model in one process";
             return Err(qwen_core::Error::argument("ranks", reason).into());
         }
+        self.observer.report(LoadProgress::of(LoadStage::Opening))?;
         let checkpoint = Checkpoint::open(path)?;
         let tokenizer = vocabulary::of_checkpoint(&checkpoint)?.map_err(crate::Error::from)?;
         let ids = tokenizer.encode(text, true)?;
@@ -151,9 +154,9 @@ impl EngineOptions {
         plan.check()?;
         let limits = planner.limits(&capacity, piece, 1);
         let pieces: Vec<&[u32]> = ids.chunks(piece.min(limits.max_num_batched_tokens)).collect();
-        let progress = |share: f32| self.progress.iter().for_each(|report| report(share));
         let (source, spec) = (planner.weights.source(), &planner.spec);
-        let request = LoadRequest { source, config: &config, limits: &limits, spec, peers: None, progress: &progress };
+        let request =
+            LoadRequest { source, config: &config, limits: &limits, spec, peers: None, observer: &self.observer };
         Ok(factory.open(&self.settings)?.measure(request, &pieces)?)
     }
 }

@@ -3,17 +3,21 @@
 //! A stream's channel holds at most one event for each position of the context and each part of the prompt; rows of
 //! logits, which are large, are bounded by their window. So a slow reader never makes a channel grow without bound.
 
-use std::collections::HashMap;
-use std::sync::mpsc::{self, Receiver, Sender, TryRecvError};
+use std::collections::{HashMap, VecDeque};
+use std::fmt;
+use std::mem;
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
 use qwen_core::backend::Limits;
-use qwen_core::engine::{Canceller, EngineCore, Event, Intake, Request, SeqId, Ticket};
+use qwen_core::engine::{Canceller, EngineCore, Event, FinishReason, Intake, Request, SeqId, Ticket};
 use qwen_core::model::runner::Runner;
 use qwen_core::numerics::float_env::FloatEnv;
 
 use crate::error::{Error, Result};
+use crate::events::debug;
 
 /// An event and when it happened: a reader may be slower than the engine.
 pub(crate) type Stamped = (Event, Instant);
@@ -25,6 +29,75 @@ struct Submission {
     events: Sender<Stamped>,
 }
 
+/// Requests on their way to the thread.
+#[derive(Default)]
+struct Submissions {
+    state: Mutex<Queue>,
+}
+
+#[derive(Default)]
+struct Queue {
+    requests: VecDeque<Submission>,
+    /// The length at which cancelled requests are removed.
+    sweep_at: usize,
+    is_closed: bool,
+}
+
+impl fmt::Debug for Submissions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Submissions").finish_non_exhaustive()
+    }
+}
+
+impl Submissions {
+    // Nothing that holds the lock can panic halfway through a change.
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// False when the thread takes no more.
+    fn push(&self, submission: Submission) -> bool {
+        let mut queue = self.lock();
+        if queue.is_closed {
+            return false;
+        }
+        queue.push(submission);
+        true
+    }
+
+    /// Take no more requests, and drop those that are here: their readers see that nobody answers.
+    fn close(&self) {
+        let dropped = {
+            let mut queue = self.lock();
+            queue.is_closed = true;
+            mem::take(&mut queue.requests)
+        };
+        drop(dropped);
+    }
+}
+
+impl Queue {
+    /// The least length that is searched for cancelled requests.
+    const SWEEP_AT: usize = 64;
+
+    /// A cancelled request gives up its place in the waiting list, so that list does not bound this queue during a long step:
+    /// cancelled requests leave it before it doubles.
+    fn push(&mut self, submission: Submission) {
+        if self.requests.len() >= self.sweep_at.max(Self::SWEEP_AT) {
+            self.requests.retain(|waiting| {
+                let is_cancelled = waiting.ticket.is_cancelled();
+                if is_cancelled {
+                    // A stream that was dropped does not need to know.
+                    let _ = waiting.events.send((Event::Finished(FinishReason::Cancelled), Instant::now()));
+                }
+                !is_cancelled
+            });
+            self.sweep_at = 2 * self.requests.len();
+        }
+        self.requests.push_back(submission);
+    }
+}
+
 /// The handle of the thread. Dropping it ends the thread.
 #[derive(Debug)]
 pub(crate) struct Worker {
@@ -32,8 +105,8 @@ pub(crate) struct Worker {
     limits: Limits,
     /// The process that has the thread: a fork of it does not.
     process: u32,
-    // Both are `None` only while the worker is being dropped.
-    submissions: Option<Sender<Submission>>,
+    submissions: Arc<Submissions>,
+    // Taken when the worker is dropped.
     thread: Option<JoinHandle<()>>,
 }
 
@@ -45,14 +118,18 @@ impl Worker {
     pub(crate) fn start(runner: Box<dyn Runner>, intake: Intake) -> qwen_core::Result<Self> {
         let limits = runner.limits().clone();
         let core = EngineCore::new(runner, intake.clone());
-        let (submissions, received) = mpsc::channel();
-        let of_thread = intake.clone();
+        let submissions = Arc::<Submissions>::default();
+        let of_thread = (intake.clone(), submissions.clone());
         let thread = std::thread::Builder::new()
             .name("qwen-engine".into())
-            .spawn(move || run(core, &of_thread, &received))
-            .map_err(|source| qwen_core::Error::Io { path: "the engine's thread".into(), source })?;
+            .spawn(move || {
+                let (intake, submissions) = of_thread;
+                let submissions = CloseOnDrop(submissions);
+                run(core, &intake, &submissions.0);
+            })
+            .map_err(|error| qwen_core::Error::Io { path: "the engine's thread".into(), error })?;
         let process = std::process::id();
-        Ok(Worker { intake, limits, process, submissions: Some(submissions), thread: Some(thread) })
+        Ok(Worker { intake, limits, process, submissions, thread: Some(thread) })
     }
 
     /// Send a request to the thread. Its events go to the receiver.
@@ -64,8 +141,7 @@ impl Worker {
         request.check(&self.limits)?;
         let ticket = self.intake.ticket()?;
         let (canceller, (events, receiver)) = (ticket.canceller(), mpsc::channel());
-        let submission = Submission { request, ticket, events };
-        if self.submissions.as_ref().is_none_or(|sender| sender.send(submission).is_err()) {
+        if !self.submissions.push(Submission { request, ticket, events }) {
             return Err(Error::stopped("its thread has ended"));
         }
         self.intake.signal();
@@ -101,8 +177,8 @@ impl Drop for Worker {
         if !self.is_here() {
             return;
         }
-        // Every stream holds the worker, so none is open: end the thread, and wait until its memory is freed.
-        self.submissions = None;
+        // Every stream holds the worker, so none is open: end the thread, and wait until the memory is given back.
+        self.submissions.close();
         self.intake.signal();
         if let Some(thread) = self.thread.take().filter(|thread| thread.thread().id() != std::thread::current().id()) {
             // A panic of the thread has already ended the streams.
@@ -111,26 +187,37 @@ impl Drop for Worker {
     }
 }
 
+/// Closes the queue also when the thread panics.
+struct CloseOnDrop(Arc<Submissions>);
+
+impl Drop for CloseOnDrop {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
 /// Run requests until the worker's handle is dropped. Without work the thread sleeps.
-fn run(mut core: EngineCore, intake: &Intake, submissions: &Receiver<Submission>) {
+fn run(mut core: EngineCore, intake: &Intake, submissions: &Submissions) {
     let _float_env = FloatEnv::enter();
     let mut streams: HashMap<SeqId, (Sender<Stamped>, Canceller)> = HashMap::new();
+    let mut some_wait = false;
     loop {
         // Read before looking for work: whatever arrives in between ends the wait below.
         let seen = intake.signals();
-        loop {
-            match submissions.try_recv() {
-                Ok(Submission { request, ticket, events }) => {
-                    let canceller = ticket.canceller();
-                    match core.add(request, ticket) {
-                        Ok(id) => drop(streams.insert(id, (events, canceller))),
-                        // A stream that was dropped does not need to know.
-                        Err(error) => drop(events.send((Event::Failed(error), Instant::now()))),
-                    }
-                }
-                Err(TryRecvError::Empty) => break,
-                // The worker was dropped: no engine or stream holds it any more.
-                Err(TryRecvError::Disconnected) => return,
+        let arrived = {
+            let mut queue = submissions.lock();
+            // The worker was dropped: no engine and no stream holds it any more.
+            if queue.is_closed {
+                return;
+            }
+            mem::take(&mut queue.requests)
+        };
+        for Submission { request, ticket, events } in arrived {
+            let canceller = ticket.canceller();
+            match core.add(request, ticket) {
+                Ok(id) => drop(streams.insert(id, (events, canceller))),
+                // A stream that was dropped does not need to know.
+                Err(error) => drop(events.send((Event::Failed(error), Instant::now()))),
             }
         }
         let progress = core.step(|id, event| {
@@ -144,6 +231,14 @@ fn run(mut core: EngineCore, intake: &Intake, submissions: &Receiver<Submission>
                 streams.remove(&id);
             }
         });
+        let waiting = intake.num_waiting();
+        if (waiting > 0) != some_wait {
+            some_wait = waiting > 0;
+            match some_wait {
+                true => debug!("{waiting} requests wait for room in the batch or the K/V store"),
+                false => debug!("no request waits"),
+            }
+        }
         if !progress {
             intake.wait(seen);
         }
@@ -153,24 +248,28 @@ fn run(mut core: EngineCore, intake: &Intake, submissions: &Receiver<Submission>
 #[cfg(test)]
 pub(crate) mod tests {
     use qwen_core::backend::Interrupt;
-    use qwen_core::engine::{GenerateParams, Goal};
+    use qwen_core::engine::GenerateParams;
     use qwen_core::model::batch::CopyBlock;
     use qwen_core::model::batch::{Batch, StepOutput};
 
     use super::*;
 
-    /// Always predicts the id after the last token.
-    struct Counting(Limits);
+    /// Gives the token after the last one, in steps that wait until `hold` is unlocked.
+    struct Counting {
+        limits: Limits,
+        hold: Arc<Mutex<()>>,
+    }
 
     impl Runner for Counting {
         fn limits(&self) -> &Limits {
-            &self.0
+            &self.limits
         }
 
         fn execute(&mut self, batch: &Batch, output: &mut StepOutput, _: &Interrupt) -> qwen_core::Result<()> {
+            drop(self.hold.lock().unwrap());
             output.clear();
             output.argmax.extend(batch.logits_indices.iter().map(|row| Some(batch.input_ids[*row as usize] + 1)));
-            output.logits.resize(batch.num_logits_read * self.0.vocab_size, 0.5);
+            output.logits.resize(batch.num_logits_read * self.limits.vocab_size, 0.5);
             Ok(())
         }
 
@@ -181,6 +280,10 @@ pub(crate) mod tests {
 
     /// A worker without a model.
     pub(crate) fn worker() -> Worker {
+        held_worker(Arc::default(), Intake::default())
+    }
+
+    fn held_worker(hold: Arc<Mutex<()>>, intake: Intake) -> Worker {
         let limits = Limits {
             max_model_len: 64,
             max_num_batched_tokens: 8,
@@ -191,12 +294,11 @@ pub(crate) mod tests {
             vocab_size: 1000,
             num_token_ids: 1000,
         };
-        Worker::start(Box::new(Counting(limits)), Intake::default()).unwrap()
+        Worker::start(Box::new(Counting { limits, hold }), intake).unwrap()
     }
 
     fn request() -> Request {
-        let params = GenerateParams { max_new_tokens: Some(3), ..GenerateParams::default() };
-        Request { prompt: vec![1, 2], goal: Goal::Generate(params) }
+        Request::generate([1, 2], GenerateParams::new().max_new_tokens(3))
     }
 
     #[test]
@@ -228,5 +330,28 @@ pub(crate) mod tests {
                 });
             }
         });
+    }
+
+    #[test]
+    fn cancelled_requests_take_no_place_during_a_long_step() {
+        let hold = Arc::<Mutex<()>>::default();
+        let worker = held_worker(hold.clone(), Intake::new(4));
+        let step = hold.lock().unwrap();
+        let waiting: Vec<_> = (0..3).map(|_| worker.submit(request()).unwrap().0).collect();
+        let mut cancelled = Vec::new();
+        for _ in 0..5000 {
+            let (events, canceller) = worker.submit(request()).unwrap();
+            canceller.cancel();
+            cancelled.push(events);
+        }
+        assert!(worker.submissions.lock().requests.len() <= Queue::SWEEP_AT);
+        // Those that arrived first may be in the step.
+        let more: Vec<_> = std::iter::from_fn(|| worker.submit(request()).ok()).collect();
+        assert!((1..=4).contains(&more.len()), "{}", more.len());
+        assert!(matches!(worker.submit(request()), Err(Error::Model(qwen_core::Error::QueueFull { .. }))));
+        drop(step);
+        let end = |events: Receiver<Stamped>| events.iter().last().unwrap().0;
+        assert!(waiting.into_iter().map(end).all(|event| matches!(event, Event::Finished(FinishReason::Length))));
+        assert!(cancelled.into_iter().map(end).all(|event| matches!(event, Event::Finished(FinishReason::Cancelled))));
     }
 }

@@ -69,20 +69,23 @@ fn checkpoints_name_the_file_and_the_key() {
 /// The variable that tells a test's child its folder.
 const FOLDER: &str = "QWEN_TEST_FOLDER";
 
-/// Not a test: the program of the children. It pauses at each progress report of a load, prints it, and continues when
-/// told to; its last line is the result of the load.
+/// Not a test of its own: the program of the children. It stops after each matrix of a load, says so, and
+/// goes on when it is told to; its last line is what came of the load.
 #[test]
 fn loading_program() {
     let Some(folder) = std::env::var_os(FOLDER) else { return };
     let step = std::sync::atomic::AtomicUsize::new(0);
-    let stop = move |_: f32| {
+    let stop = move |progress: qwen::LoadProgress| {
+        if progress.stage != qwen::LoadStage::Weights {
+            return;
+        }
         let step = step.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         println!("\nstep {step}");
         std::io::stdin().read_line(&mut String::new()).unwrap();
     };
     match options().context(64).progress(stop).load(std::path::Path::new(&folder)) {
         Ok(_) => println!("\nloaded"),
-        Err(Error::Model(ModelError::Io { path, source })) => println!("\nio {}: {source}", path.display()),
+        Err(Error::Model(ModelError::Io { path, error })) => println!("\nio {}: {error}", path.display()),
         Err(error) => println!("\nother {error:?}"),
     }
 }
@@ -192,7 +195,7 @@ fn prompts_are_checked_with_both_lengths() {
         Err(other) => panic!("{other:?}"),
     };
     assert!(matches!(refuse(vec![]), ModelError::EmptyPrompt));
-    assert!(matches!(refuse(vec![1; 64]), ModelError::ContextLength { prompt: 64, context: 64 }));
+    assert!(matches!(refuse(vec![1; 64]), ModelError::ContextLength { prompt: 64, limit: 63, context: 64 }));
     assert!(matches!(refuse(vec![1, 300]), ModelError::InvalidTokenId { id: 300, position: 1, vocab_size: 300 }));
     assert!(matches!(engine.logits(&[1, 300]), Err(Error::Model(ModelError::InvalidTokenId { .. }))));
     assert!(matches!(engine.logits(&[]), Err(Error::Model(ModelError::EmptyPrompt))));

@@ -13,8 +13,10 @@ const EXTREMES: [usize; 9] = [0, 1, 2, 1 << 20, u32::MAX as usize, 1 << 40, 1 <<
 /// An option that takes a number.
 type Set = (&'static str, fn(EngineOptions, usize) -> EngineOptions);
 
-const OPTIONS: [Set; 6] = [
+const OPTIONS: [Set; 8] = [
     ("context", |options, value| options.context(value)),
+    ("context_at_most", |options, value| options.context_at_most(value)),
+    ("context_at_least", |options, value| options.context_at_least(value)),
     ("batch", |options, value| options.batch(value)),
     ("threads", |options, value| options.threads(value)),
     ("max_num_batched_tokens", |options, value| options.max_num_batched_tokens(value)),

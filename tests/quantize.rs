@@ -196,11 +196,11 @@ fn importances_are_measured_by_a_text() {
         num_token_ids: config.vocab_size,
     };
     let mut backend = Reference::new();
-    let model = Model::load(&mut backend, ModelSpec::new(config), &limits, &checkpoint, &mut |_| {}).unwrap();
+    let model = Model::load(&mut backend, ModelSpec::new(config), &limits, &checkpoint, &mut |_, _| Ok(())).unwrap();
     let mut runner = ModelRunner::new(backend, model, Rope::new(config), limits);
     let prompts: Vec<&[u32]> = ids.chunks(64).collect();
     assert!(prompts.len() > 2 && prompts.last().is_some_and(|last| last.len() < 64));
-    let reference = Importances::measure(&mut runner, &prompts, &mut |_| {}).unwrap();
+    let reference = Importances::measure(&mut runner, &prompts, &mut |_| Ok(())).unwrap();
     assert_eq!((measured.len(), reference.len()), (43, 43));
     for info in checkpoint.tensors().filter(|info| info.shape.len() == 2) {
         let (one, other) = (measured.get(&info.name).unwrap(), reference.get(&info.name).unwrap());

@@ -1,21 +1,32 @@
 #!/usr/bin/env bash
-# Run every example on the demo checkpoint.
+# Run every example on the demo checkpoint, in one build with all devices.
+#
+# EXAMPLE_FLAGS are cargo's, where another build is there already (.ci/run: that of the tests).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 demo=examples/demo-model
 out=$(mktemp -d)
 trap 'rm -rf "$out"' EXIT
-run() { echo "-- $*" >&2; cargo run --quiet --release --example "$@"; }
+# shellcheck disable=SC2086
+cargo build --quiet --release ${EXAMPLE_FLAGS:---all-features} --examples
+run() {
+    echo "-- $*" >&2
+    local example=$1
+    shift 2 # the name and --
+    "${CARGO_TARGET_DIR:-target}/release/examples/$example" "$@"
+}
 
-run chat -- --prompt "Hello!" | tee "$out/answer"
+# Where nothing is piped into it, a prompt is all there is.
+run chat -- --prompt "Hello!" </dev/null | tee "$out/answer"
 [ -s "$out/answer" ]
-printf 'What is 3 + 4?\nAnd 5 + 6?\n' | cargo run --quiet --release --example chat
-# It is not an error if the reader of the output closes it early.
-run chat -- --prompt "Hello!" | head -c 1
+echo "Anna is 31 years old and lives in Oslo." | run chat -- --prompt "Turn this into JSON:" --json | grep -q '"finish_reason":"stop"'
+printf 'What is 3 + 4?\nAnd 5 + 6?\n' | run chat --
+# It is no error when the reader of the output ends early.
+run chat -- --prompt "Hello!" </dev/null | head -c 1
 echo
 run plan -- --model "$demo" --json | head -c 1
 echo
-run quickstart
+run quickstart --
 echo '[{"text": "Hello"}, {"messages": [{"role": "user", "content": "Hello"}]}]' >"$out/in.json"
 run tokenize -- --model "$demo" --json "$out/in.json" --out "$out/out.json"
 grep -q '"ids"' "$out/out.json"
@@ -26,12 +37,12 @@ run plan -- --model "$demo" --json >"$out/plan.json"
 run bench -- --model "$demo" --prompt-tokens 64 --new-tokens 8 --repeat 1
 run bench -- --model "$demo" --prompt-tokens 64 --new-tokens 8 --repeat 1 --json >"$out/bench.json"
 grep -q prompt_share_of_arithmetic "$out/bench.json"
-run custom_backend
+run custom_backend --
 run devices -- --model "$demo"
 
 # A quantised model answers, with and without importances.
 run quantize -- "$demo" --to q8_0 --out "$out/small.gguf"
-run chat -- --model "$out/small.gguf" --prompt "Hello!" | tee "$out/answer"
+run chat -- --model "$out/small.gguf" --prompt "Hello!" </dev/null | tee "$out/answer"
 [ -s "$out/answer" ]
 run quantize -- "$demo" --to q4_k_m --out "$out/small.gguf" --imatrix "$demo/README.md"
 run plan -- --model "$out/small.gguf"
@@ -62,25 +73,22 @@ cmp "$out/one" "$out/two"
 cmp "$out/one" "$out/three"
 
 # A build for NVIDIA GPUs runs without a driver, and says why there is no GPU.
-echo "-- devices (cuda)" >&2
-cargo run --quiet --release --features cuda --example devices | tee "$out/devices"
+run devices -- | tee "$out/devices"
 grep -q '^cuda' "$out/devices"
 
 # The same on a GPU backend, where software Vulkan is installed.
-run_wgpu() { echo "-- $* (wgpu)" >&2; cargo run --quiet --release --features wgpu --example "$@"; }
-run_wgpu devices -- --model "$demo"
-run_wgpu devices -- --model "$demo" --json >"$out/devices.json"
+run devices -- --model "$demo" --json >"$out/devices.json"
 if grep -q llvmpipe "$out/devices.json"; then
-    run_wgpu chat -- --device wgpu:llvmpipe --prompt "Hello!" | tee "$out/answer"
+    run chat -- --device wgpu:llvmpipe --prompt "Hello!" </dev/null | tee "$out/answer"
     [ -s "$out/answer" ]
-    run_wgpu quickstart -- --device wgpu:llvmpipe
-    run_wgpu plan -- --model "$demo" --device wgpu:llvmpipe
-    run_wgpu logits -- --model "$demo" --device wgpu:llvmpipe --ids 1,2,3 --new 4 --out "$out/wgpu.safetensors"
+    run quickstart -- --device wgpu:llvmpipe
+    run plan -- --model "$demo" --device wgpu:llvmpipe
+    run logits -- --model "$demo" --device wgpu:llvmpipe --ids 1,2,3 --new 4 --out "$out/wgpu.safetensors"
     [ -s "$out/wgpu.safetensors" ]
-    run_wgpu bench -- --model "$demo" --device wgpu:llvmpipe --wgpu-capabilities best \
+    run bench -- --model "$demo" --device wgpu:llvmpipe --wgpu-capabilities best \
         --prompt-tokens 16 --new-tokens 4 --repeat 1 --json >"$out/bench.json"
     grep -q generation_share_of_memory "$out/bench.json"
-    run_wgpu ranks -- --ranks 2 --device wgpu:llvmpipe --prompt "What is 3 + 4?" | tee "$out/two"
+    run ranks -- --ranks 2 --device wgpu:llvmpipe --prompt "What is 3 + 4?" | tee "$out/two"
     [ -s "$out/two" ]
 else
     echo "!!!! NO SOFTWARE VULKAN (llvmpipe): no example runs on a GPU backend !!!!"

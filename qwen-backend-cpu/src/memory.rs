@@ -14,7 +14,7 @@ use std::marker::PhantomData;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use qwen_core::{Error, Result};
+use qwen_core::{Error, HumanBytes, Result};
 
 use crate::error::device_error;
 
@@ -42,8 +42,8 @@ unsafe impl Sync for Memory {}
 impl Memory {
     /// `bytes` zeroed bytes.
     pub(crate) fn zeroed(bytes: usize) -> Result<Memory> {
-        let failed = |reason: String| device_error("alloc", format!("{bytes} bytes: {reason}"));
-        // Miri does not support mappings.
+        let failed = |reason: String| device_error("alloc", format!("{}: {reason}", HumanBytes(bytes as u64)));
+        // Miri knows no maps.
         if bytes < HUGE || cfg!(miri) {
             let layout = Layout::from_size_align(bytes.max(ALIGN), ALIGN).map_err(|e| failed(e.to_string()))?;
             // SAFETY: the size is not zero.

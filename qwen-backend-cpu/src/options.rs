@@ -71,9 +71,13 @@ impl CpuOptions {
             return isa.checked();
         }
         match std::env::var(ISA_VARIABLE) {
-            Ok(name) => name.parse::<Isa>()?.checked(),
+            Ok(name) => name.parse::<Isa>().and_then(Isa::checked).map_err(|error| match error {
+                Error::InvalidArgument { reason, .. } => Error::argument(ISA_VARIABLE, reason),
+                Error::Unsupported { what, reason } => Error::unsupported(format!("{ISA_VARIABLE}: {what}"), reason),
+                other => other,
+            }),
             Err(std::env::VarError::NotPresent) => Ok(Isa::best()),
-            Err(e) => Err(Error::argument("isa", format!("{ISA_VARIABLE}: {e}"))),
+            Err(error) => Err(Error::argument(ISA_VARIABLE, error.to_string())),
         }
     }
 

@@ -103,7 +103,7 @@ impl Harness {
         };
         let plan = Plan::new(&source, &input, &*backend.footprint()).unwrap();
         let group = (shard.world_size > 1).then(|| nccl::tests::silent_group(&backend));
-        let model = Model::load(&mut backend, spec.clone(), &limits, &source, &mut |_| {}).unwrap();
+        let model = Model::load(&mut backend, spec.clone(), &limits, &source, &mut |_, _| Ok(())).unwrap();
         let mut runner = ModelRunner::new(backend, model, Rope::new(config), limits);
         if let Some(group) = group {
             runner = runner.with_group(std::sync::Arc::new(group));
@@ -323,7 +323,7 @@ fn a_faulting_kernel_ends_a_backend_and_the_next_one_opens() {
     let mut next = CudaBackend::new(CudaOptions::new()).unwrap();
     let limits = limits(&config, 1024);
     let source = Zeros(Encoding::Bf16, vec![0; 1 << 17]);
-    let model = Model::load(&mut next, ModelSpec::new(&config), &limits, &source, &mut |_| {}).unwrap();
+    let model = Model::load(&mut next, ModelSpec::new(&config), &limits, &source, &mut |_, _| Ok(())).unwrap();
     let mut runner = ModelRunner::new(next, model, Rope::new(&config), limits);
     runner.warm_up().unwrap();
 }

@@ -3,7 +3,7 @@
 //! exactly.
 
 use qwen_core::backend::{RowReader, WeightShape, WeightView};
-use qwen_core::{Encoding, Error, Result};
+use qwen_core::{Encoding, Error, HumanBytes, Result};
 
 use crate::driver::Array;
 use crate::geometry::WEIGHT_ALIGN;
@@ -76,8 +76,9 @@ impl Matrix {
         let layout = Layout::new(&view.shape())?;
         let row_bytes = layout.row_bytes();
         if row_bytes > Gpu::piece() {
-            let reason = format!("a row of {} columns has {row_bytes} bytes", layout.cols);
-            return Err(Error::unsupported(view.name, format!("{reason}, at most {} are copied", Gpu::piece())));
+            let [row, most] = HumanBytes::compared(row_bytes as u64, Gpu::piece() as u64);
+            let reason = format!("a row of {} columns has {row}, at most {most} are copied", layout.cols);
+            return Err(Error::unsupported(view.name, reason));
         }
         let array = gpu.unset_array(view.name, layout.bytes)?;
         let mut decoded = vec![0.0; layout.cols];

@@ -215,11 +215,13 @@ pub(crate) fn choose(choice: &AdapterChoice) -> Result<(wgpu::Adapter, AdapterIn
             let name = name.to_lowercase();
             found.iter().find(|(info, _)| info.name.to_lowercase().contains(&name)).map(|(info, _)| info.index)
         }
+        _ => None,
     };
     let what = match choice {
         AdapterChoice::Best => "a wgpu device".to_string(),
         AdapterChoice::Index(index) => format!("wgpu device {index}"),
         AdapterChoice::Name(name) => format!("a wgpu device named `{name}`"),
+        other => format!("a wgpu device chosen by `{other}`"),
     };
     let reason = || match choice {
         AdapterChoice::Best => format!("no hardware adapter was found; name a software one to use it ({})", listed()),
@@ -266,7 +268,8 @@ pub(crate) fn limits_and_features(
             (wgpu::Limits { max_storage_buffer_binding_size: 1 << 20, ..minimal }, wgpu::Features::empty())
         }
         CapabilitySet::Minimal => (minimal, wgpu::Features::empty()),
-        CapabilitySet::Default | CapabilitySet::Best => (offered, features & wgpu::Features::PIPELINE_CACHE),
+        // The default set, and what `Best` shares with it.
+        _ => (offered, features & wgpu::Features::PIPELINE_CACHE),
     }
 }
 

@@ -3,7 +3,7 @@
 use qwen_core::backend::Limits;
 use qwen_core::backend::{KvSpec, ModelShape, WeightShape};
 use qwen_core::numerics::size;
-use qwen_core::{Error, Footprint, Result};
+use qwen_core::{Error, Footprint, HumanBytes, Result};
 
 use crate::adapter::{self, AdapterInfo};
 use crate::geometry::WorkspaceSizes;
@@ -121,9 +121,10 @@ impl Footprint for WgpuFootprint {
             let bytes = size::bytes(4, &[rows, width]);
             if bytes > self.max_buffer {
                 let most = self.max_buffer / size::bytes(4, &[width]).max(1);
+                let [takes, have] = HumanBytes::compared(bytes, self.max_buffer);
                 return Err(Error::unsupported(
                     format!("a step of {rows} {what}"),
-                    format!("it takes {bytes} bytes, the device's buffers have {}: {most} would fit", self.max_buffer),
+                    format!("it takes {takes}, the device's buffers have {have}: {most} would fit"),
                 ));
             }
         }

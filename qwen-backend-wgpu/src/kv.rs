@@ -5,7 +5,7 @@
 
 use qwen_core::backend::KvSpec;
 use qwen_core::numerics::size;
-use qwen_core::{Encoding, Error, Result};
+use qwen_core::{Encoding, Error, HumanBytes, Result};
 
 use crate::runtime::array::Array;
 use crate::runtime::device::Device;
@@ -102,7 +102,7 @@ fn heads_per_slab(num_slots: usize, head_bytes: u64, max_binding: u64) -> Result
     match usize::try_from(max_binding / head_bytes.max(1)).unwrap_or(usize::MAX) {
         0 => {
             let fit = max_binding / (head_bytes / num_slots.max(1) as u64).max(1);
-            let reason = format!("the device binds {max_binding} bytes: {fit} positions of a head at most");
+            let reason = format!("the device binds {}: {fit} positions of a head at most", HumanBytes(max_binding));
             Err(Error::unsupported(format!("K/V of {num_slots} positions"), reason))
         }
         heads => Ok(heads),

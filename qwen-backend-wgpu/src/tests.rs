@@ -67,7 +67,7 @@ fn runner_of(mut backend: WgpuBackend, config: &Config, source: &dyn WeightSourc
         vocab_size: config.vocab_size,
         num_token_ids: config.vocab_size,
     };
-    let model = Model::load(&mut backend, ModelSpec::new(config), &limits, source, &mut |_| {})?;
+    let model = Model::load(&mut backend, ModelSpec::new(config), &limits, source, &mut |_, _| Ok(()))?;
     Ok(ModelRunner::new(backend, model, Rope::new(config), limits))
 }
 

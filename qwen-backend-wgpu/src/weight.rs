@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use qwen_core::backend::{RowReader, WeightRole, WeightShape, WeightView};
 use qwen_core::numerics::size;
-use qwen_core::{Encoding, Error, Result};
+use qwen_core::{Encoding, Error, HumanBytes, Result};
 
 use crate::runtime::array::Array;
 use crate::runtime::device::Device;
@@ -50,7 +50,8 @@ impl Layout {
         let pair_bytes = size::bytes(encoding.bytes(1), &[2, cols.div_ceil(8), 8]);
         let most = usize::try_from(max_binding / pair_bytes.max(1)).unwrap_or(usize::MAX);
         if most == 0 || pair_bytes > isize::MAX as u64 {
-            let reason = format!("two rows of {cols} columns take {pair_bytes} bytes, the device binds {max_binding}");
+            let [takes, binds] = HumanBytes::compared(pair_bytes, max_binding);
+            let reason = format!("two rows of {cols} columns take {takes}, the device binds {binds}");
             return Err(Error::unsupported("a matrix this wide", reason));
         }
         // Slabs of equal size, so that none has only a handful of rows.

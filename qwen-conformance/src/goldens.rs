@@ -277,7 +277,7 @@ impl Goldens {
             spec = spec.with_kv_encoding(encoding)?;
         }
         let key_encodings = spec.kv(&limits, precision, &checkpoint)?.key_encodings;
-        let model = Model::load(&mut b, spec, &limits, &checkpoint, &mut |_| {})?;
+        let model = Model::load(&mut b, spec, &limits, &checkpoint, &mut |_, _| Ok(()))?;
         let mut runner = ModelRunner::new(b, model, Rope::new(config), limits);
         let mut result = GoldenResult {
             case: case.name.clone(),
@@ -354,7 +354,7 @@ fn step(runner: &mut dyn Runner, ids: &[u32], computed: usize) -> Result<Vec<f32
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {
-    std::fs::read(path).map_err(|source| Error::Io { path: path.into(), source })
+    std::fs::read(path).map_err(|error| Error::Io { path: path.into(), error })
 }
 
 /// A file of recorded results.

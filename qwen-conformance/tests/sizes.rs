@@ -55,7 +55,7 @@ fn a_model_is_not_loaded_for_extreme_limits() {
     let model = RandomModel::new(GEOMETRIES[0]).unwrap();
     let usual = limits(model.config.vocab_size);
     let load = |limits: &Limits| {
-        Model::load(&mut Reference::new(), ModelSpec::new(&model.config), limits, &model, &mut |_| {})
+        Model::load(&mut Reference::new(), ModelSpec::new(&model.config), limits, &model, &mut |_, _| Ok(()))
     };
     load(&usual).unwrap();
     for value in EXTREMES {

@@ -1,23 +1,34 @@
 //! The one error type of the library: what was wrong, where, and what to do about it.
 //!
-//! Every failure that input, files or devices can cause is a variant here; nothing in the workspace panics on input.
+//! Every failure that input, files or devices can cause is a variant here; nothing in the workspace panics on input. What a
+//! program does about it is its [`ErrorKind`].
+
+mod kind;
+#[cfg(test)]
+mod tests;
 
 use std::path::PathBuf;
+
+use crate::numerics::human_bytes::HumanBytes;
+pub use kind::ErrorKind;
 
 /// A result with this crate's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// What went wrong. The text of each variant names the place and, where there is one, the way out.
+///
+/// The `Display` form says all of it, what the operating system said included, so [`source`](std::error::Error::source)
+/// is always `None`: programs that print a whole chain of sources print nothing twice.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// A file or folder could not be opened, read or mapped.
-    #[error("{path}: {source}", path = path.display())]
+    #[error("{path}: {error}", path = path.display())]
     Io {
         /// The file or folder.
         path: PathBuf,
         /// What the operating system said.
-        source: std::io::Error,
+        error: std::io::Error,
     },
     /// A file is not what its name or its headers claim.
     #[error("{path}: {reason}", path = path.display())]
@@ -69,7 +80,10 @@ pub enum Error {
         found: String,
     },
     /// The model, its K/V store and its buffers are larger than the memory that may be used.
-    #[error("needs {needed} bytes of memory, {available} are available{advice}")]
+    #[error(
+        "needs {needed} of memory, {available} are available{advice}",
+        needed = HumanBytes::compared(*needed, *available)[0], available = HumanBytes::compared(*needed, *available)[1]
+    )]
     DoesNotFit {
         /// Bytes that loading would take.
         needed: u64,
@@ -103,7 +117,7 @@ pub enum Error {
     #[error(
         "{device}: out of memory for `{what}`{}: another program may use the device; free its memory, or load with a \
          smaller memory budget, context or model",
-        if *bytes > 0 { format!(" ({bytes} bytes)") } else { String::new() }
+        if *bytes > 0 { format!(" ({})", HumanBytes(*bytes)) } else { String::new() }
     )]
     OutOfMemory {
         /// The device's name.
@@ -128,11 +142,14 @@ pub enum Error {
     },
     /// The prompt does not leave room for an answer within the context.
     #[error(
-        "the prompt has {prompt} tokens, the context holds {context}: shorten the prompt or load with a longer context"
+        "the prompt has {prompt} tokens and may have {limit}, in a context of {context}: shorten the prompt or load with \
+         a longer context"
     )]
     ContextLength {
         /// Tokens of the prompt.
         prompt: usize,
+        /// The most that it may have: one less than the context, where an answer follows.
+        limit: usize,
         /// Positions that the engine was loaded for.
         context: usize,
     },
@@ -152,6 +169,8 @@ pub enum Error {
     StepFailed {
         /// The text of that error.
         reason: String,
+        /// And its kind.
+        kind: ErrorKind,
     },
     /// The request was cancelled.
     #[error("cancelled")]

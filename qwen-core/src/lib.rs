@@ -19,6 +19,9 @@
 //! | [`ranks`] | one model in several processes |
 //! | [`memory`], [`error`], [`warning`] | the machine's memory; errors; warnings |
 
+#[macro_use]
+mod by_text;
+
 pub mod backend;
 #[doc(hidden)]
 pub mod ceilings;
@@ -34,7 +37,7 @@ pub mod warning;
 
 pub use backend::{Backend, Footprint, StoredSizes};
 pub use checkpoint::{Checkpoint, Config, GenerationConfig, RopeScaling};
-pub use error::{Error, Result};
+pub use error::{Error, ErrorKind, Result};
 pub use model::rope::Rope;
-pub use numerics::{Encoding, Precision};
+pub use numerics::{Encoding, HumanBytes, Precision};
 pub use warning::Warning;

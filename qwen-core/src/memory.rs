@@ -10,8 +10,10 @@ mod cgroup;
 use std::fs;
 use std::path::Path;
 
+use serde::{Deserialize, Serialize};
+
 /// The memory of the machine as this process sees it, in bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct MemoryInfo {
     /// Physical memory of the machine.
@@ -30,16 +32,19 @@ pub struct MemoryInfo {
 ///     assert!(memory.available <= memory.total);
 /// }
 /// ```
+#[must_use]
 pub fn available_memory() -> Option<MemoryInfo> {
     read_below(Path::new("/"))
 }
 
 /// Bytes of physical memory that this process holds now, mapped files included.
+#[must_use]
 pub fn resident_bytes() -> Option<u64> {
     kib_of(&fs::read_to_string("/proc/self/status").ok()?, "VmRSS:")
 }
 
 /// The most that [`resident_bytes`] has been.
+#[must_use]
 pub fn peak_resident_bytes() -> Option<u64> {
     kib_of(&fs::read_to_string("/proc/self/status").ok()?, "VmHWM:")
 }

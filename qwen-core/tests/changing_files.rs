@@ -10,7 +10,7 @@ use std::thread;
 use std::time::Duration;
 
 use common::{TempFolder, safetensors};
-use qwen_core::{Checkpoint, Error, Result};
+use qwen_core::{Checkpoint, Error, HumanBytes, Result};
 
 const CONFIG: &str = include_str!("data/config-0.5b-instruct.json");
 const FILE: &str = "model.safetensors";
@@ -67,17 +67,18 @@ fn a_file_cut_short_names_the_tensor_and_the_missing_bytes() {
                     assert!(end <= len, "t{tensor} of a file of {len} bytes");
                     assert_eq!(bytes, whole[start..end]);
                 }
-                Err(Error::Io { path: named, source }) => {
-                    assert!(end > len, "t{tensor} of a file of {len} bytes: {source}");
+                Err(Error::Io { path: named, error }) => {
+                    assert!(end > len, "t{tensor} of a file of {len} bytes: {error}");
                     assert_eq!(named, path);
-                    assert_eq!(source.kind(), std::io::ErrorKind::UnexpectedEof);
-                    let text = source.to_string();
-                    let expected = if index % 2 == 0 { "expected 4096 bytes" } else { "expected 1024 bytes" };
-                    assert!(text.contains(&format!("tensor `t{tensor}`")) && text.contains(expected), "{text}");
-                    if index % 2 == 0 {
-                        let found = format!("at offset {start} of the file, found {}", len.saturating_sub(start));
-                        assert!(text.contains(&found), "{text} not {found}");
-                    }
+                    assert_eq!(error.kind(), std::io::ErrorKind::UnexpectedEof);
+                    let text = error.to_string();
+                    let words = if index % 2 == 0 {
+                        let [expected, found] = HumanBytes::compared(4096, len.saturating_sub(start) as u64);
+                        format!("expected {expected} at offset {start} of the file, found {found}")
+                    } else {
+                        "expected 1.00 KiB".into()
+                    };
+                    assert!(text.contains(&format!("tensor `t{tensor}`")) && text.contains(&words), "{text}: {words}");
                 }
                 Err(error) => panic!("{error:?}"),
             }
@@ -186,7 +187,8 @@ fn files_that_are_too_large_are_refused_with_their_size() {
         for len in [most + 1, 1 << 36] {
             let (_, error) = with_special(name, |path| sparse(path, len));
             let text = error.to_string();
-            assert!(text.contains(name) && text.contains(&len.to_string()), "{text}");
+            let [len, most] = HumanBytes::compared(len, most);
+            assert!(text.contains(name) && text.contains(&format!("has {len}, at most {most}")), "{text}");
         }
     }
     // Weights may be large; a file of another kind is refused by its first bytes, whatever its size.

@@ -118,7 +118,7 @@ fn damaged_headers_name_the_tensor() {
             7,
             "`a`: bytes 0 to 8 of the data lie beyond its end at 7: the file is truncated",
         ),
-        (&format!(r#"{{"a": {a}}}"#), 9, "1 bytes that belong to no tensor"),
+        (&format!(r#"{{"a": {a}}}"#), 9, "ends with 1 byte that"),
         (
             &format!(r#"{{"a": {a}, "b": {}}}"#, entry("F32", "[2]", "[4, 12]")),
             12,

@@ -112,7 +112,7 @@ fn counts_and_lengths_beyond_the_file_are_not_allocated() {
         }
     }
     let past = Gguf::new().raw("k", 8, [&9_u64.to_le_bytes()[..], b"12345678"].concat()).bytes();
-    refused(&past, &["key `k`", "needs 9 bytes at 45", "ends after 53"]);
+    refused(&past, &["key `k`", "needs 9 bytes at offset 45", "ends after 53"]);
 }
 
 #[test]
@@ -198,7 +198,7 @@ fn tensors_lie_within_the_file_and_apart() {
     for overflowing in [&[1 << 40, 1 << 40][..], &[32, 1 << 62], &[32, u64::MAX], &[32, 1 << 31, 1 << 31, 1 << 31]] {
         refused(&dims(overflowing), &[tensor]);
     }
-    refused(&dims(&[64, 64]), &[tensor, "4352 bytes", "beyond the file's end"]);
+    refused(&dims(&[64, 64]), &[tensor, "4.25 KiB", "beyond the file's end"]);
     refused(&dims(&[33, 64]), &[tensor, "rows of 33 values", "blocks of 32 in Q8_0"]);
     refused(&dims(&[1; 5]), &[tensor, "5 dimensions", "at most 4"]);
     let scalar = Gguf::new().with_data("s", &[], F32, vec![0; 4]).with_data("e", &[0, 7], F32, vec![]);

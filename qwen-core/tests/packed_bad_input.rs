@@ -242,9 +242,9 @@ fn a_file_that_was_cut_short_meanwhile_is_an_error_for_each_reader() {
     std::thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(|| match part.read(0..64, &mut Vec::new()) {
-                Err(Error::Io { path, source }) => {
+                Err(Error::Io { path, error }) => {
                     assert!(path.ends_with("model.safetensors"));
-                    assert!(source.to_string().contains("tensor `m."), "{source}");
+                    assert!(error.to_string().contains("tensor `m."), "{error}");
                 }
                 other => panic!("{other:?}"),
             });

@@ -101,7 +101,7 @@ fn logits(folder: &TempFolder) -> Vec<u32> {
     let checkpoint = Checkpoint::open(folder.path()).unwrap();
     let mut b = Reference::new();
     let spec = ModelSpec::new(checkpoint.config());
-    let model = Model::load(&mut b, spec, &limits(), &checkpoint, &mut |_| {}).unwrap();
+    let model = Model::load(&mut b, spec, &limits(), &checkpoint, &mut |_, _| Ok(())).unwrap();
     let mut runner = ModelRunner::new(b, model, Rope::new(checkpoint.config()), limits());
     let mut batch = Batch::new(limits().block_size);
     let (ids, blocks): (Vec<u32>, _) = ((0..16).map(|i| i * 29 % VOCAB as u32).collect(), [BlockId(0), BlockId(1)]);
@@ -195,7 +195,7 @@ fn ranks_share_groups_or_are_refused_by_name() {
         for weight in spec.weights() {
             weight.shape(&checkpoint)?;
         }
-        Model::load(&mut Reference::new(), spec, &limits(), &checkpoint, &mut |_| {}).map(drop)
+        Model::load(&mut Reference::new(), spec, &limits(), &checkpoint, &mut |_, _| Ok(())).map(drop)
     };
     for rank in 0..2 {
         load(&twins(Method::Awq, 4, 4 * GROUP, false).packed, rank).unwrap();

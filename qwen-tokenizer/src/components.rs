@@ -7,7 +7,7 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 use tokenizers::normalizers::{Lowercase, NFC, NFD, NFKC, NFKD, NormalizerWrapper};
 
-use crate::error::{Error, Result, TOKENIZER_JSON};
+use crate::error::{Error, Result, TOKENIZER_JSON, compared};
 use crate::split::{BYTE_LEVEL_PATTERN, LinearSplit};
 use crate::vocabulary::MAX_ID;
 
@@ -147,7 +147,8 @@ fn kind(step: &Value) -> &str {
 fn steps(key: &str, list: &str, json: Option<&RawValue>) -> Result<Vec<(String, Value)>> {
     let Some(json) = json else { return Ok(Vec::new()) };
     if json.get().len() > MAX_BYTES {
-        let problem = format!("has {} bytes, more than {MAX_BYTES}", json.get().len());
+        let [has, most] = compared(json.get().len() as u64, MAX_BYTES as u64);
+        let problem = format!("has {has}, more than {most}");
         return Err(Error::invalid(TOKENIZER_JSON, key, problem));
     }
     let mut json: Value = serde_json::from_str(json.get()).map_err(|e| Error::invalid(TOKENIZER_JSON, key, e))?;

@@ -163,7 +163,7 @@ fn templates(file: &str, json: Option<&RawValue>) -> Result<Vec<(String, String)
 
 /// The templates of a folder, each named as its file.
 fn additional_templates(folder: &Path) -> Result<Vec<(String, String)>> {
-    let unreadable = |e: std::io::Error| Error::Read { path: folder.into(), reason: e.to_string() };
+    let unreadable = |e: std::io::Error| Error::Read { path: folder.into(), kind: e.kind(), reason: e.to_string() };
     let entries = match std::fs::read_dir(folder) {
         Ok(entries) => entries,
         Err(e) if matches!(e.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => {

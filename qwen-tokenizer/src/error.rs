@@ -3,6 +3,8 @@
 //! One enum for the whole crate: every message names the file (or the part of the request), the key, what was
 //! found there, and the way out. Nothing in this crate panics on what a file, a prompt or a caller holds.
 
+use std::fmt;
+use std::io;
 use std::path::PathBuf;
 
 /// The file that errors of the vocabulary name.
@@ -12,6 +14,9 @@ pub(crate) const TOKENIZER_JSON: &str = "tokenizer.json";
 pub type Result<T> = std::result::Result<T, Error>;
 
 /// An error of loading a tokenizer, encoding text or rendering a chat.
+///
+/// The `Display` form says all of it, what the operating system said included, so [`source`](std::error::Error::source)
+/// is always `None`: programs that print a whole chain of sources print nothing twice.
 ///
 /// ```
 /// use qwen_tokenizer::{Error, Tokenizer};
@@ -31,12 +36,17 @@ pub enum Error {
     Read {
         /// The file.
         path: PathBuf,
-        /// What the operating system said.
+        /// The kind of what the operating system said; `NotFound` for a folder without a tokenizer.
+        kind: io::ErrorKind,
+        /// What it said.
         reason: String,
     },
 
     /// A file is larger than any tokenizer's file could sensibly be.
-    #[error("{file}: {bytes} bytes, more than the {limit} this crate reads; is it the right file?")]
+    #[error(
+        "{file}: {bytes}, more than the {limit} that are read; is it the right file?",
+        bytes = compared(*bytes, *limit)[0], limit = compared(*bytes, *limit)[1]
+    )]
     TooLarge {
         /// The file.
         file: String,
@@ -103,7 +113,7 @@ pub enum Error {
     },
 
     /// A chat template passed one of the limits that keep a hostile one from ending or exhausting the process.
-    #[error("chat template `{name}`, line {line}: {found} {what}, the limit is {limit}; is it the right template?")]
+    #[error("chat template `{name}`, line {line}: {}; is it the right template?", beyond(what, *found, *limit))]
     TemplateLimit {
         /// The template's name.
         name: String,
@@ -167,7 +177,43 @@ pub enum Error {
 }
 
 fn of(bytes: Option<usize>) -> String {
-    bytes.map_or_else(String::new, |bytes| format!(" in its {bytes} bytes"))
+    bytes.map_or_else(String::new, |bytes| format!(" in its {}", HumanBytes(bytes as u64)))
+}
+
+fn beyond(what: &str, found: u64, limit: u64) -> String {
+    match what.strip_prefix("bytes of ") {
+        Some(what) => format!("more than {} of {what}", HumanBytes(limit)),
+        None => format!("{found} {what}, the limit is {limit}"),
+    }
+}
+
+/// A number of bytes as people read it. The layer below the facade has the same, and neither depends on the other.
+pub(crate) struct HumanBytes(pub(crate) u64);
+
+/// Two numbers that a message compares: exact ones, where they would look alike.
+pub(crate) fn compared(a: u64, b: u64) -> [String; 2] {
+    let texts = [a, b].map(|bytes| HumanBytes(bytes).to_string());
+    if a != b && texts.first() == texts.last() { [a, b].map(|bytes| format!("{bytes} bytes")) } else { texts }
+}
+
+impl fmt::Display for HumanBytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const UNITS: [&str; 2] = ["MiB", "GiB"];
+        match self.0 {
+            1 => return f.write_str("1 byte"),
+            bytes @ 0..1024 => return write!(f, "{bytes} bytes"),
+            _ => {}
+        }
+        let (mut value, mut unit) = (self.0 as f64 / 1024.0, "KiB");
+        for next in UNITS {
+            // What would be rounded to 1024 of a unit is 1 of the next.
+            if value >= 1023.5 {
+                (value, unit) = (value / 1024.0, next);
+            }
+        }
+        let digits = if value < 9.995 { 2 } else { usize::from(value < 99.95) };
+        write!(f, "{value:.digits$} {unit}")
+    }
 }
 
 impl Error {
@@ -177,5 +223,44 @@ impl Error {
 
     pub(crate) fn unsupported(file: &str, key: &str, found: impl ToString, help: &'static str) -> Self {
         Self::Unsupported { file: file.into(), key: key.into(), found: found.to_string(), help }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_have_three_digits_and_a_unit() {
+        let cases = [
+            (0, "0 bytes"),
+            (1, "1 byte"),
+            (1023, "1023 bytes"),
+            (1024, "1.00 KiB"),
+            (1_048_063, "1023 KiB"),
+            (1_048_064, "1.00 MiB"),
+            (64 << 20, "64.0 MiB"),
+            (5000 << 30, "5000 GiB"),
+        ];
+        for (bytes, text) in cases {
+            assert_eq!(HumanBytes(bytes).to_string(), text);
+        }
+    }
+
+    #[test]
+    fn figures_that_would_look_alike_are_exact() {
+        assert_eq!(compared(2 << 20, 1 << 20), ["2.00 MiB", "1.00 MiB"]);
+        assert_eq!(compared((1 << 20) + 1, 1 << 20), ["1048577 bytes", "1048576 bytes"]);
+    }
+
+    #[test]
+    fn limits_are_told_in_the_unit_of_what_they_limit() {
+        let limit = |what, found, limit| {
+            let name = "default".into();
+            Error::TemplateLimit { name, line: 3, what, found, limit }.to_string()
+        };
+        let text = limit("bytes of memory", (64 << 20) + 1, 64 << 20);
+        assert_eq!(text, "chat template `default`, line 3: more than 64.0 MiB of memory; is it the right template?");
+        assert!(limit("levels of nesting", 101, 100).contains("101 levels of nesting, the limit is 100;"));
     }
 }

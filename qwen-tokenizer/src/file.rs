@@ -6,7 +6,7 @@
 
 use std::borrow::Cow;
 use std::fs::File;
-use std::io::Read;
+use std::io::{self, Read};
 use std::path::Path;
 
 use serde::Deserialize;
@@ -26,21 +26,22 @@ pub(crate) const MAX_BYTES: u64 = 64 << 20;
 
 /// Reads a file of a tokenizer's folder; `None` where it does not exist.
 pub(crate) fn read(path: &Path, limit: u64) -> Result<Option<Vec<u8>>> {
-    let unreadable = |reason: String| Error::Read { path: path.into(), reason };
+    let unreadable = |e: io::Error| Error::Read { path: path.into(), kind: e.kind(), reason: e.to_string() };
     // Asked before it is opened: to open a pipe waits for somebody to write.
     let metadata = match path.metadata() {
         Ok(metadata) => metadata,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(unreadable(e.to_string())),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(unreadable(e)),
     };
     if !metadata.is_file() {
-        return Err(unreadable("it is not a file but a folder, a pipe or a device".into()));
+        let reason = "it is not a file but a folder, a pipe or a device".into();
+        return Err(Error::Read { path: path.into(), kind: io::ErrorKind::InvalidInput, reason });
     }
     check_size(&path.display().to_string(), metadata.len(), limit)?;
-    let file = File::open(path).map_err(|e| unreadable(e.to_string()))?;
+    let file = File::open(path).map_err(unreadable)?;
     let mut bytes = Vec::with_capacity(usize::try_from(metadata.len()).unwrap_or(0));
     // The limit is on what is read, too: the file may grow.
-    file.take(limit + 1).read_to_end(&mut bytes).map_err(|e| unreadable(e.to_string()))?;
+    file.take(limit + 1).read_to_end(&mut bytes).map_err(unreadable)?;
     check_size(&path.display().to_string(), bytes.len() as u64, limit)?;
     Ok(Some(bytes))
 }
@@ -89,6 +90,7 @@ pub(crate) fn read_tokenizer(path: &Path) -> Result<Vec<u8>> {
 pub(crate) fn missing(path: &Path) -> Error {
     Error::Read {
         path: path.into(),
+        kind: io::ErrorKind::NotFound,
         reason: "there is no such file, nor vocab.json and merges.txt in its place".into(),
     }
 }

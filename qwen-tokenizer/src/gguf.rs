@@ -13,7 +13,7 @@ use tokenizers::normalizers::{NFC, NormalizerWrapper};
 use crate::added::{AddedToken, AddedTokens, MAX_ADDED_TOKENS};
 use crate::components::Components;
 use crate::config::{Config, DEFAULT_TEMPLATE};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, compared};
 use crate::file::MAX_BYTES;
 use crate::pipeline::Pipeline;
 use crate::split::{BYTE_LEVEL_PATTERN, LinearSplit, QWEN2_PATTERN};
@@ -85,7 +85,8 @@ impl GgufVocabulary<'_> {
             }
             let bytes = list.iter().fold(0, |bytes: u64, text| bytes.saturating_add(text.len() as u64));
             if bytes > MAX_BYTES {
-                return Err(self.invalid(key, format!("has {bytes} bytes, more than {MAX_BYTES}")));
+                let [has, most] = compared(bytes, MAX_BYTES);
+                return Err(self.invalid(key, format!("has {has}, more than {most}")));
             }
         }
         let (mut vocab, added) = self.tokens()?;

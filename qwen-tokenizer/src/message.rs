@@ -181,6 +181,15 @@ impl From<&str> for Role {
     }
 }
 
+/// Every text is a role.
+impl std::str::FromStr for Role {
+    type Err = std::convert::Infallible;
+
+    fn from_str(role: &str) -> Result<Self, Self::Err> {
+        Ok(Self::from(role))
+    }
+}
+
 impl std::fmt::Display for Role {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(self.as_str())

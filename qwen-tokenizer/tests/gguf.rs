@@ -265,7 +265,7 @@ fn lists_without_end_are_refused() {
     refused_tokens(100, &"x".repeat(4000), "[65]: is where the added tokens pass 262144 bytes in all");
     let long = "x".repeat(1 << 20);
     let found = refused(&vec![long.as_str(); 65], &[1; 65], &[]);
-    assert_eq!(found, "a.gguf: tokenizer.ggml.tokens: has 68157440 bytes, more than 67108864");
+    assert_eq!(found, "a.gguf: tokenizer.ggml.tokens: has 65.0 MiB, more than 64.0 MiB");
     let found = refused(&[], &[], &vec!["! !"; (1 << 21) + 1]);
     assert_eq!(found, "a.gguf: tokenizer.ggml.merges: has 2097153 entries, more than 2097152");
 }

@@ -5,6 +5,7 @@ use qwen_core::model::plan::Plan;
 use qwen_core::{Error, Result};
 
 use super::{Device, Gpu, KINDS};
+use crate::events::warn;
 
 /// The shortest context that a GPU must have memory for, if the program did not ask for a context.
 const SHORTEST_CONTEXT: usize = 4096;
@@ -19,8 +20,10 @@ pub(crate) struct Candidate<T> {
 
 /// What the choice depends on besides the machine's devices.
 pub(crate) struct Wanted {
-    /// The context that the program asked for.
+    /// The context that the program asked for, exactly or at most.
     pub(crate) context: Option<usize>,
+    /// The shortest context that it accepts.
+    pub(crate) context_at_least: Option<usize>,
     /// The longest context of the model.
     pub(crate) model_context: usize,
     /// Whether the program set a memory budget: a plan is then meaningful even for a GPU of unknown memory size.
@@ -34,7 +37,8 @@ pub(crate) fn candidates(wanted: &Wanted, plan: impl Fn(&Device) -> Result<Plan>
     }
     let mut gpus: Vec<Gpu> = KINDS.iter().flat_map(|kind| (kind.gpus)()).collect();
     gpus.iter_mut().for_each(|gpu| gpu.has_known_memory |= wanted.has_memory_budget);
-    let least_context = wanted.model_context.min(SHORTEST_CONTEXT).min(wanted.context.unwrap_or(usize::MAX));
+    let by_default = wanted.model_context.min(SHORTEST_CONTEXT).min(wanted.context.unwrap_or(usize::MAX));
+    let least_context = wanted.context_at_least.unwrap_or(by_default);
     choose(gpus, least_context, plan)
 }
 
@@ -78,7 +82,10 @@ pub(crate) fn first_that_loads<D, T>(
             Ok(loaded) if refused.is_empty() => return Ok((loaded, reason)),
             Ok(loaded) => return Ok((loaded, format!("{reason}; not loaded: {}", refused.join("; ")))),
             Err(error) if rest.peek().is_none() || !another_may_load(&error) => return Err(error),
-            Err(error) => refused.push(error.to_string()),
+            Err(error) => {
+                warn!("a device did not load the model, the next is tried: {error}");
+                refused.push(error.to_string());
+            }
         }
     }
     Err(Error::unsupported("an engine without a device", "no device was named"))

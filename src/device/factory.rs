@@ -5,7 +5,6 @@
 //! is passed as [`DeviceSettings`].
 
 use std::fmt;
-#[cfg(feature = "cpu")]
 use std::sync::Arc;
 
 use qwen_core::backend::{CapabilitySet, Limits};
@@ -19,6 +18,7 @@ use qwen_core::{Backend, Config, Footprint, Precision, Result, memory};
 
 use super::Device;
 use crate::distributed::{self, JoinGroup, Loaded, Peers};
+use crate::progress::{LoadObserver, LoadProgress, LoadStage};
 
 /// Prompt tokens of a step by default. On the CPU a longer chunk gains little, and delays running answers.
 pub(super) const MAX_NUM_BATCHED_TOKENS: usize = 512;
@@ -29,8 +29,8 @@ pub(crate) struct DeviceSettings {
     pub(crate) precision: Precision,
     /// Threads that compute on the CPU.
     pub(crate) threads: Option<usize>,
-    /// The host program's pool to compute on.
-    #[cfg(feature = "cpu")]
+    /// The program's own pool for the CPU to compute on.
+    #[cfg_attr(not(feature = "cpu"), allow(dead_code, reason = "only the CPU backend has threads"))]
     pub(crate) pool: Option<Arc<rayon::ThreadPool>>,
     #[cfg_attr(not(feature = "wgpu"), allow(dead_code, reason = "only the wgpu backend has capabilities"))]
     pub(crate) wgpu_capabilities: CapabilitySet,
@@ -54,8 +54,7 @@ pub(crate) struct LoadRequest<'a> {
     pub(crate) spec: &'a ModelSpec,
     /// The other processes that hold parts of the model.
     pub(crate) peers: Option<&'a Peers>,
-    /// Called with the fraction of the weights loaded so far.
-    pub(crate) progress: &'a dyn Fn(f32),
+    pub(crate) observer: &'a LoadObserver,
 }
 
 /// A device that can be planned for and opened.
@@ -81,8 +80,7 @@ pub(crate) trait OpenedDevice {
     /// Load a model or a part of it, and run it once.
     fn load(self: Box<Self>, request: LoadRequest<'_>) -> Result<Loaded>;
 
-    /// Load a whole model, run `prompts`, and measure what its matrices are multiplied with. The request's progress
-    /// covers both.
+    /// Load a whole model, and measure by `prompts` what its matrices are multiplied with.
     fn measure(self: Box<Self>, request: LoadRequest<'_>, prompts: &[&[u32]]) -> Result<Importances>;
 }
 
@@ -117,6 +115,10 @@ impl<B: Backend> DeviceFactory for CustomBackend<B> {
     }
 }
 
+fn weights_of(observer: &LoadObserver) -> impl FnMut(u64, u64) -> Result<()> + '_ {
+    |done, total| observer.report(LoadProgress { stage: LoadStage::Weights, done, total })
+}
+
 /// This process's share of the host's memory.
 pub(super) fn host_bytes(settings: &DeviceSettings) -> Option<u64> {
     let processes = settings.position.local_world_size.max(1) as u64;
@@ -143,10 +145,11 @@ impl<B: Backend> OpenedDevice for OpenedBackend<B> {
 
     fn load(self: Box<Self>, request: LoadRequest<'_>) -> Result<Loaded> {
         let OpenedBackend { mut backend, join } = *self;
-        let LoadRequest { source, config, limits, spec, peers, progress } = request;
+        let LoadRequest { source, config, limits, spec, peers, observer } = request;
         let by_heads = spec.shard.world_size > 1;
         let group = peers.map(|peers| join(&backend, peers, by_heads)).transpose()?;
-        let model = Model::load(&mut backend, spec.clone(), limits, source, &mut |share| progress(share))?;
+        let model = Model::load(&mut backend, spec.clone(), limits, source, &mut weights_of(observer))?;
+        observer.report(LoadProgress::of(LoadStage::WarmUp))?;
         let mut runner = ModelRunner::new(backend, model, Rope::new(config), limits.clone());
         if let Some(group) = group {
             runner = if by_heads { runner.with_group(group) } else { runner.with_neighbours(group) };
@@ -157,10 +160,14 @@ impl<B: Backend> OpenedDevice for OpenedBackend<B> {
 
     fn measure(self: Box<Self>, request: LoadRequest<'_>, prompts: &[&[u32]]) -> Result<Importances> {
         let mut backend = self.backend;
-        let LoadRequest { source, config, limits, spec, progress, .. } = request;
-        let model = Model::load(&mut backend, spec.clone(), limits, source, &mut |share| progress(share / 2.0))?;
+        let LoadRequest { source, config, limits, spec, observer, .. } = request;
+        let model = Model::load(&mut backend, spec.clone(), limits, source, &mut weights_of(observer))?;
         let mut runner = ModelRunner::new(backend, model, Rope::new(config), limits.clone());
-        let share = |done: usize| 0.5 + 0.5 * done as f32 / prompts.len().max(1) as f32;
-        Importances::measure(&mut runner, prompts, &mut |done| progress(share(done)))
+        let tokens = |prompts: &[&[u32]]| prompts.iter().map(|prompt| prompt.len() as u64).sum();
+        let total = tokens(prompts);
+        Importances::measure(&mut runner, prompts, &mut |done| {
+            let done = tokens(prompts.get(..done).unwrap_or(prompts));
+            observer.report(LoadProgress { stage: LoadStage::Measuring, done, total })
+        })
     }
 }

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use qwen_core::backend::AdapterChoice;
 
@@ -128,6 +128,12 @@ pub struct ParseDeviceError {
     name: String,
 }
 
+impl From<ParseDeviceError> for crate::Error {
+    fn from(error: ParseDeviceError) -> Self {
+        qwen_core::Error::argument("device", error.to_string()).into()
+    }
+}
+
 impl FromStr for Device {
     type Err = ParseDeviceError;
 
@@ -166,7 +172,13 @@ impl Serialize for Device {
     }
 }
 
-/// A device of this machine that this build can run on, as data: to print, serialise, or choose by.
+impl<'de> Deserialize<'de> for Device {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// A device of this machine that this build can run on. As data: print it, serialise it, choose by it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct DeviceEntry {
@@ -194,6 +206,7 @@ pub struct DeviceEntry {
 ///     println!("{}: {}", entry.device, entry.name);
 /// }
 /// ```
+#[must_use]
 pub fn devices() -> Vec<DeviceEntry> {
     KINDS.iter().flat_map(|kind| (kind.entries)()).collect()
 }
@@ -205,6 +218,7 @@ pub fn devices() -> Vec<DeviceEntry> {
 ///     println!("{device}: {reason}");
 /// }
 /// ```
+#[must_use]
 pub fn absent_devices() -> Vec<(&'static str, String)> {
     KINDS.iter().filter_map(|kind| (kind.absent)()).collect()
 }

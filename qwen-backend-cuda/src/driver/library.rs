@@ -222,7 +222,7 @@ fn compile(folder: &Path) -> Result<PathBuf> {
     let script = crate_folder.join("emulator/build.sh");
     let io = |path: &Path| {
         let path = path.to_path_buf();
-        move |source| Error::Io { path, source }
+        move |error| Error::Io { path, error }
     };
     let mut hasher = DefaultHasher::new();
     for sources in ["kernels", "emulator"] {

@@ -142,14 +142,20 @@ fn started(initialised: std::result::Result<(), DriverError>) -> Result<()> {
 }
 
 fn no_gpu() -> Error {
-    Error::unsupported("CUDA", "the driver finds no GPU that this process may use")
+    Error::unsupported("CUDA", format!("the driver finds no GPU that this process may use{}", hidden()))
+}
+
+/// That the environment may hide GPUs from this process, if it does.
+fn hidden() -> String {
+    const VARIABLE: &str = "CUDA_VISIBLE_DEVICES";
+    std::env::var_os(VARIABLE).map_or_else(String::new, |seen| format!(" ({VARIABLE} is `{}`)", seen.display()))
 }
 
 /// The GPU with this number, if it exists and the kernels run on it.
 fn chosen(devices: &[DeviceProperties], ordinal: usize) -> Result<&DeviceProperties> {
     let Some(info) = devices.get(ordinal) else {
         let listed: Vec<String> = devices.iter().map(ToString::to_string).collect();
-        let reason = format!("there is only {}", listed.join("; "));
+        let reason = format!("there is only {}{}", listed.join("; "), hidden());
         return Err(Error::unsupported(format!("CUDA GPU {ordinal}"), reason));
     };
     if info.compute_capability < CAPABILITY {

@@ -224,7 +224,7 @@ fn model() -> RandomModel {
 }
 
 fn load(mut backend: CudaBackend, spec: ModelSpec, model: &RandomModel) -> ModelRunner<CudaBackend> {
-    let loaded = Model::load(&mut backend, spec, &LIMITS, model, &mut |_| {}).unwrap();
+    let loaded = Model::load(&mut backend, spec, &LIMITS, model, &mut |_, _| Ok(())).unwrap();
     ModelRunner::new(backend, loaded, Rope::new(&model.config), LIMITS)
 }
 

@@ -31,7 +31,7 @@ fn results(mut backend: CudaBackend) -> Result<Vec<u32>> {
         vocab_size: model.config.vocab_size,
         num_token_ids: model.config.vocab_size,
     };
-    let loaded = Model::load(&mut backend, ModelSpec::new(&model.config), &limits, &model, &mut |_| {})?;
+    let loaded = Model::load(&mut backend, ModelSpec::new(&model.config), &limits, &model, &mut |_, _| Ok(()))?;
     let mut runner = ModelRunner::new(backend, loaded, Rope::new(&model.config), limits);
     let mut computed = [0; 4];
     let mut results = Vec::new();

@@ -7,7 +7,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use qwen_core::{Error, Result};
+use qwen_core::{Error, HumanBytes, Result};
 
 use crate::adapter::{AdapterInfo, Cooperative};
 use crate::runtime::array::{Array, bytes_of};
@@ -98,7 +98,8 @@ impl Device {
     pub(crate) fn buffer(&self, what: &str, size: u64, usage: wgpu::BufferUsages) -> Result<wgpu::Buffer> {
         let most = self.limits.max_buffer_size;
         if size > most {
-            return Err(self.error(what, format!("{size} bytes exceed the device's {most} bytes a buffer")));
+            let [size, most] = HumanBytes::compared(size, most);
+            return Err(self.error(what, format!("{size} exceed the device's {most} a buffer")));
         }
         self.stats.allocated(size);
         let descriptor = wgpu::BufferDescriptor { label: Some(what), size, usage, mapped_at_creation: false };

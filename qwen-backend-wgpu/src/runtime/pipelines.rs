@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use qwen_core::Result;
+use qwen_core::{HumanBytes, Result};
 
 use crate::runtime::array::Binding;
 use crate::runtime::device::Device;
@@ -70,7 +70,8 @@ impl Pipelines {
         let bindings: Vec<Binding<'_>> =
             bindings.iter().map(|binding| Binding { bytes: whole(binding), ..*binding }).collect();
         if let Some(binding) = bindings.iter().find(|binding| binding.bytes > limit) {
-            let reason = format!("an array of {} bytes exceeds the device's {limit} a binding", binding.bytes);
+            let [size, limit] = HumanBytes::compared(binding.bytes, limit);
+            let reason = format!("an array of {size} exceeds the device's {limit} a binding");
             return Err(device.error(op, reason));
         }
         let access: Vec<bool> = bindings.iter().map(|binding| binding.writable).collect();

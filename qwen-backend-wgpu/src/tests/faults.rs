@@ -5,7 +5,7 @@ use std::sync::mpsc::channel;
 use std::time::Duration;
 
 use qwen_core::backend::Add;
-use qwen_core::engine::{EngineCore, Event, GenerateParams, Goal, Intake, Request, SeqId};
+use qwen_core::engine::{EngineCore, Event, GenerateParams, Intake, Request, SeqId};
 
 use super::*;
 
@@ -31,13 +31,12 @@ fn step_engine(engine: &mut EngineCore, tokens: &mut HashMap<SeqId, Vec<u32>>, e
     engine.step(|id, event| match event {
         Event::Token(token) => tokens.entry(id).or_default().push(token),
         Event::Failed(error) => drop(ended.insert(id, error)),
-        Event::Prompt(_) | Event::Logits(_) | Event::Finished(_) => {}
+        _ => {}
     });
 }
 
 fn request(prompt: [u32; 3]) -> Request {
-    let params = GenerateParams { max_new_tokens: Some(50), ..GenerateParams::default() };
-    Request { prompt: prompt.to_vec(), goal: Goal::Generate(params) }
+    Request::generate(prompt, GenerateParams::new().max_new_tokens(50))
 }
 
 /// Two requests lose their device between two tokens; a third is added after that. Returns the ids of the first tokens.
@@ -59,8 +58,8 @@ fn lose_a_device(backend: WgpuBackend) -> Vec<Option<u32>> {
         }
         for id in ids {
             match ended.get(id) {
-                // One of the requests gets the error itself, the others its text.
-                Some(Error::Device { reason, .. } | Error::StepFailed { reason }) => {
+                // One of the requests has the error itself, the others its text.
+                Some(Error::Device { reason, .. } | Error::StepFailed { reason, .. }) => {
                     assert!(reason.contains("lost"), "{reason}");
                 }
                 other => panic!("{other:?} instead of a lost device"),

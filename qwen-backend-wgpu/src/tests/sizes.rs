@@ -277,7 +277,7 @@ fn the_plan_of_the_workspace_is_what_is_taken_before_and_after_steps() {
         // The buffers for parameters and host writes are created with the device, and not counted.
         let taken = stats.allocated_bytes() + params::SIZE + staging::BYTES;
         assert_eq!(taken, planned, "{capabilities:?} with {logits} rows of logits");
-        let model = Model::load(&mut backend, spec, &limits, &checkpoint, &mut |_| {}).unwrap();
+        let model = Model::load(&mut backend, spec, &limits, &checkpoint, &mut |_, _| Ok(())).unwrap();
         let loaded = stats.allocated_bytes();
         let mut runner = ModelRunner::new(backend, model, Rope::new(config), limits);
         let ids: Vec<u32> = (0..32).collect();

@@ -35,7 +35,7 @@ pub(super) fn limits() -> Limits {
 /// # Errors
 /// What the backend reports.
 pub(super) fn load<B: Backend>(mut b: B, spec: ModelSpec, model: &RandomModel) -> Result<ModelRunner<B>> {
-    let loaded = Model::load(&mut b, spec, &limits(), model, &mut |_| {})?;
+    let loaded = Model::load(&mut b, spec, &limits(), model, &mut |_, _| Ok(()))?;
     Ok(ModelRunner::new(b, loaded, Rope::new(&model.config), limits()))
 }
 

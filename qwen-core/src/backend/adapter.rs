@@ -16,6 +16,7 @@ use crate::error::Error;
 /// assert_eq!(AdapterChoice::Best.to_string(), "best");
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
 pub enum AdapterChoice {
     /// The best hardware adapter: discrete before integrated. Never a software one.
     #[default]
@@ -48,6 +49,8 @@ impl fmt::Display for AdapterChoice {
     }
 }
 
+serde_by_text!(AdapterChoice);
+
 /// How much of an adapter's limits and features is used. As text: the names in lower case.
 ///
 /// ```
@@ -57,6 +60,7 @@ impl fmt::Display for AdapterChoice {
 /// # Ok::<(), qwen_core::Error>(())
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
 pub enum CapabilitySet {
     /// For tests: as [`CapabilitySet::Minimal`], but 1 MiB per binding, so that everything is split.
     #[doc(hidden)]
@@ -94,3 +98,5 @@ impl fmt::Display for CapabilitySet {
         })
     }
 }
+
+serde_by_text!(CapabilitySet);

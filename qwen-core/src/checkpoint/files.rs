@@ -9,16 +9,17 @@ use std::io::{ErrorKind, Read};
 use std::path::Path;
 
 use crate::error::{Error, Result};
+use crate::numerics::human_bytes::HumanBytes;
 
 /// Open the regular file `path` and return its length in bytes.
 pub(crate) fn open_regular(path: &Path) -> Result<(File, u64)> {
-    let io = |source| Error::Io { path: path.to_path_buf(), source };
-    let metadata = path.metadata().map_err(|source| match path.read_link() {
-        Ok(target) if source.kind() == ErrorKind::NotFound => {
+    let io = |error| Error::Io { path: path.to_path_buf(), error };
+    let metadata = path.metadata().map_err(|error| match path.read_link() {
+        Ok(target) if error.kind() == ErrorKind::NotFound => {
             let reason = "download the file again, or copy the folder with the files that its links lead to";
             invalid(path, format!("is a link to {}, which does not exist: {reason}", target.display()))
         }
-        _ => io(source),
+        _ => io(error),
     })?;
     if !metadata.is_file() {
         return Err(not_regular(path));
@@ -36,10 +37,11 @@ pub(crate) fn open_regular(path: &Path) -> Result<(File, u64)> {
 pub(crate) fn read_text(path: &Path, limit: u64) -> Result<String> {
     let (file, len) = open_regular(path)?;
     if len > limit {
-        return Err(invalid(path, format!("has {len} bytes, at most {limit} are read")));
+        let [len, limit] = HumanBytes::compared(len, limit);
+        return Err(invalid(path, format!("has {len}, at most {limit} are read")));
     }
     let mut bytes = Vec::new();
-    file.take(limit).read_to_end(&mut bytes).map_err(|source| Error::Io { path: path.to_path_buf(), source })?;
+    file.take(limit).read_to_end(&mut bytes).map_err(|error| Error::Io { path: path.to_path_buf(), error })?;
     refuse_placeholder(path, &bytes)?;
     String::from_utf8(bytes).map_err(|error| invalid(path, format!("not UTF-8: {error}")))
 }

@@ -25,7 +25,7 @@ pub(super) enum Weights {
 
 impl<'a> Folder<'a> {
     pub(super) fn list(path: &'a Path) -> Result<Self> {
-        let io = |source| Error::Io { path: path.to_path_buf(), source };
+        let io = |error| Error::Io { path: path.to_path_buf(), error };
         if !path.metadata().map_err(io)?.is_dir() {
             let reason = "is a file: give a .gguf, or the folder that holds config.json and the weights";
             return Err(invalid(path, reason));

@@ -134,7 +134,7 @@ impl Fault {
             Error::InvalidFile { path, reason } => {
                 Fault { field, path: path.clone(), key: None, reason: reason.clone() }
             }
-            Error::Io { path, source } => Fault { field, path: path.clone(), key: None, reason: source.to_string() },
+            Error::Io { path, error } => Fault { field, path: path.clone(), key: None, reason: error.to_string() },
             other => Fault { field, path: file.to_path_buf(), key: None, reason: other.to_string() },
         }
     }

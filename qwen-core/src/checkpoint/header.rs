@@ -15,6 +15,7 @@ use crate::checkpoint::files::invalid;
 use crate::checkpoint::json::Entries;
 use crate::error::{Error, Result};
 use crate::numerics::encoding::Encoding;
+use crate::numerics::human_bytes::HumanBytes;
 use crate::numerics::size;
 
 /// Bytes of the length at the beginning of a file.
@@ -134,13 +135,13 @@ fn header_length(path: &Path, length: [u8; LENGTH_BYTES], file_len: u64) -> Resu
         return Err(invalid(path, kind));
     }
     if length > MAX_HEADER_BYTES {
-        let reason = format!(
-            "states a header of {length} bytes, at most {MAX_HEADER_BYTES} are read: not a safetensors file of a model"
-        );
+        let [length, most] = HumanBytes::compared(length, MAX_HEADER_BYTES);
+        let reason = format!("states a header of {length}, at most {most} are read: not a safetensors file of a model");
         return Err(invalid(path, reason));
     }
     if length > file_len.saturating_sub(LENGTH_BYTES as u64) {
-        let reason = format!("states a header of {length} bytes but has {file_len} in all: it is truncated");
+        let [length, file_len] = HumanBytes::compared(length, file_len);
+        let reason = format!("states a header of {length} but has {file_len} in all: it is truncated");
         return Err(invalid(path, reason));
     }
     // Below the limit, so it fits any machine's pointers.
@@ -167,7 +168,7 @@ fn lay_out(path: &Path, mut entries: Vec<(String, Entry)>, data_start: u64, avai
             return fault(format!("overlap with those of `{other}`, which end at {filled}"));
         }
         if start > filled {
-            return fault(format!("leave a hole of {} bytes before them", start - filled));
+            return fault(format!("leave a hole of {} before them", HumanBytes(start - filled)));
         }
         if shape.len() > MAX_DIMENSIONS {
             return fault(format!("have {} dimensions, at most {MAX_DIMENSIONS} are read", shape.len()));
@@ -193,7 +194,7 @@ fn lay_out(path: &Path, mut entries: Vec<(String, Entry)>, data_start: u64, avai
         });
     }
     if filled < available {
-        return Err(invalid(path, format!("has {} bytes that belong to no tensor at its end", available - filled)));
+        return Err(invalid(path, format!("ends with {} that are of no tensor", HumanBytes(available - filled))));
     }
     Ok(tensors)
 }

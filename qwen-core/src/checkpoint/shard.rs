@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use crate::checkpoint::files;
 use crate::error::{Error, Result};
+use crate::numerics::human_bytes::HumanBytes;
 
 /// A weights file and its length when it was opened.
 pub(super) struct Shard {
@@ -67,9 +68,9 @@ impl Shard {
             }
         };
         let (kind, reason) = failure;
-        let reason =
-            format!("{what}: expected {expected} bytes at offset {offset} of the file, found {found}: {reason}");
-        Err(Error::Io { path: self.path.clone(), source: io::Error::new(kind, reason) })
+        let [expected, found] = HumanBytes::compared(expected as u64, found as u64);
+        let reason = format!("{what}: expected {expected} at offset {offset} of the file, found {found}: {reason}");
+        Err(Error::Io { path: self.path.clone(), error: io::Error::new(kind, reason) })
     }
 
     #[cfg(unix)]

@@ -38,6 +38,13 @@ struct State {
     step: Interruption,
 }
 
+impl State {
+    /// Free the place in the waiting list that `waits` stands for, once.
+    fn leave(&mut self, waits: &AtomicBool) {
+        self.waiting -= usize::from(waits.swap(false, Ordering::SeqCst));
+    }
+}
+
 impl Shared {
     // Nothing that holds the lock can panic halfway through a change.
     fn state(&self) -> MutexGuard<'_, State> {
@@ -66,8 +73,8 @@ impl Intake {
         Intake(Arc::new(Shared { max_waiting, interrupt, state, signalled }))
     }
 
-    /// A place in the waiting list, for one request. It is free again when the request runs or has ended, or when the
-    /// ticket is dropped.
+    /// A place in the waiting list, for one request. It is free again when the request runs, has ended or is cancelled,
+    /// or when the ticket is dropped.
     ///
     /// # Errors
     /// [`Error::QueueFull`] when the waiting list is full.
@@ -78,8 +85,9 @@ impl Intake {
             return Err(Error::QueueFull { waiting: state.waiting, max_waiting });
         }
         state.waiting += 1;
-        let canceller = Canceller { cancelled: Arc::default(), shared: self.0.clone() };
-        Ok(Ticket { canceller, place: Place(self.0.clone()) })
+        let waits = Arc::new(AtomicBool::new(true));
+        let canceller = Canceller { cancelled: Arc::default(), waits: waits.clone(), shared: self.0.clone() };
+        Ok(Ticket { canceller, place: Place { waits, shared: self.0.clone() } })
     }
 
     /// Room for `rows` rows of logits, at least one, between the engine and a reader.
@@ -93,7 +101,12 @@ impl Intake {
         self.0.state().step.work()
     }
 
-    /// Wake the thread that waits in [`Intake::wait`], or make its next wait return at once.
+    /// Requests that hold a place in the waiting list.
+    pub fn num_waiting(&self) -> usize {
+        self.0.state().waiting
+    }
+
+    /// Wake the thread that waits in [`Intake::wait`], or have its next wait return at once.
     pub fn signal(&self) {
         self.0.signal();
     }
@@ -143,6 +156,7 @@ impl Intake {
 
 /// The right to add one request to an engine.
 #[derive(Debug)]
+#[must_use = "dropping a ticket gives its place in the waiting list back"]
 pub struct Ticket {
     pub(super) canceller: Canceller,
     pub(super) place: Place,
@@ -153,15 +167,23 @@ impl Ticket {
     pub fn canceller(&self) -> Canceller {
         self.canceller.clone()
     }
+
+    /// Whether the request was cancelled before it was added to an engine.
+    pub fn is_cancelled(&self) -> bool {
+        self.canceller.is_cancelled()
+    }
 }
 
-/// A place in the waiting list, until it is dropped.
+/// A place in the waiting list, until it is dropped or its request is cancelled.
 #[derive(Debug)]
-pub(super) struct Place(Arc<Shared>);
+pub(super) struct Place {
+    waits: Arc<AtomicBool>,
+    shared: Arc<Shared>,
+}
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.0.state().waiting -= 1;
+        self.shared.state().leave(&self.waits);
     }
 }
 
@@ -173,6 +195,7 @@ impl Drop for Place {
 #[derive(Debug, Clone)]
 pub struct Canceller {
     cancelled: Arc<AtomicBool>,
+    waits: Arc<AtomicBool>,
     shared: Arc<Shared>,
 }
 
@@ -183,6 +206,8 @@ impl Canceller {
         self.cancelled.store(true, Ordering::SeqCst);
         {
             let mut state = self.shared.state();
+            // At once, not when the engine next looks: a step may take long, and others want to wait meanwhile.
+            state.leave(&self.waits);
             if state.step.holds(&self.cancelled) && state.step.may_end() {
                 self.shared.interrupt.raise();
             }

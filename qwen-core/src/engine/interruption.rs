@@ -1,5 +1,6 @@
 //! When a cancel may end the running step early: the accounting that bounds what this costs other requests.
 
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -16,9 +17,9 @@ pub(super) struct Member {
 /// were.
 ///
 /// At any time `lost_steps` is at most a tenth of `steps`, and `lost_tokens` at most a tenth of `tokens`; and between
-/// two steps that are lost at least ten are completed. A step that computes only cancelled requests costs others
-/// nothing, and is not counted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+/// two steps that are lost at least ten are completed. A step that computes cancelled requests only costs nobody
+/// anything, and is not counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Work {
     /// Completed steps.

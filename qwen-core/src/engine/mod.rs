@@ -13,7 +13,7 @@ mod sequence;
 mod verdicts;
 
 use crate::backend::Limits;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::model::batch::{Batch, StepOutput};
 use crate::model::runner::Runner;
 use crate::numerics::float_env::FloatEnv;
@@ -24,6 +24,7 @@ pub use sequence::{FinishReason, GenerateParams, Goal, Request, SeqId};
 
 /// What happened to a sequence in a step.
 #[derive(Debug)]
+#[non_exhaustive]
 pub enum Event {
     /// Tokens of the prompt that are computed so far.
     Prompt(usize),
@@ -102,7 +103,7 @@ impl EngineCore {
             // Retrying might go on forever.
             Err(Error::Cancelled) => {
                 let reason = "the runner cancelled a step that nobody cancelled".into();
-                scheduler.fail_scheduled(Error::StepFailed { reason }, &mut report);
+                scheduler.fail_scheduled(Error::StepFailed { reason, kind: ErrorKind::Device }, &mut report);
             }
             // Any other failure is a device failure: the sequences of the step cannot continue.
             Err(error) => scheduler.fail_scheduled(error, &mut report),

@@ -8,6 +8,8 @@
 use std::collections::HashSet;
 use std::ops::RangeInclusive;
 
+use serde::{Deserialize, Serialize};
+
 use crate::error::{Error, Result};
 use crate::numerics::float_env::FloatEnv;
 
@@ -15,11 +17,14 @@ use crate::numerics::float_env::FloatEnv;
 ///
 /// ```
 /// use qwen_core::engine::sampling::SamplingParams;
-/// let params = SamplingParams { temperature: 0.7, top_p: 0.8, top_k: 20, seed: 1, ..SamplingParams::default() };
+/// let params = SamplingParams::new().temperature(0.7).top_p(0.8).top_k(20).seed(1);
 /// assert!(params.check().is_ok());
-/// assert!(SamplingParams { top_p: 1.5, ..params }.check().is_err());
+/// assert!(params.top_p(1.5).check().is_err());
 /// ```
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[must_use]
+#[non_exhaustive]
 pub struct SamplingParams {
     /// Divides the logits; 0 takes the most likely token. Finite and at least 0. Default 0.
     pub temperature: f32,
@@ -47,7 +52,48 @@ impl SamplingParams {
     /// The bounds of [`SamplingParams::repetition_penalty`]. Published models use 1 to 1.3.
     pub const REPETITION_PENALTY: RangeInclusive<f32> = 0.01..=100.0;
 
-    /// Whether the most likely token is taken, without sampling.
+    /// The default: greedy.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// See [`SamplingParams::temperature`].
+    pub fn temperature(mut self, temperature: f32) -> Self {
+        self.temperature = temperature;
+        self
+    }
+
+    /// See [`SamplingParams::top_k`].
+    pub fn top_k(mut self, top_k: usize) -> Self {
+        self.top_k = top_k;
+        self
+    }
+
+    /// See [`SamplingParams::top_p`].
+    pub fn top_p(mut self, top_p: f32) -> Self {
+        self.top_p = top_p;
+        self
+    }
+
+    /// See [`SamplingParams::min_p`].
+    pub fn min_p(mut self, min_p: f32) -> Self {
+        self.min_p = min_p;
+        self
+    }
+
+    /// See [`SamplingParams::repetition_penalty`].
+    pub fn repetition_penalty(mut self, penalty: f32) -> Self {
+        self.repetition_penalty = penalty;
+        self
+    }
+
+    /// See [`SamplingParams::seed`].
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.seed = seed;
+        self
+    }
+
+    /// Whether the most likely token is taken, without a draw.
     pub fn is_greedy(&self) -> bool {
         self.temperature == 0.0 || self.top_k == 1
     }

@@ -240,8 +240,8 @@ impl Scheduler {
 
     /// End the sequences of a step that failed. The first gets the error itself, the others its text.
     pub(super) fn fail_scheduled(&mut self, error: Error, report: &mut impl FnMut(SeqId, Event)) {
-        let reason = error.to_string();
-        let others = std::iter::repeat_with(|| Error::StepFailed { reason: reason.clone() });
+        let (reason, kind) = (error.to_string(), error.kind());
+        let others = std::iter::repeat_with(|| Error::StepFailed { reason: reason.clone(), kind });
         let errors = std::iter::once(error).chain(others);
         let ends = self.scheduled.iter().zip(errors).map(|(part, error)| (part.index, Event::Failed(error))).collect();
         self.end(ends, report);

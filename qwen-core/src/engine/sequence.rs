@@ -1,5 +1,9 @@
 //! The state of one request: its tokens, its blocks, and what its logits are used for.
 
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
 use super::intake::{Canceller, Place, RowWindow, Ticket};
 use crate::backend::Limits;
 use crate::engine::kv::BlockTable;
@@ -11,8 +15,9 @@ use crate::model::batch::WantLogits;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SeqId(pub u64);
 
-/// Why a request ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+/// Why a request ended. Displayed and serialised as `stop`, `length` and `cancelled`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum FinishReason {
     /// The model gave a stop token.
@@ -23,8 +28,33 @@ pub enum FinishReason {
     Cancelled,
 }
 
-/// A request to an engine, in token ids.
+impl FinishReason {
+    /// The name, as OpenAI's API has it where it has one.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            FinishReason::Stop => "stop",
+            FinishReason::Length => "length",
+            FinishReason::Cancelled => "cancelled",
+        }
+    }
+}
+
+impl fmt::Display for FinishReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// What an engine is asked for, by ids.
+///
+/// ```
+/// use qwen_core::engine::{GenerateParams, Request};
+/// let request = Request::generate([1, 2, 3], GenerateParams::new().max_new_tokens(20));
+/// assert_eq!(request.prompt, [1, 2, 3]);
+/// ```
 #[derive(Debug, Clone)]
+#[must_use = "a request does nothing until it is added to an engine"]
+#[non_exhaustive]
 pub struct Request {
     /// The prompt.
     pub prompt: Vec<u32>,
@@ -44,7 +74,9 @@ pub enum Goal {
 }
 
 /// How an answer is generated. The default is greedy, to the end of the context.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq)]
+#[must_use]
+#[non_exhaustive]
 pub struct GenerateParams {
     /// The maximum number of tokens in the answer; `None` for as many as fit in the context.
     pub max_new_tokens: Option<usize>,
@@ -54,9 +86,44 @@ pub struct GenerateParams {
     pub sampling: SamplingParams,
 }
 
+impl GenerateParams {
+    /// The default.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// See [`GenerateParams::max_new_tokens`].
+    pub fn max_new_tokens(mut self, tokens: impl Into<Option<usize>>) -> Self {
+        self.max_new_tokens = tokens.into();
+        self
+    }
+
+    /// See [`GenerateParams::stop_token_ids`].
+    pub fn stop_token_ids(mut self, ids: impl Into<Vec<u32>>) -> Self {
+        self.stop_token_ids = ids.into();
+        self
+    }
+
+    /// See [`GenerateParams::sampling`].
+    pub fn sampling(mut self, sampling: SamplingParams) -> Self {
+        self.sampling = sampling;
+        self
+    }
+}
+
 impl Request {
-    /// Check the request against the engine's limits. [`super::EngineCore::add`] does so too; callers on another thread
-    /// can check earlier.
+    /// A request for an answer to `prompt`.
+    pub fn generate(prompt: impl Into<Vec<u32>>, params: GenerateParams) -> Self {
+        Request { prompt: prompt.into(), goal: Goal::Generate(params) }
+    }
+
+    /// A request for the logits after each token of `prompt`, which go through `window`.
+    pub fn score(prompt: impl Into<Vec<u32>>, window: RowWindow) -> Self {
+        Request { prompt: prompt.into(), goal: Goal::Score(window) }
+    }
+
+    /// Check the request against what the engine was built for. [`super::EngineCore::add`] does; a caller that is on
+    /// another thread may do so before.
     ///
     /// # Errors
     /// [`Error::EmptyPrompt`], [`Error::ContextLength`], [`Error::InvalidTokenId`], [`Error::OutOfBlocks`] for an
@@ -68,8 +135,9 @@ impl Request {
         if prompt.is_empty() {
             return Err(Error::EmptyPrompt);
         }
-        if prompt.len().saturating_add(room) > context {
-            return Err(Error::ContextLength { prompt: prompt.len(), context });
+        let limit = context.saturating_sub(room);
+        if prompt.len() > limit {
+            return Err(Error::ContextLength { prompt: prompt.len(), limit, context });
         }
         if let Some((position, &id)) = prompt.iter().enumerate().find(|(_, id)| **id as usize >= limits.vocab_size) {
             return Err(Error::InvalidTokenId { id, position, vocab_size: limits.vocab_size });

@@ -201,7 +201,8 @@ impl Batch {
             return Err(Error::argument("block_size", reason));
         }
         if let Some(&len) = self.context_lens.iter().find(|len| **len as usize > limits.max_model_len) {
-            return Err(Error::ContextLength { prompt: len as usize, context: limits.max_model_len });
+            let context = limits.max_model_len;
+            return Err(Error::ContextLength { prompt: len as usize, limit: context, context });
         }
         for (&id, &position) in self.input_ids.iter().zip(&self.positions) {
             if id as usize >= limits.vocab_size {

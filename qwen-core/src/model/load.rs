@@ -12,27 +12,30 @@ use crate::numerics::precision::Precision;
 use crate::numerics::size;
 
 impl<B: Backend> Model<B> {
-    /// Load the part of a model described by `spec`. `progress` is called with the fraction done, from 0 to 1.
+    /// Load the part of a model that `spec` names. `progress` is called after each matrix with the bytes of the matrices
+    /// that are loaded and of all, as the source has them; its error ends the load.
     ///
     /// # Errors
-    /// Errors of the source about its tensors, and of the backend about its memory.
+    /// What the source says of its tensors, the backend of its memory, and `progress`.
     pub fn load(
         b: &mut B,
         spec: ModelSpec,
         limits: &Limits,
         source: &dyn WeightSource,
-        progress: &mut dyn FnMut(f32),
+        progress: &mut dyn FnMut(u64, u64) -> Result<()>,
     ) -> Result<Self> {
         let _float_env = FloatEnv::enter();
         limits.check()?;
         b.prepare(limits, &spec.shape())?;
-        let total = spec.weights().len() as f32;
-        let mut done = 0.0;
+        let bytes = |weight: &WeightSpec| weight.shape(source)?.stored_bytes();
+        let total =
+            spec.weights().iter().try_fold(0u64, |sum, weight| Ok::<_, Error>(sum.saturating_add(bytes(weight)?)))?;
+        let mut done = 0u64;
         let mut matrix = |b: &mut B, weight: WeightSpec| {
             let loaded = load_matrix(b, &weight, source)?;
-            done += 1.0;
-            progress(done / total);
-            Ok::<_, crate::Error>(loaded)
+            done = done.saturating_add(bytes(&weight)?);
+            progress(done, total)?;
+            Ok::<_, Error>(loaded)
         };
         let embed_tokens = spec.has_embeddings().then(|| matrix(b, spec.embed_tokens())).transpose()?;
         let mut layers = Vec::with_capacity(spec.layers.len());

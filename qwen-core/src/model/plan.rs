@@ -1,5 +1,7 @@
 //! How much memory a model will take, before it is loaded: from headers and key biases alone, without a device.
 
+use std::fmt;
+
 use serde::Serialize;
 
 use crate::backend::{Footprint, KvSpec, Limits, ModelShape, WeightRole, WeightShape};
@@ -7,13 +9,15 @@ use crate::error::{Error, Result};
 use crate::model::source::WeightSource;
 use crate::model::spec::ModelSpec;
 use crate::numerics::encoding::Encoding;
+use crate::numerics::human_bytes::HumanBytes;
 use crate::numerics::precision::Precision;
 use crate::numerics::size;
 use crate::warning::Warning;
 
-/// The bytes that a model takes on a device, and whether they are available, as data: to print, serialise, or decide
-/// by.
+/// The bytes that a model takes on a device, and whether they are there. As data: print it, serialise it, decide by it.
+/// Its `Display` form is one line, without the warnings.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[must_use = "a plan loads nothing: look at what it says"]
 #[non_exhaustive]
 pub struct Plan {
     /// Packed matrices, norms and biases.
@@ -156,14 +160,39 @@ impl Plan {
             (None, Some(available)) if !self.fits => Err(Error::DoesNotFit {
                 needed: self.total_bytes,
                 available,
-                advice: shorter.unwrap_or_else(|| format!(": the weights alone take {}", self.weight_bytes)),
+                advice: shorter
+                    .unwrap_or_else(|| format!(": the weights alone take {}", HumanBytes(self.weight_bytes))),
             }),
             _ => Ok(()),
         }
     }
 }
 
-/// Bytes of the parts that are held in converted form while they are read, since their files do not store rows.
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [total, weights, kv, activations] =
+            [self.total_bytes, self.weight_bytes, self.kv_bytes, self.activation_bytes].map(HumanBytes);
+        write!(f, "{total}: weights {weights}, K/V {kv} (")?;
+        if self.batch > 1 {
+            write!(f, "{} x ", self.batch)?;
+        }
+        write!(f, "{} positions), activations {activations}; ", self.context)?;
+        match (&self.refused, self.available_bytes) {
+            (Some(reason), _) => write!(f, "refused: {reason}"),
+            (None, Some(available)) => {
+                write!(
+                    f,
+                    "{}, {} are available",
+                    if self.fits { "fits" } else { "does not fit" },
+                    HumanBytes(available)
+                )
+            }
+            (None, None) => f.write_str("what is available is not known"),
+        }
+    }
+}
+
+/// Bytes of the parts that are held as blocks while they are read, since their files have no rows.
 fn converted_bytes(shape: &WeightShape) -> Result<u64> {
     let parts = shape.parts.iter().filter(|(encoding, _)| matches!(encoding, Encoding::Group(_)));
     WeightShape { parts: parts.copied().collect(), ..*shape }.stored_bytes()

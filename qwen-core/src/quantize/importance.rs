@@ -24,8 +24,8 @@ pub struct Importances {
 }
 
 impl Importances {
-    /// Run `prompts` on a whole model and compute the mean squares of each matrix's inputs. `progress` is called with
-    /// the number of prompts done.
+    /// Run `prompts` on a whole model and take the mean squares of what each matrix is multiplied with. `progress` is called
+    /// with the number of prompts that are done; its error ends the measurement.
     ///
     /// ```
     /// use qwen_core::Checkpoint;
@@ -45,20 +45,20 @@ impl Importances {
     ///     vocab_size: config.vocab_size,
     ///     num_token_ids: config.vocab_size,
     /// };
-    /// let model = Model::load(&mut backend, ModelSpec::new(config), &limits, &checkpoint, &mut |_| {})?;
+    /// let model = Model::load(&mut backend, ModelSpec::new(config), &limits, &checkpoint, &mut |_, _| Ok(()))?;
     /// let mut runner = ModelRunner::new(backend, model, Rope::new(config), limits);
-    /// let importances = Importances::measure(&mut runner, &[&[1, 2, 3], &[4, 5]], &mut |_| {})?;
+    /// let importances = Importances::measure(&mut runner, &[&[1, 2, 3], &[4, 5]], &mut |_| Ok(()))?;
     /// assert_eq!(importances.len(), 6 * 7 + 1); // seven matrices a layer, and the head
     /// # Ok::<(), qwen_core::Error>(())
     /// ```
     ///
     /// # Errors
-    /// [`Error::ContextLength`] for a prompt longer than a step of the runner, or than its K/V store;
-    /// [`Error::InvalidArgument`] without a prompt; what the device reports.
+    /// [`Error::ContextLength`] for a prompt that is longer than a step of the runner, or than its K/V store;
+    /// [`Error::InvalidArgument`] without a prompt; what the device reports, and `progress`.
     pub fn measure<B: Backend>(
         runner: &mut ModelRunner<B>,
         prompts: &[&[u32]],
-        progress: &mut dyn FnMut(usize),
+        progress: &mut dyn FnMut(usize) -> Result<()>,
     ) -> Result<Self> {
         let limits = runner.limits().clone();
         let block_size = limits.block_size.max(1);
@@ -67,7 +67,7 @@ impl Importances {
         let mut tokens = 0;
         for (index, prompt) in prompts.iter().enumerate() {
             if prompt.len() > most {
-                return Err(Error::ContextLength { prompt: prompt.len(), context: most });
+                return Err(Error::ContextLength { prompt: prompt.len(), limit: most, context: most });
             }
             let blocks: Vec<BlockId> = (0..).take(prompt.len().div_ceil(block_size)).map(BlockId).collect();
             let logits = WantLogits::None;
@@ -83,7 +83,7 @@ impl Importances {
                 }
             })?;
             tokens += prompt.len();
-            progress(index + 1);
+            progress(index + 1)?;
         }
         if tokens == 0 {
             return Err(Error::argument("prompts", "they contain no token to measure with"));

@@ -188,7 +188,9 @@ impl fmt::Display for TensorMix {
     }
 }
 
-/// Parses the name of a mix in `llama-quantize`, in any case.
+serde_by_text!(TensorMix);
+
+/// Reads the name that `llama-quantize` has for a mix, in capitals or not.
 impl FromStr for TensorMix {
     type Err = Error;
 

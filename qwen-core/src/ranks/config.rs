@@ -33,6 +33,7 @@ const MIN_HEARTBEAT_TIMEOUT: Duration = Duration::from_millis(100);
 /// # Ok::<(), qwen_core::Error>(())
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[must_use]
 pub struct Ranks {
     pub(super) rank: usize,
     pub(super) world_size: usize,

@@ -4,6 +4,8 @@
 
 use std::io::{self, Read, Write};
 
+use crate::numerics::human_bytes::HumanBytes;
+
 /// The most bytes of a payload. A step of a million tokens fits; sums are sent in much smaller pieces.
 pub(super) const MAX_PAYLOAD: usize = 64 << 20;
 
@@ -103,8 +105,7 @@ impl Message {
 
     fn with_room(kind: Kind, len: usize) -> io::Result<Self> {
         if len > MAX_PAYLOAD {
-            let reason = format!("a message of {len} bytes, the most are {MAX_PAYLOAD}");
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, too_long(len, MAX_PAYLOAD)));
         }
         let mut bytes = Vec::with_capacity(HEADER + len);
         bytes.extend_from_slice(&(len as u32).to_le_bytes());
@@ -118,6 +119,11 @@ pub(super) fn write(to: &mut impl Write, kind: Kind, payload: &[u8]) -> io::Resu
     to.write_all(Message::new(kind, payload)?.as_bytes())
 }
 
+fn too_long(len: usize, max: usize) -> String {
+    let [len, max] = HumanBytes::compared(len as u64, max as u64);
+    format!("a message of {len}, more than {max}")
+}
+
 /// Read a message of at most `max` bytes.
 pub(super) fn read(from: &mut impl Read, max: usize) -> io::Result<Frame> {
     let mut header = [0; HEADER];
@@ -128,7 +134,7 @@ pub(super) fn read(from: &mut impl Read, max: usize) -> io::Result<Frame> {
     let kind = Kind::ALL.into_iter().find(|known| *known as u8 == kind);
     let kind = kind.ok_or_else(|| damaged("a message of a kind that this version does not know".to_owned()))?;
     if len > max {
-        return Err(damaged(format!("a message of {len} bytes, the most are {max}")));
+        return Err(damaged(too_long(len, max)));
     }
     let mut payload = Vec::with_capacity(len.min(FIRST_BYTES));
     if from.take(len as u64).read_to_end(&mut payload)? < len {

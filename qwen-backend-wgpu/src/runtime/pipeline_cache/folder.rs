@@ -9,6 +9,8 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use qwen_core::HumanBytes;
+
 /// An open folder.
 #[derive(Debug)]
 pub(super) struct PrivateFolder {
@@ -45,7 +47,10 @@ impl PrivateFolder {
             file.take(max_bytes + 1).read_to_end(&mut bytes).map_err(|error| explain(error.to_string()))?;
         }
         match size.max(bytes.len() as u64) {
-            size if size > max_bytes => Err(explain(format!("it has {size} bytes, at most {max_bytes} are read"))),
+            size if size > max_bytes => {
+                let [size, most] = HumanBytes::compared(size, max_bytes);
+                Err(explain(format!("it has {size}, at most {most} are read")))
+            }
             _ => Ok(Some(bytes)),
         }
     }
@@ -290,6 +295,6 @@ mod tests {
         assert!(folder.read("a", 99).unwrap_err().contains("100 bytes, at most 99"));
         // A sparse file of a terabyte.
         File::create(scratch.0.join("huge")).unwrap().set_len(1 << 40).unwrap();
-        assert!(folder.read("huge", 100).unwrap_err().contains("1099511627776 bytes"));
+        assert!(folder.read("huge", 100).unwrap_err().contains("1.00 TiB"));
     }
 }

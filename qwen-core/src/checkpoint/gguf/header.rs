@@ -17,6 +17,7 @@ use crate::checkpoint::files::invalid;
 use crate::checkpoint::header::TensorInfo;
 use crate::checkpoint::shard::Shard;
 use crate::error::{Error, Result};
+use crate::numerics::human_bytes::HumanBytes;
 use crate::numerics::size;
 
 /// The bytes that every file begins with.
@@ -201,7 +202,7 @@ fn lay_out(path: &Path, entries: Vec<Entry>, data: u64, alignment: u64, len: u64
         match start.and_then(|start| start.checked_add(bytes.unwrap_or(0)).filter(|end| *end <= len).and(Some(start))) {
             Some(start) => placed.push((start, bytes, entry)),
             None => {
-                let what = bytes.map_or("its bytes".into(), |bytes| format!("its {bytes} bytes"));
+                let what = bytes.map_or("its bytes".into(), |bytes| format!("its {}", HumanBytes(bytes)));
                 let reason = format!("{what} at {offset} from {data} on lie beyond the file's end at {len}");
                 return Err(entry.error(path, reason));
             }

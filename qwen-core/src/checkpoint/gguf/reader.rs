@@ -9,6 +9,7 @@ use std::path::Path;
 use crate::checkpoint::files::invalid;
 use crate::checkpoint::shard::Shard;
 use crate::error::{Error, Result};
+use crate::numerics::human_bytes::HumanBytes;
 
 /// Memory that the header of a file may take. A vocabulary of 150,000 tokens and its merges take some 20 MB.
 const MAX_MEMORY: u64 = 256 << 20;
@@ -97,9 +98,11 @@ impl<'a> Reader<'a> {
         match self.memory_left.checked_sub(bytes) {
             Some(left) => self.memory_left = left,
             None => {
+                let most = HumanBytes(MAX_MEMORY);
                 let reason = format!(
-                    "takes {bytes} bytes of memory, with which the header takes more than {MAX_MEMORY}: the file is \
-                     damaged, or not a language model"
+                    "takes {} of memory, with which the header takes more than {most}: the file is damaged, or not a \
+                     language model",
+                    HumanBytes(bytes)
                 );
                 return Err(self.error(reason));
             }
@@ -109,10 +112,10 @@ impl<'a> Reader<'a> {
 
     fn check_left(&self, bytes: u64) -> Result<()> {
         if bytes > self.left() {
+            let (position, len) = (self.position(), self.source.len());
             let reason = format!(
-                "needs {bytes} bytes at {}, the file ends after {}: it is truncated or damaged, download it again",
-                self.position(),
-                self.source.len()
+                "needs {} at offset {position}, the file ends after {len}: it is truncated or damaged, download it again",
+                HumanBytes(bytes)
             );
             return Err(self.error(reason));
         }

@@ -92,7 +92,7 @@ impl GgufWriter {
         let path = path.as_ref();
         let (header, tensors) = header(metadata, tensors)?;
         let partial = partial_path(path)?;
-        let io = |source| Error::Io { path: partial.clone(), source };
+        let io = |error| Error::Io { path: partial.clone(), error };
         let file = OpenOptions::new().write(true).create_new(true).open(&partial).map_err(io)?;
         let mut writer = GgufWriter {
             file: BufWriter::with_capacity(1 << 20, file),
@@ -141,10 +141,10 @@ impl GgufWriter {
             return Err(Error::argument("bytes", reason));
         }
         let Some(partial) = self.partial.clone() else { return Ok(self.total) };
-        let io = |source| Error::Io { path: partial.clone(), source };
+        let io = |error| Error::Io { path: partial.clone(), error };
         self.file.flush().map_err(io)?;
         self.file.get_ref().sync_all().map_err(io)?;
-        fs::rename(&partial, &self.path).map_err(|source| Error::Io { path: self.path.clone(), source })?;
+        fs::rename(&partial, &self.path).map_err(|error| Error::Io { path: self.path.clone(), error })?;
         self.partial = None;
         sync_folder(&self.path);
         Ok(self.total)
@@ -152,7 +152,7 @@ impl GgufWriter {
 
     fn put(&mut self, bytes: &[u8]) -> Result<()> {
         let path = self.partial.as_ref().unwrap_or(&self.path);
-        self.file.write_all(bytes).map_err(|source| Error::Io { path: path.clone(), source })?;
+        self.file.write_all(bytes).map_err(|error| Error::Io { path: path.clone(), error })?;
         self.total += bytes.len() as u64;
         Ok(())
     }

@@ -96,7 +96,7 @@ fn bad_requests_are_refused_with_figures() {
     let mut rig = rig();
     let mut refuse = |request: Request| rig.core.add(request, rig.intake.ticket().unwrap()).unwrap_err();
     assert!(matches!(refuse(request(&[], 1)), Error::EmptyPrompt));
-    assert!(matches!(refuse(request(&[1; 64], 1)), Error::ContextLength { prompt: 64, context: 64 }));
+    assert!(matches!(refuse(request(&[1; 64], 1)), Error::ContextLength { prompt: 64, limit: 63, context: 64 }));
     assert!(matches!(refuse(request(&[1, 10], 1)), Error::InvalidTokenId { id: 10, position: 1, vocab_size: 10 }));
     assert!(matches!(refuse(request(&[1], 0)), Error::InvalidArgument { name: "max_new_tokens", .. }));
     let hot = SamplingParams { temperature: -1.0, ..SamplingParams::default() };
@@ -137,7 +137,12 @@ fn the_waiting_list_is_bounded() {
     let (cancelled, canceller) = rig.add_cancellable(request(&[1; 9], 3));
     let more: Vec<SeqId> = (0..2).map(|_| rig.add(request(&[1; 9], 3))).collect();
     full();
+    // A cancel frees its place at once, and only once.
     canceller.cancel();
+    canceller.cancel();
+    let another = intake.ticket().unwrap();
+    full();
+    drop(another);
     rig.step();
     drop(intake.ticket().unwrap());
     let found = rig.run();

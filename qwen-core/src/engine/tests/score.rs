@@ -112,6 +112,6 @@ fn bad_scores_are_refused_with_figures() {
     let refuse =
         |prompt: Vec<u32>| Request { prompt, goal: Goal::Score(rig.intake.window(1)) }.check(&limits()).unwrap_err();
     assert!(matches!(refuse(vec![]), Error::EmptyPrompt));
-    assert!(matches!(refuse(vec![1; 65]), Error::ContextLength { prompt: 65, context: 64 }));
+    assert!(matches!(refuse(vec![1; 65]), Error::ContextLength { prompt: 65, limit: 64, context: 64 }));
     assert!(matches!(refuse(vec![10]), Error::InvalidTokenId { id: 10, .. }));
 }

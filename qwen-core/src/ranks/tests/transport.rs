@@ -241,7 +241,7 @@ fn a_length_beyond_the_bound_ends_the_transport() {
     });
     let transport = rank(0, 2, port).rendezvous(&same()).unwrap();
     let text = transport.all_reduce_min(1).unwrap_err().to_string();
-    assert!(text.contains("a message of 4294967295 bytes, the most are 67108864"), "{text}");
+    assert!(text.contains("a message of 4.00 GiB, more than 64.0 MiB"), "{text}");
     drop(transport);
     other.join().unwrap();
 }

@@ -1,0 +1,19 @@
+//! The macros of the `log` crate, or nothing in their place: the feature `log` decides.
+//!
+//! With the feature and without a logger an event costs one comparison.
+
+#[cfg(feature = "log")]
+pub(crate) use log::{debug, info, warn};
+
+/// Checks the arguments and drops them.
+#[cfg(not(feature = "log"))]
+macro_rules! discard {
+    ($($argument:tt)*) => {
+        if false {
+            let _ = format!($($argument)*);
+        }
+    };
+}
+
+#[cfg(not(feature = "log"))]
+pub(crate) use {discard as debug, discard as info, discard as warn};

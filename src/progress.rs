@@ -1,0 +1,102 @@
+//! How far a load is, and how to stop it. What a prompt's progress is stands with the streams, in `generate.rs`.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use serde::{Deserialize, Serialize};
+
+/// What a load is doing: see [`EngineOptions::progress`](crate::EngineOptions::progress).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum LoadStage {
+    /// Reading headers, configuration and tokenizer, and choosing a device. Nothing is counted.
+    Opening,
+    /// Reading weights and packing them for the device. Bytes are counted, as the files have them.
+    Weights,
+    /// Running the model once, so that the first request does not wait for it. Nothing is counted.
+    WarmUp,
+    /// Running a text, for [`EngineOptions::measure_importances`](crate::EngineOptions::measure_importances). Tokens are
+    /// counted.
+    Measuring,
+}
+
+impl fmt::Display for LoadStage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            LoadStage::Opening => "opening",
+            LoadStage::Weights => "loading weights",
+            LoadStage::WarmUp => "warming up",
+            LoadStage::Measuring => "measuring",
+        })
+    }
+}
+
+/// How far a load is: see [`EngineOptions::progress`](crate::EngineOptions::progress).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct LoadProgress {
+    /// What is being done.
+    pub stage: LoadStage,
+    /// How much of `total` is done, in the unit of the stage.
+    pub done: u64,
+    /// How much there is to do, in the unit of the stage; 0 where the stage counts nothing.
+    pub total: u64,
+}
+
+impl LoadProgress {
+    pub(crate) fn of(stage: LoadStage) -> Self {
+        LoadProgress { stage, done: 0, total: 0 }
+    }
+
+    /// The share of the stage that is done, from 0 to 1; `None` where the stage counts nothing.
+    pub fn share(&self) -> Option<f64> {
+        (self.total > 0).then(|| self.done as f64 / self.total as f64)
+    }
+}
+
+/// A handle that stops a load from any thread: give a clone to
+/// [`EngineOptions::load_canceller`](crate::EngineOptions::load_canceller).
+///
+/// ```
+/// use qwen::{EngineOptions, LoadCanceller};
+/// let canceller = LoadCanceller::new();
+/// let options = EngineOptions::new().load_canceller(canceller.clone());
+/// canceller.cancel();
+/// let error = options.load(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/demo-model")).unwrap_err();
+/// assert_eq!(error.kind(), qwen::ErrorKind::Cancelled);
+/// ```
+#[derive(Debug, Clone, Default)]
+pub struct LoadCanceller(Arc<AtomicBool>);
+
+impl LoadCanceller {
+    /// A handle that has stopped nothing yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Stop the load within the time that one matrix takes. Does nothing when the load has ended.
+    pub fn cancel(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Where a load reports, and asks whether to go on.
+#[derive(Clone, Default)]
+pub(crate) struct LoadObserver {
+    pub(crate) report: Option<Arc<dyn Fn(LoadProgress) + Send + Sync>>,
+    pub(crate) canceller: LoadCanceller,
+}
+
+impl LoadObserver {
+    /// # Errors
+    /// [`qwen_core::Error::Cancelled`] when the load is to stop.
+    pub(crate) fn report(&self, progress: LoadProgress) -> qwen_core::Result<()> {
+        if self.canceller.0.load(Ordering::Relaxed) {
+            return Err(qwen_core::Error::Cancelled);
+        }
+        self.report.iter().for_each(|report| report(progress));
+        Ok(())
+    }
+}
