@@ -231,7 +231,8 @@ impl GenerateOptions {
     }
 }
 
-/// How many tokens and how much time an answer took. Its `Display` form is one line; serde has the times in seconds.
+/// The number of tokens of an answer, and the time it took. Its `Display` form is one line; serde has the times in
+/// seconds.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Stats {
@@ -285,7 +286,7 @@ impl fmt::Debug for OnPromptProgress {
     }
 }
 
-/// An answer by token ids. Owned: it may move into a thread. Dropping it cancels the rest.
+/// An answer as token ids. Owned: it can be moved into a thread. Dropping it cancels the rest.
 #[derive(Debug)]
 #[must_use = "dropping a stream cancels it"]
 pub struct TokenStream {

@@ -177,7 +177,7 @@ impl Drop for Worker {
         if !self.is_here() {
             return;
         }
-        // Every stream holds the worker, so none is open: end the thread, and wait until the memory is given back.
+        // Every stream holds the worker, so none is open: end the thread, and wait until its memory is freed.
         self.submissions.close();
         self.intake.signal();
         if let Some(thread) = self.thread.take().filter(|thread| thread.thread().id() != std::thread::current().id()) {
@@ -206,7 +206,7 @@ fn run(mut core: EngineCore, intake: &Intake, submissions: &Submissions) {
         let seen = intake.signals();
         let arrived = {
             let mut queue = submissions.lock();
-            // The worker was dropped: no engine and no stream holds it any more.
+            // The worker was dropped: no engine or stream holds it any more.
             if queue.is_closed {
                 return;
             }

@@ -106,7 +106,7 @@ impl Intake {
         self.0.state().waiting
     }
 
-    /// Wake the thread that waits in [`Intake::wait`], or have its next wait return at once.
+    /// Wake the thread that waits in [`Intake::wait`], or make its next wait return at once.
     pub fn signal(&self) {
         self.0.signal();
     }

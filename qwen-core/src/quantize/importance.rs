@@ -53,7 +53,7 @@ impl Importances {
     /// ```
     ///
     /// # Errors
-    /// [`Error::ContextLength`] for a prompt that is longer than a step of the runner, or than its K/V store;
+    /// [`Error::ContextLength`] for a prompt longer than a step of the runner, or than its K/V store;
     /// [`Error::InvalidArgument`] without a prompt; what the device reports, and `progress`.
     pub fn measure<B: Backend>(
         runner: &mut ModelRunner<B>,

@@ -190,7 +190,7 @@ impl fmt::Display for TensorMix {
 
 serde_by_text!(TensorMix);
 
-/// Reads the name that `llama-quantize` has for a mix, in capitals or not.
+/// Parses the name of a mix in `llama-quantize`, in any case.
 impl FromStr for TensorMix {
     type Err = Error;
 

@@ -27,7 +27,7 @@ pub use group::{GroupBits, GroupEncoding};
 
 /// The encoding of a stored matrix's values.
 ///
-/// The names are those of the formats: what GGUF files call `Q4_K` is [`Encoding::Q4K`]. Serialised by this name.
+/// Variants are named after the formats: GGUF's `Q4_K` is [`Encoding::Q4K`]. Serialised by this name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Encoding {
@@ -224,7 +224,7 @@ impl fmt::Display for Encoding {
 // Groups have a text, and none that is read.
 serde_by_text!(Encoding);
 
-/// Reads the name that an encoding is displayed by, in capitals or not.
+/// Parses the name that `Display` prints, in any case.
 ///
 /// ```
 /// use qwen_core::Encoding;
