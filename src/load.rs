@@ -235,7 +235,7 @@ fn load_model(
             let device = factory.device();
             let opened = factory.open(&options.settings)?;
             if let Some(peers) = peers {
-                // If no context was asked for, it is the longest that fits in every process.
+                // If no exact context was requested, it is the longest that fits in every process.
                 let context = peers.all_reduce_min(plan.context as u64)? as usize;
                 if context != plan.context {
                     plan = planner.plan_within(&capacity, Some(context))?;

@@ -1,4 +1,4 @@
-//! Durations as seconds, for serde: what people and other languages read.
+//! Durations as seconds, for serde: readable for people and other languages.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<
     Duration::try_from_secs_f64(f64::deserialize(deserializer)?).map_err(serde::de::Error::custom)
 }
 
-/// The same where there may be none.
+/// The same for optional durations.
 pub(crate) mod optional {
     use super::*;
 

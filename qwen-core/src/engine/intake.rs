@@ -39,7 +39,7 @@ struct State {
 }
 
 impl State {
-    /// Free the place in the waiting list that `waits` stands for, once.
+    /// Free the place in the waiting list that belongs to `waits`, once.
     fn leave(&mut self, waits: &AtomicBool) {
         self.waiting -= usize::from(waits.swap(false, Ordering::SeqCst));
     }
@@ -206,7 +206,8 @@ impl Canceller {
         self.cancelled.store(true, Ordering::SeqCst);
         {
             let mut state = self.shared.state();
-            // At once, not when the engine next looks: a step may take long, and others want to wait meanwhile.
+            // At once, not when the engine looks next: a step may take long, and other requests need the place
+            // meanwhile.
             state.leave(&self.waits);
             if state.step.holds(&self.cancelled) && state.step.may_end() {
                 self.shared.interrupt.raise();

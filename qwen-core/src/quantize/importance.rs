@@ -24,8 +24,8 @@ pub struct Importances {
 }
 
 impl Importances {
-    /// Run `prompts` on a whole model and take the mean squares of what each matrix is multiplied with. `progress` is called
-    /// with the number of prompts that are done; its error ends the measurement.
+    /// Run `prompts` on a whole model and take the mean squares of what each matrix is multiplied with. `progress` is
+    /// called with the number of prompts done; its error ends the measurement.
     ///
     /// ```
     /// use qwen_core::Checkpoint;
