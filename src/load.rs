@@ -139,7 +139,7 @@ fn load_engine(
         load_model(&planner, options, &checkpoint, &config, candidates)?;
     let (wanted, context) = (options.context.unwrap_or_else(|| planner.longest_context()), plan.context);
     if context < wanted {
-        warn!("the context is cut to {context} of {wanted} positions: the memory holds the K/V of no more");
+        warn!("context reduced from {wanted} to {context} positions to fit the memory");
     }
     info!(
         "loaded {} on {device_name} ({selection_reason}) in {:.1} s: context {context}, {} planned",

@@ -24,8 +24,8 @@ pub struct Importances {
 }
 
 impl Importances {
-    /// Run `prompts` on a whole model and take the mean squares of what each matrix is multiplied with. `progress` is
-    /// called with the number of prompts done; its error ends the measurement.
+    /// Run `prompts` on a whole model and compute the mean squares of each matrix's inputs. `progress` is called with
+    /// the number of prompts done; its error ends the measurement.
     ///
     /// ```
     /// use qwen_core::Checkpoint;
@@ -54,7 +54,7 @@ impl Importances {
     ///
     /// # Errors
     /// [`Error::ContextLength`] for a prompt longer than a step of the runner, or than its K/V store;
-    /// [`Error::InvalidArgument`] without a prompt; what the device reports, and `progress`.
+    /// [`Error::InvalidArgument`] without a prompt; errors of the device and of `progress`.
     pub fn measure<B: Backend>(
         runner: &mut ModelRunner<B>,
         prompts: &[&[u32]],
