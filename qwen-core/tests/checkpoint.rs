@@ -6,7 +6,7 @@ use std::fs;
 use std::path::Path;
 
 use common::{TempFolder, safetensors};
-use qwen_core::{Checkpoint, Encoding, Error, RopeScaling, Warning};
+use qwen_core::{Checkpoint, Encoding, Error, HumanBytes, RopeScaling, Warning};
 
 const CONFIG: &str = include_str!("data/config-0.5b-instruct.json");
 
@@ -175,7 +175,8 @@ fn files_that_are_too_short_say_so() {
     for header_length in [(16 << 20) + 1, 1 << 53, 1 << 60, u64::MAX - 7, u64::MAX] {
         let reason =
             invalid_file(&folder().with("model.safetensors", header_length.to_le_bytes()), "model.safetensors");
-        assert!(reason.contains(&header_length.to_string()), "{reason}");
+        let [stated, most] = HumanBytes::compared(header_length, 16 << 20);
+        assert!(reason.contains(&format!("a header of {stated}, at most {most}")), "{reason}");
     }
 }
 
