@@ -99,7 +99,7 @@ impl AtDepth {
         let mut limits = runner.limits().clone();
         let block_size = limits.block_size;
         let blocks = depth / block_size;
-        let too_deep = || qwen_core::Error::argument("depth", "leaves the conversations no room");
+        let too_deep = || qwen_core::Error::argument("depth", "leaves no room for the conversations");
         let taken = blocks.checked_mul(batch).ok_or_else(too_deep)?;
         let left = limits.num_blocks.checked_sub(taken).filter(|left| *left > 0).ok_or_else(too_deep)?;
         limits.num_blocks = left;

@@ -62,7 +62,7 @@ pub(crate) fn check_is_worker(ranks: &Ranks) -> Result<()> {
     if !ranks.is_leader() {
         return Ok(());
     }
-    Err(Error::argument("ranks", "rank 0 has the engine and is no worker: call `EngineOptions::load` here"))
+    Err(Error::argument("ranks", "rank 0 has the engine and is not a worker: call `EngineOptions::load` here"))
 }
 
 /// The other processes that hold parts of the model.
@@ -153,7 +153,7 @@ impl Loaded {
     pub(crate) fn run_worker(self) -> Result<()> {
         match self {
             Loaded::Worker(run) => run(),
-            Loaded::Engine(_) => Err(Error::argument("ranks", "this process has the engine and is no worker")),
+            Loaded::Engine(_) => Err(Error::argument("ranks", "this process has the engine and is not a worker")),
         }
     }
 }

@@ -45,12 +45,12 @@ pub(crate) struct MissingTokenizer {
 
 impl MissingTokenizer {
     pub(crate) fn in_folder(path: &Path) -> Self {
-        let reason = "there is no tokenizer.json: put it beside the weights, or work by token ids";
+        let reason = "there is no tokenizer.json: put it beside the weights, or work on token ids";
         MissingTokenizer { path: path.into(), reason }
     }
 
     pub(crate) fn in_gguf(path: &Path) -> Self {
-        let reason = "the file has no vocabulary (key `tokenizer.ggml.tokens`): use another one, or work by token ids";
+        let reason = "the file has no vocabulary (key `tokenizer.ggml.tokens`): use another one, or work on token ids";
         MissingTokenizer { path: path.into(), reason }
     }
 }

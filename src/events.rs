@@ -1,4 +1,4 @@
-//! The macros of the `log` crate, or nothing in their place: the feature `log` decides.
+//! The macros of the `log` crate, or, without the feature `log`, macros that do nothing.
 //!
 //! With the feature and without a logger an event costs one comparison.
 

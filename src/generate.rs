@@ -61,8 +61,8 @@ impl Engine {
 /// assert_eq!(options.temperature, Some(0.7));
 /// ```
 ///
-/// Files and requests of servers have them as JSON, or in another format of serde: keys that are missing follow the
-/// checkpoint, and keys that are not known are refused.
+/// With serde they can be read from JSON or other formats, as in a server's requests: missing keys follow the
+/// checkpoint, and unknown keys are refused.
 ///
 /// ```
 /// use qwen::GenerateOptions;
@@ -241,7 +241,7 @@ impl fmt::Debug for OnPromptProgress {
     }
 }
 
-/// An answer by token ids. Owned: it may move into a thread. Dropping it cancels the rest.
+/// An answer as token ids. Owned: it can be moved into a thread. Dropping it cancels the rest.
 #[derive(Debug)]
 #[must_use = "dropping a stream cancels it"]
 pub struct TokenStream {
@@ -269,9 +269,9 @@ impl TokenStream {
         TokenStream { worker, events, canceller, started, stats, on_prompt_progress, finish_reason: None, done: false }
     }
 
-    /// Call `report` after each part of the prompt that is computed, until the first token. Long prompts are computed in parts
-    /// ([`EngineOptions::max_num_batched_tokens`](crate::EngineOptions::max_num_batched_tokens)). It is called by the thread
-    /// that waits for the first token, in `next`.
+    /// Call `report` after each computed part of the prompt, until the first token. Long prompts are computed in parts
+    /// ([`EngineOptions::max_num_batched_tokens`](crate::EngineOptions::max_num_batched_tokens)). It is called on the
+    /// thread that waits for the first token, in `next`.
     ///
     /// ```
     /// let engine = qwen::Engine::load(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/demo-model"))?;
@@ -330,7 +330,7 @@ impl Iterator for TokenStream {
                     self.done = true;
                     return Some(Err(error.into()));
                 }
-                // What only other requests get.
+                // Only other kinds of requests get these.
                 Ok(_) => {}
                 Err(_) => {
                     self.done = true;

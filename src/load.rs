@@ -141,7 +141,7 @@ fn load_engine(
         load_model(&planner, options, &checkpoint, &config, candidates)?;
     let (wanted, context) = (options.context.unwrap_or_else(|| planner.longest_context()), plan.context);
     if context < wanted {
-        warn!("the context is cut to {context} of {wanted} positions: the memory holds the K/V of no more");
+        warn!("context reduced from {wanted} to {context} positions to fit the memory");
     }
     info!(
         "loaded {} on {device_name} ({selection_reason}) in {:.1} s: context {context}, {} planned",
@@ -237,7 +237,7 @@ fn load_model(
             let device = factory.device();
             let opened = factory.open(&options.settings)?;
             if let Some(peers) = peers {
-                // If no context was asked for, it is the longest that fits in every process.
+                // If no exact context was requested, it is the longest that fits in every process.
                 let context = peers.all_reduce_min(plan.context as u64)? as usize;
                 if context != plan.context {
                     plan = planner.plan_within(&capacity, Some(context))?;

@@ -99,16 +99,17 @@ impl EngineOptions {
         self
     }
 
-    /// Positions of a conversation, prompt and answer together: exactly so many, or loading fails. Default: what
-    /// [`EngineOptions::context_at_most`] says.
+    /// Positions of a conversation, prompt and answer together: exactly this many, or loading fails. Default: see
+    /// [`EngineOptions::context_at_most`].
     pub fn context(mut self, positions: usize) -> Self {
         self.context = Some(positions);
         self
     }
 
-    /// The longest context that is useful to the program: the model has as many of these positions as the memory holds K/V
-    /// for. Default: the context that the model was trained for, at most 32,768. [`Engine::context`](crate::Engine::context)
-    /// tells what it became. Has no effect beside [`EngineOptions::context`].
+    /// The longest context that the program needs: the engine gets as many of these positions as memory can hold K/V
+    /// for. Default: the context that the model was trained for, at most 32,768.
+    /// [`Engine::context`](crate::Engine::context) returns the result. Has no effect together with
+    /// [`EngineOptions::context`].
     ///
     /// ```
     /// let model = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/demo-model");
@@ -121,8 +122,8 @@ impl EngineOptions {
         self
     }
 
-    /// The shortest context that is acceptable: loading fails where the memory does not hold the K/V of so many positions.
-    /// Default: any. Has no effect beside [`EngineOptions::context`].
+    /// The shortest acceptable context: loading fails if memory cannot hold K/V for this many positions. Default: any.
+    /// Has no effect together with [`EngineOptions::context`].
     pub fn context_at_least(mut self, positions: usize) -> Self {
         self.context_at_least = Some(positions);
         self
@@ -235,8 +236,8 @@ impl EngineOptions {
         self
     }
 
-    /// Call `report` while the model is loaded: at the beginning of each stage, and after each matrix with the bytes that
-    /// are loaded. Where [`Device::Auto`] falls back to another device, the weights are counted from the beginning again.
+    /// Call `report` while the model is loaded: at the beginning of each stage, and after each matrix with the bytes
+    /// loaded so far. If [`Device::Auto`] falls back to another device, the count of the weights starts again.
     ///
     /// ```
     /// let model = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/demo-model");
@@ -252,7 +253,7 @@ impl EngineOptions {
         self
     }
 
-    /// Let `canceller` stop the load: it then fails with [`qwen_core::Error::Cancelled`]. Once loaded, an engine is not
+    /// Let `canceller` cancel the load, which then fails with [`qwen_core::Error::Cancelled`]. A loaded engine is not
     /// affected.
     pub fn load_canceller(mut self, canceller: LoadCanceller) -> Self {
         self.observer.canceller = canceller;

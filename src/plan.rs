@@ -27,7 +27,7 @@ const BLOCK_SIZE: usize = 32;
 /// Buffers are sized for at least this many sequences per step: short requests run together whatever the batch size.
 const LEAST_NUM_SEQS: usize = 8;
 
-/// Rows of logits of a step by default.
+/// The default number of rows of logits per step.
 const MAX_NUM_LOGITS: usize = 16;
 
 /// How much memory the model at `path` takes with `options`, from its headers and key biases. If several processes
@@ -61,7 +61,7 @@ pub(crate) fn config_of(checkpoint: &Checkpoint, options: &EngineOptions) -> qwe
     }
 }
 
-/// Refuse contexts that the model does not have, or that exclude each other.
+/// Refuse contexts that the model does not support, and bounds that contradict each other.
 fn check_contexts(options: &EngineOptions, config: &Config) -> qwen_core::Result<()> {
     let most = config.max_context();
     let EngineOptions { context, context_at_most, context_at_least, .. } = *options;
@@ -150,8 +150,8 @@ impl<'a> Planner<'a> {
         self.plan_within(&device.capacity(&self.options.settings)?, self.options.context)
     }
 
-    /// The plan for a device of this capacity. Without a `context` it has the longest one that fits and the options allow,
-    /// and at least the shortest that they accept.
+    /// The plan for a device of this capacity. Without a `context` it uses the longest one that fits and that the
+    /// options allow, but at least the shortest that they accept.
     pub(crate) fn plan_within(&self, capacity: &Capacity, context: Option<usize>) -> qwen_core::Result<Plan> {
         let model_context = self.config.max_context();
         let batch = self.options.batch.unwrap_or(1);
@@ -178,7 +178,7 @@ impl<'a> Planner<'a> {
         Ok(plan)
     }
 
-    /// The context where memory does not matter and the options do not say an exact one.
+    /// The context if memory is no limit and the options do not set an exact one.
     pub(crate) fn longest_context(&self) -> usize {
         let EngineOptions { context_at_most, context_at_least, .. } = self.options;
         let most = context_at_most.unwrap_or(DEFAULT_CONTEXT.max(context_at_least.unwrap_or(0)));

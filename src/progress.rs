@@ -1,4 +1,4 @@
-//! How far a load is, and how to stop it. What a prompt's progress is stands with the streams, in `stats.rs`.
+//! The progress of a load, and how to cancel it. The progress of a prompt is in `stats.rs`.
 
 use std::fmt;
 use std::sync::Arc;
@@ -13,12 +13,12 @@ use serde::{Deserialize, Serialize};
 pub enum LoadStage {
     /// Reading headers, configuration and tokenizer, and choosing a device. Nothing is counted.
     Opening,
-    /// Reading weights and packing them for the device. Bytes are counted, as the files have them.
+    /// Reading weights and packing them for the device. Counted in bytes as stored in the files.
     Weights,
     /// Running the model once, so that the first request does not wait for it. Nothing is counted.
     WarmUp,
-    /// Running a text, for [`EngineOptions::measure_importances`](crate::EngineOptions::measure_importances). Tokens are
-    /// counted.
+    /// Running a text, for [`EngineOptions::measure_importances`](crate::EngineOptions::measure_importances). Counted
+    /// in tokens.
     Measuring,
 }
 
@@ -33,7 +33,7 @@ impl fmt::Display for LoadStage {
     }
 }
 
-/// How far a load is: see [`EngineOptions::progress`](crate::EngineOptions::progress).
+/// The progress of a load: see [`EngineOptions::progress`](crate::EngineOptions::progress).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct LoadProgress {
@@ -41,7 +41,7 @@ pub struct LoadProgress {
     pub stage: LoadStage,
     /// How much of `total` is done, in the unit of the stage.
     pub done: u64,
-    /// How much there is to do, in the unit of the stage; 0 where the stage counts nothing.
+    /// How much there is to do, in the unit of the stage; 0 if the stage counts nothing.
     pub total: u64,
 }
 
@@ -50,13 +50,13 @@ impl LoadProgress {
         LoadProgress { stage, done: 0, total: 0 }
     }
 
-    /// The share of the stage that is done, from 0 to 1; `None` where the stage counts nothing.
+    /// The fraction of the stage that is done, from 0 to 1; `None` if the stage counts nothing.
     pub fn share(&self) -> Option<f64> {
         (self.total > 0).then(|| self.done as f64 / self.total as f64)
     }
 }
 
-/// A handle that stops a load from any thread: give a clone to
+/// A handle that cancels a load from any thread: pass a clone to
 /// [`EngineOptions::load_canceller`](crate::EngineOptions::load_canceller).
 ///
 /// ```
@@ -71,18 +71,18 @@ impl LoadProgress {
 pub struct LoadCanceller(Arc<AtomicBool>);
 
 impl LoadCanceller {
-    /// A handle that has stopped nothing yet.
+    /// A new handle, not cancelled.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Stop the load within the time that one matrix takes. Does nothing when the load has ended.
+    /// Cancel the load; it stops after the current matrix. Does nothing when the load has ended.
     pub fn cancel(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
 }
 
-/// Where a load reports, and asks whether to go on.
+/// Where a load reports its progress and checks whether it was cancelled.
 #[derive(Clone, Default)]
 pub(crate) struct LoadObserver {
     pub(crate) report: Option<Arc<dyn Fn(LoadProgress) + Send + Sync>>,
@@ -91,7 +91,7 @@ pub(crate) struct LoadObserver {
 
 impl LoadObserver {
     /// # Errors
-    /// [`qwen_core::Error::Cancelled`] when the load is to stop.
+    /// [`qwen_core::Error::Cancelled`] when the load was cancelled.
     pub(crate) fn report(&self, progress: LoadProgress) -> qwen_core::Result<()> {
         if self.canceller.0.load(Ordering::Relaxed) {
             return Err(qwen_core::Error::Cancelled);

@@ -55,7 +55,7 @@ impl Submissions {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// False when the thread takes no more.
+    /// False if the thread accepts no more requests.
     fn push(&self, submission: Submission) -> bool {
         let mut queue = self.lock();
         if queue.is_closed {
@@ -65,7 +65,7 @@ impl Submissions {
         true
     }
 
-    /// Take no more requests, and drop those that are here: their readers see that nobody answers.
+    /// Accept no more requests, and drop the queued ones: their readers see that the channel is closed.
     fn close(&self) {
         let dropped = {
             let mut queue = self.lock();
@@ -77,11 +77,11 @@ impl Submissions {
 }
 
 impl Queue {
-    /// The least length that is searched for cancelled requests.
+    /// The minimum length at which the queue is searched for cancelled requests.
     const SWEEP_AT: usize = 64;
 
-    /// A cancelled request gives up its place in the waiting list, so that list does not bound this queue during a long step:
-    /// cancelled requests leave it before it doubles.
+    /// A cancelled request frees its place in the waiting list at once, so the list does not bound this queue during a
+    /// long step: cancelled requests are removed before the queue doubles.
     fn push(&mut self, submission: Submission) {
         if self.requests.len() >= self.sweep_at.max(Self::SWEEP_AT) {
             self.requests.retain(|waiting| {
@@ -177,7 +177,7 @@ impl Drop for Worker {
         if !self.is_here() {
             return;
         }
-        // Every stream holds the worker, so none is open: end the thread, and wait until the memory is given back.
+        // Every stream holds the worker, so none is open: end the thread, and wait until its memory is freed.
         self.submissions.close();
         self.intake.signal();
         if let Some(thread) = self.thread.take().filter(|thread| thread.thread().id() != std::thread::current().id()) {
@@ -187,7 +187,7 @@ impl Drop for Worker {
     }
 }
 
-/// Closes the queue also when the thread panics.
+/// Closes the queue even if the thread panics.
 struct CloseOnDrop(Arc<Submissions>);
 
 impl Drop for CloseOnDrop {
@@ -206,7 +206,7 @@ fn run(mut core: EngineCore, intake: &Intake, submissions: &Submissions) {
         let seen = intake.signals();
         let arrived = {
             let mut queue = submissions.lock();
-            // The worker was dropped: no engine and no stream holds it any more.
+            // The worker was dropped: no engine or stream holds it any more.
             if queue.is_closed {
                 return;
             }
@@ -254,7 +254,7 @@ pub(crate) mod tests {
 
     use super::*;
 
-    /// Gives the token after the last one, in steps that wait until `hold` is unlocked.
+    /// Always predicts the id after the last token; steps wait until `hold` is unlocked.
     struct Counting {
         limits: Limits,
         hold: Arc<Mutex<()>>,

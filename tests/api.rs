@@ -1,4 +1,4 @@
-//! What an embedder meets beside the models themselves: names, errors as values, texts, and serde.
+//! The API apart from the models themselves: names, errors as values, texts, and serde.
 
 use std::error::Error as StdError;
 use std::io;
@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
 
-/// Everything that the facade's signatures, its types' fields and their methods name can be written as `qwen::Name`.
+/// Every type that the facade's signatures and public fields mention can be named as `qwen::Name`.
 #[test]
 fn every_type_of_the_interface_has_a_name_at_the_root() {
     fn named<T: ?Sized>() {}
@@ -33,7 +33,7 @@ fn every_type_of_the_interface_has_a_name_at_the_root() {
     named::<qwen::Config>();
     named::<(qwen::RopeScaling, qwen::Yarn, qwen::Quantization, qwen::QuantMethod, qwen::GptqFormat)>();
     named::<qwen::GenerationConfig>();
-    // A backend of the program's own.
+    // The program's own backend.
     fn backend<B: qwen::Backend>() {}
     backend::<qwen::core::backend::reference::Reference>();
     // Requests and answers.
@@ -61,7 +61,7 @@ fn every_type_of_the_interface_has_a_name_at_the_root() {
     named::<(qwen::ModelError, qwen::TextError, qwen::ParseDeviceError)>();
 }
 
-/// What `anyhow` and others print of an error: its text, and those of its sources.
+/// What `anyhow` and others print for an error: its text, and those of its sources.
 fn chain(error: &dyn StdError) -> Vec<String> {
     let mut texts = vec![error.to_string()];
     let mut source = error.source();
@@ -87,7 +87,7 @@ fn a_chain_of_sources_says_nothing_twice() {
     ];
     for error in errors {
         assert_eq!(chain(&error), [error.to_string()]);
-        // Through a box, as `?` makes one in `main`.
+        // Through a box, as created by `?` in `main`.
         let boxed: Box<dyn StdError + Send + Sync> = error.into();
         assert_eq!(chain(&*boxed).len(), 1);
     }
@@ -145,7 +145,7 @@ fn what_is_parsed_from_text_has_errors_of_one_type() {
     }
 }
 
-/// The JSON of a value, which is read back as the same value.
+/// The JSON of a value, which parses back to the same value.
 fn round_trip<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(value: T) -> serde_json::Value {
     let json = serde_json::to_value(&value).unwrap();
     assert_eq!(serde_json::from_value::<T>(json.clone()).unwrap(), value);

@@ -70,7 +70,7 @@ fn what_it_cannot_be_is_refused_by_name() {
             other => panic!("{other:?}"),
         }
     }
-    // Heads of 16 are no whole blocks.
+    // Heads of 16 are not whole blocks.
     let folder = Folder::new("kv-heads");
     write_checkpoint(&folder.0, Shape { hidden: 32, ..SMALL }, |_, _| {});
     match options().kv_encoding(Encoding::Q8_0).load(&folder.0) {

@@ -1,4 +1,4 @@
-//! A load as a program sees it: its progress, its end by a cancel, its context, its events for a logger.
+//! Loading as seen by a program: progress, cancelling, the context.
 
 mod common;
 
@@ -8,7 +8,7 @@ use common::{Folder, SMALL, demo, options, write_checkpoint};
 use qwen::core::Error as ModelError;
 use qwen::{EngineOptions, Error, GenerateOptions, LoadCanceller, LoadProgress, LoadStage, PromptProgress};
 
-/// Options whose reports are kept.
+/// Options that record the progress reports.
 fn reported(options: EngineOptions) -> (EngineOptions, Arc<Mutex<Vec<LoadProgress>>>) {
     let reports = Arc::<Mutex<Vec<LoadProgress>>>::default();
     let kept = reports.clone();
@@ -76,7 +76,7 @@ fn contexts_are_what_the_memory_holds_between_two_bounds() {
     assert_eq!(context(within().context_at_most(usize::MAX)), half);
     assert_eq!(context(within().context_at_least(half)), half);
     assert_eq!(context(within().context_at_least(half / 4).context_at_most(half / 2)), half / 2);
-    // Exactly is exactly.
+    // An exact context is exact.
     assert_eq!(context(within().context(100).context_at_least(200).context_at_most(300)), 100);
     let error = within().context_at_least(half + 64).load(&folder.0).unwrap_err();
     assert!(matches!(error, Error::Model(ModelError::DoesNotFit { .. })), "{error}");

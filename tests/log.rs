@@ -1,4 +1,5 @@
-//! What a program's logger is told. The logger of a process is set once, so this is a program of its own.
+//! The events that a program's logger receives. A process can set its logger only once, so this is a separate test
+//! program.
 #![cfg(feature = "log")]
 
 mod common;

@@ -1,4 +1,5 @@
-//! An engine under random clients that read, cancel and drop: answers stay right, blocks are freed, memory does not grow.
+//! An engine under random clients that read, cancel and drop: answers stay right, blocks are freed, and memory does not
+//! grow.
 //!
 //! A short run by default; `tools/soak.sh` runs it for minutes.
 #![cfg(feature = "cpu")]

@@ -116,7 +116,7 @@ fn what_a_device_cannot_bind_is_refused_with_what_would_fit() {
     let tiny = || options().device(device.clone()).wgpu_capabilities(CapabilitySet::Tiny);
     let error = tiny().context(512).batch(4096).load(demo()).unwrap_err().to_string();
     assert!(error.contains("the device binds 1.00 MiB"), "{error}");
-    // A budget holds for GPUs, too.
+    // A budget applies to GPUs, too.
     let error = options().device(device.clone()).context(512).memory_budget(1000).load(demo()).unwrap_err().to_string();
     assert!(error.contains("1000 bytes are available"), "{error}");
     let none = "wgpu:no such adapter".parse::<Device>().unwrap();

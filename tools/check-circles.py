@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Import circles between the source files of each crate: none is allowed.
+"""Finds import cycles between the source files of each crate: none is allowed.
 
-A file imports another one where it names an item that is defined there, by `use` or by a path that begins with `crate`,
+A file imports another one if it names an item that is defined there, by `use` or by a path that begins with `crate`,
 `super` or `self`; re-exports are followed to the file that defines the item. Test modules do not count.
 
-Two things are no circle: a crate root that re-exports its modules, and a `mod.rs` (or `x.rs` beside `x/`) together with
+Two things are not cycles: a crate root that re-exports its modules, and a `mod.rs` (or `x.rs` beside `x/`) together with
 the files of its folder, as long as nothing outside of that folder takes part.
 
     python3 tools/check-circles.py [--edges] [CRATE FOLDER ...]

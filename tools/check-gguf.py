@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Compare GGUF files with the bf16 checkpoint that they were made of, as the package `gguf` reads them.
+"""Compare GGUF files with the bf16 checkpoint that they were made from, reading them with the package `gguf`.
 
     python3 tools/check-gguf.py CHECKPOINT FILE.gguf ...
 

@@ -3,12 +3,12 @@
     python -m venv target/jinja && target/jinja/bin/pip install jinja2==3.1.6
     cargo build --release -p qwen-tokenizer --example jinja
     target/jinja/bin/python tools/check-jinja.py                          the cases written by hand
-    target/jinja/bin/python tools/check-jinja.py --random 5000 --seed 1   and so many random ones
+    target/jinja/bin/python tools/check-jinja.py --random 5000 --seed 1   plus 5000 random ones
     target/jinja/bin/python tools/check-jinja.py --write                  qwen-tokenizer/tests/data/jinja.json
 
-A case agrees if both give the same text, or both an error. What Jinja finds only where a template takes the branch and
-this engine finds at load (a filter that does not exist, say) agrees too. --program names another renderer, --all shows
-every difference. The random templates know types, so that most of them render; one in sixteen operands is of any type.
+A case agrees if both give the same text, or both an error. An error that Jinja only raises when a template takes a
+branch, and this engine at load (a filter that does not exist, say), agrees too. --program names another renderer, --all
+shows every difference. The random templates are typed, so most of them render; one in sixteen operands is of any type.
 """
 
 import argparse

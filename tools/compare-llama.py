@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Throughput beside llama.cpp's, on the same files, threads and machine, interleaved.
+"""Compares throughput with llama.cpp, on the same files, threads and machine, interleaved.
 
     cargo build --release --example bench
     python3 tools/compare-llama.py --llama-bench PATH model-q4_0.gguf model-q4_k_m.gguf
     python3 tools/compare-llama.py --build target/llama.cpp model-q4_0.gguf
 
 A shared machine's speed drifts within minutes, so each round runs both programs on a cell before the next round begins,
-and the ratio is the median of the rounds' ratios. --build makes llama-bench for this CPU out of the source in the Python
+and the ratio is the median of the rounds' ratios. --build builds llama-bench for this CPU from the source in the Python
 package llama-cpp-python; it needs a C++ compiler and takes ten minutes or more.
 """
 

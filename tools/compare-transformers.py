@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The bench example and transformers on torch, by turns on the same checkpoint.
+"""Runs the bench example and transformers on torch, alternating, on the same checkpoint.
 
     cargo build --release --example bench
     python tools/compare-transformers.py --model PATH
@@ -7,9 +7,8 @@
     python tools/compare-transformers.py --model PATH --device cuda
 
 Needs torch and transformers. Both run in bf16, on the CPU with the same number of
-threads; a turn of each follows the other, so that a shared machine treats them
-alike. Prints tokens a second of a prompt and of generation, the medians of all
-turns.
+threads; they alternate, so that a shared machine treats them alike. Prints
+tokens per second of a prompt and of generation, the medians of all turns.
 """
 
 import argparse

@@ -21,7 +21,7 @@ run chat -- --prompt "Hello!" </dev/null | tee "$out/answer"
 [ -s "$out/answer" ]
 echo "Anna is 31 years old and lives in Oslo." | run chat -- --prompt "Turn this into JSON:" --json | grep -q '"finish_reason":"stop"'
 printf 'What is 3 + 4?\nAnd 5 + 6?\n' | run chat --
-# It is no error when the reader of the output ends early.
+# It is not an error if the reader of the output closes it early.
 run chat -- --prompt "Hello!" </dev/null | head -c 1
 echo
 run plan -- --model "$demo" --json | head -c 1

@@ -43,7 +43,7 @@ impl Memory {
     /// `bytes` zeroed bytes.
     pub(crate) fn zeroed(bytes: usize) -> Result<Memory> {
         let failed = |reason: String| device_error("alloc", format!("{}: {reason}", HumanBytes(bytes as u64)));
-        // Miri knows no maps.
+        // Miri does not support mappings.
         if bytes < HUGE || cfg!(miri) {
             let layout = Layout::from_size_align(bytes.max(ALIGN), ALIGN).map_err(|e| failed(e.to_string()))?;
             // SAFETY: the size is not zero.

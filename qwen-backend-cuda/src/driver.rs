@@ -127,20 +127,20 @@ pub(crate) trait Driver: Send + Sync + fmt::Debug {
     /// Fill with zeros.
     ///
     /// # Safety
-    /// The bytes lie in live memory of this driver.
+    /// The bytes are in live memory of this driver.
     unsafe fn zero(&self, to: u64, bytes: usize) -> Outcome<()>;
 
     /// Copy from the host.
     ///
     /// # Safety
-    /// The bytes lie in live memory of this driver, and `from` in pinned memory that nothing writes before the
+    /// The bytes are in live memory of this driver, and `from` in pinned memory that nothing writes before the
     /// copy has run.
     unsafe fn upload(&self, to: u64, from: *const u8, bytes: usize) -> Outcome<()>;
 
     /// Copy to the host.
     ///
     /// # Safety
-    /// The bytes lie in live memory of this driver, and `to` in pinned memory that nothing uses before the copy
+    /// The bytes are in live memory of this driver, and `to` in pinned memory that nothing uses before the copy
     /// has run.
     unsafe fn download(&self, to: *mut u8, from: u64, bytes: usize) -> Outcome<()>;
 

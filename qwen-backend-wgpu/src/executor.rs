@@ -261,7 +261,7 @@ impl WgpuBackend {
     }
 }
 
-/// The words of the rows `piece` in an array with `width` words a row.
+/// The words of the rows `piece` in an array with `width` words per row.
 pub(crate) fn words(piece: &Range<usize>, width: usize) -> Range<usize> {
     piece.start * width..piece.end * width
 }

@@ -120,7 +120,7 @@ impl fmt::Display for Warning {
                 write!(f, "{reason}; requests that would follow this file are refused")
             }
             Warning::UnusedTensors { names, .. } => {
-                write!(f, "the model is computed without {} that the files have", listed(names))
+                write!(f, "the model does not use the {}", listed(names))
             }
             Warning::UntiedHead { name, .. } => write!(
                 f,
@@ -134,7 +134,7 @@ impl fmt::Display for Warning {
                 })
             }
             Warning::MissingShard { shard, .. } => {
-                write!(f, "names the file `{shard}`, which is not there, and nothing of it is needed")
+                write!(f, "names the file `{shard}`, which does not exist, but nothing in it is needed")
             }
             Warning::ChatTemplate { reason, .. } => f.write_str(reason),
         }

@@ -9,7 +9,7 @@ use common::gguf::{F32, Gguf, Q8_0, array, string};
 use qwen_core::checkpoint::config::Yarn;
 use qwen_core::{Checkpoint, Encoding, Error, RopeScaling};
 
-/// The file in a folder of its own.
+/// The file in a separate folder.
 fn written(file: &Gguf) -> (TempFolder, PathBuf) {
     let folder = TempFolder::new().with("m.gguf", file.bytes());
     let path = folder.path().join("m.gguf");

@@ -29,7 +29,7 @@ fn every_golden_file_opens_with_the_shape_that_the_manifest_states() {
         assert_eq!(config.vocab_size, shape("vocab"), "{name}");
         assert_eq!(config.max_position_embeddings, shape("max_pos"), "{name}");
         assert_eq!((config.rms_norm_eps, config.rope_theta), (1e-6, 1e6), "{name}");
-        // Tied models may have an output matrix all the same.
+        // Tied models may still have an output matrix.
         let has_head = case["shape"]["tied"] == Value::Bool(false) || name.contains("with-output");
         assert_eq!(config.tie_word_embeddings, !has_head, "{name}");
         match (config.rope_scaling, case["shape"]["yarn_factor"].as_f64()) {

@@ -93,7 +93,7 @@ fn other_files_versions_and_byte_orders_are_named() {
     refused(b"PK\x03\x04 and more", &["not a GGUF file", "PK\\x03\\x04"]);
     let version = |version| Gguf { version, ..Gguf::model() }.bytes();
     refused(&version(1), &["GGUF version 1", "convert"]);
-    refused(&version(4), &["version 4", "versions 2 and 3 are read"]);
+    refused(&version(4), &["version 4", "versions 2 and 3 are supported"]);
     refused(&version(0), &["version 0"]);
     for big in [2_u32, 3] {
         refused(&version(big.swap_bytes()), &["big-endian", "little-endian one"]);
@@ -117,7 +117,7 @@ fn counts_and_lengths_beyond_the_file_are_not_allocated() {
 
 #[test]
 fn a_header_takes_a_bounded_memory_however_long_the_file_is() {
-    // The counts lie within the file, which is a hole.
+    // The counts are within the file, which is sparse.
     let file = |kind: u32, count: u64, value: &[u8]| Gguf::new().raw("k", kind, [&count.to_le_bytes(), value].concat());
     let cases = [
         file(8, 1 << 30, b""),
@@ -151,8 +151,8 @@ fn lists_within_lists_are_bounded() {
 #[test]
 fn values_that_mean_nothing_are_refused() {
     refused(&Gguf::new().raw("flag", 7, vec![2]).bytes(), &["key `flag`", "2 is neither"]);
-    refused(&Gguf::new().raw("k", 13, vec![0; 8]).bytes(), &["key `k`", "13 is no type"]);
-    refused(&Gguf::new().raw("k", 9, array(99, 1, &[0; 8])).bytes(), &["key `k`", "99 is no type"]);
+    refused(&Gguf::new().raw("k", 13, vec![0; 8]).bytes(), &["key `k`", "13 is not a type"]);
+    refused(&Gguf::new().raw("k", 9, array(99, 1, &[0; 8])).bytes(), &["key `k`", "99 is not a type"]);
     refused(&Gguf::new().raw("k", 8, [&2_u64.to_le_bytes()[..], &[0xff, 0xfe]].concat()).bytes(), &["not UTF-8"]);
     let key = "k".repeat(1 << 17);
     let text = refused(&Gguf::new().u32(&key, 1).bytes(), &["entry 0 of the metadata", "131072 bytes"]);

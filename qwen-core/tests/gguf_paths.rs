@@ -85,7 +85,7 @@ fn safetensors_come_first_where_they_are_whole() {
     let indexed = gguf().with("config.json", CONFIG).with("model.safetensors.index.json", index);
     assert!(is_gguf(&indexed), "a shard is missing");
     assert!(!is_gguf(&indexed.with("model-1.safetensors", &shard)));
-    // The file itself can be named whatever lies beside it.
+    // The path of the file works whatever else is in the folder.
     let both = gguf().with("config.json", CONFIG).with("model.safetensors", &shard);
     assert!(opens(&both.path().join("m.gguf")).gguf_metadata().is_some());
 }
@@ -114,7 +114,7 @@ fn missing_and_foreign_parts_are_named() {
         std::fs::remove_file(folder.path().join(name)).expect("a part");
         let rest = NAMES.iter().filter(|other| *other != name);
         for path in rest.map(|name| folder.path().join(name)).chain([folder.path().into()]) {
-            refused(&path, &[&format!("part {}, `{name}`, is not beside it", missing + 1), "download it"]);
+            refused(&path, &[&format!("part {}, `{name}`, is not in its folder", missing + 1), "download it"]);
         }
     }
     let [first, second, third] = parts();
@@ -135,7 +135,7 @@ fn missing_and_foreign_parts_are_named() {
     refused(&split().with(NAMES[1], unnumbered.bytes()).path().join(NAMES[1]), &["key `split.no`"]);
     let endless = first.raw("split.count", 10, u64::MAX.to_le_bytes().into());
     let name = "m-00001-of-18446744073709551615.gguf";
-    refused(&TempFolder::new().with(name, endless.bytes()).path().join(name), &["part 2", "is not beside it"]);
+    refused(&TempFolder::new().with(name, endless.bytes()).path().join(name), &["part 2", "is not in its folder"]);
 }
 
 #[test]

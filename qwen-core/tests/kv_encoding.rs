@@ -70,7 +70,7 @@ fn keys_have_the_bits_that_their_biases_need() {
     let default = |precision| model.kv(&limits(), precision, &Biased).unwrap();
     assert_eq!(default(Precision::Exact).value_encoding, Encoding::F32);
     assert_eq!(default(Precision::Fast).value_encoding, Encoding::F16);
-    // A stage of its own, beyond 16.
+    // A separate stage, beyond 16.
     model.num_hidden_layers = 40;
     let stage = model.stage(30..40).unwrap().with_kv_encoding(Encoding::Q8_0).unwrap();
     assert_eq!(keys(&stage.kv(&limits(), Precision::Fast, &Biased).unwrap()), [7, 3, 0]);

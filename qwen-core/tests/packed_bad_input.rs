@@ -97,7 +97,7 @@ fn parts_of_other_shapes_are_told_with_both() {
         }
     };
     invalid(&refuse(&gptq, narrow, json!({})), "qweight", &["[16, 16]", "16 x 128"], "[16, 8]");
-    // Seven output features are no whole integer of zero points.
+    // Seven output features do not fill an integer of zero points.
     invalid(&refuse(&gptq, reshaped("qweight", &[16, 7]), json!({})), "qweight", &["multiples of 8"], "[16, 7]");
 
     let awq = matrix(Method::Awq);

@@ -83,7 +83,7 @@ pub(crate) fn first_that_loads<D, T>(
             Ok(loaded) => return Ok((loaded, format!("{reason}; not loaded: {}", refused.join("; ")))),
             Err(error) if rest.peek().is_none() || !another_may_load(&error) => return Err(error),
             Err(error) => {
-                warn!("a device did not load the model, the next is tried: {error}");
+                warn!("a device could not load the model, trying the next: {error}");
                 refused.push(error.to_string());
             }
         }

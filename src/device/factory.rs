@@ -59,7 +59,7 @@ pub(crate) struct LoadRequest<'a> {
 
 /// A device that can be planned for and opened.
 pub(crate) trait DeviceFactory: fmt::Debug {
-    /// The device as a value; `None` for a backend of the program's own.
+    /// The device as a value; `None` for the program's own backend.
     fn device(&self) -> Option<Device>;
 
     /// Bytes that may be used now, if known.
@@ -80,7 +80,7 @@ pub(crate) trait OpenedDevice {
     /// Load a model or a part of it, and run it once.
     fn load(self: Box<Self>, request: LoadRequest<'_>) -> Result<Loaded>;
 
-    /// Load a whole model, and measure by `prompts` what its matrices are multiplied with.
+    /// Load a whole model, run `prompts`, and measure what its matrices are multiplied with.
     fn measure(self: Box<Self>, request: LoadRequest<'_>, prompts: &[&[u32]]) -> Result<Importances>;
 }
 
@@ -132,7 +132,7 @@ pub(super) struct OpenedBackend<B> {
 }
 
 impl<B: Backend> OpenedBackend<B> {
-    /// A backend without an interconnect of its own.
+    /// A backend without its own interconnect.
     pub(super) fn boxed(backend: B) -> Box<dyn OpenedDevice> {
         Box::new(OpenedBackend { backend, join: distributed::join_by_tcp })
     }

@@ -178,7 +178,7 @@ impl<'de> Deserialize<'de> for Device {
     }
 }
 
-/// A device of this machine that this build can run on. As data: print it, serialise it, choose by it.
+/// A device of this machine that this build can run on, as data: to print, serialise, or choose by.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct DeviceEntry {

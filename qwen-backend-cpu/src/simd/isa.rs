@@ -153,7 +153,7 @@ impl FromStr for Isa {
     fn from_str(name: &str) -> Result<Isa, Error> {
         Self::ALL.into_iter().find(|isa| isa.name() == name).ok_or_else(|| {
             let names: Vec<_> = Self::ALL.into_iter().map(Isa::name).collect();
-            Error::argument("isa", format!("`{name}` is none of {}", names.join(", ")))
+            Error::argument("isa", format!("`{name}` is not one of {}", names.join(", ")))
         })
     }
 }

@@ -12,7 +12,7 @@ pub(crate) fn embed(b: &mut WgpuBackend, op: Embed<'_, WgpuBackend>) -> Result<(
     b.need(op, "ids", &ids.words, &[rows])?;
     b.need(op, "out", &out.0, &[rows, layout.cols])?;
     if layout.gate_up {
-        return Err(b.error(op, "a gate and up matrix is no table"));
+        return Err(b.error(op, "a gate and up matrix is not an embedding table"));
     }
     let shader = Shader::new(op).encoding(layout.encoding);
     for piece in b.pieces(op, rows, &[layout.cols])? {

@@ -13,7 +13,7 @@ pub(crate) fn check_heads(b: &WgpuBackend, op: &str, heads: &HeadLayout) -> Resu
     let all = num_key_value_heads.checked_mul(2).and_then(|heads| heads.checked_add(num_attention_heads));
     match all.and_then(|all| all.checked_mul(head_dim)) {
         Some(_) => Ok(()),
-        None => Err(b.error(op, format!("{heads:?} has more values a row than can be counted"))),
+        None => Err(b.error(op, format!("the row size of {heads:?} overflows"))),
     }
 }
 

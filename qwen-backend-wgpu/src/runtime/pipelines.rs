@@ -35,7 +35,7 @@ struct Layout {
 pub(crate) struct Kernel {
     pub(crate) pipeline: wgpu::ComputePipeline,
     pub(crate) group: wgpu::BindGroup,
-    /// Where its parameters lie, in bytes.
+    /// The offset of its parameters, in bytes.
     pub(crate) offset: u32,
 }
 
@@ -47,7 +47,7 @@ pub(crate) struct KernelRequest<'a> {
     pub(crate) shader: &'a Shader,
     /// In the order of the shader's bindings, from 1 on.
     pub(crate) bindings: &'a [Binding<'a>],
-    /// Where its parameters lie, in bytes.
+    /// The offset of its parameters, in bytes.
     pub(crate) offset: u32,
     /// Whether to keep the bind group, and with it the arrays, for later.
     pub(crate) keep: bool,

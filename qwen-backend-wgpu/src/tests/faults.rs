@@ -58,7 +58,7 @@ fn lose_a_device(backend: WgpuBackend) -> Vec<Option<u32>> {
         }
         for id in ids {
             match ended.get(id) {
-                // One of the requests has the error itself, the others its text.
+                // One of the requests gets the error itself, the others its text.
                 Some(Error::Device { reason, .. } | Error::StepFailed { reason, .. }) => {
                     assert!(reason.contains("lost"), "{reason}");
                 }

@@ -113,7 +113,7 @@ impl KvSpec {
             let block = encoding.block().values;
             if !self.head_dim.is_multiple_of(block) {
                 let what = format!("a K/V store in {encoding} with heads of {} values", self.head_dim);
-                let reason = format!("a head is whole blocks of {block}: set `kv_encoding` to F16");
+                let reason = format!("a head must be whole blocks of {block}: set `kv_encoding` to F16");
                 return Err(Error::unsupported(what, reason));
             }
         }

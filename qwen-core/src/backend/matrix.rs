@@ -123,7 +123,7 @@ impl<'a> MatrixPart<'a> {
         let mut seen = vec![false; self.cols];
         let fresh = |&col: &u32| seen.get_mut(col as usize).is_some_and(|seen| !std::mem::replace(seen, true));
         if order.len() != self.cols || !order.iter().all(fresh) {
-            let reason = format!("{} entries are no permutation of {} columns", order.len(), self.cols);
+            let reason = format!("{} entries are not a permutation of {} columns", order.len(), self.cols);
             return Err(Error::argument("column_order", reason));
         }
         Ok(MatrixPart { column_order: Some(order), ..self })
@@ -141,7 +141,7 @@ impl<'a> MatrixPart<'a> {
             return Err(Error::argument("cut", reason));
         }
         if self.column_order.is_some() && cols != (0..self.cols) {
-            let reason = "its columns are stored in another order, so that a rank's are spread over all of them; use \
+            let reason = "its columns are stored in another order, so those of a rank are spread over all of them; use \
                           one rank, or a file that was quantised without act-order (desc_act)";
             return Err(Error::unsupported(format!("columns {cols:?} of a matrix in {}", self.encoding), reason));
         }
@@ -201,7 +201,7 @@ impl<'a> MatrixPart<'a> {
     fn overflow(&self) -> Error {
         let MatrixPart { encoding, rows, cols, row_bytes, start, .. } = self;
         let reason = format!("{rows} x {cols} values in {encoding}, {row_bytes} bytes a row from byte {start} on");
-        Error::argument("matrix", format!("{reason}: larger than its memory or than can be counted"))
+        Error::argument("matrix", format!("{reason}: beyond its memory, or the size overflows"))
     }
 }
 
@@ -227,7 +227,7 @@ fn column_bytes(encoding: Encoding, cols: Range<usize>) -> Result<Range<usize>> 
     let block = encoding.block();
     block.byte_range(cols.clone()).ok_or_else(|| {
         let reason = match block.values {
-            1 => "their bytes cannot be counted".to_owned(),
+            1 => "their size overflows".to_owned(),
             values => format!("its blocks hold {values} values: columns begin and end at multiples of that"),
         };
         Error::unsupported(format!("columns {cols:?} of a matrix in {encoding}"), reason)
@@ -405,7 +405,7 @@ impl WeightShape {
             let row = column_bytes(*encoding, 0..self.cols)?.end as u64;
             row.checked_mul(*rows as u64).and_then(|bytes| sum.checked_add(bytes)).ok_or_else(|| {
                 let what = format!("a matrix of {} x {} values in {encoding}", self.rows(), self.cols);
-                Error::unsupported(what, "its bytes cannot be counted in 64 bits")
+                Error::unsupported(what, "its size overflows 64 bits")
             })
         })
     }

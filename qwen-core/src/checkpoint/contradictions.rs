@@ -28,10 +28,10 @@ impl Checkpoint {
                 Use::Unknown if has_equal_head && name == LM_HEAD => {}
                 Use::Unknown => unused.push(stored.name_in_file().to_owned()),
                 Use::Bias => {
-                    return Err(stored.refuse("a bias that Qwen2.5 has not, of other values than zeros"));
+                    return Err(stored.refuse("a non-zero bias that Qwen2.5 does not have"));
                 }
                 Use::HeadNorm => {
-                    return Err(stored.refuse("a norm of queries or keys, which Qwen3 has and Qwen2.5 not"));
+                    return Err(stored.refuse("a norm of queries or keys, which Qwen3 has and Qwen2.5 does not"));
                 }
                 Use::Adapter => return Err(stored.refuse_adapter()),
             }
@@ -65,7 +65,7 @@ impl Checkpoint {
     /// say.
     pub(super) fn instead_of(&self, name: &str) -> String {
         if let Some(file) = self.promises.file(name) {
-            return format!(": the index has it in `{file}`, which lacks it; download that file again");
+            return format!(": according to the index it is in `{file}`, which lacks it; download that file again");
         }
         if name == LM_HEAD && self.gguf.is_none() {
             return ": config.json says that the head is not the embedding table (`tie_word_embeddings` is false or \
@@ -78,7 +78,7 @@ impl Checkpoint {
         match others.is_empty() || self.gguf.is_some() {
             true => String::new(),
             false => format!(
-                ": of the names there, these are not Qwen2's: {}; the checkpoint is of another model, or was saved by \
+                ": it has these names, which are not Qwen2's: {}; the checkpoint is of another model, or was saved by \
                  a program with names of its own",
                 crate::warning::listed(&others)
             ),
@@ -149,7 +149,7 @@ impl Stored {
 
     /// The error that ignoring this tensor would change the results.
     fn refuse(&self, what: &str) -> Error {
-        let reason = "without it the results would be others: the checkpoint is of another model or modified, use one of \
+        let reason = "ignoring it would change the results: the checkpoint is of another model or modified, use one of \
                       a plain Qwen2.5";
         Error::unsupported(format!("`{}` in {}, {what},", self.name_in_file(), self.shard.path().display()), reason)
     }

@@ -17,7 +17,7 @@ pub(crate) fn open_regular(path: &Path) -> Result<(File, u64)> {
     let metadata = path.metadata().map_err(|error| match path.read_link() {
         Ok(target) if error.kind() == ErrorKind::NotFound => {
             let reason = "download the file again, or copy the folder with the files that its links lead to";
-            invalid(path, format!("is a link to {}, which is not there: {reason}", target.display()))
+            invalid(path, format!("is a link to {}, which does not exist: {reason}", target.display()))
         }
         _ => io(error),
     })?;

@@ -80,7 +80,7 @@ impl<'a> Folder<'a> {
             several => Err(invalid(
                 self.path,
                 format!(
-                    "has {} *.safetensors but neither model.safetensors nor model.safetensors.index.json to choose by",
+                    "has {} *.safetensors but neither model.safetensors nor model.safetensors.index.json to select one",
                     several.len()
                 ),
             )),

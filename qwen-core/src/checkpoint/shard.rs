@@ -59,7 +59,7 @@ impl Shard {
             let Some(rest) = out.get_mut(found..).filter(|rest| !rest.is_empty()) else { return Ok(()) };
             match self.read_at(offset.saturating_add(found as u64), rest) {
                 Ok(0) => {
-                    let reason = "the file ended: another process cut it short; restore it and load again";
+                    let reason = "the file ended: another process truncated it; restore it and load again";
                     break (ErrorKind::UnexpectedEof, reason.to_owned());
                 }
                 Ok(read) => found += read,

@@ -39,7 +39,7 @@ struct State {
 }
 
 impl State {
-    /// Free the place in the waiting list that `waits` stands for, once.
+    /// Free the place in the waiting list that belongs to `waits`, once.
     fn leave(&mut self, waits: &AtomicBool) {
         self.waiting -= usize::from(waits.swap(false, Ordering::SeqCst));
     }
@@ -106,7 +106,7 @@ impl Intake {
         self.0.state().waiting
     }
 
-    /// Wake the thread that waits in [`Intake::wait`], or have its next wait return at once.
+    /// Wake the thread that waits in [`Intake::wait`], or make its next wait return at once.
     pub fn signal(&self) {
         self.0.signal();
     }
@@ -206,7 +206,8 @@ impl Canceller {
         self.cancelled.store(true, Ordering::SeqCst);
         {
             let mut state = self.shared.state();
-            // At once, not when the engine next looks: a step may take long, and others want to wait meanwhile.
+            // At once, not when the engine looks next: a step may take long, and other requests need the place
+            // meanwhile.
             state.leave(&self.waits);
             if state.step.holds(&self.cancelled) && state.step.may_end() {
                 self.shared.interrupt.raise();

@@ -17,8 +17,8 @@ pub(super) struct Member {
 /// were.
 ///
 /// At any time `lost_steps` is at most a tenth of `steps`, and `lost_tokens` at most a tenth of `tokens`; and between
-/// two steps that are lost at least ten are completed. A step that computes cancelled requests only costs nobody
-/// anything, and is not counted.
+/// two steps that are lost at least ten are completed. A step that computes only cancelled requests costs others
+/// nothing, and is not counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Work {

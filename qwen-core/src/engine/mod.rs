@@ -1,6 +1,6 @@
 //! Requests of token ids: which sequences run, in which steps, and what is sampled from their logits.
 //!
-//! [`EngineCore`] is plain `&mut self` code over a [`Runner`]: no text, no device, no thread of its own. The facade gives
+//! [`EngineCore`] is plain `&mut self` code over a [`Runner`]: no text, no device, no thread. The facade gives
 //! it a thread and turns ids into text. Other threads reach an engine only through its [`Intake`].
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 

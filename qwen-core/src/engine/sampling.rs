@@ -93,7 +93,7 @@ impl SamplingParams {
         self
     }
 
-    /// Whether the most likely token is taken, without a draw.
+    /// Whether the most likely token is taken, without sampling.
     pub fn is_greedy(&self) -> bool {
         self.temperature == 0.0 || self.top_k == 1
     }

@@ -45,7 +45,7 @@ impl fmt::Display for FinishReason {
     }
 }
 
-/// What an engine is asked for, by ids.
+/// A request to an engine, in token ids.
 ///
 /// ```
 /// use qwen_core::engine::{GenerateParams, Request};
@@ -122,8 +122,8 @@ impl Request {
         Request { prompt: prompt.into(), goal: Goal::Score(window) }
     }
 
-    /// Check the request against what the engine was built for. [`super::EngineCore::add`] does; a caller that is on
-    /// another thread may do so before.
+    /// Check the request against the engine's limits. [`super::EngineCore::add`] does so too; callers on another thread
+    /// can check earlier.
     ///
     /// # Errors
     /// [`Error::EmptyPrompt`], [`Error::ContextLength`], [`Error::InvalidTokenId`], [`Error::OutOfBlocks`] for an

@@ -12,11 +12,11 @@ use crate::numerics::precision::Precision;
 use crate::numerics::size;
 
 impl<B: Backend> Model<B> {
-    /// Load the part of a model that `spec` names. `progress` is called after each matrix with the bytes of the matrices
-    /// that are loaded and of all, as the source has them; its error ends the load.
+    /// Load the part of a model that `spec` describes. `progress` is called after each matrix with the bytes of the
+    /// matrices loaded so far and of all, as stored in the source; its error ends the load.
     ///
     /// # Errors
-    /// What the source says of its tensors, the backend of its memory, and `progress`.
+    /// Errors of the source about its tensors, of the backend about its memory, and of `progress`.
     pub fn load(
         b: &mut B,
         spec: ModelSpec,

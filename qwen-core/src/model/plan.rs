@@ -14,8 +14,8 @@ use crate::numerics::precision::Precision;
 use crate::numerics::size;
 use crate::warning::Warning;
 
-/// The bytes that a model takes on a device, and whether they are there. As data: print it, serialise it, decide by it.
-/// Its `Display` form is one line, without the warnings.
+/// The bytes that a model takes on a device, and whether they are available, as data: to print, serialise, or decide
+/// by. Its `Display` form is one line, without the warnings.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[must_use = "a plan loads nothing: look at what it says"]
 #[non_exhaustive]
@@ -192,7 +192,7 @@ impl fmt::Display for Plan {
     }
 }
 
-/// Bytes of the parts that are held as blocks while they are read, since their files have no rows.
+/// Bytes of the parts that are held in converted form while they are read, since their files do not store rows.
 fn converted_bytes(shape: &WeightShape) -> Result<u64> {
     let parts = shape.parts.iter().filter(|(encoding, _)| matches!(encoding, Encoding::Group(_)));
     WeightShape { parts: parts.copied().collect(), ..*shape }.stored_bytes()

@@ -81,8 +81,10 @@ impl WeightSpec {
             let block = encoding.block();
             if block.byte_range(cut.cols.clone()).is_none() {
                 let what = format!("columns {:?} of `{}` in {encoding}", cut.cols, cut.tensor);
-                let reason =
-                    format!("ranks share whole blocks of {} columns: use another number of ranks", block.values);
+                let reason = format!(
+                    "ranks split only at whole blocks of {} columns: use another number of ranks",
+                    block.values
+                );
                 return Err(Error::unsupported(what, reason));
             }
             Ok((encoding, cut.rows.len()))
@@ -93,7 +95,7 @@ impl WeightSpec {
 }
 
 impl ModelSpec {
-    /// The encodings that K/V can be stored in: 32, 16 and 8.5 bits a value.
+    /// The encodings that K/V can be stored in: 32, 16 and 8.5 bits per value.
     pub const KV_ENCODINGS: [Encoding; 3] = [Encoding::F32, Encoding::F16, Encoding::Q8_0];
 
     /// The sizes of this part that determine how much memory a step needs on a device.

@@ -127,7 +127,7 @@ fn tensors(spec: &ModelSpec) -> Vec<Listed> {
 fn new_tensor(weights: &QuantizedWeights<'_>, tensor: &Listed) -> Result<NewTensor> {
     let Listed { name, rows, cols } = tensor;
     let Some(in_file) = names::gguf(name) else {
-        return Err(Error::unsupported(format!("tensor `{name}` in GGUF"), "no reader knows a name for it"));
+        return Err(Error::unsupported(format!("tensor `{name}` in GGUF"), "GGUF has no name for it"));
     };
     Ok(match rows {
         Some(rows) => NewTensor { name: in_file, encoding: weights.encoding(name)?, shape: vec![*rows, *cols] },

@@ -24,8 +24,8 @@ pub struct Importances {
 }
 
 impl Importances {
-    /// Run `prompts` on a whole model and take the mean squares of what each matrix is multiplied with. `progress` is called
-    /// with the number of prompts that are done; its error ends the measurement.
+    /// Run `prompts` on a whole model and compute the mean squares of each matrix's inputs. `progress` is called with
+    /// the number of prompts done; its error ends the measurement.
     ///
     /// ```
     /// use qwen_core::Checkpoint;
@@ -53,8 +53,8 @@ impl Importances {
     /// ```
     ///
     /// # Errors
-    /// [`Error::ContextLength`] for a prompt that is longer than a step of the runner, or than its K/V store;
-    /// [`Error::InvalidArgument`] without a prompt; what the device reports, and `progress`.
+    /// [`Error::ContextLength`] for a prompt longer than a step of the runner, or than its K/V store;
+    /// [`Error::InvalidArgument`] without a prompt; errors of the device and of `progress`.
     pub fn measure<B: Backend>(
         runner: &mut ModelRunner<B>,
         prompts: &[&[u32]],
@@ -86,7 +86,7 @@ impl Importances {
             progress(index + 1)?;
         }
         if tokens == 0 {
-            return Err(Error::argument("prompts", "there is no token to measure by"));
+            return Err(Error::argument("prompts", "they contain no token to measure with"));
         }
         let mean = |sums: Vec<f64>| sums.into_iter().map(|sum| (sum / tokens as f64) as f32).collect();
         Ok(Importances { of_matrix: sums.into_iter().map(|(name, sums)| (name, mean(sums))).collect() })

@@ -190,7 +190,7 @@ impl fmt::Display for TensorMix {
 
 serde_by_text!(TensorMix);
 
-/// Reads the name that `llama-quantize` has for a mix, in capitals or not.
+/// Parses the name of a mix in `llama-quantize`, in any case.
 impl FromStr for TensorMix {
     type Err = Error;
 
@@ -198,7 +198,7 @@ impl FromStr for TensorMix {
         let named = NAMED.iter().find(|(known, ..)| known.eq_ignore_ascii_case(name));
         named.map(|(_, mix, _)| *mix).ok_or_else(|| {
             let names: Vec<&str> = Self::names().collect();
-            Error::argument("mix", format!("`{name}` is none of {}", names.join(", ")))
+            Error::argument("mix", format!("`{name}` is not one of {}", names.join(", ")))
         })
     }
 }

@@ -45,7 +45,7 @@ impl<'a> QuantizedWeights<'a> {
             let encoding = checkpoint.encoding(tensor)?;
             if !matches!(encoding, Encoding::F32 | Encoding::F16 | Encoding::Bf16) {
                 let what = format!("quantising `{tensor}` ({}), which is in {encoding},", checkpoint.path().display());
-                let reason = "it would lose twice: take the model in 16 bits, or this one as it is";
+                let reason = "it would lose precision twice: use the model in 16 bits, or this one as it is";
                 return Err(Error::unsupported(what, reason));
             }
         }

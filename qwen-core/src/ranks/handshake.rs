@@ -162,7 +162,7 @@ fn expect(from: &mut Deadline<'_>, kind: Kind, max: usize) -> io::Result<Vec<u8>
 }
 
 fn not_a_rank(reason: &str) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, format!("the other end is no rank: {reason}"))
+    io::Error::new(io::ErrorKind::InvalidData, format!("the other end is not a rank: {reason}"))
 }
 
 impl Hello {

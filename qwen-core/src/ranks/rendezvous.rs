@@ -131,7 +131,7 @@ impl Ranks {
         );
         // Only a few of them: each has its reason in the error of its own process.
         for mismatch in missing.iter().filter_map(|rank| refused.get(rank)).take(3) {
-            reason.push_str(&format!("; one was turned away: {}", mismatch.error()));
+            reason.push_str(&format!("; one was rejected: {}", mismatch.error()));
         }
         if let Some(error) = accept {
             reason.push_str(&format!("; connections could not be accepted: {error}"));
@@ -156,7 +156,7 @@ impl Ranks {
             let advice = match error.kind() {
                 io::ErrorKind::AddrInUse => "another program has this port: set MASTER_PORT to a free one on all ranks",
                 io::ErrorKind::AddrNotAvailable => {
-                    "this is no address of rank 0's machine: correct MASTER_ADDR, or name the one to listen on"
+                    "this is not an address of rank 0's machine: correct MASTER_ADDR, or set the address to listen on"
                 }
                 _ => "rank 0 must be able to listen at the address that the others connect to",
             };

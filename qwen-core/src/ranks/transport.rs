@@ -294,5 +294,5 @@ fn fitting(message: io::Result<Message>) -> Result<Message> {
 
 /// The error about an invalid message.
 pub(super) fn damaged(rank: usize, reason: &str) -> Error {
-    Error::RankFailed { rank, reason: format!("it sent a message that makes no sense: {reason}") }
+    Error::RankFailed { rank, reason: format!("it sent an invalid message: {reason}") }
 }

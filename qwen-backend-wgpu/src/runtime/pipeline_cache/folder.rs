@@ -95,7 +95,7 @@ mod platform {
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|error| error.to_string())?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let handle = rustix::fs::open(path, flags, Mode::empty())
-            .map_err(|error| format!("it is not a folder of its own, but perhaps a symbolic link ({error})"))?;
+            .map_err(|error| format!("it is not a folder, but perhaps a symbolic link ({error})"))?;
         check_owner(&rustix::fs::fstat(&handle).map_err(|error| error.to_string())?)?;
         Ok(PrivateFolder { path: path.into(), handle })
     }
@@ -150,7 +150,7 @@ mod platform {
         std::fs::create_dir_all(path).map_err(|error| error.to_string())?;
         match path.symlink_metadata() {
             Ok(found) if found.is_dir() => Ok(PrivateFolder { path: path.into() }),
-            Ok(_) => Err("it is not a folder of its own, but perhaps a symbolic link".into()),
+            Ok(_) => Err("it is not a folder, but perhaps a symbolic link".into()),
             Err(error) => Err(error.to_string()),
         }
     }

@@ -137,9 +137,7 @@ impl Config {
             ));
         }
         if !config.fits_pointers() {
-            return Err(
-                fields.error("hidden_size", "makes with the other sizes a model too large for this machine's pointers")
-            );
+            return Err(fields.error("hidden_size", "makes the model too large to address on this machine"));
         }
         Ok(config)
     }
@@ -279,11 +277,11 @@ fn refuse_unsupported(fields: &Fields<'_>) -> Result<()> {
         return Err(fields.unsupported("hidden_act", &format!("activation {act:?}"), "Qwen2.5's MLP uses \"silu\""));
     }
     if fields.get("dual_chunk_attention_config").is_some() {
-        let reason = "the 1M-token models are not run; use the model of the same size without \"1M\" in its name";
+        let reason = "the 1M-token models are not supported; use the model of the same size without \"1M\" in its name";
         return Err(fields.unsupported("dual_chunk_attention_config", "dual-chunk attention", reason));
     }
     if fields.get("compression_config").is_some() {
-        let reason = "its layout is not read; use the GPTQ, AWQ, GGUF or 16-bit files of the same model";
+        let reason = "its layout is not supported; use the GPTQ, AWQ, GGUF or 16-bit files of the same model";
         return Err(fields.unsupported("compression_config", "quantisation \"compressed-tensors\"", reason));
     }
     if fields.bool("use_mrope")? == Some(true) {
@@ -313,7 +311,7 @@ fn sliding_window(fields: &Fields<'_>, num_hidden_layers: usize) -> Result<Optio
                 fields.required(key, fields.usize(key, 0, usize::MAX)?).map(Some)
             }
             Some(kind) => {
-                let what = format!("layer type {:?}", kind.as_str().unwrap_or("that is no string"));
+                let what = format!("layer type {:?}", kind.as_str().unwrap_or("that is not a string"));
                 Err(fields.unsupported("layer_types", &what, FULL_ATTENTION))
             }
         };

@@ -118,10 +118,10 @@ fn reason(method: Option<&str>) -> String {
         Some("marlin") => "its tensors are repacked for one kernel of NVIDIA GPUs",
         Some("bitsandbytes") => "its blocks are made for the library of that name",
         Some("fp8" | "fbgemm_fp8" | "finegrained_fp8" | "modelopt" | "mxfp4") => {
-            "8-bit and 4-bit floating point is not computed with"
+            "8-bit and 4-bit floating point is not supported"
         }
-        Some("aqlm" | "vptq" | "quip" | "spqr" | "higgs") => "its codebooks are not read",
-        _ => "its layout is not read",
+        Some("aqlm" | "vptq" | "quip" | "spqr" | "higgs") => "its codebooks are not supported",
+        _ => "its layout is not supported",
     };
     format!("{why}; {ADVICE}")
 }
@@ -131,7 +131,8 @@ fn gptq(fields: &Fields<'_>) -> Result<Quantization> {
         4 => GroupBits::Four,
         8 => GroupBits::Eight,
         other => {
-            let reason = "4 and 8 bits are read; use the GPTQ-Int4, GPTQ-Int8 or a GGUF file of the same model";
+            let reason =
+                "only 4 and 8 bits are supported; use the GPTQ-Int4, GPTQ-Int8 or a GGUF file of the same model";
             return Err(fields.unsupported("bits", &format!("GPTQ with {other} bits"), reason));
         }
     };
@@ -145,7 +146,7 @@ fn gptq(fields: &Fields<'_>) -> Result<Quantization> {
         other => return Err(repacked(fields, key, other)),
     };
     if let Some(dtype) = fields.str("pack_dtype")?.filter(|dtype| dtype.trim_start_matches("torch.") != "int32") {
-        let reason = format!("codes are read out of 32-bit integers; {ADVICE}");
+        let reason = format!("only codes packed into 32-bit integers are supported; {ADVICE}");
         return Err(fields.unsupported("pack_dtype", &format!("GPTQ packed into {dtype:?}"), reason));
     }
     let group_size = group_size(fields)?;
@@ -165,7 +166,7 @@ fn gptq(fields: &Fields<'_>) -> Result<Quantization> {
 fn awq(fields: &Fields<'_>) -> Result<Quantization> {
     let bits = fields.required("bits", fields.usize("bits", 1, 64)?)?;
     if bits != 4 {
-        let reason = "4 bits are read; use the AWQ or GPTQ-Int8 files of the same model, or a GGUF file";
+        let reason = "only 4 bits are supported; use the AWQ or GPTQ-Int8 files of the same model, or a GGUF file";
         return Err(fields.unsupported("bits", &format!("AWQ with {bits} bits"), reason));
     }
     let (key, version) = layout(fields, &["version", "checkpoint_format", "format"], "gemm")?;
@@ -174,11 +175,11 @@ fn awq(fields: &Fields<'_>) -> Result<Quantization> {
         return Err(fields.unsupported(key, &format!("AWQ in the layout {version:?}"), reason));
     }
     if let Some(backend) = fields.str("backend")?.filter(|backend| !backend.eq_ignore_ascii_case("autoawq")) {
-        let reason = format!("the layout of AutoAWQ is read; {ADVICE}");
+        let reason = format!("only the layout of AutoAWQ is supported; {ADVICE}");
         return Err(fields.unsupported("backend", &format!("AWQ as {backend:?} packs it"), reason));
     }
     if fields.bool("zero_point")? == Some(false) {
-        let reason = format!("its codes are signed, and the layout \"gemm\" has none of those; {ADVICE}");
+        let reason = format!("its codes are signed, which the layout \"gemm\" does not have; {ADVICE}");
         return Err(fields.unsupported("zero_point", "AWQ without zero points", reason));
     }
     Ok(Quantization {
@@ -211,7 +212,7 @@ fn group_size(fields: &Fields<'_>) -> Result<Option<u32>> {
     }
     let group_size = fields.required(key, fields.usize(key, 1, MAX_WIDTH)?)?;
     if !group_size.is_multiple_of(GROUP_UNIT) {
-        let reason = format!("groups of a multiple of {GROUP_UNIT} columns are read; {ADVICE}");
+        let reason = format!("groups must be multiples of {GROUP_UNIT} columns; {ADVICE}");
         return Err(fields.unsupported(key, &format!("groups of {group_size} columns"), reason));
     }
     // At most MAX_WIDTH.
@@ -231,7 +232,11 @@ fn dynamic(fields: &Fields<'_>, bits: GroupBits, group_size: Option<u32>) -> Res
         let differs = |key: &str, base: f64| rule.get(key).is_some_and(|value| value.as_f64() != Some(base));
         if !pattern.starts_with("-:") && (differs("bits", bits.count().into()) || differs("group_size", group_size)) {
             let what = format!("GPTQ with other bits or groups for the modules {pattern:?}");
-            return Err(fields.unsupported("dynamic", &what, format!("all packed modules are read alike; {ADVICE}")));
+            return Err(fields.unsupported(
+                "dynamic",
+                &what,
+                format!("all packed modules need the same format; {ADVICE}"),
+            ));
         }
     }
     Ok(())

@@ -52,7 +52,7 @@ pub(super) fn config(path: &Path, metadata: &Metadata, vocab_size: Option<usize>
     match config.fits_pointers() {
         true => Ok(config),
         false => {
-            let reason = "makes with the other sizes a model too large for this machine's pointers";
+            let reason = "makes the model too large to address on this machine";
             Err(keys.error("qwen2.embedding_length", reason))
         }
     }

@@ -59,7 +59,7 @@ pub fn describe(config: &Config, generation: &GenerationConfig) -> Result<Metada
 
 fn describe_yarn(yarn: &Yarn, metadata: &mut Metadata) -> Result<()> {
     if !yarn.truncate {
-        let reason = "GGUF has no key for it, and readers round; write the file without YaRN, and load it with it";
+        let reason = "GGUF has no key for it, and readers round; write the file without YaRN, and enable it at load";
         return Err(Error::unsupported("YaRN with `truncate` false", reason));
     }
     let mut set = |name: &str, value: Value| metadata.insert(format!("qwen2.rope.scaling.{name}"), value);

@@ -38,7 +38,7 @@ const LEAST_ENTRY_BYTES: u64 = 8 + 4 + 1;
 /// Bytes of the entry of a tensor with an empty name and no dimensions.
 const LEAST_TENSOR_BYTES: u64 = 8 + 4 + 4 + 8;
 
-/// A parsed header: every tensor lies within the file, and none overlaps another.
+/// A parsed header: every tensor is within the file, and none overlaps another.
 ///
 /// ```
 /// use std::path::Path;
@@ -117,7 +117,7 @@ fn check_version(path: &Path, version: u32) -> Result<()> {
         version if (1..=0xffff).contains(&version.swap_bytes()) => {
             ("big-endian GGUF", "the file was made for machines of the other byte order: take the little-endian one")
         }
-        _ => ("this version of GGUF", "versions 2 and 3 are read"),
+        _ => ("this version of GGUF", "only versions 2 and 3 are supported"),
     };
     Err(Error::unsupported(format!("{what} ({}: version {version})", path.display()), reason))
 }
@@ -169,7 +169,7 @@ impl Entry {
         let (cols, rows) = self.shape.split_last().map_or((1, &[][..]), |(cols, rows)| (*cols, rows));
         let block = encoding.block();
         if !cols.is_multiple_of(block.values) {
-            let reason = format!("rows of {cols} values are no whole blocks of {} in {encoding}", block.values);
+            let reason = format!("rows of {cols} values are not whole blocks of {} in {encoding}", block.values);
             return Err(self.error(path, reason));
         }
         let bytes = size::product(rows).and_then(|rows| block.matrix_bytes(rows, cols));
@@ -196,7 +196,7 @@ fn lay_out(path: &Path, entries: Vec<Entry>, data: u64, alignment: u64, len: u64
         let bytes = entry.bytes(path)?;
         let Entry { offset, .. } = entry;
         if !offset.is_multiple_of(alignment) {
-            return Err(entry.error(path, format!("offset {offset} is no multiple of the alignment {alignment}")));
+            return Err(entry.error(path, format!("offset {offset} is not a multiple of the alignment {alignment}")));
         }
         let start = data.checked_add(offset);
         match start.and_then(|start| start.checked_add(bytes.unwrap_or(0)).filter(|end| *end <= len).and(Some(start))) {

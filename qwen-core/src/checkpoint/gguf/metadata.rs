@@ -180,7 +180,7 @@ impl Metadata {
             reader.reading(format!("key `{}`", shown(&key)));
             let value = Value::read(reader)?;
             if entries.insert(key, value).is_some() {
-                return Err(reader.error("appears twice: nothing says which of its values holds"));
+                return Err(reader.error("appears twice: it is unclear which value is meant"));
             }
         }
         Ok(Metadata { entries })
@@ -266,7 +266,7 @@ impl Value {
             10 => Value::U64(reader.u64()?),
             11 => Value::I64(i64::from_le_bytes(reader.bytes()?)),
             12 => Value::F64(f64::from_le_bytes(reader.bytes()?)),
-            other => return Err(reader.error(format!("{other} is no type of a value: GGUF has 0 to 12"))),
+            other => return Err(reader.error(format!("{other} is not a type of values: GGUF has 0 to 12"))),
         })
     }
 }
@@ -324,7 +324,7 @@ impl Array {
     /// Read an array that is nested in `depth - 1` others.
     fn read(reader: &mut Reader<'_>, depth: usize) -> Result<Self> {
         if depth > MAX_DEPTH {
-            return Err(reader.error(format!("lists lie within lists to a depth of more than {MAX_DEPTH}")));
+            return Err(reader.error(format!("lists are nested to a depth of more than {MAX_DEPTH}")));
         }
         Ok(match reader.u32()? {
             0 => Array::U8(reader.numbers(u8::from_le_bytes)?),
@@ -344,7 +344,7 @@ impl Array {
             10 => Array::U64(reader.numbers(u64::from_le_bytes)?),
             11 => Array::I64(reader.numbers(i64::from_le_bytes)?),
             12 => Array::F64(reader.numbers(f64::from_le_bytes)?),
-            other => return Err(reader.error(format!("{other} is no type of a list's values: GGUF has 0 to 12"))),
+            other => return Err(reader.error(format!("{other} is not a type of list elements: GGUF has 0 to 12"))),
         })
     }
 }

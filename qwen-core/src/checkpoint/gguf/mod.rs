@@ -87,7 +87,7 @@ impl Checkpoint {
 fn unknown(shard: &Shard, info: &TensorInfo, layers: usize) -> Error {
     let what = format!("tensor `{}` ({})", reader::shown(&info.name), shard.path().display());
     let reason = format!(
-        "a Qwen2.5 of {layers} layers has none of this name, and without it the results would be others: the file is of \
+        "a Qwen2.5 of {layers} layers has none of this name, and ignoring it would change the results: the file is of \
          another model or modified, use one that was converted from a plain Qwen2.5"
     );
     Error::unsupported(what, reason)

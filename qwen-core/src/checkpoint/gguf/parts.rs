@@ -94,7 +94,7 @@ pub(super) fn open(file: &Path) -> Result<Vec<Part>> {
     if count <= 1 {
         if let Some(Numbered { number, count: 2.., .. }) = numbered {
             let reason = format!(
-                "is named as part {number} of a model, and does not say so itself (key `{COUNT}`): rename it if it is \
+                "is named as part {number} of a model, but does not say so itself (key `{COUNT}`): rename it if it is \
                  whole, else download it again"
             );
             return Err(invalid(file, reason));
@@ -119,7 +119,7 @@ pub(super) fn open(file: &Path) -> Result<Vec<Part>> {
         let path = file.with_file_name(&name);
         if !path.exists() {
             let reason =
-                format!("is part {own} of {count}, and part {number}, `{name}`, is not beside it: download it");
+                format!("is part {own} of {count}, but part {number}, `{name}`, is not in its folder: download it");
             return Err(invalid(file, reason));
         }
         let part = Part::open(&path)?;

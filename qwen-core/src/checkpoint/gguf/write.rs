@@ -224,7 +224,7 @@ fn header(metadata: &Metadata, tensors: Vec<NewTensor>) -> Result<(Vec<u8>, Vec<
         };
         let len = bytes(&tensor).ok_or_else(|| {
             let block = tensor.encoding.block().values;
-            invalid(format!("{:?} values in {} are no whole blocks of {block}", tensor.shape, tensor.encoding))
+            invalid(format!("{:?} values in {} are not whole blocks of {block}", tensor.shape, tensor.encoding))
         })?;
         let end = offset.checked_add(len).and_then(|end| end.checked_next_multiple_of(ALIGNMENT));
         let Some(end) = end else { return Err(invalid("the sizes of all tensors together overflow".into())) };

@@ -97,7 +97,7 @@ impl<'a> Packed<'a> {
         if !cols.is_multiple_of(group_size) || !cols.is_multiple_of(COLUMN_UNIT) {
             let what = format!("{cols} columns in groups of {group_size} (tensor `{}`)", qweight.info.name);
             let reason = format!(
-                "columns come in whole groups, and in multiples of {COLUMN_UNIT}; use the GGUF or 16-bit files of the \
+                "columns must be whole groups and a multiple of {COLUMN_UNIT}; use the GGUF or 16-bit files of the \
                  same model"
             );
             return Err(Error::unsupported(what, reason));

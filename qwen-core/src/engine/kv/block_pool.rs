@@ -4,7 +4,7 @@
 use crate::error::{Error, Result};
 use crate::model::batch::BlockId;
 
-/// Counts the references to each block and hands out those without any.
+/// Counts the references to each block and allocates those without any.
 ///
 /// ```
 /// use qwen_core::engine::kv::BlockPool;
@@ -27,7 +27,7 @@ impl BlockPool {
     /// A pool of `num_blocks` free blocks, at most as many as a [`BlockId`] can number.
     pub fn new(num_blocks: usize) -> Self {
         let num_blocks = u32::try_from(num_blocks).unwrap_or(u32::MAX);
-        // Reversed, so that the lowest numbers are handed out first.
+        // Reversed, so that the lowest numbers are allocated first.
         let free = (0..num_blocks).rev().map(BlockId).collect();
         BlockPool { ref_counts: vec![0; num_blocks as usize], free }
     }

@@ -74,7 +74,7 @@ fn pack_scales_and_mins(scales: &[i8; 8], mins: &[u8; 8]) -> [u8; 12] {
     })
 }
 
-/// The sixteen 6-bit scales of Q3_K, less 32.
+/// The sixteen 6-bit scales of Q3_K, minus 32.
 ///
 /// Their low four bits are the halves of eight bytes, the first eight scales in the low halves; their high two bits are
 /// the bit pairs of four bytes.

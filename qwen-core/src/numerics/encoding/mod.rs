@@ -27,7 +27,7 @@ pub use group::{GroupBits, GroupEncoding};
 
 /// The encoding of a stored matrix's values.
 ///
-/// The names are those of the formats: what GGUF files call `Q4_K` is [`Encoding::Q4K`]. Serialised by this name.
+/// Variants are named after the formats: GGUF's `Q4_K` is [`Encoding::Q4K`]. Serialised by this name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Encoding {
@@ -37,11 +37,11 @@ pub enum Encoding {
     F16,
     /// The upper half of a single: 8 bits of exponent, 7 of mantissa.
     Bf16,
-    /// Blocks of 32: an F16 scale, 4-bit codes less 8.
+    /// Blocks of 32: an F16 scale, 4-bit codes minus 8.
     Q4_0,
     /// Blocks of 32: an F16 scale and minimum, 4-bit codes.
     Q4_1,
-    /// Blocks of 32: an F16 scale, 5-bit codes less 16.
+    /// Blocks of 32: an F16 scale, 5-bit codes minus 16.
     Q5_0,
     /// Blocks of 32: an F16 scale and minimum, 5-bit codes.
     Q5_1,
@@ -55,21 +55,21 @@ pub enum Encoding {
     Q4K,
     /// Blocks of 256: eight 6-bit scales and minima, 5-bit codes.
     Q5K,
-    /// Blocks of 256: sixteen 8-bit scales, 6-bit codes less 32.
+    /// Blocks of 256: sixteen 8-bit scales, 6-bit codes minus 32.
     Q6K,
     /// Blocks of 32: an F16 scale, 4-bit codes that index a table of sixteen values.
     Iq4Nl,
     /// Blocks of 256: eight 6-bit scales, 4-bit codes that index a table of sixteen values.
     Iq4Xs,
-    /// Blocks of 256, about 2.06 bits a value: points of a grid with signs.
+    /// Blocks of 256, about 2.06 bits per value: grid points with signs.
     Iq2Xxs,
-    /// Blocks of 256, about 2.31 bits a value: points of a grid with signs.
+    /// Blocks of 256, about 2.31 bits per value: grid points with signs.
     Iq2Xs,
-    /// Blocks of 256, about 2.56 bits a value: points of a grid with signs.
+    /// Blocks of 256, about 2.56 bits per value: grid points with signs.
     Iq2S,
-    /// Blocks of 256, about 3.06 bits a value: points of a grid with signs.
+    /// Blocks of 256, about 3.06 bits per value: grid points with signs.
     Iq3Xxs,
-    /// Blocks of 256, about 3.44 bits a value: points of a grid with signs.
+    /// Blocks of 256, about 3.44 bits per value: grid points with signs.
     Iq3S,
     /// Groups of columns with a scale and a zero point, as in GPTQ and AWQ.
     Group(GroupEncoding),
@@ -224,7 +224,7 @@ impl fmt::Display for Encoding {
 // Groups have a text, and none that is read.
 serde_by_text!(Encoding);
 
-/// Reads the name that an encoding is displayed by, in capitals or not.
+/// Parses the name that `Display` prints, in any case.
 ///
 /// ```
 /// use qwen_core::Encoding;
@@ -239,7 +239,7 @@ impl FromStr for Encoding {
         let named = |encoding: &Encoding| encoding.to_string().eq_ignore_ascii_case(name);
         Encoding::NAMED.into_iter().find(named).ok_or_else(|| {
             let names = Encoding::NAMED.map(|encoding| encoding.to_string()).join(", ");
-            Error::argument("encoding", format!("`{name}` is none of {names}"))
+            Error::argument("encoding", format!("`{name}` is not one of {names}"))
         })
     }
 }

@@ -40,7 +40,7 @@ fn without_a_secret_a_rank_that_differs_is_named_when_the_time_is_up() {
     let text = leader.rendezvous(&same()).unwrap_err().to_string();
     let different = "precision is Exact on rank 1 and Fast on rank 0: start all ranks alike";
     assert!(text.contains("did not connect within 1.5 seconds: 1;"), "{text}");
-    assert!(text.ends_with(&format!("one was turned away: {different}")), "{text}");
+    assert!(text.ends_with(&format!("one was rejected: {different}")), "{text}");
     assert_eq!(other.join().unwrap(), different);
 }
 

@@ -205,7 +205,7 @@ fn a_rank_with_a_secret_joins_nobody_who_does_not_prove_it() {
     assert_eq!(text, "the shared secret is set on rank 1 and not set on rank 0: start all ranks alike");
     let text = leader.join().unwrap().unwrap_err().to_string();
     let turned_away = "the shared secret is set on rank 1 and not set on rank 0: start all ranks alike";
-    assert!(text.ends_with(&format!("one was turned away: {turned_away}")), "{text}");
+    assert!(text.ends_with(&format!("one was rejected: {turned_away}")), "{text}");
 
     // A listener at rank 0's address that answers with nothing, with something, and with an echo.
     for answer in 0..3 {

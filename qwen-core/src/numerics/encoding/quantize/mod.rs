@@ -57,7 +57,7 @@ impl Encoding {
             Encoding::Q6K => super_blocks::q6_k,
             Encoding::Iq4Xs => super_blocks::iq4_xs,
             other => {
-                let reason = "nothing is converted to it: use one of F16, BF16, Q8_0, Q6_K, Q5_K, Q4_K, IQ4_XS, Q4_0";
+                let reason = "there is no quantiser for it: use one of F16, BF16, Q8_0, Q6_K, Q5_K, Q4_K, IQ4_XS, Q4_0";
                 return Err(Error::unsupported(format!("quantising to {other}"), reason));
             }
         };
@@ -69,7 +69,7 @@ impl Encoding {
     fn check(self, values: &[f32], importance: Option<&[f32]>) -> Result<()> {
         let block = self.block().values;
         if !values.len().is_multiple_of(block) {
-            let reason = format!("a row of {} values is no whole number of {self}'s blocks of {block}", values.len());
+            let reason = format!("a row of {} values is not whole {self} blocks of {block}", values.len());
             return Err(Error::argument("values", reason));
         }
         let largest = match self {
@@ -80,7 +80,7 @@ impl Encoding {
         if let Some(index) = find(values, |value| value.is_nan() || value.abs() > largest) {
             let value = values[index];
             let reason = if value.is_finite() {
-                format!("{value} at index {index} is beyond {largest}, the largest that {self} is given")
+                format!("{value} at index {index} is beyond {largest}, the largest value for {self}")
             } else {
                 format!("{value} at index {index} is not finite")
             };
