@@ -85,12 +85,14 @@ mod tests {
             for b in EXTREMES {
                 let exact = a as u128 * b as u128;
                 match values("len", &[a, b]) {
-                    Ok(len) => assert!(len as u128 == exact && 4 * exact <= isize::MAX as u128, "{a} x {b}"),
+                    Ok(len) => {
+                        assert!(len as u128 == exact && exact.saturating_mul(4) <= isize::MAX as u128, "{a} x {b}")
+                    }
                     // A product of 0 that overflows before its zero factor is refused as well: no buffer has such
                     // dimensions.
-                    Err(_) => assert!(4 * exact > isize::MAX as u128, "{a} x {b}"),
+                    Err(_) => assert!(exact.saturating_mul(4) > isize::MAX as u128, "{a} x {b}"),
                 }
-                assert_eq!(u128::from(bytes(4, &[a, b])), (4 * exact).min(u64::MAX.into()), "{a} x {b}");
+                assert_eq!(u128::from(bytes(4, &[a, b])), exact.saturating_mul(4).min(u64::MAX.into()), "{a} x {b}");
             }
         }
     }
