@@ -40,6 +40,6 @@ fn a_logger_hears_what_was_loaded_what_was_odd_and_what_was_cut() {
     let has = |words: &[&str]| events.iter().any(|event| words.iter().all(|word| event.contains(word)));
     assert_eq!(engine.warnings().len(), 1);
     assert!(has(&["WARN", "num_beams"]), "{events:?}");
-    assert!(has(&["WARN", "context", "128 of 4096"]), "{events:?}");
+    assert!(has(&["WARN", "context", "from 4096 to 128"]), "{events:?}");
     assert!(has(&["INFO", "loaded", engine.device_name(), engine.selection_reason(), "context 128"]), "{events:?}");
 }
