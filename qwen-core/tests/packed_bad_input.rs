@@ -172,7 +172,7 @@ fn settings_that_contradict_the_tensors_are_told() {
     // A whole row as one group, of a width that no block has.
     let odd = Matrix::random(Method::Awq, 4, [ROWS, 40, 40], 1);
     let error = refuse(&odd, none, json!({})).to_string();
-    assert!(error.contains("40 columns") && error.contains("multiples of 32"), "{error}");
+    assert!(error.contains("40 columns") && error.contains("a multiple of 32"), "{error}");
 }
 
 #[test]
