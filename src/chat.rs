@@ -1,5 +1,6 @@
 //! Conversations: messages in, an answer out, both remembered.
 
+use std::mem;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use qwen_core::engine::{Canceller, FinishReason};
@@ -70,6 +71,17 @@ impl History {
         self.replying = false;
         self.encoded = None;
         change(&mut self.turns)
+    }
+
+    fn messages(&self) -> Vec<Message> {
+        self.turns.iter().map(|turn| turn.message.clone()).collect()
+    }
+
+    /// The messages with the model's own texts in place of what was parsed of them; `None` where nothing was.
+    fn as_written(&self) -> Option<Vec<Message>> {
+        let as_written = |turn: &Turn| turn.written.clone().map_or_else(|| turn.message.clone(), Message::assistant);
+        let is_parsed = self.turns.iter().any(|turn| turn.written.is_some());
+        is_parsed.then(|| self.turns.iter().map(as_written).collect())
     }
 
     fn check_idle(&self) -> Result<()> {
@@ -216,9 +228,8 @@ impl Chat {
     /// As [`Chat::reply`].
     pub fn reply_with(&mut self, options: &GenerateOptions) -> Result<Reply> {
         let _float_env = FloatEnv::enter();
-        let (turns, encoded) = self.with(|history| (history.turns.clone(), history.encoded.clone()));
         let tokenizer = self.engine.tokenizer()?;
-        let prompt = self.prompt(tokenizer, &turns, encoded.as_ref())?;
+        let prompt = self.prompt(tokenizer)?;
         self.with(|history| history.check_idle())?;
         let stream = self.engine.stream_text(prompt.ids.clone(), options)?;
         let edition = self.with(|history| {
@@ -230,35 +241,37 @@ impl Chat {
         Ok(Reply { stream, text: String::new(), prompt, history, edition, takes_question: false, parser })
     }
 
-    /// The prompt of these turns. It begins with the ids `before`, unless the template rewrites what they stand for.
-    fn prompt(&self, tokenizer: &Tokenizer, turns: &[Turn], before: Option<&EncodedChat>) -> Result<EncodedChat> {
+    /// The prompt of the turns so far. It begins with the ids of the last one and its answer, unless the template rewrites
+    /// what they stand for.
+    fn prompt(&self, tokenizer: &Tokenizer) -> Result<EncodedChat> {
+        let (messages, written, before) =
+            self.with(|history| (history.messages(), history.as_written(), history.encoded.clone()));
         let room = self.engine.prompt_room();
         let encode = |messages: &[Message]| {
             let input = ChatInput::new(messages)
                 .tools(&self.tools)
                 .add_generation_prompt(true)
                 .trust_contents(self.trust_contents);
-            match before {
+            match &before {
                 Some(before) => tokenizer.encode_chat_after(&input, room, before),
                 None => tokenizer.encode_chat_within(&input, room),
             }
         };
-        let goes_on = |chat: &EncodedChat| before.is_none_or(|before| chat.ids.starts_with(&before.ids));
-        let parsed = encode(&turns.iter().map(|turn| turn.message.clone()).collect::<Vec<_>>());
-        if parsed.as_ref().is_ok_and(goes_on) || turns.iter().all(|turn| turn.written.is_none()) {
-            return Ok(parsed?);
-        }
-        // The template writes a call in another form than the model did: as texts they are what it wrote.
-        let written = |turn: &Turn| turn.written.clone().map_or_else(|| turn.message.clone(), Message::assistant);
-        match encode(&turns.iter().map(written).collect::<Vec<_>>()) {
-            Ok(chat) if goes_on(&chat) => Ok(chat),
+        let goes_on = |chat: &EncodedChat| before.as_ref().is_none_or(|before| chat.ids.starts_with(&before.ids));
+        let parsed = encode(&messages);
+        match written {
+            // The template writes a call in another form than the model did: as texts they are what it wrote.
+            Some(written) if !parsed.as_ref().is_ok_and(goes_on) => match encode(&written) {
+                Ok(chat) if goes_on(&chat) => Ok(chat),
+                _ => Ok(parsed?),
+            },
             _ => Ok(parsed?),
         }
     }
 
     /// The conversation so far.
     pub fn messages(&self) -> Vec<Message> {
-        self.with(|history| history.turns.iter().map(|turn| turn.message.clone()).collect())
+        self.with(|history| history.messages())
     }
 
     /// Forget everything but the system message. An answer that is still arriving is not added.
@@ -294,10 +307,8 @@ impl Reply {
     /// # Errors
     /// The error that ended it early.
     pub fn text(mut self) -> Result<String> {
-        for piece in &mut self {
-            piece?;
-        }
-        Ok(self.text.clone())
+        self.read_to_end()?;
+        Ok(mem::take(&mut self.text))
     }
 
     /// Wait for the whole answer, and give it as the message that joins the conversation: with
@@ -306,10 +317,12 @@ impl Reply {
     /// # Errors
     /// The error that ended it early.
     pub fn message(mut self) -> Result<Message> {
-        for piece in &mut self {
-            piece?;
-        }
+        self.read_to_end()?;
         Ok(self.parsed())
+    }
+
+    fn read_to_end(&mut self) -> Result<()> {
+        self.try_for_each(|piece| piece.map(drop))
     }
 
     /// The calls of tools in the answer so far, as far as they are complete; see [`Tokenizer::parse_answer`]. None where the

@@ -60,14 +60,9 @@ fn object(text: &str, reason: Option<FinishReason>, stats: &Stats, calls: &[Tool
     let mut answer = json!({
         "text": text,
         "finish_reason": reason.as_str(),
-        "stats": {
-            "prompt_tokens": stats.prompt_tokens,
-            "new_tokens": stats.new_tokens,
-            "first_token_seconds": stats.first_token.map(|time| time.as_secs_f64()),
-            "generation_seconds": stats.generation.as_secs_f64(),
-            "tokens_per_second": stats.tokens_per_second(),
-        },
+        "stats": stats,
     });
+    answer["stats"]["tokens_per_second"] = json!(stats.tokens_per_second());
     if !calls.is_empty() {
         answer["tool_calls"] = json!(calls);
     }

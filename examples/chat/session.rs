@@ -133,18 +133,14 @@ impl Session {
 
     fn undo(&mut self) -> Result<(), Failure> {
         let mut messages = self.chat.messages();
-        let Some(last) = messages.iter().rposition(|message| message.role == Role::User) else {
-            return Err("nothing was asked yet".into());
-        };
+        let last = last_question(&messages)?;
         messages.truncate(last);
         Ok(self.chat.set_messages(messages)?)
     }
 
     fn retry(&mut self, may_drop: MayDrop<'_>) -> Result<Ended, Failure> {
         let before = self.chat.messages();
-        let Some(last) = before.iter().rposition(|message| message.role == Role::User) else {
-            return Err("nothing was asked yet".into());
-        };
+        let last = last_question(&before)?;
         self.chat.set_messages(before[..=last].to_vec())?;
         // Draws differ; a model that takes the most likely token answers as before.
         self.options.seed = self.options.seed.wrapping_add(1);
@@ -195,7 +191,7 @@ impl Session {
         let bar = progress::prompt(&mut reply, self.screen)?;
         let printed = match self.json {
             false => reply::print(&self.engine, &mut reply, self.screen),
-            true => self.print_json(&mut reply),
+            true => Self::print_json(&mut reply),
         };
         if !bar.is_finished() {
             bar.finish_and_clear();
@@ -224,12 +220,9 @@ impl Session {
         Ok(Ended::Done)
     }
 
-    fn print_json(&self, reply: &mut Reply) -> Result<(), Stop> {
+    fn print_json(reply: &mut Reply) -> Result<(), Stop> {
         let text: String = reply.by_ref().collect::<qwen::Result<_>>()?;
-        // The answer is the last message by now, unless nothing of it came.
-        let answer = self.chat.messages().pop().filter(|message| message.role == Role::Assistant);
-        let calls = answer.map(|message| message.tool_calls).unwrap_or_default();
-        Ok(reply::print_json(&text, reply.finish_reason(), &reply.stats(), &calls)?)
+        Ok(reply::print_json(&text, reply.finish_reason(), &reply.stats(), &reply.tool_calls())?)
     }
 
     fn stats(&self) -> String {
@@ -248,4 +241,10 @@ impl Session {
         }
         lines.join("\n")
     }
+}
+
+/// The place of the last question among the messages.
+fn last_question(messages: &[Message]) -> Result<usize, Failure> {
+    let last = messages.iter().rposition(|message| message.role == Role::User);
+    last.ok_or_else(|| "nothing was asked yet".into())
 }
