@@ -15,5 +15,16 @@ macro_rules! discard {
     };
 }
 
+/// Whether anybody would see debug events: for those whose figures have to be fetched first.
+#[cfg(feature = "log")]
+pub(crate) fn wants_debug() -> bool {
+    log::log_enabled!(log::Level::Debug)
+}
+
+#[cfg(not(feature = "log"))]
+pub(crate) fn wants_debug() -> bool {
+    false
+}
+
 #[cfg(not(feature = "log"))]
 pub(crate) use {discard as debug, discard as info, discard as warn};

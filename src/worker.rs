@@ -17,7 +17,7 @@ use qwen_core::model::runner::Runner;
 use qwen_core::numerics::float_env::FloatEnv;
 
 use crate::error::{Error, Result};
-use crate::events::debug;
+use crate::events::{debug, wants_debug};
 
 /// An event and when it happened: a reader may be slower than the engine.
 pub(crate) type Stamped = (Event, Instant);
@@ -231,7 +231,7 @@ fn run(mut core: EngineCore, intake: &Intake, submissions: &Submissions) {
                 streams.remove(&id);
             }
         });
-        let waiting = intake.num_waiting();
+        let waiting = if wants_debug() { intake.num_waiting() } else { 0 };
         if (waiting > 0) != some_wait {
             some_wait = waiting > 0;
             match some_wait {
