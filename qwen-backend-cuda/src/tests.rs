@@ -240,7 +240,7 @@ fn a_step_with_a_read_is_not_replayed() {
     harness.driver.freeze(false);
     let mut backend = CudaBackend::on(std::sync::Arc::new(harness.driver.clone()), &CudaOptions::new());
     let (mut x, y) = (backend.alloc(64).unwrap(), backend.alloc(64).unwrap());
-    let key = StepKey { num_tokens: 1, num_seqs: 1, num_logits: 1, max_seqlen_q: 1 };
+    let key = StepKey { num_tokens: 1, num_seqs: 1, num_logits: 1, max_seqlen_q: 1, hidden: false };
     for _ in 0..3 {
         let before = harness.driver.calls().launched.len();
         backend

@@ -139,7 +139,9 @@ macro_rules! __conformance_cases {
             gather_rows { rows }
             argmax { valid_columns ties non_finite }
             steps { replay steps_in_a_row interrupt failing_body written_indices }
-            model { logits batch_invariance kv_in_blocks permuted_blocks determinism forks greedy interrupt non_finite }
+            model {
+                logits hidden batch_invariance kv_in_blocks permuted_blocks determinism forks greedy interrupt non_finite
+            }
             parts { ranks stages non_finite_stage }
         }
     };

@@ -161,6 +161,7 @@ impl Scenario {
             num_seqs: self.sequences.len() + self.pad_seqs,
             num_logits: 0,
             max_seqlen_q: self.sequences.iter().map(|sequence| sequence.tokens).max().unwrap_or(0),
+            hidden: false,
         }
     }
 

@@ -129,7 +129,12 @@ impl Attended {
         let tokens = step.tokens();
         let qkv = buffer(b, &values(tokens * HEADS.qkv_size()));
         let max_seqlen_q = step.cu_seqlens_q.windows(2).map(|pair| (pair[1] - pair[0]) as usize).max().unwrap();
-        Attended { kv, qkv, tokens, key: StepKey { num_tokens: tokens, num_seqs: 2, num_logits: 0, max_seqlen_q } }
+        Attended {
+            kv,
+            qkv,
+            tokens,
+            key: StepKey { num_tokens: tokens, num_seqs: 2, num_logits: 0, max_seqlen_q, hidden: false },
+        }
     }
 
     /// The attention output for these inputs, for each token.

@@ -1,6 +1,7 @@
 //! Cases over whole models: small ones with random weights, through [`qwen_core::model::runner`].
 
 mod drive;
+mod hidden;
 mod kv_encoding;
 pub mod parts;
 mod weights;
@@ -12,6 +13,7 @@ use super::compare;
 use super::op::Allowed;
 use super::rig::Rig;
 use drive::{Sequences, Step, load_whole, prompt, run_steps};
+pub use hidden::hidden;
 pub use kv_encoding::kv_in_blocks;
 use qwen_core::Precision;
 use qwen_core::backend::composed::argmax_row;

@@ -160,6 +160,8 @@ pub struct StepKey {
     pub num_logits: usize,
     /// The largest number of tokens that one sequence has in this step: 1 lets a backend take its decode kernels.
     pub max_seqlen_q: usize,
+    /// Whether the hidden states after the final norm are wanted.
+    pub hidden: bool,
 }
 
 /// The sizes of a model, or of one rank's part of it, that determine how much memory a step needs on a device.

@@ -172,7 +172,7 @@ pub fn run<D: Record>(
 ///     vocab_size: 1000,
 ///     num_token_ids: 1000,
 /// };
-/// let step = |count| StepKey { num_tokens: count, num_seqs: count, num_logits: count, max_seqlen_q: 1 };
+/// let step = |count| StepKey { num_tokens: count, num_seqs: count, num_logits: count, max_seqlen_q: 1, hidden: false };
 /// assert_eq!(padded(step(3), &limits), step(4));
 /// assert_eq!(padded(step(5), &limits), step(6));
 /// ```
@@ -205,8 +205,20 @@ fn padded_count(count: usize) -> usize {
 /// assert_eq!(shapes.iter().map(|key| (key.num_tokens, key.num_seqs)).collect::<Vec<_>>(), [(64, 1), (1, 1), (2, 2)]);
 /// ```
 pub fn warmup_shapes(prompt_lengths: &[usize], sequence_counts: &[usize]) -> Vec<StepKey> {
-    let prompt = |&length: &usize| StepKey { num_tokens: length, num_seqs: 1, num_logits: 1, max_seqlen_q: length };
-    let single = |&count: &usize| StepKey { num_tokens: count, num_seqs: count, num_logits: count, max_seqlen_q: 1 };
+    let prompt = |&length: &usize| StepKey {
+        num_tokens: length,
+        num_seqs: 1,
+        num_logits: 1,
+        max_seqlen_q: length,
+        hidden: false,
+    };
+    let single = |&count: &usize| StepKey {
+        num_tokens: count,
+        num_seqs: count,
+        num_logits: count,
+        max_seqlen_q: 1,
+        hidden: false,
+    };
     prompt_lengths.iter().map(prompt).chain(sequence_counts.iter().map(single)).collect()
 }
 

@@ -7,6 +7,8 @@
 mod intake;
 mod interruption;
 pub mod kv;
+mod logprobs;
+mod pooling;
 pub mod sampling;
 mod scheduler;
 mod sequence;
@@ -19,6 +21,8 @@ use crate::model::runner::Runner;
 use crate::numerics::float_env::FloatEnv;
 pub use intake::{Canceller, Intake, RowWindow, Ticket};
 pub use interruption::Work;
+pub use logprobs::{LogprobsParams, TokenLogprobs};
+pub use pooling::Pooling;
 use scheduler::Scheduler;
 pub use sequence::{FinishReason, GenerateParams, Goal, Request, SeqId};
 
@@ -32,6 +36,10 @@ pub enum Event {
     Token(u32),
     /// `[vocab_size]` the logits after the next token of a [`Goal::Score`].
     Logits(Vec<f32>),
+    /// How likely the next target or alternative of a [`Goal::Logprobs`] is.
+    Logprobs(TokenLogprobs),
+    /// `[hidden_size]` the result of a [`Goal::Embed`].
+    Embedding(Vec<f32>),
     /// The request is complete. The last event.
     Finished(FinishReason),
     /// The sequence could not be completed. The last event.

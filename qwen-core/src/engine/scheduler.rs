@@ -12,7 +12,7 @@ use std::collections::VecDeque;
 
 use super::intake::Ticket;
 use super::interruption::Member;
-use super::sequence::{Sequence, Task};
+use super::sequence::{Rows, Sequence, Task};
 use super::{Event, FinishReason, Request, SeqId};
 use crate::backend::Limits;
 use crate::engine::kv::{BlockPool, BlockTable};
@@ -35,8 +35,8 @@ pub(super) enum Verdict {
     Prompt,
     /// This is its next token.
     Token(u32),
-    /// The logits after its next tokens, a row each.
-    Logits(Vec<Vec<f32>>),
+    /// This many of its rows are used; they gave these events.
+    Rows(usize, Vec<Event>),
     /// It cannot go on.
     Failed(Error),
 }
@@ -108,19 +108,17 @@ impl Scheduler {
         scheduled.clear();
         for &index in order.iter() {
             let sequence = &running[index];
-            let mut more = budget.min(sequence.num_ready_tokens() - 1);
-            if sequence.wanted(1) == WantLogits::All {
-                more = more.min(rows);
-                rows -= more;
-            }
+            let ready = sequence.num_ready_tokens().min(sequence.num_tokens_within(1 + rows));
+            let more = budget.min(ready - 1);
+            rows -= sequence.num_rows(1 + more).saturating_sub(1);
             budget -= more;
             scheduled.push(Scheduled { index, num_tokens: 1 + more, logits: sequence.wanted(1 + more) });
         }
         // A runner reads the values of the leading rows only.
         scheduled.sort_by_key(|part| match part.logits {
-            WantLogits::All | WantLogits::Last => 0,
+            WantLogits::All | WantLogits::Tail(_) | WantLogits::Last => 0,
             WantLogits::Argmax => 1,
-            WantLogits::None => 2,
+            WantLogits::None | WantLogits::Hidden(_) => 2,
         });
     }
 
@@ -208,14 +206,14 @@ impl Scheduler {
                         report(sequence.id, Event::Token(id));
                     }
                 }
-                Verdict::Logits(rows) => {
-                    for row in rows {
-                        if let Task::Score { window, num_scored } = &mut sequence.task {
-                            window.take();
-                            *num_scored += 1;
+                Verdict::Rows(used, events) => {
+                    if let Task::Score { rows, num_scored } = &mut sequence.task {
+                        *num_scored += used;
+                        if let Rows::Logits(window) = rows {
+                            (0..used).for_each(|_| window.take());
                         }
-                        report(sequence.id, Event::Logits(row));
                     }
+                    events.into_iter().for_each(|event| report(sequence.id, event));
                 }
             }
             ends.extend(sequence.finish_reason().map(|reason| (part.index, Event::Finished(reason))));

@@ -7,6 +7,8 @@ use serde::{Deserialize, Serialize};
 use super::intake::{Canceller, Place, RowWindow, Ticket};
 use crate::backend::Limits;
 use crate::engine::kv::BlockTable;
+use crate::engine::logprobs::LogprobsParams;
+use crate::engine::pooling::{Pool, Pooling};
 use crate::engine::sampling::{Sampler, SamplingParams};
 use crate::error::{Error, Result};
 use crate::model::batch::WantLogits;
@@ -22,7 +24,7 @@ pub struct SeqId(pub u64);
 pub enum FinishReason {
     /// The model gave a stop token.
     Stop,
-    /// `max_new_tokens` or the context is used up; for a [`Goal::Score`], all ids are scored.
+    /// `max_new_tokens` or the context is used up; for other goals than an answer, all ids are computed.
     Length,
     /// The caller cancelled.
     Cancelled,
@@ -71,6 +73,10 @@ pub enum Goal {
     /// The logits after each token of the prompt: [`super::Event::Logits`] by row, as far as the reader's window is
     /// open.
     Score(RowWindow),
+    /// How likely tokens are: [`super::Event::Logprobs`] for each, in order.
+    Logprobs(LogprobsParams),
+    /// The hidden states after the final norm, made one vector: one [`super::Event::Embedding`].
+    Embed(Pooling),
 }
 
 /// How an answer is generated. The default is greedy, to the end of the context.
@@ -122,6 +128,16 @@ impl Request {
         Request { prompt: prompt.into(), goal: Goal::Score(window) }
     }
 
+    /// A request for log-probabilities after the last tokens of `prompt`.
+    pub fn logprobs(prompt: impl Into<Vec<u32>>, params: LogprobsParams) -> Self {
+        Request { prompt: prompt.into(), goal: Goal::Logprobs(params) }
+    }
+
+    /// A request for the embedding of `prompt`.
+    pub fn embed(prompt: impl Into<Vec<u32>>, pooling: Pooling) -> Self {
+        Request { prompt: prompt.into(), goal: Goal::Embed(pooling) }
+    }
+
     /// Check the request against the engine's limits. [`super::EngineCore::add`] does so too; callers on another thread
     /// can check earlier.
     ///
@@ -148,6 +164,9 @@ impl Request {
                 return Err(Error::argument("max_new_tokens", "must be at least 1, is 0"));
             }
         }
+        if let Goal::Logprobs(params) = goal {
+            params.check(prompt.len(), limits.num_token_ids.min(limits.vocab_size))?;
+        }
         let (positions, available) = (self.max_len(limits), limits.num_blocks);
         let needed = positions.div_ceil(limits.block_size.max(1));
         if needed > available {
@@ -165,7 +184,7 @@ impl Request {
                 limits.max_model_len.min(self.prompt.len().saturating_add(*new))
             }
             Goal::Generate(_) => limits.max_model_len,
-            Goal::Score(_) => self.prompt.len(),
+            Goal::Score(_) | Goal::Logprobs(_) | Goal::Embed(_) => self.prompt.len(),
         }
     }
 }
@@ -195,11 +214,22 @@ pub(super) enum Task {
         stop_token_ids: Vec<u32>,
         sampler: Sampler,
     },
-    /// The rows of `num_scored` tokens were delivered.
+    /// The rows from position `num_scored` on are still to be used; those before it were, or are not wanted. So K/V up
+    /// to it is computed without rows.
     Score {
-        window: RowWindow,
+        rows: Rows,
         num_scored: usize,
     },
+}
+
+/// What the rows of a prompt become.
+#[derive(Debug)]
+pub(super) enum Rows {
+    /// Rows of logits, as far as the reader's window is open.
+    Logits(RowWindow),
+    Logprobs(LogprobsParams),
+    /// Hidden states, which are pooled.
+    Hidden(Pool),
 }
 
 impl Sequence {
@@ -211,7 +241,15 @@ impl Sequence {
             Goal::Generate(GenerateParams { stop_token_ids, sampling, .. }) => {
                 Task::Generate { stop_token_ids, sampler: Sampler::new(sampling, &prompt)? }
             }
-            Goal::Score(window) => Task::Score { window, num_scored: 0 },
+            Goal::Score(window) => Task::Score { rows: Rows::Logits(window), num_scored: 0 },
+            Goal::Logprobs(params) => {
+                let num_scored = prompt.len() - params.targets.len();
+                Task::Score { rows: Rows::Logprobs(params), num_scored }
+            }
+            Goal::Embed(pooling) => {
+                let num_scored = pooling.first(prompt.len());
+                Task::Score { rows: Rows::Hidden(Pool::default()), num_scored }
+            }
         };
         let Ticket { canceller, place } = ticket;
         Ok(Sequence {
@@ -237,19 +275,45 @@ impl Sequence {
     pub(super) fn num_ready_tokens(&self) -> usize {
         match &self.task {
             Task::Generate { .. } => self.num_pending_tokens(),
-            // Those whose K/V was given up are recomputed, without rows.
-            Task::Score { num_scored, .. } if self.num_computed_tokens < *num_scored => {
-                num_scored - self.num_computed_tokens
+            Task::Score { rows: Rows::Logits(window), num_scored } => {
+                let before = num_scored.saturating_sub(self.num_computed_tokens);
+                self.num_pending_tokens().min(before.saturating_add(window.free()))
             }
-            Task::Score { window, .. } => self.num_pending_tokens().min(window.free()),
+            Task::Score { .. } => self.num_pending_tokens(),
         }
     }
 
-    /// The rows of logits wanted from a step with its next `num_tokens` tokens.
+    /// Rows of logits in a step with its next `num_tokens` tokens.
+    pub(super) fn num_rows(&self, num_tokens: usize) -> usize {
+        match self.wanted(num_tokens) {
+            WantLogits::Tail(rows) => rows,
+            WantLogits::All => num_tokens,
+            WantLogits::Argmax | WantLogits::Last => 1,
+            WantLogits::None | WantLogits::Hidden(_) => 0,
+        }
+    }
+
+    /// The most tokens in a step with at most `rows` rows of logits.
+    pub(super) fn num_tokens_within(&self, rows: usize) -> usize {
+        match &self.task {
+            Task::Score { rows: Rows::Logits(_) | Rows::Logprobs(_), num_scored } => {
+                num_scored.saturating_sub(self.num_computed_tokens).saturating_add(rows)
+            }
+            _ => usize::MAX,
+        }
+    }
+
+    /// The rows wanted from a step with its next `num_tokens` tokens.
     pub(super) fn wanted(&self, num_tokens: usize) -> WantLogits {
         match &self.task {
-            Task::Score { num_scored, .. } if self.num_computed_tokens < *num_scored => WantLogits::None,
-            Task::Score { .. } => WantLogits::All,
+            Task::Score { rows, num_scored } => {
+                let before = num_scored.saturating_sub(self.num_computed_tokens);
+                match (num_tokens.saturating_sub(before), rows) {
+                    (0, _) => WantLogits::None,
+                    (wanted, Rows::Hidden(_)) => WantLogits::Hidden(wanted),
+                    (wanted, _) => WantLogits::Tail(wanted),
+                }
+            }
             Task::Generate { .. } if num_tokens < self.num_pending_tokens() => WantLogits::None,
             Task::Generate { sampler, .. } if sampler.is_argmax() => WantLogits::Argmax,
             Task::Generate { .. } => WantLogits::Last,
@@ -258,12 +322,12 @@ impl Sequence {
 
     /// Whether it cannot continue because the reader of its rows has no room.
     pub(super) fn is_stalled(&self) -> bool {
-        matches!(&self.task, Task::Score { window, .. } if window.free() == 0)
+        matches!(&self.task, Task::Score { rows: Rows::Logits(window), .. } if window.free() == 0)
     }
 
     /// Whether the reader has taken all its rows, so that continuing is worthwhile.
     pub(super) fn is_awaited(&self) -> bool {
-        matches!(&self.task, Task::Score { window, .. } if window.is_open())
+        matches!(&self.task, Task::Score { rows: Rows::Logits(window), .. } if window.is_open())
     }
 
     /// The reason why the request ends here, if it does.

@@ -1,7 +1,8 @@
 //! From the rows of a step's output to the result for each sequence. Damage in a row ends only its own sequence.
 
+use super::Event;
 use super::scheduler::{Scheduled, Scheduler, Verdict};
-use super::sequence::{Sequence, Task};
+use super::sequence::{Rows as Uses, Sequence, Task};
 use crate::backend::Limits;
 use crate::error::{Error, Result};
 use crate::model::batch::{StepOutput, WantLogits};
@@ -12,7 +13,9 @@ use crate::model::batch::{StepOutput, WantLogits};
 /// [`Error::Device`] when the output does not have the rows that the step wants, or has an invalid id.
 pub(super) fn verdicts(scheduler: &mut Scheduler, output: &mut StepOutput, limits: &Limits) -> Result<Vec<Verdict>> {
     let scheduled = scheduler.scheduled().to_vec();
-    let mut rows = Rows { output, limits, next: 0 };
+    let num_hidden =
+        scheduled.iter().map(|part| if let WantLogits::Hidden(rows) = part.logits { rows } else { 0 }).sum();
+    let mut rows = Rows { output, limits, next: 0, next_hidden: 0, num_hidden };
     let verdicts = scheduled.iter().enumerate().map(|(seq, &part)| {
         let verdict = verdict(scheduler.sequence(part), part, &mut rows)?;
         Ok(verdict.unwrap_or_else(|| Verdict::Failed(rows.damage(seq, scheduler.sequence(part)))))
@@ -25,14 +28,38 @@ fn verdict(sequence: &mut Sequence, part: Scheduled, rows: &mut Rows<'_>) -> Res
     let position = sequence.tokens.len() - sequence.prompt_len;
     match (&mut sequence.task, part.logits) {
         (_, WantLogits::None) => Ok(Some(Verdict::Prompt)),
-        (Task::Score { .. }, _) => {
-            let mut logits = Vec::with_capacity(part.num_tokens);
-            for _ in 0..part.num_tokens {
-                let (id, values) = rows.next_with_values()?;
-                logits.extend(id.map(|_| values.to_vec()));
+        (Task::Score { rows: Uses::Hidden(pool), .. }, WantLogits::Hidden(count)) => {
+            let mut is_sound = true;
+            for _ in 0..count {
+                let values = rows.next_hidden()?;
+                is_sound &= values.iter().all(|value| value.is_finite());
+                pool.add(values);
             }
-            Ok((logits.len() == part.num_tokens).then_some(Verdict::Logits(logits)))
+            let is_last = sequence.num_computed_tokens + part.num_tokens == sequence.tokens.len();
+            let embedding = is_last.then(|| Event::Embedding(pool.mean()));
+            Ok(is_sound.then(|| Verdict::Rows(count, embedding.into_iter().collect())))
         }
+        (Task::Score { rows: uses, num_scored }, WantLogits::Tail(count)) => {
+            let num_token_ids = rows.limits.num_token_ids;
+            // Rows that are scored are those of the last targets.
+            let first = sequence.num_computed_tokens.max(*num_scored);
+            let mut events = Vec::with_capacity(count);
+            let mut is_sound = true;
+            for position in first..first + count {
+                let (id, values) = rows.next_with_values()?;
+                match uses {
+                    _ if id.is_none() => is_sound = false,
+                    Uses::Logprobs(params) => {
+                        let index = (position + params.targets.len()).saturating_sub(sequence.prompt_len);
+                        let found = params.of_row(index, values.get(..num_token_ids).unwrap_or_default());
+                        events.extend(found.into_iter().map(Event::Logprobs));
+                    }
+                    _ => events.push(Event::Logits(values.to_vec())),
+                }
+            }
+            Ok(is_sound.then_some(Verdict::Rows(count, events)))
+        }
+        (Task::Score { .. }, _) => Err(failed("a scored sequence wants other rows".into())),
         (Task::Generate { sampler, .. }, WantLogits::Argmax) => Ok(rows.next()?.map(|id| {
             sampler.accept(id);
             Verdict::Token(id)
@@ -51,9 +78,23 @@ struct Rows<'a> {
     output: &'a mut StepOutput,
     limits: &'a Limits,
     next: usize,
+    next_hidden: usize,
+    num_hidden: usize,
 }
 
 impl Rows<'_> {
+    /// The next row of hidden states.
+    fn next_hidden(&mut self) -> Result<&[f32]> {
+        let (len, count) = (self.output.hidden.len(), self.num_hidden.max(1));
+        let width = len / count;
+        if width == 0 || !len.is_multiple_of(count) {
+            return Err(failed(format!("{count} rows of hidden states are wanted, {len} values came")));
+        }
+        let start = self.next_hidden * width;
+        self.next_hidden += 1;
+        Ok(self.output.hidden.get(start..start + width).unwrap_or_default())
+    }
+
     /// The id of the next row's largest logit, `None` when the row is damaged.
     fn next(&mut self) -> Result<Option<u32>> {
         let id = self.output.argmax.get(self.next).copied().ok_or_else(|| self.missing())?;

@@ -20,7 +20,7 @@ pub struct CopyBlock {
     pub to: BlockId,
 }
 
-/// Which rows of logits a sequence wants from a step.
+/// Which rows of logits, or of hidden states, a sequence wants from a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum WantLogits {
     /// None: a chunk of a prompt that is not its last.
@@ -32,6 +32,10 @@ pub enum WantLogits {
     Last,
     /// The row of each token.
     All,
+    /// The rows of this many of its last tokens.
+    Tail(usize),
+    /// No logits, but the hidden states after the final norm of this many of its last tokens.
+    Hidden(usize),
 }
 
 /// One sequence's part of a step.
@@ -43,7 +47,7 @@ pub struct SequenceStep<'a> {
     pub num_computed_tokens: usize,
     /// Blocks for all positions up to the last of `input_ids`.
     pub block_table: &'a [BlockId],
-    /// The rows of logits to return.
+    /// The rows to return.
     pub logits: WantLogits,
 }
 
@@ -83,6 +87,8 @@ pub struct Batch {
     /// How many of these rows, from the first on, the host reads; for the others it reads only the index of the largest
     /// logit. Sequences that want values of logits come first, so that no other rows are read.
     pub num_logits_read: usize,
+    /// `[num_hidden]` tokens whose hidden states after the final norm the host reads, in ascending order.
+    pub hidden_indices: Vec<u32>,
 }
 
 impl Batch {
@@ -104,6 +110,7 @@ impl Batch {
             &mut self.block_tables,
             &mut self.cu_blocks,
             &mut self.logits_indices,
+            &mut self.hidden_indices,
         ] {
             list.clear();
         }
@@ -136,8 +143,8 @@ impl Batch {
     /// Add a sequence.
     ///
     /// # Errors
-    /// [`Error::EmptyPrompt`] without tokens, [`Error::InvalidArgument`] when the block table is too short or a slot
-    /// number overflows. The batch is then unchanged.
+    /// [`Error::EmptyPrompt`] without tokens, [`Error::InvalidArgument`] when the block table is too short, a slot number
+    /// overflows, or more rows than tokens are wanted. The batch is then unchanged.
     pub fn push(&mut self, sequence: SequenceStep<'_>) -> Result<()> {
         let SequenceStep { input_ids, num_computed_tokens, block_table, logits } = sequence;
         if input_ids.is_empty() {
@@ -157,7 +164,15 @@ impl Batch {
             let reason = format!("{slots:?} slots and {end} positions; both are at most {PAD_SLOT}");
             return Err(Error::argument("block_table", reason));
         }
-        let first = self.num_tokens() as u32;
+        let tail = match logits {
+            WantLogits::None => 0,
+            WantLogits::Argmax | WantLogits::Last => 1,
+            WantLogits::All => input_ids.len(),
+            WantLogits::Tail(rows) | WantLogits::Hidden(rows) => rows,
+        };
+        if tail > input_ids.len() {
+            return Err(Error::argument("logits", format!("{tail} rows of {} tokens are wanted", input_ids.len())));
+        }
         self.input_ids.extend_from_slice(input_ids);
         for position in num_computed_tokens..end {
             self.positions.push(position as u32);
@@ -169,12 +184,12 @@ impl Batch {
         self.context_lens.push(end as u32);
         self.block_tables.extend(block_table.iter().map(|block| block.0));
         self.cu_blocks.push(self.block_tables.len() as u32);
-        match logits {
-            WantLogits::None => {}
-            WantLogits::Argmax | WantLogits::Last => self.logits_indices.push(last - 1),
-            WantLogits::All => self.logits_indices.extend(first..last),
-        }
-        if matches!(logits, WantLogits::Last | WantLogits::All) {
+        let wanted = match logits {
+            WantLogits::Hidden(_) => &mut self.hidden_indices,
+            _ => &mut self.logits_indices,
+        };
+        wanted.extend(last - tail as u32..last);
+        if matches!(logits, WantLogits::Last | WantLogits::All | WantLogits::Tail(_)) {
             self.num_logits_read = self.logits_indices.len();
         }
         Ok(())
@@ -222,7 +237,10 @@ pub struct StepOutput {
     pub argmax: Vec<Option<u32>>,
     /// `[num_logits_read, vocab_size]`, the leading rows.
     pub logits: Vec<f32>,
-    /// The sequences with rows without an `argmax`, each once, with the place where damage first appears in them.
+    /// `[num_hidden, hidden_size]` the hidden states after the final norm.
+    pub hidden: Vec<f32>,
+    /// The sequences with rows without an `argmax`, or with hidden states that are not finite, each once, with the place
+    /// where damage first appears in them.
     pub damage: Vec<Damage>,
 }
 
@@ -240,19 +258,22 @@ impl StepOutput {
     pub fn clear(&mut self) {
         self.argmax.clear();
         self.logits.clear();
+        self.hidden.clear();
         self.damage.clear();
     }
 
-    /// Whether every row has its largest logit.
+    /// Whether every row has its largest logit, and all hidden states are finite.
     pub fn is_sound(&self) -> bool {
-        self.argmax.iter().all(Option::is_some)
+        self.argmax.iter().all(Option::is_some) && self.hidden.iter().all(|value| value.is_finite())
     }
 
     /// Record where the sequences of damaged rows were damaged, if it was `found`; otherwise it was the output head.
     pub(crate) fn set_damage(&mut self, batch: &Batch, found: &[Damage]) {
         self.damage.clear();
-        let rows = self.argmax.iter().zip(&batch.logits_indices);
-        for (_, &token) in rows.filter(|(id, _)| id.is_none()) {
+        let width = self.hidden.len().checked_div(batch.hidden_indices.len()).unwrap_or(0).max(1);
+        let rows = self.argmax.iter().map(Option::is_some).zip(&batch.logits_indices);
+        let hidden = self.hidden.chunks(width).map(|row| row.iter().all(|value| value.is_finite()));
+        for (_, &token) in rows.chain(hidden.zip(&batch.hidden_indices)).filter(|(is_sound, _)| !is_sound) {
             let seq = batch.seq_of_token(token);
             // The rows of a sequence follow each other.
             if self.damage.last().is_none_or(|last| last.seq != seq) {

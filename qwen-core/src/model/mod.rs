@@ -52,8 +52,8 @@ struct Layer<B: Backend> {
 pub(crate) struct Buffers<B: Backend> {
     /// `[tokens, hidden_size]` the residual stream.
     pub(crate) residual: B::Buffer,
-    /// `[tokens, hidden_size]` the output of a norm.
-    normed: B::Buffer,
+    /// `[tokens, hidden_size]` the output of a norm; at the end of a step that wants hidden states, those.
+    pub(crate) normed: B::Buffer,
     /// `[tokens, qkv_size]`
     qkv: B::Buffer,
     /// `[tokens, q_size]` the output of attention.
@@ -191,28 +191,34 @@ impl<B: Backend> Model<B> {
         })
     }
 
-    /// Norm and output head for the wanted rows.
+    /// Norm and output head for the wanted rows, then the norm of all rows if hidden states are wanted.
     fn head(&mut self, b: &mut B, key: StepKey) -> Result<()> {
         let Model { spec, embed_tokens, norm, lm_head, inputs, buffers, num_token_ids, .. } = self;
         let Buffers { residual, normed, gathered, logits, greedy_ids, .. } = buffers;
         let (Some(weight), Some(head)) = (norm, lm_head.as_ref().or(embed_tokens.as_ref())) else {
             return Ok(());
         };
-        if key.num_logits == 0 || !spec.has_head() {
+        if !spec.has_head() {
             return Ok(());
         }
-        let (rows, hidden_size, eps) = (key.num_logits, spec.hidden_size, spec.rms_norm_eps);
-        let (width, valid) = (spec.vocab_size, *num_token_ids);
-        b.gather_rows(GatherRows {
-            x: residual,
-            indices: &inputs.logits_indices,
-            out: gathered,
-            width: hidden_size,
-            rows,
-        })?;
-        b.rms_norm(RmsNorm { x: gathered, weight, eps, hidden_size, out: normed, rows })?;
-        b.linear(Linear { x: normed, w: head, bias: None, out: logits, rows })?;
-        b.argmax(Argmax { x: logits, out: greedy_ids, width, valid, rows })
+        let (hidden_size, eps) = (spec.hidden_size, spec.rms_norm_eps);
+        if key.num_logits > 0 {
+            let (rows, width, valid) = (key.num_logits, spec.vocab_size, *num_token_ids);
+            b.gather_rows(GatherRows {
+                x: residual,
+                indices: &inputs.logits_indices,
+                out: gathered,
+                width: hidden_size,
+                rows,
+            })?;
+            b.rms_norm(RmsNorm { x: gathered, weight, eps, hidden_size, out: normed, rows })?;
+            b.linear(Linear { x: normed, w: head, bias: None, out: logits, rows })?;
+            b.argmax(Argmax { x: logits, out: greedy_ids, width, valid, rows })?;
+        }
+        if key.hidden {
+            b.rms_norm(RmsNorm { x: residual, weight, eps, hidden_size, out: normed, rows: key.num_tokens })?;
+        }
+        Ok(())
     }
 
     /// How many layers this part has.

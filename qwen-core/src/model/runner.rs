@@ -113,6 +113,7 @@ impl<B: Backend> ModelRunner<B> {
             num_seqs: batch.num_seqs(),
             num_logits: batch.logits_indices.len(),
             max_seqlen_q: batch.max_seqlen_q(),
+            hidden: !batch.hidden_indices.is_empty(),
         });
         self.write_inputs(batch, key)?;
         if let Some(hidden) = hidden {
@@ -136,6 +137,7 @@ impl<B: Backend> ModelRunner<B> {
             num_seqs: batch.num_seqs(),
             num_logits: 0,
             max_seqlen_q: batch.max_seqlen_q(),
+            hidden: false,
         });
         self.write_inputs(batch, key)?;
         self.model.observe(&mut self.backend, key, batch.num_tokens(), note)
@@ -219,6 +221,16 @@ impl<B: Backend> ModelRunner<B> {
         if batch.num_logits_read > 0 {
             output.logits.resize(batch.num_logits_read * self.limits.vocab_size, 0.0);
             self.backend.read(&self.model.buffers.logits, &mut output.logits)?;
+        }
+        if let Some(last) = batch.hidden_indices.last() {
+            let width = self.model.spec.hidden_size;
+            // Reads begin with the first row: read up to the last wanted one, then close the gaps.
+            output.hidden.resize((*last as usize + 1) * width, 0.0);
+            self.backend.read(&self.model.buffers.normed, &mut output.hidden)?;
+            for (row, &token) in batch.hidden_indices.iter().enumerate() {
+                output.hidden.copy_within(token as usize * width..(token as usize + 1) * width, row * width);
+            }
+            output.hidden.truncate(batch.hidden_indices.len() * width);
         }
         Ok(key)
     }

@@ -3,7 +3,9 @@
 mod answers;
 mod cancels;
 mod damage;
+mod embeddings;
 mod fairness;
+mod logprobs;
 mod score;
 
 use std::collections::{BTreeMap, HashMap};
@@ -61,6 +63,11 @@ impl Runner for ScriptedRunner {
                 output.logits.extend(logits.map(|logit| if bad { f32::NAN } else { logit }));
             }
         }
+        for &index in &batch.hidden_indices {
+            let values = [batch.input_ids[index as usize], batch.positions[index as usize]].map(|value| value as f32);
+            let bad = self.attends_to_bad(batch, index);
+            output.hidden.extend(values.map(|value| if bad { f32::NAN } else { value }));
+        }
         output.set_damage(batch, &[]);
         for Damage { place, .. } in &mut output.damage {
             *place = "layer 3".into();
@@ -89,6 +96,8 @@ impl ScriptedRunner {
 struct Found {
     tokens: Vec<u32>,
     rows: Vec<Vec<f32>>,
+    logprobs: Vec<TokenLogprobs>,
+    embeddings: Vec<Vec<f32>>,
     end: Option<String>,
 }
 
@@ -145,6 +154,8 @@ impl Rig {
             match event {
                 Event::Token(token) => found.tokens.push(token),
                 Event::Logits(row) => found.rows.push(row),
+                Event::Logprobs(token) => found.logprobs.push(token),
+                Event::Embedding(values) => found.embeddings.push(values),
                 Event::Prompt(_) => {}
                 Event::Finished(reason) => found.end = Some(format!("{reason:?}")),
                 Event::Failed(error) => found.end = Some(error.to_string()),
