@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use qwen_core::engine::{Intake, Work};
+use qwen_core::engine::{Intake, Pooling, Work};
 use qwen_core::model::plan::Plan;
 use qwen_core::model::runner::Runner;
 use qwen_core::{Config, Encoding, GenerationConfig, Warning};
@@ -68,6 +68,8 @@ pub(crate) struct EngineParts {
     pub(crate) config: Config,
     pub(crate) generation_config: GenerationConfig,
     pub(crate) stop_token_ids: Vec<u32>,
+    /// The checkpoint's pooling of hidden states, or why it has none that is known.
+    pub(crate) pooling: std::result::Result<Pooling, String>,
     pub(crate) plan: Plan,
     pub(crate) device: Option<Device>,
     pub(crate) device_name: String,
@@ -90,6 +92,12 @@ impl Engine {
     /// The most tokens that a prompt may have: one position is left for the answer.
     pub(crate) fn prompt_room(&self) -> usize {
         self.context().saturating_sub(1)
+    }
+
+    /// The pooling of embeddings that the checkpoint asks for.
+    pub(crate) fn default_pooling(&self) -> Result<Pooling> {
+        let pooling = self.inner.parts.pooling.as_ref();
+        pooling.copied().map_err(|reason| qwen_core::Error::unsupported("the model's pooling", reason.as_str()).into())
     }
 
     /// How much the engine has computed, and how much of it (at most a tenth) was discarded because requests were

@@ -72,6 +72,9 @@ pub struct Config {
     pub sliding_window: Option<usize>,
     /// Whether the output head is the embedding table. If not, the checkpoint has `lm_head.weight`.
     pub tie_word_embeddings: bool,
+    /// Whether a token attends to those before it only. False in embedding models that were trained with attention in
+    /// both directions, which this library does not compute: it refuses their embeddings.
+    pub is_causal: bool,
     /// The id at the beginning of a document. Qwen2.5 prompts have none.
     pub bos_token_id: Option<u32>,
     /// Ids that end a generation; `generation_config.json` and the chat template may add more.
@@ -120,6 +123,7 @@ impl Config {
             rope_scaling,
             sliding_window: sliding_window(fields, num_hidden_layers)?,
             tie_word_embeddings: fields.bool("tie_word_embeddings")?.unwrap_or(false),
+            is_causal: fields.bool("is_causal")?.unwrap_or(true),
             // It is not used here, so no value of it is a reason to refuse a model.
             bos_token_id: fields.ids("bos_token_id").unwrap_or_default().first().copied(),
             eos_token_id: fields.ids("eos_token_id")?,

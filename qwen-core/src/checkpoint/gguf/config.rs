@@ -45,6 +45,7 @@ pub(super) fn config(path: &Path, metadata: &Metadata, vocab_size: Option<usize>
         rope_scaling: rope_scaling(keys, max_position_embeddings)?,
         sliding_window: None,
         tie_word_embeddings: tied,
+        is_causal: true,
         bos_token_id: keys.id("tokenizer.ggml.bos_token_id")?,
         eos_token_id: keys.id("tokenizer.ggml.eos_token_id")?.into_iter().collect(),
         torch_dtype: None,
