@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use qwen_core::engine::{Intake, Work};
+use qwen_core::engine::{EngineCore, EngineStats, Intake};
 use qwen_core::model::plan::Plan;
 use qwen_core::model::runner::Runner;
 use qwen_core::{Config, Encoding, GenerationConfig, Warning};
@@ -12,6 +12,7 @@ use qwen_tokenizer::Tokenizer;
 
 use crate::device::Device;
 use crate::error::{Error, Result};
+use crate::options::EngineOptions;
 use crate::worker::Worker;
 
 /// A loaded model. Cheap to clone; all clones share one model and may be used from any thread.
@@ -77,9 +78,11 @@ pub(crate) struct EngineParts {
 }
 
 impl Engine {
-    /// Start the thread that computes with `runner`; `max_waiting` requests may wait for it.
-    pub(crate) fn start(runner: Box<dyn Runner>, parts: EngineParts, max_waiting: Option<usize>) -> Result<Self> {
-        let worker = Worker::start(runner, Intake::new(max_waiting.unwrap_or(Intake::MAX_WAITING)))?;
+    /// Start the thread that computes with `runner`.
+    pub(crate) fn start(runner: Box<dyn Runner>, parts: EngineParts, options: &EngineOptions) -> Result<Self> {
+        let intake = Intake::new(options.max_waiting.unwrap_or(Intake::MAX_WAITING));
+        let core = EngineCore::new(runner, intake.clone()).with_prefix_cache(options.prefix_cache.unwrap_or(true));
+        let worker = Worker::start(core, intake)?;
         Ok(Engine { inner: Arc::new(Inner { worker: Arc::new(worker), parts }) })
     }
 
@@ -92,10 +95,22 @@ impl Engine {
         self.context().saturating_sub(1)
     }
 
-    /// How much the engine has computed, and how much of it (at most a tenth) was discarded because requests were
-    /// cancelled.
-    pub fn work(&self) -> Work {
-        self.inner.worker.intake().work()
+    /// What the engine does and has done: running and waiting requests, K/V blocks, computed and cached tokens, times
+    /// of steps, and what cancels cost. Cheap enough to be polled.
+    ///
+    /// ```
+    /// let engine = qwen::Engine::load(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/demo-model"))?;
+    /// let mut chat = engine.chat();
+    /// chat.send("What is 3 + 4?")?.text()?;
+    /// chat.send("And 2 + 2?")?.text()?;
+    /// let stats = engine.stats();
+    /// println!("{} of {} K/V blocks are in use", stats.used_blocks, stats.num_blocks);
+    /// // The second question did not compute the first one again.
+    /// assert!(stats.cached_tokens > 0);
+    /// # Ok::<(), qwen::Error>(())
+    /// ```
+    pub fn stats(&self) -> EngineStats {
+        self.inner.worker.intake().stats()
     }
 
     /// The tokenizer of the checkpoint.

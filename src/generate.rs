@@ -94,6 +94,9 @@ pub struct GenerateOptions {
     pub stop_token_ids: Vec<u32>,
     /// Continue after the checkpoint's stop tokens.
     pub ignore_eos: bool,
+    /// Requests share the K/V of common prompt prefixes only with those of the same salt. Give each tenant one where
+    /// nobody may notice, by the time of the first token, what others asked.
+    pub cache_salt: String,
 }
 
 impl GenerateOptions {
@@ -158,6 +161,12 @@ impl GenerateOptions {
     /// See [`GenerateOptions::ignore_eos`].
     pub fn ignore_eos(mut self, ignore: bool) -> Self {
         self.ignore_eos = ignore;
+        self
+    }
+
+    /// See [`GenerateOptions::cache_salt`].
+    pub fn cache_salt(mut self, salt: impl Into<String>) -> Self {
+        self.cache_salt = salt.into();
         self
     }
 
@@ -227,7 +236,7 @@ impl GenerateOptions {
             (max_new_tokens, _) => max_new_tokens,
         };
         let params = GenerateParams::new().max_new_tokens(max_new_tokens).stop_token_ids(stop_token_ids);
-        Ok(Request::generate(prompt, params.sampling(sampling)))
+        Ok(Request::generate(prompt, params.sampling(sampling)).cache_salt(self.cache_salt.as_str()))
     }
 }
 
@@ -317,7 +326,8 @@ impl Iterator for TokenStream {
                     self.stats.new_tokens += 1;
                     return Some(Ok(id));
                 }
-                Ok((Event::Prompt(done), _)) => {
+                Ok((Event::Prompt { done, cached }, _)) => {
+                    self.stats.cached_tokens = cached;
                     if let Some(report) = &mut self.on_prompt_progress.0 {
                         report(PromptProgress { done, total: self.stats.prompt_tokens });
                     }

@@ -77,7 +77,7 @@ pub use quantize::{QuantizedFile, Quantizer};
 pub use qwen_core::Error as ModelError;
 pub use qwen_core::backend::{AdapterChoice, CapabilitySet};
 pub use qwen_core::checkpoint::config::{GptqFormat, QuantMethod, Quantization, Yarn};
-pub use qwen_core::engine::{Canceller, FinishReason, Work};
+pub use qwen_core::engine::{Canceller, EngineStats, FinishReason, Work};
 pub use qwen_core::memory::{self, MemoryInfo};
 pub use qwen_core::model::plan::Plan;
 pub use qwen_core::numerics::encoding::{Block, GroupBits, GroupEncoding};

@@ -41,6 +41,7 @@ pub struct EngineOptions {
     pub(crate) max_num_logits: Option<usize>,
     pub(crate) allow_padding_tokens: bool,
     pub(crate) max_waiting: Option<usize>,
+    pub(crate) prefix_cache: Option<bool>,
     pub(crate) memory_budget: Option<u64>,
     pub(crate) ranks: Ranks,
     pub(crate) quantize: Option<Encoding>,
@@ -185,6 +186,15 @@ impl EngineOptions {
     /// [`qwen_core::Error::QueueFull`]. Default 1024.
     pub fn max_waiting(mut self, requests: usize) -> Self {
         self.max_waiting = Some(requests);
+        self
+    }
+
+    /// Keep the K/V of what was computed while memory is not wanted for other things, so that a request computes only
+    /// what no earlier one began with: the new turn of a conversation, the text after a common system message. Answers
+    /// are the same with and without. Default true; see also
+    /// [`GenerateOptions::cache_salt`](crate::GenerateOptions::cache_salt).
+    pub fn prefix_cache(mut self, on: bool) -> Self {
+        self.prefix_cache = Some(on);
         self
     }
 

@@ -11,6 +11,8 @@ use serde::{Deserialize, Serialize};
 pub struct Stats {
     /// Tokens of the prompt.
     pub prompt_tokens: usize,
+    /// How many of these were not computed for this answer, since their K/V was there.
+    pub cached_tokens: usize,
     /// Tokens of the answer so far, without the stop token.
     pub new_tokens: usize,
     /// From the request to the first token.
@@ -31,7 +33,11 @@ impl Stats {
 
 impl fmt::Display for Stats {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} prompt tokens, {} new tokens", self.prompt_tokens, self.new_tokens)?;
+        write!(f, "{} prompt tokens", self.prompt_tokens)?;
+        if self.cached_tokens > 0 {
+            write!(f, " ({} of them cached)", self.cached_tokens)?;
+        }
+        write!(f, ", {} new tokens", self.new_tokens)?;
         if let Some(first) = self.first_token {
             write!(f, ", the first after {:.2} s", first.as_secs_f64())?;
         }

@@ -13,7 +13,6 @@ use std::time::Instant;
 
 use qwen_core::backend::Limits;
 use qwen_core::engine::{Canceller, EngineCore, Event, FinishReason, Intake, Request, SeqId, Ticket};
-use qwen_core::model::runner::Runner;
 use qwen_core::numerics::float_env::FloatEnv;
 
 use crate::error::{Error, Result};
@@ -111,13 +110,12 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
-    /// Start a thread that runs the requests of `intake` on `runner`.
+    /// Start a thread that runs the requests of `intake` on `core`.
     ///
     /// # Errors
     /// When the system cannot start another thread.
-    pub(crate) fn start(runner: Box<dyn Runner>, intake: Intake) -> qwen_core::Result<Self> {
-        let limits = runner.limits().clone();
-        let core = EngineCore::new(runner, intake.clone());
+    pub(crate) fn start(core: EngineCore, intake: Intake) -> qwen_core::Result<Self> {
+        let limits = core.limits().clone();
         let submissions = Arc::<Submissions>::default();
         let of_thread = (intake.clone(), submissions.clone());
         let thread = std::thread::Builder::new()
@@ -251,6 +249,7 @@ pub(crate) mod tests {
     use qwen_core::engine::GenerateParams;
     use qwen_core::model::batch::CopyBlock;
     use qwen_core::model::batch::{Batch, StepOutput};
+    use qwen_core::model::runner::Runner;
 
     use super::*;
 
@@ -294,7 +293,7 @@ pub(crate) mod tests {
             vocab_size: 1000,
             num_token_ids: 1000,
         };
-        Worker::start(Box::new(Counting { limits, hold }), intake).unwrap()
+        Worker::start(EngineCore::new(Box::new(Counting { limits, hold }), intake.clone()), intake).unwrap()
     }
 
     fn request() -> Request {

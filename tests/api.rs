@@ -177,7 +177,10 @@ fn options_and_reasons_are_data_under_the_names_of_the_field() {
     assert_eq!(round_trip(qwen::LoadStage::WarmUp), "warm_up");
     assert!(serde_json::from_value::<Device>(json!("abacus")).unwrap_err().to_string().contains("`abacus`"));
 
-    let stats = json!({"prompt_tokens": 12, "new_tokens": 41, "first_token_seconds": 0.5, "generation_seconds": 2.0});
+    let stats = json!({
+        "prompt_tokens": 12, "cached_tokens": 0, "new_tokens": 41,
+        "first_token_seconds": 0.5, "generation_seconds": 2.0,
+    });
     let stats: qwen::Stats = serde_json::from_value(stats).unwrap();
     assert_eq!(round_trip(stats)["generation_seconds"], 2.0);
     assert_eq!(stats.to_string(), "12 prompt tokens, 41 new tokens, the first after 0.50 s, then 20.0 tokens/s");

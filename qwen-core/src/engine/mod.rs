@@ -10,7 +10,10 @@ pub mod kv;
 pub mod sampling;
 mod scheduler;
 mod sequence;
+mod stats;
 mod verdicts;
+
+use std::time::Instant;
 
 use crate::backend::Limits;
 use crate::error::{Error, ErrorKind, Result};
@@ -21,13 +24,19 @@ pub use intake::{Canceller, Intake, RowWindow, Ticket};
 pub use interruption::Work;
 use scheduler::Scheduler;
 pub use sequence::{FinishReason, GenerateParams, Goal, Request, SeqId};
+pub use stats::EngineStats;
 
 /// What happened to a sequence in a step.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Event {
-    /// Tokens of the prompt that are computed so far.
-    Prompt(usize),
+    /// A part of the prompt is computed.
+    Prompt {
+        /// Tokens of the prompt that are computed so far.
+        done: usize,
+        /// How many of these were not computed for this request, since their K/V was there.
+        cached: usize,
+    },
     /// The next token of the answer. A stop token is not reported.
     Token(u32),
     /// `[vocab_size]` the logits after the next token of a [`Goal::Score`].
@@ -62,6 +71,12 @@ impl EngineCore {
         EngineCore { scheduler: Scheduler::new(limits), runner, batch, output: StepOutput::default(), intake }
     }
 
+    /// Whether requests share the K/V of common prompt prefixes, also with earlier requests. They do by default.
+    pub fn with_prefix_cache(mut self, on: bool) -> Self {
+        self.scheduler.prefix_cache = on;
+        self
+    }
+
     /// The limits of the runner.
     pub fn limits(&self) -> &Limits {
         self.runner.limits()
@@ -87,12 +102,15 @@ impl EngineCore {
     pub fn step(&mut self, mut report: impl FnMut(SeqId, Event)) -> bool {
         let _float_env = FloatEnv::enter();
         let EngineCore { runner, scheduler, batch, output, intake } = self;
+        let started = Instant::now();
         scheduler.remove_cancelled(&mut report);
         scheduler.schedule();
         if scheduler.scheduled().is_empty() {
+            intake.set_stats(scheduler.stats(), None);
             return false;
         }
-        let (outcome, interrupted) = intake.during_step(scheduler.members(), |interrupt| {
+        let members: Vec<_> = scheduler.members().collect();
+        let (outcome, interrupted) = intake.during_step(members.into_iter(), |interrupt| {
             scheduler.fill(batch)?;
             runner.execute(batch, output, interrupt)
         });
@@ -108,6 +126,7 @@ impl EngineCore {
             // Any other failure is a device failure: the sequences of the step cannot continue.
             Err(error) => scheduler.fail_scheduled(error, &mut report),
         }
+        intake.set_stats(scheduler.stats(), Some(started.elapsed()));
         true
     }
 }

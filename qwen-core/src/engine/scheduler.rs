@@ -1,21 +1,26 @@
 //! Which sequences take part in the next step, and with how many tokens.
 //!
 //! There is no separate prefill or decode phase: `num_computed_tokens` catches up with the known tokens. Every running
-//! sequence gets one token per step, the least recently served first if the step has fewer tokens than sequences; the
-//! remaining tokens go to prompts in order of arrival. So a long prompt delays running answers by one chunk at most,
-//! and each of `n` running sequences is served at least once in `n / max_num_batched_tokens` steps, rounded up. A
-//! sequence is admitted once the blocks of its longest possible answer are free, so no running sequence is ever
-//! preempted. The exception is a sequence whose reader has no room for its rows: it gives up its blocks to waiting
-//! sequences, and is recomputed later.
+//! sequence gets one token per step, the least recently served first if the step has fewer tokens than sequences. Half
+//! of the remaining tokens are shared out evenly among prompts, so that a short one is not held up by a long one; the
+//! rest goes to prompts in order of arrival. So a long prompt delays running answers by one chunk at most, and each of
+//! `n` running sequences is served at least once in `n / max_num_batched_tokens` steps, rounded up.
+//!
+//! A sequence begins behind its longest prefix whose K/V is there. It is admitted once there are blocks for what is
+//! known of it and for its next token. Answers grow, so blocks may run out: then the sequence with the fewest computed
+//! tokens is preempted. It gives up its blocks, whose contents stay as long as nobody else needs the memory, and goes
+//! on later with the same tokens: logits do not depend on the steps that compute them. A sequence whose reader has no
+//! room for its rows is the first to give up its blocks. The one with the most computed tokens always goes on, and each
+//! sequence fits alone, so that all of them end.
 
 use std::collections::VecDeque;
 
 use super::intake::Ticket;
 use super::interruption::Member;
 use super::sequence::{Sequence, Task};
-use super::{Event, FinishReason, Request, SeqId};
+use super::{EngineStats, Event, FinishReason, Request, SeqId};
 use crate::backend::Limits;
-use crate::engine::kv::{BlockPool, BlockTable};
+use crate::engine::kv::BlockPool;
 use crate::error::{Error, Result};
 use crate::model::batch::{Batch, SequenceStep, WantLogits};
 
@@ -48,10 +53,16 @@ pub(super) struct Scheduler {
     /// Sequences that gave up their blocks, since their readers have no room for rows.
     stalled: Vec<Sequence>,
     pub(super) pool: BlockPool,
+    /// Whether K/V is shared between sequences with the same prefix.
+    pub(super) prefix_cache: bool,
+    /// The waiting sequence that did not fit, and the blocks that there were.
+    refused: Option<(SeqId, usize)>,
+    num_preemptions: u64,
+    computed_tokens: u64,
+    cached_tokens: u64,
     next_id: u64,
     /// Completed steps.
     step: u64,
-    block_size: usize,
     max_num_seqs: usize,
     max_num_batched_tokens: usize,
     max_num_logits: usize,
@@ -68,9 +79,13 @@ impl Scheduler {
             running: Vec::new(),
             stalled: Vec::new(),
             pool: BlockPool::new(limits.num_blocks),
+            prefix_cache: true,
+            refused: None,
+            num_preemptions: 0,
+            computed_tokens: 0,
+            cached_tokens: 0,
             next_id: 0,
             step: 0,
-            block_size: limits.block_size,
             // Each running sequence may want a row of logits.
             max_num_seqs: limits.max_num_seqs.min(limits.max_num_logits),
             max_num_batched_tokens: limits.max_num_batched_tokens,
@@ -92,8 +107,32 @@ impl Scheduler {
     }
 
     /// Admit waiting sequences in order of arrival, while there are blocks, and distribute the tokens of the next step.
+    /// Preempts sequences until there are blocks for it.
     pub(super) fn schedule(&mut self) {
         self.admit();
+        if self.prefix_cache {
+            for sequence in self.running.iter_mut().filter(|sequence| sequence.num_pending_tokens() > 1) {
+                self.cached_tokens += sequence.catch_up(&mut self.pool) as u64;
+            }
+        }
+        self.distribute();
+        while self.num_missing_blocks() > self.pool.num_free() && self.running.len() > 1 {
+            self.preempt();
+            self.distribute();
+        }
+    }
+
+    /// The blocks that have to be allocated for the step.
+    fn num_missing_blocks(&self) -> usize {
+        let missing = |part: &Scheduled| {
+            let sequence = &self.running[part.index];
+            sequence.num_missing_blocks(sequence.num_computed_tokens + part.num_tokens)
+        };
+        self.scheduled.iter().map(missing).sum()
+    }
+
+    /// Distribute the tokens of the next step.
+    fn distribute(&mut self) {
         let Scheduler { running, scheduled, order, .. } = self;
         order.clear();
         order.extend((0..running.len()).filter(|&index| running[index].num_ready_tokens() > 0));
@@ -101,20 +140,28 @@ impl Scheduler {
         if order.len() > budget {
             order.sort_by_key(|&index| running[index].last_step);
             order.truncate(budget);
-            order.sort_unstable();
         }
+        order.sort_unstable_by_key(|&index| running[index].id);
         budget -= order.len();
         let mut rows = self.max_num_logits.saturating_sub(order.len());
         scheduled.clear();
-        for &index in order.iter() {
-            let sequence = &running[index];
-            let mut more = budget.min(sequence.num_ready_tokens() - 1);
-            if sequence.wanted(1) == WantLogits::All {
-                more = more.min(rows);
-                rows -= more;
+        scheduled.extend(order.iter().map(|&index| Scheduled { index, num_tokens: 1, logits: WantLogits::None }));
+        let num_prompts = order.iter().filter(|&&index| running[index].num_ready_tokens() > 1).count();
+        let share = if num_prompts > 1 { budget / (2 * num_prompts) } else { 0 };
+        for at_most in [share, usize::MAX] {
+            for part in scheduled.iter_mut() {
+                let sequence = &running[part.index];
+                let mut more = (sequence.num_ready_tokens() - part.num_tokens).min(budget).min(at_most);
+                if sequence.wanted(1) == WantLogits::All {
+                    more = more.min(rows);
+                    rows -= more;
+                }
+                budget -= more;
+                part.num_tokens += more;
             }
-            budget -= more;
-            scheduled.push(Scheduled { index, num_tokens: 1 + more, logits: sequence.wanted(1 + more) });
+        }
+        for part in scheduled.iter_mut() {
+            part.logits = running[part.index].wanted(part.num_tokens);
         }
         // A runner reads the values of the leading rows only.
         scheduled.sort_by_key(|part| match part.logits {
@@ -130,22 +177,72 @@ impl Scheduler {
         let (awaited, stalled): (Vec<_>, Vec<_>) = stalled.into_iter().partition(Sequence::is_awaited);
         self.stalled = stalled;
         self.waiting.extend(awaited);
-        while let Some(sequence) = self.waiting.front_mut() {
-            let has_room = self.running.len() < self.max_num_seqs;
-            let table = has_room.then(|| BlockTable::for_positions(sequence.max_len, self.block_size, &mut self.pool));
-            if let Some(Ok(table)) = table {
-                sequence.block_table = table;
-                sequence.last_step = self.step;
-                sequence.place = None;
-                self.running.extend(self.waiting.pop_front());
-            } else if let Some(index) = self.running.iter().position(Sequence::is_stalled) {
-                let mut sequence = self.running.remove(index);
-                std::mem::replace(&mut sequence.block_table, BlockTable::new(self.block_size)).free(&mut self.pool);
-                sequence.num_computed_tokens = 0;
-                self.stalled.push(sequence);
-            } else {
-                break;
+        while !self.waiting.is_empty() {
+            if self.running.len() < self.max_num_seqs && self.admit_first() {
+                continue;
             }
+            let Some(index) = self.running.iter().position(Sequence::is_stalled) else { break };
+            let mut sequence = self.running.remove(index);
+            sequence.give_up(&mut self.pool);
+            self.stalled.push(sequence);
+        }
+    }
+
+    /// Admit the first of the waiting sequences. False if there is no room for it.
+    fn admit_first(&mut self) -> bool {
+        let needed: usize = self.running.iter().map(Sequence::num_needed_blocks).sum();
+        let room = self.pool.num_free().saturating_sub(needed);
+        let Some(sequence) = self.waiting.front_mut() else { return false };
+        if self.refused.is_some_and(|(id, before)| id == sequence.id && room <= before) {
+            return false;
+        }
+        let found = if self.prefix_cache { sequence.catch_up(&mut self.pool) } else { 0 };
+        // Blocks that it shares with nobody are not free any more.
+        if sequence.num_needed_blocks() + needed > self.pool.num_free() {
+            sequence.give_up(&mut self.pool);
+            self.refused = Some((sequence.id, room));
+            return false;
+        }
+        self.cached_tokens += found as u64;
+        if sequence.place.take().is_some() {
+            sequence.num_cached_tokens = found;
+        }
+        sequence.last_step = self.step;
+        self.running.extend(self.waiting.pop_front());
+        true
+    }
+
+    /// Take the blocks of a running sequence: of one whose reader has no room, or of the one with the fewest computed
+    /// tokens, the latest among equals. It goes on before those that arrived later.
+    fn preempt(&mut self) {
+        let worth = |sequence: &Sequence| {
+            (!sequence.is_stalled(), sequence.num_computed_tokens, std::cmp::Reverse(sequence.id))
+        };
+        let victim = (0..self.running.len()).min_by_key(|&index| worth(&self.running[index]));
+        let Some(mut sequence) = victim.map(|index| self.running.remove(index)) else { return };
+        sequence.give_up(&mut self.pool);
+        self.num_preemptions += 1;
+        if sequence.is_stalled() {
+            return self.stalled.push(sequence);
+        }
+        let place = self.waiting.iter().position(|waiting| waiting.id > sequence.id).unwrap_or(self.waiting.len());
+        self.waiting.insert(place, sequence);
+    }
+
+    /// What the scheduler knows of an engine's figures.
+    pub(super) fn stats(&self) -> EngineStats {
+        let (free, cached) = (self.pool.num_free(), self.pool.num_cached());
+        EngineStats {
+            running: self.running.len(),
+            preempted: self.stalled.len() + self.waiting.iter().filter(|sequence| sequence.place.is_none()).count(),
+            num_preemptions: self.num_preemptions,
+            num_blocks: self.pool.num_blocks(),
+            used_blocks: self.pool.num_blocks() - free,
+            cached_blocks: cached,
+            free_blocks: free - cached,
+            computed_tokens: self.computed_tokens,
+            cached_tokens: self.cached_tokens,
+            ..EngineStats::default()
         }
     }
 
@@ -171,14 +268,18 @@ impl Scheduler {
             .map(|part| Member { cancelled: self.running[part.index].canceller.flag(), num_tokens: part.num_tokens })
     }
 
-    /// Fill `batch` for the step.
-    pub(super) fn fill(&self, batch: &mut Batch) -> Result<()> {
+    /// Allocate the blocks of the step, and fill `batch` for it.
+    pub(super) fn fill(&mut self, batch: &mut Batch) -> Result<()> {
         batch.clear();
         self.scheduled.iter().try_for_each(|part| {
-            let Sequence { tokens, num_computed_tokens, block_table, .. } = &self.running[part.index];
+            let Sequence { tokens, num_computed_tokens, block_table, .. } = &mut self.running[part.index];
+            let (first, end) = (*num_computed_tokens, *num_computed_tokens + part.num_tokens);
+            // Only full blocks are shared, and these are not written.
+            let copy = block_table.reserve(first, end, &mut self.pool)?;
+            debug_assert!(copy.is_none(), "wrote a shared block");
             batch.push(SequenceStep {
-                input_ids: &tokens[*num_computed_tokens..][..part.num_tokens],
-                num_computed_tokens: *num_computed_tokens,
+                input_ids: &tokens[first..end],
+                num_computed_tokens: first,
                 block_table: block_table.blocks(),
                 logits: part.logits,
             })
@@ -193,8 +294,17 @@ impl Scheduler {
             let sequence = &mut self.running[part.index];
             sequence.num_computed_tokens += part.num_tokens;
             sequence.last_step = self.step;
-            if sequence.num_computed_tokens <= sequence.prompt_len && !matches!(verdict, Verdict::Failed(_)) {
-                report(sequence.id, Event::Prompt(sequence.num_computed_tokens));
+            self.computed_tokens += part.num_tokens as u64;
+            if !matches!(verdict, Verdict::Failed(_)) {
+                let (done, cached) = (sequence.num_computed_tokens, sequence.num_cached_tokens);
+                // What is computed again after a preemption was reported before.
+                if done <= sequence.prompt_len && done > sequence.num_reported_tokens {
+                    sequence.num_reported_tokens = done;
+                    report(sequence.id, Event::Prompt { done, cached });
+                }
+                if self.prefix_cache {
+                    sequence.publish(&mut self.pool);
+                }
             }
             match verdict {
                 Verdict::Prompt => continue,
@@ -253,8 +363,11 @@ impl Scheduler {
         self.scheduled.clear();
         ends.sort_by_key(|(index, _)| std::cmp::Reverse(*index));
         for (index, event) in ends {
-            let sequence = self.running.remove(index);
-            sequence.block_table.free(&mut self.pool);
+            let mut sequence = self.running.remove(index);
+            if matches!(event, Event::Failed(_)) {
+                sequence.withdraw(&mut self.pool);
+            }
+            sequence.give_up(&mut self.pool);
             report(sequence.id, event);
         }
     }

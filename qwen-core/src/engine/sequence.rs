@@ -1,12 +1,13 @@
 //! The state of one request: its tokens, its blocks, and what its logits are used for.
 
 use std::fmt;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use super::intake::{Canceller, Place, RowWindow, Ticket};
 use crate::backend::Limits;
-use crate::engine::kv::BlockTable;
+use crate::engine::kv::{BlockPool, BlockTable, Prefix};
 use crate::engine::sampling::{Sampler, SamplingParams};
 use crate::error::{Error, Result};
 use crate::model::batch::WantLogits;
@@ -60,6 +61,9 @@ pub struct Request {
     pub prompt: Vec<u32>,
     /// What to compute from it.
     pub goal: Goal,
+    /// Requests share K/V of common prompt prefixes only with those of the same salt. One for each tenant keeps them
+    /// from noticing, by the time of the first token, what others asked.
+    pub cache_salt: Arc<str>,
 }
 
 /// What an engine computes from a prompt.
@@ -114,12 +118,18 @@ impl GenerateParams {
 impl Request {
     /// A request for an answer to `prompt`.
     pub fn generate(prompt: impl Into<Vec<u32>>, params: GenerateParams) -> Self {
-        Request { prompt: prompt.into(), goal: Goal::Generate(params) }
+        Request { prompt: prompt.into(), goal: Goal::Generate(params), cache_salt: "".into() }
     }
 
     /// A request for the logits after each token of `prompt`, which go through `window`.
     pub fn score(prompt: impl Into<Vec<u32>>, window: RowWindow) -> Self {
-        Request { prompt: prompt.into(), goal: Goal::Score(window) }
+        Request { prompt: prompt.into(), goal: Goal::Score(window), cache_salt: "".into() }
+    }
+
+    /// See [`Request::cache_salt`].
+    pub fn cache_salt(mut self, salt: impl Into<Arc<str>>) -> Self {
+        self.cache_salt = salt.into();
+        self
     }
 
     /// Check the request against the engine's limits. [`super::EngineCore::add`] does so too; callers on another thread
@@ -129,7 +139,7 @@ impl Request {
     /// [`Error::EmptyPrompt`], [`Error::ContextLength`], [`Error::InvalidTokenId`], [`Error::OutOfBlocks`] for an
     /// answer that does not fit in an engine with these limits, and [`Error::InvalidArgument`] for the parameters.
     pub fn check(&self, limits: &Limits) -> Result<()> {
-        let Request { prompt, goal } = self;
+        let Request { prompt, goal, .. } = self;
         // An answer needs room for at least one token.
         let (context, room) = (limits.max_model_len, matches!(goal, Goal::Generate(_)) as usize);
         if prompt.is_empty() {
@@ -186,6 +196,15 @@ pub(super) struct Sequence {
     pub(super) canceller: Canceller,
     /// Until it is admitted.
     pub(super) place: Option<Place>,
+    /// Where its K/V begins: what it shares with other sequences has the same root.
+    root: Prefix,
+    /// What comes before its first block that others cannot find.
+    prefix: Prefix,
+    num_published_blocks: usize,
+    /// Tokens of the prompt whose K/V was there before the first step.
+    pub(super) num_cached_tokens: usize,
+    /// Tokens of the prompt that were reported as computed.
+    pub(super) num_reported_tokens: usize,
 }
 
 /// What its logits are used for.
@@ -206,7 +225,8 @@ impl Sequence {
     pub(super) fn new(id: SeqId, request: Request, ticket: Ticket, limits: &Limits) -> Result<Self> {
         request.check(limits)?;
         let max_len = request.max_len(limits);
-        let Request { prompt, goal } = request;
+        let Request { prompt, goal, cache_salt } = request;
+        let root = Prefix::Root(cache_salt);
         let task = match goal {
             Goal::Generate(GenerateParams { stop_token_ids, sampling, .. }) => {
                 Task::Generate { stop_token_ids, sampler: Sampler::new(sampling, &prompt)? }
@@ -225,7 +245,80 @@ impl Sequence {
             tokens: prompt,
             canceller,
             place: Some(place),
+            prefix: root.clone(),
+            root,
+            num_published_blocks: 0,
+            num_cached_tokens: 0,
+            num_reported_tokens: 0,
         })
+    }
+
+    /// Use blocks of others for the next positions, as far as they hold its tokens. At least one token is left to
+    /// compute, and all those whose logits are wanted. Returns the number of positions that need not be computed.
+    pub(super) fn catch_up(&mut self, pool: &mut BlockPool) -> usize {
+        let before = self.num_computed_tokens;
+        let known = match &self.task {
+            Task::Generate { .. } => self.tokens.len().saturating_sub(1),
+            Task::Score { num_scored, .. } => *num_scored,
+        };
+        while let Some((first, end)) = self.next_block().filter(|(_, end)| *end <= known) {
+            let Some((block, next)) = pool.find(&self.prefix, &self.tokens[first..end]) else { break };
+            pool.retain(block);
+            self.block_table.adopt(self.num_published_blocks, block, pool);
+            self.num_computed_tokens = end;
+            self.go_on_after(next);
+        }
+        self.num_computed_tokens - before
+    }
+
+    /// Let others find the blocks that are full by now. Where another block holds the same, it is used from now on.
+    pub(super) fn publish(&mut self, pool: &mut BlockPool) {
+        while let Some((first, end)) = self.next_block().filter(|(_, end)| *end <= self.num_computed_tokens) {
+            let Some(&own) = self.block_table.blocks().get(self.num_published_blocks) else { break };
+            let (block, next) = pool.publish(&self.prefix, &self.tokens[first..end], own);
+            if block != own {
+                pool.retain(block);
+                self.block_table.adopt(self.num_published_blocks, block, pool);
+            }
+            self.go_on_after(next);
+        }
+    }
+
+    /// The positions of the first block that others cannot find.
+    fn next_block(&self) -> Option<(usize, usize)> {
+        let size = self.block_table.block_size();
+        let first = self.num_published_blocks.checked_mul(size)?;
+        Some((first, first.checked_add(size)?))
+    }
+
+    fn go_on_after(&mut self, next: Prefix) {
+        self.prefix = next;
+        self.num_published_blocks += 1;
+    }
+
+    /// Give all blocks back. Its tokens stay, and their K/V is computed again where others cannot provide it.
+    pub(super) fn give_up(&mut self, pool: &mut BlockPool) {
+        let size = self.block_table.block_size();
+        std::mem::replace(&mut self.block_table, BlockTable::new(size)).free(pool);
+        self.num_computed_tokens = 0;
+        self.num_published_blocks = 0;
+        self.prefix = self.root.clone();
+    }
+
+    /// Forget what its blocks hold, since it may be damaged.
+    pub(super) fn withdraw(&self, pool: &mut BlockPool) {
+        self.block_table.blocks().iter().for_each(|block| pool.forget(*block));
+    }
+
+    /// The blocks that are missing for its first `positions` positions.
+    pub(super) fn num_missing_blocks(&self, positions: usize) -> usize {
+        let needed = positions.div_ceil(self.block_table.block_size());
+        needed.saturating_sub(self.block_table.blocks().len())
+    }
+
+    /// The blocks that are missing for what is known of it and for its next token: what it needs to run for a while.
+    pub(super) fn num_needed_blocks(&self) -> usize {
+        self.num_missing_blocks(self.max_len.min(self.tokens.len() + 1))
     }
 
     /// Tokens that are known but not computed.

@@ -119,6 +119,7 @@ fn the_waiting_list_is_bounded() {
     rig.core = EngineCore::new(
         Box::new(ScriptedRunner {
             limits: limits(),
+            reads_slots: false,
             steps: mpsc::channel().0,
             during: Box::new(|_| Ok(())),
             spoil: |_| {},

@@ -33,7 +33,7 @@ proptest! {
             while let Some((_, len, new, score)) = arrivals.next_if(|(after, ..)| *after <= pause) {
                 let window = rig.intake.window(len);
                 let goal = if score { Goal::Score(window) } else { endless(request(&[1], new)).goal };
-                rig.add(Request { prompt: vec![1; len], goal });
+                rig.add(Request { goal, ..request(&vec![1; len], 1) });
                 pause = 0;
             }
             pause += 1;
