@@ -12,6 +12,7 @@ use qwen_tokenizer::Tokenizer;
 
 use crate::device::Device;
 use crate::error::{Error, Result};
+use crate::words::Breakers;
 use crate::worker::Worker;
 
 /// A loaded model. Cheap to clone; all clones share one model and may be used from any thread.
@@ -34,6 +35,7 @@ pub struct Engine {
 struct Inner {
     worker: Arc<Worker>,
     parts: EngineParts,
+    breakers: Breakers,
 }
 
 /// Why a model has no tokenizer.
@@ -80,11 +82,16 @@ impl Engine {
     /// Start the thread that computes with `runner`; `max_waiting` requests may wait for it.
     pub(crate) fn start(runner: Box<dyn Runner>, parts: EngineParts, max_waiting: Option<usize>) -> Result<Self> {
         let worker = Worker::start(runner, Intake::new(max_waiting.unwrap_or(Intake::MAX_WAITING)))?;
-        Ok(Engine { inner: Arc::new(Inner { worker: Arc::new(worker), parts }) })
+        Ok(Engine { inner: Arc::new(Inner { worker: Arc::new(worker), parts, breakers: Breakers::default() }) })
     }
 
     pub(crate) fn worker(&self) -> &Arc<Worker> {
         &self.inner.worker
+    }
+
+    /// What is known of texts that repetitions do not reach over.
+    pub(crate) fn breakers(&self) -> &Breakers {
+        &self.inner.breakers
     }
 
     /// The most tokens that a prompt may have: one position is left for the answer.
