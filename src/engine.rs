@@ -13,6 +13,7 @@ use qwen_tokenizer::Tokenizer;
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::options::EngineOptions;
+use crate::words::Breakers;
 use crate::worker::Worker;
 
 /// A loaded model. Cheap to clone; all clones share one model and may be used from any thread.
@@ -35,6 +36,7 @@ pub struct Engine {
 struct Inner {
     worker: Arc<Worker>,
     parts: EngineParts,
+    breakers: Breakers,
 }
 
 /// Why a model has no tokenizer.
@@ -83,11 +85,16 @@ impl Engine {
         let intake = Intake::new(options.max_waiting.unwrap_or(Intake::MAX_WAITING));
         let core = EngineCore::new(runner, intake.clone()).with_prefix_cache(options.prefix_cache.unwrap_or(true));
         let worker = Worker::start(core, intake)?;
-        Ok(Engine { inner: Arc::new(Inner { worker: Arc::new(worker), parts }) })
+        Ok(Engine { inner: Arc::new(Inner { worker: Arc::new(worker), parts, breakers: Breakers::default() }) })
     }
 
     pub(crate) fn worker(&self) -> &Arc<Worker> {
         &self.inner.worker
+    }
+
+    /// What is known of texts that repetitions do not reach over.
+    pub(crate) fn breakers(&self) -> &Breakers {
+        &self.inner.breakers
     }
 
     /// The most tokens that a prompt may have: one position is left for the answer.

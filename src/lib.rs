@@ -60,6 +60,7 @@ mod quantize;
 mod stats;
 mod stop;
 mod vocabulary;
+mod words;
 mod worker;
 
 pub use chat::{Chat, Reply};
@@ -67,7 +68,7 @@ pub use device::{Device, DeviceEntry, ParseDeviceError, absent_devices, devices}
 pub use distributed::Ranks;
 pub use engine::Engine;
 pub use error::{Error, ErrorKind, PromptLength, Result};
-pub use generate::{GenerateOptions, TextStream, TokenStream};
+pub use generate::{Dry, GenerateOptions, TextStream, TokenStream};
 pub use logits::LogitsRows;
 pub use options::EngineOptions;
 pub use plan::plan;
@@ -77,6 +78,7 @@ pub use quantize::{QuantizedFile, Quantizer};
 pub use qwen_core::Error as ModelError;
 pub use qwen_core::backend::{AdapterChoice, CapabilitySet};
 pub use qwen_core::checkpoint::config::{GptqFormat, QuantMethod, Quantization, Yarn};
+pub use qwen_core::engine::sampling::{History, LogitsProcessor, Mirostat, Preset, Processors, Stage};
 pub use qwen_core::engine::{Canceller, EngineStats, FinishReason, Work};
 pub use qwen_core::memory::{self, MemoryInfo};
 pub use qwen_core::model::plan::Plan;

@@ -15,6 +15,8 @@ pub struct Stats {
     pub cached_tokens: usize,
     /// Tokens of the answer so far, without the stop token.
     pub new_tokens: usize,
+    /// The seed of its draws: the same request with this seed gives the same answer. `None` where nothing is drawn.
+    pub seed: Option<u64>,
     /// From the request to the first token.
     #[serde(with = "seconds::optional", rename = "first_token_seconds")]
     pub first_token: Option<Duration>,

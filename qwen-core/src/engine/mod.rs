@@ -22,6 +22,7 @@ use crate::model::runner::Runner;
 use crate::numerics::float_env::FloatEnv;
 pub use intake::{Canceller, Intake, RowWindow, Ticket};
 pub use interruption::Work;
+use sampling::Workspace;
 use scheduler::Scheduler;
 pub use sequence::{FinishReason, GenerateParams, Goal, Request, SeqId};
 pub use stats::EngineStats;
@@ -53,6 +54,7 @@ pub struct EngineCore {
     scheduler: Scheduler,
     batch: Batch,
     output: StepOutput,
+    workspace: Workspace,
     intake: Intake,
 }
 
@@ -67,8 +69,9 @@ impl EngineCore {
     pub fn new(runner: Box<dyn Runner>, intake: Intake) -> Self {
         let limits = runner.limits();
         intake.set_max_step_tokens(limits.max_num_batched_tokens);
-        let batch = Batch::new(limits.block_size);
-        EngineCore { scheduler: Scheduler::new(limits), runner, batch, output: StepOutput::default(), intake }
+        let (scheduler, batch) = (Scheduler::new(limits), Batch::new(limits.block_size));
+        let (output, workspace) = (StepOutput::default(), Workspace::default());
+        EngineCore { runner, scheduler, batch, output, workspace, intake }
     }
 
     /// Whether requests share the K/V of common prompt prefixes, also with earlier requests. They do by default.
@@ -101,7 +104,7 @@ impl EngineCore {
     /// again.
     pub fn step(&mut self, mut report: impl FnMut(SeqId, Event)) -> bool {
         let _float_env = FloatEnv::enter();
-        let EngineCore { runner, scheduler, batch, output, intake } = self;
+        let EngineCore { runner, scheduler, batch, output, workspace, intake } = self;
         let started = Instant::now();
         scheduler.remove_cancelled(&mut report);
         scheduler.schedule();
@@ -114,7 +117,7 @@ impl EngineCore {
             scheduler.fill(batch)?;
             runner.execute(batch, output, interrupt)
         });
-        match outcome.and_then(|()| verdicts::verdicts(scheduler, output, runner.limits())) {
+        match outcome.and_then(|()| verdicts::verdicts(scheduler, output, runner.limits(), workspace)) {
             Ok(verdicts) => scheduler.update(verdicts, &mut report),
             // A request of the step was cancelled: the others compute the step again.
             Err(Error::Cancelled) if interrupted => scheduler.remove_cancelled(&mut report),

@@ -69,6 +69,7 @@ pub struct Request {
 /// What an engine computes from a prompt.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
+#[expect(clippy::large_enum_variant, reason = "there is one for each request, and it is soon taken apart")]
 pub enum Goal {
     /// An answer: [`super::Event::Token`] by token.
     Generate(GenerateParams),
@@ -154,6 +155,7 @@ impl Request {
         }
         if let Goal::Generate(params) = goal {
             params.sampling.check()?;
+            params.sampling.check_ids(limits.num_token_ids)?;
             if params.max_new_tokens == Some(0) {
                 return Err(Error::argument("max_new_tokens", "must be at least 1, is 0"));
             }
@@ -229,7 +231,8 @@ impl Sequence {
         let root = Prefix::Root(cache_salt);
         let task = match goal {
             Goal::Generate(GenerateParams { stop_token_ids, sampling, .. }) => {
-                Task::Generate { stop_token_ids, sampler: Sampler::new(sampling, &prompt)? }
+                let sampler = Sampler::new(sampling, &prompt)?.stop_token_ids(&stop_token_ids);
+                Task::Generate { stop_token_ids, sampler }
             }
             Goal::Score(window) => Task::Score { window, num_scored: 0 },
         };

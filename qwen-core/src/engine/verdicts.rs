@@ -1,5 +1,6 @@
 //! From the rows of a step's output to the result for each sequence. Damage in a row ends only its own sequence.
 
+use super::sampling::{SampleError, Workspace};
 use super::scheduler::{Scheduled, Scheduler, Verdict};
 use super::sequence::{Sequence, Task};
 use crate::backend::Limits;
@@ -10,19 +11,28 @@ use crate::model::batch::{StepOutput, WantLogits};
 ///
 /// # Errors
 /// [`Error::Device`] when the output does not have the rows that the step wants, or has an invalid id.
-pub(super) fn verdicts(scheduler: &mut Scheduler, output: &mut StepOutput, limits: &Limits) -> Result<Vec<Verdict>> {
+pub(super) fn verdicts(
+    scheduler: &mut Scheduler,
+    output: &mut StepOutput,
+    limits: &Limits,
+    workspace: &mut Workspace,
+) -> Result<Vec<Verdict>> {
     let scheduled = scheduler.scheduled().to_vec();
     let mut rows = Rows { output, limits, next: 0 };
     let verdicts = scheduled.iter().enumerate().map(|(seq, &part)| {
-        let verdict = verdict(scheduler.sequence(part), part, &mut rows)?;
+        let verdict = verdict(scheduler.sequence(part), part, &mut rows, workspace)?;
         Ok(verdict.unwrap_or_else(|| Verdict::Failed(rows.damage(seq, scheduler.sequence(part)))))
     });
     verdicts.collect()
 }
 
 /// The step's result for one sequence, or `None` if one of its rows is damaged.
-fn verdict(sequence: &mut Sequence, part: Scheduled, rows: &mut Rows<'_>) -> Result<Option<Verdict>> {
-    let position = sequence.tokens.len() - sequence.prompt_len;
+fn verdict(
+    sequence: &mut Sequence,
+    part: Scheduled,
+    rows: &mut Rows<'_>,
+    workspace: &mut Workspace,
+) -> Result<Option<Verdict>> {
     match (&mut sequence.task, part.logits) {
         (_, WantLogits::None) => Ok(Some(Verdict::Prompt)),
         (Task::Score { .. }, _) => {
@@ -33,15 +43,19 @@ fn verdict(sequence: &mut Sequence, part: Scheduled, rows: &mut Rows<'_>) -> Res
             }
             Ok((logits.len() == part.num_tokens).then_some(Verdict::Logits(logits)))
         }
-        (Task::Generate { sampler, .. }, WantLogits::Argmax) => Ok(rows.next()?.map(|id| {
-            sampler.accept(id);
-            Verdict::Token(id)
-        })),
+        (Task::Generate { .. }, WantLogits::Argmax) => Ok(rows.next()?.map(Verdict::Token)),
         (Task::Generate { sampler, .. }, _) => {
             let num_token_ids = rows.limits.num_token_ids;
             let (id, values) = rows.next_with_values()?;
             let values = values.get_mut(..num_token_ids).unwrap_or_default();
-            Ok(id.and_then(|_| sampler.sample(position, values)).map(Verdict::Token))
+            if id.is_none() {
+                return Ok(None);
+            }
+            match sampler.sample(&sequence.tokens, values, workspace) {
+                Ok(id) => Ok(Some(Verdict::Token(id))),
+                Err(SampleError::Damaged) => Ok(None),
+                Err(error) => Ok(Some(Verdict::Failed(Error::argument("sampling", error.to_string())))),
+            }
         }
     }
 }
