@@ -28,8 +28,10 @@ pub use sequence::{FinishReason, GenerateParams, Goal, Request, SeqId};
 pub enum Event {
     /// Tokens of the prompt that are computed so far.
     Prompt(usize),
-    /// The next token of the answer. A stop token is not reported.
+    /// The next token of the answer.
     Token(u32),
+    /// The stop token that ends the answer and is no part of it. [`FinishReason::Stop`] follows.
+    StopToken(u32),
     /// `[vocab_size]` the logits after the next token of a [`Goal::Score`].
     Logits(Vec<f32>),
     /// The request is complete. The last event.
