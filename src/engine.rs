@@ -77,9 +77,15 @@ pub(crate) struct EngineParts {
 }
 
 impl Engine {
-    /// Start the thread that computes with `runner`; `max_waiting` requests may wait for it.
-    pub(crate) fn start(runner: Box<dyn Runner>, parts: EngineParts, max_waiting: Option<usize>) -> Result<Self> {
-        let worker = Worker::start(runner, Intake::new(max_waiting.unwrap_or(Intake::MAX_WAITING)))?;
+    /// Start the thread that computes with `runner`, unless the host steps the engine; `max_waiting` requests may wait.
+    pub(crate) fn start(
+        runner: Box<dyn Runner>,
+        parts: EngineParts,
+        max_waiting: Option<usize>,
+        is_manual: bool,
+    ) -> Result<Self> {
+        let intake = Intake::new(max_waiting.unwrap_or(Intake::MAX_WAITING));
+        let worker = if is_manual { Worker::manual(runner, intake)? } else { Worker::start(runner, intake)? };
         Ok(Engine { inner: Arc::new(Inner { worker: Arc::new(worker), parts }) })
     }
 
@@ -90,6 +96,17 @@ impl Engine {
     /// The most tokens that a prompt may have: one position is left for the answer.
     pub(crate) fn prompt_room(&self) -> usize {
         self.context().saturating_sub(1)
+    }
+
+    /// Run one step of an engine without a thread of its own ([`EngineOptions::manual`](crate::EngineOptions::manual)):
+    /// the next token of each running answer, and parts of prompts. False if there was nothing to compute, because nobody
+    /// asks for anything or every reader has to read first. While another thread runs a step, this waits for its end.
+    ///
+    /// # Errors
+    /// On an engine with a thread of its own, and after a step that panicked. What goes wrong in a step ends the streams
+    /// that it computes for.
+    pub fn step(&self) -> Result<bool> {
+        self.worker().step()
     }
 
     /// How much the engine has computed, and how much of it (at most a tenth) was discarded because requests were

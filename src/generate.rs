@@ -1,21 +1,17 @@
-//! How to generate, and the streams that answers arrive in.
+//! How to generate. The streams that answers arrive in are in `stream.rs`.
 
-use std::fmt;
-use std::sync::Arc;
-use std::sync::mpsc::Receiver;
 use std::time::Instant;
 
 use qwen_core::GenerationConfig;
 use qwen_core::engine::sampling::SamplingParams;
-use qwen_core::engine::{Canceller, Event, FinishReason, GenerateParams, Request};
+use qwen_core::engine::{GenerateParams, Request};
 use qwen_core::numerics::float_env::FloatEnv;
-use qwen_tokenizer::DecodeStream;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::engine::Engine;
 use crate::error::{Error, Result};
-use crate::stats::{PromptProgress, Stats};
-use crate::worker::{Stamped, Worker};
+use crate::stop_strings::StopWatch;
+use crate::stream::{TextStream, TokenStream};
 
 impl Engine {
     /// Continue `prompt`, without a chat template. Control tokens in it take effect, and the tokenizer adds what it
@@ -31,7 +27,8 @@ impl Engine {
         self.stream_text(ids, options)
     }
 
-    /// Continue a prompt of token ids.
+    /// Continue a prompt of token ids. With [stop strings](GenerateOptions::stop), for which the model needs a tokenizer,
+    /// the ids end with the one that completes a stop string.
     ///
     /// # Errors
     /// For parameters out of range; for an empty prompt, ids outside the vocabulary, or a prompt longer than the
@@ -43,13 +40,17 @@ impl Engine {
         let prompt = prompt.into();
         let prompt_tokens = prompt.len();
         let request = options.request(prompt, self.generation_config(), self.stop_token_ids())?;
-        let (events, canceller) = self.worker().submit(request)?;
+        let watch = match options.stop.as_slice() {
+            [] => None,
+            strings => Some(StopWatch::new(self.tokenizer()?.decode_stream(true), strings)),
+        };
+        let (events, canceller) = self.worker().submit(request, watch)?;
         Ok(TokenStream::new(self.worker().clone(), events, canceller, prompt_tokens, started))
     }
 
     pub(crate) fn stream_text(&self, ids: Vec<u32>, options: &GenerateOptions) -> Result<TextStream> {
         let decoder = self.tokenizer()?.decode_stream(true);
-        Ok(TextStream::new(self.generate_ids(ids, options)?, decoder))
+        Ok(TextStream::new(self.generate_ids(ids, options)?, decoder, &options.stop))
     }
 }
 
@@ -92,6 +93,10 @@ pub struct GenerateOptions {
     pub seed: u64,
     /// Token ids that end the answer, in addition to those of the checkpoint.
     pub stop_token_ids: Vec<u32>,
+    /// Texts that end the answer before they begin: nothing of them is shown, wherever tokens begin and end. The first
+    /// one that is complete ends the answer. At most 128, none of them empty. In JSON a single one may be a string.
+    #[serde(deserialize_with = "one_or_several")]
+    pub stop: Vec<String>,
     /// Continue after the checkpoint's stop tokens.
     pub ignore_eos: bool,
 }
@@ -155,6 +160,24 @@ impl GenerateOptions {
         self
     }
 
+    /// See [`GenerateOptions::stop`](field@GenerateOptions::stop).
+    ///
+    /// ```
+    /// use qwen::{Engine, FinishReason, GenerateOptions, StoppedBy};
+    /// let engine = Engine::load(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/demo-model"))?;
+    /// let mut stream = engine.generate("What is 3 + 4?", &GenerateOptions::new().greedy().stop(["is 7", "\n\n"]))?;
+    /// let text: String = stream.by_ref().collect::<qwen::Result<_>>()?;
+    /// # if stream.finish_reason() == Some(FinishReason::StopString) {
+    /// assert_eq!(stream.stopped_by(), Some(&StoppedBy::String("is 7".into())));
+    /// # }
+    /// assert!(!text.contains("is 7"));
+    /// # Ok::<(), qwen::Error>(())
+    /// ```
+    pub fn stop(mut self, strings: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        self.stop = strings.into_iter().map(Into::into).collect();
+        self
+    }
+
     /// See [`GenerateOptions::ignore_eos`].
     pub fn ignore_eos(mut self, ignore: bool) -> Self {
         self.ignore_eos = ignore;
@@ -168,6 +191,7 @@ impl GenerateOptions {
     /// When the prompt alone reaches the checkpoint's `max_length`, and when a checkpoint value that the request uses
     /// is wrong.
     pub(crate) fn request(&self, prompt: Vec<u32>, defaults: &GenerationConfig, stop: &[u32]) -> Result<Request> {
+        self.check_stop()?;
         let or_default = |field: &str, set: Option<f32>, default: f32| -> Result<f32> {
             match set {
                 Some(value) => Ok(value),
@@ -229,208 +253,29 @@ impl GenerateOptions {
         let params = GenerateParams::new().max_new_tokens(max_new_tokens).stop_token_ids(stop_token_ids);
         Ok(Request::generate(prompt, params.sampling(sampling)))
     }
-}
 
-/// What the program does at each part of the prompt.
-#[derive(Default)]
-struct OnPromptProgress(Option<Box<dyn FnMut(PromptProgress) + Send>>);
-
-impl fmt::Debug for OnPromptProgress {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(if self.0.is_some() { "Some(..)" } else { "None" })
+    fn check_stop(&self) -> Result<()> {
+        let reason = match self.stop.len() {
+            len if len > MAX_STOP_STRINGS => format!("there may be {MAX_STOP_STRINGS} stop strings, there are {len}"),
+            _ if self.stop.iter().any(String::is_empty) => "an empty string would end every answer at once".into(),
+            _ => return Ok(()),
+        };
+        Err(qwen_core::Error::argument("stop", reason).into())
     }
 }
 
-/// An answer as token ids. Owned: it can be moved into a thread. Dropping it cancels the rest.
-#[derive(Debug)]
-#[must_use = "dropping a stream cancels it"]
-pub struct TokenStream {
-    // Keeps the engine's thread alive until the answer is complete.
-    worker: Arc<Worker>,
-    events: Receiver<Stamped>,
-    canceller: Canceller,
-    started: Instant,
-    stats: Stats,
-    on_prompt_progress: OnPromptProgress,
-    finish_reason: Option<FinishReason>,
-    done: bool,
-}
+/// Each of them is searched for in every answer, for each byte.
+const MAX_STOP_STRINGS: usize = 128;
 
-impl TokenStream {
-    pub(crate) fn new(
-        worker: Arc<Worker>,
-        events: Receiver<Stamped>,
-        canceller: Canceller,
-        prompt_tokens: usize,
-        started: Instant,
-    ) -> Self {
-        let stats = Stats { prompt_tokens, ..Stats::default() };
-        let on_prompt_progress = OnPromptProgress::default();
-        TokenStream { worker, events, canceller, started, stats, on_prompt_progress, finish_reason: None, done: false }
+fn one_or_several<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "a string or a list of strings")]
+    enum Strings {
+        One(String),
+        Several(Vec<String>),
     }
-
-    /// Call `report` after each computed part of the prompt, until the first token. Long prompts are computed in parts
-    /// ([`EngineOptions::max_num_batched_tokens`](crate::EngineOptions::max_num_batched_tokens)). It is called on the
-    /// thread that waits for the first token, in `next`.
-    ///
-    /// ```
-    /// let engine = qwen::Engine::load(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/demo-model"))?;
-    /// let mut stream = engine.generate("What is 3 + 4?", &qwen::GenerateOptions::new())?;
-    /// stream.on_prompt_progress(|progress| eprintln!("{} of {} tokens", progress.done, progress.total));
-    /// println!("{}", stream.text()?);
-    /// # Ok::<(), qwen::Error>(())
-    /// ```
-    pub fn on_prompt_progress(&mut self, report: impl FnMut(PromptProgress) + Send + 'static) {
-        self.on_prompt_progress = OnPromptProgress(Some(Box::new(report)));
-    }
-
-    /// A handle that stops the answer from any thread, also while the prompt is being computed.
-    pub fn canceller(&self) -> Canceller {
-        self.canceller.clone()
-    }
-
-    /// Why the answer ended; `None` while it has not.
-    pub fn finish_reason(&self) -> Option<FinishReason> {
-        self.finish_reason
-    }
-
-    /// Tokens and times of the answer so far.
-    pub fn stats(&self) -> Stats {
-        self.stats
-    }
-}
-
-impl Iterator for TokenStream {
-    type Item = Result<u32>;
-
-    fn next(&mut self) -> Option<Result<u32>> {
-        while !self.done {
-            if let Err(error) = self.worker.check_alive() {
-                self.done = true;
-                return Some(Err(error));
-            }
-            match self.events.recv() {
-                Ok((Event::Token(id), at)) => {
-                    let elapsed = at.saturating_duration_since(self.started);
-                    let first = *self.stats.first_token.get_or_insert(elapsed);
-                    self.stats.generation = elapsed.saturating_sub(first);
-                    self.stats.new_tokens += 1;
-                    return Some(Ok(id));
-                }
-                Ok((Event::Prompt(done), _)) => {
-                    if let Some(report) = &mut self.on_prompt_progress.0 {
-                        report(PromptProgress { done, total: self.stats.prompt_tokens });
-                    }
-                }
-                Ok((Event::Finished(reason), _)) => {
-                    self.finish_reason = Some(reason);
-                    self.done = true;
-                }
-                Ok((Event::Failed(error), _)) => {
-                    self.done = true;
-                    return Some(Err(error.into()));
-                }
-                // Only other kinds of requests get these.
-                Ok(_) => {}
-                Err(_) => {
-                    self.done = true;
-                    return Some(Err(Error::stopped("its thread has ended")));
-                }
-            }
-        }
-        None
-    }
-}
-
-impl Drop for TokenStream {
-    fn drop(&mut self) {
-        if !self.done && self.worker.is_here() {
-            self.canceller.cancel();
-        }
-    }
-}
-
-/// An answer as text: each piece is whole characters. Owned: it can be moved into a thread. Dropping it cancels the
-/// rest.
-#[derive(Debug)]
-#[must_use = "dropping a stream cancels it"]
-pub struct TextStream {
-    tokens: TokenStream,
-    decoder: Option<DecodeStream>,
-    ids: Vec<u32>,
-    /// Whether the pieces so far are the complete text of these ids, with no partial character held back.
-    is_whole: bool,
-}
-
-impl TextStream {
-    pub(crate) fn new(tokens: TokenStream, decoder: DecodeStream) -> Self {
-        TextStream { tokens, decoder: Some(decoder), ids: Vec::new(), is_whole: true }
-    }
-
-    /// See [`TokenStream::on_prompt_progress`].
-    pub fn on_prompt_progress(&mut self, report: impl FnMut(PromptProgress) + Send + 'static) {
-        self.tokens.on_prompt_progress(report);
-    }
-
-    /// A handle that stops the answer from any thread, also while the prompt is being computed.
-    pub fn canceller(&self) -> Canceller {
-        self.tokens.canceller()
-    }
-
-    /// Why the answer ended; `None` while it has not.
-    pub fn finish_reason(&self) -> Option<FinishReason> {
-        self.tokens.finish_reason()
-    }
-
-    /// Tokens and times of the answer so far.
-    pub fn stats(&self) -> Stats {
-        self.tokens.stats()
-    }
-
-    /// The ids of the answer so far, without the stop token. The last ones may be part of a character that is not
-    /// complete yet.
-    pub fn ids(&self) -> &[u32] {
-        &self.ids
-    }
-
-    pub(crate) fn is_whole(&self) -> bool {
-        self.is_whole
-    }
-
-    /// Wait for the whole answer.
-    ///
-    /// # Errors
-    /// The error that ended it early.
-    pub fn text(self) -> Result<String> {
-        self.collect()
-    }
-}
-
-impl Iterator for TextStream {
-    type Item = Result<String>;
-
-    fn next(&mut self) -> Option<Result<String>> {
-        while let Some(decoder) = &mut self.decoder {
-            let piece = match self.tokens.next() {
-                Some(Ok(id)) => {
-                    self.ids.push(id);
-                    let piece = decoder.push(id);
-                    self.is_whole = !decoder.is_pending();
-                    piece
-                }
-                Some(Err(error)) => {
-                    self.decoder = None;
-                    return Some(Err(error));
-                }
-                None => {
-                    self.is_whole = true;
-                    self.decoder.take().and_then(|mut decoder| decoder.finish())
-                }
-            };
-            if let Some(piece) = piece.filter(|piece| !piece.is_empty()) {
-                return Some(Ok(piece));
-            }
-        }
-        None
-    }
+    Ok(match Strings::deserialize(deserializer)? {
+        Strings::One(string) => vec![string],
+        Strings::Several(strings) => strings,
+    })
 }

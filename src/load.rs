@@ -162,7 +162,7 @@ fn load_engine(
         config,
         warnings,
     };
-    Engine::start(wrap(loaded.engine()?)?, parts, options.max_waiting)
+    Engine::start(wrap(loaded.engine()?)?, parts, options.max_waiting, options.is_manual)
 }
 
 /// The encoding of most values in the layers' matrices: quantised files mix several.
