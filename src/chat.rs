@@ -2,15 +2,18 @@
 
 use std::mem;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, ready};
 
 use qwen_core::engine::{Canceller, FinishReason};
 use qwen_core::numerics::float_env::FloatEnv;
 use qwen_tokenizer::{ChatInput, EncodedChat, Message, Role, Tokenizer, Tool, ToolCall};
 
+use crate::channel::Wait;
 use crate::engine::Engine;
 use crate::error::Result;
-use crate::generate::{GenerateOptions, TextStream};
+use crate::generate::GenerateOptions;
 use crate::stats::{PromptProgress, Stats};
+use crate::stream::{StoppedBy, TextStream};
 
 impl Engine {
     /// A new conversation.
@@ -361,9 +364,38 @@ impl Reply {
         self.stream.finish_reason()
     }
 
+    /// The token or the string that ended the answer, if one did.
+    pub fn stopped_by(&self) -> Option<&StoppedBy> {
+        self.stream.stopped_by()
+    }
+
     /// Tokens and times of the answer so far.
     pub fn stats(&self) -> Stats {
         self.stream.stats()
+    }
+
+    /// See [`TokenStream::unread`](crate::TokenStream::unread).
+    pub fn unread(&self) -> usize {
+        self.stream.unread()
+    }
+
+    /// The next piece if it is there: see [`TextStream::try_next`].
+    pub fn try_next(&mut self) -> Poll<Option<Result<String>>> {
+        self.advance(&mut Wait::Not)
+    }
+
+    /// The next piece for a task: see [`TextStream::poll_next`].
+    pub fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<String>>> {
+        self.advance(&mut Wait::Wake(context))
+    }
+
+    fn advance(&mut self, wait: &mut Wait<'_, '_>) -> Poll<Option<Result<String>>> {
+        let piece = ready!(self.stream.advance(wait));
+        match &piece {
+            Some(Ok(piece)) => self.text.push_str(piece),
+            Some(Err(_)) | None => self.close(),
+        }
+        Poll::Ready(piece)
     }
 
     /// Add the answer, as far as it came, to the conversation.
@@ -374,7 +406,7 @@ impl Reply {
             return;
         }
         history.replying = false;
-        let is_complete = matches!(self.finish_reason(), Some(FinishReason::Stop | FinishReason::Length));
+        let is_complete = self.finish_reason().is_some_and(|reason| reason != FinishReason::Cancelled);
         if self.text.is_empty() && !is_complete {
             if self.takes_question {
                 history.turns.pop();
@@ -384,8 +416,9 @@ impl Reply {
         let message = self.parsed();
         let written = (!message.tool_calls.is_empty()).then(|| self.text.clone());
         history.turns.push(Turn { message, written });
-        if self.stream.is_whole() {
-            history.encoded = Some(self.prompt.clone().answered(&self.text, self.stream.ids()));
+        // A stop string may have cut a token.
+        if let Some(ids) = self.stream.whole_ids() {
+            history.encoded = Some(self.prompt.clone().answered(&self.text, ids));
         }
     }
 }
@@ -394,12 +427,7 @@ impl Iterator for Reply {
     type Item = Result<String>;
 
     fn next(&mut self) -> Option<Result<String>> {
-        let piece = self.stream.next();
-        match &piece {
-            Some(Ok(piece)) => self.text.push_str(piece),
-            Some(Err(_)) | None => self.close(),
-        }
-        piece
+        Wait::block(|wait| self.advance(wait))
     }
 }
 

@@ -80,11 +80,11 @@ pub(crate) struct EngineParts {
 }
 
 impl Engine {
-    /// Start the thread that computes with `runner`.
+    /// Start the thread that computes with `runner`, unless the host steps the engine.
     pub(crate) fn start(runner: Box<dyn Runner>, parts: EngineParts, options: &EngineOptions) -> Result<Self> {
         let intake = Intake::new(options.max_waiting.unwrap_or(Intake::MAX_WAITING));
         let core = EngineCore::new(runner, intake.clone()).with_prefix_cache(options.prefix_cache.unwrap_or(true));
-        let worker = Worker::start(core, intake)?;
+        let worker = if options.is_manual { Worker::manual(core, intake)? } else { Worker::start(core, intake)? };
         Ok(Engine { inner: Arc::new(Inner { worker: Arc::new(worker), parts, breakers: Breakers::default() }) })
     }
 
@@ -100,6 +100,17 @@ impl Engine {
     /// The most tokens that a prompt may have: one position is left for the answer.
     pub(crate) fn prompt_room(&self) -> usize {
         self.context().saturating_sub(1)
+    }
+
+    /// Run one step of an engine without a thread of its own ([`EngineOptions::manual`](crate::EngineOptions::manual)):
+    /// the next token of each running answer, and parts of prompts. False if there was nothing to compute, because nobody
+    /// asks for anything or every reader has to read first. While another thread runs a step, this waits for its end.
+    ///
+    /// # Errors
+    /// On an engine with a thread of its own, and after a step that panicked. What goes wrong in a step ends the streams
+    /// that it computes for.
+    pub fn step(&self) -> Result<bool> {
+        self.worker().step()
     }
 
     /// What the engine does and has done: running and waiting requests, K/V blocks, computed and cached tokens, times

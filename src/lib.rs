@@ -40,16 +40,20 @@
 //! `cpu` (default): the CPU backend. `cuda`: NVIDIA GPUs, as `Device::Cuda`. `wgpu`: GPUs through Vulkan, Metal or DX12,
 //! as `Device::Wgpu`. Features only add devices: they never change what a device computes, nor which device runs when the
 //! program names one. [`devices`] lists the devices of the machine. `log` (default): events through the `log` crate, which
-//! cost nothing without a logger: what was loaded where and why, fallbacks, warnings, requests that wait.
+//! cost nothing without a logger: what was loaded where and why, fallbacks, warnings, requests that wait. `stream`:
+//! `futures_core::Stream` for all answers, which have the same as `poll_next` without it.
 
 #[doc(hidden)]
 pub mod bench_support;
+mod channel;
 mod chat;
 mod device;
 mod distributed;
 mod engine;
 mod error;
 mod events;
+#[cfg(feature = "stream")]
+mod futures;
 mod generate;
 mod load;
 mod logits;
@@ -59,6 +63,8 @@ mod progress;
 mod quantize;
 mod stats;
 mod stop;
+mod stop_strings;
+mod stream;
 mod vocabulary;
 mod words;
 mod worker;
@@ -68,7 +74,9 @@ pub use device::{Device, DeviceEntry, ParseDeviceError, absent_devices, devices}
 pub use distributed::Ranks;
 pub use engine::Engine;
 pub use error::{Error, ErrorKind, PromptLength, Result};
-pub use generate::{Dry, GenerateOptions, TextStream, TokenStream};
+#[cfg(feature = "stream")]
+pub use futures::AnswerStream;
+pub use generate::{Dry, GenerateOptions};
 pub use logits::LogitsRows;
 pub use options::EngineOptions;
 pub use plan::plan;
@@ -90,6 +98,7 @@ pub use qwen_tokenizer::Error as TextError;
 pub use qwen_tokenizer::{Arguments, ChatInput, ChatTemplate, Content, ContentPart, DecodeStream, EncodedChat};
 pub use qwen_tokenizer::{FunctionCall, Message, Role, Tokenizer, Tool, ToolCall};
 pub use stats::{PromptProgress, Stats};
+pub use stream::{StoppedBy, TextStream, TokenStream};
 pub use vocabulary::load_tokenizer;
 
 /// The layers below the facade: for backends, and for programs that work on token ids.

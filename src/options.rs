@@ -42,6 +42,7 @@ pub struct EngineOptions {
     pub(crate) allow_padding_tokens: bool,
     pub(crate) max_waiting: Option<usize>,
     pub(crate) prefix_cache: Option<bool>,
+    pub(crate) is_manual: bool,
     pub(crate) memory_budget: Option<u64>,
     pub(crate) ranks: Ranks,
     pub(crate) quantize: Option<Encoding>,
@@ -195,6 +196,34 @@ impl EngineOptions {
     /// [`GenerateOptions::cache_salt`](crate::GenerateOptions::cache_salt).
     pub fn prefix_cache(mut self, on: bool) -> Self {
         self.prefix_cache = Some(on);
+        self
+    }
+
+    /// Start no thread that steps the engine: the program calls [`Engine::step`](crate::Engine::step), for example once for
+    /// each frame of a game, and reads with [`TextStream::try_next`](crate::TextStream::try_next) or as a task. Whoever
+    /// blocks on an answer steps the engine, too, so nothing waits forever. The threads that compute inside a step are
+    /// another matter: [`EngineOptions::threads`] of 1 or a [pool](EngineOptions::pool). Default: the engine has its own
+    /// thread.
+    ///
+    /// ```
+    /// use std::task::Poll;
+    /// let model = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/demo-model");
+    /// let engine = qwen::EngineOptions::new().manual().threads(1).load(model)?;
+    /// let mut reply = engine.chat().send("What is 3 + 4?")?;
+    /// let mut text = String::new();
+    /// loop {
+    ///     engine.step()?; // one token
+    ///     match reply.try_next() {
+    ///         Poll::Ready(Some(piece)) => text += &piece?,
+    ///         Poll::Ready(None) => break,
+    ///         Poll::Pending => {}
+    ///     }
+    /// }
+    /// assert!(!text.is_empty());
+    /// # Ok::<(), qwen::Error>(())
+    /// ```
+    pub fn manual(mut self) -> Self {
+        self.is_manual = true;
         self
     }
 

@@ -1,4 +1,5 @@
-//! The engine's own thread: it owns the runner, takes requests and sends events.
+//! Who steps an engine: a thread of its own, which takes requests and sends events, or a host that calls
+//! [`Worker::step`] ([`EngineOptions::manual`](crate::EngineOptions::manual)).
 //!
 //! A stream's channel holds at most one event for each position of the context and each part of the prompt; rows of
 //! logits, which are large, are bounded by their window. So a slow reader never makes a channel grow without bound.
@@ -6,8 +7,9 @@
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::mem;
-use std::sync::mpsc::{self, Receiver, Sender};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Poll;
 use std::thread::JoinHandle;
 use std::time::Instant;
 
@@ -15,20 +17,58 @@ use qwen_core::backend::Limits;
 use qwen_core::engine::{Canceller, EngineCore, Event, FinishReason, Intake, Request, SeqId, Ticket};
 use qwen_core::numerics::float_env::FloatEnv;
 
+use crate::channel::{Receiver, Sender, Wait, channel};
 use crate::error::{Error, Result};
 use crate::events::{debug, wants_debug};
+use crate::stop_strings::StopWatch;
 
-/// An event and when it happened: a reader may be slower than the engine.
-pub(crate) type Stamped = (Event, Instant);
+/// What happened to a request, and when: a reader may be slower than the engine.
+pub(crate) type Stamped = (Output, Instant);
 
-/// A request on its way to the thread.
+/// What happened to a request.
+#[derive(Debug)]
+pub(crate) enum Output {
+    /// In a step of the engine.
+    Step(Event),
+    /// Its text has reached this stop string. The last output.
+    StopString(String),
+}
+
+/// A request on its way to the engine.
 struct Submission {
     request: Request,
     ticket: Ticket,
-    events: Sender<Stamped>,
+    outlet: Outlet,
 }
 
-/// Requests on their way to the thread.
+/// Where the events of a request go.
+struct Outlet {
+    events: Sender<Stamped>,
+    canceller: Canceller,
+    /// Searches for stop strings.
+    watch: Option<StopWatch>,
+}
+
+impl Outlet {
+    /// Pass an event on. False after the last one.
+    fn send(&mut self, event: Event) -> bool {
+        let is_last = matches!(event, Event::Finished(_) | Event::Failed(_));
+        let stop = match (&event, &mut self.watch) {
+            (Event::Token(id), Some(watch)) => watch.push(*id),
+            _ => None,
+        };
+        let (now, is_stopped) = (Instant::now(), stop.is_some());
+        let is_read = self.events.send((Output::Step(event), now))
+            && stop.is_none_or(|stop| self.events.send((Output::StopString(stop), now)));
+        // The stream was dropped, so nobody reads the rest, or the answer is complete.
+        if !is_read || is_stopped {
+            self.canceller.cancel();
+        }
+        !is_last && !is_stopped
+    }
+}
+
+/// Requests on their way to the engine.
 #[derive(Default)]
 struct Submissions {
     state: Mutex<Queue>,
@@ -54,7 +94,7 @@ impl Submissions {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// False if the thread accepts no more requests.
+    /// False if the engine accepts no more requests.
     fn push(&self, submission: Submission) -> bool {
         let mut queue = self.lock();
         if queue.is_closed {
@@ -83,11 +123,10 @@ impl Queue {
     /// long step: cancelled requests are removed before the queue doubles.
     fn push(&mut self, submission: Submission) {
         if self.requests.len() >= self.sweep_at.max(Self::SWEEP_AT) {
-            self.requests.retain(|waiting| {
+            self.requests.retain_mut(|waiting| {
                 let is_cancelled = waiting.ticket.is_cancelled();
                 if is_cancelled {
-                    // A stream that was dropped does not need to know.
-                    let _ = waiting.events.send((Event::Finished(FinishReason::Cancelled), Instant::now()));
+                    waiting.outlet.send(Event::Finished(FinishReason::Cancelled));
                 }
                 !is_cancelled
             });
@@ -97,16 +136,24 @@ impl Queue {
     }
 }
 
-/// The handle of the thread. Dropping it ends the thread.
+/// The handle of an engine. Dropping it ends the engine's thread.
 #[derive(Debug)]
 pub(crate) struct Worker {
     intake: Intake,
     limits: Limits,
-    /// The process that has the thread: a fork of it does not.
+    /// The process that has the engine: a fork of it does not.
     process: u32,
     submissions: Arc<Submissions>,
-    // Taken when the worker is dropped.
-    thread: Option<JoinHandle<()>>,
+    stepper: Stepper,
+}
+
+/// Who steps the engine.
+#[derive(Debug)]
+enum Stepper {
+    /// A thread. Taken when the worker is dropped.
+    Thread(Option<JoinHandle<()>>),
+    /// Whoever calls [`Worker::step`], or waits for an answer.
+    Host(Box<Mutex<Driver>>),
 }
 
 impl Worker {
@@ -115,35 +162,107 @@ impl Worker {
     /// # Errors
     /// When the system cannot start another thread.
     pub(crate) fn start(core: EngineCore, intake: Intake) -> qwen_core::Result<Self> {
-        let limits = core.limits().clone();
-        let submissions = Arc::<Submissions>::default();
-        let of_thread = (intake.clone(), submissions.clone());
-        let thread = std::thread::Builder::new()
-            .name("qwen-engine".into())
-            .spawn(move || {
-                let (intake, submissions) = of_thread;
-                let submissions = CloseOnDrop(submissions);
-                run(core, &intake, &submissions.0);
-            })
-            .map_err(|error| qwen_core::Error::Io { path: "the engine's thread".into(), error })?;
-        let process = std::process::id();
-        Ok(Worker { intake, limits, process, submissions, thread: Some(thread) })
+        Self::new(core, intake, |driver| {
+            let thread = std::thread::Builder::new().name("qwen-engine".into());
+            let thread = thread.spawn(move || {
+                let closing = CloseOnDrop(driver.submissions.clone());
+                driver.run();
+                drop(closing);
+            });
+            thread
+                .map(|thread| Stepper::Thread(Some(thread)))
+                .map_err(|error| qwen_core::Error::Io { path: "the engine's thread".into(), error })
+        })
     }
 
-    /// Send a request to the thread. Its events go to the receiver.
+    /// A worker that runs the requests of `intake` on `core` when it is told to.
+    pub(crate) fn manual(core: EngineCore, intake: Intake) -> qwen_core::Result<Self> {
+        Self::new(core, intake, |driver| Ok(Stepper::Host(Box::new(Mutex::new(driver)))))
+    }
+
+    fn new(
+        core: EngineCore,
+        intake: Intake,
+        stepper: impl FnOnce(Driver) -> qwen_core::Result<Stepper>,
+    ) -> qwen_core::Result<Self> {
+        let limits = core.limits().clone();
+        let submissions = Arc::<Submissions>::default();
+        let driver = Driver {
+            core,
+            intake: intake.clone(),
+            submissions: submissions.clone(),
+            outlets: HashMap::new(),
+            some_wait: false,
+        };
+        Ok(Worker { intake, limits, process: std::process::id(), submissions, stepper: stepper(driver)? })
+    }
+
+    /// Send a request to the engine. Its events go to the receiver, up to a stop string that `watch` finds.
     ///
     /// # Errors
     /// For an invalid request, when too many requests are waiting, and when the thread has ended.
-    pub(crate) fn submit(&self, request: Request) -> Result<(Receiver<Stamped>, Canceller)> {
+    pub(crate) fn submit(&self, request: Request, watch: Option<StopWatch>) -> Result<(Receiver<Stamped>, Canceller)> {
         self.check_alive()?;
         request.check(&self.limits)?;
         let ticket = self.intake.ticket()?;
-        let (canceller, (events, receiver)) = (ticket.canceller(), mpsc::channel());
-        if !self.submissions.push(Submission { request, ticket, events }) {
+        let (canceller, (events, receiver)) = (ticket.canceller(), channel());
+        let outlet = Outlet { events, canceller: canceller.clone(), watch };
+        if !self.submissions.push(Submission { request, ticket, outlet }) {
             return Err(Error::stopped("its thread has ended"));
         }
         self.intake.signal();
         Ok((receiver, canceller))
+    }
+
+    /// The next event for a reader. Pending only if `wait` allows it.
+    ///
+    /// # Errors
+    /// When no more will come.
+    pub(crate) fn receive(&self, events: &mut Receiver<Stamped>, wait: &mut Wait<'_, '_>) -> Poll<Result<Stamped>> {
+        if let Err(error) = self.check_alive() {
+            return Poll::Ready(Err(error));
+        }
+        if let (Stepper::Host(_), Wait::Block) = (&self.stepper, &wait) {
+            return Poll::Ready(self.step_for(events));
+        }
+        events.receive(wait).map(|event| event.ok_or_else(|| Error::stopped("its thread has ended")))
+    }
+
+    /// Step until an event has arrived.
+    fn step_for(&self, events: &mut Receiver<Stamped>) -> Result<Stamped> {
+        loop {
+            let seen = self.intake.signals();
+            let mut driver = self.driver()?;
+            // Also what another thread's step brought while this one waited for the lock.
+            if let Poll::Ready(event) = events.receive(&mut Wait::Not) {
+                return event.ok_or_else(|| Error::stopped("its thread has ended"));
+            }
+            let progress = driver.host_round();
+            drop(driver);
+            if progress != Some(true) && events.len() == 0 {
+                // Others may have to read their rows first.
+                self.intake.wait(seen);
+            }
+        }
+    }
+
+    /// Run one step. False if there was nothing to compute.
+    ///
+    /// # Errors
+    /// When the engine has its own thread, and when an earlier step panicked.
+    pub(crate) fn step(&self) -> Result<bool> {
+        self.check_alive()?;
+        Ok(self.driver()?.host_round() == Some(true))
+    }
+
+    fn driver(&self) -> Result<MutexGuard<'_, Driver>> {
+        match &self.stepper {
+            Stepper::Host(driver) => driver.lock().map_err(|_| Error::stopped("a step of it panicked")),
+            Stepper::Thread(_) => {
+                let reason = "the engine has a thread of its own: load it with EngineOptions::manual to step it";
+                Err(qwen_core::Error::argument("step", reason).into())
+            }
+        }
     }
 
     pub(crate) fn intake(&self) -> &Intake {
@@ -154,7 +273,7 @@ impl Worker {
         &self.limits
     }
 
-    /// Whether this is the process that has the thread.
+    /// Whether this is the process that has the engine.
     pub(crate) fn is_here(&self) -> bool {
         self.process == std::process::id()
     }
@@ -178,7 +297,8 @@ impl Drop for Worker {
         // Every stream holds the worker, so none is open: end the thread, and wait until its memory is freed.
         self.submissions.close();
         self.intake.signal();
-        if let Some(thread) = self.thread.take().filter(|thread| thread.thread().id() != std::thread::current().id()) {
+        let Stepper::Thread(thread) = &mut self.stepper else { return };
+        if let Some(thread) = thread.take().filter(|thread| thread.thread().id() != std::thread::current().id()) {
             // A panic of the thread has already ended the streams.
             let _ = thread.join();
         }
@@ -194,52 +314,77 @@ impl Drop for CloseOnDrop {
     }
 }
 
-/// Run requests until the worker's handle is dropped. Without work the thread sleeps.
-fn run(mut core: EngineCore, intake: &Intake, submissions: &Submissions) {
-    let _float_env = FloatEnv::enter();
-    let mut streams: HashMap<SeqId, (Sender<Stamped>, Canceller)> = HashMap::new();
-    let mut some_wait = false;
-    loop {
-        // Read before looking for work: whatever arrives in between ends the wait below.
-        let seen = intake.signals();
+/// The engine, and where its events go.
+#[derive(Debug)]
+struct Driver {
+    core: EngineCore,
+    intake: Intake,
+    submissions: Arc<Submissions>,
+    outlets: HashMap<SeqId, Outlet>,
+    some_wait: bool,
+}
+
+impl fmt::Debug for Outlet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Outlet").finish_non_exhaustive()
+    }
+}
+
+impl Driver {
+    /// Run requests until the worker's handle is dropped. Without work the thread sleeps.
+    fn run(mut self) {
+        let _float_env = FloatEnv::enter();
+        loop {
+            // Read before looking for work: whatever arrives in between ends the wait below.
+            let seen = self.intake.signals();
+            match self.round() {
+                Some(true) => {}
+                Some(false) => self.intake.wait(seen),
+                None => return,
+            }
+        }
+    }
+
+    /// [`Driver::round`] on a host's thread, which may survive a panic: nobody waits for this engine any more.
+    fn host_round(&mut self) -> Option<bool> {
+        catch_unwind(AssertUnwindSafe(|| self.round())).unwrap_or_else(|panic| {
+            self.submissions.close();
+            self.outlets.clear();
+            resume_unwind(panic)
+        })
+    }
+
+    /// Take what was submitted, and run one step. Whether there was something to compute; `None` if the worker was
+    /// dropped: no engine or stream holds it any more.
+    fn round(&mut self) -> Option<bool> {
         let arrived = {
-            let mut queue = submissions.lock();
-            // The worker was dropped: no engine or stream holds it any more.
+            let mut queue = self.submissions.lock();
             if queue.is_closed {
-                return;
+                return None;
             }
             mem::take(&mut queue.requests)
         };
-        for Submission { request, ticket, events } in arrived {
-            let canceller = ticket.canceller();
-            match core.add(request, ticket) {
-                Ok(id) => drop(streams.insert(id, (events, canceller))),
-                // A stream that was dropped does not need to know.
-                Err(error) => drop(events.send((Event::Failed(error), Instant::now()))),
+        for Submission { request, ticket, mut outlet } in arrived {
+            match self.core.add(request, ticket) {
+                Ok(id) => drop(self.outlets.insert(id, outlet)),
+                Err(error) => drop(outlet.send(Event::Failed(error))),
             }
         }
-        let progress = core.step(|id, event| {
-            let last = matches!(event, Event::Finished(_) | Event::Failed(_));
-            let Some((events, canceller)) = streams.get(&id) else { return };
-            if events.send((event, Instant::now())).is_err() {
-                // The stream was dropped: nobody reads the rest.
-                canceller.cancel();
-            }
-            if last {
-                streams.remove(&id);
+        let outlets = &mut self.outlets;
+        let progress = self.core.step(|id, event| {
+            if outlets.get_mut(&id).is_some_and(|outlet| !outlet.send(event)) {
+                outlets.remove(&id);
             }
         });
-        let waiting = if wants_debug() { intake.num_waiting() } else { 0 };
-        if (waiting > 0) != some_wait {
-            some_wait = waiting > 0;
-            match some_wait {
+        let waiting = if wants_debug() { self.intake.num_waiting() } else { 0 };
+        if (waiting > 0) != self.some_wait {
+            self.some_wait = waiting > 0;
+            match self.some_wait {
                 true => debug!("{waiting} requests wait for room in the batch or the K/V store"),
                 false => debug!("no request waits"),
             }
         }
-        if !progress {
-            intake.wait(seen);
-        }
+        Some(progress)
     }
 }
 
@@ -300,14 +445,22 @@ pub(crate) mod tests {
         Request::generate([1, 2], GenerateParams::new().max_new_tokens(3))
     }
 
+    fn last(mut events: Receiver<Stamped>) -> Event {
+        let all = std::iter::from_fn(|| Wait::block(|wait| events.receive(wait)));
+        match all.last().unwrap().0 {
+            Output::Step(event) => event,
+            stop => panic!("{stop:?}"),
+        }
+    }
+
     #[test]
     fn a_forked_process_is_told_so_and_waits_for_nothing() {
         let mut worker = worker();
-        let (events, _) = worker.submit(request()).unwrap();
-        assert!(events.iter().any(|(event, _)| matches!(event, Event::Finished(_))));
+        let (events, _) = worker.submit(request(), None).unwrap();
+        assert!(matches!(last(events), Event::Finished(_)));
         // As seen by the child of a fork.
         worker.process = worker.process.wrapping_add(1);
-        let error = worker.submit(request()).unwrap_err().to_string();
+        let error = worker.submit(request(), None).unwrap_err().to_string();
         assert!(error.contains("before this process was forked"), "{error}");
         drop(worker);
     }
@@ -319,11 +472,11 @@ pub(crate) mod tests {
             for _ in 0..4 {
                 scope.spawn(|| {
                     for round in 0..200 {
-                        let (events, canceller) = worker.submit(request()).unwrap();
+                        let (events, canceller) = worker.submit(request(), None).unwrap();
                         if round % 3 == 0 {
                             canceller.cancel();
                         }
-                        let last = events.iter().last().unwrap().0;
+                        let last = last(events);
                         assert!(matches!(last, Event::Finished(_)), "{last:?}");
                     }
                 });
@@ -331,26 +484,62 @@ pub(crate) mod tests {
         });
     }
 
+    /// Panics in its first step.
+    struct Broken(Limits);
+
+    impl Runner for Broken {
+        fn limits(&self) -> &Limits {
+            &self.0
+        }
+
+        fn execute(&mut self, _: &Batch, _: &mut StepOutput, _: &Interrupt) -> qwen_core::Result<()> {
+            panic!("a mistake of a backend")
+        }
+
+        fn copy_blocks(&mut self, _: &[CopyBlock]) -> qwen_core::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_step_that_panics_ends_all_streams_whoever_runs_it() {
+        let limits = worker().limits.clone();
+        for start in [Worker::start, Worker::manual] {
+            let intake = Intake::default();
+            let core = EngineCore::new(Box::new(Broken(limits.clone())), intake.clone());
+            let worker = start(core, intake).unwrap();
+            let (mut first, _) = worker.submit(request(), None).unwrap();
+            // On a thread of its own the engine may have ended already.
+            let second = worker.submit(request(), None);
+            let read = |events: &mut Receiver<Stamped>| worker.receive(events, &mut Wait::Block);
+            let host = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| read(&mut first)));
+            assert_eq!(host.is_err(), matches!(worker.stepper, Stepper::Host(_)));
+            for events in [Some(first), second.ok().map(|(events, _)| events)].iter_mut().flatten() {
+                let Poll::Ready(Err(error)) = read(events) else { panic!("it goes on") };
+                assert_eq!(error.kind(), crate::ErrorKind::EngineStopped);
+            }
+        }
+    }
+
     #[test]
     fn cancelled_requests_take_no_place_during_a_long_step() {
         let hold = Arc::<Mutex<()>>::default();
         let worker = held_worker(hold.clone(), Intake::new(4));
         let step = hold.lock().unwrap();
-        let waiting: Vec<_> = (0..3).map(|_| worker.submit(request()).unwrap().0).collect();
+        let waiting: Vec<_> = (0..3).map(|_| worker.submit(request(), None).unwrap().0).collect();
         let mut cancelled = Vec::new();
         for _ in 0..5000 {
-            let (events, canceller) = worker.submit(request()).unwrap();
+            let (events, canceller) = worker.submit(request(), None).unwrap();
             canceller.cancel();
             cancelled.push(events);
         }
         assert!(worker.submissions.lock().requests.len() <= Queue::SWEEP_AT);
         // Those that arrived first may be in the step.
-        let more: Vec<_> = std::iter::from_fn(|| worker.submit(request()).ok()).collect();
+        let more: Vec<_> = std::iter::from_fn(|| worker.submit(request(), None).ok()).collect();
         assert!((1..=4).contains(&more.len()), "{}", more.len());
-        assert!(matches!(worker.submit(request()), Err(Error::Model(qwen_core::Error::QueueFull { .. }))));
+        assert!(matches!(worker.submit(request(), None), Err(Error::Model(qwen_core::Error::QueueFull { .. }))));
         drop(step);
-        let end = |events: Receiver<Stamped>| events.iter().last().unwrap().0;
-        assert!(waiting.into_iter().map(end).all(|event| matches!(event, Event::Finished(FinishReason::Length))));
-        assert!(cancelled.into_iter().map(end).all(|event| matches!(event, Event::Finished(FinishReason::Cancelled))));
+        assert!(waiting.into_iter().map(last).all(|event| matches!(event, Event::Finished(FinishReason::Length))));
+        assert!(cancelled.into_iter().map(last).all(|event| matches!(event, Event::Finished(FinishReason::Cancelled))));
     }
 }

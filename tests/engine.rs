@@ -302,7 +302,7 @@ fn the_end_of_an_answer_says_why() {
     assert_eq!((stopped.as_slice(), reason), (&tokens[..first], FinishReason::Stop));
     // Without a limit, the context is the limit.
     let (tokens, reason) = run(GenerateOptions::new().ignore_eos(true));
-    assert_eq!((tokens.len(), reason), (512 - 9, FinishReason::Length));
+    assert_eq!((tokens.len(), reason), (512 - 9, FinishReason::ContextFull));
 }
 
 #[test]

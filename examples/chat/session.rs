@@ -210,11 +210,10 @@ impl Session {
             self.screen.note("[stopped]");
             return Ok(Ended::Interrupted);
         }
-        if reason == Some(FinishReason::Length) {
-            self.screen.note(match stats.prompt_tokens + stats.new_tokens >= self.engine.context() {
-                true => "[the context is full]",
-                false => "[cut: --max-new-tokens allows more]",
-            });
+        match reason {
+            Some(FinishReason::ContextFull) => self.screen.note("[the context is full]"),
+            Some(FinishReason::Length) => self.screen.note("[cut: --max-new-tokens allows more]"),
+            _ => {}
         }
         self.screen.note(format_args!("[{}]", speed(&stats)));
         Ok(Ended::Done)

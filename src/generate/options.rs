@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use qwen_core::engine::sampling::{LogitsProcessor, Mirostat, Preset, Processors, Stage};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// DRY: penalties on the repetition of whole sequences. See
 /// [`core::engine::sampling::Dry`](qwen_core::engine::sampling::Dry) for its formula; here the breakers are texts.
@@ -162,6 +162,10 @@ pub struct GenerateOptions {
     pub seed: Option<u64>,
     /// Token ids that end the answer, in addition to those of the checkpoint.
     pub stop_token_ids: Vec<u32>,
+    /// Texts that end the answer before they begin: nothing of them is shown, wherever tokens begin and end. The first
+    /// one that is complete ends the answer. At most 128, none of them empty. In JSON a single one may be a string.
+    #[serde(deserialize_with = "one_or_several")]
+    pub stop: Vec<String>,
     /// Continue after the checkpoint's stop tokens.
     pub ignore_eos: bool,
     /// Requests share the K/V of common prompt prefixes only with those of the same salt. Give each tenant one where
@@ -243,6 +247,24 @@ impl GenerateOptions {
         into cache_salt: String;
     }
 
+    /// See [`GenerateOptions::stop`](field@GenerateOptions::stop).
+    ///
+    /// ```
+    /// use qwen::{Engine, FinishReason, GenerateOptions, StoppedBy};
+    /// let engine = Engine::load(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/demo-model"))?;
+    /// let mut stream = engine.generate("What is 3 + 4?", &GenerateOptions::new().greedy().stop(["is 7", "\n\n"]))?;
+    /// let text: String = stream.by_ref().collect::<qwen::Result<_>>()?;
+    /// # if stream.finish_reason() == Some(FinishReason::StopString) {
+    /// assert_eq!(stream.stopped_by(), Some(&StoppedBy::String("is 7".into())));
+    /// # }
+    /// assert!(!text.contains("is 7"));
+    /// # Ok::<(), qwen::Error>(())
+    /// ```
+    pub fn stop(mut self, strings: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        self.stop = strings.into_iter().map(Into::into).collect();
+        self
+    }
+
     /// See [`GenerateOptions::bad_words`].
     pub fn bad_words<T: Into<String>>(mut self, words: impl IntoIterator<Item = T>) -> Self {
         self.bad_words = words.into_iter().map(Into::into).collect();
@@ -276,4 +298,17 @@ impl GenerateOptions {
         self.processors.push(processor);
         self
     }
+}
+
+fn one_or_several<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "a string or a list of strings")]
+    enum Strings {
+        One(String),
+        Several(Vec<String>),
+    }
+    Ok(match Strings::deserialize(deserializer)? {
+        Strings::One(string) => vec![string],
+        Strings::Several(strings) => strings,
+    })
 }

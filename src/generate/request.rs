@@ -8,6 +8,9 @@ use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::words;
 
+/// Each of them is searched for in every answer, for each byte.
+const MAX_STOP_STRINGS: usize = 128;
+
 impl GenerateOptions {
     /// The request for `prompt`, and the seed of its draws, if there are any. Options that the caller did not set are
     /// taken from the checkpoint, if the request uses them at all.
@@ -16,6 +19,7 @@ impl GenerateOptions {
     /// When the prompt alone reaches the checkpoint's `max_length`, when a checkpoint value that the request uses is
     /// wrong, and for texts without a tokenizer.
     pub(crate) fn request(&self, prompt: Vec<u32>, engine: &Engine) -> Result<(Request, Option<u64>)> {
+        self.check_stop()?;
         let defaults = engine.generation_config();
         let mut stop_token_ids = self.stop_token_ids.clone();
         if !self.ignore_eos {
@@ -48,6 +52,15 @@ impl GenerateOptions {
         let params = GenerateParams::new().max_new_tokens(max_new_tokens).stop_token_ids(stop_token_ids);
         let request = Request::generate(prompt, params.sampling(sampling));
         Ok((request.cache_salt(self.cache_salt.as_str()), seed))
+    }
+
+    fn check_stop(&self) -> Result<()> {
+        let reason = match self.stop.len() {
+            len if len > MAX_STOP_STRINGS => format!("there may be {MAX_STOP_STRINGS} stop strings, there are {len}"),
+            _ if self.stop.iter().any(String::is_empty) => "an empty string would end every answer at once".into(),
+            _ => return Ok(()),
+        };
+        Err(qwen_core::Error::argument("stop", reason).into())
     }
 
     fn sampling(&self, engine: &Engine) -> Result<SamplingParams> {

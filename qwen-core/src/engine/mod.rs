@@ -38,8 +38,10 @@ pub enum Event {
         /// How many of these were not computed for this request, since their K/V was there.
         cached: usize,
     },
-    /// The next token of the answer. A stop token is not reported.
+    /// The next token of the answer.
     Token(u32),
+    /// The stop token that ends the answer and is no part of it. [`FinishReason::Stop`] follows.
+    StopToken(u32),
     /// `[vocab_size]` the logits after the next token of a [`Goal::Score`].
     Logits(Vec<f32>),
     /// The request is complete. The last event.
@@ -56,6 +58,8 @@ pub struct EngineCore {
     output: StepOutput,
     workspace: Workspace,
     intake: Intake,
+    /// What happened in a step. Reused.
+    events: Vec<(SeqId, Event)>,
 }
 
 impl std::fmt::Debug for EngineCore {
@@ -71,7 +75,7 @@ impl EngineCore {
         intake.set_max_step_tokens(limits.max_num_batched_tokens);
         let (scheduler, batch) = (Scheduler::new(limits), Batch::new(limits.block_size));
         let (output, workspace) = (StepOutput::default(), Workspace::default());
-        EngineCore { runner, scheduler, batch, output, workspace, intake }
+        EngineCore { runner, scheduler, batch, output, workspace, intake, events: Vec::new() }
     }
 
     /// Whether requests share the K/V of common prompt prefixes, also with earlier requests. They do by default.
@@ -104,12 +108,15 @@ impl EngineCore {
     /// again.
     pub fn step(&mut self, mut report: impl FnMut(SeqId, Event)) -> bool {
         let _float_env = FloatEnv::enter();
-        let EngineCore { runner, scheduler, batch, output, workspace, intake } = self;
+        let EngineCore { runner, scheduler, batch, output, workspace, intake, events } = self;
         let started = Instant::now();
-        scheduler.remove_cancelled(&mut report);
+        // Reported when the figures are written down, so that who hears of an end finds it there.
+        let mut note = |id, event| events.push((id, event));
+        scheduler.remove_cancelled(&mut note);
         scheduler.schedule();
         if scheduler.scheduled().is_empty() {
             intake.set_stats(scheduler.stats(), None);
+            events.drain(..).for_each(|(id, event)| report(id, event));
             return false;
         }
         let members: Vec<_> = scheduler.members().collect();
@@ -118,18 +125,19 @@ impl EngineCore {
             runner.execute(batch, output, interrupt)
         });
         match outcome.and_then(|()| verdicts::verdicts(scheduler, output, runner.limits(), workspace)) {
-            Ok(verdicts) => scheduler.update(verdicts, &mut report),
+            Ok(verdicts) => scheduler.update(verdicts, &mut note),
             // A request of the step was cancelled: the others compute the step again.
-            Err(Error::Cancelled) if interrupted => scheduler.remove_cancelled(&mut report),
+            Err(Error::Cancelled) if interrupted => scheduler.remove_cancelled(&mut note),
             // Retrying might go on forever.
             Err(Error::Cancelled) => {
                 let reason = "the runner cancelled a step that nobody cancelled".into();
-                scheduler.fail_scheduled(Error::StepFailed { reason, kind: ErrorKind::Device }, &mut report);
+                scheduler.fail_scheduled(Error::StepFailed { reason, kind: ErrorKind::Device }, &mut note);
             }
             // Any other failure is a device failure: the sequences of the step cannot continue.
-            Err(error) => scheduler.fail_scheduled(error, &mut report),
+            Err(error) => scheduler.fail_scheduled(error, &mut note),
         }
         intake.set_stats(scheduler.stats(), Some(started.elapsed()));
+        events.drain(..).for_each(|(id, event)| report(id, event));
         true
     }
 }

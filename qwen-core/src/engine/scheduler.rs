@@ -314,9 +314,8 @@ impl Scheduler {
                 }
                 Verdict::Token(id) => {
                     sequence.tokens.push(id);
-                    if sequence.finish_reason() != Some(FinishReason::Stop) {
-                        report(sequence.id, Event::Token(id));
-                    }
+                    let stops = sequence.finish_reason() == Some(FinishReason::Stop);
+                    report(sequence.id, if stops { Event::StopToken(id) } else { Event::Token(id) });
                 }
                 Verdict::Logits(rows) => {
                     for row in rows {

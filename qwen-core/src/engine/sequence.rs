@@ -16,15 +16,19 @@ use crate::model::batch::WantLogits;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SeqId(pub u64);
 
-/// Why a request ended. Displayed and serialised as `stop`, `length` and `cancelled`.
+/// Why a request ended. Displayed and serialised as `stop`, `stop_string`, `length`, `context_full` and `cancelled`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum FinishReason {
     /// The model gave a stop token.
     Stop,
-    /// `max_new_tokens` or the context is used up; for a [`Goal::Score`], all ids are scored.
+    /// The text reached a stop string. An engine by token ids has no text: whoever decodes its ids ends the answer so.
+    StopString,
+    /// `max_new_tokens` is used up; for a [`Goal::Score`], all ids are scored.
     Length,
+    /// The context is used up before `max_new_tokens` is.
+    ContextFull,
     /// The caller cancelled.
     Cancelled,
 }
@@ -34,7 +38,9 @@ impl FinishReason {
     pub const fn as_str(self) -> &'static str {
         match self {
             FinishReason::Stop => "stop",
+            FinishReason::StopString => "stop_string",
             FinishReason::Length => "length",
+            FinishReason::ContextFull => "context_full",
             FinishReason::Cancelled => "cancelled",
         }
     }
@@ -180,6 +186,18 @@ impl Request {
             Goal::Score(_) => self.prompt.len(),
         }
     }
+
+    /// Why an answer of `max_len` tokens ends.
+    fn full(&self, limits: &Limits) -> FinishReason {
+        let asked = match &self.goal {
+            Goal::Generate(params) => params.max_new_tokens.map(|new| self.prompt.len().saturating_add(new)),
+            Goal::Score(_) => Some(self.prompt.len()),
+        };
+        match asked {
+            Some(tokens) if tokens <= limits.max_model_len => FinishReason::Length,
+            _ => FinishReason::ContextFull,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -191,6 +209,8 @@ pub(super) struct Sequence {
     pub(super) num_computed_tokens: usize,
     /// Tokens of prompt and answer at most.
     pub(super) max_len: usize,
+    /// What `max_len` comes from.
+    pub(super) full: FinishReason,
     pub(super) task: Task,
     pub(super) block_table: BlockTable,
     /// The last step that computed it, or in which it was admitted.
@@ -227,6 +247,7 @@ impl Sequence {
     pub(super) fn new(id: SeqId, request: Request, ticket: Ticket, limits: &Limits) -> Result<Self> {
         request.check(limits)?;
         let max_len = request.max_len(limits);
+        let full = request.full(limits);
         let Request { prompt, goal, cache_salt } = request;
         let root = Prefix::Root(cache_salt);
         let task = match goal {
@@ -242,6 +263,7 @@ impl Sequence {
             prompt_len: prompt.len(),
             num_computed_tokens: 0,
             max_len,
+            full,
             task,
             block_table: BlockTable::new(limits.block_size),
             last_step: 0,
@@ -369,7 +391,7 @@ impl Sequence {
             Task::Generate { stop_token_ids, .. } if answer.last().is_some_and(|id| stop_token_ids.contains(id)) => {
                 Some(FinishReason::Stop)
             }
-            Task::Generate { .. } => (self.tokens.len() >= self.max_len).then_some(FinishReason::Length),
+            Task::Generate { .. } => (self.tokens.len() >= self.max_len).then_some(self.full),
             Task::Score { .. } => (self.num_pending_tokens() == 0).then_some(FinishReason::Length),
         }
     }

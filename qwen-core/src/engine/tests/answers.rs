@@ -10,6 +10,29 @@ fn an_answer_ends_at_a_stop_token_or_at_its_length() {
     let found = rig.run();
     assert_eq!((found[&stop].tokens.as_slice(), found[&stop].end.as_deref()), (&[4, 5, 6, 7][..], Some("Stop")));
     assert_eq!((found[&length].tokens.as_slice(), found[&length].end.as_deref()), (&[5, 6][..], Some("Length")));
+    assert_eq!((found[&stop].stop, found[&length].stop), (Some(0), None));
+}
+
+#[test]
+fn a_full_context_is_a_reason_of_its_own() {
+    let mut rig = rig();
+    let prompt = [1; 50];
+    // The context has 64 positions: 14 more tokens are what was asked for, a 15th does not fit.
+    let asked = [Some(13), Some(14), Some(15), None];
+    let ids = asked.map(|max_new_tokens| {
+        let mut request = endless(request(&prompt, 1));
+        if let Goal::Generate(params) = &mut request.goal {
+            params.max_new_tokens = max_new_tokens;
+        }
+        rig.add(request)
+    });
+    let found = rig.run();
+    let ends = ids.map(|id| (found[&id].tokens.len(), found[&id].end.as_deref().unwrap()));
+    assert_eq!(ends, [(13, "Length"), (14, "Length"), (14, "ContextFull"), (14, "ContextFull")]);
+    // A stop token in the last position stops.
+    let stop = rig.add(request(&[&prompt[..], &[1; 6]].concat(), 50));
+    let found = rig.run().remove(&stop).unwrap();
+    assert_eq!((found.stop, found.end.as_deref()), (Some(0), Some("Stop")));
 }
 
 #[test]

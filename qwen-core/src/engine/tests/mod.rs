@@ -103,10 +103,11 @@ impl ScriptedRunner {
     }
 }
 
-/// The results of a request: its tokens, its rows of logits, and how it ended.
+/// The results of a request: its tokens, the one that stopped it, its rows of logits, and how it ended.
 #[derive(Debug, Default, PartialEq)]
 struct Found {
     tokens: Vec<u32>,
+    stop: Option<u32>,
     rows: Vec<Vec<f32>>,
     end: Option<String>,
 }
@@ -163,6 +164,7 @@ impl Rig {
             assert!(found.end.is_none(), "an event after the last: {event:?}");
             match event {
                 Event::Token(token) => found.tokens.push(token),
+                Event::StopToken(token) => found.stop = Some(token),
                 Event::Logits(row) => found.rows.push(row),
                 Event::Prompt { .. } => {}
                 Event::Finished(reason) => found.end = Some(format!("{reason:?}")),
