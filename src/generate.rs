@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 use std::time::Instant;
 
+use qwen_core::engine::sampling::Logprobs;
 use qwen_core::engine::{Canceller, Event, FinishReason};
 use qwen_core::numerics::float_env::FloatEnv;
 use qwen_tokenizer::DecodeStream;
@@ -75,6 +76,7 @@ pub struct TokenStream {
     canceller: Canceller,
     started: Instant,
     stats: Stats,
+    logprobs: Vec<Logprobs>,
     on_prompt_progress: OnPromptProgress,
     finish_reason: Option<FinishReason>,
     done: bool,
@@ -88,8 +90,17 @@ impl TokenStream {
         stats: Stats,
         started: Instant,
     ) -> Self {
-        let on_prompt_progress = OnPromptProgress::default();
-        TokenStream { worker, events, canceller, started, stats, on_prompt_progress, finish_reason: None, done: false }
+        TokenStream {
+            worker,
+            events,
+            canceller,
+            started,
+            stats,
+            logprobs: Vec::new(),
+            on_prompt_progress: OnPromptProgress::default(),
+            finish_reason: None,
+            done: false,
+        }
     }
 
     /// Call `report` after each computed part of the prompt, until the first token. Long prompts are computed in parts
@@ -121,6 +132,24 @@ impl TokenStream {
     pub fn stats(&self) -> Stats {
         self.stats
     }
+
+    /// The log-probabilities of the tokens so far, one entry a token, as the model gives them: before penalties, cuts
+    /// and the temperature. Empty unless the options ask for them ([`GenerateOptions::logprobs`]).
+    ///
+    /// ```
+    /// let engine = qwen::Engine::load(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/demo-model"))?;
+    /// let options = qwen::GenerateOptions::new().logprobs(3).max_new_tokens(8);
+    /// let mut stream = engine.generate("What is 3 + 4?", &options)?;
+    /// let text: String = stream.by_ref().collect::<qwen::Result<_>>()?;
+    /// for (id, at) in stream.ids().iter().zip(stream.logprobs()) {
+    ///     assert_eq!((at.chosen.id, at.top.len()), (*id, 3));
+    /// }
+    /// # assert_eq!(stream.ids().len(), stream.logprobs().len());
+    /// # Ok::<(), qwen::Error>(())
+    /// ```
+    pub fn logprobs(&self) -> &[Logprobs] {
+        &self.logprobs
+    }
 }
 
 impl Iterator for TokenStream {
@@ -140,6 +169,7 @@ impl Iterator for TokenStream {
                     self.stats.new_tokens += 1;
                     return Some(Ok(id));
                 }
+                Ok((Event::Logprobs(logprobs), _)) => self.logprobs.push(logprobs),
                 Ok((Event::Prompt { done, cached }, _)) => {
                     self.stats.cached_tokens = cached;
                     if let Some(report) = &mut self.on_prompt_progress.0 {
@@ -209,6 +239,11 @@ impl TextStream {
     /// Tokens and times of the answer so far.
     pub fn stats(&self) -> Stats {
         self.tokens.stats()
+    }
+
+    /// See [`TokenStream::logprobs`].
+    pub fn logprobs(&self) -> &[Logprobs] {
+        self.tokens.logprobs()
     }
 
     /// The ids of the answer so far, without the stop token. The last ones may be part of a character that is not

@@ -78,7 +78,9 @@ pub use quantize::{QuantizedFile, Quantizer};
 pub use qwen_core::Error as ModelError;
 pub use qwen_core::backend::{AdapterChoice, CapabilitySet};
 pub use qwen_core::checkpoint::config::{GptqFormat, QuantMethod, Quantization, Yarn};
-pub use qwen_core::engine::sampling::{History, LogitsProcessor, Mirostat, Preset, Processors, Stage};
+pub use qwen_core::engine::sampling::{
+    History, LogitsProcessor, Logprobs, Mirostat, Preset, Processors, Stage, TokenLogprob,
+};
 pub use qwen_core::engine::{Canceller, EngineStats, FinishReason, Work};
 pub use qwen_core::memory::{self, MemoryInfo};
 pub use qwen_core::model::plan::Plan;

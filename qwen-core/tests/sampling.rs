@@ -1,13 +1,21 @@
 //! The stages of sampling against transformers' processors and published definitions, number by number:
 //! `tools/sampling_fixtures.py` made the cases.
 
-use qwen_core::engine::sampling::{Sampler, SamplingParams, Workspace};
+use qwen_core::engine::sampling::{Sampler, SamplingParams, Workspace, logprobs};
 use serde::Deserialize;
 
 #[derive(Deserialize)]
 struct Fixtures {
     stop_token_ids: Vec<u32>,
     cases: Vec<Case>,
+    logprobs: Vec<Row>,
+}
+
+/// Log-probabilities in float64.
+#[derive(Deserialize)]
+struct Row {
+    logits: Vec<f32>,
+    logprobs: Vec<f64>,
 }
 
 #[derive(Deserialize)]
@@ -26,7 +34,7 @@ fn fixtures() -> Fixtures {
 
 #[test]
 fn every_stage_and_order_gives_the_numbers_of_its_definition() {
-    let Fixtures { stop_token_ids, cases } = fixtures();
+    let Fixtures { stop_token_ids, cases, .. } = fixtures();
     assert!(cases.len() >= 40, "{} cases", cases.len());
     let mut workspace = Workspace::default();
     let mut failures = Vec::new();
@@ -48,7 +56,7 @@ fn every_stage_and_order_gives_the_numbers_of_its_definition() {
 
 #[test]
 fn a_drawn_token_is_one_that_is_left() {
-    let Fixtures { stop_token_ids, cases } = fixtures();
+    let Fixtures { stop_token_ids, cases, .. } = fixtures();
     let mut workspace = Workspace::default();
     for case in &cases {
         let tokens = [case.prompt.as_slice(), &case.answer].concat();
@@ -67,5 +75,22 @@ fn a_drawn_token_is_one_that_is_left() {
             let probability = logit.map_or(0.0, |logit| (logit - max).exp() / total);
             assert!(probability < 0.05 || drawn[id], "{id} in {:?}", case.params);
         }
+    }
+}
+
+#[test]
+fn log_probabilities_are_those_of_float64() {
+    for Row { logits, logprobs: expected } in fixtures().logprobs {
+        for (id, expected) in expected.iter().enumerate() {
+            let found = logprobs(&logits, id as u32, 5).expect("finite logits");
+            assert!(
+                (found.chosen.logprob - expected).abs() <= 1e-12 * expected.abs().max(1.0),
+                "{found:?}, {expected}"
+            );
+        }
+        let mut best = expected.clone();
+        best.sort_by(|a, b| b.total_cmp(a));
+        let found = logprobs(&logits, 0, 5).expect("finite logits");
+        assert!(found.top.iter().zip(best).all(|(found, best)| (found.logprob - best).abs() < 1e-11));
     }
 }

@@ -4,6 +4,8 @@
 //! finds a floor in a scan or two and lists what lies above; later cuts work on that list. Likelihood orders by logit,
 //! the lower id first among equals, so that no result depends on an algorithm.
 
+use std::cmp::Ordering;
+
 use super::exp::{exp_neg, exp_neg_f32};
 
 /// A token of the list.
@@ -173,31 +175,9 @@ impl<'a> Pool<'a> {
             keep_first(self.list, k);
             return;
         }
-        let (max, inverse) = (f64::from(self.max), 1.0 / self.temperature);
-        // The list is cut back whenever it has twice the tokens; the last one that stays is the next floor. A later
-        // token with the same logit has a higher id, and is out.
-        let room = k.saturating_mul(2).max(64);
-        let mut floor = f32::NEG_INFINITY;
-        self.list.clear();
-        for (chunk, first) in self.logits.chunks(CHUNK).zip((0u32..).step_by(CHUNK)) {
-            if !chunk.iter().fold(false, |any, logit| any | (*logit > floor)) {
-                continue;
-            }
-            for (&logit, id) in chunk.iter().zip(first..) {
-                if logit > floor {
-                    self.list.push(Candidate { id, logit, weight: 0.0 });
-                }
-            }
-            if self.list.len() >= room {
-                keep_first(self.list, k);
-                floor = self.list.iter().map(|c| c.logit).fold(f32::INFINITY, f32::min);
-            }
-        }
-        keep_first(self.list, k);
-        for candidate in self.list.iter_mut() {
-            candidate.weight = exp_neg((max - f64::from(candidate.logit)) * inverse);
-        }
+        top_k(self.logits, k, self.list);
         self.is_list = true;
+        self.weigh();
     }
 
     /// Keep the most likely tokens until their probabilities sum to `p`.
@@ -294,10 +274,7 @@ impl<'a> Pool<'a> {
             self.collect(self.floor(-least.ln()));
         }
         let top = self.list.iter().filter(|c| c.weight >= least);
-        let Some(last) = top.max_by(|a, b| likelihood(a).total_cmp(&likelihood(b)).then(a.id.cmp(&b.id))).copied()
-        else {
-            return;
-        };
+        let Some(last) = top.max_by(|a, b| by_likelihood(a, b)).copied() else { return };
         let goes = |c: &Candidate| c.weight >= least && c.id != last.id;
         if is_dense {
             for candidate in self.list.iter().filter(|c| goes(c)) {
@@ -331,7 +308,7 @@ impl<'a> Pool<'a> {
         // Rounding may leave a remainder after the last one. What has no weight is never drawn.
         drawn.filter(|c| c.weight > 0.0).or_else(|| {
             let drawable = self.list.iter().filter(|c| c.weight > 0.0);
-            drawable.max_by(|a, b| likelihood(a).total_cmp(&likelihood(b))).copied()
+            drawable.max_by(|a, b| by_likelihood(a, b)).copied()
         })
     }
 
@@ -366,15 +343,44 @@ impl<'a> Pool<'a> {
     }
 }
 
-/// The most likely token first.
+/// Smaller for the more likely.
 fn likelihood(candidate: &Candidate) -> f64 {
     // Adding 0 makes one of the two zeros.
     -f64::from(candidate.logit) + 0.0
 }
 
+/// The most likely token first, of equals the lower id.
+pub(super) fn by_likelihood(a: &Candidate, b: &Candidate) -> Ordering {
+    likelihood(a).total_cmp(&likelihood(b)).then(a.id.cmp(&b.id))
+}
+
+/// List the `k` most likely finite logits of a row, without their weights and in no order.
+pub(super) fn top_k(logits: &[f32], k: usize, list: &mut Vec<Candidate>) {
+    // The list is cut back whenever it has twice the tokens; the last one that stays is the next floor. A later token
+    // with the same logit has a higher id, and is out.
+    let room = k.saturating_mul(2).max(64);
+    let mut floor = f32::NEG_INFINITY;
+    list.clear();
+    for (chunk, first) in logits.chunks(CHUNK).zip((0u32..).step_by(CHUNK)) {
+        if !chunk.iter().fold(false, |any, logit| any | (*logit > floor)) {
+            continue;
+        }
+        for (&logit, id) in chunk.iter().zip(first..) {
+            if logit > floor {
+                list.push(Candidate { id, logit, weight: 0.0 });
+            }
+        }
+        if list.len() >= room {
+            keep_first(list, k);
+            floor = list.iter().map(|c| c.logit).fold(f32::INFINITY, f32::min);
+        }
+    }
+    keep_first(list, k);
+}
+
 fn keep_first(list: &mut Vec<Candidate>, k: usize) {
     if k > 0 && k < list.len() {
-        list.select_nth_unstable_by(k - 1, |a, b| likelihood(a).total_cmp(&likelihood(b)).then(a.id.cmp(&b.id)));
+        list.select_nth_unstable_by(k - 1, by_likelihood);
         list.truncate(k);
     }
 }

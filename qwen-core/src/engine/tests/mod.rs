@@ -108,6 +108,7 @@ impl ScriptedRunner {
 struct Found {
     tokens: Vec<u32>,
     rows: Vec<Vec<f32>>,
+    logprobs: Vec<Logprobs>,
     end: Option<String>,
 }
 
@@ -164,6 +165,7 @@ impl Rig {
             match event {
                 Event::Token(token) => found.tokens.push(token),
                 Event::Logits(row) => found.rows.push(row),
+                Event::Logprobs(logprobs) => found.logprobs.push(logprobs),
                 Event::Prompt { .. } => {}
                 Event::Finished(reason) => found.end = Some(format!("{reason:?}")),
                 Event::Failed(error) => found.end = Some(error.to_string()),
@@ -187,7 +189,8 @@ fn request(prompt: &[u32], max_new_tokens: usize) -> Request {
 }
 
 fn sampled(prompt: &[u32], max_new_tokens: usize, sampling: SamplingParams) -> Request {
-    let params = GenerateParams { max_new_tokens: Some(max_new_tokens), stop_token_ids: vec![0], sampling };
+    let params =
+        GenerateParams { max_new_tokens: Some(max_new_tokens), stop_token_ids: vec![0], sampling, logprobs: None };
     Request::generate(prompt, params)
 }
 
