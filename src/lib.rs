@@ -118,6 +118,8 @@ mod documents {
     struct Readme;
     #[doc = include_str!("../docs/cookbook.md")]
     struct Cookbook;
+    #[doc = include_str!("../docs/generation.md")]
+    struct Generation;
     #[doc = include_str!("../docs/writing-a-backend.md")]
     struct WritingABackend;
     #[doc = include_str!("../docs/ranks.md")]
