@@ -4,6 +4,7 @@ use std::mem;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 
+use qwen_core::engine::sampling::Logprobs;
 use qwen_core::engine::{Canceller, FinishReason};
 use qwen_core::numerics::float_env::FloatEnv;
 use qwen_tokenizer::{ChatInput, EncodedChat, Message, Role, Tokenizer, Tool, ToolCall};
@@ -372,6 +373,11 @@ impl Reply {
     /// Tokens and times of the answer so far.
     pub fn stats(&self) -> Stats {
         self.stream.stats()
+    }
+
+    /// See [`TokenStream::logprobs`](crate::TokenStream::logprobs).
+    pub fn logprobs(&self) -> &[Logprobs] {
+        self.stream.logprobs()
     }
 
     /// See [`TokenStream::unread`](crate::TokenStream::unread).

@@ -86,7 +86,9 @@ pub use quantize::{QuantizedFile, Quantizer};
 pub use qwen_core::Error as ModelError;
 pub use qwen_core::backend::{AdapterChoice, CapabilitySet};
 pub use qwen_core::checkpoint::config::{GptqFormat, QuantMethod, Quantization, Yarn};
-pub use qwen_core::engine::sampling::{History, LogitsProcessor, Mirostat, Preset, Processors, Stage};
+pub use qwen_core::engine::sampling::{
+    History, LogitsProcessor, Logprobs, Mirostat, Preset, Processors, Stage, TokenLogprob,
+};
 pub use qwen_core::engine::{Canceller, EngineStats, FinishReason, Work};
 pub use qwen_core::memory::{self, MemoryInfo};
 pub use qwen_core::model::plan::Plan;
@@ -125,6 +127,8 @@ mod documents {
     struct Readme;
     #[doc = include_str!("../docs/cookbook.md")]
     struct Cookbook;
+    #[doc = include_str!("../docs/generation.md")]
+    struct Generation;
     #[doc = include_str!("../docs/writing-a-backend.md")]
     struct WritingABackend;
     #[doc = include_str!("../docs/ranks.md")]

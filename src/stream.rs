@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
+use qwen_core::engine::sampling::Logprobs;
 use qwen_core::engine::{Canceller, Event, FinishReason};
 use qwen_tokenizer::DecodeStream;
 use serde::{Deserialize, Serialize};
@@ -50,6 +51,7 @@ pub struct TokenStream {
     canceller: Canceller,
     started: Instant,
     stats: Stats,
+    logprobs: Vec<Logprobs>,
     on_prompt_progress: OnPromptProgress,
     finish_reason: Option<FinishReason>,
     stopped_by: Option<StoppedBy>,
@@ -70,6 +72,7 @@ impl TokenStream {
             canceller,
             started,
             stats,
+            logprobs: Vec::new(),
             on_prompt_progress: OnPromptProgress::default(),
             finish_reason: None,
             stopped_by: None,
@@ -112,6 +115,24 @@ impl TokenStream {
         self.stats
     }
 
+    /// The log-probabilities of the tokens so far, one entry a token, as the model gives them: before penalties, cuts
+    /// and the temperature. Empty unless the options ask for them ([`GenerateOptions::logprobs`]).
+    ///
+    /// ```
+    /// let engine = qwen::Engine::load(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/demo-model"))?;
+    /// let options = qwen::GenerateOptions::new().logprobs(3).max_new_tokens(8);
+    /// let mut stream = engine.generate("What is 3 + 4?", &options)?;
+    /// let text: String = stream.by_ref().collect::<qwen::Result<_>>()?;
+    /// for (id, at) in stream.ids().iter().zip(stream.logprobs()) {
+    ///     assert_eq!((at.chosen.id, at.top.len()), (*id, 3));
+    /// }
+    /// # assert_eq!(stream.ids().len(), stream.logprobs().len());
+    /// # Ok::<(), qwen::Error>(())
+    /// ```
+    pub fn logprobs(&self) -> &[Logprobs] {
+        &self.logprobs
+    }
+
     /// How many events of the engine, nearly all of them tokens, have arrived and were not read yet. A stream that is
     /// not read keeps at most one for each position of the context and each part of the prompt.
     pub fn unread(&self) -> usize {
@@ -139,6 +160,7 @@ impl TokenStream {
                         self.stats.new_tokens += 1;
                         return Poll::Ready(Some(Ok(id)));
                     }
+                    Event::Logprobs(logprobs) => self.logprobs.push(logprobs),
                     Event::StopToken(id) => self.stopped_by = Some(StoppedBy::Token(id)),
                     Event::Prompt { done, cached } => {
                         self.stats.cached_tokens = cached;
@@ -244,6 +266,11 @@ impl TextStream {
     /// Tokens and times of the answer so far.
     pub fn stats(&self) -> Stats {
         self.tokens.stats()
+    }
+
+    /// See [`TokenStream::logprobs`].
+    pub fn logprobs(&self) -> &[Logprobs] {
+        self.tokens.logprobs()
     }
 
     /// See [`TokenStream::unread`].

@@ -149,3 +149,27 @@ fn a_processor_that_panics_ends_its_own_answer() {
     assert_eq!(other.count(), 24);
     assert_eq!(answer(&engine, &wild().seed(2)).0.len(), 24);
 }
+
+#[test]
+fn log_probabilities_are_the_models_own() {
+    let engine = demo_engine();
+    let mut stream = engine.generate_ids([1, 2, 3], &wild().seed(5).logprobs(2)).unwrap();
+    let ids: Vec<u32> = stream.by_ref().collect::<qwen::Result<_>>().unwrap();
+    assert_eq!(ids, answer(&engine, &wild().seed(5)).0, "asking for them changes nothing");
+    assert_eq!(stream.logprobs().len(), ids.len());
+    let rows = engine.logits(&[1, 2, 3]).unwrap();
+    let row = rows.chunks(engine.config().vocab_size).next_back().unwrap();
+    let total = row.iter().map(|logit| f64::from(*logit).exp()).sum::<f64>().ln();
+    let first = &stream.logprobs()[0];
+    assert_eq!(first.chosen.id, ids[0]);
+    assert!((first.chosen.logprob - (f64::from(row[ids[0] as usize]) - total)).abs() < 1e-4, "{first:?}");
+    assert!(first.top[0].logprob >= first.top[1].logprob && first.top[0].logprob >= first.chosen.logprob);
+    let mut chat = engine.chat().options(GenerateOptions::new().greedy().logprobs(0));
+    let mut reply = chat.send("Hello!").unwrap();
+    reply.by_ref().for_each(|piece| drop(piece.unwrap()));
+    assert_eq!(reply.logprobs().len(), reply.ids().len());
+    assert!(reply.logprobs().iter().all(|at| at.top.is_empty() && at.chosen.logprob <= 0.0));
+    let json = serde_json::to_value(&reply.logprobs()[0]).unwrap();
+    assert_eq!(json["chosen"]["id"], reply.ids()[0]);
+    assert!(refused(&engine, &wild().logprobs(101)).starts_with("`logprobs`: must be at most 100"));
+}

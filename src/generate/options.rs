@@ -168,6 +168,9 @@ pub struct GenerateOptions {
     pub stop: Vec<String>,
     /// Continue after the checkpoint's stop tokens.
     pub ignore_eos: bool,
+    /// Give the log-probabilities of each token and of this many of the most likely ones, at most 100, as the model gives
+    /// them: before penalties, cuts and the temperature. See [`TokenStream::logprobs`](crate::TokenStream::logprobs).
+    pub logprobs: Option<usize>,
     /// Requests share the K/V of common prompt prefixes only with those of the same salt. Give each tenant one where
     /// nobody may notice, by the time of the first token, what others asked.
     pub cache_salt: String,
@@ -244,6 +247,7 @@ impl GenerateOptions {
         some seed: u64;
         into stop_token_ids: Vec<u32>;
         plain ignore_eos: bool;
+        some logprobs: usize;
         into cache_salt: String;
     }
 

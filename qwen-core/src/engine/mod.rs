@@ -22,7 +22,7 @@ use crate::model::runner::Runner;
 use crate::numerics::float_env::FloatEnv;
 pub use intake::{Canceller, Intake, RowWindow, Ticket};
 pub use interruption::Work;
-use sampling::Workspace;
+use sampling::{Logprobs, Workspace};
 use scheduler::Scheduler;
 pub use sequence::{FinishReason, GenerateParams, Goal, Request, SeqId};
 pub use stats::EngineStats;
@@ -38,6 +38,9 @@ pub enum Event {
         /// How many of these were not computed for this request, since their K/V was there.
         cached: usize,
     },
+    /// The log-probabilities at the next token of the answer, which follows. Only if they are wanted
+    /// ([`GenerateParams::logprobs`]).
+    Logprobs(Logprobs),
     /// The next token of the answer.
     Token(u32),
     /// The stop token that ends the answer and is no part of it. [`FinishReason::Stop`] follows.

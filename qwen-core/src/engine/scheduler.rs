@@ -17,6 +17,7 @@ use std::collections::VecDeque;
 
 use super::intake::Ticket;
 use super::interruption::Member;
+use super::sampling::Logprobs;
 use super::sequence::{Sequence, Task};
 use super::{EngineStats, Event, FinishReason, Request, SeqId};
 use crate::backend::Limits;
@@ -38,8 +39,8 @@ pub(super) struct Scheduled {
 pub(super) enum Verdict {
     /// A part of its prompt is computed.
     Prompt,
-    /// This is its next token.
-    Token(u32),
+    /// This is its next token, with its log-probabilities if they are wanted.
+    Token(u32, Option<Logprobs>),
     /// The logits after its next tokens, a row each.
     Logits(Vec<Vec<f32>>),
     /// It cannot go on.
@@ -312,9 +313,12 @@ impl Scheduler {
                     ends.push((part.index, Event::Failed(error)));
                     continue;
                 }
-                Verdict::Token(id) => {
+                Verdict::Token(id, logprobs) => {
                     sequence.tokens.push(id);
                     let stops = sequence.finish_reason() == Some(FinishReason::Stop);
+                    if !stops {
+                        logprobs.into_iter().for_each(|logprobs| report(sequence.id, Event::Logprobs(logprobs)));
+                    }
                     report(sequence.id, if stops { Event::StopToken(id) } else { Event::Token(id) });
                 }
                 Verdict::Logits(rows) => {

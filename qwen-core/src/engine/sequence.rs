@@ -77,7 +77,7 @@ pub struct Request {
 #[non_exhaustive]
 #[expect(clippy::large_enum_variant, reason = "there is one for each request, and it is soon taken apart")]
 pub enum Goal {
-    /// An answer: [`super::Event::Token`] by token.
+    /// An answer: [`super::Event::Token`] by token, each after its [`super::Event::Logprobs`] if these are wanted.
     Generate(GenerateParams),
     /// The logits after each token of the prompt: [`super::Event::Logits`] by row, as far as the reader's window is
     /// open.
@@ -95,6 +95,9 @@ pub struct GenerateParams {
     pub stop_token_ids: Vec<u32>,
     /// How tokens are chosen.
     pub sampling: SamplingParams,
+    /// Report the log-probabilities of each token and of this many of the most likely ones, at most
+    /// [`GenerateParams::MAX_LOGPROBS`]. `None` reports none.
+    pub logprobs: Option<usize>,
 }
 
 impl GenerateParams {
@@ -112,6 +115,15 @@ impl GenerateParams {
     /// See [`GenerateParams::stop_token_ids`].
     pub fn stop_token_ids(mut self, ids: impl Into<Vec<u32>>) -> Self {
         self.stop_token_ids = ids.into();
+        self
+    }
+
+    /// The bound of [`GenerateParams::logprobs`].
+    pub const MAX_LOGPROBS: usize = 100;
+
+    /// See [`GenerateParams::logprobs`].
+    pub fn logprobs(mut self, top: impl Into<Option<usize>>) -> Self {
+        self.logprobs = top.into();
         self
     }
 
@@ -162,6 +174,10 @@ impl Request {
         if let Goal::Generate(params) = goal {
             params.sampling.check()?;
             params.sampling.check_ids(limits.num_token_ids)?;
+            if let Some(top) = params.logprobs.filter(|top| *top > GenerateParams::MAX_LOGPROBS) {
+                let reason = format!("must be at most {}, is {top}", GenerateParams::MAX_LOGPROBS);
+                return Err(Error::argument("logprobs", reason));
+            }
             if params.max_new_tokens == Some(0) {
                 return Err(Error::argument("max_new_tokens", "must be at least 1, is 0"));
             }
@@ -235,6 +251,7 @@ pub(super) enum Task {
     Generate {
         stop_token_ids: Vec<u32>,
         sampler: Sampler,
+        logprobs: Option<usize>,
     },
     /// The rows of `num_scored` tokens were delivered.
     Score {
@@ -251,9 +268,9 @@ impl Sequence {
         let Request { prompt, goal, cache_salt } = request;
         let root = Prefix::Root(cache_salt);
         let task = match goal {
-            Goal::Generate(GenerateParams { stop_token_ids, sampling, .. }) => {
+            Goal::Generate(GenerateParams { stop_token_ids, sampling, logprobs, .. }) => {
                 let sampler = Sampler::new(sampling, &prompt)?.stop_token_ids(&stop_token_ids);
-                Task::Generate { stop_token_ids, sampler }
+                Task::Generate { stop_token_ids, sampler, logprobs }
             }
             Goal::Score(window) => Task::Score { window, num_scored: 0 },
         };
@@ -369,7 +386,7 @@ impl Sequence {
             Task::Score { num_scored, .. } if self.num_computed_tokens < *num_scored => WantLogits::None,
             Task::Score { .. } => WantLogits::All,
             Task::Generate { .. } if num_tokens < self.num_pending_tokens() => WantLogits::None,
-            Task::Generate { sampler, .. } if sampler.is_argmax() => WantLogits::Argmax,
+            Task::Generate { sampler, logprobs: None, .. } if sampler.is_argmax() => WantLogits::Argmax,
             Task::Generate { .. } => WantLogits::Last,
         }
     }

@@ -1,6 +1,6 @@
 //! From the rows of a step's output to the result for each sequence. Damage in a row ends only its own sequence.
 
-use super::sampling::{SampleError, Workspace};
+use super::sampling::{SampleError, Workspace, logprobs};
 use super::scheduler::{Scheduled, Scheduler, Verdict};
 use super::sequence::{Sequence, Task};
 use crate::backend::Limits;
@@ -43,16 +43,18 @@ fn verdict(
             }
             Ok((logits.len() == part.num_tokens).then_some(Verdict::Logits(logits)))
         }
-        (Task::Generate { .. }, WantLogits::Argmax) => Ok(rows.next()?.map(Verdict::Token)),
-        (Task::Generate { sampler, .. }, _) => {
+        (Task::Generate { .. }, WantLogits::Argmax) => Ok(rows.next()?.map(|id| Verdict::Token(id, None))),
+        (Task::Generate { sampler, logprobs: wanted, .. }, _) => {
             let num_token_ids = rows.limits.num_token_ids;
             let (id, values) = rows.next_with_values()?;
             let values = values.get_mut(..num_token_ids).unwrap_or_default();
             if id.is_none() {
                 return Ok(None);
             }
+            // Sampling changes the row.
+            let before = wanted.map(|top| (values.to_vec(), top));
             match sampler.sample(&sequence.tokens, values, workspace) {
-                Ok(id) => Ok(Some(Verdict::Token(id))),
+                Ok(id) => Ok(Some(Verdict::Token(id, before.and_then(|(row, top)| logprobs(&row, id, top))))),
                 Err(SampleError::Damaged) => Ok(None),
                 Err(error) => Ok(Some(Verdict::Failed(Error::argument("sampling", error.to_string())))),
             }

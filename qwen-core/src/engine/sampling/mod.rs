@@ -15,6 +15,7 @@
 
 mod dry;
 mod exp;
+mod logprobs;
 mod masks;
 mod params;
 mod penalties;
@@ -25,6 +26,7 @@ mod sampler;
 mod stage;
 
 pub use dry::Dry;
+pub use logprobs::{Logprobs, TokenLogprob, logprobs};
 pub use params::{Mirostat, SamplingParams};
 pub use processor::{History, LogitsProcessor, Processors};
 pub use random::fresh_seed;

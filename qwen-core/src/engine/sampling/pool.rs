@@ -4,7 +4,9 @@
 //! finds a floor in a scan or two and lists what lies above; later cuts work on that list. Likelihood orders by logit,
 //! the lower id first among equals, so that no result depends on an algorithm.
 
-use super::exp::exp_neg;
+use std::cmp::Ordering;
+
+use super::exp::{exp_neg, exp_neg_f32};
 
 /// A token of the list.
 #[derive(Debug, Clone, Copy)]
@@ -83,46 +85,39 @@ impl<'a> Pool<'a> {
             let moment = self.list.iter().filter(|c| c.weight > 0.0).map(|c| c.weight * self.distance(c.logit)).sum();
             return Sums { total, moment, len: self.list.len() };
         }
-        // Several sums at once, as vectors do it.
-        const LANES: usize = 8;
-        let (max, inverse) = (f64::from(self.max), 1.0 / self.temperature);
-        let (mut totals, mut moments, mut counts) = ([0.0; LANES], [0.0; LANES], [0u32; LANES]);
-        let mut chunks = self.logits.chunks_exact(LANES);
-        let mut add = |chunk: &[f32]| {
-            for (((logit, total), moment), count) in chunk.iter().zip(&mut totals).zip(&mut moments).zip(&mut counts) {
-                let distance = (max - f64::from(*logit)) * inverse;
-                let weight = exp_neg(distance);
-                *total += weight;
-                *moment += weight * if distance < 1e3 { distance } else { 0.0 };
-                *count += u32::from(*logit > f32::NEG_INFINITY);
+        let moment = |distance: f32, weight: f32| if weight > 0.0 { weight * distance } else { 0.0 };
+        let total = self.sum_over_row(|_, weight| weight);
+        let moment = self.sum_over_row(moment);
+        let len = self.logits.iter().filter(|logit| **logit > f32::NEG_INFINITY).count();
+        Sums { total, moment, len }
+    }
+
+    /// The sum of `term(distance, weight)` over the row: in single precision, as vectors do it, but only for a few
+    /// hundred tokens at once.
+    #[inline(always)]
+    fn sum_over_row(&self, term: impl Fn(f32, f32) -> f32) -> f64 {
+        const LANES: usize = 16;
+        let (max, inverse) = (self.max, (1.0 / self.temperature) as f32);
+        let mut total = 0.0;
+        for block in self.logits.chunks(LANES * 32) {
+            let mut sums = [0.0f32; LANES];
+            for chunk in block.chunks(LANES) {
+                for (logit, sum) in chunk.iter().zip(&mut sums) {
+                    let distance = (max - logit) * inverse;
+                    *sum += term(distance, exp_neg_f32(distance));
+                }
             }
-        };
-        for chunk in &mut chunks {
-            add(chunk);
+            total += sums.iter().map(|sum| f64::from(*sum)).sum::<f64>();
         }
-        add(chunks.remainder());
-        let len = counts.iter().map(|count| *count as usize).sum();
-        Sums { total: totals.iter().sum(), moment: moments.iter().sum(), len }
+        total
     }
 
     /// The weight of all tokens together.
     fn total(&self) -> f64 {
-        if self.is_list {
-            return self.list.iter().map(|c| c.weight).sum();
+        match self.is_list {
+            true => self.list.iter().map(|c| c.weight).sum(),
+            false => self.sum_over_row(|_, weight| weight),
         }
-        const LANES: usize = 8;
-        let (max, inverse) = (f64::from(self.max), 1.0 / self.temperature);
-        let mut totals = [0.0; LANES];
-        let mut chunks = self.logits.chunks_exact(LANES);
-        for chunk in &mut chunks {
-            for (logit, total) in chunk.iter().zip(&mut totals) {
-                *total += exp_neg((max - f64::from(*logit)) * inverse);
-            }
-        }
-        for (logit, total) in chunks.remainder().iter().zip(&mut totals) {
-            *total += exp_neg((max - f64::from(*logit)) * inverse);
-        }
-        totals.iter().sum()
     }
 
     /// List the tokens of at least this logit, in the order of their ids. The list may become one, or not.
@@ -180,31 +175,9 @@ impl<'a> Pool<'a> {
             keep_first(self.list, k);
             return;
         }
-        let (max, inverse) = (f64::from(self.max), 1.0 / self.temperature);
-        // The list is cut back whenever it has twice the tokens; the last one that stays is the next floor. A later
-        // token with the same logit has a higher id, and is out.
-        let room = k.saturating_mul(2).max(64);
-        let mut floor = f32::NEG_INFINITY;
-        self.list.clear();
-        for (chunk, first) in self.logits.chunks(CHUNK).zip((0u32..).step_by(CHUNK)) {
-            if !chunk.iter().fold(false, |any, logit| any | (*logit > floor)) {
-                continue;
-            }
-            for (&logit, id) in chunk.iter().zip(first..) {
-                if logit > floor {
-                    self.list.push(Candidate { id, logit, weight: 0.0 });
-                }
-            }
-            if self.list.len() >= room {
-                keep_first(self.list, k);
-                floor = self.list.iter().map(|c| c.logit).fold(f32::INFINITY, f32::min);
-            }
-        }
-        keep_first(self.list, k);
-        for candidate in self.list.iter_mut() {
-            candidate.weight = exp_neg((max - f64::from(candidate.logit)) * inverse);
-        }
+        top_k(self.logits, k, self.list);
         self.is_list = true;
+        self.weigh();
     }
 
     /// Keep the most likely tokens until their probabilities sum to `p`.
@@ -301,10 +274,7 @@ impl<'a> Pool<'a> {
             self.collect(self.floor(-least.ln()));
         }
         let top = self.list.iter().filter(|c| c.weight >= least);
-        let Some(last) = top.max_by(|a, b| likelihood(a).total_cmp(&likelihood(b)).then(a.id.cmp(&b.id))).copied()
-        else {
-            return;
-        };
+        let Some(last) = top.max_by(|a, b| by_likelihood(a, b)).copied() else { return };
         let goes = |c: &Candidate| c.weight >= least && c.id != last.id;
         if is_dense {
             for candidate in self.list.iter().filter(|c| goes(c)) {
@@ -338,7 +308,7 @@ impl<'a> Pool<'a> {
         // Rounding may leave a remainder after the last one. What has no weight is never drawn.
         drawn.filter(|c| c.weight > 0.0).or_else(|| {
             let drawable = self.list.iter().filter(|c| c.weight > 0.0);
-            drawable.max_by(|a, b| likelihood(a).total_cmp(&likelihood(b))).copied()
+            drawable.max_by(|a, b| by_likelihood(a, b)).copied()
         })
     }
 
@@ -373,15 +343,44 @@ impl<'a> Pool<'a> {
     }
 }
 
-/// The most likely token first.
+/// Smaller for the more likely.
 fn likelihood(candidate: &Candidate) -> f64 {
     // Adding 0 makes one of the two zeros.
     -f64::from(candidate.logit) + 0.0
 }
 
+/// The most likely token first, of equals the lower id.
+pub(super) fn by_likelihood(a: &Candidate, b: &Candidate) -> Ordering {
+    likelihood(a).total_cmp(&likelihood(b)).then(a.id.cmp(&b.id))
+}
+
+/// List the `k` most likely finite logits of a row, without their weights and in no order.
+pub(super) fn top_k(logits: &[f32], k: usize, list: &mut Vec<Candidate>) {
+    // The list is cut back whenever it has twice the tokens; the last one that stays is the next floor. A later token
+    // with the same logit has a higher id, and is out.
+    let room = k.saturating_mul(2).max(64);
+    let mut floor = f32::NEG_INFINITY;
+    list.clear();
+    for (chunk, first) in logits.chunks(CHUNK).zip((0u32..).step_by(CHUNK)) {
+        if !chunk.iter().fold(false, |any, logit| any | (*logit > floor)) {
+            continue;
+        }
+        for (&logit, id) in chunk.iter().zip(first..) {
+            if logit > floor {
+                list.push(Candidate { id, logit, weight: 0.0 });
+            }
+        }
+        if list.len() >= room {
+            keep_first(list, k);
+            floor = list.iter().map(|c| c.logit).fold(f32::INFINITY, f32::min);
+        }
+    }
+    keep_first(list, k);
+}
+
 fn keep_first(list: &mut Vec<Candidate>, k: usize) {
     if k > 0 && k < list.len() {
-        list.select_nth_unstable_by(k - 1, |a, b| likelihood(a).total_cmp(&likelihood(b)).then(a.id.cmp(&b.id)));
+        list.select_nth_unstable_by(k - 1, by_likelihood);
         list.truncate(k);
     }
 }

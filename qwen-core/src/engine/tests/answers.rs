@@ -75,6 +75,46 @@ fn padding_ids_are_never_chosen_and_seeds_are_the_requests_own() {
 }
 
 #[test]
+fn log_probabilities_come_with_each_token_and_change_none() {
+    let hot = SamplingParams::new().temperature(2.0).seed(3).repetition_penalty(1.5).banned_token_ids([4]);
+    for sampling in [SamplingParams::default(), hot] {
+        let mut rig = rig();
+        let plain = rig.add(sampled(&[1], 6, sampling.clone()));
+        let mut scored = sampled(&[1], 6, sampling);
+        if let Goal::Generate(params) = &mut scored.goal {
+            params.logprobs = Some(2);
+        }
+        let scored = rig.add(scored);
+        let found = rig.run();
+        let (plain, scored) = (&found[&plain], &found[&scored]);
+        assert_eq!((&plain.tokens, &plain.end), (&scored.tokens, &scored.end));
+        assert!(plain.logprobs.is_empty());
+        // The stop token has none. They are the model's: one logit of 5 among nine.
+        let total = (5f64.exp() + 8.0).ln();
+        let mut last = 1;
+        assert_eq!(scored.logprobs.len(), scored.tokens.len());
+        for (token, at) in scored.tokens.iter().zip(&scored.logprobs) {
+            let best = (last + 1) % 8;
+            assert_eq!((at.chosen.id, at.top.len(), at.top[0].id), (*token, 2, best));
+            let expected = if *token == best { 5.0 - total } else { -total };
+            assert!((at.chosen.logprob - expected).abs() < 1e-9, "{at:?}");
+            last = *token;
+        }
+    }
+}
+
+#[test]
+fn a_request_that_rules_out_every_token_ends_alone() {
+    let mut rig = rig();
+    let other = rig.add(request(&[1, 2, 3], 20));
+    let nothing = SamplingParams::new().allowed_token_ids([5]).banned_token_ids([5]);
+    let id = rig.add(sampled(&[1], 5, nothing));
+    let found = rig.run();
+    assert!(found[&id].end.as_deref().unwrap().starts_with("`sampling`: no token is left"), "{:?}", found[&id]);
+    assert_eq!(found[&other].end.as_deref(), Some("Stop"));
+}
+
+#[test]
 fn a_failed_step_ends_its_requests_and_the_engine_goes_on() {
     let mut rig = Rig::new(limits(), |runner| {
         runner.during = Box::new(|batch| match batch.positions.contains(&30) {
@@ -122,6 +162,13 @@ fn bad_requests_are_refused_with_figures() {
     assert!(matches!(refuse(request(&[1; 64], 1)), Error::ContextLength { prompt: 64, limit: 63, context: 64 }));
     assert!(matches!(refuse(request(&[1, 10], 1)), Error::InvalidTokenId { id: 10, position: 1, vocab_size: 10 }));
     assert!(matches!(refuse(request(&[1], 0)), Error::InvalidArgument { name: "max_new_tokens", .. }));
+    let mut many = request(&[1], 1);
+    if let Goal::Generate(params) = &mut many.goal {
+        params.logprobs = Some(101);
+    }
+    assert!(matches!(refuse(many), Error::InvalidArgument { name: "logprobs", .. }));
+    let beyond = SamplingParams::new().banned_token_ids([TOKEN_IDS as u32]);
+    assert!(matches!(refuse(sampled(&[1], 1, beyond)), Error::InvalidArgument { name: "banned_token_ids", .. }));
     let hot = SamplingParams { temperature: -1.0, ..SamplingParams::default() };
     assert!(matches!(refuse(sampled(&[1], 1, hot)), Error::InvalidArgument { name: "temperature", .. }));
 }

@@ -109,6 +109,7 @@ struct Found {
     tokens: Vec<u32>,
     stop: Option<u32>,
     rows: Vec<Vec<f32>>,
+    logprobs: Vec<Logprobs>,
     end: Option<String>,
 }
 
@@ -166,6 +167,7 @@ impl Rig {
                 Event::Token(token) => found.tokens.push(token),
                 Event::StopToken(token) => found.stop = Some(token),
                 Event::Logits(row) => found.rows.push(row),
+                Event::Logprobs(logprobs) => found.logprobs.push(logprobs),
                 Event::Prompt { .. } => {}
                 Event::Finished(reason) => found.end = Some(format!("{reason:?}")),
                 Event::Failed(error) => found.end = Some(error.to_string()),
@@ -189,7 +191,8 @@ fn request(prompt: &[u32], max_new_tokens: usize) -> Request {
 }
 
 fn sampled(prompt: &[u32], max_new_tokens: usize, sampling: SamplingParams) -> Request {
-    let params = GenerateParams { max_new_tokens: Some(max_new_tokens), stop_token_ids: vec![0], sampling };
+    let params =
+        GenerateParams { max_new_tokens: Some(max_new_tokens), stop_token_ids: vec![0], sampling, logprobs: None };
     Request::generate(prompt, params)
 }
 
