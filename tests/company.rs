@@ -4,7 +4,7 @@
 mod common;
 
 use common::{Folder, SMALL, options, write_checkpoint};
-use qwen::{Engine, EngineOptions, GenerateOptions, Precision};
+use qwen::{Engine, EngineOptions, GenerateOptions, Precision, Speculation};
 
 fn ids(engine: &Engine, prompt: &[u32], options: &GenerateOptions) -> Vec<u32> {
     engine.generate_ids(prompt, options).unwrap().collect::<qwen::Result<_>>().unwrap()
@@ -82,5 +82,23 @@ fn answers_that_give_way_to_others_are_those_of_a_lone_request() {
     for (n, found) in (0..8).zip(&crowd) {
         let (prompt, options) = asked(n);
         assert_eq!(*found, ids(&lone, &prompt, &options), "request {n}");
+    }
+}
+
+#[test]
+fn guessed_answers_have_the_same_tokens() {
+    let folder = Folder::new("speculation");
+    write_checkpoint(&folder.0, SMALL, |_, _| {});
+    for precision in [Precision::Exact, Precision::Fast] {
+        let engine = options().precision(precision).context(512).load(&folder.0).unwrap();
+        // A prompt that repeats itself, so that there is something to guess, at temperatures that do and do not.
+        let repeated = prompt(20, 3).repeat(4);
+        for (seed, temperature) in [(1, 0.0), (2, 0.2), (3, 1.0)] {
+            let plain = sampled(seed, 150).temperature(temperature);
+            let guessed = plain.clone().speculation(Speculation::PromptLookup);
+            assert_eq!(ids(&engine, &repeated, &plain), ids(&engine, &repeated, &guessed), "{precision} {temperature}");
+        }
+        let stats = engine.stats();
+        assert!(stats.accepted_tokens > 0, "{stats:?}");
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use qwen_core::engine::Speculation;
 use qwen_core::engine::sampling::{LogitsProcessor, Mirostat, Preset, Processors, Stage};
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -171,6 +172,9 @@ pub struct GenerateOptions {
     /// Give the log-probabilities of each token and of this many of the most likely ones, at most 100, as the model gives
     /// them: before penalties, cuts and the temperature. See [`TokenStream::logprobs`](crate::TokenStream::logprobs).
     pub logprobs: Option<usize>,
+    /// Whether the next tokens are guessed and checked several at a time, which makes answers that repeat parts of the
+    /// prompt faster. Tokens are the same with and without. Default [`Speculation::Off`].
+    pub speculation: Speculation,
     /// Requests share the K/V of common prompt prefixes only with those of the same salt. Give each tenant one where
     /// nobody may notice, by the time of the first token, what others asked.
     pub cache_salt: String,
@@ -248,6 +252,7 @@ impl GenerateOptions {
         into stop_token_ids: Vec<u32>;
         plain ignore_eos: bool;
         some logprobs: usize;
+        plain speculation: Speculation;
         into cache_salt: String;
     }
 

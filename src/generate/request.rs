@@ -50,7 +50,8 @@ impl GenerateOptions {
             (max_new_tokens, _) => max_new_tokens,
         };
         let params = GenerateParams::new().max_new_tokens(max_new_tokens).stop_token_ids(stop_token_ids);
-        let request = Request::generate(prompt, params.sampling(sampling).logprobs(self.logprobs));
+        let request =
+            Request::generate(prompt, params.sampling(sampling).logprobs(self.logprobs).speculation(self.speculation));
         Ok((request.cache_salt(self.cache_salt.as_str()), seed))
     }
 

@@ -10,6 +10,7 @@ pub mod kv;
 pub mod sampling;
 mod scheduler;
 mod sequence;
+mod speculation;
 mod stats;
 mod verdicts;
 
@@ -25,6 +26,7 @@ pub use interruption::Work;
 use sampling::{Logprobs, Workspace};
 use scheduler::Scheduler;
 pub use sequence::{FinishReason, GenerateParams, Goal, Request, SeqId};
+pub use speculation::Speculation;
 pub use stats::EngineStats;
 
 /// What happened to a sequence in a step.
@@ -127,6 +129,7 @@ impl EngineCore {
             scheduler.fill(batch)?;
             runner.execute(batch, output, interrupt)
         });
+        scheduler.record(started.elapsed());
         match outcome.and_then(|()| verdicts::verdicts(scheduler, output, runner.limits(), workspace)) {
             Ok(verdicts) => scheduler.update(verdicts, &mut note),
             // A request of the step was cancelled: the others compute the step again.

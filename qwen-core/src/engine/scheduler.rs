@@ -14,11 +14,13 @@
 //! sequence fits alone, so that all of them end.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use super::intake::Ticket;
 use super::interruption::Member;
 use super::sampling::Logprobs;
 use super::sequence::{Sequence, Task};
+use super::speculation::StepTimes;
 use super::{EngineStats, Event, FinishReason, Request, SeqId};
 use crate::backend::Limits;
 use crate::engine::kv::BlockPool;
@@ -39,8 +41,8 @@ pub(super) struct Scheduled {
 pub(super) enum Verdict {
     /// A part of its prompt is computed.
     Prompt,
-    /// This is its next token, with its log-probabilities if they are wanted.
-    Token(u32, Option<Logprobs>),
+    /// These are its next tokens, each with its log-probabilities if they are wanted: one, and those that were guessed.
+    Tokens(Vec<(u32, Option<Logprobs>)>),
     /// The logits after its next tokens, a row each.
     Logits(Vec<Vec<f32>>),
     /// It cannot go on.
@@ -61,6 +63,9 @@ pub(super) struct Scheduler {
     num_preemptions: u64,
     computed_tokens: u64,
     cached_tokens: u64,
+    drafted_tokens: u64,
+    accepted_tokens: u64,
+    times: StepTimes,
     next_id: u64,
     /// Completed steps.
     step: u64,
@@ -85,6 +90,9 @@ impl Scheduler {
             num_preemptions: 0,
             computed_tokens: 0,
             cached_tokens: 0,
+            drafted_tokens: 0,
+            accepted_tokens: 0,
+            times: StepTimes::default(),
             next_id: 0,
             step: 0,
             // Each running sequence may want a row of logits.
@@ -116,10 +124,25 @@ impl Scheduler {
                 self.cached_tokens += sequence.catch_up(&mut self.pool) as u64;
             }
         }
+        let num_seqs = self.running.len();
+        self.running.iter_mut().for_each(|sequence| sequence.guess(num_seqs, &self.times));
         self.distribute();
+        if self.num_missing_blocks() > self.pool.num_free() {
+            // Nobody gives way to guesses.
+            self.running.iter_mut().for_each(|sequence| sequence.draft.clear());
+            self.distribute();
+        }
         while self.num_missing_blocks() > self.pool.num_free() && self.running.len() > 1 {
             self.preempt();
             self.distribute();
+        }
+    }
+
+    /// Write down how long the step took, which is about to be updated.
+    pub(super) fn record(&mut self, elapsed: Duration) {
+        let is_decode = |part: &Scheduled| self.running[part.index].num_pending_tokens() == 1;
+        if self.scheduled.iter().all(is_decode) {
+            self.times.record(self.scheduled.iter().map(|part| part.num_tokens).sum(), elapsed.as_secs_f64());
         }
     }
 
@@ -162,12 +185,18 @@ impl Scheduler {
             }
         }
         for part in scheduled.iter_mut() {
+            let sequence = &running[part.index];
+            let guesses = sequence.draft.len().min(budget).min(rows);
+            (budget, rows) = (budget - guesses, rows - guesses);
+            part.num_tokens += guesses;
+        }
+        for part in scheduled.iter_mut() {
             part.logits = running[part.index].wanted(part.num_tokens);
         }
         // A runner reads the values of the leading rows only.
         scheduled.sort_by_key(|part| match part.logits {
             WantLogits::All | WantLogits::Last => 0,
-            WantLogits::Argmax => 1,
+            WantLogits::Argmax | WantLogits::ArgmaxAll => 1,
             WantLogits::None => 2,
         });
     }
@@ -243,6 +272,8 @@ impl Scheduler {
             free_blocks: free - cached,
             computed_tokens: self.computed_tokens,
             cached_tokens: self.cached_tokens,
+            drafted_tokens: self.drafted_tokens,
+            accepted_tokens: self.accepted_tokens,
             ..EngineStats::default()
         }
     }
@@ -273,13 +304,23 @@ impl Scheduler {
     pub(super) fn fill(&mut self, batch: &mut Batch) -> Result<()> {
         batch.clear();
         self.scheduled.iter().try_for_each(|part| {
-            let Sequence { tokens, num_computed_tokens, block_table, .. } = &mut self.running[part.index];
+            let Sequence { tokens, draft, num_computed_tokens, block_table, .. } = &mut self.running[part.index];
             let (first, end) = (*num_computed_tokens, *num_computed_tokens + part.num_tokens);
+            let guessed = end.checked_sub(tokens.len()).and_then(|guesses| draft.get(..guesses)).unwrap_or_default();
+            let known = &tokens[first..end - guessed.len()];
+            let with_guesses: Vec<u32>;
+            let input_ids = match guessed {
+                [] => known,
+                _ => {
+                    with_guesses = [known, guessed].concat();
+                    &with_guesses
+                }
+            };
             // Only full blocks are shared, and these are not written.
             let copy = block_table.reserve(first, end, &mut self.pool)?;
             debug_assert!(copy.is_none(), "wrote a shared block");
             batch.push(SequenceStep {
-                input_ids: &tokens[first..end],
+                input_ids,
                 num_computed_tokens: first,
                 block_table: block_table.blocks(),
                 logits: part.logits,
@@ -293,7 +334,11 @@ impl Scheduler {
         let mut ends: Vec<(usize, Event)> = Vec::new();
         for (part, verdict) in self.scheduled.iter().zip(verdicts) {
             let sequence = &mut self.running[part.index];
-            sequence.num_computed_tokens += part.num_tokens;
+            sequence.num_computed_tokens += match &verdict {
+                // K/V of guesses that were wrong does not count.
+                Verdict::Tokens(tokens) if part.num_tokens > sequence.num_pending_tokens() => tokens.len(),
+                _ => part.num_tokens,
+            };
             sequence.last_step = self.step;
             self.computed_tokens += part.num_tokens as u64;
             if !matches!(verdict, Verdict::Failed(_)) {
@@ -303,23 +348,28 @@ impl Scheduler {
                     sequence.num_reported_tokens = done;
                     report(sequence.id, Event::Prompt { done, cached });
                 }
-                if self.prefix_cache {
-                    sequence.publish(&mut self.pool);
-                }
             }
             match verdict {
-                Verdict::Prompt => continue,
+                Verdict::Prompt => {}
                 Verdict::Failed(error) => {
                     ends.push((part.index, Event::Failed(error)));
                     continue;
                 }
-                Verdict::Token(id, logprobs) => {
-                    sequence.tokens.push(id);
-                    let stops = sequence.finish_reason() == Some(FinishReason::Stop);
-                    if !stops {
-                        logprobs.into_iter().for_each(|logprobs| report(sequence.id, Event::Logprobs(logprobs)));
+                Verdict::Tokens(tokens) => {
+                    sequence.learn(&tokens.iter().map(|(id, _)| *id).collect::<Vec<_>>());
+                    let drafted = std::mem::take(&mut sequence.draft).len();
+                    if part.num_tokens > 1 && drafted > 0 {
+                        self.drafted_tokens += part.num_tokens as u64 - 1;
+                        self.accepted_tokens += tokens.len() as u64 - 1;
                     }
-                    report(sequence.id, if stops { Event::StopToken(id) } else { Event::Token(id) });
+                    for (id, logprobs) in tokens {
+                        sequence.tokens.push(id);
+                        let stops = sequence.finish_reason() == Some(FinishReason::Stop);
+                        if !stops {
+                            logprobs.into_iter().for_each(|logprobs| report(sequence.id, Event::Logprobs(logprobs)));
+                        }
+                        report(sequence.id, if stops { Event::StopToken(id) } else { Event::Token(id) });
+                    }
                 }
                 Verdict::Logits(rows) => {
                     for row in rows {
@@ -330,6 +380,9 @@ impl Scheduler {
                         report(sequence.id, Event::Logits(row));
                     }
                 }
+            }
+            if self.prefix_cache {
+                sequence.publish(&mut self.pool);
             }
             ends.extend(sequence.finish_reason().map(|reason| (part.index, Event::Finished(reason))));
         }

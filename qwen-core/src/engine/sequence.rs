@@ -6,6 +6,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::intake::{Canceller, Place, RowWindow, Ticket};
+use super::speculation::{Drafter, Speculation, StepTimes};
 use crate::backend::Limits;
 use crate::engine::kv::{BlockPool, BlockTable, Prefix};
 use crate::engine::sampling::{Sampler, SamplingParams};
@@ -98,6 +99,8 @@ pub struct GenerateParams {
     /// Report the log-probabilities of each token and of this many of the most likely ones, at most
     /// [`GenerateParams::MAX_LOGPROBS`]. `None` reports none.
     pub logprobs: Option<usize>,
+    /// Whether the next tokens are guessed and checked several at a time.
+    pub speculation: Speculation,
 }
 
 impl GenerateParams {
@@ -124,6 +127,12 @@ impl GenerateParams {
     /// See [`GenerateParams::logprobs`].
     pub fn logprobs(mut self, top: impl Into<Option<usize>>) -> Self {
         self.logprobs = top.into();
+        self
+    }
+
+    /// See [`GenerateParams::speculation`].
+    pub fn speculation(mut self, speculation: Speculation) -> Self {
+        self.speculation = speculation;
         self
     }
 
@@ -243,6 +252,8 @@ pub(super) struct Sequence {
     pub(super) num_cached_tokens: usize,
     /// Tokens of the prompt that were reported as computed.
     pub(super) num_reported_tokens: usize,
+    /// Guesses of the tokens after the known ones, to be checked in the next step.
+    pub(super) draft: Vec<u32>,
 }
 
 /// What its logits are used for.
@@ -252,6 +263,7 @@ pub(super) enum Task {
         stop_token_ids: Vec<u32>,
         sampler: Sampler,
         logprobs: Option<usize>,
+        drafter: Option<Box<Drafter>>,
     },
     /// The rows of `num_scored` tokens were delivered.
     Score {
@@ -268,9 +280,10 @@ impl Sequence {
         let Request { prompt, goal, cache_salt } = request;
         let root = Prefix::Root(cache_salt);
         let task = match goal {
-            Goal::Generate(GenerateParams { stop_token_ids, sampling, logprobs, .. }) => {
+            Goal::Generate(GenerateParams { stop_token_ids, sampling, logprobs, speculation, .. }) => {
                 let sampler = Sampler::new(sampling, &prompt)?.stop_token_ids(&stop_token_ids);
-                Task::Generate { stop_token_ids, sampler, logprobs }
+                let drafter = (speculation == Speculation::PromptLookup).then(Box::default);
+                Task::Generate { stop_token_ids, sampler, logprobs, drafter }
             }
             Goal::Score(window) => Task::Score { window, num_scored: 0 },
         };
@@ -292,6 +305,7 @@ impl Sequence {
             num_published_blocks: 0,
             num_cached_tokens: 0,
             num_reported_tokens: 0,
+            draft: Vec::new(),
         })
     }
 
@@ -380,14 +394,39 @@ impl Sequence {
         }
     }
 
+    /// Guess the tokens after the known ones, if its last token is all that is to be computed.
+    pub(super) fn guess(&mut self, num_seqs: usize, times: &StepTimes) {
+        self.draft.clear();
+        let at_most = self.max_len.saturating_sub(self.tokens.len() + 1);
+        if let Task::Generate { drafter: Some(drafter), .. } = &mut self.task
+            && self.tokens.len() == self.num_computed_tokens + 1
+        {
+            self.draft.extend_from_slice(drafter.draft(&self.tokens, at_most, num_seqs, times));
+        }
+    }
+
+    /// Learn from the tokens that came, how many of the guesses were right.
+    pub(super) fn learn(&mut self, came: &[u32]) {
+        if let Task::Generate { drafter: Some(drafter), .. } = &mut self.task {
+            drafter.learn(came);
+        }
+    }
+
     /// The rows of logits wanted from a step with its next `num_tokens` tokens.
     pub(super) fn wanted(&self, num_tokens: usize) -> WantLogits {
         match &self.task {
             Task::Score { num_scored, .. } if self.num_computed_tokens < *num_scored => WantLogits::None,
             Task::Score { .. } => WantLogits::All,
             Task::Generate { .. } if num_tokens < self.num_pending_tokens() => WantLogits::None,
-            Task::Generate { sampler, logprobs: None, .. } if sampler.is_argmax() => WantLogits::Argmax,
-            Task::Generate { .. } => WantLogits::Last,
+            Task::Generate { sampler, logprobs, .. } => {
+                let is_guessed = num_tokens > self.num_pending_tokens();
+                match (sampler.is_argmax() && logprobs.is_none(), is_guessed) {
+                    (true, false) => WantLogits::Argmax,
+                    (true, true) => WantLogits::ArgmaxAll,
+                    (false, false) => WantLogits::Last,
+                    (false, true) => WantLogits::All,
+                }
+            }
         }
     }
 

@@ -36,6 +36,10 @@ pub struct EngineStats {
     pub computed_tokens: u64,
     /// Tokens of prompts that were not computed, since their K/V was there.
     pub cached_tokens: u64,
+    /// Tokens that were guessed, see [`Speculation`](super::Speculation).
+    pub drafted_tokens: u64,
+    /// Those of them that were right.
+    pub accepted_tokens: u64,
     /// How long the latest step took.
     #[serde(rename = "last_step_seconds", with = "seconds")]
     pub last_step: Duration,

@@ -1,6 +1,6 @@
 //! From the rows of a step's output to the result for each sequence. Damage in a row ends only its own sequence.
 
-use super::sampling::{SampleError, Workspace, logprobs};
+use super::sampling::{Logprobs, SampleError, Workspace, logprobs};
 use super::scheduler::{Scheduled, Scheduler, Verdict};
 use super::sequence::{Sequence, Task};
 use crate::backend::Limits;
@@ -43,23 +43,77 @@ fn verdict(
             }
             Ok((logits.len() == part.num_tokens).then_some(Verdict::Logits(logits)))
         }
-        (Task::Generate { .. }, WantLogits::Argmax) => Ok(rows.next()?.map(|id| Verdict::Token(id, None))),
-        (Task::Generate { sampler, logprobs: wanted, .. }, _) => {
-            let num_token_ids = rows.limits.num_token_ids;
-            let (id, values) = rows.next_with_values()?;
-            let values = values.get_mut(..num_token_ids).unwrap_or_default();
-            if id.is_none() {
-                return Ok(None);
+        (Task::Generate { .. }, _) => answer(sequence, part, rows, workspace),
+    }
+}
+
+/// The next tokens of an answer: what the first row gives, and as long as that is what was guessed, what the next row
+/// gives. `None` if the first row is damaged.
+fn answer(
+    sequence: &mut Sequence,
+    part: Scheduled,
+    rows: &mut Rows<'_>,
+    workspace: &mut Workspace,
+) -> Result<Option<Verdict>> {
+    let end = match part.logits {
+        WantLogits::ArgmaxAll | WantLogits::All => rows.next + part.num_tokens,
+        _ => rows.next + 1,
+    };
+    let (known, mut verdict) = (sequence.tokens.len(), None);
+    let mut tokens: Vec<(u32, Option<Logprobs>)> = Vec::with_capacity(1);
+    while rows.next < end {
+        let (id, logprobs) = match next_token(sequence, part.logits, rows, workspace)? {
+            Next::Token(id, logprobs) => (id, logprobs),
+            // The next step fails if the token before it is not the last of the answer.
+            Next::Damaged => break,
+            Next::Failed(error) => {
+                verdict = Some(Verdict::Failed(error));
+                break;
             }
-            // Sampling changes the row.
-            let before = wanted.map(|top| (values.to_vec(), top));
-            match sampler.sample(&sequence.tokens, values, workspace) {
-                Ok(id) => Ok(Some(Verdict::Token(id, before.and_then(|(row, top)| logprobs(&row, id, top))))),
-                Err(SampleError::Damaged) => Ok(None),
-                Err(error) => Ok(Some(Verdict::Failed(Error::argument("sampling", error.to_string())))),
-            }
+        };
+        let as_guessed = sequence.draft.get(tokens.len()) == Some(&id);
+        sequence.tokens.push(id);
+        tokens.push((id, logprobs));
+        if !as_guessed || sequence.finish_reason().is_some() {
+            break;
         }
     }
+    sequence.tokens.truncate(known);
+    rows.next = end;
+    Ok(if tokens.is_empty() { verdict } else { Some(Verdict::Tokens(tokens)) })
+}
+
+enum Next {
+    Token(u32, Option<Logprobs>),
+    Damaged,
+    Failed(Error),
+}
+
+/// The token that the next row gives.
+fn next_token(
+    sequence: &mut Sequence,
+    wanted: WantLogits,
+    rows: &mut Rows<'_>,
+    workspace: &mut Workspace,
+) -> Result<Next> {
+    let Sequence { task, tokens, .. } = sequence;
+    let Task::Generate { sampler, logprobs: top, .. } = task else { return Ok(Next::Damaged) };
+    if matches!(wanted, WantLogits::Argmax | WantLogits::ArgmaxAll) {
+        return Ok(rows.next()?.map_or(Next::Damaged, |id| Next::Token(id, None)));
+    }
+    let num_token_ids = rows.limits.num_token_ids;
+    let (id, values) = rows.next_with_values()?;
+    let values = values.get_mut(..num_token_ids).unwrap_or_default();
+    if id.is_none() {
+        return Ok(Next::Damaged);
+    }
+    // Sampling changes the row.
+    let before = top.map(|top| (values.to_vec(), top));
+    Ok(match sampler.sample(tokens, values, workspace) {
+        Ok(id) => Next::Token(id, before.and_then(|(row, top)| logprobs(&row, id, top))),
+        Err(SampleError::Damaged) => Next::Damaged,
+        Err(error) => Next::Failed(Error::argument("sampling", error.to_string())),
+    })
 }
 
 /// The rows of a step's output, one after the other.

@@ -27,6 +27,8 @@ pub enum WantLogits {
     None,
     /// Only the index of the largest logit in the row of its last token.
     Argmax,
+    /// Only the index of the largest logit in the row of each token.
+    ArgmaxAll,
     /// The row of its last token.
     #[default]
     Last,
@@ -172,7 +174,7 @@ impl Batch {
         match logits {
             WantLogits::None => {}
             WantLogits::Argmax | WantLogits::Last => self.logits_indices.push(last - 1),
-            WantLogits::All => self.logits_indices.extend(first..last),
+            WantLogits::ArgmaxAll | WantLogits::All => self.logits_indices.extend(first..last),
         }
         if matches!(logits, WantLogits::Last | WantLogits::All) {
             self.num_logits_read = self.logits_indices.len();

@@ -7,6 +7,7 @@ mod fairness;
 mod preemption;
 mod prefix;
 mod score;
+mod speculation;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::mpsc;
@@ -191,9 +192,15 @@ fn request(prompt: &[u32], max_new_tokens: usize) -> Request {
 }
 
 fn sampled(prompt: &[u32], max_new_tokens: usize, sampling: SamplingParams) -> Request {
-    let params =
-        GenerateParams { max_new_tokens: Some(max_new_tokens), stop_token_ids: vec![0], sampling, logprobs: None };
+    let params = GenerateParams::new().max_new_tokens(max_new_tokens).stop_token_ids([0]).sampling(sampling);
     Request::generate(prompt, params)
+}
+
+fn speculating(mut request: Request, speculation: Speculation) -> Request {
+    if let Goal::Generate(params) = &mut request.goal {
+        params.speculation = speculation;
+    }
+    request
 }
 
 /// The same without a stop token.

@@ -110,6 +110,7 @@ struct Job {
     /// Cancelled after this many steps.
     cancel: Option<usize>,
     score: bool,
+    speculation: Speculation,
 }
 
 fn job() -> impl Strategy<Value = Job> {
@@ -124,6 +125,7 @@ fn job() -> impl Strategy<Value = Job> {
             temperature: hot as f32,
             cancel,
             score: score == 0,
+            speculation: if score % 2 == 0 { Speculation::Off } else { Speculation::PromptLookup },
         },
     )
 }
@@ -138,7 +140,7 @@ impl Job {
         let sampling = SamplingParams { temperature: self.temperature, seed: self.seed, ..SamplingParams::default() };
         match self.score {
             true => Request::score(self.prompt(), intake.window(100)),
-            false => endless(sampled(&self.prompt(), self.new, sampling)),
+            false => speculating(endless(sampled(&self.prompt(), self.new, sampling)), self.speculation),
         }
     }
 }
