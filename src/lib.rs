@@ -52,6 +52,7 @@ mod distributed;
 mod engine;
 mod error;
 mod events;
+mod fingerprint;
 #[cfg(feature = "stream")]
 mod futures;
 mod generate;
@@ -69,7 +70,7 @@ mod vocabulary;
 mod words;
 mod worker;
 
-pub use chat::{Chat, Reply};
+pub use chat::{Chat, ChatState, Reply};
 pub use device::{Device, DeviceEntry, ParseDeviceError, absent_devices, devices};
 pub use distributed::Ranks;
 pub use engine::Engine;
