@@ -43,6 +43,7 @@
 //! cost nothing without a logger: what was loaded where and why, fallbacks, warnings, requests that wait. `stream`:
 //! `futures_core::Stream` for all answers, which have the same as `poll_next` without it.
 
+mod batch;
 #[doc(hidden)]
 pub mod bench_support;
 mod channel;
@@ -70,6 +71,7 @@ mod vocabulary;
 mod words;
 mod worker;
 
+pub use batch::Answer;
 pub use chat::{Chat, ChatState, Reply};
 pub use device::{Device, DeviceEntry, ParseDeviceError, absent_devices, devices};
 pub use distributed::Ranks;

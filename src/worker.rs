@@ -9,8 +9,8 @@ use std::fmt;
 use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::Poll;
-use std::thread::JoinHandle;
+use std::task::{Poll, Wake, Waker};
+use std::thread::{JoinHandle, Thread};
 use std::time::Instant;
 
 use qwen_core::backend::Limits;
@@ -246,6 +246,23 @@ impl Worker {
         }
     }
 
+    /// A waker for the thread that calls this, which waits in [`Worker::await_wake`].
+    pub(crate) fn waker(&self) -> Waker {
+        let intake = matches!(self.stepper, Stepper::Host(_)).then(|| self.intake.clone());
+        Waker::from(Arc::new(Unpark { thread: std::thread::current(), intake }))
+    }
+
+    /// Sleep until a reader with [`Worker::waker`] is woken, or run a step of a manual engine. `seen` are the signals of
+    /// the intake before the readers were asked.
+    pub(crate) fn await_wake(&self, seen: u64) {
+        match &self.stepper {
+            Stepper::Thread(_) => std::thread::park(),
+            // After a panic the readers learn of it themselves.
+            Stepper::Host(_) if self.step().is_ok_and(|progress| !progress) => self.intake.wait(seen),
+            Stepper::Host(_) => {}
+        }
+    }
+
     /// Run one step. False if there was nothing to compute.
     ///
     /// # Errors
@@ -302,6 +319,20 @@ impl Drop for Worker {
             // A panic of the thread has already ended the streams.
             let _ = thread.join();
         }
+    }
+}
+
+/// Wakes a thread that reads several streams.
+struct Unpark {
+    thread: Thread,
+    /// That of a manual engine, whose signals the thread may wait for.
+    intake: Option<Intake>,
+}
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.intake.iter().for_each(Intake::signal);
+        self.thread.unpark();
     }
 }
 
