@@ -6,6 +6,7 @@
 use std::task::{Context, Poll};
 
 use qwen_core::engine::FinishReason;
+use qwen_core::engine::sampling::Logprobs;
 use qwen_tokenizer::{ChatInput, Message};
 use serde::{Deserialize, Serialize};
 
@@ -28,6 +29,9 @@ pub struct Answer {
     pub finish_reason: FinishReason,
     /// The token or the string that ended it, if one did.
     pub stopped_by: Option<StoppedBy>,
+    /// The log-probabilities of its tokens, where the options ask for them; see [`TextStream::logprobs`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub logprobs: Vec<Logprobs>,
     /// Tokens and times.
     pub stats: Stats,
 }
@@ -172,6 +176,7 @@ impl Running {
             // A stream without an error has one.
             finish_reason: self.stream.finish_reason().unwrap_or(FinishReason::Cancelled),
             stopped_by: self.stream.stopped_by().cloned(),
+            logprobs: self.stream.logprobs().into(),
             stats: self.stream.stats(),
         }))
     }

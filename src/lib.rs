@@ -28,6 +28,10 @@
 //! # Ok::<(), qwen::Error>(())
 //! ```
 //!
+//! A list of prompts is one call ([`Engine::generate_batch`]). A [`Chat`] can be changed, answered again, forked, saved and
+//! resumed ([`Chat::state`]). Answers are read by threads, by tasks of any async runtime, or without waiting, and an engine
+//! may have no thread at all ([`EngineOptions::manual`]): `docs/sessions.md` and `docs/batching.md`.
+//!
 //! # Errors and data
 //!
 //! Everything fails with [`enum@Error`]: its text is for people, its [`kind`](Error::kind) for programs, and
@@ -132,6 +136,10 @@ mod documents {
     struct Cookbook;
     #[doc = include_str!("../docs/generation.md")]
     struct Generation;
+    #[doc = include_str!("../docs/sessions.md")]
+    struct Sessions;
+    #[doc = include_str!("../docs/batching.md")]
+    struct Batching;
     #[doc = include_str!("../docs/writing-a-backend.md")]
     struct WritingABackend;
     #[doc = include_str!("../docs/ranks.md")]

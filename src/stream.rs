@@ -314,7 +314,7 @@ impl TextStream {
     ///         Poll::Pending => std::thread::yield_now(), // draw a frame
     ///     }
     /// }
-    /// assert!(!text.is_empty());
+    /// println!("{text}");
     /// # Ok::<(), qwen::Error>(())
     /// ```
     pub fn try_next(&mut self) -> Poll<Option<Result<String>>> {

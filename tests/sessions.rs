@@ -186,7 +186,8 @@ fn a_saved_conversation_goes_on_with_the_very_same_ids_elsewhere() {
     // An empty conversation, and one without ids, as a program may have written it.
     let empty = serde_json::to_value(engine.chat().state()).unwrap();
     assert_eq!(empty, json!({"version": 1, "messages": [], "options": empty["options"], "trust_contents": false}));
-    let short = json!({"version": 1, "messages": [{"role": "user", "content": "Hi"}]}).to_string();
+    let hello = [Message::user("Hello!")];
+    let short = json!({"version": 1, "messages": hello, "options": {"temperature": 0.0}}).to_string();
     let mut resumed = engine.resume(serde_json::from_str(&short).unwrap()).unwrap();
     assert!(!resumed.reply().unwrap().text().unwrap().is_empty());
 }
