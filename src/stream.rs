@@ -134,7 +134,8 @@ impl TokenStream {
     }
 
     /// How many events of the engine, nearly all of them tokens, have arrived and were not read yet. A stream that is
-    /// not read keeps at most one for each position of the context and each part of the prompt.
+    /// not read keeps at most one for each position of the context (two with log-probabilities) and each part of the
+    /// prompt.
     pub fn unread(&self) -> usize {
         self.events.len()
     }
