@@ -116,7 +116,8 @@ impl TokenStream {
     }
 
     /// The log-probabilities of the tokens so far, one entry a token, as the model gives them: before penalties, cuts
-    /// and the temperature. Empty unless the options ask for them ([`GenerateOptions::logprobs`]).
+    /// and the temperature. Empty unless the options ask for them
+    /// ([`GenerateOptions::logprobs`](field@crate::GenerateOptions::logprobs)).
     ///
     /// ```
     /// let engine = qwen::Engine::load(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/demo-model"))?;

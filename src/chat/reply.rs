@@ -25,7 +25,7 @@ pub(super) enum Otherwise {
     Returns(Box<(Turn, Known)>),
 }
 
-/// An answer of a [`Chat`], piece by piece. Owned: it may move into a thread.
+/// An answer of a [`Chat`](crate::Chat), piece by piece. Owned: it may move into a thread.
 #[derive(Debug)]
 #[must_use = "dropping a reply cancels it"]
 pub struct Reply {
@@ -66,7 +66,7 @@ impl Reply {
     }
 
     /// The calls of tools in the answer so far, as far as they are complete; see [`Tokenizer::parse_answer`]. None where the
-    /// chat has no [tools](Chat::tools). They stand in the answer's text, too.
+    /// chat has no [tools](crate::Chat::tools). They stand in the answer's text, too.
     pub fn tool_calls(&self) -> Vec<ToolCall> {
         self.parsed().tool_calls
     }
