@@ -1,7 +1,7 @@
 //! The channel on which an engine's events reach a reader: a queue that a reader can wait for as a thread, as a task of
 //! any async runtime, or not at all.
 //!
-//! Sending never waits. What bounds the queue is what is sent: see `worker.rs`.
+//! Sending never waits. What bounds the queue is what is sent: see `worker/`.
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -1,8 +1,8 @@
 //! A loaded model: a handle to a thread that computes. Requests and their answers are in `generate.rs`, `logits.rs` and
-//! `chat.rs`; `load.rs` creates the engine.
+//! `chat/`; `load.rs` creates the engine.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use qwen_core::engine::{EngineCore, EngineStats, Intake};
 use qwen_core::model::plan::Plan;
@@ -12,6 +12,7 @@ use qwen_tokenizer::Tokenizer;
 
 use crate::device::Device;
 use crate::error::{Error, Result};
+use crate::fingerprint;
 use crate::options::EngineOptions;
 use crate::words::Breakers;
 use crate::worker::Worker;
@@ -35,6 +36,8 @@ pub struct Engine {
 #[derive(Debug)]
 struct Inner {
     worker: Arc<Worker>,
+    /// Of the tokenizer. Computed when a conversation is saved.
+    fingerprint: OnceLock<String>,
     parts: EngineParts,
     breakers: Breakers,
 }
@@ -85,7 +88,8 @@ impl Engine {
         let intake = Intake::new(options.max_waiting.unwrap_or(Intake::MAX_WAITING));
         let core = EngineCore::new(runner, intake.clone()).with_prefix_cache(options.prefix_cache.unwrap_or(true));
         let worker = if options.is_manual { Worker::manual(core, intake)? } else { Worker::start(core, intake)? };
-        Ok(Engine { inner: Arc::new(Inner { worker: Arc::new(worker), parts, breakers: Breakers::default() }) })
+        let (worker, fingerprint, breakers) = (Arc::new(worker), OnceLock::new(), Breakers::default());
+        Ok(Engine { inner: Arc::new(Inner { worker, fingerprint, parts, breakers }) })
     }
 
     pub(crate) fn worker(&self) -> &Arc<Worker> {
@@ -137,6 +141,12 @@ impl Engine {
     /// When the checkpoint has none: such an engine works on token ids only.
     pub fn tokenizer(&self) -> Result<&Tokenizer> {
         self.inner.parts.tokenizer.as_ref().map_err(|missing| missing.clone().into())
+    }
+
+    /// What the tokenizer's ids stand for, as a fingerprint; `None` without a tokenizer.
+    pub(crate) fn fingerprint(&self) -> Option<&str> {
+        let tokenizer = self.inner.parts.tokenizer.as_ref().ok()?;
+        Some(self.inner.fingerprint.get_or_init(|| fingerprint::of_vocabulary(tokenizer)))
     }
 
     /// The configuration of config.json or of the GGUF file, with the YaRN factor of the options.

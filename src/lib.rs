@@ -28,6 +28,10 @@
 //! # Ok::<(), qwen::Error>(())
 //! ```
 //!
+//! A list of prompts is one call ([`Engine::generate_batch`]). A [`Chat`] can be changed, answered again, forked, saved and
+//! resumed ([`Chat::state`]). Answers are read by threads, by tasks of any async runtime, or without waiting, and an engine
+//! may have no thread at all ([`EngineOptions::manual`]): `docs/sessions.md` and `docs/batching.md`.
+//!
 //! # Errors and data
 //!
 //! Everything fails with [`enum@Error`]: its text is for people, its [`kind`](Error::kind) for programs, and
@@ -43,6 +47,7 @@
 //! cost nothing without a logger: what was loaded where and why, fallbacks, warnings, requests that wait. `stream`:
 //! `futures_core::Stream` for all answers, which have the same as `poll_next` without it.
 
+mod batch;
 #[doc(hidden)]
 pub mod bench_support;
 mod channel;
@@ -52,6 +57,7 @@ mod distributed;
 mod engine;
 mod error;
 mod events;
+mod fingerprint;
 #[cfg(feature = "stream")]
 mod futures;
 mod generate;
@@ -69,7 +75,8 @@ mod vocabulary;
 mod words;
 mod worker;
 
-pub use chat::{Chat, Reply};
+pub use batch::Answer;
+pub use chat::{Chat, ChatState, Reply};
 pub use device::{Device, DeviceEntry, ParseDeviceError, absent_devices, devices};
 pub use distributed::Ranks;
 pub use engine::Engine;
@@ -129,6 +136,10 @@ mod documents {
     struct Cookbook;
     #[doc = include_str!("../docs/generation.md")]
     struct Generation;
+    #[doc = include_str!("../docs/sessions.md")]
+    struct Sessions;
+    #[doc = include_str!("../docs/batching.md")]
+    struct Batching;
     #[doc = include_str!("../docs/writing-a-backend.md")]
     struct WritingABackend;
     #[doc = include_str!("../docs/ranks.md")]

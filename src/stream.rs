@@ -116,7 +116,8 @@ impl TokenStream {
     }
 
     /// The log-probabilities of the tokens so far, one entry a token, as the model gives them: before penalties, cuts
-    /// and the temperature. Empty unless the options ask for them ([`GenerateOptions::logprobs`]).
+    /// and the temperature. Empty unless the options ask for them
+    /// ([`GenerateOptions::logprobs`](field@crate::GenerateOptions::logprobs)).
     ///
     /// ```
     /// let engine = qwen::Engine::load(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/demo-model"))?;
@@ -134,7 +135,8 @@ impl TokenStream {
     }
 
     /// How many events of the engine, nearly all of them tokens, have arrived and were not read yet. A stream that is
-    /// not read keeps at most one for each position of the context and each part of the prompt.
+    /// not read keeps at most one for each position of the context (two with log-probabilities) and each part of the
+    /// prompt.
     pub fn unread(&self) -> usize {
         self.events.len()
     }
@@ -314,7 +316,7 @@ impl TextStream {
     ///         Poll::Pending => std::thread::yield_now(), // draw a frame
     ///     }
     /// }
-    /// assert!(!text.is_empty());
+    /// println!("{text}");
     /// # Ok::<(), qwen::Error>(())
     /// ```
     pub fn try_next(&mut self) -> Poll<Option<Result<String>>> {

@@ -202,7 +202,7 @@ impl Drop for Place {
 /// A handle that stops one request from any thread, also in the middle of its prompt.
 ///
 /// It ends the running step early if the step computes nothing else, or if the other requests lose at most a tenth of
-/// their work (see [`Work`]); otherwise the request ends when the step does. The answers of other requests do not
+/// their work (see [`Work`](super::Work)); otherwise the request ends when the step does. The answers of other requests do not
 /// change.
 #[derive(Debug, Clone)]
 pub struct Canceller {
