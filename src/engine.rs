@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use qwen_core::engine::{EngineCore, EngineStats, Intake};
 use qwen_core::model::plan::Plan;
@@ -16,6 +17,9 @@ use crate::fingerprint;
 use crate::options::EngineOptions;
 use crate::words::Breakers;
 use crate::worker::Worker;
+
+/// How long a running answer waits at most for a part of another request's prompt.
+const MAX_STEP_TIME: Duration = Duration::from_millis(200);
 
 /// A loaded model. Cheap to clone; all clones share one model and may be used from any thread.
 ///
@@ -86,7 +90,9 @@ impl Engine {
     /// Start the thread that computes with `runner`, unless the host steps the engine.
     pub(crate) fn start(runner: Box<dyn Runner>, parts: EngineParts, options: &EngineOptions) -> Result<Self> {
         let intake = Intake::new(options.max_waiting.unwrap_or(Intake::MAX_WAITING));
-        let core = EngineCore::new(runner, intake.clone()).with_prefix_cache(options.prefix_cache.unwrap_or(true));
+        let core = EngineCore::new(runner, intake.clone())
+            .with_prefix_cache(options.prefix_cache.unwrap_or(true))
+            .with_max_step_time(options.max_step_time.unwrap_or(MAX_STEP_TIME));
         let worker = if options.is_manual { Worker::manual(core, intake)? } else { Worker::start(core, intake)? };
         let (worker, fingerprint, breakers) = (Arc::new(worker), OnceLock::new(), Breakers::default());
         Ok(Engine { inner: Arc::new(Inner { worker, fingerprint, parts, breakers }) })

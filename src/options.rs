@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use qwen_core::backend::CapabilitySet;
 use qwen_core::{Encoding, Error, Precision};
@@ -42,6 +43,7 @@ pub struct EngineOptions {
     pub(crate) allow_padding_tokens: bool,
     pub(crate) max_waiting: Option<usize>,
     pub(crate) prefix_cache: Option<bool>,
+    pub(crate) max_step_time: Option<Duration>,
     pub(crate) is_manual: bool,
     pub(crate) memory_budget: Option<u64>,
     pub(crate) ranks: Ranks,
@@ -187,6 +189,14 @@ impl EngineOptions {
     /// [`qwen_core::Error::QueueFull`]. Default 1024.
     pub fn max_waiting(mut self, requests: usize) -> Self {
         self.max_waiting = Some(requests);
+        self
+    }
+
+    /// How long a running answer may be held up by a part of another request's prompt, for which prompts are computed in
+    /// parts of as many tokens as the device computed in this time lately, at least 16. A long prompt alone is computed
+    /// in parts of [`EngineOptions::max_num_batched_tokens`]. Default 200 ms.
+    pub fn max_step_time(mut self, time: Duration) -> Self {
+        self.max_step_time = Some(time);
         self
     }
 

@@ -58,7 +58,7 @@ pub struct PromptProgress {
 }
 
 /// Durations as seconds, for serde: what people and other languages read.
-mod seconds {
+pub(crate) mod seconds {
     use std::time::Duration;
 
     use serde::{Deserialize, Deserializer, Serializer};
@@ -72,7 +72,7 @@ mod seconds {
     }
 
     /// The same where there may be none.
-    pub(super) mod optional {
+    pub(crate) mod optional {
         use super::*;
 
         pub(crate) fn serialize<S: Serializer>(time: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {

@@ -102,3 +102,15 @@ fn guessed_answers_have_the_same_tokens() {
         assert!(stats.accepted_tokens > 0, "{stats:?}");
     }
 }
+
+#[test]
+fn an_answer_whose_time_is_over_ends_with_a_kind_of_its_own() {
+    let engine = common::demo_engine();
+    let options = GenerateOptions::new().timeout(std::time::Duration::ZERO);
+    let error = engine.generate("What is the capital of Peru?", &options).unwrap().text().unwrap_err();
+    assert_eq!(error.kind(), qwen::ErrorKind::DeadlineExceeded);
+    let json = serde_json::json!({"timeout_seconds": 0.5, "user": "a", "priority": 3});
+    let options: GenerateOptions = serde_json::from_value(json).unwrap();
+    assert_eq!(options.timeout, Some(std::time::Duration::from_millis(500)));
+    assert!(engine.generate("What is the capital of Peru?", &options.timeout(std::time::Duration::MAX)).is_ok());
+}

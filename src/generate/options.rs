@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use qwen_core::engine::Speculation;
 use qwen_core::engine::sampling::{LogitsProcessor, Mirostat, Preset, Processors, Stage};
@@ -178,6 +179,15 @@ pub struct GenerateOptions {
     /// Requests share the K/V of common prompt prefixes only with those of the same salt. Give each tenant one where
     /// nobody may notice, by the time of the first token, what others asked.
     pub cache_salt: String,
+    /// Whose request it is: where more requests wait than can run, users take turns, however many each of them sends.
+    pub user: String,
+    /// Requests of a higher priority run first, and pause last when memory runs out. Default 0.
+    pub priority: i32,
+    /// The answer fails with [`ErrorKind::DeadlineExceeded`](crate::ErrorKind::DeadlineExceeded) when it is not complete
+    /// after this time, also while it waits. What has arrived until then stays. In JSON a number of seconds. Default any
+    /// time.
+    #[serde(with = "crate::stats::seconds::optional", rename = "timeout_seconds")]
+    pub timeout: Option<Duration>,
 }
 
 /// A setter for each field, named as the field; `some` for fields that may not be set.
@@ -254,6 +264,9 @@ impl GenerateOptions {
         some logprobs: usize;
         plain speculation: Speculation;
         into cache_salt: String;
+        into user: String;
+        plain priority: i32;
+        some timeout: Duration;
     }
 
     /// See [`GenerateOptions::stop`](field@GenerateOptions::stop).

@@ -1,5 +1,7 @@
 //! From a program's options and a checkpoint's defaults to a request.
 
+use std::time::Instant;
+
 use qwen_core::engine::sampling::{self, SamplingParams, Stage, fresh_seed};
 use qwen_core::engine::{GenerateParams, Request};
 
@@ -52,7 +54,10 @@ impl GenerateOptions {
         let params = GenerateParams::new().max_new_tokens(max_new_tokens).stop_token_ids(stop_token_ids);
         let request =
             Request::generate(prompt, params.sampling(sampling).logprobs(self.logprobs).speculation(self.speculation));
-        Ok((request.cache_salt(self.cache_salt.as_str()), seed))
+        let request = request.cache_salt(self.cache_salt.as_str()).user(self.user.as_str()).priority(self.priority);
+        // A time that the clock cannot hold never comes.
+        let deadline = self.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        Ok((request.deadline(deadline), seed))
     }
 
     fn check_stop(&self) -> Result<()> {

@@ -7,6 +7,8 @@
 mod intake;
 mod interruption;
 pub mod kv;
+mod pace;
+mod queue;
 pub mod sampling;
 mod scheduler;
 mod sequence;
@@ -14,7 +16,7 @@ mod speculation;
 mod stats;
 mod verdicts;
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::backend::Limits;
 use crate::error::{Error, ErrorKind, Result};
@@ -89,6 +91,13 @@ impl EngineCore {
         self
     }
 
+    /// How long a step may take while answers run: parts of prompts are cut to what was computed in that time lately.
+    /// Any time by default.
+    pub fn with_max_step_time(mut self, time: impl Into<Option<Duration>>) -> Self {
+        self.scheduler.pace.at_most = time.into();
+        self
+    }
+
     /// The limits of the runner.
     pub fn limits(&self) -> &Limits {
         self.runner.limits()
@@ -117,7 +126,7 @@ impl EngineCore {
         let started = Instant::now();
         // Reported when the figures are written down, so that who hears of an end finds it there.
         let mut note = |id, event| events.push((id, event));
-        scheduler.remove_cancelled(&mut note);
+        scheduler.remove_ended(started, &mut note);
         scheduler.schedule();
         if scheduler.scheduled().is_empty() {
             intake.set_stats(scheduler.stats(), None);
@@ -133,7 +142,7 @@ impl EngineCore {
         match outcome.and_then(|()| verdicts::verdicts(scheduler, output, runner.limits(), workspace)) {
             Ok(verdicts) => scheduler.update(verdicts, &mut note),
             // A request of the step was cancelled: the others compute the step again.
-            Err(Error::Cancelled) if interrupted => scheduler.remove_cancelled(&mut note),
+            Err(Error::Cancelled) if interrupted => scheduler.remove_ended(Instant::now(), &mut note),
             // Retrying might go on forever.
             Err(Error::Cancelled) => {
                 let reason = "the runner cancelled a step that nobody cancelled".into();

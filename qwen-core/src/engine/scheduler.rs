@@ -12,19 +12,23 @@
 //! on later with the same tokens: logits do not depend on the steps that compute them. A sequence whose reader has no
 //! room for its rows is the first to give up its blocks. The one with the most computed tokens always goes on, and each
 //! sequence fits alone, so that all of them end.
+//!
+//! Which of the waiting requests is next is decided in `queue.rs`, how long steps may be in `pace.rs`.
 
-use std::collections::VecDeque;
-use std::time::Duration;
+use std::cmp::Reverse;
+use std::time::{Duration, Instant};
 
 use super::intake::Ticket;
 use super::interruption::Member;
+use super::pace::Pace;
+use super::queue::Queue;
 use super::sampling::Logprobs;
 use super::sequence::{Sequence, Task};
 use super::speculation::StepTimes;
 use super::{EngineStats, Event, FinishReason, Request, SeqId};
 use crate::backend::Limits;
 use crate::engine::kv::BlockPool;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::model::batch::{Batch, SequenceStep, WantLogits};
 
 /// A running sequence's part of a step.
@@ -51,7 +55,7 @@ pub(super) enum Verdict {
 
 #[derive(Debug)]
 pub(super) struct Scheduler {
-    waiting: VecDeque<Sequence>,
+    waiting: Queue,
     running: Vec<Sequence>,
     /// Sequences that gave up their blocks, since their readers have no room for rows.
     stalled: Vec<Sequence>,
@@ -66,6 +70,7 @@ pub(super) struct Scheduler {
     drafted_tokens: u64,
     accepted_tokens: u64,
     times: StepTimes,
+    pub(super) pace: Pace,
     next_id: u64,
     /// Completed steps.
     step: u64,
@@ -81,7 +86,7 @@ pub(super) struct Scheduler {
 impl Scheduler {
     pub(super) fn new(limits: &Limits) -> Self {
         Scheduler {
-            waiting: VecDeque::new(),
+            waiting: Queue::default(),
             running: Vec::new(),
             stalled: Vec::new(),
             pool: BlockPool::new(limits.num_blocks),
@@ -93,6 +98,7 @@ impl Scheduler {
             drafted_tokens: 0,
             accepted_tokens: 0,
             times: StepTimes::default(),
+            pace: Pace::default(),
             next_id: 0,
             step: 0,
             // Each running sequence may want a row of logits.
@@ -106,7 +112,7 @@ impl Scheduler {
 
     pub(super) fn add(&mut self, request: Request, ticket: Ticket, limits: &Limits) -> Result<SeqId> {
         let id = SeqId(self.next_id);
-        self.waiting.push_back(Sequence::new(id, request, ticket, limits)?);
+        self.waiting.push(Sequence::new(id, request, ticket, limits)?);
         self.next_id += 1;
         Ok(id)
     }
@@ -141,8 +147,10 @@ impl Scheduler {
     /// Write down how long the step took, which is about to be updated.
     pub(super) fn record(&mut self, elapsed: Duration) {
         let is_decode = |part: &Scheduled| self.running[part.index].num_pending_tokens() == 1;
-        if self.scheduled.iter().all(is_decode) {
-            self.times.record(self.scheduled.iter().map(|part| part.num_tokens).sum(), elapsed.as_secs_f64());
+        let num_tokens = self.scheduled.iter().map(|part| part.num_tokens).sum();
+        match self.scheduled.iter().all(is_decode) {
+            true => self.times.record(num_tokens, elapsed.as_secs_f64()),
+            false => self.pace.record(num_tokens, elapsed.as_secs_f64()),
         }
     }
 
@@ -167,6 +175,9 @@ impl Scheduler {
         }
         order.sort_unstable_by_key(|&index| running[index].id);
         budget -= order.len();
+        if order.iter().any(|&index| running[index].is_answering()) {
+            budget = budget.min(self.pace.num_tokens().saturating_sub(order.len()));
+        }
         let mut rows = self.max_num_logits.saturating_sub(order.len());
         scheduled.clear();
         scheduled.extend(order.iter().map(|&index| Scheduled { index, num_tokens: 1, logits: WantLogits::None }));
@@ -206,7 +217,7 @@ impl Scheduler {
         let stalled = std::mem::take(&mut self.stalled);
         let (awaited, stalled): (Vec<_>, Vec<_>) = stalled.into_iter().partition(Sequence::is_awaited);
         self.stalled = stalled;
-        self.waiting.extend(awaited);
+        awaited.into_iter().for_each(|sequence| self.waiting.push(sequence));
         while !self.waiting.is_empty() {
             if self.running.len() < self.max_num_seqs && self.admit_first() {
                 continue;
@@ -222,7 +233,7 @@ impl Scheduler {
     fn admit_first(&mut self) -> bool {
         let needed: usize = self.running.iter().map(Sequence::num_needed_blocks).sum();
         let room = self.pool.num_free().saturating_sub(needed);
-        let Some(sequence) = self.waiting.front_mut() else { return false };
+        let Some(sequence) = self.waiting.next_mut() else { return false };
         if self.refused.is_some_and(|(id, before)| id == sequence.id && room <= before) {
             return false;
         }
@@ -238,15 +249,15 @@ impl Scheduler {
             sequence.num_cached_tokens = found;
         }
         sequence.last_step = self.step;
-        self.running.extend(self.waiting.pop_front());
+        self.running.extend(self.waiting.take_next());
         true
     }
 
-    /// Take the blocks of a running sequence: of one whose reader has no room, or of the one with the fewest computed
-    /// tokens, the latest among equals. It goes on before those that arrived later.
+    /// Take the blocks of a running sequence: of one whose reader has no room, or among those of the lowest priority of
+    /// the one with the fewest computed tokens, the latest among equals. It goes on before those that arrived later.
     fn preempt(&mut self) {
         let worth = |sequence: &Sequence| {
-            (!sequence.is_stalled(), sequence.num_computed_tokens, std::cmp::Reverse(sequence.id))
+            (!sequence.is_stalled(), sequence.priority, sequence.num_computed_tokens, Reverse(sequence.id))
         };
         let victim = (0..self.running.len()).min_by_key(|&index| worth(&self.running[index]));
         let Some(mut sequence) = victim.map(|index| self.running.remove(index)) else { return };
@@ -255,8 +266,7 @@ impl Scheduler {
         if sequence.is_stalled() {
             return self.stalled.push(sequence);
         }
-        let place = self.waiting.iter().position(|waiting| waiting.id > sequence.id).unwrap_or(self.waiting.len());
-        self.waiting.insert(place, sequence);
+        self.waiting.put_back(sequence);
     }
 
     /// What the scheduler knows of an engine's figures.
@@ -389,18 +399,18 @@ impl Scheduler {
         self.end(ends, report);
     }
 
-    pub(super) fn remove_cancelled(&mut self, report: &mut impl FnMut(SeqId, Event)) {
+    /// End requests that were cancelled or whose time is over.
+    pub(super) fn remove_ended(&mut self, now: Instant, report: &mut impl FnMut(SeqId, Event)) {
         let mut keep = |sequence: &Sequence| {
-            let cancelled = sequence.canceller.is_cancelled();
-            if cancelled {
-                report(sequence.id, Event::Finished(FinishReason::Cancelled));
-            }
-            !cancelled
+            let end = sequence.early_end(now);
+            let goes_on = end.is_none();
+            end.into_iter().for_each(|event| report(sequence.id, event));
+            goes_on
         };
         self.waiting.retain(&mut keep);
         self.stalled.retain(&mut keep);
-        let cancelled = self.running.iter().enumerate().filter(|(_, sequence)| sequence.canceller.is_cancelled());
-        let ends = cancelled.map(|(index, _)| (index, Event::Finished(FinishReason::Cancelled))).collect();
+        let running = self.running.iter().enumerate();
+        let ends = running.filter_map(|(index, sequence)| Some((index, sequence.early_end(now)?))).collect();
         self.end(ends, report);
     }
 
@@ -417,10 +427,10 @@ impl Scheduler {
     fn end(&mut self, mut ends: Vec<(usize, Event)>, report: &mut impl FnMut(SeqId, Event)) {
         // The indices in the schedule are valid until a sequence is removed.
         self.scheduled.clear();
-        ends.sort_by_key(|(index, _)| std::cmp::Reverse(*index));
+        ends.sort_by_key(|(index, _)| Reverse(*index));
         for (index, event) in ends {
             let mut sequence = self.running.remove(index);
-            if matches!(event, Event::Failed(_)) {
+            if matches!(&event, Event::Failed(error) if error.kind() != ErrorKind::DeadlineExceeded) {
                 sequence.withdraw(&mut self.pool);
             }
             sequence.give_up(&mut self.pool);

@@ -2,9 +2,11 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
+use super::Event;
 use super::intake::{Canceller, Place, RowWindow, Ticket};
 use super::speculation::{Drafter, Speculation, StepTimes};
 use crate::backend::Limits;
@@ -71,6 +73,12 @@ pub struct Request {
     /// Requests share K/V of common prompt prefixes only with those of the same salt. One for each tenant keeps them
     /// from noticing, by the time of the first token, what others asked.
     pub cache_salt: Arc<str>,
+    /// Whose it is: waiting requests of several users are admitted in turns.
+    pub user: Arc<str>,
+    /// Requests of a higher priority are admitted first, and give their blocks up last. Default 0.
+    pub priority: i32,
+    /// When the request fails, looked at before each step. Default never.
+    pub deadline: Option<Instant>,
 }
 
 /// What an engine computes from a prompt.
@@ -146,12 +154,34 @@ impl GenerateParams {
 impl Request {
     /// A request for an answer to `prompt`.
     pub fn generate(prompt: impl Into<Vec<u32>>, params: GenerateParams) -> Self {
-        Request { prompt: prompt.into(), goal: Goal::Generate(params), cache_salt: "".into() }
+        Self::new(prompt.into(), Goal::Generate(params))
     }
 
     /// A request for the logits after each token of `prompt`, which go through `window`.
     pub fn score(prompt: impl Into<Vec<u32>>, window: RowWindow) -> Self {
-        Request { prompt: prompt.into(), goal: Goal::Score(window), cache_salt: "".into() }
+        Self::new(prompt.into(), Goal::Score(window))
+    }
+
+    fn new(prompt: Vec<u32>, goal: Goal) -> Self {
+        Request { prompt, goal, cache_salt: "".into(), user: "".into(), priority: 0, deadline: None }
+    }
+
+    /// See [`Request::user`].
+    pub fn user(mut self, user: impl Into<Arc<str>>) -> Self {
+        self.user = user.into();
+        self
+    }
+
+    /// See [`Request::priority`].
+    pub fn priority(mut self, priority: i32) -> Self {
+        self.priority = priority;
+        self
+    }
+
+    /// See [`Request::deadline`].
+    pub fn deadline(mut self, deadline: impl Into<Option<Instant>>) -> Self {
+        self.deadline = deadline.into();
+        self
     }
 
     /// See [`Request::cache_salt`].
@@ -241,6 +271,9 @@ pub(super) struct Sequence {
     /// The last step that computed it, or in which it was admitted.
     pub(super) last_step: u64,
     pub(super) canceller: Canceller,
+    pub(super) user: Arc<str>,
+    pub(super) priority: i32,
+    pub(super) deadline: Option<Instant>,
     /// Until it is admitted.
     pub(super) place: Option<Place>,
     /// Where its K/V begins: what it shares with other sequences has the same root.
@@ -277,7 +310,7 @@ impl Sequence {
         request.check(limits)?;
         let max_len = request.max_len(limits);
         let full = request.full(limits);
-        let Request { prompt, goal, cache_salt } = request;
+        let Request { prompt, goal, cache_salt, user, priority, deadline } = request;
         let root = Prefix::Root(cache_salt);
         let task = match goal {
             Goal::Generate(GenerateParams { stop_token_ids, sampling, logprobs, speculation, .. }) => {
@@ -299,6 +332,9 @@ impl Sequence {
             last_step: 0,
             tokens: prompt,
             canceller,
+            user,
+            priority,
+            deadline,
             place: Some(place),
             prefix: root.clone(),
             root,
@@ -382,6 +418,11 @@ impl Sequence {
         self.tokens.len() - self.num_computed_tokens
     }
 
+    /// Whether somebody reads its answer token by token, so that a long step holds it up.
+    pub(super) fn is_answering(&self) -> bool {
+        matches!(self.task, Task::Generate { .. }) && self.tokens.len() > self.prompt_len
+    }
+
     /// Pending tokens that may be in the next step.
     pub(super) fn num_ready_tokens(&self) -> usize {
         match &self.task {
@@ -428,6 +469,16 @@ impl Sequence {
                 }
             }
         }
+    }
+
+    /// The last event of a request that has to end before the next step: the caller cancelled it, or its time is over.
+    pub(super) fn early_end(&self, now: Instant) -> Option<Event> {
+        if self.canceller.is_cancelled() {
+            return Some(Event::Finished(FinishReason::Cancelled));
+        }
+        let tokens = self.tokens.len() - self.prompt_len;
+        let is_late = self.deadline.is_some_and(|deadline| now >= deadline);
+        is_late.then_some(Event::Failed(Error::DeadlineExceeded { tokens }))
     }
 
     /// Whether it cannot continue because the reader of its rows has no room.
