@@ -86,7 +86,9 @@ impl Engine {
     /// Start the thread that computes with `runner`, unless the host steps the engine.
     pub(crate) fn start(runner: Box<dyn Runner>, parts: EngineParts, options: &EngineOptions) -> Result<Self> {
         let intake = Intake::new(options.max_waiting.unwrap_or(Intake::MAX_WAITING));
-        let core = EngineCore::new(runner, intake.clone()).with_prefix_cache(options.prefix_cache.unwrap_or(true));
+        let core = EngineCore::new(runner, intake.clone())
+            .with_prefix_cache(options.prefix_cache.unwrap_or(true))
+            .with_sampling_threads(options.sampling_threads());
         let worker = if options.is_manual { Worker::manual(core, intake)? } else { Worker::start(core, intake)? };
         let (worker, fingerprint, breakers) = (Arc::new(worker), OnceLock::new(), Breakers::default());
         Ok(Engine { inner: Arc::new(Inner { worker, fingerprint, parts, breakers }) })
