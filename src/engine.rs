@@ -92,7 +92,8 @@ impl Engine {
         let intake = Intake::new(options.max_waiting.unwrap_or(Intake::MAX_WAITING));
         let core = EngineCore::new(runner, intake.clone())
             .with_prefix_cache(options.prefix_cache.unwrap_or(true))
-            .with_max_step_time(options.max_step_time.unwrap_or(MAX_STEP_TIME));
+            .with_max_step_time(options.max_step_time.unwrap_or(MAX_STEP_TIME))
+            .with_sampling_threads(options.sampling_threads());
         let worker = if options.is_manual { Worker::manual(core, intake)? } else { Worker::start(core, intake)? };
         let (worker, fingerprint, breakers) = (Arc::new(worker), OnceLock::new(), Breakers::default());
         Ok(Engine { inner: Arc::new(Inner { worker, fingerprint, parts, breakers }) })

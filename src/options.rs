@@ -150,7 +150,7 @@ impl EngineOptions {
     }
 
     /// Threads that compute, 1 to 1024. Default: one per physical core that the process may use, divided by the ranks
-    /// on this machine.
+    /// on this machine. Also the most threads that draw tokens, up to 16, where a step has many sequences; by default all.
     pub fn threads(mut self, threads: usize) -> Self {
         self.settings.threads = Some(threads);
         self
@@ -324,6 +324,13 @@ impl EngineOptions {
     pub fn wgpu_capabilities(mut self, capabilities: CapabilitySet) -> Self {
         self.settings.wgpu_capabilities = capabilities;
         self
+    }
+
+    /// The most threads that draw tokens, where a step has many sequences.
+    pub(crate) fn sampling_threads(&self) -> usize {
+        let pool = self.settings.pool.as_ref().map(|pool| pool.current_num_threads());
+        let all = || std::thread::available_parallelism().map_or(1, usize::from);
+        self.settings.threads.or(pool).unwrap_or_else(all)
     }
 
     /// Refuse numbers that make no sense for any model.

@@ -1,4 +1,5 @@
-//! How long it takes to choose a token among 151,936, with one thread: `cargo bench -p qwen-core --bench sampling`.
+//! How long it takes to choose a token among 151,936, with one thread, and 64 of them in a step of an engine, with
+//! several: `cargo bench -p qwen-core --bench sampling`.
 //!
 //! Each row of the table is a chain of stages, each column a kind of logits: `peaked` as in a model that is sure, with few
 //! probable tokens, `broad` as in one that is not, `flat` with all logits nearly equal, which no model gives.
@@ -6,7 +7,11 @@
 use std::time::Instant;
 
 use qwen_core::Result;
+use qwen_core::backend::{Interrupt, Limits};
 use qwen_core::engine::sampling::{Dry, Mirostat, Preset, Sampler, SamplingParams, Workspace};
+use qwen_core::engine::{EngineCore, GenerateParams, Intake, Request};
+use qwen_core::model::batch::{Batch, CopyBlock, StepOutput};
+use qwen_core::model::runner::Runner;
 
 const VOCAB: usize = 151_936;
 const ROUNDS: usize = 60;
@@ -78,5 +83,73 @@ fn main() -> Result<()> {
         }
         println!("{line}");
     }
+    println!();
+    let mut serial = 0.0;
+    for threads in [1, 2, 4, 8].into_iter().filter(|threads| *threads <= available_threads()) {
+        let time = step_of_64(instruct(), row(2.5, 22.0), threads)?;
+        serial = if threads == 1 { time } else { serial };
+        println!("64 sequences in a step, {threads} threads{time:>10.2} ms, {:.2} x", serial / time);
+    }
     Ok(())
+}
+
+fn available_threads() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// Gives every sequence the same row, in no time.
+struct Instantly {
+    limits: Limits,
+    row: Vec<f32>,
+}
+
+impl Runner for Instantly {
+    fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    fn execute(&mut self, batch: &Batch, output: &mut StepOutput, _: &Interrupt) -> Result<()> {
+        output.argmax.clear();
+        output.argmax.resize(batch.logits_indices.len(), Some(0));
+        // Rows of the last step stay: only a few of their values were changed.
+        while output.logits.len() < batch.num_logits_read * VOCAB {
+            output.logits.extend_from_slice(&self.row);
+        }
+        Ok(())
+    }
+
+    fn copy_blocks(&mut self, _: &[CopyBlock]) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// Milliseconds of a step: what nine tenths of them exceed, since neighbours slow some down.
+fn step_of_64(params: SamplingParams, row: Vec<f32>, threads: usize) -> Result<f64> {
+    let limits = Limits {
+        max_model_len: 256,
+        max_num_batched_tokens: 4096,
+        max_num_seqs: 64,
+        max_num_logits: 64,
+        block_size: 32,
+        num_blocks: 1024,
+        vocab_size: VOCAB,
+        num_token_ids: VOCAB,
+    };
+    let intake = Intake::default();
+    let mut core = EngineCore::new(Box::new(Instantly { limits, row }), intake.clone()).with_sampling_threads(threads);
+    for seed in 0..64 {
+        let prompt: Vec<u32> = (0..32).map(|i| seed as u32 * 100 + i).collect();
+        let answer = GenerateParams::new().max_new_tokens(100).sampling(params.clone().seed(seed));
+        core.add(Request::generate(prompt, answer), intake.ticket()?)?;
+    }
+    let mut times = Vec::new();
+    loop {
+        let start = Instant::now();
+        if !core.step(|_, _| {}) {
+            break;
+        }
+        times.push(start.elapsed().as_secs_f64() * 1e3);
+    }
+    times.sort_by(f64::total_cmp);
+    Ok(times[times.len() / 10])
 }

@@ -99,7 +99,7 @@ pub struct GenerateOptions {
     /// The maximum number of tokens in the answer.
     pub max_new_tokens: Option<usize>,
     /// The answer has at least this many tokens: those that would end it are not chosen before.
-    pub min_new_tokens: usize,
+    pub min_new_tokens: Option<usize>,
     /// Randomness of sampling: logits are divided by it. 0 always takes the most likely token.
     pub temperature: Option<f32>,
     /// The temperature varies by this much around its value: down where the model is sure, up where it is not. 0 is off.
@@ -149,7 +149,7 @@ pub struct GenerateOptions {
     /// spell them still.
     pub bad_words: Vec<String>,
     /// No sequence of this many tokens comes twice in prompt and answer. 0 is off.
-    pub no_repeat_ngram_size: usize,
+    pub no_repeat_ngram_size: Option<usize>,
     /// What the answer begins with.
     pub forced_token_ids: Vec<u32>,
     /// Whose order of stages, and whose meaning of penalties; transformers' when not set.
@@ -231,7 +231,7 @@ impl GenerateOptions {
 
     setters! {
         some max_new_tokens: usize;
-        plain min_new_tokens: usize;
+        some min_new_tokens: usize;
         some temperature: f32;
         some dynatemp_range: f32;
         some dynatemp_exponent: f32;
@@ -254,7 +254,7 @@ impl GenerateOptions {
         into allowed_token_ids: Vec<u32>;
         into banned_token_ids: Vec<u32>;
         into banned_sequences: Vec<Vec<u32>>;
-        plain no_repeat_ngram_size: usize;
+        some no_repeat_ngram_size: usize;
         into forced_token_ids: Vec<u32>;
         plain preset: Preset;
         into stages: Option<Vec<Stage>>;

@@ -106,20 +106,19 @@ impl GenerateOptions {
             None if cuts && has(Stage::TopK) => defaults.check("top_k").map(|()| defaults.top_k)?,
             None => neutral.top_k,
         };
-        chosen.top_p = match cuts && has(Stage::TopP) {
-            true => or_default("top_p", self.top_p, defaults.top_p)?,
-            false => self.top_p.unwrap_or(neutral.top_p),
+        let cut = |stage, field: &str, set: Option<f32>, default: f32, neutral: f32| match cuts && has(stage) {
+            true => or_default(field, set, default),
+            false => Ok(set.unwrap_or(neutral)),
         };
-        chosen.min_p = match cuts && has(Stage::MinP) {
-            true => or_default("min_p", self.min_p, defaults.min_p)?,
-            false => self.min_p.unwrap_or(neutral.min_p),
-        };
+        chosen.top_p = cut(Stage::TopP, "top_p", self.top_p, defaults.top_p, neutral.top_p)?;
+        chosen.min_p = cut(Stage::MinP, "min_p", self.min_p, defaults.min_p, neutral.min_p)?;
+        chosen.typical_p = cut(Stage::TypicalP, "typical_p", self.typical_p, defaults.typical_p, neutral.typical_p)?;
+        let (epsilon, eta) = (defaults.epsilon_cutoff, defaults.eta_cutoff);
+        chosen.epsilon_cutoff = cut(Stage::EpsilonCutoff, "epsilon_cutoff", self.epsilon_cutoff, epsilon, 0.0)?;
+        chosen.eta_cutoff = cut(Stage::EtaCutoff, "eta_cutoff", self.eta_cutoff, eta, 0.0)?;
         chosen.dynatemp_range = self.dynatemp_range.unwrap_or(neutral.dynatemp_range);
         chosen.dynatemp_exponent = self.dynatemp_exponent.unwrap_or(neutral.dynatemp_exponent);
-        chosen.typical_p = self.typical_p.unwrap_or(neutral.typical_p);
         chosen.top_n_sigma = self.top_n_sigma.unwrap_or(neutral.top_n_sigma);
-        chosen.epsilon_cutoff = self.epsilon_cutoff.unwrap_or(neutral.epsilon_cutoff);
-        chosen.eta_cutoff = self.eta_cutoff.unwrap_or(neutral.eta_cutoff);
         chosen.xtc_probability = self.xtc_probability.unwrap_or(neutral.xtc_probability);
         chosen.xtc_threshold = self.xtc_threshold.unwrap_or(neutral.xtc_threshold);
         chosen.mirostat = self.mirostat;
@@ -141,9 +140,14 @@ impl GenerateOptions {
         for word in &self.bad_words {
             chosen.banned_sequences.extend(words::spellings(word, engine.tokenizer()?)?);
         }
-        chosen.no_repeat_ngram_size = self.no_repeat_ngram_size;
+        let count = |field: &str, set: Option<usize>, default: usize| match set {
+            Some(count) => Ok(count),
+            None => defaults.check(field).map(|()| default),
+        };
+        chosen.no_repeat_ngram_size =
+            count("no_repeat_ngram_size", self.no_repeat_ngram_size, defaults.no_repeat_ngram_size)?;
         chosen.forced_token_ids = self.forced_token_ids.clone();
-        chosen.min_new_tokens = self.min_new_tokens;
+        chosen.min_new_tokens = count("min_new_tokens", self.min_new_tokens, defaults.min_new_tokens)?;
         chosen.preset = self.preset;
         chosen.stages = self.stages.clone();
         chosen.processors = self.processors.clone();

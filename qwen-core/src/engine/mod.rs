@@ -4,6 +4,7 @@
 //! it a thread and turns ids into text. Other threads reach an engine only through its [`Intake`].
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
+mod draws;
 mod intake;
 mod interruption;
 pub mod kv;
@@ -23,9 +24,10 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::model::batch::{Batch, StepOutput};
 use crate::model::runner::Runner;
 use crate::numerics::float_env::FloatEnv;
+use draws::Drawer;
 pub use intake::{Canceller, Intake, RowWindow, Ticket};
 pub use interruption::Work;
-use sampling::{Logprobs, Workspace};
+use sampling::Logprobs;
 use scheduler::Scheduler;
 pub use sequence::{FinishReason, GenerateParams, Goal, Request, SeqId};
 pub use speculation::Speculation;
@@ -63,7 +65,7 @@ pub struct EngineCore {
     scheduler: Scheduler,
     batch: Batch,
     output: StepOutput,
-    workspace: Workspace,
+    drawer: Drawer,
     intake: Intake,
     /// What happened in a step. Reused.
     events: Vec<(SeqId, Event)>,
@@ -81,8 +83,15 @@ impl EngineCore {
         let limits = runner.limits();
         intake.set_max_step_tokens(limits.max_num_batched_tokens);
         let (scheduler, batch) = (Scheduler::new(limits), Batch::new(limits.block_size));
-        let (output, workspace) = (StepOutput::default(), Workspace::default());
-        EngineCore { runner, scheduler, batch, output, workspace, intake, events: Vec::new() }
+        let (output, drawer) = (StepOutput::default(), Drawer::new(1));
+        EngineCore { runner, scheduler, batch, output, drawer, intake, events: Vec::new() }
+    }
+
+    /// Sample on at most this many threads, where many rows have to be. By default on one, that of the caller. The
+    /// number changes no token.
+    pub fn with_sampling_threads(mut self, threads: usize) -> Self {
+        self.drawer = Drawer::new(threads);
+        self
     }
 
     /// Whether requests share the K/V of common prompt prefixes, also with earlier requests. They do by default.
@@ -122,7 +131,7 @@ impl EngineCore {
     /// again.
     pub fn step(&mut self, mut report: impl FnMut(SeqId, Event)) -> bool {
         let _float_env = FloatEnv::enter();
-        let EngineCore { runner, scheduler, batch, output, workspace, intake, events } = self;
+        let EngineCore { runner, scheduler, batch, output, drawer, intake, events } = self;
         let started = Instant::now();
         // Reported when the figures are written down, so that who hears of an end finds it there.
         let mut note = |id, event| events.push((id, event));
@@ -139,7 +148,7 @@ impl EngineCore {
             runner.execute(batch, output, interrupt)
         });
         scheduler.record(started.elapsed());
-        match outcome.and_then(|()| verdicts::verdicts(scheduler, output, runner.limits(), workspace)) {
+        match outcome.and_then(|()| verdicts::verdicts(scheduler, output, runner.limits(), drawer)) {
             Ok(verdicts) => scheduler.update(verdicts, &mut note),
             // A request of the step was cancelled: the others compute the step again.
             Err(Error::Cancelled) if interrupted => scheduler.remove_ended(Instant::now(), &mut note),

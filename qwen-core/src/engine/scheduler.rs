@@ -298,9 +298,11 @@ impl Scheduler {
         &self.scheduled
     }
 
-    /// The sequence of a part of the step.
-    pub(super) fn sequence(&mut self, part: Scheduled) -> &mut Sequence {
-        &mut self.running[part.index]
+    /// The parts of the step, each with its sequence.
+    pub(super) fn scheduled_sequences(&mut self) -> Vec<(Scheduled, &mut Sequence)> {
+        let mut running: Vec<_> = self.running.iter_mut().map(Some).collect();
+        let sequence = |part: &Scheduled| Some((*part, running.get_mut(part.index)?.take()?));
+        self.scheduled.iter().filter_map(sequence).collect()
     }
 
     /// The requests of the step.

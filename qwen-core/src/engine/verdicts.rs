@@ -1,11 +1,12 @@
 //! From the rows of a step's output to the result for each sequence. Damage in a row ends only its own sequence.
 
+use super::draws::Drawer;
 use super::sampling::{Logprobs, SampleError, Workspace, logprobs};
 use super::scheduler::{Scheduled, Scheduler, Verdict};
 use super::sequence::{Sequence, Task};
 use crate::backend::Limits;
 use crate::error::{Error, Result};
-use crate::model::batch::{StepOutput, WantLogits};
+use crate::model::batch::{Damage, StepOutput, WantLogits};
 
 /// The verdict on each scheduled sequence, in order.
 ///
@@ -15,13 +16,18 @@ pub(super) fn verdicts(
     scheduler: &mut Scheduler,
     output: &mut StepOutput,
     limits: &Limits,
-    workspace: &mut Workspace,
+    drawer: &mut Drawer,
 ) -> Result<Vec<Verdict>> {
-    let scheduled = scheduler.scheduled().to_vec();
-    let mut rows = Rows { output, limits, next: 0 };
-    let verdicts = scheduled.iter().enumerate().map(|(seq, &part)| {
-        let verdict = verdict(scheduler.sequence(part), part, &mut rows, workspace)?;
-        Ok(verdict.unwrap_or_else(|| Verdict::Failed(rows.damage(seq, scheduler.sequence(part)))))
+    let mut parts = scheduler.scheduled_sequences();
+    let StepOutput { argmax, logits, damage } = output;
+    let came = (argmax.len(), logits.len());
+    let mut rest = Rows { argmax, values: logits, limits, next: 0, first: 0, came };
+    let num_drawn = parts.iter().filter(|(part, _)| part.logits == WantLogits::Last).count();
+    let jobs: Vec<_> = parts.iter_mut().map(|(part, sequence)| (rest.split(*part), *part, &mut **sequence)).collect();
+    let results = drawer
+        .run(num_drawn, jobs, |(mut rows, part, sequence), workspace| verdict(sequence, part, &mut rows, workspace));
+    let verdicts = results.into_iter().zip(&parts).enumerate().map(|(seq, (verdict, (_, sequence)))| {
+        Ok(verdict?.unwrap_or_else(|| Verdict::Failed(error_of(damage, seq, sequence))))
     });
     verdicts.collect()
 }
@@ -116,17 +122,41 @@ fn next_token(
     })
 }
 
-/// The rows of a step's output, one after the other.
+/// Rows of a step's output, one after the other. Those with values come first.
 struct Rows<'a> {
-    output: &'a mut StepOutput,
+    argmax: &'a [Option<u32>],
+    values: &'a mut [f32],
     limits: &'a Limits,
     next: usize,
+    /// The number of the first one in the step.
+    first: usize,
+    /// How many ids and logits the step has.
+    came: (usize, usize),
 }
 
-impl Rows<'_> {
+impl<'a> Rows<'a> {
+    /// Split the rows of a part off, as far as they are there.
+    fn split(&mut self, part: Scheduled) -> Rows<'a> {
+        let (num_rows, has_values) = match part.logits {
+            WantLogits::None => (0, false),
+            WantLogits::Argmax => (1, false),
+            WantLogits::ArgmaxAll => (part.num_tokens, false),
+            WantLogits::Last => (1, true),
+            WantLogits::All => (part.num_tokens, true),
+        };
+        let (argmax, rest) = self.argmax.split_at(num_rows.min(self.argmax.len()));
+        let num_values = if has_values { num_rows.saturating_mul(self.limits.vocab_size) } else { 0 };
+        let values = std::mem::take(&mut self.values);
+        let (values, rest_of_values) = values.split_at_mut(num_values.min(values.len()));
+        (self.argmax, self.values) = (rest, rest_of_values);
+        let first = self.first;
+        self.first += num_rows;
+        Rows { argmax, values, limits: self.limits, next: 0, first, came: self.came }
+    }
+
     /// The id of the next row's largest logit, `None` when the row is damaged.
     fn next(&mut self) -> Result<Option<u32>> {
-        let id = self.output.argmax.get(self.next).copied().ok_or_else(|| self.missing())?;
+        let id = self.argmax.get(self.next).copied().ok_or_else(|| self.missing())?;
         self.next += 1;
         match id.filter(|id| *id as usize >= self.limits.num_token_ids) {
             Some(id) => {
@@ -139,29 +169,29 @@ impl Rows<'_> {
     /// The same, with the row's logits.
     fn next_with_values(&mut self) -> Result<(Option<u32>, &mut [f32])> {
         let (start, width) = (self.next.saturating_mul(self.limits.vocab_size), self.limits.vocab_size);
-        if self.output.logits.len() < start.saturating_add(width) {
+        if self.values.len() < start.saturating_add(width) {
             return Err(self.missing());
         }
         let id = self.next()?;
-        Ok((id, self.output.logits.get_mut(start..start + width).unwrap_or_default()))
+        Ok((id, self.values.get_mut(start..start + width).unwrap_or_default()))
     }
 
     fn missing(&self) -> Error {
-        let StepOutput { argmax, logits, .. } = &*self.output;
-        failed(format!("row {} is wanted, {} ids and {} logits came", self.next, argmax.len(), logits.len()))
+        let (ids, logits) = self.came;
+        failed(format!("row {} is wanted, {ids} ids and {logits} logits came", self.first + self.next))
     }
+}
 
-    /// The error for sequence number `seq` of the step, which has a damaged row.
-    fn damage(&self, seq: usize, sequence: &Sequence) -> Error {
-        let found = self.output.damage.iter().find(|damage| damage.seq == seq);
-        let mut place = found.map_or("the output head", |damage| damage.place.as_str()).to_owned();
-        // Only the last part of a prompt was checked: the K/V that it attends to may have been damaged before.
-        let has_earlier_part = sequence.num_computed_tokens > 0 && sequence.num_computed_tokens < sequence.prompt_len;
-        if has_earlier_part && place != "the embedding" {
-            place += ", or before it in an earlier part of the prompt";
-        }
-        Error::NonFinite { sequence: sequence.id.0, place }
+/// The error for sequence number `seq` of the step, which has a damaged row.
+fn error_of(damage: &[Damage], seq: usize, sequence: &Sequence) -> Error {
+    let found = damage.iter().find(|damage| damage.seq == seq);
+    let mut place = found.map_or("the output head", |damage| damage.place.as_str()).to_owned();
+    // Only the last part of a prompt was checked: the K/V that it attends to may have been damaged before.
+    let has_earlier_part = sequence.num_computed_tokens > 0 && sequence.num_computed_tokens < sequence.prompt_len;
+    if has_earlier_part && place != "the embedding" {
+        place += ", or before it in an earlier part of the prompt";
     }
+    Error::NonFinite { sequence: sequence.id.0, place }
 }
 
 fn failed(reason: String) -> Error {

@@ -104,6 +104,32 @@ fn log_probabilities_come_with_each_token_and_change_none() {
 }
 
 #[test]
+fn tokens_do_not_depend_on_the_threads_that_draw_them() {
+    let answers = |threads: usize| {
+        let limits =
+            Limits { max_num_seqs: 32, max_num_logits: 32, max_num_batched_tokens: 64, num_blocks: 512, ..limits() };
+        let mut rig = Rig::new(limits, |_| {});
+        rig.core = rig.core.with_sampling_threads(threads);
+        for seed in 0..25 {
+            // Damaged ones, greedy ones, and ones that ask for more among them.
+            let prompt = if seed % 7 == 3 { [1, BAD] } else { [1, seed as u32 % 8] };
+            let temperature = if seed % 5 == 0 { 0.0 } else { 4.0 };
+            let mut request = endless(sampled(&prompt, 12, SamplingParams::new().temperature(temperature).seed(seed)));
+            if let Goal::Generate(params) = &mut request.goal {
+                params.logprobs = (seed % 3 == 0).then_some(2);
+            }
+            rig.add(request);
+        }
+        rig.run()
+    };
+    let one = answers(1);
+    assert!(one.values().filter(|found| found.tokens.len() == 12).count() > 5);
+    for threads in [0, 2, 3, 100] {
+        assert_eq!(answers(threads), one, "{threads}");
+    }
+}
+
+#[test]
 fn a_request_that_rules_out_every_token_ends_alone() {
     let mut rig = rig();
     let other = rig.add(request(&[1, 2, 3], 20));
