@@ -288,6 +288,8 @@ fn main() -> Result<(), failure::Failure> {
         .precision(args.precision)
         .batch(args.batch)
         .wgpu_capabilities(args.wgpu_capabilities)
+        // Repeats have the same prompt, and all of them compute it.
+        .prefix_cache(false)
         .context(context.max(64));
     if let Some(encoding) = args.kv {
         options = options.kv_encoding(encoding);

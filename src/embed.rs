@@ -92,8 +92,10 @@ impl Engine {
     pub fn embed(&self, texts: &[impl AsRef<str>], options: &EmbedOptions) -> Result<Vec<Embedding>> {
         let tokenizer = self.tokenizer()?;
         let limit = if options.truncate { usize::MAX } else { self.context() };
-        let encode = |text: &_| Ok(tokenizer.encode_prompt(AsRef::<str>::as_ref(text), limit)?);
-        let mut texts = texts.iter().map(|text| encode(text)).collect::<Result<Vec<Vec<u32>>>>()?;
+        let mut ids: Vec<Vec<u32>> = Vec::with_capacity(texts.len());
+        for text in texts {
+            ids.push(tokenizer.encode_prompt(text.as_ref(), limit)?);
+        }
         let eos =
             match options.append_eos {
                 false => None,
@@ -101,13 +103,13 @@ impl Engine {
                     qwen_core::Error::unsupported("append_eos", "config.json names no `eos_token_id`")
                 })?),
             };
-        for ids in &mut texts {
+        for ids in &mut ids {
             if options.truncate {
                 ids.truncate(self.context().saturating_sub(usize::from(eos.is_some())));
             }
             ids.extend(eos);
         }
-        self.embed_ids(&texts, options)
+        self.embed_ids(&ids, options)
     }
 
     /// [`Engine::embed`] for token ids, to which nothing is appended.

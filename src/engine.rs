@@ -1,10 +1,11 @@
 //! A loaded model: a handle to a thread that computes. Requests and their answers are in `generate.rs`, `logits.rs` and
-//! `chat.rs`; `load.rs` creates the engine.
+//! `chat/`; `load.rs` creates the engine.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
-use qwen_core::engine::{Intake, Pooling, Work};
+use qwen_core::engine::{EngineCore, EngineStats, Intake, Pooling};
 use qwen_core::model::plan::Plan;
 use qwen_core::model::runner::Runner;
 use qwen_core::{Config, Encoding, GenerationConfig, Warning};
@@ -12,7 +13,13 @@ use qwen_tokenizer::Tokenizer;
 
 use crate::device::Device;
 use crate::error::{Error, Result};
+use crate::fingerprint;
+use crate::options::EngineOptions;
+use crate::words::Breakers;
 use crate::worker::Worker;
+
+/// How long a running answer waits at most for a part of another request's prompt.
+const MAX_STEP_TIME: Duration = Duration::from_millis(200);
 
 /// A loaded model. Cheap to clone; all clones share one model and may be used from any thread.
 ///
@@ -33,7 +40,10 @@ pub struct Engine {
 #[derive(Debug)]
 struct Inner {
     worker: Arc<Worker>,
+    /// Of the tokenizer. Computed when a conversation is saved.
+    fingerprint: OnceLock<String>,
     parts: EngineParts,
+    breakers: Breakers,
 }
 
 /// Why a model has no tokenizer.
@@ -79,14 +89,25 @@ pub(crate) struct EngineParts {
 }
 
 impl Engine {
-    /// Start the thread that computes with `runner`; `max_waiting` requests may wait for it.
-    pub(crate) fn start(runner: Box<dyn Runner>, parts: EngineParts, max_waiting: Option<usize>) -> Result<Self> {
-        let worker = Worker::start(runner, Intake::new(max_waiting.unwrap_or(Intake::MAX_WAITING)))?;
-        Ok(Engine { inner: Arc::new(Inner { worker: Arc::new(worker), parts }) })
+    /// Start the thread that computes with `runner`, unless the host steps the engine.
+    pub(crate) fn start(runner: Box<dyn Runner>, parts: EngineParts, options: &EngineOptions) -> Result<Self> {
+        let intake = Intake::new(options.max_waiting.unwrap_or(Intake::MAX_WAITING));
+        let core = EngineCore::new(runner, intake.clone())
+            .with_prefix_cache(options.prefix_cache.unwrap_or(true))
+            .with_max_step_time(options.max_step_time.unwrap_or(MAX_STEP_TIME))
+            .with_sampling_threads(options.sampling_threads());
+        let worker = if options.is_manual { Worker::manual(core, intake)? } else { Worker::start(core, intake)? };
+        let (worker, fingerprint, breakers) = (Arc::new(worker), OnceLock::new(), Breakers::default());
+        Ok(Engine { inner: Arc::new(Inner { worker, fingerprint, parts, breakers }) })
     }
 
     pub(crate) fn worker(&self) -> &Arc<Worker> {
         &self.inner.worker
+    }
+
+    /// What is known of texts that repetitions do not reach over.
+    pub(crate) fn breakers(&self) -> &Breakers {
+        &self.inner.breakers
     }
 
     /// The most tokens that a prompt may have: one position is left for the answer.
@@ -100,10 +121,33 @@ impl Engine {
         pooling.copied().map_err(|reason| qwen_core::Error::unsupported("the model's pooling", reason.as_str()).into())
     }
 
-    /// How much the engine has computed, and how much of it (at most a tenth) was discarded because requests were
-    /// cancelled.
-    pub fn work(&self) -> Work {
-        self.inner.worker.intake().work()
+    /// Run one step of an engine without a thread of its own ([`EngineOptions::manual`](crate::EngineOptions::manual)):
+    /// the next token of each running answer, and parts of prompts. False if there was nothing to compute, because nobody
+    /// asks for anything or every reader has to read first. While another thread runs a step, this waits for its end.
+    ///
+    /// # Errors
+    /// On an engine with a thread of its own, and after a step that panicked. What goes wrong in a step ends the streams
+    /// that it computes for.
+    pub fn step(&self) -> Result<bool> {
+        self.worker().step()
+    }
+
+    /// What the engine does and has done: running and waiting requests, K/V blocks, computed and cached tokens, times
+    /// of steps, and what cancels cost. Cheap enough to be polled.
+    ///
+    /// ```
+    /// let engine = qwen::Engine::load(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/demo-model"))?;
+    /// let mut chat = engine.chat();
+    /// chat.send("What is 3 + 4?")?.text()?;
+    /// chat.send("And 2 + 2?")?.text()?;
+    /// let stats = engine.stats();
+    /// println!("{} of {} K/V blocks are in use", stats.used_blocks, stats.num_blocks);
+    /// // The second question did not compute the first one again.
+    /// assert!(stats.cached_tokens > 0);
+    /// # Ok::<(), qwen::Error>(())
+    /// ```
+    pub fn stats(&self) -> EngineStats {
+        self.inner.worker.intake().stats()
     }
 
     /// The tokenizer of the checkpoint.
@@ -112,6 +156,12 @@ impl Engine {
     /// When the checkpoint has none: such an engine works on token ids only.
     pub fn tokenizer(&self) -> Result<&Tokenizer> {
         self.inner.parts.tokenizer.as_ref().map_err(|missing| missing.clone().into())
+    }
+
+    /// What the tokenizer's ids stand for, as a fingerprint; `None` without a tokenizer.
+    pub(crate) fn fingerprint(&self) -> Option<&str> {
+        let tokenizer = self.inner.parts.tokenizer.as_ref().ok()?;
+        Some(self.inner.fingerprint.get_or_init(|| fingerprint::of_vocabulary(tokenizer)))
     }
 
     /// The configuration of config.json or of the GGUF file, with the YaRN factor of the options.

@@ -28,6 +28,10 @@
 //! # Ok::<(), qwen::Error>(())
 //! ```
 //!
+//! A list of prompts is one call ([`Engine::generate_batch`]). A [`Chat`] can be changed, answered again, forked, saved and
+//! resumed ([`Chat::state`]). Answers are read by threads, by tasks of any async runtime, or without waiting, and an engine
+//! may have no thread at all ([`EngineOptions::manual`]): `docs/sessions.md` and `docs/batching.md`.
+//!
 //! # Errors and data
 //!
 //! Everything fails with [`enum@Error`]: its text is for people, its [`kind`](Error::kind) for programs, and
@@ -40,10 +44,13 @@
 //! `cpu` (default): the CPU backend. `cuda`: NVIDIA GPUs, as `Device::Cuda`. `wgpu`: GPUs through Vulkan, Metal or DX12,
 //! as `Device::Wgpu`. Features only add devices: they never change what a device computes, nor which device runs when the
 //! program names one. [`devices`] lists the devices of the machine. `log` (default): events through the `log` crate, which
-//! cost nothing without a logger: what was loaded where and why, fallbacks, warnings, requests that wait.
+//! cost nothing without a logger: what was loaded where and why, fallbacks, warnings, requests that wait. `stream`:
+//! `futures_core::Stream` for all answers, which have the same as `poll_next` without it.
 
+mod batch;
 #[doc(hidden)]
 pub mod bench_support;
+mod channel;
 mod chat;
 mod device;
 mod distributed;
@@ -51,6 +58,9 @@ mod embed;
 mod engine;
 mod error;
 mod events;
+mod fingerprint;
+#[cfg(feature = "stream")]
+mod futures;
 mod generate;
 mod load;
 mod logits;
@@ -62,16 +72,22 @@ mod requests;
 mod score;
 mod stats;
 mod stop;
+mod stop_strings;
+mod stream;
 mod vocabulary;
+mod words;
 mod worker;
 
-pub use chat::{Chat, Reply};
+pub use batch::Answer;
+pub use chat::{Chat, ChatState, Reply};
 pub use device::{Device, DeviceEntry, ParseDeviceError, absent_devices, devices};
 pub use distributed::Ranks;
 pub use embed::{EmbedOptions, Embedding};
 pub use engine::Engine;
 pub use error::{Error, ErrorKind, PromptLength, Result};
-pub use generate::{GenerateOptions, TextStream, TokenStream};
+#[cfg(feature = "stream")]
+pub use futures::AnswerStream;
+pub use generate::{Dry, GenerateOptions};
 pub use logits::LogitsRows;
 pub use options::EngineOptions;
 pub use plan::plan;
@@ -81,7 +97,10 @@ pub use quantize::{QuantizedFile, Quantizer};
 pub use qwen_core::Error as ModelError;
 pub use qwen_core::backend::{AdapterChoice, CapabilitySet};
 pub use qwen_core::checkpoint::config::{GptqFormat, QuantMethod, Quantization, Yarn};
-pub use qwen_core::engine::{Canceller, FinishReason, Pooling, TokenLogprobs, Work};
+pub use qwen_core::engine::sampling::{
+    History, LogitsProcessor, Logprobs, Mirostat, Preset, Processors, Stage, TokenLogprob,
+};
+pub use qwen_core::engine::{Canceller, EngineStats, FinishReason, Pooling, Speculation, TokenLogprobs, Work};
 pub use qwen_core::memory::{self, MemoryInfo};
 pub use qwen_core::model::plan::Plan;
 pub use qwen_core::numerics::encoding::{Block, GroupBits, GroupEncoding};
@@ -93,6 +112,7 @@ pub use qwen_tokenizer::{Arguments, ChatInput, ChatTemplate, Content, ContentPar
 pub use qwen_tokenizer::{FunctionCall, Message, Role, Tokenizer, Tool, ToolCall};
 pub use score::{LabelScore, Perplexity, Score};
 pub use stats::{PromptProgress, Stats};
+pub use stream::{StoppedBy, TextStream, TokenStream};
 pub use vocabulary::load_tokenizer;
 
 /// The layers below the facade: for backends, and for programs that work on token ids.
@@ -119,6 +139,12 @@ mod documents {
     struct Readme;
     #[doc = include_str!("../docs/cookbook.md")]
     struct Cookbook;
+    #[doc = include_str!("../docs/generation.md")]
+    struct Generation;
+    #[doc = include_str!("../docs/sessions.md")]
+    struct Sessions;
+    #[doc = include_str!("../docs/batching.md")]
+    struct Batching;
     #[doc = include_str!("../docs/writing-a-backend.md")]
     struct WritingABackend;
     #[doc = include_str!("../docs/ranks.md")]

@@ -21,6 +21,7 @@ use crate::embed;
 use crate::engine::{Engine, EngineParts};
 use crate::error::Result;
 use crate::events::{info, warn};
+use crate::fingerprint::fnv1a;
 use crate::options::EngineOptions;
 use crate::plan::{Planner, config_of};
 use crate::progress::{LoadProgress, LoadStage};
@@ -164,7 +165,7 @@ fn load_engine(
         config,
         warnings,
     };
-    Engine::start(wrap(loaded.engine()?)?, parts, options.max_waiting)
+    Engine::start(wrap(loaded.engine()?)?, parts, options)
 }
 
 /// The encoding of most values in the layers' matrices: quantised files mix several.
@@ -297,7 +298,7 @@ fn fingerprint(
         ("`rope_theta`", config.rope_theta.to_string()),
         ("`rope_scaling`", format!("{:?}", config.rope_scaling)),
         ("`tie_word_embeddings`", config.tie_word_embeddings.to_string()),
-        ("the digest of the weights", format!("{:016x}", fnv1a(&norm.data))),
+        ("the digest of the weights", format!("{:016x}", fnv1a(norm.data.iter().copied()))),
         ("the size of the weights", checkpoint.total_bytes().to_string()),
         // The processes may use different devices of one kind.
         ("the device", kind.split(':').next().unwrap_or_default().to_owned()),
@@ -311,9 +312,4 @@ fn fingerprint(
         ("`max_num_batched_tokens`", text(options.max_num_batched_tokens)),
         ("`max_num_logits`", text(options.max_num_logits)),
     ])
-}
-
-/// The 64-bit hash FNV-1a: the same in every process, whatever it was compiled with.
-fn fnv1a(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
 }

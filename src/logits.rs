@@ -1,13 +1,14 @@
 //! The logits of a whole prompt, row by row.
 
 use std::sync::Arc;
-use std::sync::mpsc::Receiver;
+use std::task::{Context, Poll, ready};
 
 use qwen_core::engine::{Canceller, Event, Request, RowWindow};
 
+use crate::channel::{Receiver, Wait};
 use crate::engine::Engine;
-use crate::error::{Error, Result};
-use crate::worker::{Stamped, Worker};
+use crate::error::Result;
+use crate::worker::{Output, Stamped, Worker};
 
 impl Engine {
     /// The logits after each token of `ids`, row by row, while other requests run. Holds only a few rows in memory,
@@ -61,7 +62,7 @@ impl LogitsRows {
         let window = worker.intake().window(worker.limits().max_num_logits.saturating_mul(2));
         let left = prompt.len();
         let request = Request::score(prompt, window.clone());
-        let (events, canceller) = worker.submit(request)?;
+        let (events, canceller) = worker.submit(request, None)?;
         Ok(LogitsRows { worker, events, canceller, window, left })
     }
 
@@ -87,34 +88,45 @@ impl LogitsRows {
     pub fn canceller(&self) -> Canceller {
         self.canceller.clone()
     }
+
+    /// The next row if it is there: see [`TextStream::try_next`](crate::TextStream::try_next).
+    pub fn try_next(&mut self) -> Poll<Option<Result<Vec<f32>>>> {
+        self.advance(&mut Wait::Not)
+    }
+
+    /// The next row for a task: see [`TextStream::poll_next`](crate::TextStream::poll_next).
+    pub fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Vec<f32>>>> {
+        self.advance(&mut Wait::Wake(context))
+    }
+
+    fn advance(&mut self, wait: &mut Wait<'_, '_>) -> Poll<Option<Result<Vec<f32>>>> {
+        let error = loop {
+            if self.left == 0 {
+                return Poll::Ready(None);
+            }
+            match ready!(self.worker.receive(&mut self.events, wait)) {
+                Ok((Output::Step(Event::Logits(row)), _)) => {
+                    self.window.give_back();
+                    self.left -= 1;
+                    return Poll::Ready(Some(Ok(row)));
+                }
+                Ok((Output::Step(Event::Finished(_)), _)) => break qwen_core::Error::Cancelled.into(),
+                Ok((Output::Step(Event::Failed(error)), _)) => break error.into(),
+                // Progress of the prompt, and what only other requests get.
+                Ok(_) => {}
+                Err(error) => break error,
+            }
+        };
+        self.left = 0;
+        Poll::Ready(Some(Err(error)))
+    }
 }
 
 impl Iterator for LogitsRows {
     type Item = Result<Vec<f32>>;
 
     fn next(&mut self) -> Option<Result<Vec<f32>>> {
-        let error = loop {
-            if self.left == 0 {
-                return None;
-            }
-            if let Err(error) = self.worker.check_alive() {
-                break error;
-            }
-            match self.events.recv() {
-                Ok((Event::Logits(row), _)) => {
-                    self.window.give_back();
-                    self.left -= 1;
-                    return Some(Ok(row));
-                }
-                Ok((Event::Finished(_), _)) => break qwen_core::Error::Cancelled.into(),
-                Ok((Event::Failed(error), _)) => break error.into(),
-                // Progress of the prompt, and what only other requests get.
-                Ok(_) => {}
-                Err(_) => break Error::stopped("its thread has ended"),
-            }
-        };
-        self.left = 0;
-        Some(Err(error))
+        Wait::block(|wait| self.advance(wait))
     }
 
     fn size_hint(&self) -> (usize, Option<usize>) {

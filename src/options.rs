@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use qwen_core::backend::CapabilitySet;
 use qwen_core::{Encoding, Error, Precision};
@@ -41,6 +42,9 @@ pub struct EngineOptions {
     pub(crate) max_num_logits: Option<usize>,
     pub(crate) allow_padding_tokens: bool,
     pub(crate) max_waiting: Option<usize>,
+    pub(crate) prefix_cache: Option<bool>,
+    pub(crate) max_step_time: Option<Duration>,
+    pub(crate) is_manual: bool,
     pub(crate) memory_budget: Option<u64>,
     pub(crate) ranks: Ranks,
     pub(crate) quantize: Option<Encoding>,
@@ -146,7 +150,7 @@ impl EngineOptions {
     }
 
     /// Threads that compute, 1 to 1024. Default: one per physical core that the process may use, divided by the ranks
-    /// on this machine.
+    /// on this machine. Also the most threads that draw tokens, up to 16, where a step has many sequences; by default all.
     pub fn threads(mut self, threads: usize) -> Self {
         self.settings.threads = Some(threads);
         self
@@ -185,6 +189,51 @@ impl EngineOptions {
     /// [`qwen_core::Error::QueueFull`]. Default 1024.
     pub fn max_waiting(mut self, requests: usize) -> Self {
         self.max_waiting = Some(requests);
+        self
+    }
+
+    /// How long a running answer may be held up by a part of another request's prompt, for which prompts are computed in
+    /// parts of as many tokens as the device computed in this time lately, at least 16. A long prompt alone is computed
+    /// in parts of [`EngineOptions::max_num_batched_tokens`]. Default 200 ms.
+    pub fn max_step_time(mut self, time: Duration) -> Self {
+        self.max_step_time = Some(time);
+        self
+    }
+
+    /// Keep the K/V of what was computed while memory is not wanted for other things, so that a request computes only
+    /// what no earlier one began with: the new turn of a conversation, the text after a common system message. Answers
+    /// are the same with and without. Default true; see also
+    /// [`GenerateOptions::cache_salt`](crate::GenerateOptions::cache_salt).
+    pub fn prefix_cache(mut self, on: bool) -> Self {
+        self.prefix_cache = Some(on);
+        self
+    }
+
+    /// Start no thread that steps the engine: the program calls [`Engine::step`](crate::Engine::step), for example once for
+    /// each frame of a game, and reads with [`TextStream::try_next`](crate::TextStream::try_next) or as a task. Whoever
+    /// blocks on an answer steps the engine, too, so nothing waits forever. The threads that compute inside a step are
+    /// another matter: [`EngineOptions::threads`] of 1 or a [pool](EngineOptions::pool). Default: the engine has its own
+    /// thread.
+    ///
+    /// ```
+    /// use std::task::Poll;
+    /// let model = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/demo-model");
+    /// let engine = qwen::EngineOptions::new().manual().threads(1).load(model)?;
+    /// let mut reply = engine.chat().send("What is 3 + 4?")?;
+    /// let mut text = String::new();
+    /// loop {
+    ///     engine.step()?; // one token
+    ///     match reply.try_next() {
+    ///         Poll::Ready(Some(piece)) => text += &piece?,
+    ///         Poll::Ready(None) => break,
+    ///         Poll::Pending => {}
+    ///     }
+    /// }
+    /// println!("{text}");
+    /// # Ok::<(), qwen::Error>(())
+    /// ```
+    pub fn manual(mut self) -> Self {
+        self.is_manual = true;
         self
     }
 
@@ -275,6 +324,13 @@ impl EngineOptions {
     pub fn wgpu_capabilities(mut self, capabilities: CapabilitySet) -> Self {
         self.settings.wgpu_capabilities = capabilities;
         self
+    }
+
+    /// The most threads that draw tokens, where a step has many sequences.
+    pub(crate) fn sampling_threads(&self) -> usize {
+        let pool = self.settings.pool.as_ref().map(|pool| pool.current_num_threads());
+        let all = || std::thread::available_parallelism().map_or(1, usize::from);
+        self.settings.threads.or(pool).unwrap_or_else(all)
     }
 
     /// Refuse numbers that make no sense for any model.

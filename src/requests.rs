@@ -2,12 +2,13 @@
 //! others wait no longer than behind those.
 
 use std::collections::VecDeque;
-use std::sync::mpsc::Receiver;
+use std::task::Poll;
 
 use qwen_core::engine::{Canceller, Event, Request};
 
+use crate::channel::{Receiver, Wait};
 use crate::error::{Error, Result};
-use crate::worker::{Stamped, Worker};
+use crate::worker::{Output, Stamped, Worker};
 
 /// A request that runs. Dropping it cancels it.
 struct Running<'a> {
@@ -30,17 +31,19 @@ impl Running<'_> {
     /// Wait for all events of the request.
     fn finish(mut self, take: &mut impl FnMut(usize, Event)) -> Result<()> {
         loop {
-            match self.events.recv() {
-                Ok((Event::Finished(_), _)) => {
+            let Poll::Ready(output) = self.worker.receive(&mut self.events, &mut Wait::Block) else { continue };
+            match output?.0 {
+                Output::Step(Event::Finished(_)) => {
                     self.has_ended = true;
                     return Ok(());
                 }
-                Ok((Event::Failed(error), _)) => {
+                Output::Step(Event::Failed(error)) => {
                     self.has_ended = true;
                     return Err(error.into());
                 }
-                Ok((event, _)) => take(self.index, event),
-                Err(_) => return Err(Error::stopped("its thread has ended")),
+                Output::Step(event) => take(self.index, event),
+                // Only answers have stop strings.
+                Output::StopString(_) => {}
             }
         }
     }
@@ -61,7 +64,7 @@ pub(crate) fn run(
             oldest.finish(&mut take)?;
         }
         let (events, canceller) = loop {
-            match (worker.submit(request.clone()), running.pop_front()) {
+            match (worker.submit(request.clone(), None), running.pop_front()) {
                 // With a full waiting list, room comes when one of ours has ended.
                 (Err(Error::Model(qwen_core::Error::QueueFull { .. })), Some(oldest)) => oldest.finish(&mut take)?,
                 (submitted, oldest) => {

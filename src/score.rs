@@ -63,6 +63,9 @@ pub struct LabelScore {
     pub logprob: f64,
 }
 
+/// The tokens that several continuations begin with, and the place and the last token of each.
+type Group<'a> = (&'a [u32], Vec<(usize, u32)>);
+
 impl Engine {
     /// How likely each of `continuations` is after `prompt`.
     ///
@@ -103,7 +106,7 @@ impl Engine {
     pub fn score_ids(&self, prompt: &[u32], continuations: &[impl AsRef<[u32]>]) -> Result<Vec<Score>> {
         let mut scores: Vec<Score> = continuations.iter().map(|_| Score::of(Vec::new())).collect();
         // Continuations whose tokens are the same but for the last, by their places.
-        let mut groups: Vec<(&[u32], Vec<(usize, u32)>)> = Vec::new();
+        let mut groups: Vec<Group<'_>> = Vec::new();
         for (index, ids) in continuations.iter().enumerate() {
             let Some((last, stem)) = ids.as_ref().split_last() else { continue };
             match groups.iter_mut().find(|(known, _)| *known == stem) {
@@ -121,7 +124,7 @@ impl Engine {
         });
         let mut found: Vec<Vec<TokenLogprobs>> = vec![Vec::new(); groups.len()];
         requests::run(self.worker(), requests, |index, event| {
-            if let (Event::Logprobs(token), Some(tokens)) = (event, found.get_mut(index)) {
+            if let (Event::Scored(token), Some(tokens)) = (event, found.get_mut(index)) {
                 tokens.push(token);
             }
         })?;
@@ -158,7 +161,7 @@ impl Engine {
         }
         let request = Request::logprobs(&ids[..rest.len()], LogprobsParams::new(rest).top(top));
         requests::run(self.worker(), [request], |_, event| {
-            if let Event::Logprobs(token) = event {
+            if let Event::Scored(token) = event {
                 tokens.push(token);
             }
         })?;

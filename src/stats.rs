@@ -11,8 +11,12 @@ use serde::{Deserialize, Serialize};
 pub struct Stats {
     /// Tokens of the prompt.
     pub prompt_tokens: usize,
+    /// How many of these were not computed for this answer, since their K/V was there.
+    pub cached_tokens: usize,
     /// Tokens of the answer so far, without the stop token.
     pub new_tokens: usize,
+    /// The seed of its draws: the same request with this seed gives the same answer. `None` where nothing is drawn.
+    pub seed: Option<u64>,
     /// From the request to the first token.
     #[serde(with = "seconds::optional", rename = "first_token_seconds")]
     pub first_token: Option<Duration>,
@@ -31,7 +35,11 @@ impl Stats {
 
 impl fmt::Display for Stats {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} prompt tokens, {} new tokens", self.prompt_tokens, self.new_tokens)?;
+        write!(f, "{} prompt tokens", self.prompt_tokens)?;
+        if self.cached_tokens > 0 {
+            write!(f, " ({} of them cached)", self.cached_tokens)?;
+        }
+        write!(f, ", {} new tokens", self.new_tokens)?;
         if let Some(first) = self.first_token {
             write!(f, ", the first after {:.2} s", first.as_secs_f64())?;
         }
@@ -50,7 +58,7 @@ pub struct PromptProgress {
 }
 
 /// Durations as seconds, for serde: what people and other languages read.
-mod seconds {
+pub(crate) mod seconds {
     use std::time::Duration;
 
     use serde::{Deserialize, Deserializer, Serializer};
@@ -64,7 +72,7 @@ mod seconds {
     }
 
     /// The same where there may be none.
-    pub(super) mod optional {
+    pub(crate) mod optional {
         use super::*;
 
         pub(crate) fn serialize<S: Serializer>(time: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {

@@ -4,7 +4,9 @@ use std::error::Error as StdError;
 use std::io;
 use std::path::PathBuf;
 
-use qwen::{Device, Encoding, ErrorKind, FinishReason, GenerateOptions, HumanBytes, ModelError, Precision, TextError};
+use qwen::{
+    Device, Encoding, ErrorKind, FinishReason, GenerateOptions, HumanBytes, ModelError, Precision, StoppedBy, TextError,
+};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
@@ -161,11 +163,23 @@ fn options_and_reasons_are_data_under_the_names_of_the_field() {
     let unknown = serde_json::from_str::<GenerateOptions>(r#"{"max_tokens": 3}"#).unwrap_err().to_string();
     assert!(unknown.contains("`max_tokens`") && unknown.contains("`max_new_tokens`"), "{unknown}");
 
-    for (reason, name) in
-        [(FinishReason::Stop, "stop"), (FinishReason::Length, "length"), (FinishReason::Cancelled, "cancelled")]
-    {
+    for (reason, name) in [
+        (FinishReason::Stop, "stop"),
+        (FinishReason::StopString, "stop_string"),
+        (FinishReason::Length, "length"),
+        (FinishReason::ContextFull, "context_full"),
+        (FinishReason::Cancelled, "cancelled"),
+    ] {
         assert_eq!((round_trip(reason), reason.to_string()), (json!(name), name.to_owned()));
     }
+    // As in OpenAI's API, one stop string needs no list.
+    let one: GenerateOptions = serde_json::from_str(r#"{"stop": "User:"}"#).unwrap();
+    assert_eq!(one, GenerateOptions::new().stop(["User:"]));
+    assert_eq!(round_trip(one)["stop"], json!(["User:"]));
+    let refused = serde_json::from_str::<GenerateOptions>(r#"{"stop": 3}"#).unwrap_err().to_string();
+    assert!(refused.contains("a string or a list of strings"), "{refused}");
+    assert_eq!(round_trip(StoppedBy::Token(3)), json!({"token": 3}));
+    assert_eq!(round_trip(StoppedBy::String("\n".into())), json!({"string": "\n"}));
     assert_eq!(round_trip(Precision::Exact), "exact");
     assert_eq!(round_trip(Encoding::Q4K), "Q4_K");
     assert_eq!(round_trip(qwen::TensorMix::Q4KM), "q4_k_m");
@@ -177,7 +191,10 @@ fn options_and_reasons_are_data_under_the_names_of_the_field() {
     assert_eq!(round_trip(qwen::LoadStage::WarmUp), "warm_up");
     assert!(serde_json::from_value::<Device>(json!("abacus")).unwrap_err().to_string().contains("`abacus`"));
 
-    let stats = json!({"prompt_tokens": 12, "new_tokens": 41, "first_token_seconds": 0.5, "generation_seconds": 2.0});
+    let stats = json!({
+        "prompt_tokens": 12, "cached_tokens": 0, "new_tokens": 41,
+        "first_token_seconds": 0.5, "generation_seconds": 2.0,
+    });
     let stats: qwen::Stats = serde_json::from_value(stats).unwrap();
     assert_eq!(round_trip(stats)["generation_seconds"], 2.0);
     assert_eq!(stats.to_string(), "12 prompt tokens, 41 new tokens, the first after 0.50 s, then 20.0 tokens/s");

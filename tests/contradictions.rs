@@ -81,7 +81,7 @@ fn every_key_of_generation_config_has_effect_or_is_named() {
         assert_eq!(hello(&engine, GenerateOptions::new().seed(seed)).unwrap(), ANSWER);
     }
     assert_eq!(engine.warnings(), []);
-    let engine = with_generation("ignored", json!({"no_repeat_ngram_size": 1, "stop_strings": ["you"]}));
+    let engine = with_generation("ignored", json!({"suppress_tokens": [1], "stop_strings": ["you"]}));
     let keys: Vec<&str> = engine
         .warnings()
         .iter()
@@ -90,8 +90,19 @@ fn every_key_of_generation_config_has_effect_or_is_named() {
             other => panic!("{other}"),
         })
         .collect();
-    assert_eq!(keys, ["no_repeat_ngram_size", "stop_strings"]);
+    assert_eq!(keys, ["suppress_tokens", "stop_strings"]);
     assert_eq!(engine.plan().warnings, engine.warnings());
+    let ids = |engine: &Engine, options: GenerateOptions| -> Vec<u32> {
+        let options = options.ignore_eos(true).max_new_tokens(12);
+        engine.generate_ids([1, 2, 3], &options).unwrap().collect::<qwen::Result<_>>().unwrap()
+    };
+    let once = with_generation("n-gram", json!({"no_repeat_ngram_size": 1}));
+    let mut distinct = ids(&once, GenerateOptions::new());
+    distinct.sort_unstable();
+    distinct.dedup();
+    assert_eq!(distinct.len(), 12, "each token once");
+    let few = GenerateOptions::new().allowed_token_ids([40, 41]);
+    assert_eq!(ids(&once, few.no_repeat_ngram_size(0)).len(), 12, "a request's own value goes first");
     assert_eq!(hello(&engine, GenerateOptions::new()).unwrap(), ANSWER);
 }
 

@@ -86,17 +86,17 @@ fn heavy(name: &str) -> Folder {
 #[test]
 fn a_cancel_inside_a_prompt_comes_through_within_a_chunk() {
     let folder = heavy("cancel");
-    let engine = options().context(4096).load(&folder.0).unwrap();
+    let engine = options().context(4096).prefix_cache(false).load(&folder.0).unwrap();
     let whole = ids(&engine, &prompt(4000, 1), &sampled(1).max_new_tokens(1));
     assert_eq!(whole.len(), 1);
-    let before = engine.work().tokens;
+    let before = engine.stats().work.tokens;
     let mut stream = engine.generate_ids(prompt(4000, 1), &sampled(1)).unwrap();
     let canceller = stream.canceller();
     let cancel = std::thread::spawn(move || canceller.cancel());
     assert!(stream.next().is_none());
     assert_eq!(stream.finish_reason(), Some(FinishReason::Cancelled));
     cancel.join().unwrap();
-    let computed = engine.work().tokens - before;
+    let computed = engine.stats().work.tokens - before;
     assert!(computed < 2000, "{computed} of 4000 tokens");
     // The engine continues, and gives the same answers as before.
     assert_eq!(whole, ids(&engine, &prompt(4000, 1), &sampled(1).max_new_tokens(1)));
@@ -105,7 +105,7 @@ fn a_cancel_inside_a_prompt_comes_through_within_a_chunk() {
 #[test]
 fn a_client_that_asks_and_drops_costs_others_a_tenth_at_most() {
     let folder = heavy("storm");
-    let load = || options().context(1024).batch(4).load(&folder.0).unwrap();
+    let load = || options().context(1024).batch(4).prefix_cache(false).load(&folder.0).unwrap();
     let (engine, asked) = (load(), prompt(900, 1));
     let started = Instant::now();
     let alone = ids(&engine, &asked, &sampled(1));
@@ -134,7 +134,7 @@ fn a_client_that_asks_and_drops_costs_others_a_tenth_at_most() {
         done.store(true, Ordering::SeqCst);
         let dropped: u32 = noise.into_iter().map(|thread| thread.join().unwrap()).sum();
         assert!(answers.iter().all(|answer| *answer == alone));
-        let work = engine.work();
+        let work = engine.stats().work;
         assert!(work.lost_steps * 10 <= work.steps && work.lost_tokens * 10 <= work.tokens, "{work:?}");
         println!("{dropped} streams dropped, {pause:?} each: {noisy:?} an answer, {quiet:?} when quiet; {work:?}");
     }
@@ -302,7 +302,7 @@ fn the_end_of_an_answer_says_why() {
     assert_eq!((stopped.as_slice(), reason), (&tokens[..first], FinishReason::Stop));
     // Without a limit, the context is the limit.
     let (tokens, reason) = run(GenerateOptions::new().ignore_eos(true));
-    assert_eq!((tokens.len(), reason), (512 - 9, FinishReason::Length));
+    assert_eq!((tokens.len(), reason), (512 - 9, FinishReason::ContextFull));
 }
 
 #[test]

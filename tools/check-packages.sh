@@ -12,7 +12,7 @@ complain() {
 # The size limit of each package in KiB, compressed. The CUDA backend contains its compiled kernels.
 declare -A most=(
     [qwen-rs]=250
-    [qwen-core]=250
+    [qwen-core]=300
     [qwen-tokenizer]=150
     [qwen-backend-cpu]=150
     [qwen-backend-wgpu]=150

@@ -27,6 +27,10 @@ echo
 run plan -- --model "$demo" --json | head -c 1
 echo
 run quickstart --
+run batch -- | tee "$out/batch"
+grep -q "^> What is 3 + 4?" "$out/batch"
+run sessions -- --file "$out/session.json"
+run sessions -- --file "$out/session.json" | grep "going on after 6 messages"
 echo '[{"text": "Hello"}, {"messages": [{"role": "user", "content": "Hello"}]}]' >"$out/in.json"
 run tokenize -- --model "$demo" --json "$out/in.json" --out "$out/out.json"
 grep -q '"ids"' "$out/out.json"

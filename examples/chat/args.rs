@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Parser, ValueEnum};
-use qwen::{Device, Encoding, EngineOptions, GenerateOptions, Precision};
+use qwen::{Device, Dry, Encoding, EngineOptions, GenerateOptions, Precision, Preset};
 
 use super::commands;
 
@@ -125,9 +125,21 @@ pub(crate) struct Args {
     /// Make tokens that were used less likely, if above 1.
     #[arg(long, value_name = "FACTOR", help_heading = "Answers")]
     repetition_penalty: Option<f32>,
-    /// Seed of the draws: the same one gives the same answers.
-    #[arg(long, default_value_t = 0, help_heading = "Answers")]
-    seed: u64,
+    /// Make tokens that the answer has less likely.
+    #[arg(long, value_name = "AMOUNT", allow_negative_numbers = true, help_heading = "Answers")]
+    presence_penalty: Option<f32>,
+    /// Make tokens less likely for each time that the answer has them.
+    #[arg(long, value_name = "AMOUNT", allow_negative_numbers = true, help_heading = "Answers")]
+    frequency_penalty: Option<f32>,
+    /// Make it less likely that whole sequences repeat (DRY); 0.8 is usual.
+    #[arg(long, value_name = "MULTIPLIER", help_heading = "Answers")]
+    dry: Option<f32>,
+    /// Whose order of stages and meaning of penalties: transformers, vllm or llama_cpp.
+    #[arg(long, default_value_t, help_heading = "Answers")]
+    preset: Preset,
+    /// Seed of the draws: the same one gives the same answer [default: a new one for each answer; --json names it].
+    #[arg(long, help_heading = "Answers")]
+    seed: Option<u64>,
 
     /// Print one JSON object for each answer, on a line of its own: text, finish_reason, stats, and tool_calls if there
     /// are any.
@@ -174,13 +186,17 @@ impl Args {
     }
 
     pub(crate) fn generate_options(&self) -> GenerateOptions {
-        let mut options = GenerateOptions::new().seed(self.seed);
+        let mut options = GenerateOptions::new().preset(self.preset);
         options.max_new_tokens = self.max_new_tokens;
         options.temperature = self.temperature;
         options.top_k = self.top_k;
         options.top_p = self.top_p;
         options.min_p = self.min_p;
         options.repetition_penalty = self.repetition_penalty;
+        options.presence_penalty = self.presence_penalty;
+        options.frequency_penalty = self.frequency_penalty;
+        options.dry = self.dry.map(Dry::new);
+        options.seed = self.seed;
         options
     }
 }
@@ -209,6 +225,6 @@ mod tests {
         assert_eq!(args.generate_options(), GenerateOptions::new());
         let args = Args::parse_from(["chat", "--top-k", "5", "--min-p", "0.1", "--seed", "3"]);
         let options = args.generate_options();
-        assert_eq!((options.top_k, options.min_p, options.seed), (Some(5), Some(0.1), 3));
+        assert_eq!((options.top_k, options.min_p, options.seed), (Some(5), Some(0.1), Some(3)));
     }
 }

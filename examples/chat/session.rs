@@ -143,7 +143,7 @@ impl Session {
         let last = last_question(&before)?;
         self.chat.set_messages(before[..=last].to_vec())?;
         // Draws differ; a model that takes the most likely token answers as before.
-        self.options.seed = self.options.seed.wrapping_add(1);
+        self.options.seed = self.options.seed.map(|seed| seed.wrapping_add(1));
         let ended = self.answer(None, &self.options.clone(), may_drop);
         if self.chat.messages().last().is_none_or(|message| message.role == Role::User) {
             // No new answer came: the old one stays.
@@ -210,11 +210,10 @@ impl Session {
             self.screen.note("[stopped]");
             return Ok(Ended::Interrupted);
         }
-        if reason == Some(FinishReason::Length) {
-            self.screen.note(match stats.prompt_tokens + stats.new_tokens >= self.engine.context() {
-                true => "[the context is full]",
-                false => "[cut: --max-new-tokens allows more]",
-            });
+        match reason {
+            Some(FinishReason::ContextFull) => self.screen.note("[the context is full]"),
+            Some(FinishReason::Length) => self.screen.note("[cut: --max-new-tokens allows more]"),
+            _ => {}
         }
         self.screen.note(format_args!("[{}]", speed(&stats)));
         Ok(Ended::Done)

@@ -96,20 +96,20 @@ impl GoldenCase {
     /// What the contract requires, with K/V in this encoding or in the precision's default.
     ///
     /// A greedy token has to match if its margin is above twice the largest error. If values are rounded to signed
-    /// bytes, in activations or K/V, errors come near their limit, the difference of two logits has more than one of
-    /// them, and the errors of a prompt's rows vary by a factor of five: the margin is then five errors, and two logits
-    /// closer than one error (two, if both are rounded) are a tie.
+    /// bytes, in activations or K/V, errors come near their limit, and the difference of two logits has more than one
+    /// of them: two logits closer than one error (two, if both are rounded) are a tie. With block formats, and where
+    /// inputs of products may be rounded as well, the errors of a prompt's rows also vary by a factor of five: the
+    /// margin is then five errors.
     pub fn bounds(&self, precision: Precision, kv_encoding: Option<Encoding>) -> Bounds {
         let error = match kv_encoding {
             None | Some(Encoding::F32) => self.error(precision),
             Some(encoding) => self.error_with(encoding),
         };
-        let in_bytes = [precision == Precision::Fast, kv_encoding == Some(Encoding::Q8_0)].map(f64::from);
-        if self.is_in_blocks() && in_bytes != [0.0, 0.0] {
-            Bounds { error, margin: 5.0 * error, tie: in_bytes.iter().sum::<f64>() * error }
-        } else {
-            Bounds { error, margin: 2.0 * error, tie: 0.0 }
-        }
+        let in_bytes = [self.is_in_blocks() && precision == Precision::Fast, kv_encoding == Some(Encoding::Q8_0)];
+        let rounded = in_bytes.into_iter().filter(|rounded| *rounded).count();
+        let varies = rounded > 0 && (self.is_in_blocks() || precision == Precision::Fast);
+        let margin = if varies { 5.0 } else { 2.0 };
+        Bounds { error, margin: margin * error, tie: rounded as f64 * error }
     }
 
     fn error(&self, precision: Precision) -> f64 {

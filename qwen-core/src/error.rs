@@ -113,6 +113,12 @@ pub enum Error {
         /// The bound.
         max_waiting: usize,
     },
+    /// The time for a request was over before its answer was complete.
+    #[error("the deadline passed with {tokens} tokens of the answer: allow more time, or ask for fewer tokens")]
+    DeadlineExceeded {
+        /// Tokens of the answer that there were.
+        tokens: usize,
+    },
     /// A device had no memory left for a part of the model, whatever was planned.
     #[error(
         "{device}: out of memory for `{what}`{}: another program may use the device; free its memory, or load with a \

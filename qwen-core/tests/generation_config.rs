@@ -85,14 +85,13 @@ fn bounds_hold_and_their_keys_are_named() {
 #[test]
 fn keys_without_effect_are_named() {
     for (key, value) in [
-        ("no_repeat_ngram_size", "1"),
-        ("min_new_tokens", "4"),
+        ("encoder_no_repeat_ngram_size", "1"),
+        ("min_length", "4"),
         ("stop_strings", "[\"end\"]"),
         ("suppress_tokens", "[1, 2]"),
         ("bad_words_ids", "[[3]]"),
         ("num_beams", "4"),
-        ("typical_p", "0.9"),
-        ("epsilon_cutoff", "3e-4"),
+        ("top_h", "0.9"),
         ("early_stopping", "true"),
         ("forced_bos_token_id", "7"),
         ("max_window_size", "6144"),
@@ -110,4 +109,25 @@ fn keys_without_effect_are_named() {
         "use_cache": false, "output_scores": true, "num_beams": 1, "no_repeat_ngram_size": 0, "length_penalty": 1.0,
         "early_stopping": false, "suppress_tokens": null, "stop_strings": [], "typical_p": 1, "chat_format": "chatml"}"#;
     assert_eq!(parse(silent).warnings(), []);
+}
+
+#[test]
+fn the_rarer_parameters_are_read_within_their_bounds() {
+    let config = parse(
+        r#"{"typical_p": 0.9, "epsilon_cutoff": 3e-4, "eta_cutoff": 0.002, "no_repeat_ngram_size": 3, "min_new_tokens": 4}"#,
+    );
+    assert_eq!((config.typical_p, config.epsilon_cutoff, config.eta_cutoff), (0.9, 3e-4, 0.002));
+    assert_eq!((config.no_repeat_ngram_size, config.min_new_tokens), (3, 4));
+    assert_eq!(config.warnings(), []);
+    for (field, value) in [
+        ("typical_p", "0"),
+        ("epsilon_cutoff", "1"),
+        ("eta_cutoff", "-1"),
+        ("no_repeat_ngram_size", "-3"),
+        ("min_new_tokens", "\"a\""),
+    ] {
+        let config = parse(&format!(r#"{{"{field}": {value}}}"#));
+        assert!(config.check(field).unwrap_err().to_string().contains(field), "{field}");
+        assert_eq!(config.warnings().len(), 1);
+    }
 }

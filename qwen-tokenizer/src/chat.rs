@@ -18,6 +18,16 @@ pub struct EncodedChat {
 }
 
 impl EncodedChat {
+    /// A chat that was read before, for [`encode_chat_after`](crate::Tokenizer::encode_chat_after).
+    ///
+    /// ```
+    /// use qwen_tokenizer::EncodedChat;
+    /// assert_eq!(EncodedChat::new("Hi", [17]).answered("!", &[0]), EncodedChat::new("Hi!", [17, 0]));
+    /// ```
+    pub fn new(text: impl Into<String>, ids: impl Into<Vec<u32>>) -> Self {
+        Self { text: text.into(), ids: ids.into() }
+    }
+
     /// This prompt with what the model answered to it: the ids that it generated, and their text.
     ///
     /// ```

@@ -28,6 +28,10 @@ const FIELDS: [&str; 9] = [
     "max_length",
 ];
 
+/// Keys that have one, too, but that no published file of this family has: where a file cannot be read, a program need not
+/// say that it wants none of them.
+const RARE_FIELDS: [&str; 5] = ["typical_p", "epsilon_cutoff", "eta_cutoff", "no_repeat_ngram_size", "min_new_tokens"];
+
 /// Keys that never change the tokens of an answer: they control what Python returns, caches or compiles.
 const SILENT: [&str; 18] = [
     "transformers_version",
@@ -51,20 +55,15 @@ const SILENT: [&str; 18] = [
 ];
 
 /// Keys that have no effect at this value, which many files state explicitly.
-const NEUTRAL: [(&str, f64); 17] = [
+const NEUTRAL: [(&str, f64); 12] = [
     ("num_beams", 1.0),
     ("num_beam_groups", 1.0),
     ("num_return_sequences", 1.0),
     ("length_penalty", 1.0),
     ("diversity_penalty", 0.0),
-    ("no_repeat_ngram_size", 0.0),
     ("encoder_no_repeat_ngram_size", 0.0),
     ("encoder_repetition_penalty", 1.0),
     ("min_length", 0.0),
-    ("min_new_tokens", 0.0),
-    ("typical_p", 1.0),
-    ("epsilon_cutoff", 0.0),
-    ("eta_cutoff", 0.0),
     ("guidance_scale", 1.0),
     ("penalty_alpha", 0.0),
     ("presence_penalty", 0.0),
@@ -99,9 +98,19 @@ pub struct GenerationConfig {
     pub top_k: usize,
     /// Keep tokens at least this fraction as probable as the most likely one: 0 to 1, where 0 keeps all.
     pub min_p: f32,
+    /// Keep the tokens whose surprise is nearest to the entropy, up to this total probability: above 0, and 1 keeps all.
+    pub typical_p: f32,
+    /// Drop tokens below this probability: 0, which keeps all, to below 1.
+    pub epsilon_cutoff: f32,
+    /// The same with a bound that falls with the entropy: 0, which keeps all, to below 1.
+    pub eta_cutoff: f32,
     /// Divides positive and multiplies negative logits of every token in the prompt and answer: within
     /// [`SamplingParams::REPETITION_PENALTY`].
     pub repetition_penalty: f32,
+    /// No sequence of this many tokens comes twice; 0 is off.
+    pub no_repeat_ngram_size: usize,
+    /// The minimum number of tokens to generate.
+    pub min_new_tokens: usize,
     /// Ids that end a generation, besides those of `config.json`.
     pub eos_token_id: Vec<u32>,
     /// The maximum number of tokens to generate.
@@ -164,7 +173,12 @@ impl Default for GenerationConfig {
             top_p: 1.0,
             top_k: 50,
             min_p: 0.0,
+            typical_p: 1.0,
+            epsilon_cutoff: 0.0,
+            eta_cutoff: 0.0,
             repetition_penalty: 1.0,
+            no_repeat_ngram_size: 0,
+            min_new_tokens: 0,
             eos_token_id: Vec::new(),
             max_new_tokens: None,
             max_length: None,
@@ -203,6 +217,11 @@ impl GenerationConfig {
         set(&mut config.top_p, faults, path, "top_p", float("top_p", 1.0));
         set(&mut config.top_k, faults, path, "top_k", count("top_k"));
         set(&mut config.min_p, faults, path, "min_p", float("min_p", 1.0));
+        let typical_p = fields.f64("typical_p", f32::MIN_POSITIVE.into(), 1.0).map(|p| p.map(|p| p as f32));
+        set(&mut config.typical_p, faults, path, "typical_p", typical_p);
+        let below_one = 1f32.next_down();
+        set(&mut config.epsilon_cutoff, faults, path, "epsilon_cutoff", float("epsilon_cutoff", below_one));
+        set(&mut config.eta_cutoff, faults, path, "eta_cutoff", float("eta_cutoff", below_one));
         let penalty = float("repetition_penalty", f32::MAX).and_then(|penalty| {
             let bounds = SamplingParams::REPETITION_PENALTY;
             match penalty.filter(|penalty| !bounds.contains(penalty)) {
@@ -215,6 +234,8 @@ impl GenerationConfig {
             }
         });
         set(&mut config.repetition_penalty, faults, path, "repetition_penalty", penalty);
+        set(&mut config.no_repeat_ngram_size, faults, path, "no_repeat_ngram_size", count("no_repeat_ngram_size"));
+        set(&mut config.min_new_tokens, faults, path, "min_new_tokens", count("min_new_tokens"));
         set(&mut config.eos_token_id, faults, path, "eos_token_id", fields.ids("eos_token_id").map(Some));
         set(&mut config.max_new_tokens, faults, path, "max_new_tokens", count("max_new_tokens").map(Some));
         set(&mut config.max_length, faults, path, "max_length", count("max_length").map(Some));
@@ -244,7 +265,8 @@ impl GenerationConfig {
         GenerationConfig::from_json(path, &json::read_config(path)?)
     }
 
-    /// The defaults in place of a file that cannot be read; [`GenerationConfig::check`] refuses each of them.
+    /// The defaults in place of a file that cannot be read; [`GenerationConfig::check`] refuses each of them but
+    /// the rare ones.
     pub(in crate::checkpoint) fn unreadable(path: &Path, error: &Error) -> Self {
         let faults = FIELDS.map(|field| Fault::new(path, field, error)).to_vec();
         GenerationConfig { faults, ..GenerationConfig::default() }
@@ -309,5 +331,6 @@ fn has_effect_or_needs_none(key: &str, value: &Value) -> bool {
         }
         _ => false,
     };
-    does_nothing || key.starts_with('_') || FIELDS.contains(&key) || SILENT.contains(&key)
+    let has_field = FIELDS.contains(&key) || RARE_FIELDS.contains(&key);
+    does_nothing || key.starts_with('_') || has_field || SILENT.contains(&key)
 }

@@ -3,8 +3,10 @@
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use super::interruption::{Interruption, Member, Work};
+use super::interruption::{Interruption, Member};
+use super::stats::EngineStats;
 use crate::backend::Interrupt;
 use crate::error::{Error, Result};
 
@@ -36,6 +38,7 @@ struct State {
     waiting: usize,
     signals: u64,
     step: Interruption,
+    stats: EngineStats,
 }
 
 impl State {
@@ -96,9 +99,18 @@ impl Intake {
         RowWindow { size, free: Arc::new(AtomicUsize::new(size)), shared: self.0.clone() }
     }
 
-    /// How much the engine has computed, and how much cancels have cost other requests.
-    pub fn work(&self) -> Work {
-        self.0.state().step.work()
+    /// What the engine does and has done, as of its latest step.
+    pub fn stats(&self) -> EngineStats {
+        let state = self.0.state();
+        EngineStats { waiting: state.waiting, work: state.step.work(), ..state.stats }
+    }
+
+    /// Write down the scheduler's figures, and the time of a step.
+    pub(super) fn set_stats(&self, stats: EngineStats, step: Option<Duration>) {
+        let mut state = self.0.state();
+        let EngineStats { last_step, step_time, .. } = state.stats;
+        let (last_step, step_time) = (step.unwrap_or(last_step), step_time + step.unwrap_or_default());
+        state.stats = EngineStats { last_step, step_time, ..stats };
     }
 
     /// Requests that hold a place in the waiting list.
@@ -190,7 +202,7 @@ impl Drop for Place {
 /// A handle that stops one request from any thread, also in the middle of its prompt.
 ///
 /// It ends the running step early if the step computes nothing else, or if the other requests lose at most a tenth of
-/// their work (see [`Work`]); otherwise the request ends when the step does. The answers of other requests do not
+/// their work (see [`Work`](super::Work)); otherwise the request ends when the step does. The answers of other requests do not
 /// change.
 #[derive(Debug, Clone)]
 pub struct Canceller {

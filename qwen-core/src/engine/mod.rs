@@ -4,40 +4,61 @@
 //! it a thread and turns ids into text. Other threads reach an engine only through its [`Intake`].
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
+mod draws;
 mod intake;
 mod interruption;
 pub mod kv;
 mod logprobs;
+mod pace;
 mod pooling;
+mod queue;
 pub mod sampling;
 mod scheduler;
 mod sequence;
+mod speculation;
+mod stats;
 mod verdicts;
+
+use std::time::{Duration, Instant};
 
 use crate::backend::Limits;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::batch::{Batch, StepOutput};
 use crate::model::runner::Runner;
 use crate::numerics::float_env::FloatEnv;
+use draws::Drawer;
 pub use intake::{Canceller, Intake, RowWindow, Ticket};
 pub use interruption::Work;
 pub use logprobs::{LogprobsParams, TokenLogprobs};
 pub use pooling::Pooling;
+use sampling::Logprobs;
 use scheduler::Scheduler;
 pub use sequence::{FinishReason, GenerateParams, Goal, Request, SeqId};
+pub use speculation::Speculation;
+pub use stats::EngineStats;
 
 /// What happened to a sequence in a step.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Event {
-    /// Tokens of the prompt that are computed so far.
-    Prompt(usize),
-    /// The next token of the answer. A stop token is not reported.
+    /// A part of the prompt is computed.
+    Prompt {
+        /// Tokens of the prompt that are computed so far.
+        done: usize,
+        /// How many of these were not computed for this request, since their K/V was there.
+        cached: usize,
+    },
+    /// The log-probabilities at the next token of the answer, which follows. Only if they are wanted
+    /// ([`GenerateParams::logprobs`]).
+    Logprobs(Logprobs),
+    /// The next token of the answer.
     Token(u32),
+    /// The stop token that ends the answer and is no part of it. [`FinishReason::Stop`] follows.
+    StopToken(u32),
     /// `[vocab_size]` the logits after the next token of a [`Goal::Score`].
     Logits(Vec<f32>),
     /// How likely the next target or alternative of a [`Goal::Logprobs`] is.
-    Logprobs(TokenLogprobs),
+    Scored(TokenLogprobs),
     /// `[hidden_size]` the result of a [`Goal::Embed`].
     Embedding(Vec<f32>),
     /// The request is complete. The last event.
@@ -52,7 +73,10 @@ pub struct EngineCore {
     scheduler: Scheduler,
     batch: Batch,
     output: StepOutput,
+    drawer: Drawer,
     intake: Intake,
+    /// What happened in a step. Reused.
+    events: Vec<(SeqId, Event)>,
 }
 
 impl std::fmt::Debug for EngineCore {
@@ -66,8 +90,29 @@ impl EngineCore {
     pub fn new(runner: Box<dyn Runner>, intake: Intake) -> Self {
         let limits = runner.limits();
         intake.set_max_step_tokens(limits.max_num_batched_tokens);
-        let batch = Batch::new(limits.block_size);
-        EngineCore { scheduler: Scheduler::new(limits), runner, batch, output: StepOutput::default(), intake }
+        let (scheduler, batch) = (Scheduler::new(limits), Batch::new(limits.block_size));
+        let (output, drawer) = (StepOutput::default(), Drawer::new(1));
+        EngineCore { runner, scheduler, batch, output, drawer, intake, events: Vec::new() }
+    }
+
+    /// Sample on at most this many threads, where many rows have to be. By default on one, that of the caller. The
+    /// number changes no token.
+    pub fn with_sampling_threads(mut self, threads: usize) -> Self {
+        self.drawer = Drawer::new(threads);
+        self
+    }
+
+    /// Whether requests share the K/V of common prompt prefixes, also with earlier requests. They do by default.
+    pub fn with_prefix_cache(mut self, on: bool) -> Self {
+        self.scheduler.prefix_cache = on;
+        self
+    }
+
+    /// How long a step may take while answers run: parts of prompts are cut to what was computed in that time lately.
+    /// Any time by default.
+    pub fn with_max_step_time(mut self, time: impl Into<Option<Duration>>) -> Self {
+        self.scheduler.pace.at_most = time.into();
+        self
     }
 
     /// The limits of the runner.
@@ -94,28 +139,37 @@ impl EngineCore {
     /// again.
     pub fn step(&mut self, mut report: impl FnMut(SeqId, Event)) -> bool {
         let _float_env = FloatEnv::enter();
-        let EngineCore { runner, scheduler, batch, output, intake } = self;
-        scheduler.remove_cancelled(&mut report);
+        let EngineCore { runner, scheduler, batch, output, drawer, intake, events } = self;
+        let started = Instant::now();
+        // Reported when the figures are written down, so that who hears of an end finds it there.
+        let mut note = |id, event| events.push((id, event));
+        scheduler.remove_ended(started, &mut note);
         scheduler.schedule();
         if scheduler.scheduled().is_empty() {
+            intake.set_stats(scheduler.stats(), None);
+            events.drain(..).for_each(|(id, event)| report(id, event));
             return false;
         }
-        let (outcome, interrupted) = intake.during_step(scheduler.members(), |interrupt| {
+        let members: Vec<_> = scheduler.members().collect();
+        let (outcome, interrupted) = intake.during_step(members.into_iter(), |interrupt| {
             scheduler.fill(batch)?;
             runner.execute(batch, output, interrupt)
         });
-        match outcome.and_then(|()| verdicts::verdicts(scheduler, output, runner.limits())) {
-            Ok(verdicts) => scheduler.update(verdicts, &mut report),
+        scheduler.record(started.elapsed());
+        match outcome.and_then(|()| verdicts::verdicts(scheduler, output, runner.limits(), drawer)) {
+            Ok(verdicts) => scheduler.update(verdicts, &mut note),
             // A request of the step was cancelled: the others compute the step again.
-            Err(Error::Cancelled) if interrupted => scheduler.remove_cancelled(&mut report),
+            Err(Error::Cancelled) if interrupted => scheduler.remove_ended(Instant::now(), &mut note),
             // Retrying might go on forever.
             Err(Error::Cancelled) => {
                 let reason = "the runner cancelled a step that nobody cancelled".into();
-                scheduler.fail_scheduled(Error::StepFailed { reason, kind: ErrorKind::Device }, &mut report);
+                scheduler.fail_scheduled(Error::StepFailed { reason, kind: ErrorKind::Device }, &mut note);
             }
             // Any other failure is a device failure: the sequences of the step cannot continue.
-            Err(error) => scheduler.fail_scheduled(error, &mut report),
+            Err(error) => scheduler.fail_scheduled(error, &mut note),
         }
+        intake.set_stats(scheduler.stats(), Some(started.elapsed()));
+        events.drain(..).for_each(|(id, event)| report(id, event));
         true
     }
 }

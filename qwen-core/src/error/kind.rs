@@ -36,9 +36,10 @@ pub enum ErrorKind {
     PromptTooLong,
     /// The chat template refuses the messages or tools. The caller has to change them.
     InvalidMessages,
-    /// As many requests wait as may. Try again when an answer has ended: the only kind for which the same request, sent
-    /// again, succeeds without anybody changing something.
+    /// As many requests wait as may. Try again when an answer has ended.
     Busy,
+    /// The deadline of the request has passed. Ask again with more time, or when fewer requests run.
+    DeadlineExceeded,
     /// The program cancelled it.
     Cancelled,
     /// A device or its driver failed. Load the model again, perhaps on another device.
@@ -62,6 +63,7 @@ impl ErrorKind {
             ErrorKind::PromptTooLong => "prompt_too_long",
             ErrorKind::InvalidMessages => "invalid_messages",
             ErrorKind::Busy => "busy",
+            ErrorKind::DeadlineExceeded => "deadline_exceeded",
             ErrorKind::Cancelled => "cancelled",
             ErrorKind::Device => "device",
             ErrorKind::EngineStopped => "engine_stopped",
@@ -103,6 +105,7 @@ impl Error {
             | Error::OutOfBlocks { .. } => ErrorKind::InvalidArgument,
             Error::ContextLength { .. } => ErrorKind::PromptTooLong,
             Error::QueueFull { .. } => ErrorKind::Busy,
+            Error::DeadlineExceeded { .. } => ErrorKind::DeadlineExceeded,
             Error::Cancelled => ErrorKind::Cancelled,
             Error::Device { .. } => ErrorKind::Device,
             Error::StepFailed { kind, .. } => *kind,

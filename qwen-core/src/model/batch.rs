@@ -27,6 +27,8 @@ pub enum WantLogits {
     None,
     /// Only the index of the largest logit in the row of its last token.
     Argmax,
+    /// Only the index of the largest logit in the row of each token.
+    ArgmaxAll,
     /// The row of its last token.
     #[default]
     Last,
@@ -167,7 +169,7 @@ impl Batch {
         let tail = match logits {
             WantLogits::None => 0,
             WantLogits::Argmax | WantLogits::Last => 1,
-            WantLogits::All => input_ids.len(),
+            WantLogits::ArgmaxAll | WantLogits::All => input_ids.len(),
             WantLogits::Tail(rows) | WantLogits::Hidden(rows) => rows,
         };
         if tail > input_ids.len() {

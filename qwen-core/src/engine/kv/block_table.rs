@@ -34,18 +34,9 @@ impl BlockTable {
         BlockTable { block_size: block_size.max(1), blocks: Vec::new() }
     }
 
-    /// A table with new blocks for the positions `0..end`. Nothing is shared, so nothing has to be copied.
-    ///
-    /// # Errors
-    /// [`crate::Error::OutOfBlocks`] when the pool has fewer free blocks; it is then unchanged.
-    pub fn for_positions(end: usize, block_size: usize, pool: &mut BlockPool) -> Result<Self> {
-        let mut table = BlockTable::new(block_size);
-        let needed = end.div_ceil(table.block_size);
-        if needed > pool.num_free() {
-            return Err(pool.exhausted(needed));
-        }
-        table.blocks = (0..needed).map(|_| pool.allocate()).collect::<Result<_>>()?;
-        Ok(table)
+    /// Positions of a block.
+    pub fn block_size(&self) -> usize {
+        self.block_size
     }
 
     /// The blocks in order of position.
@@ -84,6 +75,14 @@ impl BlockTable {
         }))
     }
 
+    /// Put `block`, to which the table now has a reference, at `index`: in place of what is there, or at the end.
+    pub fn adopt(&mut self, index: usize, block: BlockId, pool: &mut BlockPool) {
+        match self.blocks.get_mut(index) {
+            Some(held) => pool.release(std::mem::replace(held, block)),
+            None => self.blocks.push(block),
+        }
+    }
+
     /// A second sequence that shares the blocks of the first `computed` positions.
     pub fn fork(&self, computed: usize, pool: &mut BlockPool) -> BlockTable {
         let blocks: Vec<BlockId> = self.blocks.iter().take(computed.div_ceil(self.block_size)).copied().collect();
@@ -91,8 +90,8 @@ impl BlockTable {
         BlockTable { block_size: self.block_size, blocks }
     }
 
-    /// Return the blocks to the pool.
+    /// Return the blocks to the pool, the last one first: of contents that stay, it is the first to go.
     pub fn free(self, pool: &mut BlockPool) {
-        self.blocks.into_iter().for_each(|block| pool.release(block));
+        self.blocks.into_iter().rev().for_each(|block| pool.release(block));
     }
 }

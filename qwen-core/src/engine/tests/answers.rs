@@ -10,6 +10,29 @@ fn an_answer_ends_at_a_stop_token_or_at_its_length() {
     let found = rig.run();
     assert_eq!((found[&stop].tokens.as_slice(), found[&stop].end.as_deref()), (&[4, 5, 6, 7][..], Some("Stop")));
     assert_eq!((found[&length].tokens.as_slice(), found[&length].end.as_deref()), (&[5, 6][..], Some("Length")));
+    assert_eq!((found[&stop].stop, found[&length].stop), (Some(0), None));
+}
+
+#[test]
+fn a_full_context_is_a_reason_of_its_own() {
+    let mut rig = rig();
+    let prompt = [1; 50];
+    // The context has 64 positions: 14 more tokens are what was asked for, a 15th does not fit.
+    let asked = [Some(13), Some(14), Some(15), None];
+    let ids = asked.map(|max_new_tokens| {
+        let mut request = endless(request(&prompt, 1));
+        if let Goal::Generate(params) = &mut request.goal {
+            params.max_new_tokens = max_new_tokens;
+        }
+        rig.add(request)
+    });
+    let found = rig.run();
+    let ends = ids.map(|id| (found[&id].tokens.len(), found[&id].end.as_deref().unwrap()));
+    assert_eq!(ends, [(13, "Length"), (14, "Length"), (14, "ContextFull"), (14, "ContextFull")]);
+    // A stop token in the last position stops.
+    let stop = rig.add(request(&[&prompt[..], &[1; 6]].concat(), 50));
+    let found = rig.run().remove(&stop).unwrap();
+    assert_eq!((found.stop, found.end.as_deref()), (Some(0), Some("Stop")));
 }
 
 #[test]
@@ -49,6 +72,72 @@ fn padding_ids_are_never_chosen_and_seeds_are_the_requests_own() {
     let together = rig.run().remove(&id).unwrap().tokens;
     assert_eq!(alone, together);
     assert!(!alone.is_empty() && alone.iter().all(|token| (*token as usize) < TOKEN_IDS), "{alone:?}");
+}
+
+#[test]
+fn log_probabilities_come_with_each_token_and_change_none() {
+    let hot = SamplingParams::new().temperature(2.0).seed(3).repetition_penalty(1.5).banned_token_ids([4]);
+    for sampling in [SamplingParams::default(), hot] {
+        let mut rig = rig();
+        let plain = rig.add(sampled(&[1], 6, sampling.clone()));
+        let mut scored = sampled(&[1], 6, sampling);
+        if let Goal::Generate(params) = &mut scored.goal {
+            params.logprobs = Some(2);
+        }
+        let scored = rig.add(scored);
+        let found = rig.run();
+        let (plain, scored) = (&found[&plain], &found[&scored]);
+        assert_eq!((&plain.tokens, &plain.end), (&scored.tokens, &scored.end));
+        assert!(plain.logprobs.is_empty());
+        // The stop token has none. They are the model's: one logit of 5 among nine.
+        let total = (5f64.exp() + 8.0).ln();
+        let mut last = 1;
+        assert_eq!(scored.logprobs.len(), scored.tokens.len());
+        for (token, at) in scored.tokens.iter().zip(&scored.logprobs) {
+            let best = (last + 1) % 8;
+            assert_eq!((at.chosen.id, at.top.len(), at.top[0].id), (*token, 2, best));
+            let expected = if *token == best { 5.0 - total } else { -total };
+            assert!((at.chosen.logprob - expected).abs() < 1e-9, "{at:?}");
+            last = *token;
+        }
+    }
+}
+
+#[test]
+fn tokens_do_not_depend_on_the_threads_that_draw_them() {
+    let answers = |threads: usize| {
+        let limits =
+            Limits { max_num_seqs: 32, max_num_logits: 32, max_num_batched_tokens: 64, num_blocks: 512, ..limits() };
+        let mut rig = Rig::new(limits, |_| {});
+        rig.core = rig.core.with_sampling_threads(threads);
+        for seed in 0..25 {
+            // Damaged ones, greedy ones, and ones that ask for more among them.
+            let prompt = if seed % 7 == 3 { [1, BAD] } else { [1, seed as u32 % 8] };
+            let temperature = if seed % 5 == 0 { 0.0 } else { 4.0 };
+            let mut request = endless(sampled(&prompt, 12, SamplingParams::new().temperature(temperature).seed(seed)));
+            if let Goal::Generate(params) = &mut request.goal {
+                params.logprobs = (seed % 3 == 0).then_some(2);
+            }
+            rig.add(request);
+        }
+        rig.run()
+    };
+    let one = answers(1);
+    assert!(one.values().filter(|found| found.tokens.len() == 12).count() > 5);
+    for threads in [0, 2, 3, 100] {
+        assert_eq!(answers(threads), one, "{threads}");
+    }
+}
+
+#[test]
+fn a_request_that_rules_out_every_token_ends_alone() {
+    let mut rig = rig();
+    let other = rig.add(request(&[1, 2, 3], 20));
+    let nothing = SamplingParams::new().allowed_token_ids([5]).banned_token_ids([5]);
+    let id = rig.add(sampled(&[1], 5, nothing));
+    let found = rig.run();
+    assert!(found[&id].end.as_deref().unwrap().starts_with("`sampling`: no token is left"), "{:?}", found[&id]);
+    assert_eq!(found[&other].end.as_deref(), Some("Stop"));
 }
 
 #[test]
@@ -99,6 +188,13 @@ fn bad_requests_are_refused_with_figures() {
     assert!(matches!(refuse(request(&[1; 64], 1)), Error::ContextLength { prompt: 64, limit: 63, context: 64 }));
     assert!(matches!(refuse(request(&[1, 10], 1)), Error::InvalidTokenId { id: 10, position: 1, vocab_size: 10 }));
     assert!(matches!(refuse(request(&[1], 0)), Error::InvalidArgument { name: "max_new_tokens", .. }));
+    let mut many = request(&[1], 1);
+    if let Goal::Generate(params) = &mut many.goal {
+        params.logprobs = Some(101);
+    }
+    assert!(matches!(refuse(many), Error::InvalidArgument { name: "logprobs", .. }));
+    let beyond = SamplingParams::new().banned_token_ids([TOKEN_IDS as u32]);
+    assert!(matches!(refuse(sampled(&[1], 1, beyond)), Error::InvalidArgument { name: "banned_token_ids", .. }));
     let hot = SamplingParams { temperature: -1.0, ..SamplingParams::default() };
     assert!(matches!(refuse(sampled(&[1], 1, hot)), Error::InvalidArgument { name: "temperature", .. }));
 }
@@ -119,6 +215,7 @@ fn the_waiting_list_is_bounded() {
     rig.core = EngineCore::new(
         Box::new(ScriptedRunner {
             limits: limits(),
+            reads_slots: false,
             steps: mpsc::channel().0,
             during: Box::new(|_| Ok(())),
             spoil: |_| {},

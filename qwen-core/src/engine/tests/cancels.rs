@@ -30,7 +30,7 @@ fn a_cancel_ends_a_step_that_computes_nothing_else() {
     rig.step();
     assert!(rig.core.is_idle());
     assert_eq!(rig.run()[&id].end.as_deref(), Some("Cancelled"));
-    let Work { steps, tokens, lost_steps, lost_tokens } = rig.intake.work();
+    let Work { steps, tokens, lost_steps, lost_tokens } = rig.intake.stats().work;
     assert_eq!((steps, tokens, lost_steps, lost_tokens), (1, 8, 0, 0));
 }
 
@@ -64,7 +64,7 @@ fn cancels_of_what_is_not_in_the_step_cost_nothing() {
     assert_eq!(found[&queued].end.as_deref(), Some("Cancelled"));
     assert_eq!(found[&running].tokens, [3, 4, 5, 6]);
     assert!(!found.contains_key(&ended));
-    assert_eq!(rig.intake.work().lost_steps, 0);
+    assert_eq!(rig.intake.stats().work.lost_steps, 0);
     // 40 tokens in steps of 8, and three tokens of the answer: no step ran twice.
     assert_eq!(rig.steps.try_iter().count(), 1 + 5 + 3);
 }
@@ -82,7 +82,7 @@ fn a_cancel_before_or_after_a_step_does_not_end_the_next_one() {
     second.cancel();
     rig.add(request(&[3; 8], 4));
     rig.run();
-    assert_eq!(rig.intake.work().lost_steps, 0);
+    assert_eq!(rig.intake.stats().work.lost_steps, 0);
 }
 
 /// While a prompt of `victim` tokens runs, each step gets a request of `noise` tokens that is cancelled in the middle
@@ -95,11 +95,11 @@ fn storm(max_num_batched_tokens: usize, victim: usize, noise: usize) -> (Work, u
         let (_, canceller) = rig.add_cancellable(request(&vec![2; noise], 4));
         cancellers.lock().unwrap().push(canceller);
         rig.step();
-        let Work { steps, tokens, lost_steps, lost_tokens } = rig.intake.work();
-        assert!(lost_steps * 10 <= steps && lost_tokens * 10 <= tokens, "{:?}", rig.intake.work());
+        let Work { steps, tokens, lost_steps, lost_tokens } = rig.intake.stats().work;
+        assert!(lost_steps * 10 <= steps && lost_tokens * 10 <= tokens, "{:?}", rig.intake.stats().work);
     }
     assert_eq!(rig.found[&victim].tokens, [3]);
-    (rig.intake.work(), rig.steps.try_iter().count() as u64)
+    (rig.intake.stats().work, rig.steps.try_iter().count() as u64)
 }
 
 #[test]
@@ -135,7 +135,7 @@ proptest! {
             let drawn = handles.len().min(count);
             cancellers.lock().unwrap().extend(handles.drain(..drawn));
             rig.step();
-            let work = rig.intake.work();
+            let work = rig.intake.stats().work;
             prop_assert!(work.lost_steps * 10 <= work.steps && work.lost_tokens * 10 <= work.tokens);
             since_loss = since_loss.saturating_add(work.steps - before.steps);
             if work.lost_steps > before.lost_steps {

@@ -9,10 +9,12 @@ fn end_of(found: &Found) -> &str {
 #[test]
 fn damage_ends_its_own_sequence_and_names_it() {
     let hot = SamplingParams { temperature: 1.0, ..SamplingParams::default() };
-    for (guilty, sampling) in [(0, SamplingParams::default()), (1, SamplingParams::default()), (0, hot), (1, hot)] {
+    for (guilty, sampling) in
+        [(0, SamplingParams::default()), (1, SamplingParams::default()), (0, hot.clone()), (1, hot)]
+    {
         let mut rig = rig();
         let prompts: [&[u32]; 2] = if guilty == 0 { [&[1, BAD], &[1, 2]] } else { [&[1, 2], &[1, BAD]] };
-        let ids = prompts.map(|prompt| rig.add(endless(sampled(prompt, 6, sampling))));
+        let ids = prompts.map(|prompt| rig.add(endless(sampled(prompt, 6, sampling.clone()))));
         let found = rig.run();
         let text = format!("sequence {}: non-finite values first appear in layer 3", ids[guilty].0);
         assert!(end_of(&found[&ids[guilty]]).starts_with(&text), "{:?}", found[&ids[guilty]]);

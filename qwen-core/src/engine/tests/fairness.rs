@@ -2,7 +2,90 @@
 
 use proptest::prelude::*;
 
+use std::time::{Duration, Instant};
+
 use super::*;
+
+/// The order in which requests end.
+fn ends(rig: &mut Rig) -> Vec<SeqId> {
+    let mut ends = Vec::new();
+    while !rig.core.is_idle() {
+        rig.step();
+        let ended = rig.found.iter().filter(|(_, found)| found.end.is_some()).map(|(id, _)| *id);
+        ends.extend(ended.filter(|id| !ends.contains(id)).collect::<Vec<_>>());
+    }
+    ends
+}
+
+#[test]
+fn users_take_turns_however_many_requests_each_sends() {
+    let mut rig = Rig::new(Limits { max_num_seqs: 1, ..limits() }, |_| {});
+    let mut add = |user: &str| rig.add(request(&[1; 3], 2).user(user));
+    let many: Vec<SeqId> = (0..4).map(|_| add("many")).collect();
+    let few: Vec<SeqId> = (0..2).map(|_| add("few")).collect();
+    assert_eq!(ends(&mut rig), [many[0], few[0], many[1], few[1], many[2], many[3]]);
+}
+
+#[test]
+fn higher_priorities_run_first_and_give_way_last() {
+    let mut rig = Rig::new(Limits { max_num_seqs: 1, ..limits() }, |_| {});
+    let ids = [0, -1, 5, 5].map(|priority| rig.add(request(&[1; 3], 2).priority(priority)));
+    assert_eq!(ends(&mut rig), [ids[2], ids[3], ids[0], ids[1]]);
+    // The long answer has computed most, and gives way all the same.
+    let mut rig = Rig::new(Limits { num_blocks: 8, ..limits() }, |_| {});
+    let low = rig.add(endless(request(&[1; 12], 20)));
+    rig.step();
+    let high = rig.add(endless(request(&[2; 6], 20)).priority(1));
+    assert_eq!(ends(&mut rig), [high, low]);
+    assert!(rig.intake.stats().num_preemptions > 0);
+    assert!(rig.found.values().all(|found| found.tokens.len() == 20));
+}
+
+#[test]
+fn a_request_ends_when_its_time_is_over() {
+    let mut rig = Rig::new(Limits { max_num_seqs: 1, ..limits() }, |_| {});
+    let now = Instant::now();
+    let runs = rig.add(endless(request(&[1], 20)).deadline(now + Duration::from_secs(3600)));
+    rig.step();
+    let waits = rig.add(request(&[1], 2).deadline(now));
+    rig.step();
+    assert!(rig.found[&waits].end.as_ref().unwrap().contains("with 0 tokens"), "{:?}", rig.found);
+    let found = rig.run();
+    assert_eq!((found[&runs].tokens.len(), found[&waits].tokens.len()), (20, 0));
+}
+
+#[test]
+fn a_short_prompt_is_not_held_up_by_a_long_one() {
+    let mut rig = Rig::new(Limits { max_num_batched_tokens: 16, ..limits() }, |_| {});
+    let long = rig.add(request(&[2; 60], 1));
+    rig.step();
+    let short = rig.add(request(&[1; 4], 1));
+    rig.step();
+    assert_eq!(rig.found[&short].end.as_deref(), Some("Length"));
+    assert_eq!(rig.run()[&long].tokens, [3]);
+}
+
+#[test]
+fn a_prompt_beside_an_answer_comes_in_parts_of_the_allowed_time() {
+    let mut rig = Rig::new(Limits { max_num_batched_tokens: 64, ..limits() }, |runner| {
+        // Slow enough that only the fewest tokens fit in the time.
+        runner.during = Box::new(|batch| {
+            let started = Instant::now();
+            while started.elapsed() < Duration::from_micros(50 * batch.num_tokens() as u64) {}
+            Ok(())
+        });
+    });
+    rig.core = rig.core.with_max_step_time(Duration::from_micros(10));
+    rig.add(request(&[1; 60], 1));
+    rig.run();
+    rig.steps.try_iter().for_each(drop);
+    let answer = rig.add(endless(request(&[2], 10)));
+    rig.step();
+    rig.add(request(&[3; 60], 1));
+    rig.run();
+    let steps: Vec<usize> = rig.steps.try_iter().map(|lens| lens.iter().sum()).collect();
+    assert_eq!(steps[..5], [1, 16, 16, 16, 16], "{answer:?}");
+}
 
 #[test]
 fn answers_take_turns_where_a_step_has_fewer_tokens_than_sequences() {
@@ -33,7 +116,7 @@ proptest! {
             while let Some((_, len, new, score)) = arrivals.next_if(|(after, ..)| *after <= pause) {
                 let window = rig.intake.window(len);
                 let goal = if score { Goal::Score(window) } else { endless(request(&[1], new)).goal };
-                rig.add(Request { prompt: vec![1; len], goal });
+                rig.add(Request { goal, ..request(&vec![1; len], 1) });
                 pause = 0;
             }
             pause += 1;

@@ -22,13 +22,13 @@ fn only_the_rows_of_targets_are_computed() {
     let found = rig.run().remove(&id).unwrap();
     assert_eq!(found.end.as_deref(), Some("Length"));
     let (likely, unlikely) = expected();
-    let ids: Vec<_> = found.logprobs.iter().map(|token| (token.id, token.rank)).collect();
+    let ids: Vec<_> = found.scored.iter().map(|token| (token.id, token.rank)).collect();
     assert_eq!(ids, [(3, 1), (4, 1), (5, 1), (3, 5), (6, 1), (0, 2)]);
-    for (token, expected) in found.logprobs.iter().zip([likely, likely, likely, unlikely, likely, unlikely]) {
+    for (token, expected) in found.scored.iter().zip([likely, likely, likely, unlikely, likely, unlikely]) {
         assert!(close(token.logprob, expected), "{token:?}");
         assert!(close(token.top[0].1, likely) && close(token.top[1].1, unlikely) && token.top.len() == 2);
     }
-    assert_eq!(found.logprobs[5].top.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [6, 0]);
+    assert_eq!(found.scored[5].top.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [6, 0]);
     // Eight tokens a step, and the four rows in one.
     assert_eq!(rig.steps.try_iter().collect::<Vec<_>>(), [[8], [8], [4]]);
 }
@@ -41,7 +41,7 @@ fn more_rows_than_a_step_has_and_other_requests_take_more_steps() {
     let mut alone = rig();
     let id = alone.add(scored());
     let expected = alone.run().remove(&id).unwrap();
-    assert_eq!(expected.logprobs.len(), 29);
+    assert_eq!(expected.scored.len(), 29);
     for seqs in 1..4 {
         let mut rig = rig();
         let answers: Vec<_> = (0..seqs).map(|n| rig.add(endless(request(&[n, n + 1], 12)))).collect();
@@ -59,8 +59,8 @@ fn a_damaged_row_ends_its_request_only() {
     let good = rig.add(Request::logprobs([1, 2, 3, 4], LogprobsParams::new([4, 5])));
     let found = rig.run();
     assert!(found[&bad].end.as_ref().unwrap().contains("non-finite"), "{:?}", found[&bad]);
-    assert!(found[&bad].logprobs.is_empty());
-    assert_eq!(found[&good].logprobs.len(), 2);
+    assert!(found[&bad].scored.is_empty());
+    assert_eq!(found[&good].scored.len(), 2);
 }
 
 #[test]

@@ -6,7 +6,10 @@ mod damage;
 mod embeddings;
 mod fairness;
 mod logprobs;
+mod preemption;
+mod prefix;
 mod score;
+mod speculation;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::mpsc;
@@ -28,6 +31,8 @@ type During = Box<dyn FnMut(&Batch) -> Result<()> + Send>;
 /// The next token is the last one plus one, modulo 8. Remembers the tokens at their slots, as K/V would be.
 struct ScriptedRunner {
     limits: Limits,
+    /// The next token depends on all tokens at the slots of the sequence instead.
+    reads_slots: bool,
     steps: mpsc::Sender<Vec<usize>>,
     during: During,
     /// Modifies the output of a step.
@@ -53,12 +58,16 @@ impl Runner for ScriptedRunner {
         output.clear();
         for (row, &index) in batch.logits_indices.iter().enumerate() {
             let id = batch.input_ids[index as usize];
+            let next = if self.reads_slots { self.digest(batch, index) } else { (id + 1) % 8 };
             let mut logits = [0.0; VOCAB];
-            logits[(id as usize + 1) % 8] = 5.0;
+            logits[next as usize] = 5.0;
+            if self.reads_slots {
+                logits[BAD as usize] = f32::NEG_INFINITY;
+            }
             // Beyond `num_token_ids`: must never be chosen, whatever its value.
             logits[TOKEN_IDS] = if row % 2 == 0 { 100.0 } else { f32::NAN };
             let bad = self.attends_to_bad(batch, index);
-            output.argmax.push((!bad).then_some((id + 1) % 8));
+            output.argmax.push((!bad).then_some(next));
             if row < batch.num_logits_read {
                 output.logits.extend(logits.map(|logit| if bad { f32::NAN } else { logit }));
             }
@@ -82,22 +91,35 @@ impl Runner for ScriptedRunner {
 }
 
 impl ScriptedRunner {
-    fn attends_to_bad(&self, batch: &Batch, index: u32) -> bool {
+    /// The tokens that the one at `index` attends to, itself last.
+    fn attended<'a>(&'a self, batch: &'a Batch, index: u32) -> impl Iterator<Item = u32> + 'a {
         let seq = batch.seq_of_token(index);
         let blocks = &batch.block_tables[batch.cu_blocks[seq] as usize..batch.cu_blocks[seq + 1] as usize];
         let size = self.limits.block_size as u32;
-        let slot = |position: u32| blocks[(position / size) as usize] * size + position % size;
-        (0..=batch.positions[index as usize]).any(|position| self.slots[&slot(position)] == BAD)
+        let slot = move |position: u32| blocks[(position / size) as usize] * size + position % size;
+        (0..=batch.positions[index as usize]).map(move |position| self.slots[&slot(position)])
+    }
+
+    fn attends_to_bad(&self, batch: &Batch, index: u32) -> bool {
+        self.attended(batch, index).any(|id| id == BAD)
+    }
+
+    /// A token that is another one, most likely, if any token before it or its place is.
+    fn digest(&self, batch: &Batch, index: u32) -> u32 {
+        let mix = |sum: u64, id: u32| (sum ^ u64::from(id + 1)).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29);
+        (self.attended(batch, index).fold(7, mix) % 8) as u32
     }
 }
 
-/// The results of a request: its tokens, its rows of logits, and how it ended.
+/// The results of a request: its tokens, the one that stopped it, its rows of logits, and how it ended.
 #[derive(Debug, Default, PartialEq)]
 struct Found {
     tokens: Vec<u32>,
+    stop: Option<u32>,
     rows: Vec<Vec<f32>>,
-    logprobs: Vec<TokenLogprobs>,
+    scored: Vec<TokenLogprobs>,
     embeddings: Vec<Vec<f32>>,
+    logprobs: Vec<Logprobs>,
     end: Option<String>,
 }
 
@@ -129,7 +151,7 @@ impl Rig {
     fn new(limits: Limits, change: impl FnOnce(&mut ScriptedRunner)) -> Rig {
         let (sender, steps) = mpsc::channel();
         let (during, slots): (During, _) = (Box::new(|_| Ok(())), HashMap::new());
-        let mut runner = ScriptedRunner { limits, steps: sender, during, spoil: |_| {}, slots };
+        let mut runner = ScriptedRunner { limits, reads_slots: false, steps: sender, during, spoil: |_| {}, slots };
         change(&mut runner);
         let intake = Intake::default();
         Rig { core: EngineCore::new(Box::new(runner), intake.clone()), intake, steps, found: BTreeMap::new() }
@@ -153,10 +175,12 @@ impl Rig {
             assert!(found.end.is_none(), "an event after the last: {event:?}");
             match event {
                 Event::Token(token) => found.tokens.push(token),
+                Event::StopToken(token) => found.stop = Some(token),
                 Event::Logits(row) => found.rows.push(row),
-                Event::Logprobs(token) => found.logprobs.push(token),
+                Event::Scored(token) => found.scored.push(token),
                 Event::Embedding(values) => found.embeddings.push(values),
-                Event::Prompt(_) => {}
+                Event::Logprobs(logprobs) => found.logprobs.push(logprobs),
+                Event::Prompt { .. } => {}
                 Event::Finished(reason) => found.end = Some(format!("{reason:?}")),
                 Event::Failed(error) => found.end = Some(error.to_string()),
             }
@@ -179,8 +203,15 @@ fn request(prompt: &[u32], max_new_tokens: usize) -> Request {
 }
 
 fn sampled(prompt: &[u32], max_new_tokens: usize, sampling: SamplingParams) -> Request {
-    let params = GenerateParams { max_new_tokens: Some(max_new_tokens), stop_token_ids: vec![0], sampling };
-    Request { prompt: prompt.to_vec(), goal: Goal::Generate(params) }
+    let params = GenerateParams::new().max_new_tokens(max_new_tokens).stop_token_ids([0]).sampling(sampling);
+    Request::generate(prompt, params)
+}
+
+fn speculating(mut request: Request, speculation: Speculation) -> Request {
+    if let Goal::Generate(params) = &mut request.goal {
+        params.speculation = speculation;
+    }
+    request
 }
 
 /// The same without a stop token.

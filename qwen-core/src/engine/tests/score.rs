@@ -5,7 +5,7 @@ use super::*;
 impl Rig {
     fn add_score(&mut self, prompt: &[u32], rows: usize) -> (SeqId, Canceller, RowWindow) {
         let window = self.intake.window(rows);
-        let request = Request { prompt: prompt.to_vec(), goal: Goal::Score(window.clone()) };
+        let request = Request::score(prompt, window.clone());
         let (id, canceller) = self.add_cancellable(request);
         (id, canceller, window)
     }
@@ -109,8 +109,7 @@ fn a_damaged_row_ends_its_score_only() {
 #[test]
 fn bad_scores_are_refused_with_figures() {
     let rig = rig();
-    let refuse =
-        |prompt: Vec<u32>| Request { prompt, goal: Goal::Score(rig.intake.window(1)) }.check(&limits()).unwrap_err();
+    let refuse = |prompt: Vec<u32>| Request::score(prompt, rig.intake.window(1)).check(&limits()).unwrap_err();
     assert!(matches!(refuse(vec![]), Error::EmptyPrompt));
     assert!(matches!(refuse(vec![1; 65]), Error::ContextLength { prompt: 65, limit: 64, context: 64 }));
     assert!(matches!(refuse(vec![10]), Error::InvalidTokenId { id: 10, .. }));

@@ -1,21 +1,40 @@
-//! Conversations: messages in, an answer out, both remembered.
+//! Conversations: messages in, an answer out, both remembered. They can be changed, copied and saved.
 
-use std::mem;
+mod history;
+mod reply;
+mod state;
+
 use std::sync::{Arc, Mutex, PoisonError};
 
-use qwen_core::engine::{Canceller, FinishReason};
 use qwen_core::numerics::float_env::FloatEnv;
-use qwen_tokenizer::{ChatInput, EncodedChat, Message, Role, Tokenizer, Tool, ToolCall};
+use qwen_tokenizer::{ChatInput, EncodedChat, Message, Role, Tokenizer, Tool};
 
 use crate::engine::Engine;
 use crate::error::Result;
-use crate::generate::{GenerateOptions, TextStream};
-use crate::stats::{PromptProgress, Stats};
+use crate::generate::GenerateOptions;
+use history::{History, Turn};
+use reply::Otherwise;
+pub use reply::Reply;
+pub use state::ChatState;
 
 impl Engine {
     /// A new conversation.
     pub fn chat(&self) -> Chat {
         Chat::new(self.clone())
+    }
+
+    /// Go on with a conversation that was saved ([`Chat::state`]), by this process or by another.
+    ///
+    /// The next prompt begins with the ids that the model read and wrote, as if the conversation had never been saved.
+    /// With a model that has another tokenizer or chat template, the conversation is encoded again.
+    ///
+    /// # Errors
+    /// [`InvalidArgument`](crate::ErrorKind::InvalidArgument) for a state that contradicts itself or has ids beyond the
+    /// vocabulary.
+    pub fn resume(&self, mut state: ChatState) -> Result<Chat> {
+        let (history, chat) = (state.history(self)?, Chat::new(self.clone()));
+        let ChatState { tools, options, trust_contents, .. } = state;
+        Ok(Chat { history: Arc::new(Mutex::new(history)), tools, options, trust_contents, ..chat })
     }
 }
 
@@ -39,60 +58,6 @@ pub struct Chat {
     trust_contents: bool,
 }
 
-/// A message, and how it came to be.
-#[derive(Debug, Clone)]
-struct Turn {
-    message: Message,
-    /// What the model wrote, where the message is what was parsed of it.
-    written: Option<String>,
-}
-
-impl From<Message> for Turn {
-    fn from(message: Message) -> Self {
-        Turn { message, written: None }
-    }
-}
-
-#[derive(Debug, Default)]
-struct History {
-    turns: Vec<Turn>,
-    /// The last prompt and its answer, as the model read and wrote them: the messages begin with these.
-    encoded: Option<EncodedChat>,
-    /// Counts the changes after which an answer to what was before belongs nowhere.
-    edition: u64,
-    /// A reply that is still alive writes its message when it ends.
-    replying: bool,
-}
-
-impl History {
-    /// Change what was said; an answer that is still arriving is not added.
-    fn edit<T>(&mut self, change: impl FnOnce(&mut Vec<Turn>) -> T) -> T {
-        self.edition += 1;
-        self.replying = false;
-        self.encoded = None;
-        change(&mut self.turns)
-    }
-
-    fn messages(&self) -> Vec<Message> {
-        self.turns.iter().map(|turn| turn.message.clone()).collect()
-    }
-
-    /// The messages with the model's own texts in place of what was parsed of them; `None` where nothing was.
-    fn as_written(&self) -> Option<Vec<Message>> {
-        let as_written = |turn: &Turn| turn.written.clone().map_or_else(|| turn.message.clone(), Message::assistant);
-        let is_parsed = self.turns.iter().any(|turn| turn.written.is_some());
-        is_parsed.then(|| self.turns.iter().map(as_written).collect())
-    }
-
-    fn check_idle(&self) -> Result<()> {
-        if self.replying {
-            let reason = "a reply is still arriving: read it to its end, cancel it or drop it";
-            return Err(qwen_core::Error::argument("chat", reason).into());
-        }
-        Ok(())
-    }
-}
-
 impl Chat {
     fn new(engine: Engine) -> Self {
         Chat {
@@ -107,10 +72,9 @@ impl Chat {
     /// Begin with this system message. Without one most templates insert their own.
     pub fn system(self, text: impl Into<String>) -> Self {
         self.with(|history| {
-            history.edit(|turns| {
-                turns.retain(|turn| turn.message.role != Role::System);
-                turns.insert(0, Message::system(text).into());
-            });
+            let turns = history.changes_from(0);
+            turns.retain(|turn| turn.message.role != Role::System);
+            turns.insert(0, Message::system(text).into());
         });
         self
     }
@@ -148,6 +112,12 @@ impl Chat {
     /// Let control tokens that stand in message contents take effect, as transformers does. Off by default: a user's
     /// text could then end its own turn and forge another's.
     pub fn trust_contents(mut self, trust: bool) -> Self {
+        if trust != self.trust_contents {
+            // The same text has other ids now.
+            self.with(|history| {
+                history.changes_from(0);
+            });
+        }
         self.trust_contents = trust;
         self
     }
@@ -172,7 +142,7 @@ impl Chat {
             // What could not be sent was not said.
             self.with(|history| history.turns.pop());
         })?;
-        reply.takes_question = true;
+        reply.otherwise = Otherwise::TakesQuestion;
         Ok(reply)
     }
 
@@ -195,20 +165,131 @@ impl Chat {
     pub fn pop(&mut self) -> Result<Option<Message>> {
         self.with(|history| {
             history.check_idle()?;
-            Ok(history.edit(Vec::pop).map(|turn| turn.message))
+            let last = history.turns.len().saturating_sub(1);
+            Ok(history.changes_from(last).pop().map(|turn| turn.message))
         })
     }
 
-    /// Replace the whole conversation: to go on with one that was saved, or to change what was said.
+    /// Keep the first `len` messages, and take back those behind them. Does nothing where there are no more.
+    ///
+    /// # Errors
+    /// While a reply is still arriving.
+    pub fn truncate(&mut self, len: usize) -> Result<()> {
+        self.with(|history| {
+            history.check_idle()?;
+            history.changes_from(len).truncate(len);
+            Ok(())
+        })
+    }
+
+    /// Replace the message at `index` (as in [`Chat::messages`]), and give back what was there. The messages behind it
+    /// stay; [`Chat::truncate`] takes them back, to have a changed question answered again:
+    ///
+    /// ```
+    /// use qwen::{Engine, GenerateOptions, Message};
+    /// let engine = Engine::load(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/demo-model"))?;
+    /// let mut chat = engine.chat().options(GenerateOptions::new().greedy());
+    /// chat.send("What is 3 + 4?")?.text()?;
+    /// chat.edit(0, Message::user("What is 5 + 6?"))?;
+    /// chat.truncate(1)?;
+    /// let answer = chat.reply()?.text()?;
+    /// assert_eq!(chat.messages().len(), 2);
+    /// # Ok::<(), qwen::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// Where there is no such message, and while a reply is still arriving.
+    pub fn edit(&mut self, index: usize, message: Message) -> Result<Message> {
+        self.with(|history| {
+            history.check_idle()?;
+            history.check_index(index)?;
+            let turns = history.changes_from(index);
+            Ok(std::mem::replace(&mut turns[index], message.into()).message)
+        })
+    }
+
+    /// Replace the whole conversation. What it has in common with the one before, from the first message on, is known as
+    /// the model read and wrote it. [`Chat::state`] saves that, too.
     ///
     /// # Errors
     /// While a reply is still arriving.
     pub fn set_messages(&mut self, messages: Vec<Message>) -> Result<()> {
         self.with(|history| {
             history.check_idle()?;
-            history.edit(|turns| *turns = messages.into_iter().map(Turn::from).collect());
+            let same = history.turns.iter().zip(&messages).take_while(|(turn, message)| turn.message == **message);
+            let same = same.count();
+            let turns = history.changes_from(same);
+            turns.truncate(same);
+            turns.extend(messages.into_iter().skip(same).map(Turn::from));
             Ok(())
         })
+    }
+
+    /// Another conversation with the same history, tools and options, which goes its own way from here. An answer that is
+    /// still arriving joins only the conversation that asked for it.
+    ///
+    /// ```
+    /// use qwen::{Engine, GenerateOptions};
+    /// let engine = Engine::load(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/demo-model"))?;
+    /// let mut chat = engine.chat().options(GenerateOptions::new().greedy());
+    /// chat.send("Hello!")?.text()?;
+    /// let mut fork = chat.fork();
+    /// let (sum, capital) = (chat.send("What is 3 + 4?")?, fork.send("What is the capital of Peru?")?);
+    /// assert_ne!(sum.text()?, capital.text()?);
+    /// assert_eq!(chat.messages()[..2], fork.messages()[..2]);
+    /// # Ok::<(), qwen::Error>(())
+    /// ```
+    pub fn fork(&self) -> Chat {
+        let history = self.with(|history| History { replying: false, ..history.clone() });
+        let (tools, options) = (self.tools.clone(), self.options.clone());
+        let (engine, trust_contents) = (self.engine.clone(), self.trust_contents);
+        Chat { engine, history: Arc::new(Mutex::new(history)), tools, options, trust_contents }
+    }
+
+    /// The conversation as data: to save it, and to go on with it later ([`Engine::resume`]).
+    ///
+    /// ```
+    /// use qwen::{ChatState, Engine, GenerateOptions};
+    /// let engine = Engine::load(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/demo-model"))?;
+    /// let mut chat = engine.chat().options(GenerateOptions::new().greedy());
+    /// chat.send("What is 3 + 4?")?.text()?;
+    /// let saved = serde_json::to_string(&chat.state())?;
+    /// // Later, in another process:
+    /// let mut resumed = engine.resume(serde_json::from_str(&saved)?)?;
+    /// assert_eq!(resumed.send("Hello!")?.prompt_ids(), chat.send("Hello!")?.prompt_ids());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn state(&self) -> ChatState {
+        let Chat { tools, options, trust_contents, .. } = self;
+        self.with(|history| ChatState::new(history, &self.engine, tools, options, *trust_contents))
+    }
+
+    /// Take back the last answer and answer again: differently where the options have no seed, since each answer draws one
+    /// of its own; greedy decoding gives the same answer. Where nothing arrives of the new one, the old one returns.
+    ///
+    /// # Errors
+    /// Where the last message is no answer, and as [`Chat::reply`].
+    pub fn regenerate(&mut self) -> Result<Reply> {
+        let options = self.options.clone();
+        self.regenerate_with(&options)
+    }
+
+    /// [`Chat::regenerate`] with options for this answer alone.
+    ///
+    /// # Errors
+    /// As [`Chat::regenerate`].
+    pub fn regenerate_with(&mut self, options: &GenerateOptions) -> Result<Reply> {
+        let answer = self.with(History::take_answer)?;
+        match self.reply_with(options) {
+            Ok(mut reply) => {
+                reply.otherwise = Otherwise::Returns(Box::new(answer));
+                Ok(reply)
+            }
+            Err(error) => {
+                self.with(|history| history.put_back(answer));
+                Err(error)
+            }
+        }
     }
 
     /// An answer to the messages so far. It is added to them when it is complete, and as far as it came when it is cancelled
@@ -238,14 +319,14 @@ impl Chat {
         });
         let history = Some(self.history.clone());
         let parser = (!self.tools.is_empty()).then(|| tokenizer.clone());
-        Ok(Reply { stream, text: String::new(), prompt, history, edition, takes_question: false, parser })
+        Ok(Reply { stream, text: String::new(), prompt, history, edition, otherwise: Otherwise::Stays, parser })
     }
 
     /// The prompt of the turns so far. It begins with the ids of the last one and its answer, unless the template rewrites
     /// what they stand for.
     fn prompt(&self, tokenizer: &Tokenizer) -> Result<EncodedChat> {
         let (messages, written, before) =
-            self.with(|history| (history.messages(), history.as_written(), history.encoded.clone()));
+            self.with(|history| (history.messages(), history.as_written(), history.known.encoded(history.turns.len())));
         let room = self.engine.prompt_room();
         let encode = |messages: &[Message]| {
             let input = ChatInput::new(messages)
@@ -276,142 +357,10 @@ impl Chat {
 
     /// Forget everything but the system message. An answer that is still arriving is not added.
     pub fn clear(&mut self) {
-        self.with(|history| history.edit(|turns| turns.retain(|turn| turn.message.role == Role::System)));
+        self.with(|history| history.changes_from(0).retain(|turn| turn.message.role == Role::System));
     }
 
     fn with<T>(&self, f: impl FnOnce(&mut History) -> T) -> T {
         f(&mut self.history.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
-
-/// An answer of a [`Chat`], piece by piece. Owned: it may move into a thread.
-#[derive(Debug)]
-#[must_use = "dropping a reply cancels it"]
-pub struct Reply {
-    stream: TextStream,
-    text: String,
-    prompt: EncodedChat,
-    // `None` once the answer was added to the conversation.
-    history: Option<Arc<Mutex<History>>>,
-    /// That of the history when the answer began.
-    edition: u64,
-    /// Whether the question leaves the conversation where no answer comes.
-    takes_question: bool,
-    /// What finds calls of tools, where the chat has some.
-    parser: Option<Tokenizer>,
-}
-
-impl Reply {
-    /// Wait for the whole answer.
-    ///
-    /// # Errors
-    /// The error that ended it early.
-    pub fn text(mut self) -> Result<String> {
-        self.read_to_end()?;
-        Ok(mem::take(&mut self.text))
-    }
-
-    /// Wait for the whole answer, and give it as the message that joins the conversation: with
-    /// [`tool_calls`](Message::tool_calls), and their text not in the content.
-    ///
-    /// # Errors
-    /// The error that ended it early.
-    pub fn message(mut self) -> Result<Message> {
-        self.read_to_end()?;
-        Ok(self.parsed())
-    }
-
-    fn read_to_end(&mut self) -> Result<()> {
-        self.try_for_each(|piece| piece.map(drop))
-    }
-
-    /// The calls of tools in the answer so far, as far as they are complete; see [`Tokenizer::parse_answer`]. None where the
-    /// chat has no [tools](Chat::tools). They stand in the answer's text, too.
-    pub fn tool_calls(&self) -> Vec<ToolCall> {
-        self.parsed().tool_calls
-    }
-
-    fn parsed(&self) -> Message {
-        let answer = self.text.as_str();
-        self.parser.as_ref().map_or_else(|| Message::assistant(answer), |parser| parser.parse_answer(answer))
-    }
-
-    /// The ids of the prompt: the whole conversation so far.
-    pub fn prompt_ids(&self) -> &[u32] {
-        &self.prompt.ids
-    }
-
-    /// The ids of the answer so far; see [`TextStream::ids`].
-    pub fn ids(&self) -> &[u32] {
-        self.stream.ids()
-    }
-
-    /// See [`TokenStream::on_prompt_progress`](crate::TokenStream::on_prompt_progress).
-    pub fn on_prompt_progress(&mut self, report: impl FnMut(PromptProgress) + Send + 'static) {
-        self.stream.on_prompt_progress(report);
-    }
-
-    /// A handle that stops the answer from any thread, also while the prompt is being computed.
-    pub fn canceller(&self) -> Canceller {
-        self.stream.canceller()
-    }
-
-    /// Why the answer ended; `None` while it has not.
-    pub fn finish_reason(&self) -> Option<FinishReason> {
-        self.stream.finish_reason()
-    }
-
-    /// Tokens and times of the answer so far.
-    pub fn stats(&self) -> Stats {
-        self.stream.stats()
-    }
-
-    /// Add the answer, as far as it came, to the conversation.
-    fn close(&mut self) {
-        let Some(history) = self.history.take() else { return };
-        let mut history = history.lock().unwrap_or_else(PoisonError::into_inner);
-        if history.edition != self.edition {
-            return;
-        }
-        history.replying = false;
-        let is_complete = matches!(self.finish_reason(), Some(FinishReason::Stop | FinishReason::Length));
-        if self.text.is_empty() && !is_complete {
-            if self.takes_question {
-                history.turns.pop();
-            }
-            return;
-        }
-        let message = self.parsed();
-        let written = (!message.tool_calls.is_empty()).then(|| self.text.clone());
-        history.turns.push(Turn { message, written });
-        if self.stream.is_whole() {
-            history.encoded = Some(self.prompt.clone().answered(&self.text, self.stream.ids()));
-        }
-    }
-}
-
-impl Iterator for Reply {
-    type Item = Result<String>;
-
-    fn next(&mut self) -> Option<Result<String>> {
-        let piece = self.stream.next();
-        match &piece {
-            Some(Ok(piece)) => self.text.push_str(piece),
-            Some(Err(_)) | None => self.close(),
-        }
-        piece
-    }
-}
-
-impl Drop for Reply {
-    fn drop(&mut self) {
-        self.close();
-    }
-}
-
-// Conversations and answers move between threads.
-const _: () = {
-    const fn moved<T: Send + 'static>() {}
-    moved::<Chat>();
-    moved::<Reply>();
-};

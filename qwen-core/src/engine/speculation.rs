@@ -1,0 +1,182 @@
+//! Speculation: guesses of the next tokens, which a step checks all at once.
+//!
+//! A step that computes several tokens of a sequence takes less time than as many steps, since weights are read once.
+//! So the tokens that probably come next are computed together with the last one. At each of them the sequence's own
+//! sampler draws as it does without guesses, and guesses count as far as they are what it draws: the answer has the very
+//! tokens of plain decoding, greedy or sampled, with the same seed. (Leviathan et al. 2023 keep the distribution; here
+//! logits do not depend on the step that computes them, and draws only on the seed and the position, so the tokens
+//! themselves are kept.)
+//!
+//! Guesses come from the text so far: what followed the latest place where its last tokens stood (prompt lookup). How
+//! many there are depends on how often guesses were right, and on measured times of steps.
+
+use std::collections::HashMap;
+
+use serde::{Deserialize, Serialize};
+
+/// Whether the next tokens of an answer are guessed and checked several at a time. Changes its speed, never its tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Speculation {
+    /// One token per step.
+    #[default]
+    Off,
+    /// Guess that the text goes on as it did after the same tokens before: for answers that repeat parts of the prompt
+    /// or of themselves, as edits of texts and code do. Guesses only where that was right often enough to save time.
+    PromptLookup,
+}
+
+/// Tokens that have to agree with an earlier place.
+const NGRAM: usize = 3;
+
+/// The most guesses of a step.
+const MOST: usize = 31;
+
+/// Guesses what follows a sequence's tokens.
+#[derive(Debug, Default)]
+pub(super) struct Drafter {
+    /// After which token each n-gram stood last, as a position.
+    places: HashMap<[u32; NGRAM], usize>,
+    /// Positions whose n-grams are in `places`.
+    indexed: usize,
+    guesses: Vec<u32>,
+    /// How often the next token was as guessed, and how often not; both fade.
+    hits: f64,
+    misses: f64,
+}
+
+impl Drafter {
+    /// What probably follows `tokens`, at most `MOST` of them.
+    fn look_up(&mut self, tokens: &[u32]) {
+        for end in self.indexed.max(NGRAM)..tokens.len() {
+            if let Some(&gram) = tokens[..end].last_chunk() {
+                self.places.insert(gram, end);
+            }
+        }
+        self.indexed = tokens.len();
+        self.guesses.clear();
+        let Some(&place) = tokens.last_chunk().and_then(|gram: &[u32; NGRAM]| self.places.get(gram)) else { return };
+        for index in place..place + MOST {
+            // Text that repeats itself goes on repeating.
+            let id = tokens.get(index).or_else(|| self.guesses.get(index - tokens.len()));
+            self.guesses.extend(id.copied());
+        }
+    }
+
+    /// Guesses worth checking in a step for `num_seqs` sequences, at most `at_most`.
+    pub(super) fn draft(&mut self, tokens: &[u32], at_most: usize, num_seqs: usize, times: &StepTimes) -> &[u32] {
+        self.look_up(tokens);
+        let rate = self.hits / (self.hits + self.misses).max(1.0);
+        // Tokens of a step with `count` guesses, if each is right at this rate and the first wrong one ends them.
+        let tokens = |count: usize| (0..=count).map(|n| rate.powi(n as i32)).sum::<f64>();
+        let gain = |count: usize| tokens(count) / times.ratio(num_seqs, num_seqs * (1 + count));
+        let most = self.guesses.len().min(at_most);
+        let counts = [1, 3, 7, 15, 31].map(|count| most.min(count));
+        let best = counts.into_iter().max_by(|a, b| gain(*a).total_cmp(&gain(*b))).unwrap_or(0);
+        &self.guesses[..if gain(best) > 1.0 { best } else { 0 }]
+    }
+
+    /// Learn from the tokens that came, the first of which every guess was about.
+    pub(super) fn learn(&mut self, came: &[u32]) {
+        let right = came.iter().zip(&self.guesses).take_while(|(a, b)| a == b).count();
+        if self.guesses.is_empty() {
+            return;
+        }
+        let missed = right < came.len();
+        let fade = 0.9f64.powi(right as i32 + i32::from(missed));
+        self.hits = self.hits * fade + right as f64;
+        self.misses = self.misses * fade + f64::from(u8::from(missed));
+        self.guesses.clear();
+    }
+}
+
+/// How long steps take that compute a token for each sequence, by their number of tokens.
+#[derive(Debug, Default)]
+pub(super) struct StepTimes {
+    /// Seconds of steps with 1, 2, up to 4, up to 8, ... tokens; those measured last count most.
+    seconds: [Option<f64>; 12],
+}
+
+impl StepTimes {
+    /// What a token more costs before it is measured, as a share of a step of one.
+    const GUESS: f64 = 0.05;
+
+    fn bucket(tokens: usize) -> usize {
+        (tokens.max(1).next_power_of_two().trailing_zeros() as usize).min(11)
+    }
+
+    /// A step of `tokens` took `seconds`.
+    pub(super) fn record(&mut self, tokens: usize, seconds: f64) {
+        let known = &mut self.seconds[Self::bucket(tokens)];
+        // A single slow step, such as one beside another program, changes little.
+        *known = Some(known.map_or(seconds, |known| known + 0.2 * (seconds.min(2.0 * known) - known)));
+    }
+
+    /// How much longer a step of `more` tokens takes than one of `tokens`.
+    fn ratio(&self, tokens: usize, more: usize) -> f64 {
+        let expected = (1.0 + Self::GUESS * more as f64) / (1.0 + Self::GUESS * tokens as f64);
+        match (self.seconds[Self::bucket(tokens)], self.seconds[Self::bucket(more)]) {
+            (Some(few), Some(many)) if few > 0.0 => (many / few).max(1.0),
+            _ => expected,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn guesses(drafter: &mut Drafter, tokens: &[u32]) -> Vec<u32> {
+        drafter.look_up(tokens);
+        drafter.guesses.clone()
+    }
+
+    #[test]
+    fn what_followed_before_follows_again() {
+        let mut drafter = Drafter::default();
+        assert!(guesses(&mut drafter, &[1, 2]).is_empty());
+        assert!(guesses(&mut drafter, &[1, 2, 3, 4, 5]).is_empty());
+        assert_eq!(guesses(&mut drafter, &[1, 2, 3, 4, 5, 9, 1, 2, 3])[..6], [4, 5, 9, 1, 2, 3]);
+        // The latest place counts, and what repeats goes on repeating.
+        assert_eq!(guesses(&mut drafter, &[1, 2, 3, 4, 5, 9, 1, 2, 3, 7, 1, 2, 3])[..6], [7, 1, 2, 3, 7, 1]);
+        assert_eq!(guesses(&mut Drafter::default(), &[6; 4]), [6; MOST]);
+    }
+
+    #[test]
+    fn guesses_that_were_wrong_are_made_again_only_when_they_would_be_right() {
+        let (mut drafter, times) = (Drafter::default(), StepTimes::default());
+        let mut tokens = vec![1, 2, 3, 4, 1, 2, 3];
+        // Nothing was learned yet.
+        assert!(drafter.draft(&tokens, 8, 1, &times).is_empty());
+        for _ in 0..6 {
+            drafter.learn(&[4]);
+        }
+        assert!(!drafter.draft(&tokens, 8, 1, &times).is_empty());
+        assert!(drafter.draft(&tokens, 2, 1, &times).len() <= 2);
+        for _ in 0..20 {
+            drafter.draft(&tokens, 8, 1, &times);
+            drafter.learn(&[5]);
+        }
+        assert!(drafter.draft(&tokens, 8, 1, &times).is_empty());
+        tokens.push(8);
+        assert!(drafter.draft(&tokens, 8, 1, &times).is_empty());
+    }
+
+    #[test]
+    fn where_more_tokens_take_more_time_nothing_is_guessed() {
+        let mut drafter = Drafter::default();
+        let tokens = vec![6; 9];
+        let (mut cheap, mut dear) = (StepTimes::default(), StepTimes::default());
+        for tokens in [1, 2, 4, 8, 16, 32] {
+            cheap.record(tokens, 1.0);
+            dear.record(tokens, tokens as f64 * 1.1);
+        }
+        for _ in 0..30 {
+            drafter.draft(&tokens, 8, 1, &cheap);
+            drafter.learn(&[6]);
+        }
+        assert_eq!(drafter.draft(&tokens, 8, 1, &cheap).len(), 8);
+        assert_eq!(drafter.draft(&tokens, 8, 1, &dear).len(), 0);
+    }
+}

@@ -1,0 +1,183 @@
+//! Many answers at once: a list of prompts or conversations in, their whole answers out, in the same order.
+//!
+//! Requests that run together share each read of the weights, so a list takes far less time than its prompts one by one.
+//! Each answer is the same as alone. One thread reads all of them: it sleeps until any of them goes on.
+
+use std::task::{Context, Poll};
+
+use qwen_core::engine::FinishReason;
+use qwen_core::engine::sampling::Logprobs;
+use qwen_tokenizer::{ChatInput, Message};
+use serde::{Deserialize, Serialize};
+
+use crate::channel::Wait;
+use crate::engine::Engine;
+use crate::error::{ErrorKind, Result};
+use crate::generate::GenerateOptions;
+use crate::stats::Stats;
+use crate::stream::{StoppedBy, TextStream};
+
+/// A whole answer: see [`Engine::generate_batch`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Answer {
+    /// What the model wrote.
+    pub text: String,
+    /// Its ids; see [`TextStream::ids`].
+    pub ids: Vec<u32>,
+    /// Why it ended.
+    pub finish_reason: FinishReason,
+    /// The token or the string that ended it, if one did.
+    pub stopped_by: Option<StoppedBy>,
+    /// The log-probabilities of its tokens, where the options ask for them; see [`TextStream::logprobs`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub logprobs: Vec<Logprobs>,
+    /// Tokens and times.
+    pub stats: Stats,
+}
+
+impl Engine {
+    /// Continue each of these prompts, as [`Engine::generate`] does, and wait for all answers, which come in the order of
+    /// the prompts. A prompt that fails, for example since it is too long, has its error in its place; the others have
+    /// their answers.
+    ///
+    /// There may be more prompts than the engine lets wait: only about twice as many as it computes side by side are sent
+    /// to it at a time, so that other users of the engine find room. A prompt fails as
+    /// [`Busy`](crate::ErrorKind::Busy) only if those of others fill the waiting list.
+    ///
+    /// ```
+    /// use qwen::{Engine, GenerateOptions};
+    /// let engine = Engine::load(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/demo-model"))?;
+    /// let options = GenerateOptions::new().greedy().max_new_tokens(20);
+    /// for answer in engine.generate_batch(["The sky is", "The sea is"], &options) {
+    ///     let answer = answer?;
+    ///     println!("{} ({}, {} tokens)", answer.text, answer.finish_reason, answer.ids.len());
+    /// }
+    /// # Ok::<(), qwen::Error>(())
+    /// ```
+    pub fn generate_batch<T: AsRef<str>>(
+        &self,
+        prompts: impl IntoIterator<Item = T>,
+        options: &GenerateOptions,
+    ) -> Vec<Result<Answer>> {
+        self.answer_all(prompts.into_iter().map(|prompt| move || self.generate(prompt.as_ref(), options)))
+    }
+
+    /// As [`Engine::generate_batch`], for conversations: an answer to the messages of each. A [`Chat`](crate::Chat) with
+    /// tools, or one that goes on, is asked by itself.
+    ///
+    /// ```
+    /// use qwen::{Engine, GenerateOptions, Message};
+    /// let engine = Engine::load(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/demo-model"))?;
+    /// let questions = ["What is 3 + 4?", "What is the capital of Peru?"];
+    /// let chats = questions.map(|question| [Message::system("You are terse."), Message::user(question)]);
+    /// for answer in engine.chat_batch(chats, &GenerateOptions::new().greedy()) {
+    ///     println!("{}", answer?.text);
+    /// }
+    /// # Ok::<(), qwen::Error>(())
+    /// ```
+    pub fn chat_batch<T: AsRef<[Message]>>(
+        &self,
+        conversations: impl IntoIterator<Item = T>,
+        options: &GenerateOptions,
+    ) -> Vec<Result<Answer>> {
+        self.answer_all(conversations.into_iter().map(|messages| {
+            move || {
+                let input = ChatInput::new(messages.as_ref()).add_generation_prompt(true);
+                let prompt = self.tokenizer()?.encode_chat_within(&input, self.prompt_room())?;
+                self.stream_text(prompt.ids, options)
+            }
+        }))
+    }
+
+    /// Several answers to one prompt, to choose from. With a seed, answer `i` is that of the seed `seed + i`; without,
+    /// each draws its own ([`Stats::seed`]). Greedy decoding gives the same answer each time.
+    ///
+    /// ```
+    /// use qwen::{Engine, GenerateOptions};
+    /// let engine = Engine::load(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/demo-model"))?;
+    /// let options = GenerateOptions::new().temperature(1.0).seed(7).max_new_tokens(20);
+    /// let answers = engine.generate_n("Once upon a time", 3, &options);
+    /// assert_eq!(answers.len(), 3);
+    /// let third = engine.generate("Once upon a time", &options.seed(9))?.text()?;
+    /// assert_eq!(answers[2].as_ref().map(|answer| answer.text.as_str()).ok(), Some(third.as_str()));
+    /// # Ok::<(), qwen::Error>(())
+    /// ```
+    pub fn generate_n(&self, prompt: &str, n: usize, options: &GenerateOptions) -> Vec<Result<Answer>> {
+        self.answer_all((0..n as u64).map(|i| {
+            let mut options = options.clone();
+            options.seed = options.seed.map(|seed| seed.wrapping_add(i));
+            move || self.generate(prompt, &options)
+        }))
+    }
+
+    /// Send these requests, as room frees, and read all their answers.
+    fn answer_all(&self, requests: impl Iterator<Item = impl Fn() -> Result<TextStream>>) -> Vec<Result<Answer>> {
+        let at_a_time = self.worker().limits().max_num_seqs.saturating_mul(2).max(1);
+        let mut answers: Vec<Option<Result<Answer>>> = Vec::new();
+        let mut running: Vec<Running> = Vec::new();
+        let mut requests = requests.peekable();
+        let waker = self.worker().waker();
+        loop {
+            let seen = self.worker().intake().signals();
+            while running.len() < at_a_time
+                && let Some(request) = requests.peek()
+            {
+                match request() {
+                    // One of these frees its place.
+                    Err(error) if error.kind() == ErrorKind::Busy && !running.is_empty() => break,
+                    Ok(stream) => {
+                        running.push(Running { place: answers.len(), stream, text: String::new() });
+                        answers.push(None);
+                    }
+                    Err(error) => answers.push(Some(Err(error))),
+                }
+                requests.next();
+            }
+            let before = running.len();
+            running.retain_mut(|running| match running.advance(&mut Context::from_waker(&waker)) {
+                Poll::Pending => true,
+                Poll::Ready(answer) => {
+                    answers[running.place] = Some(answer);
+                    false
+                }
+            });
+            if running.is_empty() && requests.peek().is_none() {
+                return answers.into_iter().flatten().collect();
+            }
+            // One that has just ended may have left room for others.
+            if running.len() == before {
+                self.worker().await_wake(seen);
+            }
+        }
+    }
+}
+
+/// An answer that is being read.
+struct Running {
+    place: usize,
+    stream: TextStream,
+    text: String,
+}
+
+impl Running {
+    fn advance(&mut self, context: &mut Context<'_>) -> Poll<Result<Answer>> {
+        loop {
+            match self.stream.advance(&mut Wait::Wake(context)) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Some(Ok(piece))) => self.text.push_str(&piece),
+                Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(error)),
+                Poll::Ready(None) => break,
+            }
+        }
+        Poll::Ready(Ok(Answer {
+            text: std::mem::take(&mut self.text),
+            ids: self.stream.ids().into(),
+            // A stream without an error has one.
+            finish_reason: self.stream.finish_reason().unwrap_or(FinishReason::Cancelled),
+            stopped_by: self.stream.stopped_by().cloned(),
+            logprobs: self.stream.logprobs().into(),
+            stats: self.stream.stats(),
+        }))
+    }
+}
