@@ -145,6 +145,8 @@ mod documents {
     struct Sessions;
     #[doc = include_str!("../docs/batching.md")]
     struct Batching;
+    #[doc = include_str!("../docs/scoring.md")]
+    struct Scoring;
     #[doc = include_str!("../docs/writing-a-backend.md")]
     struct WritingABackend;
     #[doc = include_str!("../docs/ranks.md")]
