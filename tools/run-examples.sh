@@ -32,6 +32,8 @@ grep -q "^> What is 3 + 4?" "$out/batch"
 run sessions -- --file "$out/session.json"
 run sessions -- --file "$out/session.json" | grep "going on after 6 messages"
 run embed -- "A cat." "A cat." | grep -q "0 and 1: 1.000"
+run speculate -- | tee "$out/speculate"
+grep -q "^the answers are equal" "$out/speculate"
 echo '[{"text": "Hello"}, {"messages": [{"role": "user", "content": "Hello"}]}]' >"$out/in.json"
 run tokenize -- --model "$demo" --json "$out/in.json" --out "$out/out.json"
 grep -q '"ids"' "$out/out.json"
@@ -42,6 +44,11 @@ run plan -- --model "$demo" --json >"$out/plan.json"
 run bench -- --model "$demo" --prompt-tokens 64 --new-tokens 8 --repeat 1
 run bench -- --model "$demo" --prompt-tokens 64 --new-tokens 8 --repeat 1 --json >"$out/bench.json"
 grep -q prompt_share_of_arithmetic "$out/bench.json"
+run bench -- --model "$demo" --requests 6 --prompt-tokens 32 --new-tokens 8 --repeat 1
+run bench -- --model "$demo" --requests 6 --rate 200 --shared-tokens 64 --prompt-tokens 32 --new-tokens 8 --repeat 1 --json >"$out/bench.json"
+grep -q first_token_p99 "$out/bench.json"
+run bench -- --model "$demo" --turns 4 --prompt-tokens 200 --new-tokens 8 --repeat 1
+run bench -- --model "$demo" --speculate --prompt-tokens 96 --new-tokens 64 --repeat 1
 run custom_backend --
 run devices -- --model "$demo"
 

@@ -1,76 +1,20 @@
-//! How fast a model runs, and what share of the device's limits it reaches.
-//!
-//! ```text
-//! cargo run --release --example bench -- --model PATH --prompt-tokens 512 --new-tokens 64 --repeat 5
-//! ```
+//! Tokens per second of prompts and answers, and what share of the device's limits they reach.
 //!
 //! The device's ceilings are measured between the repeats, since a shared machine's bandwidth drifts within minutes.
 //! Throughput counts the work done: for a prompt, two operations per token and weight outside of the embedding, plus
 //! attention; for a generated token, the bytes of weights and K/V that are read. A prompt's share of the arithmetic is
-//! the time that this work would take at the ceilings, divided by the time of the run. Every figure is the median of
-//! the repeats, with the smallest and the largest.
+//! the time that this work would take at the ceilings, divided by the time of the run.
 
-use std::fmt::{self, Write};
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use clap::Parser;
 use qwen::bench_support::{Ceilings, ceiling_meter, load_at_depth};
-use qwen::{CapabilitySet, Config, Device, Encoding, Engine, EngineOptions, GenerateOptions, Plan, Precision, memory};
-use serde_json::{Value, json};
+use qwen::{Config, Device, Encoding, Engine, Plan, Precision, memory};
+use serde_json::json;
 
-mod failure;
-mod output;
-
-/// How fast a model runs.
-#[derive(Parser)]
-struct Args {
-    /// The folder of the checkpoint, or a GGUF file.
-    #[arg(long)]
-    model: PathBuf,
-    /// Tokens of the prompt.
-    #[arg(long, default_value_t = 512)]
-    prompt_tokens: usize,
-    /// Tokens of the answer.
-    #[arg(long, default_value_t = 64)]
-    new_tokens: usize,
-    /// Conversations at the same time.
-    #[arg(long, default_value_t = 1)]
-    batch: usize,
-    /// Positions of context before the prompt, rounded down to whole K/V blocks. They are filled, not computed.
-    #[arg(long, default_value_t = 0)]
-    depth: usize,
-    /// Stretch the context by this factor (YaRN).
-    #[arg(long)]
-    yarn: Option<f64>,
-    /// Threads; one for each physical core when absent.
-    #[arg(long)]
-    threads: Option<usize>,
-    /// Number of measured runs.
-    #[arg(long, default_value_t = 3)]
-    repeat: usize,
-    /// Where to run: auto, cpu, cuda, cuda:ORDINAL, wgpu, wgpu:INDEX, wgpu:NAME.
-    #[arg(long, default_value = "cpu")]
-    device: Device,
-    /// exact or fast.
-    #[arg(long, default_value = "fast")]
-    precision: Precision,
-    /// How K/V is stored: f32, f16 or q8_0; by default f32 in exact and f16 in fast.
-    #[arg(long)]
-    kv: Option<Encoding>,
-    /// Which features of a GPU wgpu uses: default, or best, which includes those that wgpu calls experimental.
-    #[arg(long, default_value_t)]
-    wgpu_capabilities: CapabilitySet,
-    /// Print one JSON object.
-    #[arg(long)]
-    json: bool,
-}
-
-impl Args {
-    fn kv_encoding(&self) -> Encoding {
-        self.kv.unwrap_or(self.precision.kv_encoding())
-    }
-}
+use crate::args::Args;
+use crate::failure::Failure;
+use crate::prompts::{exactly, first_token};
+use crate::report::{Figure, PERCENT, Report, Spread, TOKENS, spread};
 
 /// The work that a throughput counts.
 struct Work {
@@ -103,20 +47,6 @@ impl Work {
     }
 }
 
-/// Minimum, median and maximum of a set of figures.
-#[derive(Clone, Copy)]
-struct Spread {
-    min: f64,
-    median: f64,
-    max: f64,
-}
-
-fn spread(figures: impl IntoIterator<Item = f64>) -> Option<Spread> {
-    let mut figures: Vec<f64> = figures.into_iter().collect();
-    figures.sort_by(f64::total_cmp);
-    Some(Spread { min: *figures.first()?, median: figures[figures.len() / 2], max: *figures.last()? })
-}
-
 /// Seconds of one repeat.
 struct Run {
     prompt: f64,
@@ -132,7 +62,7 @@ fn prompt(len: usize, conversation: usize, vocab_size: usize) -> Vec<u32> {
 
 /// Run the conversations at the same time. The engine timestamps each token, so a slow reader does not change figures.
 fn converse(engine: &Engine, batch: usize, tokens: usize, new: usize) -> qwen::Result<Run> {
-    let options = GenerateOptions::new().greedy().ignore_eos(true).max_new_tokens(new);
+    let options = exactly(new);
     let streams = (0..batch)
         .map(|n| engine.generate_ids(prompt(tokens, n, engine.config().vocab_size), &options))
         .collect::<qwen::Result<Vec<_>>>()?;
@@ -140,23 +70,14 @@ fn converse(engine: &Engine, batch: usize, tokens: usize, new: usize) -> qwen::R
     for mut stream in streams {
         stream.try_for_each(|token| token.map(drop))?;
         let stats = stream.stats();
-        let answered = stats.first_token.unwrap_or_default();
-        first = first.max(answered.as_secs_f64());
-        last = last.max((answered + stats.generation).as_secs_f64());
+        first = first.max(first_token(&stats));
+        last = last.max(first_token(&stats) + stats.generation.as_secs_f64());
     }
     Ok(Run { prompt: first, generation: last - first })
 }
 
 fn run(engine: &Engine, args: &Args) -> qwen::Result<Run> {
     converse(engine, args.batch, args.prompt_tokens, args.new_tokens)
-}
-
-/// A measured figure, with its names in JSON and in the table, and its unit in the table.
-struct Figure {
-    key: &'static str,
-    name: &'static str,
-    unit: (f64, &'static str),
-    spread: Spread,
 }
 
 /// Runs, each with a measurement of the ceilings before and after it.
@@ -194,8 +115,7 @@ impl Measured {
         let least_seconds = |c: &Ceilings| work.matrix_ops / matrix_rate(c) + work.attention_ops / attention_rate(c);
         let of_runs = |figure: &dyn Fn(&Run) -> f64| spread(self.runs.iter().map(figure));
         let of_ceilings = |figure: fn(&Ceilings) -> Option<f64>| spread(self.ceilings.iter().filter_map(figure));
-        let (tokens, bytes, flops, ops) = ((1.0, "tokens/s"), (1e9, "GB/s"), (1e9, "Gflop/s"), (1e9, "Gop/s"));
-        let percent = (0.01, "%");
+        let (tokens, bytes, flops, ops) = (TOKENS, (1e9, "GB/s"), (1e9, "Gflop/s"), (1e9, "Gop/s"));
         [
             ("prompt_tokens_per_second", "prompt", tokens, of_runs(&|run| prompt_tokens / run.prompt)),
             ("generation_tokens_per_second", "generation", tokens, of_runs(&|run| new_tokens / run.generation)),
@@ -209,97 +129,27 @@ impl Measured {
             (
                 "generation_share_of_memory",
                 "generation of memory",
-                percent,
+                PERCENT,
                 self.share(|run| new_tokens * work.token_bytes / run.generation, |c| c.memory_bytes_per_second),
             ),
             (
                 "prompt_share_of_arithmetic",
                 "prompt of arithmetic",
-                percent,
+                PERCENT,
                 self.share(|run| 1.0 / run.prompt, |c| 1.0 / least_seconds(c)),
             ),
         ]
         .into_iter()
-        .filter_map(|(key, name, unit, spread)| Some(Figure { key, name, unit, spread: spread? }))
+        .filter_map(|(key, name, unit, spread)| Figure::new(key, name, unit, spread))
         .collect()
     }
 }
 
-/// Everything that is printed.
-struct Report<'a> {
-    args: &'a Args,
-    engine: &'a Engine,
-    load_seconds: f64,
-    first_token_seconds: f64,
-    peak_resident_bytes: Option<u64>,
-    taken_device_bytes: Option<u64>,
-    figures: Vec<Figure>,
-}
-
-impl Report<'_> {
-    fn json(&self) -> Value {
-        let Report { args, engine, .. } = self;
-        let mut object = json!({
-            "model": args.model,
-            "device": engine.device_name(),
-            "selection_reason": engine.selection_reason(),
-            "precision": args.precision.to_string(),
-            "kv": args.kv_encoding().to_string().to_lowercase(),
-            "prompt_tokens": args.prompt_tokens,
-            "new_tokens": args.new_tokens,
-            "batch": args.batch,
-            "depth": args.depth,
-            "repeat": args.repeat.max(1),
-            "load_seconds": self.load_seconds,
-            "first_token_seconds": self.first_token_seconds,
-            "peak_resident_bytes": self.peak_resident_bytes,
-            "planned_bytes": engine.plan().total_bytes,
-            "taken_device_bytes": self.taken_device_bytes,
-        });
-        for Figure { key, spread, .. } in &self.figures {
-            object[*key] = json!(spread.median);
-            object["spread"][*key] = json!([spread.min, spread.max]);
-        }
-        object
-    }
-
-    fn table(&self) -> Result<String, fmt::Error> {
-        let mut out = String::new();
-        let Report { args, engine, load_seconds, first_token_seconds, .. } = self;
-        let kv = args.kv_encoding();
-        writeln!(out, "{} on {}, {}, K/V in {kv}", args.model.display(), engine.device_name(), args.precision)?;
-        write!(out, "load {load_seconds:.2} s, first token {first_token_seconds:.2} s after the start")?;
-        if let Some(peak) = self.peak_resident_bytes {
-            write!(out, "\npeak resident {:.1} MiB", peak as f64 / f64::from(1 << 20))?;
-        }
-        for Figure { name, unit: (scale, unit), spread: Spread { min, median, max }, .. } in &self.figures {
-            write!(out, "\n{name:<26} {:9.2} {unit}  [{:.2} to {:.2}]", median / scale, min / scale, max / scale)?;
-        }
-        Ok(out)
-    }
-}
-
-fn main() -> Result<(), failure::Failure> {
-    let args = Args::parse();
+pub(crate) fn report(args: &Args) -> Result<Report, Failure> {
     let tokens = [args.depth, args.prompt_tokens, args.new_tokens];
     let context = tokens.into_iter().fold(1, usize::saturating_add);
-    let mut options = EngineOptions::new()
-        .device(args.device.clone())
-        .precision(args.precision)
-        .batch(args.batch)
-        .wgpu_capabilities(args.wgpu_capabilities)
-        // Repeats have the same prompt, and all of them compute it.
-        .prefix_cache(false)
-        .context(context.max(64));
-    if let Some(encoding) = args.kv {
-        options = options.kv_encoding(encoding);
-    }
-    if let Some(factor) = args.yarn {
-        options = options.yarn(factor);
-    }
-    if let Some(threads) = args.threads {
-        options = options.threads(threads);
-    }
+    // Repeats have the same prompt, and all of them compute it.
+    let options = args.engine_options(context, args.batch).prefix_cache(false);
     // Unknown for GPUs whose driver does not report it, and for `auto` before it has chosen.
     let free_bytes = |device: &Device| device.free_bytes().ok().flatten();
     let free_before = free_bytes(&args.device);
@@ -309,7 +159,7 @@ fn main() -> Result<(), failure::Failure> {
     converse(&engine, 1, 8, 1)?;
     let first_token_seconds = started.elapsed().as_secs_f64();
     // A warm-up run touches all buffers and is not measured. The peak is read before the meter allocates memory.
-    run(&engine, &args)?;
+    run(&engine, args)?;
     let peak_resident_bytes = memory::peak_resident_bytes();
     let device = engine.device().unwrap_or(&args.device);
     let taken_device_bytes = free_before.zip(free_bytes(device)).map(|(before, after)| before.saturating_sub(after));
@@ -317,24 +167,20 @@ fn main() -> Result<(), failure::Failure> {
     let mut meter = ceiling_meter(device, &options)?;
     let slice = Duration::from_millis(600);
     let mut measured = Measured { runs: Vec::new(), ceilings: vec![meter.measure(slice)?] };
-    for _ in 0..args.repeat.max(1) {
-        measured.runs.push(run(&engine, &args)?);
+    for _ in 0..args.repeat() {
+        measured.runs.push(run(&engine, args)?);
         measured.ceilings.push(meter.measure(slice)?);
     }
-    let figures = measured.figures(&engine, &args);
-    let report = Report {
-        args: &args,
-        engine: &engine,
-        load_seconds,
-        first_token_seconds,
-        peak_resident_bytes,
-        taken_device_bytes,
-        figures,
-    };
-    if args.json {
-        output::print(serde_json::to_string_pretty(&report.json())?)?;
-    } else {
-        output::print(report.table()?)?;
+    let mut facts = args.facts(&engine);
+    facts["load_seconds"] = json!(load_seconds);
+    facts["first_token_seconds"] = json!(first_token_seconds);
+    facts["peak_resident_bytes"] = json!(peak_resident_bytes);
+    facts["planned_bytes"] = json!(engine.plan().total_bytes);
+    facts["taken_device_bytes"] = json!(taken_device_bytes);
+    let mut heading = args.heading(&engine);
+    heading += &format!("\nload {load_seconds:.2} s, first token {first_token_seconds:.2} s after the start");
+    if let Some(peak) = peak_resident_bytes {
+        heading += &format!("\npeak resident {:.1} MiB", peak as f64 / f64::from(1 << 20));
     }
-    Ok(())
+    Ok(Report { facts, heading, figures: measured.figures(&engine, args) })
 }
