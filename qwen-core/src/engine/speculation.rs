@@ -8,7 +8,9 @@
 //! themselves are kept.)
 //!
 //! Guesses come from the text so far: what followed the latest place where its last tokens stood (prompt lookup). How
-//! many there are depends on how often guesses were right, and on measured times of steps.
+//! many there are depends on how often guesses were right, and on measured times of steps. Guesses are also compared with
+//! what came where they were not worth a step, so that nothing has to be tried to learn whether they are right. Where few
+//! tokens agree with an earlier place, that is often by chance, so this is learned apart from where many agree.
 
 use std::collections::HashMap;
 
@@ -30,6 +32,12 @@ pub enum Speculation {
 /// Tokens that have to agree with an earlier place.
 const NGRAM: usize = 3;
 
+/// Fewer tokens than this often agree by chance.
+const SHORT: usize = 6;
+
+/// So many hardly ever do.
+const LONG: usize = 16;
+
 /// The most guesses of a step.
 const MOST: usize = 31;
 
@@ -41,9 +49,23 @@ pub(super) struct Drafter {
     /// Positions whose n-grams are in `places`.
     indexed: usize,
     guesses: Vec<u32>,
-    /// How often the next token was as guessed, and how often not; both fade.
+    /// How many tokens agree with the place that they come from, as an index of `records`.
+    agreement: usize,
+    records: [Record; 3],
+}
+
+/// How often the next token was as guessed, and how often not; both fade.
+#[derive(Debug, Default)]
+struct Record {
     hits: f64,
     misses: f64,
+}
+
+impl Record {
+    /// How often guesses are right, with one more doubt than there were misses.
+    fn rate(&self) -> f64 {
+        self.hits / (self.hits + self.misses + 1.0)
+    }
 }
 
 impl Drafter {
@@ -57,6 +79,12 @@ impl Drafter {
         self.indexed = tokens.len();
         self.guesses.clear();
         let Some(&place) = tokens.last_chunk().and_then(|gram: &[u32; NGRAM]| self.places.get(gram)) else { return };
+        let agree = tokens[..place].iter().rev().zip(tokens.iter().rev()).take_while(|(a, b)| a == b);
+        self.agreement = match agree.take(LONG).count() {
+            ..SHORT => 0,
+            SHORT..LONG => 1,
+            _ => 2,
+        };
         for index in place..place + MOST {
             // Text that repeats itself goes on repeating.
             let id = tokens.get(index).or_else(|| self.guesses.get(index - tokens.len()));
@@ -67,7 +95,7 @@ impl Drafter {
     /// Guesses worth checking in a step for `num_seqs` sequences, at most `at_most`.
     pub(super) fn draft(&mut self, tokens: &[u32], at_most: usize, num_seqs: usize, times: &StepTimes) -> &[u32] {
         self.look_up(tokens);
-        let rate = self.hits / (self.hits + self.misses).max(1.0);
+        let rate = self.records[self.agreement].rate();
         // Tokens of a step with `count` guesses, if each is right at this rate and the first wrong one ends them.
         let tokens = |count: usize| (0..=count).map(|n| rate.powi(n as i32)).sum::<f64>();
         let gain = |count: usize| tokens(count) / times.ratio(num_seqs, num_seqs * (1 + count));
@@ -84,9 +112,10 @@ impl Drafter {
             return;
         }
         let missed = right < came.len();
-        let fade = 0.9f64.powi(right as i32 + i32::from(missed));
-        self.hits = self.hits * fade + right as f64;
-        self.misses = self.misses * fade + f64::from(u8::from(missed));
+        let fade = 0.95f64.powi(right as i32 + i32::from(missed));
+        let Record { hits, misses } = &mut self.records[self.agreement];
+        *hits = *hits * fade + right as f64;
+        *misses = *misses * fade + f64::from(u8::from(missed));
         self.guesses.clear();
     }
 }
@@ -102,6 +131,14 @@ impl StepTimes {
     /// What a token more costs before it is measured, as a share of a step of one.
     const GUESS: f64 = 0.05;
 
+    /// How much of what a measured time has above the expected one is forgotten with each other step: what was slow once
+    /// is tried again.
+    const FORGET: f64 = 0.005;
+
+    fn expected(tokens: usize, more: usize) -> f64 {
+        (1.0 + Self::GUESS * more as f64) / (1.0 + Self::GUESS * tokens as f64)
+    }
+
     fn bucket(tokens: usize) -> usize {
         (tokens.max(1).next_power_of_two().trailing_zeros() as usize).min(11)
     }
@@ -111,14 +148,17 @@ impl StepTimes {
         let known = &mut self.seconds[Self::bucket(tokens)];
         // A single slow step, such as one beside another program, changes little.
         *known = Some(known.map_or(seconds, |known| known + 0.2 * (seconds.min(2.0 * known) - known)));
+        for (bucket, other) in self.seconds.iter_mut().enumerate() {
+            let excess = other.map_or(0.0, |other| other - seconds * Self::expected(tokens, 1 << bucket));
+            *other = other.map(|other| other - Self::FORGET * excess.max(0.0));
+        }
     }
 
     /// How much longer a step of `more` tokens takes than one of `tokens`.
     fn ratio(&self, tokens: usize, more: usize) -> f64 {
-        let expected = (1.0 + Self::GUESS * more as f64) / (1.0 + Self::GUESS * tokens as f64);
         match (self.seconds[Self::bucket(tokens)], self.seconds[Self::bucket(more)]) {
             (Some(few), Some(many)) if few > 0.0 => (many / few).max(1.0),
-            _ => expected,
+            _ => Self::expected(tokens, more),
         }
     }
 }
@@ -178,5 +218,44 @@ mod tests {
         }
         assert_eq!(drafter.draft(&tokens, 8, 1, &cheap).len(), 8);
         assert_eq!(drafter.draft(&tokens, 8, 1, &dear).len(), 0);
+    }
+
+    #[test]
+    fn what_agrees_by_chance_is_told_from_a_copy() {
+        let (mut drafter, mut times) = (Drafter::default(), StepTimes::default());
+        // Steps with guesses have to have more than half of them right.
+        for (tokens, seconds) in [(1, 1.0), (2, 1.6), (4, 1.8), (8, 2.0)] {
+            times.record(tokens, seconds);
+        }
+        let copied: Vec<u32> = (100..120).collect();
+        let (mut tokens, mut new) = (copied.clone(), 1000..);
+        let (mut by_chance, mut in_copies) = (0, 0);
+        for round in 0..20 {
+            // A copy of twenty tokens, then three of them that go on in another way, several times.
+            let mut text = copied.clone();
+            text.extend((4..12).flat_map(|at| [copied[at], copied[at + 1], copied[at + 2], new.next().unwrap_or(0)]));
+            for (place, &next) in text.iter().enumerate() {
+                let drafts = !drafter.draft(&tokens, 8, 1, &times).is_empty();
+                if round > 10 {
+                    by_chance += usize::from(drafts && place > 20);
+                    in_copies += usize::from(drafts && (16..20).contains(&place));
+                }
+                drafter.learn(&[next]);
+                tokens.push(next);
+            }
+        }
+        // Of nine rounds.
+        assert!(by_chance <= 9 * 8 / 3, "{by_chance}");
+        assert_eq!(in_copies, 9 * 4);
+    }
+
+    #[test]
+    fn what_was_slow_once_is_tried_again() {
+        let mut times = StepTimes::default();
+        times.record(1, 1.0);
+        times.record(8, 50.0);
+        let slow = times.ratio(1, 8);
+        (0..2000).for_each(|_| times.record(1, 1.0));
+        assert!(slow > 40.0 && times.ratio(1, 8) < 1.5, "{slow}, then {}", times.ratio(1, 8));
     }
 }
