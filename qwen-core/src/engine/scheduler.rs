@@ -3,8 +3,9 @@
 //! There is no separate prefill or decode phase: `num_computed_tokens` catches up with the known tokens. Every running
 //! sequence gets one token per step, the least recently served first if the step has fewer tokens than sequences. Half
 //! of the remaining tokens are shared out evenly among prompts, so that a short one is not held up by a long one; the
-//! rest goes to prompts in order of arrival. So a long prompt delays running answers by one chunk at most, and each of
-//! `n` running sequences is served at least once in `n / max_num_batched_tokens` steps, rounded up.
+//! rest goes to prompts in order of arrival, unless a prompt is completed by its share: such a step is kept short. So a
+//! long prompt delays running answers by one chunk at most, and each of `n` running sequences is served at least once in
+//! `n / max_num_batched_tokens` steps, rounded up.
 //!
 //! A sequence begins behind its longest prefix whose K/V is there. It is admitted once there are blocks for what is
 //! known of it and for its next token. Answers grow, so blocks may run out: then the sequence with the fewest computed
@@ -183,7 +184,11 @@ impl Scheduler {
         scheduled.extend(order.iter().map(|&index| Scheduled { index, num_tokens: 1, logits: WantLogits::None }));
         let num_prompts = order.iter().filter(|&&index| running[index].num_ready_tokens() > 1).count();
         let share = if num_prompts > 1 { budget / (2 * num_prompts) } else { 0 };
-        for at_most in [share, usize::MAX] {
+        // A prompt that its share completes has its answer begin sooner if the others wait with what they want beyond
+        // theirs.
+        let completes = |&index: &usize| (2..=share + 1).contains(&running[index].num_pending_tokens());
+        let rounds = if order.iter().any(completes) { &[share][..] } else { &[share, usize::MAX] };
+        for &at_most in rounds {
             for part in scheduled.iter_mut() {
                 let sequence = &running[part.index];
                 let own = sequence.num_rows(part.num_tokens).max(1);

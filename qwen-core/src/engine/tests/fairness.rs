@@ -98,6 +98,19 @@ fn answers_take_turns_where_a_step_has_fewer_tokens_than_sequences() {
     rig.run();
 }
 
+#[test]
+fn a_short_prompt_beside_a_long_one_is_complete_after_a_short_step() {
+    let mut rig = Rig::new(Limits { max_num_batched_tokens: 32, ..limits() }, |_| {});
+    rig.add(request(&[1; 60], 1));
+    rig.step();
+    let short = rig.add(endless(request(&[1; 4], 3)));
+    rig.step();
+    assert_eq!(rig.found[&short].tokens.len(), 1);
+    rig.run();
+    // The long one has its share of a step, behind the row that is wanted, and all the rest of the next one.
+    assert_eq!(rig.steps.try_iter().collect::<Vec<_>>(), [vec![32], vec![4, 8], vec![20, 1], vec![1]]);
+}
+
 proptest! {
     /// Each of `n` running sequences is served at least once in `n / max_num_batched_tokens` steps, rounded up.
     #[test]
