@@ -65,9 +65,13 @@ fn texts(args: &Args, engine: &Engine) -> [Text; 3] {
     let prompt = [random.ids(16, engine), file.clone()].concat();
     let mut edit = edited(&file, &mut random, engine);
     edit.resize(args.new_tokens, 0);
-    // Three tokens from one place, then three from another: what follows each place comes never.
-    let places = (0..).step_by(7).map(|place| place % (file.len() - 4));
-    let misleading = places.flat_map(|place| file[place..place + 3].to_vec()).take(args.new_tokens).collect();
+    // Three tokens from one place, then three from another: what follows each place hardly ever comes.
+    let mut misleading = Vec::new();
+    while misleading.len() < args.new_tokens {
+        let place = (random.uniform() * (file.len() - 3) as f64) as usize;
+        misleading.extend_from_slice(&file[place..place + 3]);
+    }
+    misleading.truncate(args.new_tokens);
     let new = random.ids(args.new_tokens, engine);
     [("edit", edit), ("misleading", misleading), ("new", new)].map(|(name, answer)| Text {
         name,
