@@ -147,6 +147,8 @@ mod documents {
     struct Batching;
     #[doc = include_str!("../docs/scoring.md")]
     struct Scoring;
+    #[doc = include_str!("../docs/speculation.md")]
+    struct Speculation;
     #[doc = include_str!("../docs/writing-a-backend.md")]
     struct WritingABackend;
     #[doc = include_str!("../docs/ranks.md")]
