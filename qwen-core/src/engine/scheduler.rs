@@ -70,7 +70,7 @@ pub(super) struct Scheduler {
     cached_tokens: u64,
     drafted_tokens: u64,
     accepted_tokens: u64,
-    times: StepTimes,
+    pub(super) times: StepTimes,
     pub(super) pace: Pace,
     next_id: u64,
     /// Completed steps.

@@ -154,7 +154,9 @@ impl Rig {
         let mut runner = ScriptedRunner { limits, reads_slots: false, steps: sender, during, spoil: |_| {}, slots };
         change(&mut runner);
         let intake = Intake::default();
-        Rig { core: EngineCore::new(Box::new(runner), intake.clone()), intake, steps, found: BTreeMap::new() }
+        let mut core = EngineCore::new(Box::new(runner), intake.clone());
+        core.scheduler.times.is_frozen = true;
+        Rig { core, intake, steps, found: BTreeMap::new() }
     }
 
     fn add(&mut self, request: Request) -> SeqId {
