@@ -36,6 +36,15 @@ pub struct Answer {
     pub stats: Stats,
 }
 
+impl Answer {
+    /// The mean of the log-probabilities of its tokens. `None` without tokens, and where the options did not ask for them.
+    #[must_use]
+    pub fn mean_logprob(&self) -> Option<f64> {
+        let sum: f64 = self.logprobs.iter().map(|token| token.chosen.logprob).sum();
+        (!self.logprobs.is_empty()).then(|| sum / self.logprobs.len() as f64)
+    }
+}
+
 impl Engine {
     /// Continue each of these prompts, as [`Engine::generate`] does, and wait for all answers, which come in the order of
     /// the prompts. A prompt that fails, for example since it is too long, has its error in its place; the others have
@@ -109,6 +118,37 @@ impl Engine {
             options.seed = options.seed.map(|seed| seed.wrapping_add(i));
             move || self.generate(prompt, &options)
         }))
+    }
+
+    /// The `n` best of `best_of` answers to one prompt, the best first: those whose tokens the model finds most likely
+    /// on average ([`Answer::mean_logprob`]). The answers are those of [`Engine::generate_n`]; among equals the earlier one
+    /// comes first.
+    ///
+    /// ```
+    /// use qwen::{Engine, GenerateOptions};
+    /// let engine = Engine::load(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/demo-model"))?;
+    /// let options = GenerateOptions::new().temperature(1.0).max_new_tokens(20);
+    /// let best = engine.generate_best_of("Once upon a time", 1, 4, &options)?;
+    /// println!("{} ({:?} a token)", best[0].text, best[0].mean_logprob());
+    /// # Ok::<(), qwen::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// The first error of any of the answers.
+    pub fn generate_best_of(
+        &self,
+        prompt: &str,
+        n: usize,
+        best_of: usize,
+        options: &GenerateOptions,
+    ) -> Result<Vec<Answer>> {
+        let options = GenerateOptions { logprobs: Some(options.logprobs.unwrap_or(0)), ..options.clone() };
+        let mut answers = self.generate_n(prompt, best_of, &options).into_iter().collect::<Result<Vec<Answer>>>()?;
+        // An empty answer says nothing: it comes last.
+        let mean = |answer: &Answer| answer.mean_logprob().unwrap_or(f64::NEG_INFINITY);
+        answers.sort_by(|a, b| mean(b).total_cmp(&mean(a)));
+        answers.truncate(n);
+        Ok(answers)
     }
 
     /// Send these requests, as room frees, and read all their answers.

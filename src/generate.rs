@@ -14,6 +14,10 @@ use crate::stats::Stats;
 use crate::stop_strings::StopWatch;
 use crate::stream::{TextStream, TokenStream};
 
+/// Tokens of an answer that are computed and not read at most. It pauses then, so that it holds nobody else up and takes
+/// no more memory.
+const MAX_UNREAD: usize = 4096;
+
 impl Engine {
     /// Continue `prompt`, without a chat template. Control tokens in it take effect, and the tokenizer adds what it
     /// adds to every text, such as a BOS, as in transformers
@@ -45,9 +49,10 @@ impl Engine {
             [] => None,
             strings => Some(StopWatch::new(self.tokenizer()?.decode_stream(true), strings)),
         };
-        let (events, canceller) = self.worker().submit(request, watch)?;
+        let window = self.worker().intake().window(MAX_UNREAD);
+        let (events, canceller) = self.worker().submit(request.window(window.clone()), watch)?;
         let stats = Stats { prompt_tokens, seed, ..Stats::default() };
-        Ok(TokenStream::new(self.worker().clone(), events, canceller, stats, started))
+        Ok(TokenStream::new(self.worker().clone(), events, canceller, window, stats, started))
     }
 
     pub(crate) fn stream_text(&self, ids: Vec<u32>, options: &GenerateOptions) -> Result<TextStream> {

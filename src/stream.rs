@@ -10,7 +10,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
 use qwen_core::engine::sampling::Logprobs;
-use qwen_core::engine::{Canceller, Event, FinishReason};
+use qwen_core::engine::{Canceller, Event, FinishReason, RowWindow};
 use qwen_tokenizer::DecodeStream;
 use serde::{Deserialize, Serialize};
 
@@ -49,6 +49,8 @@ pub struct TokenStream {
     worker: Arc<Worker>,
     events: Receiver<Stamped>,
     canceller: Canceller,
+    /// Room for tokens that are not read yet.
+    window: RowWindow,
     started: Instant,
     stats: Stats,
     logprobs: Vec<Logprobs>,
@@ -63,6 +65,7 @@ impl TokenStream {
         worker: Arc<Worker>,
         events: Receiver<Stamped>,
         canceller: Canceller,
+        window: RowWindow,
         stats: Stats,
         started: Instant,
     ) -> Self {
@@ -70,6 +73,7 @@ impl TokenStream {
             worker,
             events,
             canceller,
+            window,
             started,
             stats,
             logprobs: Vec::new(),
@@ -156,6 +160,7 @@ impl TokenStream {
             match ready!(self.worker.receive(&mut self.events, wait)) {
                 Ok((Output::Step(event), at)) => match event {
                     Event::Token(id) => {
+                        self.window.give_back();
                         let elapsed = at.saturating_duration_since(self.started);
                         let first = *self.stats.first_token.get_or_insert(elapsed);
                         self.stats.generation = elapsed.saturating_sub(first);

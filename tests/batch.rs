@@ -90,6 +90,21 @@ fn conversations_and_several_answers_are_batches_too() {
 }
 
 #[test]
+fn the_best_of_several_answers_is_the_likeliest() {
+    let engine = demo_engine();
+    let all: Vec<Answer> =
+        engine.generate_n("Hello", 5, &sampled().logprobs(0)).into_iter().map(Result::unwrap).collect();
+    let best = engine.generate_best_of("Hello", 2, 5, &sampled()).unwrap();
+    let mut means: Vec<f64> = all.iter().map(|answer| answer.mean_logprob().unwrap()).collect();
+    means.sort_by(|a, b| b.total_cmp(a));
+    let found: Vec<f64> = best.iter().map(|answer| answer.mean_logprob().unwrap()).collect();
+    assert_eq!(found, means[..2]);
+    assert!(all.iter().any(|answer| answer.text == best[0].text));
+    assert!(engine.generate_best_of("Hello", 2, 5, &sampled().top_p(7.0)).is_err());
+    assert!(engine.generate_best_of("Hello", 2, 0, &sampled()).unwrap().is_empty());
+}
+
+#[test]
 fn several_batches_share_a_manual_engine_with_its_host() {
     let engine = options().manual().load(demo()).unwrap();
     let expected: Vec<String> =

@@ -1,9 +1,8 @@
 //! Who steps an engine: a thread of its own, which takes requests and sends events, or a host that calls
 //! [`Worker::step`] ([`EngineOptions::manual`](crate::EngineOptions::manual)).
 //!
-//! A stream's channel holds at most one event for each position of the context (two with log-probabilities) and one for
-//! each part of the prompt; rows of logits, which are large, are bounded by their window. So a slow reader never makes a
-//! channel grow without bound.
+//! A stream's channel holds at most one event for each part of the prompt; tokens and rows of logits are bounded by their
+//! windows. So a slow reader never makes a channel grow without bound.
 
 mod driver;
 

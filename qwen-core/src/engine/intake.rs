@@ -93,7 +93,7 @@ impl Intake {
         Ok(Ticket { canceller, place: Place { waits, shared: self.0.clone() } })
     }
 
-    /// Room for `rows` rows of logits, at least one, between the engine and a reader.
+    /// Room for `rows` rows of logits, or tokens of an answer, at least one, between the engine and a reader.
     pub fn window(&self, rows: usize) -> RowWindow {
         let size = rows.max(1);
         RowWindow { size, free: Arc::new(AtomicUsize::new(size)), shared: self.0.clone() }
@@ -238,7 +238,8 @@ impl Canceller {
     }
 }
 
-/// Room between an engine and the reader of a request's rows of logits: the engine computes no row without room for it.
+/// Room between an engine and the reader of a request's rows of logits, or of an answer's tokens: the engine computes
+/// none without room for it.
 /// Created by [`Intake::window`].
 #[derive(Debug, Clone)]
 pub struct RowWindow {

@@ -19,7 +19,7 @@
 use std::cmp::Reverse;
 use std::time::{Duration, Instant};
 
-use super::intake::Ticket;
+use super::intake::{RowWindow, Ticket};
 use super::interruption::Member;
 use super::pace::Pace;
 use super::queue::Queue;
@@ -382,6 +382,7 @@ impl Scheduler {
                         sequence.tokens.push(id);
                         let stops = sequence.finish_reason() == Some(FinishReason::Stop);
                         if !stops {
+                            sequence.reader().into_iter().for_each(RowWindow::take);
                             logprobs.into_iter().for_each(|logprobs| report(sequence.id, Event::Logprobs(logprobs)));
                         }
                         report(sequence.id, if stops { Event::StopToken(id) } else { Event::Token(id) });

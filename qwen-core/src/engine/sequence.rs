@@ -81,6 +81,8 @@ pub struct Request {
     pub priority: i32,
     /// When the request fails, looked at before each step. Default never.
     pub deadline: Option<Instant>,
+    /// Room for the tokens of an answer: it pauses while its reader has not taken that many. Default any number.
+    pub window: Option<RowWindow>,
 }
 
 /// What an engine computes from a prompt.
@@ -169,7 +171,7 @@ impl Request {
     }
 
     fn new(prompt: Vec<u32>, goal: Goal) -> Self {
-        Request { prompt, goal, cache_salt: "".into(), user: "".into(), priority: 0, deadline: None }
+        Request { prompt, goal, cache_salt: "".into(), user: "".into(), priority: 0, deadline: None, window: None }
     }
 
     /// See [`Request::user`].
@@ -187,6 +189,12 @@ impl Request {
     /// See [`Request::deadline`].
     pub fn deadline(mut self, deadline: impl Into<Option<Instant>>) -> Self {
         self.deadline = deadline.into();
+        self
+    }
+
+    /// See [`Request::window`].
+    pub fn window(mut self, window: RowWindow) -> Self {
+        self.window = Some(window);
         self
     }
 
@@ -316,13 +324,12 @@ pub(super) enum Task {
         sampler: Sampler,
         logprobs: Option<usize>,
         drafter: Option<Box<Drafter>>,
+        /// Room for tokens at the reader.
+        window: Option<RowWindow>,
     },
     /// The rows from position `num_scored` on are still to be used; those before it were, or are not wanted. So K/V up
     /// to it is computed without rows.
-    Score {
-        rows: Rows,
-        num_scored: usize,
-    },
+    Score { rows: Rows, num_scored: usize },
 }
 
 /// What the rows of a prompt become.
@@ -340,13 +347,13 @@ impl Sequence {
         request.check(limits)?;
         let max_len = request.max_len(limits);
         let full = request.full(limits);
-        let Request { prompt, goal, cache_salt, user, priority, deadline } = request;
+        let Request { prompt, goal, cache_salt, user, priority, deadline, window } = request;
         let root = Prefix::Root(cache_salt);
         let task = match goal {
             Goal::Generate(GenerateParams { stop_token_ids, sampling, logprobs, speculation, .. }) => {
                 let sampler = Sampler::new(sampling, &prompt)?.stop_token_ids(&stop_token_ids);
                 let drafter = (speculation == Speculation::PromptLookup).then(Box::default);
-                Task::Generate { stop_token_ids, sampler, logprobs, drafter }
+                Task::Generate { stop_token_ids, sampler, logprobs, drafter, window }
             }
             Goal::Score(window) => Task::Score { rows: Rows::Logits(window), num_scored: 0 },
             Goal::Logprobs(params) => {
@@ -464,6 +471,7 @@ impl Sequence {
     /// Pending tokens that may be in the next step.
     pub(super) fn num_ready_tokens(&self) -> usize {
         match &self.task {
+            Task::Generate { window: Some(window), .. } if window.free() == 0 => 0,
             Task::Generate { .. } => self.num_pending_tokens(),
             Task::Score { rows: Rows::Logits(window), num_scored } => {
                 let before = num_scored.saturating_sub(self.num_computed_tokens);
@@ -497,10 +505,11 @@ impl Sequence {
     pub(super) fn guess(&mut self, num_seqs: usize, times: &StepTimes) {
         self.draft.clear();
         let at_most = self.max_len.saturating_sub(self.tokens.len() + 1);
-        if let Task::Generate { drafter: Some(drafter), .. } = &mut self.task
+        if let Task::Generate { drafter: Some(drafter), window, .. } = &mut self.task
             && self.tokens.len() == self.num_computed_tokens + 1
         {
-            self.draft.extend_from_slice(drafter.draft(&self.tokens, at_most, num_seqs, times));
+            let room = window.as_ref().map_or(usize::MAX, |window| window.free().saturating_sub(1));
+            self.draft.extend_from_slice(drafter.draft(&self.tokens, at_most.min(room), num_seqs, times));
         }
     }
 
@@ -545,14 +554,23 @@ impl Sequence {
         is_late.then_some(Event::Failed(Error::DeadlineExceeded { tokens }))
     }
 
-    /// Whether it cannot continue because the reader of its rows has no room.
-    pub(super) fn is_stalled(&self) -> bool {
-        matches!(&self.task, Task::Score { rows: Rows::Logits(window), .. } if window.free() == 0)
+    /// The room at the reader of its rows or tokens, where it is bounded.
+    pub(super) fn reader(&self) -> Option<&RowWindow> {
+        match &self.task {
+            Task::Generate { window, .. } => window.as_ref(),
+            Task::Score { rows: Rows::Logits(window), .. } => Some(window),
+            Task::Score { .. } => None,
+        }
     }
 
-    /// Whether the reader has taken all its rows, so that continuing is worthwhile.
+    /// Whether it cannot continue because its reader has no room.
+    pub(super) fn is_stalled(&self) -> bool {
+        self.reader().is_some_and(|window| window.free() == 0)
+    }
+
+    /// Whether the reader has taken everything, so that continuing is worthwhile.
     pub(super) fn is_awaited(&self) -> bool {
-        matches!(&self.task, Task::Score { rows: Rows::Logits(window), .. } if window.is_open())
+        self.reader().is_some_and(RowWindow::is_open)
     }
 
     /// The reason why the request ends here, if it does.

@@ -114,3 +114,28 @@ fn bad_scores_are_refused_with_figures() {
     assert!(matches!(refuse(vec![1; 65]), Error::ContextLength { prompt: 65, limit: 64, context: 64 }));
     assert!(matches!(refuse(vec![10]), Error::InvalidTokenId { id: 10, .. }));
 }
+
+#[test]
+fn an_answer_that_nobody_reads_pauses_alone_and_gives_way() {
+    for speculation in [Speculation::Off, Speculation::PromptLookup] {
+        let mut rig = Rig::new(Limits { num_blocks: 16, ..limits() }, |_| {});
+        let window = rig.intake.window(5);
+        let request = speculating(endless(request(&[1, 2, 3], 40)), speculation);
+        let unread = rig.add(request.clone().window(window.clone()));
+        let other = rig.add(endless(super::request(&[1; 10], 20)));
+        while rig.step() {}
+        assert_eq!((rig.found[&unread].tokens.len(), rig.found[&other].tokens.len()), (5, 20));
+        // Another request needs its blocks: it goes on later all the same.
+        let large = rig.add(endless(super::request(&[3; 50], 12)));
+        while rig.step() {}
+        assert_eq!(rig.found[&large].tokens.len(), 12);
+        while rig.found[&unread].end.is_none() {
+            window.give_back();
+            rig.step();
+            assert!(rig.found[&unread].tokens.len() <= 45);
+        }
+        let mut alone = super::rig();
+        let id = alone.add(request);
+        assert_eq!(rig.run()[&unread].tokens, alone.run()[&id].tokens);
+    }
+}
