@@ -149,7 +149,8 @@ pub(crate) fn report(args: &Args) -> Result<Report, Failure> {
     let tokens = [args.depth, args.prompt_tokens, args.new_tokens];
     let context = tokens.into_iter().fold(1, usize::saturating_add);
     // Repeats have the same prompt, and all of them compute it.
-    let options = args.engine_options(context, args.batch).prefix_cache(false);
+    // Prompts of a batch are timed as a whole: none is cut short for the answers of those that are done.
+    let options = args.engine_options(context, args.batch).prefix_cache(false).max_step_time(Duration::MAX);
     // Unknown for GPUs whose driver does not report it, and for `auto` before it has chosen.
     let free_bytes = |device: &Device| device.free_bytes().ok().flatten();
     let free_before = free_bytes(&args.device);
