@@ -17,10 +17,10 @@ const SHOWN: usize = 4;
 /// ```
 /// use qwen_core::{GenerationConfig, Warning};
 ///
-/// let config = GenerationConfig::from_json("generation_config.json", r#"{"no_repeat_ngram_size": 3}"#)?;
+/// let config = GenerationConfig::from_json("generation_config.json", r#"{"num_beams": 3}"#)?;
 /// let [warning] = &config.warnings()[..] else { panic!("one key has no effect") };
-/// assert!(matches!(warning, Warning::IgnoredKey { key, .. } if key == "no_repeat_ngram_size"));
-/// assert!(warning.to_string().starts_with("generation_config.json: key `no_repeat_ngram_size`"));
+/// assert!(matches!(warning, Warning::IgnoredKey { key, .. } if key == "num_beams"));
+/// assert!(warning.to_string().starts_with("generation_config.json: key `num_beams`"));
 /// # Ok::<(), qwen_core::Error>(())
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
