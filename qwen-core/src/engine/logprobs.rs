@@ -6,6 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::sampling::{LogSoftmax, TokenLogprob};
 use crate::error::{Error, Result};
 
 /// How likely a token is after those before it.
@@ -95,28 +96,12 @@ impl LogprobsParams {
 /// A row of finite logits.
 struct Row<'a> {
     logits: &'a [f32],
-    /// The logarithm of the sum of the exponentials.
-    log_sum: f64,
+    softmax: LogSoftmax,
 }
 
 impl<'a> Row<'a> {
     fn new(logits: &'a [f32]) -> Self {
-        let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        // A fixed number of partial sums, so that the order does not depend on the machine.
-        let mut sums = [0.0_f64; 8];
-        let mut chunks = logits.chunks_exact(8);
-        for chunk in &mut chunks {
-            for (sum, logit) in sums.iter_mut().zip(chunk) {
-                *sum += exp(f64::from(*logit) - f64::from(max));
-            }
-        }
-        let rest: f64 = chunks.remainder().iter().map(|logit| exp(f64::from(*logit) - f64::from(max))).sum();
-        Row { logits, log_sum: f64::from(max) + (sums.iter().sum::<f64>() + rest).ln() }
-    }
-
-    /// Never above 0, also where a sum of 1 and little else rounds.
-    fn logprob(&self, logit: f32) -> f64 {
-        (f64::from(logit) - self.log_sum).min(0.0)
+        Row { logits, softmax: LogSoftmax::new(logits) }
     }
 
     fn token(&self, id: u32) -> TokenLogprobs {
@@ -126,65 +111,13 @@ impl<'a> Row<'a> {
         let (before, after) = self.logits.split_at(index.min(self.logits.len()));
         let better = before.iter().filter(|other| **other >= logit).count()
             + after.iter().filter(|other| **other > logit).count();
-        TokenLogprobs { id, logprob: self.logprob(logit), rank: 1 + better, top: Vec::new() }
+        TokenLogprobs { id, logprob: self.softmax.logprob(logit), rank: 1 + better, top: Vec::new() }
     }
 
     /// The `n` most likely tokens, best first.
     fn top(&self, n: usize) -> Vec<(u32, f64)> {
-        let best_first = |a: &(u32, f32), b: &(u32, f32)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
-        let mut best: Vec<(u32, f32)> = Vec::with_capacity(2 * n.min(self.logits.len()));
-        // Below this logit none is among the best.
-        let mut least = f32::NEG_INFINITY;
-        for (id, &logit) in (0..).zip(self.logits) {
-            if logit < least {
-                continue;
-            }
-            best.push((id, logit));
-            if best.len() >= 2 * n {
-                best.select_nth_unstable_by(n - 1, best_first);
-                best.truncate(n);
-                least = best.last().map_or(least, |worst| worst.1);
-            }
-        }
-        best.sort_unstable_by(best_first);
-        best.truncate(n);
-        best.into_iter().map(|(id, logit)| (id, self.logprob(logit))).collect()
+        self.softmax.top(self.logits, n).into_iter().map(|TokenLogprob { id, logprob }| (id, logprob)).collect()
     }
-}
-
-/// `e^x` for `x <= 0`, within 2 units in the last place, without a branch or a call, so that the compiler computes
-/// several at once: `2^k` times the Taylor series of the rest (Cody and Waite's reduction).
-#[inline(always)]
-fn exp(x: f64) -> f64 {
-    // Adding it rounds to a whole number, which is then in the low bits.
-    const ROUND: f64 = 6_755_399_441_055_744.0; // 1.5 * 2^52
-    const LN2_HIGH: f64 = f64::from_bits(0x3fe6_2e42_fee0_0000);
-    const LN2_LOW: f64 = 1.908_214_929_270_587_7e-10;
-    // Smaller results would be subnormal; they do not change a sum that is at least 1.
-    let x = x.max(-708.0);
-    let shifted = x * std::f64::consts::LOG2_E + ROUND;
-    let k = shifted - ROUND;
-    let r = (x - k * LN2_HIGH) - k * LN2_LOW;
-    const INVERSE_FACTORIALS: [f64; 12] = [
-        1.0 / 479_001_600.0,
-        1.0 / 39_916_800.0,
-        1.0 / 3_628_800.0,
-        1.0 / 362_880.0,
-        1.0 / 40_320.0,
-        1.0 / 5_040.0,
-        1.0 / 720.0,
-        1.0 / 120.0,
-        1.0 / 24.0,
-        1.0 / 6.0,
-        0.5,
-        1.0,
-    ];
-    let mut series = 1.0 / 6_227_020_800.0;
-    for factor in INVERSE_FACTORIALS {
-        series = series * r + factor;
-    }
-    let series = series * r + 1.0;
-    series * f64::from_bits((shifted.to_bits() << 52).wrapping_add(1.0_f64.to_bits()))
 }
 
 #[cfg(test)]
@@ -192,15 +125,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-
-    #[test]
-    fn the_exponential_is_that_of_the_mathematical_library() {
-        for x in (0..200_000).map(|i| -f64::from(i) * 0.003_54).chain([0.0, -1e-300, -707.9]) {
-            let (found, expected) = (exp(x), x.exp());
-            assert!((found / expected - 1.0).abs() < 5e-16, "{x}: {found:e} {expected:e}");
-        }
-        assert!(exp(-1e30) < 1e-300 && exp(f64::MIN) >= 0.0);
-    }
 
     #[test]
     fn ties_rank_by_id_and_top_agrees_with_rank() {

@@ -44,21 +44,47 @@ pub fn logprobs(logits: &[f32], id: u32, n: usize) -> Option<Logprobs> {
     if !max.is_finite() || logits.iter().any(|logit| logit.is_nan()) {
         return None;
     }
-    // Several sums at once, as vectors do it.
-    let mut sums = [0.0; 8];
-    for chunk in logits.chunks(sums.len()) {
-        for (logit, sum) in chunk.iter().zip(&mut sums) {
-            *sum += exp_neg(f64::from(max) - f64::from(*logit));
+    let softmax = LogSoftmax::new(logits);
+    Some(Logprobs { chosen: softmax.token(id, chosen), top: softmax.top(logits, n) })
+}
+
+/// The log-softmax of a row with a finite logit and no NaN.
+pub(in crate::engine) struct LogSoftmax {
+    /// The logarithm of the sum of the exponentials.
+    log_sum: f64,
+}
+
+impl LogSoftmax {
+    pub(in crate::engine) fn new(logits: &[f32]) -> Self {
+        let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        // A fixed number of sums, as vectors have them: the order does not depend on the machine.
+        let mut sums = [0.0; 8];
+        for chunk in logits.chunks(sums.len()) {
+            for (logit, sum) in chunk.iter().zip(&mut sums) {
+                *sum += exp_neg(f64::from(max) - f64::from(*logit));
+            }
         }
+        LogSoftmax { log_sum: f64::from(max) + sums.iter().sum::<f64>().ln() }
     }
-    let total = f64::from(max) + sums.iter().sum::<f64>().ln();
-    let of = |id: u32, logit: f32| TokenLogprob { id, logprob: (f64::from(logit) - total).min(0.0) };
-    let mut top = Vec::new();
-    if n > 0 {
-        top_k(logits, n, &mut top);
-        top.sort_unstable_by(by_likelihood);
+
+    /// Never above 0, also where a sum of 1 and little else rounds.
+    pub(in crate::engine) fn logprob(&self, logit: f32) -> f64 {
+        (f64::from(logit) - self.log_sum).min(0.0)
     }
-    Some(Logprobs { chosen: of(id, chosen), top: top.iter().map(|c| of(c.id, c.logit)).collect() })
+
+    /// The `n` most likely tokens of the row, the likeliest first and of equals the lower id.
+    pub(in crate::engine) fn top(&self, logits: &[f32], n: usize) -> Vec<TokenLogprob> {
+        let mut top = Vec::new();
+        if n > 0 {
+            top_k(logits, n, &mut top);
+            top.sort_unstable_by(by_likelihood);
+        }
+        top.iter().map(|candidate| self.token(candidate.id, candidate.logit)).collect()
+    }
+
+    fn token(&self, id: u32, logit: f32) -> TokenLogprob {
+        TokenLogprob { id, logprob: self.logprob(logit) }
+    }
 }
 
 #[cfg(test)]

@@ -26,6 +26,7 @@ mod sampler;
 mod stage;
 
 pub use dry::Dry;
+pub(in crate::engine) use logprobs::LogSoftmax;
 pub use logprobs::{Logprobs, TokenLogprob, logprobs};
 pub use params::{Mirostat, SamplingParams};
 pub use processor::{History, LogitsProcessor, Processors};
