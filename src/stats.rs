@@ -18,10 +18,10 @@ pub struct Stats {
     /// The seed of its draws: the same request with this seed gives the same answer. `None` where nothing is drawn.
     pub seed: Option<u64>,
     /// From the request to the first token.
-    #[serde(with = "seconds::optional", rename = "first_token_seconds")]
+    #[serde(with = "qwen_core::seconds::optional", rename = "first_token_seconds")]
     pub first_token: Option<Duration>,
     /// From the first token to the latest.
-    #[serde(with = "seconds", rename = "generation_seconds")]
+    #[serde(with = "qwen_core::seconds", rename = "generation_seconds")]
     pub generation: Duration,
 }
 
@@ -55,36 +55,4 @@ pub struct PromptProgress {
     pub done: usize,
     /// Tokens of the prompt.
     pub total: usize,
-}
-
-/// Durations as seconds, for serde: what people and other languages read.
-pub(crate) mod seconds {
-    use std::time::Duration;
-
-    use serde::{Deserialize, Deserializer, Serializer};
-
-    pub(super) fn serialize<S: Serializer>(time: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_f64(time.as_secs_f64())
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
-        Duration::try_from_secs_f64(f64::deserialize(deserializer)?).map_err(serde::de::Error::custom)
-    }
-
-    /// The same where there may be none.
-    pub(crate) mod optional {
-        use super::*;
-
-        pub(crate) fn serialize<S: Serializer>(time: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
-            match time {
-                Some(time) => serializer.serialize_some(&time.as_secs_f64()),
-                None => serializer.serialize_none(),
-            }
-        }
-
-        pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
-            let seconds: Option<f64> = Option::deserialize(deserializer)?;
-            seconds.map(Duration::try_from_secs_f64).transpose().map_err(serde::de::Error::custom)
-        }
-    }
 }

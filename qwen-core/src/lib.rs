@@ -33,6 +33,8 @@ pub mod model;
 pub mod numerics;
 pub mod quantize;
 pub mod ranks;
+#[doc(hidden)]
+pub mod seconds;
 pub mod warning;
 
 pub use backend::{Backend, Footprint, StoredSizes};

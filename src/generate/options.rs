@@ -186,7 +186,7 @@ pub struct GenerateOptions {
     /// The answer fails with [`ErrorKind::DeadlineExceeded`](crate::ErrorKind::DeadlineExceeded) when it is not complete
     /// after this time, also while it waits. What has arrived until then stays. In JSON a number of seconds. Default any
     /// time.
-    #[serde(with = "crate::stats::seconds::optional", rename = "timeout_seconds")]
+    #[serde(with = "qwen_core::seconds::optional", rename = "timeout_seconds")]
     pub timeout: Option<Duration>,
 }
 

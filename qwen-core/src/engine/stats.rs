@@ -41,10 +41,10 @@ pub struct EngineStats {
     /// Those of them that were right.
     pub accepted_tokens: u64,
     /// How long the latest step took.
-    #[serde(rename = "last_step_seconds", with = "seconds")]
+    #[serde(rename = "last_step_seconds", with = "crate::seconds")]
     pub last_step: Duration,
     /// How long all steps took.
-    #[serde(rename = "step_seconds", with = "seconds")]
+    #[serde(rename = "step_seconds", with = "crate::seconds")]
     pub step_time: Duration,
     /// Completed steps and what cancels cost.
     pub work: Work,
@@ -55,20 +55,5 @@ impl EngineStats {
     pub fn hit_rate(&self) -> Option<f64> {
         let all = self.cached_tokens + self.computed_tokens;
         (all > 0).then(|| self.cached_tokens as f64 / all as f64)
-    }
-}
-
-/// Durations as seconds.
-mod seconds {
-    use std::time::Duration;
-
-    use serde::{Deserialize, Deserializer, Serializer};
-
-    pub(super) fn serialize<S: Serializer>(time: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_f64(time.as_secs_f64())
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
-        Duration::try_from_secs_f64(f64::deserialize(deserializer)?).map_err(serde::de::Error::custom)
     }
 }
