@@ -154,6 +154,7 @@ impl EngineCore {
         }
         let members: Vec<_> = scheduler.members().collect();
         let (outcome, interrupted) = intake.during_step(members.into_iter(), |interrupt| {
+            scheduler.copy_blocks(|copies| runner.copy_blocks(copies))?;
             scheduler.fill(batch)?;
             runner.execute(batch, output, interrupt)
         });

@@ -30,7 +30,7 @@ use super::{EngineStats, Event, FinishReason, Request, SeqId};
 use crate::backend::Limits;
 use crate::engine::kv::BlockPool;
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::batch::{Batch, SequenceStep, WantLogits};
+use crate::model::batch::{Batch, CopyBlock, SequenceStep, WantLogits};
 
 /// A running sequence's part of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -127,8 +127,13 @@ impl Scheduler {
     pub(super) fn schedule(&mut self) {
         self.admit();
         if self.prefix_cache {
+            let needed: usize = self.running.iter().map(Sequence::num_needed_blocks).sum();
             for sequence in self.running.iter_mut().filter(|sequence| sequence.num_pending_tokens() > 1) {
                 self.cached_tokens += sequence.catch_up(&mut self.pool) as u64;
+                // The copy and its source; nobody gives way to it.
+                if sequence.is_between_blocks() && needed + 2 <= self.pool.num_free() {
+                    self.cached_tokens += sequence.copy_beginning(&mut self.pool) as u64;
+                }
             }
         }
         let num_seqs = self.running.len();
@@ -228,7 +233,7 @@ impl Scheduler {
             }
             let Some(index) = self.running.iter().position(Sequence::is_stalled) else { break };
             let mut sequence = self.running.remove(index);
-            sequence.give_up(&mut self.pool);
+            sequence.give_up(&mut self.pool, self.prefix_cache);
             self.stalled.push(sequence);
         }
     }
@@ -241,12 +246,16 @@ impl Scheduler {
         if self.refused.is_some_and(|(id, before)| id == sequence.id && room <= before) {
             return false;
         }
-        let found = if self.prefix_cache { sequence.catch_up(&mut self.pool) } else { 0 };
+        let mut found = if self.prefix_cache { sequence.catch_up(&mut self.pool) } else { 0 };
         // Blocks that it shares with nobody are not free any more.
         if sequence.num_needed_blocks() + needed > self.pool.num_free() {
-            sequence.give_up(&mut self.pool);
+            sequence.give_up(&mut self.pool, false);
             self.refused = Some((sequence.id, room));
             return false;
+        }
+        // One block more, since the source of the copy stays until it is made.
+        if self.prefix_cache && sequence.num_needed_blocks() + needed < self.pool.num_free() {
+            found += sequence.copy_beginning(&mut self.pool);
         }
         self.cached_tokens += found as u64;
         if sequence.place.take().is_some() {
@@ -265,7 +274,7 @@ impl Scheduler {
         };
         let victim = (0..self.running.len()).min_by_key(|&index| worth(&self.running[index]));
         let Some(mut sequence) = victim.map(|index| self.running.remove(index)) else { return };
-        sequence.give_up(&mut self.pool);
+        sequence.give_up(&mut self.pool, self.prefix_cache);
         self.num_preemptions += 1;
         if sequence.is_stalled() {
             return self.stalled.push(sequence);
@@ -314,6 +323,18 @@ impl Scheduler {
         self.scheduled
             .iter()
             .map(|part| Member { cancelled: self.running[part.index].canceller.flag(), num_tokens: part.num_tokens })
+    }
+
+    /// Make the copies that sequences begin their blocks with.
+    pub(super) fn copy_blocks(&mut self, copy: impl FnOnce(&[CopyBlock]) -> Result<()>) -> Result<()> {
+        let copies: Vec<CopyBlock> = self.running.iter().filter_map(|sequence| sequence.copy).collect();
+        if copies.is_empty() {
+            return Ok(());
+        }
+        copy(&copies)?;
+        let made = self.running.iter_mut().filter_map(|sequence| sequence.copy.take());
+        made.for_each(|copy| self.pool.release(copy.from));
+        Ok(())
     }
 
     /// Allocate the blocks of the step, and fill `batch` for it.
@@ -400,6 +421,10 @@ impl Scheduler {
             }
             if self.prefix_cache {
                 sequence.publish(&mut self.pool);
+                // Others with the same prompt need not wait for its end.
+                if sequence.num_computed_tokens == sequence.prompt_len {
+                    sequence.publish_last(&mut self.pool);
+                }
             }
             ends.extend(sequence.finish_reason().map(|reason| (part.index, Event::Finished(reason))));
         }
@@ -437,10 +462,11 @@ impl Scheduler {
         ends.sort_by_key(|(index, _)| Reverse(*index));
         for (index, event) in ends {
             let mut sequence = self.running.remove(index);
-            if matches!(&event, Event::Failed(error) if error.kind() != ErrorKind::DeadlineExceeded) {
+            let is_damaged = matches!(&event, Event::Failed(error) if error.kind() != ErrorKind::DeadlineExceeded);
+            if is_damaged {
                 sequence.withdraw(&mut self.pool);
             }
-            sequence.give_up(&mut self.pool);
+            sequence.give_up(&mut self.pool, self.prefix_cache && !is_damaged);
             report(sequence.id, event);
         }
     }

@@ -13,7 +13,7 @@ use crate::engine::logprobs::LogprobsParams;
 use crate::engine::pooling::Pool;
 use crate::engine::sampling::Sampler;
 use crate::error::{Error, Result};
-use crate::model::batch::WantLogits;
+use crate::model::batch::{CopyBlock, WantLogits};
 
 /// Identifies a sequence in its engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -45,6 +45,8 @@ pub(super) struct Sequence {
     /// What comes before its first block that others cannot find.
     prefix: Prefix,
     num_published_blocks: usize,
+    /// The copy to be made before the next step: its last block begins as another one does.
+    pub(super) copy: Option<CopyBlock>,
     /// Tokens of the prompt whose K/V was there before the first step.
     pub(super) num_cached_tokens: usize,
     /// Tokens of the prompt that were reported as computed.
@@ -121,21 +123,18 @@ impl Sequence {
             prefix: root.clone(),
             root,
             num_published_blocks: 0,
+            copy: None,
             num_cached_tokens: 0,
             num_reported_tokens: 0,
             draft: Vec::new(),
         })
     }
 
-    /// Use blocks of others for the next positions, as far as they hold its tokens. At least one token is left to
-    /// compute, and all those whose logits are wanted. Returns the number of positions that need not be computed.
+    /// Use full blocks of others for the next positions, as far as they hold its tokens. Returns the number of positions
+    /// that need not be computed.
     pub(super) fn catch_up(&mut self, pool: &mut BlockPool) -> usize {
         let before = self.num_computed_tokens;
-        let known = match &self.task {
-            Task::Generate { .. } => self.tokens.len().saturating_sub(1),
-            Task::Score { num_scored, .. } => *num_scored,
-        };
-        while let Some((first, end)) = self.next_block().filter(|(_, end)| *end <= known) {
+        while let Some((first, end)) = self.next_block().filter(|(_, end)| *end <= self.num_sharable_tokens()) {
             let Some((block, next)) = pool.find(&self.prefix, &self.tokens[first..end]) else { break };
             pool.retain(block);
             self.block_table.adopt(self.num_published_blocks, block, pool);
@@ -143,6 +142,31 @@ impl Sequence {
             self.go_on_after(next);
         }
         self.num_computed_tokens - before
+    }
+
+    /// Whether its next tokens belong into a block that it does not have yet.
+    pub(super) fn is_between_blocks(&self) -> bool {
+        self.block_table.blocks().len() == self.num_published_blocks
+    }
+
+    /// Begin the next block with a copy of one of others that begins with its tokens, if there is one. Returns the number
+    /// of positions that need not be computed.
+    pub(super) fn copy_beginning(&mut self, pool: &mut BlockPool) -> usize {
+        let Some((first, end)) = self.next_block().filter(|_| self.is_between_blocks()) else { return 0 };
+        let wanted = self.tokens.get(first..end.min(self.num_sharable_tokens())).unwrap_or_default();
+        let Some((from, len)) = pool.find_beginning(&self.prefix, wanted) else { return 0 };
+        self.copy = self.block_table.append_copy(from, pool);
+        let copied = if self.copy.is_some() { len } else { 0 };
+        self.num_computed_tokens += copied;
+        copied
+    }
+
+    /// The tokens whose K/V may come from others. At least one is left to compute, and all those whose logits are wanted.
+    fn num_sharable_tokens(&self) -> usize {
+        match &self.task {
+            Task::Generate { .. } => self.tokens.len().saturating_sub(1),
+            Task::Score { num_scored, .. } => *num_scored,
+        }
     }
 
     /// Let others find the blocks that are full by now. Where another block holds the same, it is used from now on.
@@ -170,9 +194,23 @@ impl Sequence {
         self.num_published_blocks += 1;
     }
 
-    /// Give all blocks back. Its tokens stay, and their K/V is computed again where others cannot provide it.
-    pub(super) fn give_up(&mut self, pool: &mut BlockPool) {
+    /// Let others find the last block, which is not full.
+    pub(super) fn publish_last(&mut self, pool: &mut BlockPool) {
+        let Some((first, _)) = self.next_block().filter(|_| self.copy.is_none()) else { return };
+        let tokens = self.tokens.get(first..self.num_computed_tokens).filter(|tokens| !tokens.is_empty());
+        if let Some((tokens, &own)) = tokens.zip(self.block_table.blocks().get(self.num_published_blocks)) {
+            pool.publish(&self.prefix, tokens, own);
+        }
+    }
+
+    /// Give all blocks back; others find the last one too if they `share` it. Its tokens stay, and their K/V is computed
+    /// again where others cannot provide it.
+    pub(super) fn give_up(&mut self, pool: &mut BlockPool, share: bool) {
+        if share {
+            self.publish_last(pool);
+        }
         let size = self.block_table.block_size();
+        self.copy.take().into_iter().for_each(|copy| pool.release(copy.from));
         std::mem::replace(&mut self.block_table, BlockTable::new(size)).free(pool);
         self.num_computed_tokens = 0;
         self.num_published_blocks = 0;

@@ -102,11 +102,20 @@ impl BlockPool {
         self.cache.find(before, tokens)
     }
 
-    /// Let others find `block`, which is full and holds `tokens` after `before`, until it is allocated for something
-    /// else. Returns the block that is found from now on, which may be an earlier one with the same contents, and what
-    /// comes before the next block. References do not change.
+    /// The block after `before` that begins with the most of `tokens`, at least one, and how many these are: for
+    /// sequences that can copy it. It gets no reference.
+    pub fn find_beginning(&self, before: &Prefix, tokens: &[u32]) -> Option<(BlockId, usize)> {
+        self.cache.find_beginning(before, tokens)
+    }
+
+    /// Let others find `block`, which holds `tokens` after `before`, until it is allocated for something else. Its owner
+    /// may go on to fill it and publish it again. Returns the block that is found from now on, which may be an earlier
+    /// one with the same contents, and what comes before the next block. References do not change.
     pub fn publish(&mut self, before: &Prefix, tokens: &[u32], block: BlockId) -> (BlockId, Prefix) {
-        self.find(before, tokens).unwrap_or_else(|| (block, self.cache.insert(before, tokens, block)))
+        self.find(before, tokens).unwrap_or_else(|| {
+            self.cache.outdone(before, tokens).into_iter().for_each(|other| self.forget(other));
+            (block, self.cache.insert(before, tokens, block))
+        })
     }
 
     /// Forget what `block` holds, so that nobody finds it.

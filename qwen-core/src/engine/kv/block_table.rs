@@ -83,6 +83,23 @@ impl BlockTable {
         }
     }
 
+    /// Append a block that is to begin as `from` does. The caller makes the returned copy before the block is used, and
+    /// releases `from` afterwards, which has one reference more until then. `None` without a free block.
+    pub fn append_copy(&mut self, from: BlockId, pool: &mut BlockPool) -> Option<CopyBlock> {
+        // First, so that it is not taken for the copy.
+        pool.retain(from);
+        match pool.allocate() {
+            Ok(to) => {
+                self.blocks.push(to);
+                Some(CopyBlock { from, to })
+            }
+            Err(_) => {
+                pool.release(from);
+                None
+            }
+        }
+    }
+
     /// A second sequence that shares the blocks of the first `computed` positions.
     pub fn fork(&self, computed: usize, pool: &mut BlockPool) -> BlockTable {
         let blocks: Vec<BlockId> = self.blocks.iter().take(computed.div_ceil(self.block_size)).copied().collect();

@@ -1,9 +1,12 @@
-//! Which blocks hold which tokens: full blocks of K/V, found by their tokens and all tokens before them.
+//! Which blocks hold which tokens: blocks of K/V, found by their tokens and all tokens before them.
 //!
 //! K/V at a position depends on the tokens up to it and on nothing else, so two sequences that begin with the same
 //! tokens can share the blocks of what they have in common. An entry is found by the entry of the block before it and
 //! by its own tokens, which are compared, not only hashed: a collision cannot give one sequence the K/V of another's
 //! text. What else sets K/V apart is the name of the [`Root`](Prefix::Root).
+//!
+//! Full blocks are shared. The last block of a sequence is rarely full, and the first one in which two sequences differ
+//! is theirs only in part: such blocks are copied, and count up to the first token that differs.
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
 use std::collections::{BTreeMap, HashMap};
@@ -48,6 +51,8 @@ pub(super) struct PrefixCache {
     entries: HashMap<Key, Entry>,
     /// The entry of each block that has one.
     keys: HashMap<BlockId, Key>,
+    /// The blocks that follow each content.
+    next: HashMap<Prefix, Vec<BlockId>>,
     /// Blocks with contents and without a user, by the time of their release.
     idle: BTreeMap<u64, BlockId>,
     released: HashMap<BlockId, u64>,
@@ -66,21 +71,50 @@ impl PrefixCache {
         self.entries.get(&key).map(|entry| (entry.block, Prefix::Content(entry.content)))
     }
 
+    /// The block after `before` that begins with the most of `tokens`, at least one, and how many these are.
+    pub(super) fn find_beginning(&self, before: &Prefix, tokens: &[u32]) -> Option<(BlockId, usize)> {
+        let common = |block: &BlockId| {
+            let held = &self.keys.get(block)?.tokens;
+            Some((*block, held.iter().zip(tokens).take_while(|(a, b)| a == b).count()))
+        };
+        let found = self.next.get(before)?.iter().filter_map(common);
+        found.max_by_key(|(_, len)| *len).filter(|(_, len)| *len > 0)
+    }
+
+    /// The blocks after `before` without a user whose tokens `tokens` begins with.
+    pub(super) fn outdone(&self, before: &Prefix, tokens: &[u32]) -> Vec<BlockId> {
+        let is_outdone = |block: &BlockId| {
+            self.released.contains_key(block) && self.keys.get(block).is_some_and(|key| tokens.starts_with(&key.tokens))
+        };
+        self.next.get(before).into_iter().flatten().copied().filter(is_outdone).collect()
+    }
+
     /// Record that `block` holds `tokens` after `before`, which no block did so far.
     pub(super) fn insert(&mut self, before: &Prefix, tokens: &[u32], block: BlockId) -> Prefix {
+        self.remove_key(block);
         self.clock += 1;
         let (key, content) = (Key { before: before.clone(), tokens: tokens.into() }, self.clock);
         self.keys.insert(block, key.clone());
+        self.next.entry(before.clone()).or_default().push(block);
         self.entries.insert(key, Entry { block, content });
         Prefix::Content(content)
     }
 
     /// Forget what `block` holds. Returns whether it had contents and no user.
     pub(super) fn forget(&mut self, block: BlockId) -> bool {
-        if let Some(key) = self.keys.remove(&block) {
-            self.entries.remove(&key);
-        }
+        self.remove_key(block);
         self.reuse(block)
+    }
+
+    fn remove_key(&mut self, block: BlockId) {
+        let Some(key) = self.keys.remove(&block) else { return };
+        self.entries.remove(&key);
+        if let Some(blocks) = self.next.get_mut(&key.before) {
+            blocks.retain(|other| *other != block);
+            if blocks.is_empty() {
+                self.next.remove(&key.before);
+            }
+        }
     }
 
     /// Keep `block`, which has no user any more. False if it holds nothing worth keeping.

@@ -220,6 +220,7 @@ fn the_waiting_list_is_bounded() {
             during: Box::new(|_| Ok(())),
             spoil: |_| {},
             slots: HashMap::new(),
+            refuses_copies: false,
         }),
         intake.clone(),
     );

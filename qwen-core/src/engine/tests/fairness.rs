@@ -103,7 +103,7 @@ fn a_short_prompt_beside_a_long_one_is_complete_after_a_short_step() {
     let mut rig = Rig::new(Limits { max_num_batched_tokens: 32, ..limits() }, |_| {});
     rig.add(request(&[1; 60], 1));
     rig.step();
-    let short = rig.add(endless(request(&[1; 4], 3)));
+    let short = rig.add(endless(request(&[2; 4], 3)));
     rig.step();
     assert_eq!(rig.found[&short].tokens.len(), 1);
     rig.run();

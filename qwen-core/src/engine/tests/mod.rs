@@ -38,6 +38,7 @@ struct ScriptedRunner {
     /// Modifies the output of a step.
     spoil: fn(&mut StepOutput),
     slots: HashMap<u32, u32>,
+    refuses_copies: bool,
 }
 
 impl Runner for ScriptedRunner {
@@ -85,7 +86,17 @@ impl Runner for ScriptedRunner {
         Ok(())
     }
 
-    fn copy_blocks(&mut self, _copies: &[CopyBlock]) -> Result<()> {
+    fn copy_blocks(&mut self, copies: &[CopyBlock]) -> Result<()> {
+        if self.refuses_copies {
+            return Err(Error::argument("device", "no copies"));
+        }
+        let size = self.limits.block_size as u32;
+        for (copy, place) in copies.iter().flat_map(|copy| (0..size).map(move |place| (copy, place))) {
+            match self.slots.get(&(copy.from.0 * size + place)).copied() {
+                Some(id) => self.slots.insert(copy.to.0 * size + place, id),
+                None => self.slots.remove(&(copy.to.0 * size + place)),
+            };
+        }
         Ok(())
     }
 }
@@ -151,7 +162,15 @@ impl Rig {
     fn new(limits: Limits, change: impl FnOnce(&mut ScriptedRunner)) -> Rig {
         let (sender, steps) = mpsc::channel();
         let (during, slots): (During, _) = (Box::new(|_| Ok(())), HashMap::new());
-        let mut runner = ScriptedRunner { limits, reads_slots: false, steps: sender, during, spoil: |_| {}, slots };
+        let mut runner = ScriptedRunner {
+            limits,
+            reads_slots: false,
+            steps: sender,
+            during,
+            spoil: |_| {},
+            slots,
+            refuses_copies: false,
+        };
         change(&mut runner);
         let intake = Intake::default();
         let mut core = EngineCore::new(Box::new(runner), intake.clone());

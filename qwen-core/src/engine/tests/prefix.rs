@@ -41,13 +41,14 @@ fn an_edited_history_shares_what_comes_before_the_edit() {
     prompt[9] = 5;
     rig.add(request(&prompt, 1));
     rig.run();
-    assert_eq!(computed(&rig), 20 - 8);
+    // Two full blocks, and the beginning of the third one.
+    assert_eq!(computed(&rig), 20 - 9);
 }
 
 #[test]
 fn a_prompt_that_is_there_computes_its_last_token() {
     let mut rig = digesting(limits());
-    for (len, expected) in [(8, 8), (8, 4), (9, 1), (8, 4)] {
+    for (len, expected) in [(8, 8), (8, 1), (9, 1), (8, 1), (6, 1)] {
         rig.add(request(&[1; 9][..len], 1));
         rig.run();
         assert_eq!(computed(&rig), expected);
@@ -70,7 +71,7 @@ fn equal_prompts_that_arrive_together_are_computed_once() {
 #[test]
 fn salts_keep_tenants_apart() {
     let mut rig = digesting(limits());
-    for (salt, expected) in [("", 20), ("a", 20), ("b", 20), ("a", 4), ("", 4)] {
+    for (salt, expected) in [("", 20), ("a", 20), ("b", 20), ("a", 1), ("", 1)] {
         rig.add(request(&[3; 20], 1).cache_salt(salt));
         rig.run();
         assert_eq!(computed(&rig), expected, "{salt}");
@@ -91,8 +92,8 @@ fn without_the_cache_everything_is_computed() {
 
 #[test]
 fn what_was_used_least_recently_goes_first_and_ends_before_beginnings() {
-    // Eight blocks: two prompts of three blocks stay.
-    let mut rig = digesting(Limits { num_blocks: 8, ..limits() });
+    // Ten blocks: two prompts of four blocks stay.
+    let mut rig = digesting(Limits { num_blocks: 10, ..limits() });
     for prompt in [[1; 13], [2; 13], [1; 13]] {
         rig.add(request(&prompt, 1));
         rig.run();
@@ -107,7 +108,7 @@ fn what_was_used_least_recently_goes_first_and_ends_before_beginnings() {
     assert_eq!(computed(&rig), 1);
     rig.add(request(&[2; 13], 1));
     rig.run();
-    assert_eq!(computed(&rig), 13 - 4);
+    assert_eq!(computed(&rig), 13 - 8);
 }
 
 #[test]
@@ -129,6 +130,7 @@ fn nobody_gets_what_is_damaged() {
             }),
             spoil: |_| {},
             slots: HashMap::new(),
+            refuses_copies: false,
         };
         EngineCore::new(Box::new(runner), rig.intake.clone())
     };
@@ -155,5 +157,79 @@ fn scores_have_all_their_rows_and_leave_their_blocks_to_answers() {
     }
     rig.add(request(&prompt, 1));
     rig.run();
+    assert_eq!(computed(&rig), 1);
+}
+
+/// The answer in an engine that has computed nothing else.
+fn alone(request: Request) -> Vec<u32> {
+    let mut rig = digesting(limits());
+    let id = rig.add(request);
+    rig.run().remove(&id).unwrap().tokens
+}
+
+#[test]
+fn the_next_turn_begins_behind_the_last_token_of_the_answer() {
+    let mut rig = digesting(limits());
+    let prompt: Vec<u32> = (0..17).map(|i| i % 7).collect();
+    let first = rig.add(endless(request(&prompt, 6)));
+    let answer = rig.run().remove(&first).unwrap().tokens;
+    computed(&rig);
+    // 22 of 23 tokens are computed, in five full blocks and two places of a sixth.
+    let history = [prompt, answer, vec![3, 4]].concat();
+    let second = rig.add(endless(request(&history, 5)));
+    assert_eq!(rig.run()[&second].tokens, alone(endless(request(&history, 5))));
+    assert_eq!(computed(&rig), 3 + 4);
+}
+
+#[test]
+fn answers_to_one_prompt_share_what_no_full_block_holds() {
+    let mut rig = digesting(limits());
+    let prompt = [1, 2, 3, 4, 5, 6, 7];
+    rig.add(endless(request(&prompt, 9)));
+    rig.step();
+    computed(&rig);
+    // The first one goes on in the block that others copy.
+    let ids: Vec<SeqId> = (0..3).map(|_| rig.add(endless(request(&prompt, 9)))).collect();
+    rig.step();
     assert_eq!(computed(&rig), 4);
+    let found = rig.run();
+    assert!(ids.iter().all(|id| found[id].tokens == alone(endless(request(&prompt, 9)))));
+}
+
+#[test]
+fn a_copy_that_fails_ends_the_requests_of_its_step_and_leaks_nothing() {
+    let mut rig = Rig::new(limits(), |runner| (runner.reads_slots, runner.refuses_copies) = (true, true));
+    rig.add(request(&[1; 6], 1));
+    rig.run();
+    let id = rig.add(request(&[1; 6], 1));
+    let found = rig.run();
+    assert!(found[&id].end.as_ref().unwrap().contains("no copies"), "{found:?}");
+    // Requests that copy nothing go on.
+    let id = rig.add(request(&[2; 6], 1));
+    assert_eq!(rig.run()[&id].tokens.len(), 1);
+}
+
+#[test]
+fn a_prompt_that_needs_the_whole_pool_does_not_wait_for_a_copy() {
+    let mut rig = digesting(Limits { num_blocks: 4, ..limits() });
+    for _ in 0..3 {
+        // The first prompt leaves a block that the second one could copy.
+        for prompt in [[1; 14], [2; 14]] {
+            rig.add(endless(request(&prompt[..6], 1)));
+            rig.run();
+            let id = rig.add(endless(request(&prompt, 2)));
+            assert_eq!(rig.run()[&id].tokens, alone(endless(request(&prompt, 2))));
+        }
+    }
+}
+
+#[test]
+fn what_a_longer_content_covers_is_not_kept() {
+    let mut rig = digesting(limits());
+    for len in 4..=10 {
+        rig.add(request(&[1; 10][..len], 1));
+        rig.run();
+    }
+    let stats = rig.intake.stats();
+    assert_eq!(stats.cached_blocks, 3, "{stats:?}");
 }
