@@ -15,6 +15,13 @@ use crate::progress::{LoadCanceller, LoadObserver, LoadProgress};
 /// The most threads that compute.
 const MAX_THREADS: usize = 1024;
 
+/// Which sequences get YaRN, and its factor.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum YarnOption {
+    Always(f64),
+    Auto(f64),
+}
+
 /// How a model is loaded.
 ///
 /// ```no_run
@@ -37,7 +44,7 @@ pub struct EngineOptions {
     pub(crate) context_at_most: Option<usize>,
     pub(crate) context_at_least: Option<usize>,
     pub(crate) batch: Option<usize>,
-    pub(crate) yarn_factor: Option<f64>,
+    pub(crate) yarn: Option<YarnOption>,
     pub(crate) max_num_batched_tokens: Option<usize>,
     pub(crate) max_num_logits: Option<usize>,
     pub(crate) allow_padding_tokens: bool,
@@ -145,7 +152,18 @@ impl EngineOptions {
     /// 131,072. The factor applies to short texts too, whose answers may become slightly worse. Default: as in
     /// config.json.
     pub fn yarn(mut self, factor: f64) -> Self {
-        self.yarn_factor = Some(factor);
+        self.yarn = Some(YarnOption::Always(factor));
+        self
+    }
+
+    /// Extend the context by YaRN for the requests that need it: one that ends within the original context is computed
+    /// without YaRN, a longer one with the factor that it needs, rounded up to a whole number and up to `factor`. What
+    /// counts is the prompt and [`GenerateOptions::max_new_tokens`](crate::GenerateOptions::max_new_tokens); without that
+    /// bound 8,192 tokens are expected, and the answer ends where the context ends with the factor for these. Requests
+    /// with different factors share no K/V, so a conversation that grows beyond the original context is computed again,
+    /// once.
+    pub fn auto_yarn(mut self, factor: f64) -> Self {
+        self.yarn = Some(YarnOption::Auto(factor));
         self
     }
 

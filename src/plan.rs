@@ -16,7 +16,7 @@ use crate::device::auto::{self, Candidate, Wanted};
 use crate::device::factory::{Capacity, DeviceFactory};
 use crate::distributed;
 use crate::error::Result;
-use crate::options::EngineOptions;
+use crate::options::{EngineOptions, YarnOption};
 
 /// The longest default context: longer ones cost memory, and base models specify contexts that need YaRN.
 const DEFAULT_CONTEXT: usize = 32_768;
@@ -55,8 +55,9 @@ pub fn plan(path: impl AsRef<Path>, options: &EngineOptions) -> Result<Plan> {
 /// The configuration of the checkpoint, with the YaRN of the options.
 pub(crate) fn config_of(checkpoint: &Checkpoint, options: &EngineOptions) -> qwen_core::Result<Config> {
     let config = checkpoint.config().clone();
-    match options.yarn_factor {
-        Some(factor) => config.with_yarn(factor),
+    match options.yarn {
+        Some(YarnOption::Always(factor)) => config.with_yarn(factor),
+        Some(YarnOption::Auto(factor)) => config.with_auto_yarn(factor),
         None => Ok(config),
     }
 }

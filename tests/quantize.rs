@@ -176,7 +176,7 @@ fn ragged_widths_fall_back() {
 #[test]
 fn importances_are_measured_by_a_text() {
     use qwen::core::backend::{Limits, reference::Reference};
-    use qwen::core::model::{Model, rope::Rope, runner::ModelRunner, spec::ModelSpec};
+    use qwen::core::model::{Model, rope::RopeStages, runner::ModelRunner, spec::ModelSpec};
     use qwen::{Importances, core::Checkpoint};
 
     let text = "What is 3 + 4? 3 + 4 is 7. The sky is blue. ".repeat(12);
@@ -197,7 +197,7 @@ fn importances_are_measured_by_a_text() {
     };
     let mut backend = Reference::new();
     let model = Model::load(&mut backend, ModelSpec::new(config), &limits, &checkpoint, &mut |_, _| Ok(())).unwrap();
-    let mut runner = ModelRunner::new(backend, model, Rope::new(config), limits);
+    let mut runner = ModelRunner::new(backend, model, RopeStages::new(config), limits);
     let prompts: Vec<&[u32]> = ids.chunks(64).collect();
     assert!(prompts.len() > 2 && prompts.last().is_some_and(|last| last.len() < 64));
     let reference = Importances::measure(&mut runner, &prompts, &mut |_| Ok(())).unwrap();

@@ -78,6 +78,9 @@ pub(crate) struct Args {
     /// Stretch the context by this factor (YaRN).
     #[arg(long, value_name = "FACTOR", help_heading = "Model")]
     yarn: Option<f64>,
+    /// Stretch the context by up to this factor, for conversations that need it alone.
+    #[arg(long, value_name = "FACTOR", conflicts_with = "yarn", help_heading = "Model")]
+    auto_yarn: Option<f64>,
     /// Compute with f32 activations and K/V.
     #[arg(long, help_heading = "Model")]
     exact: bool,
@@ -181,6 +184,9 @@ impl Args {
         }
         if let Some(factor) = self.yarn {
             options = options.yarn(factor);
+        }
+        if let Some(factor) = self.auto_yarn {
+            options = options.auto_yarn(factor);
         }
         options
     }

@@ -13,7 +13,7 @@ use qwen_core::model::Model;
 use qwen_core::model::batch::{Batch, SequenceStep, StepOutput, WantLogits};
 use qwen_core::model::batch::{BlockId, CopyBlock};
 use qwen_core::model::plan::{Plan, PlanInput, limits_for};
-use qwen_core::model::rope::Rope;
+use qwen_core::model::rope::RopeStages;
 use qwen_core::model::runner::{ModelRunner, Runner};
 use qwen_core::model::source::WeightSource;
 use qwen_core::model::spec::ModelSpec;
@@ -104,7 +104,7 @@ impl Harness {
         let plan = Plan::new(&source, &input, &*backend.footprint()).unwrap();
         let group = (shard.world_size > 1).then(|| nccl::tests::silent_group(&backend));
         let model = Model::load(&mut backend, spec.clone(), &limits, &source, &mut |_, _| Ok(())).unwrap();
-        let mut runner = ModelRunner::new(backend, model, Rope::new(config), limits);
+        let mut runner = ModelRunner::new(backend, model, RopeStages::new(config), limits);
         if let Some(group) = group {
             runner = runner.with_group(std::sync::Arc::new(group));
         }
@@ -123,7 +123,7 @@ impl Harness {
         for (tokens, num_computed_tokens) in sequences {
             let (input_ids, num_computed_tokens) = (&vec![1; *tokens][..], *num_computed_tokens);
             let logits = if greedy { WantLogits::Argmax } else { WantLogits::Last };
-            batch.push(SequenceStep { input_ids, num_computed_tokens, block_table: &blocks, logits })?;
+            batch.push(SequenceStep { input_ids, num_computed_tokens, block_table: &blocks, logits, rope_stage: 0 })?;
         }
         let before = self.driver.calls().launched.len();
         self.runner.execute(&batch, &mut StepOutput::default(), &Interrupt::default())?;
@@ -324,7 +324,7 @@ fn a_faulting_kernel_ends_a_backend_and_the_next_one_opens() {
     let limits = limits(&config, 1024);
     let source = Zeros(Encoding::Bf16, vec![0; 1 << 17]);
     let model = Model::load(&mut next, ModelSpec::new(&config), &limits, &source, &mut |_, _| Ok(())).unwrap();
-    let mut runner = ModelRunner::new(next, model, Rope::new(&config), limits);
+    let mut runner = ModelRunner::new(next, model, RopeStages::new(&config), limits);
     runner.warm_up().unwrap();
 }
 

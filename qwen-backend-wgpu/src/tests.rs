@@ -14,7 +14,7 @@ use qwen_core::checkpoint::Checkpoint;
 use qwen_core::model::Model;
 use qwen_core::model::batch::BlockId;
 use qwen_core::model::batch::{Batch, SequenceStep, StepOutput, WantLogits};
-use qwen_core::model::rope::Rope;
+use qwen_core::model::rope::RopeStages;
 use qwen_core::model::runner::{ModelRunner, Runner};
 use qwen_core::model::source::WeightSource;
 use qwen_core::model::spec::ModelSpec;
@@ -68,7 +68,7 @@ fn runner_of(mut backend: WgpuBackend, config: &Config, source: &dyn WeightSourc
         num_token_ids: config.vocab_size,
     };
     let model = Model::load(&mut backend, ModelSpec::new(config), &limits, source, &mut |_, _| Ok(()))?;
-    Ok(ModelRunner::new(backend, model, Rope::new(config), limits))
+    Ok(ModelRunner::new(backend, model, RopeStages::new(config), limits))
 }
 
 /// One step of sequences, each with its tokens and number of computed positions; returns their last rows. They share
@@ -80,7 +80,7 @@ fn execute(runner: &mut dyn Runner, sequences: &[(&[u32], usize)], greedy: bool)
     for ((input_ids, num_computed_tokens), block_table) in sequences.iter().zip(shares) {
         let num_computed_tokens = *num_computed_tokens;
         let logits = if greedy { WantLogits::Argmax } else { WantLogits::Last };
-        batch.push(SequenceStep { input_ids, num_computed_tokens, block_table, logits })?;
+        batch.push(SequenceStep { input_ids, num_computed_tokens, block_table, logits, rope_stage: 0 })?;
     }
     let mut output = StepOutput::default();
     runner.execute(&batch, &mut output, &Interrupt::default())?;

@@ -22,7 +22,7 @@ use qwen_core::error::{Error, Result};
 use qwen_core::model::Model;
 use qwen_core::model::batch::BlockId;
 use qwen_core::model::batch::{Batch, SequenceStep, StepOutput, WantLogits};
-use qwen_core::model::rope::Rope;
+use qwen_core::model::rope::RopeStages;
 use qwen_core::model::runner::{ModelRunner, Runner};
 use qwen_core::model::spec::ModelSpec;
 use qwen_core::{Encoding, Precision};
@@ -278,7 +278,7 @@ impl Goldens {
         }
         let key_encodings = spec.kv(&limits, precision, &checkpoint)?.key_encodings;
         let model = Model::load(&mut b, spec, &limits, &checkpoint, &mut |_, _| Ok(()))?;
-        let mut runner = ModelRunner::new(b, model, Rope::new(config), limits);
+        let mut runner = ModelRunner::new(b, model, RopeStages::new(config), limits);
         let mut result = GoldenResult {
             case: case.name.clone(),
             precision,
@@ -347,6 +347,7 @@ fn step(runner: &mut dyn Runner, ids: &[u32], computed: usize) -> Result<Vec<f32
         num_computed_tokens: computed,
         block_table: &blocks,
         logits: WantLogits::All,
+        rope_stage: 0,
     })?;
     let mut output = StepOutput::default();
     runner.execute(&batch, &mut output, &Interrupt::default())?;

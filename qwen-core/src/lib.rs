@@ -40,6 +40,6 @@ pub mod warning;
 pub use backend::{Backend, Footprint, StoredSizes};
 pub use checkpoint::{Checkpoint, Config, GenerationConfig, RopeScaling};
 pub use error::{Error, ErrorKind, Result};
-pub use model::rope::Rope;
+pub use model::rope::{Rope, RopeStages};
 pub use numerics::{Encoding, HumanBytes, Precision};
 pub use warning::Warning;

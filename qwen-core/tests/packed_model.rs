@@ -12,7 +12,7 @@ use qwen_core::backend::{Footprint, Interrupt, Limits, StoredSizes};
 use qwen_core::model::Model;
 use qwen_core::model::batch::{Batch, BlockId, SequenceStep, StepOutput, WantLogits};
 use qwen_core::model::plan::{Plan, PlanInput};
-use qwen_core::model::rope::Rope;
+use qwen_core::model::rope::RopeStages;
 use qwen_core::model::runner::{ModelRunner, Runner};
 use qwen_core::model::spec::ModelSpec;
 use qwen_core::{Checkpoint, Encoding, Error, Precision};
@@ -102,10 +102,16 @@ fn logits(folder: &TempFolder) -> Vec<u32> {
     let mut b = Reference::new();
     let spec = ModelSpec::new(checkpoint.config());
     let model = Model::load(&mut b, spec, &limits(), &checkpoint, &mut |_, _| Ok(())).unwrap();
-    let mut runner = ModelRunner::new(b, model, Rope::new(checkpoint.config()), limits());
+    let mut runner = ModelRunner::new(b, model, RopeStages::new(checkpoint.config()), limits());
     let mut batch = Batch::new(limits().block_size);
     let (ids, blocks): (Vec<u32>, _) = ((0..16).map(|i| i * 29 % VOCAB as u32).collect(), [BlockId(0), BlockId(1)]);
-    let step = SequenceStep { input_ids: &ids, num_computed_tokens: 0, block_table: &blocks, logits: WantLogits::All };
+    let step = SequenceStep {
+        input_ids: &ids,
+        num_computed_tokens: 0,
+        block_table: &blocks,
+        logits: WantLogits::All,
+        rope_stage: 0,
+    };
     batch.push(step).unwrap();
     let mut output = StepOutput::default();
     runner.execute(&batch, &mut output, &Interrupt::default()).unwrap();

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use qwen_core::backend::{CapabilitySet, Limits};
 use qwen_core::model::Model;
-use qwen_core::model::rope::Rope;
+use qwen_core::model::rope::RopeStages;
 use qwen_core::model::runner::ModelRunner;
 use qwen_core::model::source::WeightSource;
 use qwen_core::model::spec::ModelSpec;
@@ -150,7 +150,7 @@ impl<B: Backend> OpenedDevice for OpenedBackend<B> {
         let group = peers.map(|peers| join(&backend, peers, by_heads)).transpose()?;
         let model = Model::load(&mut backend, spec.clone(), limits, source, &mut weights_of(observer))?;
         observer.report(LoadProgress::of(LoadStage::WarmUp))?;
-        let mut runner = ModelRunner::new(backend, model, Rope::new(config), limits.clone());
+        let mut runner = ModelRunner::new(backend, model, RopeStages::new(config), limits.clone());
         if let Some(group) = group {
             runner = if by_heads { runner.with_group(group) } else { runner.with_neighbours(group) };
         }
@@ -162,7 +162,7 @@ impl<B: Backend> OpenedDevice for OpenedBackend<B> {
         let mut backend = self.backend;
         let LoadRequest { source, config, limits, spec, observer, .. } = request;
         let model = Model::load(&mut backend, spec.clone(), limits, source, &mut weights_of(observer))?;
-        let mut runner = ModelRunner::new(backend, model, Rope::new(config), limits.clone());
+        let mut runner = ModelRunner::new(backend, model, RopeStages::new(config), limits.clone());
         let tokens = |prompts: &[&[u32]]| prompts.iter().map(|prompt| prompt.len() as u64).sum();
         let total = tokens(prompts);
         Importances::measure(&mut runner, prompts, &mut |done| {

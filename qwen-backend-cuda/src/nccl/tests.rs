@@ -14,7 +14,7 @@ use qwen_core::backend::{AllReduce, Backend, Interrupt};
 use qwen_core::model::Model;
 use qwen_core::model::batch::BlockId;
 use qwen_core::model::batch::{Batch, SequenceStep, StepOutput, WantLogits};
-use qwen_core::model::rope::Rope;
+use qwen_core::model::rope::RopeStages;
 use qwen_core::model::runner::{ModelRunner, Runner};
 use qwen_core::model::spec::ModelSpec;
 use qwen_core::ranks::{DistributedRunner, Ranks, Transport, worker_loop};
@@ -225,7 +225,7 @@ fn model() -> RandomModel {
 
 fn load(mut backend: CudaBackend, spec: ModelSpec, model: &RandomModel) -> ModelRunner<CudaBackend> {
     let loaded = Model::load(&mut backend, spec, &LIMITS, model, &mut |_, _| Ok(())).unwrap();
-    ModelRunner::new(backend, loaded, Rope::new(&model.config), LIMITS)
+    ModelRunner::new(backend, loaded, RopeStages::new(&model.config), LIMITS)
 }
 
 /// The bits of the logits of a prompt and two tokens after it, or where they were damaged.
@@ -235,7 +235,7 @@ fn answer(runner: &mut dyn Runner) -> Result<Vec<u32>> {
     for (input_ids, num_computed_tokens) in [(&[3, 1, 4, 1, 5][..], 0), (&[9], 5), (&[2], 6)] {
         let mut batch = Batch::new(LIMITS.block_size);
         let logits = WantLogits::Last;
-        batch.push(SequenceStep { input_ids, num_computed_tokens, block_table: &blocks, logits })?;
+        batch.push(SequenceStep { input_ids, num_computed_tokens, block_table: &blocks, logits, rope_stage: 0 })?;
         let mut output = StepOutput::default();
         runner.execute(&batch, &mut output, &Interrupt::default())?;
         if let Some(damage) = output.damage.first() {

@@ -7,7 +7,7 @@ use qwen_core::backend::Limits;
 use qwen_core::model::Model;
 use qwen_core::model::batch::BlockId;
 use qwen_core::model::batch::{Batch, SequenceStep, StepOutput, WantLogits};
-use qwen_core::model::rope::Rope;
+use qwen_core::model::rope::RopeStages;
 use qwen_core::model::runner::{ModelRunner, Runner};
 use qwen_core::model::spec::ModelSpec;
 use qwen_core::{Precision, Result};
@@ -32,7 +32,7 @@ fn results(mut backend: CudaBackend) -> Result<Vec<u32>> {
         num_token_ids: model.config.vocab_size,
     };
     let loaded = Model::load(&mut backend, ModelSpec::new(&model.config), &limits, &model, &mut |_, _| Ok(()))?;
-    let mut runner = ModelRunner::new(backend, loaded, Rope::new(&model.config), limits);
+    let mut runner = ModelRunner::new(backend, loaded, RopeStages::new(&model.config), limits);
     let mut computed = [0; 4];
     let mut results = Vec::new();
     let mut step = |tokens: &[usize], greedy: bool| -> Result<()> {
@@ -46,6 +46,7 @@ fn results(mut backend: CudaBackend) -> Result<Vec<u32>> {
                 num_computed_tokens: computed[sequence],
                 block_table: &blocks,
                 logits: if greedy { WantLogits::Argmax } else { WantLogits::Last },
+                rope_stage: 0,
             })?;
             computed[sequence] += tokens;
         }

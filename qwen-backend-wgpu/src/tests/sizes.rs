@@ -279,14 +279,15 @@ fn the_plan_of_the_workspace_is_what_is_taken_before_and_after_steps() {
         assert_eq!(taken, planned, "{capabilities:?} with {logits} rows of logits");
         let model = Model::load(&mut backend, spec, &limits, &checkpoint, &mut |_, _| Ok(())).unwrap();
         let loaded = stats.allocated_bytes();
-        let mut runner = ModelRunner::new(backend, model, Rope::new(config), limits);
+        let mut runner = ModelRunner::new(backend, model, RopeStages::new(config), limits);
         let ids: Vec<u32> = (0..32).collect();
         for (tokens, computed) in [(32, 0), (32, 32), (1, 64), (9, 65), (1, 74), (1, 300)] {
             let blocks: Vec<BlockId> = (0..(CONTEXT / BLOCK_SIZE) as u32).map(BlockId).collect();
             let mut batch = Batch::new(BLOCK_SIZE);
             let want = if tokens <= logits { WantLogits::All } else { WantLogits::Last };
             let (input_ids, block_table) = (&ids[..tokens], &blocks[..]);
-            let step = SequenceStep { input_ids, num_computed_tokens: computed, block_table, logits: want };
+            let (num_computed_tokens, logits) = (computed, want);
+            let step = SequenceStep { input_ids, num_computed_tokens, block_table, logits, rope_stage: 0 };
             batch.push(step).unwrap();
             runner.execute(&batch, &mut StepOutput::default(), &Interrupt::default()).unwrap();
         }

@@ -9,7 +9,7 @@ use qwen_core::error::Result;
 use qwen_core::model::Model;
 use qwen_core::model::batch::BlockId;
 use qwen_core::model::batch::{Batch, SequenceStep, StepOutput, WantLogits};
-use qwen_core::model::rope::Rope;
+use qwen_core::model::rope::RopeStages;
 use qwen_core::model::runner::{ModelRunner, Runner};
 use qwen_core::model::spec::ModelSpec;
 
@@ -36,7 +36,7 @@ pub(super) fn limits() -> Limits {
 /// What the backend reports.
 pub(super) fn load<B: Backend>(mut b: B, spec: ModelSpec, model: &RandomModel) -> Result<ModelRunner<B>> {
     let loaded = Model::load(&mut b, spec, &limits(), model, &mut |_, _| Ok(()))?;
-    Ok(ModelRunner::new(b, loaded, Rope::new(&model.config), limits()))
+    Ok(ModelRunner::new(b, loaded, RopeStages::new(&model.config), limits()))
 }
 
 /// Load all of `model` on `b`.
@@ -110,6 +110,7 @@ impl Sequences {
                 num_computed_tokens: *computed,
                 block_table: table.blocks(),
                 logits: WantLogits::All,
+                rope_stage: 0,
             })?;
         }
         if greedy {

@@ -42,6 +42,7 @@ fn run(runner: &mut dyn Runner, steps: &[Step], wants: impl Fn(usize) -> bool) -
                 num_computed_tokens: *computed,
                 block_table: table.blocks(),
                 logits: if wants(index) { WantLogits::Hidden(tokens) } else { WantLogits::All },
+                rope_stage: 0,
             })?;
             *computed = end;
         }

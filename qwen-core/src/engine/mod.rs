@@ -92,7 +92,7 @@ impl EngineCore {
     pub fn new(runner: Box<dyn Runner>, intake: Intake) -> Self {
         let limits = runner.limits();
         intake.set_max_step_tokens(limits.max_num_batched_tokens);
-        let (scheduler, batch) = (Scheduler::new(limits), Batch::new(limits.block_size));
+        let (scheduler, batch) = (Scheduler::new(limits, runner.rope_contexts()), Batch::new(limits.block_size));
         let (output, drawer) = (StepOutput::default(), Drawer::new(1));
         EngineCore { runner, scheduler, batch, output, drawer, intake, events: Vec::new() }
     }

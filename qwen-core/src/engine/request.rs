@@ -163,6 +163,10 @@ impl Request {
         Self::new(prompt.into(), Goal::Score(window))
     }
 
+    /// How many tokens are expected of an answer without a bound, where the stage of RoPE depends on it: as many as the
+    /// model card says that the family generates.
+    pub const ANSWER_WITHOUT_BOUND: usize = 8192;
+
     fn new(prompt: Vec<u32>, goal: Goal) -> Self {
         Request { prompt, goal, cache_salt: "".into(), user: "".into(), priority: 0, deadline: None, window: None }
     }
@@ -260,6 +264,17 @@ impl Request {
             Goal::Generate(_) => limits.max_model_len,
             Goal::Score(_) | Goal::Logprobs(_) | Goal::Embed(_) => self.prompt.len(),
         }
+    }
+
+    /// The first stage of RoPE that reaches far enough: for the longest answer that is asked for, or where none is, for
+    /// [`Request::ANSWER_WITHOUT_BOUND`].
+    pub(super) fn rope_stage(&self, limits: &Limits, rope_contexts: &[usize]) -> usize {
+        let is_unbounded = matches!(&self.goal, Goal::Generate(GenerateParams { max_new_tokens: None, .. }));
+        let bound =
+            if is_unbounded { self.prompt.len().saturating_add(Self::ANSWER_WITHOUT_BOUND) } else { usize::MAX };
+        let len = self.max_len(limits).min(bound);
+        let last = rope_contexts.len().saturating_sub(1);
+        rope_contexts.iter().position(|context| *context >= len).unwrap_or(last)
     }
 
     /// Why an answer of `max_len` tokens ends.

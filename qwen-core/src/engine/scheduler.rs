@@ -75,6 +75,7 @@ pub(super) struct Scheduler {
     next_id: u64,
     /// Completed steps.
     step: u64,
+    rope_contexts: Vec<usize>,
     max_num_seqs: usize,
     max_num_batched_tokens: usize,
     max_num_logits: usize,
@@ -85,8 +86,9 @@ pub(super) struct Scheduler {
 }
 
 impl Scheduler {
-    pub(super) fn new(limits: &Limits) -> Self {
+    pub(super) fn new(limits: &Limits, rope_contexts: &[usize]) -> Self {
         Scheduler {
+            rope_contexts: rope_contexts.to_vec(),
             waiting: Queue::default(),
             running: Vec::new(),
             stalled: Vec::new(),
@@ -113,7 +115,7 @@ impl Scheduler {
 
     pub(super) fn add(&mut self, request: Request, ticket: Ticket, limits: &Limits) -> Result<SeqId> {
         let id = SeqId(self.next_id);
-        self.waiting.push(Sequence::new(id, request, ticket, limits)?);
+        self.waiting.push(Sequence::new(id, request, ticket, limits, &self.rope_contexts)?);
         self.next_id += 1;
         Ok(id)
     }
@@ -341,7 +343,8 @@ impl Scheduler {
     pub(super) fn fill(&mut self, batch: &mut Batch) -> Result<()> {
         batch.clear();
         self.scheduled.iter().try_for_each(|part| {
-            let Sequence { tokens, draft, num_computed_tokens, block_table, .. } = &mut self.running[part.index];
+            let Sequence { tokens, draft, num_computed_tokens, block_table, rope_stage, .. } =
+                &mut self.running[part.index];
             let (first, end) = (*num_computed_tokens, *num_computed_tokens + part.num_tokens);
             let guessed = end.checked_sub(tokens.len()).and_then(|guesses| draft.get(..guesses)).unwrap_or_default();
             let known = &tokens[first..end - guessed.len()];
@@ -361,6 +364,7 @@ impl Scheduler {
                 num_computed_tokens: first,
                 block_table: block_table.blocks(),
                 logits: part.logits,
+                rope_stage: *rope_stage,
             })
         })
     }

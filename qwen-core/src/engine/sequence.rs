@@ -28,6 +28,7 @@ pub(super) struct Sequence {
     pub(super) num_computed_tokens: usize,
     /// Tokens of prompt and answer at most.
     pub(super) max_len: usize,
+    pub(super) rope_stage: u32,
     /// What `max_len` comes from.
     pub(super) full: FinishReason,
     pub(super) task: Task,
@@ -82,12 +83,22 @@ pub(super) enum Rows {
 }
 
 impl Sequence {
-    pub(super) fn new(id: SeqId, request: Request, ticket: Ticket, limits: &Limits) -> Result<Self> {
+    /// The sequence of a request, in an engine where the stages of RoPE reach up to `rope_contexts`.
+    pub(super) fn new(
+        id: SeqId,
+        request: Request,
+        ticket: Ticket,
+        limits: &Limits,
+        rope_contexts: &[usize],
+    ) -> Result<Self> {
         request.check(limits)?;
-        let max_len = request.max_len(limits);
-        let full = request.full(limits);
+        let rope_stage = request.rope_stage(limits, rope_contexts);
+        let context = rope_contexts.get(rope_stage).map_or(limits.max_model_len, |len| limits.max_model_len.min(*len));
+        let limits = &Limits { max_model_len: context, ..limits.clone() };
+        let (max_len, full) = (request.max_len(limits), request.full(limits));
+        let rope_stage = rope_stage as u32;
         let Request { prompt, goal, cache_salt, user, priority, deadline, window } = request;
-        let root = Prefix::Root(cache_salt);
+        let root = Prefix::Root { cache_salt, rope_stage };
         let task = match goal {
             Goal::Generate(GenerateParams { stop_token_ids, sampling, logprobs, speculation, .. }) => {
                 let sampler = Sampler::new(sampling, &prompt)?.stop_token_ids(&stop_token_ids);
@@ -110,6 +121,7 @@ impl Sequence {
             prompt_len: prompt.len(),
             num_computed_tokens: 0,
             max_len,
+            rope_stage,
             full,
             task,
             block_table: BlockTable::new(limits.block_size),

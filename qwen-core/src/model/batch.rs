@@ -51,6 +51,9 @@ pub struct SequenceStep<'a> {
     pub block_table: &'a [BlockId],
     /// The rows to return.
     pub logits: WantLogits,
+    /// The stage of RoPE that all its positions are computed in (see [`RopeStages`](crate::model::rope::RopeStages)): 0
+    /// where it does not depend on the length of a sequence.
+    pub rope_stage: u32,
 }
 
 /// The sequences of a step, flattened. Reused from step to step.
@@ -62,7 +65,7 @@ pub struct SequenceStep<'a> {
 /// let block_table = [BlockId(3), BlockId(0)];
 /// let ids = [7, 8, 9];
 /// let logits = WantLogits::Last;
-/// batch.push(SequenceStep { input_ids: &ids, num_computed_tokens: 14, block_table: &block_table, logits })?;
+/// batch.push(SequenceStep { input_ids: &ids, num_computed_tokens: 14, block_table: &block_table, logits, rope_stage: 0 })?;
 /// assert_eq!(batch.slot_mapping, [3 * 16 + 14, 3 * 16 + 15, 0]);
 /// assert_eq!(batch.logits_indices, [2]);
 /// # Ok::<(), qwen_core::Error>(())
@@ -78,6 +81,8 @@ pub struct Batch {
     pub cu_seqlens_q: Vec<u32>,
     /// `[num_seqs]` positions of each sequence after this step.
     pub context_lens: Vec<u32>,
+    /// `[num_seqs]` the stage of RoPE of each sequence.
+    pub rope_stages: Vec<u32>,
     /// `[num_tokens]` where each token's K/V goes.
     pub slot_mapping: Vec<u32>,
     /// The concatenated block tables.
@@ -108,6 +113,7 @@ impl Batch {
             &mut self.positions,
             &mut self.cu_seqlens_q,
             &mut self.context_lens,
+            &mut self.rope_stages,
             &mut self.slot_mapping,
             &mut self.block_tables,
             &mut self.cu_blocks,
@@ -148,7 +154,7 @@ impl Batch {
     /// [`Error::EmptyPrompt`] without tokens, [`Error::InvalidArgument`] when the block table is too short, a slot number
     /// overflows, or more rows than tokens are wanted. The batch is then unchanged.
     pub fn push(&mut self, sequence: SequenceStep<'_>) -> Result<()> {
-        let SequenceStep { input_ids, num_computed_tokens, block_table, logits } = sequence;
+        let SequenceStep { input_ids, num_computed_tokens, block_table, logits, rope_stage } = sequence;
         if input_ids.is_empty() {
             return Err(Error::EmptyPrompt);
         }
@@ -184,6 +190,7 @@ impl Batch {
         let last = self.num_tokens() as u32;
         self.cu_seqlens_q.push(last);
         self.context_lens.push(end as u32);
+        self.rope_stages.push(rope_stage);
         self.block_tables.extend(block_table.iter().map(|block| block.0));
         self.cu_blocks.push(self.block_tables.len() as u32);
         let wanted = match logits {

@@ -37,13 +37,21 @@ pub struct Rope {
 }
 
 impl Rope {
-    /// The frequencies for `config`.
+    /// The frequencies for `config`; if they depend on the length of a sequence, those of the shortest (see
+    /// [`RopeStages`]).
     pub fn new(config: &Config) -> Self {
+        match &config.rope_scaling {
+            RopeScaling::None | RopeScaling::Auto(_) => Rope::scaled(config, None),
+            RopeScaling::Yarn(yarn) => Rope::scaled(config, Some(yarn)),
+        }
+    }
+
+    fn scaled(config: &Config, yarn: Option<&Yarn>) -> Self {
         let dim = config.head_dim as f64;
         let plain = (0..config.head_dim / 2).map(|i| config.rope_theta.powf(2.0 * i as f64 / dim).recip());
-        match &config.rope_scaling {
-            RopeScaling::None => Rope { inv_freq: plain.collect(), attention_factor: 1.0 },
-            RopeScaling::Yarn(yarn) => {
+        match yarn {
+            None => Rope { inv_freq: plain.collect(), attention_factor: 1.0 },
+            Some(yarn) => {
                 let (low, high) = correction_range(yarn, dim, config.rope_theta);
                 // transformers keeps the ramp from dividing by zero in the same way.
                 let width = if low == high { 0.001 } else { high - low };
@@ -79,6 +87,62 @@ impl Rope {
             *cos = (c * self.attention_factor) as f32;
             *sin = (s * self.attention_factor) as f32;
         }
+    }
+}
+
+/// The rotary frequencies for sequences of each length: one [`Rope`] for all of them, or with [`RopeScaling::Auto`] one
+/// for each factor. A sequence keeps its stage as long as it runs, since K/V that was stored with another one does not fit.
+///
+/// ```
+/// use qwen_core::{Config, Rope, model::rope::RopeStages};
+///
+/// # let json = r#"{"model_type": "qwen2", "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24,
+/// #     "num_attention_heads": 14, "num_key_value_heads": 2, "vocab_size": 151936, "rms_norm_eps": 1e-06,
+/// #     "max_position_embeddings": 32768, "rope_theta": 1000000.0}"#;
+/// let config = Config::from_json("config.json", json)?;
+/// let stages = RopeStages::new(&config.clone().with_auto_yarn(3.5)?);
+/// assert_eq!(stages.contexts(), [32768, 65536, 98304, 114688]);
+/// assert_eq!(stages.get(0), Some(&Rope::new(&config)));
+/// assert_eq!(stages.get(1), Some(&Rope::new(&config.with_yarn(2.0)?)));
+/// # Ok::<(), qwen_core::Error>(())
+/// ```
+#[derive(Debug, Clone, PartialEq)]
+pub struct RopeStages {
+    ropes: Vec<Rope>,
+    contexts: Vec<usize>,
+}
+
+impl RopeStages {
+    /// The most stages: above this factor, not every whole number is one.
+    const MOST: f64 = 64.0;
+
+    /// The stages for `config`.
+    pub fn new(config: &Config) -> Self {
+        let RopeScaling::Auto(most) = &config.rope_scaling else {
+            return RopeStages { ropes: vec![Rope::new(config)], contexts: vec![config.max_context()] };
+        };
+        let (mut ropes, mut contexts) = (vec![Rope::scaled(config, None)], vec![most.original_max_position_embeddings]);
+        let step = (most.factor / Self::MOST).ceil().max(1.0);
+        let mut factor = 1.0;
+        while factor < most.factor {
+            factor = (factor + step).min(most.factor);
+            // A written attention factor belongs to the written factor.
+            let attention_factor = most.attention_factor.filter(|_| factor == most.factor);
+            let yarn = Yarn { factor, attention_factor, ..*most };
+            ropes.push(Rope::scaled(config, Some(&yarn)));
+            contexts.push(yarn.max_context());
+        }
+        RopeStages { ropes, contexts }
+    }
+
+    /// The most positions of a sequence in each stage, in ascending order.
+    pub fn contexts(&self) -> &[usize] {
+        &self.contexts
+    }
+
+    /// The frequencies of a stage.
+    pub fn get(&self, stage: usize) -> Option<&Rope> {
+        self.ropes.get(stage)
     }
 }
 

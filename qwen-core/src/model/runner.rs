@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::model::batch::CopyBlock;
 use crate::model::batch::{Batch, Damage, StepOutput};
-use crate::model::rope::Rope;
+use crate::model::rope::RopeStages;
 use crate::model::spec::{ModelSpec, WeightSpec};
 use crate::numerics::float_env::FloatEnv;
 
@@ -28,6 +28,12 @@ pub trait Runner: Send {
     /// what the device reports.
     fn execute(&mut self, batch: &Batch, output: &mut StepOutput, interrupt: &Interrupt) -> Result<()>;
 
+    /// The most positions of a sequence in each stage of RoPE, in ascending order (see
+    /// [`RopeStages`](crate::model::rope::RopeStages)). Default: none, so that all sequences are in the same stage.
+    fn rope_contexts(&self) -> &[usize] {
+        &[]
+    }
+
     /// Copy K/V blocks that are about to be written while shared.
     ///
     /// # Errors
@@ -40,7 +46,7 @@ pub trait Runner: Send {
 pub struct ModelRunner<B: Backend> {
     backend: B,
     model: Model<B>,
-    rope: Rope,
+    rope: RopeStages,
     limits: Limits,
     group: Option<Arc<dyn Collective>>,
     /// Passes activations to the next stage, if devices do that.
@@ -64,7 +70,7 @@ struct HostInputs {
 
 impl<B: Backend> ModelRunner<B> {
     /// A runner of `model`, which was loaded on `backend` for `limits`.
-    pub fn new(backend: B, model: Model<B>, rope: Rope, limits: Limits) -> Self {
+    pub fn new(backend: B, model: Model<B>, rope: RopeStages, limits: Limits) -> Self {
         ModelRunner { backend, model, rope, limits, group: None, neighbours: None, host: HostInputs::default() }
     }
 
@@ -249,8 +255,15 @@ impl<B: Backend> ModelRunner<B> {
         padded(&mut host.context_lens, &batch.context_lens, key.num_seqs, 0);
         padded(&mut host.logits_indices, &batch.logits_indices, key.num_logits, 0);
         host.cos_sin.resize(key.num_tokens * head_dim, 0.0);
-        for (row, &position) in host.cos_sin.chunks_exact_mut(head_dim).zip(&batch.positions) {
-            self.rope.cos_sin(position as usize, row);
+        let mut rows = host.cos_sin.chunks_exact_mut(head_dim).zip(&batch.positions);
+        for (tokens, &stage) in batch.cu_seqlens_q.windows(2).zip(&batch.rope_stages) {
+            let rope = self.rope.get(stage as usize).ok_or_else(|| {
+                let reason = format!("is {stage}; this model has {}", self.rope.contexts().len());
+                Error::argument("rope_stage", reason)
+            })?;
+            for (row, &position) in rows.by_ref().take((tokens[1] - tokens[0]) as usize) {
+                rope.cos_sin(position as usize, row);
+            }
         }
         host.block_tables.clear();
         host.block_tables.resize(key.num_seqs * stride, 0);
@@ -320,6 +333,10 @@ impl<B: Backend> Runner for ModelRunner<B> {
         &self.limits
     }
 
+    fn rope_contexts(&self) -> &[usize] {
+        self.rope.contexts()
+    }
+
     fn execute(&mut self, batch: &Batch, output: &mut StepOutput, interrupt: &Interrupt) -> Result<()> {
         let key = self.compute(batch, None, output, interrupt)?;
         if !output.is_sound() {
@@ -356,6 +373,10 @@ impl<B: Backend> Pipeline<B> {
 impl<B: Backend> Runner for Pipeline<B> {
     fn limits(&self) -> &Limits {
         &self.last.limits
+    }
+
+    fn rope_contexts(&self) -> &[usize] {
+        self.last.rope_contexts()
     }
 
     fn execute(&mut self, batch: &Batch, output: &mut StepOutput, interrupt: &Interrupt) -> Result<()> {

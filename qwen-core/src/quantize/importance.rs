@@ -30,7 +30,7 @@ impl Importances {
     /// ```
     /// use qwen_core::Checkpoint;
     /// use qwen_core::backend::{Limits, reference::Reference};
-    /// use qwen_core::model::{Model, rope::Rope, runner::ModelRunner, spec::ModelSpec};
+    /// use qwen_core::model::{Model, rope::RopeStages, runner::ModelRunner, spec::ModelSpec};
     /// use qwen_core::quantize::Importances;
     ///
     /// let checkpoint = Checkpoint::open(concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/demo-model"))?;
@@ -46,7 +46,7 @@ impl Importances {
     ///     num_token_ids: config.vocab_size,
     /// };
     /// let model = Model::load(&mut backend, ModelSpec::new(config), &limits, &checkpoint, &mut |_, _| Ok(()))?;
-    /// let mut runner = ModelRunner::new(backend, model, Rope::new(config), limits);
+    /// let mut runner = ModelRunner::new(backend, model, RopeStages::new(config), limits);
     /// let importances = Importances::measure(&mut runner, &[&[1, 2, 3], &[4, 5]], &mut |_| Ok(()))?;
     /// assert_eq!(importances.len(), 6 * 7 + 1); // seven matrices a layer, and the head
     /// # Ok::<(), qwen_core::Error>(())
@@ -72,7 +72,13 @@ impl Importances {
             let blocks: Vec<BlockId> = (0..).take(prompt.len().div_ceil(block_size)).map(BlockId).collect();
             let logits = WantLogits::None;
             let mut batch = Batch::new(block_size);
-            batch.push(SequenceStep { input_ids: prompt, num_computed_tokens: 0, block_table: &blocks, logits })?;
+            batch.push(SequenceStep {
+                input_ids: prompt,
+                num_computed_tokens: 0,
+                block_table: &blocks,
+                logits,
+                rope_stage: 0,
+            })?;
             runner.observe(&batch, &mut |weight, rows| {
                 let cols = rows.len() / prompt.len();
                 for cut in &weight.cuts {

@@ -128,6 +128,10 @@ impl<B: Backend> Runner for DistributedRunner<B> {
         self.runner.limits()
     }
 
+    fn rope_contexts(&self) -> &[usize] {
+        self.runner.rope_contexts()
+    }
+
     fn execute(&mut self, batch: &Batch, output: &mut StepOutput, interrupt: &Interrupt) -> Result<()> {
         batch.check(self.limits())?;
         let step = wire::step_to_bytes(batch, self.limits())?;

@@ -12,6 +12,9 @@ use crate::model::batch::{BlockId, CopyBlock};
 /// The most characters of the name of a damaged place.
 const MAX_PLACE: usize = 200;
 
+/// More stages of RoPE than any model has.
+const MAX_STAGE: usize = 1 << 10;
+
 /// Writes a payload.
 #[derive(Debug, Default)]
 pub(super) struct Writer(pub(super) Vec<u8>);
@@ -159,6 +162,7 @@ pub(super) fn step_to_bytes(batch: &Batch, limits: &Limits) -> Result<Vec<u8>> {
         return Err(inconsistent());
     }
     writer.list(&computed);
+    writer.list(&batch.rope_stages);
     // Refuse what the other ranks would refuse or read differently, before any of them has begun.
     let read = step_from_bytes(&writer.0, limits).map_err(|reason| Error::argument("batch", reason))?;
     match (read.positions == batch.positions) && (read.slot_mapping == batch.slot_mapping) {
@@ -184,14 +188,16 @@ pub(super) fn step_from_bytes(bytes: &[u8], limits: &Limits) -> Result<Batch, Da
         sequences.push((input_ids, blocks.into_iter().map(BlockId).collect::<Vec<_>>()));
     }
     let computed = reader.list(num_seqs, limits.max_model_len, "num_computed_tokens")?;
+    let rope_stages = reader.list(num_seqs, MAX_STAGE, "rope_stage")?;
     reader.end()?;
-    if computed.len() != num_seqs {
-        return Err(format!("{} positions for {num_seqs} sequences", computed.len()));
+    if computed.len() != num_seqs || rope_stages.len() != num_seqs {
+        let (positions, stages) = (computed.len(), rope_stages.len());
+        return Err(format!("{positions} positions and {stages} stages of RoPE for {num_seqs} sequences"));
     }
     let mut batch = Batch::new(limits.block_size);
-    for ((input_ids, block_table), computed) in sequences.iter().zip(computed) {
+    for (((input_ids, block_table), computed), rope_stage) in sequences.iter().zip(computed).zip(rope_stages) {
         let num_computed_tokens = computed as usize;
-        let step = SequenceStep { input_ids, num_computed_tokens, block_table, logits: WantLogits::None };
+        let step = SequenceStep { input_ids, num_computed_tokens, block_table, logits: WantLogits::None, rope_stage };
         batch.push(step).map_err(|error| error.to_string())?;
     }
     batch.check(limits).map_err(|error| error.to_string())?;
@@ -237,10 +243,11 @@ mod tests {
     }
 
     /// Everything that a rank without an output head reads of a batch.
-    fn read(batch: &Batch) -> [&[u32]; 7] {
+    fn read(batch: &Batch) -> [&[u32]; 8] {
         let Batch { input_ids, positions, cu_seqlens_q, context_lens, slot_mapping, block_tables, cu_blocks, .. } =
             batch;
-        [input_ids, positions, cu_seqlens_q, context_lens, slot_mapping, block_tables, cu_blocks]
+        let stages = &batch.rope_stages;
+        [input_ids, positions, cu_seqlens_q, context_lens, slot_mapping, block_tables, cu_blocks, stages]
     }
 
     fn batches() -> impl Strategy<Value = Batch> {
@@ -252,7 +259,8 @@ mod tests {
                 let blocks = ((num_computed_tokens + len).div_ceil(16) + spare) as u64;
                 let block_table: Vec<_> = (0..blocks).map(|i| BlockId((seed.wrapping_add(i) % 9) as u32)).collect();
                 let logits = if seed & 1 == 0 { WantLogits::Last } else { WantLogits::None };
-                let step = SequenceStep { input_ids: &ids, num_computed_tokens, block_table: &block_table, logits };
+                let (block_table, rope_stage) = (&block_table, (seed % 5) as u32);
+                let step = SequenceStep { input_ids: &ids, num_computed_tokens, block_table, logits, rope_stage };
                 batch.push(step).unwrap();
             }
             batch
@@ -336,6 +344,7 @@ mod tests {
             num_computed_tokens: 0,
             block_table: &[BlockId(0)],
             logits: WantLogits::Last,
+            rope_stage: 0,
         };
         batch.push(step).unwrap();
         assert!(step_to_bytes(&batch, &limits()).unwrap_err().to_string().contains("input_ids is 1000"));

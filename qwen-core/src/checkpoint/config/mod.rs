@@ -164,11 +164,25 @@ impl Config {
     /// # Errors
     /// [`Error::InvalidArgument`] if `factor` is below 1 or makes the context too long.
     pub fn with_yarn(self, factor: f64) -> Result<Self> {
-        let yarn = match self.rope_scaling {
-            RopeScaling::Yarn(yarn) => Yarn { factor, ..yarn },
-            RopeScaling::None => Yarn::new(factor, self.max_position_embeddings),
-        };
+        let yarn = self.yarn(factor);
         self.with_rope_scaling(RopeScaling::Yarn(yarn))
+    }
+
+    /// Enable YaRN by the length of each sequence: one within the original context is computed as by a model without
+    /// YaRN, bit for bit, and a longer one with the factor that it needs, rounded up to a whole number and up to
+    /// `factor`. An engine decides when it admits a request, by its prompt and the most tokens of its answer.
+    ///
+    /// # Errors
+    /// As [`Config::with_yarn`].
+    pub fn with_auto_yarn(self, factor: f64) -> Result<Self> {
+        let yarn = self.yarn(factor);
+        self.with_rope_scaling(RopeScaling::Auto(yarn))
+    }
+
+    /// The file's YaRN, or that of the model cards, with this factor.
+    fn yarn(&self, factor: f64) -> Yarn {
+        let plain = Yarn::new(factor, self.max_position_embeddings);
+        self.rope_scaling.yarn().map_or(plain, |yarn| Yarn { factor, ..*yarn })
     }
 
     /// Replace the scaling of the rotary frequencies.
@@ -176,7 +190,7 @@ impl Config {
     /// # Errors
     /// [`Error::InvalidArgument`] naming the field that is out of its bounds.
     pub fn with_rope_scaling(mut self, rope_scaling: RopeScaling) -> Result<Self> {
-        if let RopeScaling::Yarn(yarn) = &rope_scaling {
+        if let Some(yarn) = rope_scaling.yarn() {
             yarn.check().map_err(|(name, reason)| Error::argument(name, reason))?;
             if let Some(window) = self.sliding_window.filter(|&window| window < yarn.max_context()) {
                 return Err(Error::unsupported(format!("a sliding window of {window}"), FULL_ATTENTION));
@@ -189,10 +203,7 @@ impl Config {
     /// The longest context that the model may be run with: with YaRN its factor times the original context, else
     /// `max_position_embeddings`.
     pub fn max_context(&self) -> usize {
-        match &self.rope_scaling {
-            RopeScaling::None => self.max_position_embeddings,
-            RopeScaling::Yarn(yarn) => yarn.max_context(),
-        }
+        self.rope_scaling.yarn().map_or(self.max_position_embeddings, Yarn::max_context)
     }
 
     /// Whether this machine can address all weights as f32.

@@ -18,6 +18,19 @@ pub enum RopeScaling {
     None,
     /// YaRN: see [`Yarn`].
     Yarn(Yarn),
+    /// YaRN by the length of each sequence: none within the original context, then as much as its length needs, up to this
+    /// factor. No file says so; see [`Config::with_auto_yarn`](super::Config::with_auto_yarn).
+    Auto(Yarn),
+}
+
+impl RopeScaling {
+    /// The parameters of YaRN, if there is any.
+    pub fn yarn(&self) -> Option<&Yarn> {
+        match self {
+            RopeScaling::None => None,
+            RopeScaling::Yarn(yarn) | RopeScaling::Auto(yarn) => Some(yarn),
+        }
+    }
 }
 
 /// YaRN, "YaRN: Efficient Context Window Extension of Large Language Models" (arXiv 2309.00071), with the keys that

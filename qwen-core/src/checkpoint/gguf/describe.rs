@@ -50,8 +50,13 @@ pub fn describe(config: &Config, generation: &GenerationConfig) -> Result<Metada
     }
     metadata.insert("qwen2.attention.layer_norm_rms_epsilon", Value::F32(config.rms_norm_eps));
     metadata.insert("qwen2.rope.freq_base", Value::F32(config.rope_theta as f32));
-    if let RopeScaling::Yarn(yarn) = &config.rope_scaling {
-        describe_yarn(yarn, &mut metadata)?;
+    match &config.rope_scaling {
+        RopeScaling::None => {}
+        RopeScaling::Yarn(yarn) => describe_yarn(yarn, &mut metadata)?,
+        RopeScaling::Auto(_) => {
+            let reason = "a file cannot say so; write it without YaRN, and enable it at load";
+            return Err(Error::unsupported("YaRN by the length of each sequence", reason));
+        }
     }
     describe_sampling(generation, &mut metadata);
     Ok(metadata)

@@ -3,7 +3,7 @@
 //! K/V at a position depends on the tokens up to it and on nothing else, so two sequences that begin with the same
 //! tokens can share the blocks of what they have in common. An entry is found by the entry of the block before it and
 //! by its own tokens, which are compared, not only hashed: a collision cannot give one sequence the K/V of another's
-//! text. What else sets K/V apart is the name of the [`Root`](Prefix::Root).
+//! text. What else sets K/V apart is in the [`Root`](Prefix::Root).
 //!
 //! Full blocks are shared. The last block of a sequence is rarely full, and the first one in which two sequences differ
 //! is theirs only in part: such blocks are copied, and count up to the first token that differs.
@@ -17,15 +17,20 @@ use crate::model::batch::BlockId;
 /// What comes before a block: everything that its K/V depends on besides its own tokens.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Prefix {
-    /// Nothing: it is the first block of a sequence. Sequences with different names share nothing.
-    Root(Arc<str>),
+    /// Nothing: it is the first block of a sequence. Sequences with different roots share nothing.
+    Root {
+        /// Keeps those apart that may not share anything.
+        cache_salt: Arc<str>,
+        /// The stage of RoPE: in another one, K/V of the same tokens differs.
+        rope_stage: u32,
+    },
     /// The content of the block before it, by a number that is never used twice.
     Content(u64),
 }
 
 impl Default for Prefix {
     fn default() -> Self {
-        Prefix::Root("".into())
+        Prefix::Root { cache_salt: "".into(), rope_stage: 0 }
     }
 }
 

@@ -221,6 +221,7 @@ fn the_waiting_list_is_bounded() {
             spoil: |_| {},
             slots: HashMap::new(),
             refuses_copies: false,
+            rope_contexts: &[],
         }),
         intake.clone(),
     );

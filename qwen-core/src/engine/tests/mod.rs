@@ -8,6 +8,7 @@ mod fairness;
 mod logprobs;
 mod preemption;
 mod prefix;
+mod rope;
 mod score;
 mod speculation;
 
@@ -25,6 +26,9 @@ const TOKEN_IDS: usize = 9;
 /// Every row that attends to this token is damaged.
 const BAD: u32 = 8;
 
+/// Added to a token that is stored in the next stage of RoPE.
+const STAGE: u32 = 100;
+
 /// Called in the middle of a step.
 type During = Box<dyn FnMut(&Batch) -> Result<()> + Send>;
 
@@ -39,11 +43,16 @@ struct ScriptedRunner {
     spoil: fn(&mut StepOutput),
     slots: HashMap<u32, u32>,
     refuses_copies: bool,
+    rope_contexts: &'static [usize],
 }
 
 impl Runner for ScriptedRunner {
     fn limits(&self) -> &Limits {
         &self.limits
+    }
+
+    fn rope_contexts(&self) -> &[usize] {
+        self.rope_contexts
     }
 
     fn execute(&mut self, batch: &Batch, output: &mut StepOutput, interrupt: &Interrupt) -> Result<()> {
@@ -55,7 +64,11 @@ impl Runner for ScriptedRunner {
         if interrupt.is_raised() {
             return Err(Error::Cancelled);
         }
-        self.slots.extend(batch.slot_mapping.iter().copied().zip(batch.input_ids.iter().copied()));
+        for (token, (&slot, &id)) in batch.slot_mapping.iter().zip(&batch.input_ids).enumerate() {
+            // K/V differs by the stage of RoPE.
+            let stage = batch.rope_stages[batch.seq_of_token(token as u32)];
+            self.slots.insert(slot, id + STAGE * stage);
+        }
         output.clear();
         for (row, &index) in batch.logits_indices.iter().enumerate() {
             let id = batch.input_ids[index as usize];
@@ -112,7 +125,7 @@ impl ScriptedRunner {
     }
 
     fn attends_to_bad(&self, batch: &Batch, index: u32) -> bool {
-        self.attended(batch, index).any(|id| id == BAD)
+        self.attended(batch, index).any(|id| id % STAGE == BAD)
     }
 
     /// A token that is another one, most likely, if any token before it or its place is.
@@ -170,6 +183,7 @@ impl Rig {
             spoil: |_| {},
             slots,
             refuses_copies: false,
+            rope_contexts: &[],
         };
         change(&mut runner);
         let intake = Intake::default();

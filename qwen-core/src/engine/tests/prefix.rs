@@ -131,6 +131,7 @@ fn nobody_gets_what_is_damaged() {
             spoil: |_| {},
             slots: HashMap::new(),
             refuses_copies: false,
+            rope_contexts: &[],
         };
         EngineCore::new(Box::new(runner), rig.intake.clone())
     };
