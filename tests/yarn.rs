@@ -3,8 +3,8 @@
 
 mod common;
 
-use common::{Folder, SMALL, options, write_checkpoint};
-use qwen::{Engine, EngineOptions, GenerateOptions, Precision};
+use common::{Folder, SMALL, Shape, options, write_checkpoint};
+use qwen::{Engine, EngineOptions, FinishReason, GenerateOptions, Precision};
 
 /// A model that was trained for 128 positions.
 fn checkpoint(name: &str) -> Folder {
@@ -61,4 +61,25 @@ fn it_is_planned_for_at_its_longest() {
     let refused = qwen::plan(&folder.0, &options().context(449).auto_yarn(3.5)).unwrap_err();
     assert!(refused.to_string().contains("must be 2 to 448"), "{refused}");
     assert!(qwen::plan(&folder.0, &options().auto_yarn(0.5)).unwrap_err().to_string().contains("factor"));
+}
+
+#[test]
+fn a_context_of_131072_positions_is_used_to_its_end() {
+    let folder = Folder::new("all-positions");
+    let shape = Shape { hidden: 32, inner: 32, layers: 1, heads: 1, kv_heads: 1, vocab: 300, tied: true };
+    write_checkpoint(&folder.0, shape, |_, _| {});
+    // The file's context is 4,096.
+    let engine = options().auto_yarn(32.0).context(131_072).load(&folder.0).unwrap();
+    let asked = GenerateOptions::new().greedy().ignore_eos(true);
+    let mut prompt = prompt(131_000);
+    let mut stream = engine.generate_ids(prompt.as_slice(), &asked).unwrap();
+    let answer: Vec<u32> = stream.by_ref().collect::<qwen::Result<_>>().unwrap();
+    assert_eq!((answer.len(), stream.finish_reason()), (72, Some(FinishReason::ContextFull)));
+    // The next turn computes what is new, and says the same.
+    prompt.extend(&answer[..40]);
+    let mut stream = engine.generate_ids(prompt.as_slice(), &asked).unwrap();
+    let again: Vec<u32> = stream.by_ref().collect::<qwen::Result<_>>().unwrap();
+    assert_eq!(again, answer[40..]);
+    // The whole store is in use, so that no block is left for a copy of the last one.
+    assert_eq!(stream.stats().cached_tokens, 131_008);
 }
