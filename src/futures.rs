@@ -5,8 +5,9 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use futures_core::Stream;
+use qwen_tokenizer::Delta;
 
-use crate::chat::Reply;
+use crate::chat::{Deltas, Reply};
 use crate::error::Result;
 use crate::logits::LogitsRows;
 use crate::stream::{TextStream, TokenStream};
@@ -67,5 +68,6 @@ streams! {
     TokenStream: u32;
     TextStream: String;
     Reply: String;
+    Deltas: Delta;
     LogitsRows: Vec<f32>;
 }

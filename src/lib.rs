@@ -79,7 +79,7 @@ mod words;
 mod worker;
 
 pub use batch::Answer;
-pub use chat::{Chat, ChatState, Reply};
+pub use chat::{Chat, ChatState, Deltas, Reply};
 pub use device::{Device, DeviceEntry, ParseDeviceError, absent_devices, devices};
 pub use distributed::Ranks;
 pub use embed::{EmbedOptions, Embedding};
@@ -108,8 +108,11 @@ pub use qwen_core::quantize::{Importances, ModelFacts, Progress as QuantizeProgr
 pub use qwen_core::{Backend, Config, Encoding, GenerationConfig, HumanBytes, Precision, RopeScaling, Warning};
 /// What [`Error::Text`] holds.
 pub use qwen_tokenizer::Error as TextError;
-pub use qwen_tokenizer::{Arguments, ChatInput, ChatTemplate, Content, ContentPart, DecodeStream, EncodedChat};
-pub use qwen_tokenizer::{FunctionCall, Message, Role, Tokenizer, Tool, ToolCall};
+pub use qwen_tokenizer::{
+    AnswerParser, Arguments, BrokenCall, CallForms, ChatInput, ChatTemplate, Content, ContentPart, DecodeStream, Delta,
+    EncodedChat,
+};
+pub use qwen_tokenizer::{FunctionCall, Message, Role, Tokenizer, Tool, ToolCall, ToolCallDelta};
 pub use score::{LabelScore, Perplexity, Score};
 pub use stats::{PromptProgress, Stats};
 pub use stream::{StoppedBy, TextStream, TokenStream};

@@ -74,7 +74,7 @@ fn what_the_model_calls_comes_apart_from_what_it_says() {
         let text: String = reply.by_ref().map(Result::unwrap).collect();
         assert!(text.starts_with("<tool_call>") && text.contains(r#""get_time""#), "{text}");
         let known = [reply.prompt_ids(), reply.ids()].concat();
-        let calls = reply.tool_calls();
+        let calls = reply.tool_calls().to_vec();
         let message = reply.message().unwrap();
         assert_eq!(chat.messages()[1], message);
         if !parses {

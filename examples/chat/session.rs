@@ -221,7 +221,7 @@ impl Session {
 
     fn print_json(reply: &mut Reply) -> Result<(), Stop> {
         let text: String = reply.by_ref().collect::<qwen::Result<_>>()?;
-        Ok(reply::print_json(&text, reply.finish_reason(), &reply.stats(), &reply.tool_calls())?)
+        Ok(reply::print_json(&text, reply.finish_reason(), &reply.stats(), reply.tool_calls())?)
     }
 
     fn stats(&self) -> String {

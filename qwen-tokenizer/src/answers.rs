@@ -4,7 +4,7 @@ use crate::error::Error;
 use crate::message::Message;
 use crate::template::{ChatInput, ChatTemplate};
 use crate::tokenizer::Tokenizer;
-use crate::{chat, tool_calls};
+use crate::{AnswerParser, answer, chat};
 
 /// The most control tokens that a template is tried with.
 const MOST_TRIED: usize = 16;
@@ -30,8 +30,23 @@ impl Tokenizer {
     #[must_use]
     pub fn parse_answer(&self, answer: &str) -> Message {
         match self.template_for(true).is_ok_and(ChatTemplate::writes_calls) {
-            true => tool_calls::parse(answer),
+            true => answer::parse(answer),
             false => Message::assistant(answer),
+        }
+    }
+
+    /// A parser that finds the parts of an answer as it comes: calls of tools in the form in which this checkpoint's template
+    /// writes them, none where it writes them otherwise, and the thought of a reasoning model. `prompt_ids` is the prompt
+    /// that is answered: a template may have begun the thought.
+    #[must_use]
+    pub fn answer_parser(&self, prompt_ids: &[u32]) -> AnswerParser {
+        // The line break behind it may be a token of its own.
+        let end = prompt_ids.get(prompt_ids.len().saturating_sub(2)..).unwrap_or_default();
+        let in_thought = self.decode(end, false).trim_end().ends_with(answer::THOUGHT_BEGIN);
+        let parser = AnswerParser::new().in_thought(in_thought);
+        match self.template_for(true).is_ok_and(ChatTemplate::writes_calls) {
+            true => parser,
+            false => parser.without_calls(),
         }
     }
 

@@ -45,7 +45,7 @@
 //! files, `older` those of folders without tokenizer.json, `declared` adds the tokens that tokenizer.json lacks,
 //! `gguf` takes the vocabulary of a GGUF file, `export` makes one; `added` finds control tokens, `pipeline` and
 //! `split` encode the text between them, `decode` goes back; `message` and `tool` are the types of a chat, `template`
-//! renders it by `jinja`, `guard` tells control tokens apart, `chat` encodes the result, `tool_calls` finds calls in an
+//! renders it by `jinja`, `guard` tells control tokens apart, `chat` encodes the result, `answer` finds calls in an
 //! answer, `answers` asks templates about them.
 
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::string_slice)]
@@ -53,6 +53,7 @@
 
 mod added;
 mod alphabet;
+mod answer;
 mod answers;
 mod bounded;
 mod chat;
@@ -76,9 +77,9 @@ mod split;
 mod template;
 mod tokenizer;
 mod tool;
-mod tool_calls;
 mod vocabulary;
 
+pub use answer::{AnswerParser, BrokenCall, CallForms, Delta, ToolCallDelta};
 pub use chat::EncodedChat;
 pub use decode::DecodeStream;
 pub use error::{Error, Result};

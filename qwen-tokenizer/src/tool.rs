@@ -1,6 +1,6 @@
 //! Tools a model may call, and the calls it makes, in the shape of OpenAI's API.
 //!
-//! Finding calls in what a model writes is done in `tool_calls`.
+//! Finding calls in what a model writes is done in `answer`.
 
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};

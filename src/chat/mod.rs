@@ -1,5 +1,6 @@
 //! Conversations: messages in, an answer out, both remembered. They can be changed, copied and saved.
 
+mod deltas;
 mod history;
 mod reply;
 mod state;
@@ -7,11 +8,12 @@ mod state;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use qwen_core::numerics::float_env::FloatEnv;
-use qwen_tokenizer::{ChatInput, EncodedChat, Message, Role, Tokenizer, Tool};
+use qwen_tokenizer::{CallForms, ChatInput, EncodedChat, Message, Role, Tokenizer, Tool};
 
 use crate::engine::Engine;
 use crate::error::Result;
 use crate::generate::GenerateOptions;
+pub use deltas::Deltas;
 use history::{History, Turn};
 use reply::Otherwise;
 pub use reply::Reply;
@@ -33,8 +35,8 @@ impl Engine {
     /// vocabulary.
     pub fn resume(&self, mut state: ChatState) -> Result<Chat> {
         let (history, chat) = (state.history(self)?, Chat::new(self.clone()));
-        let ChatState { tools, options, trust_contents, .. } = state;
-        Ok(Chat { history: Arc::new(Mutex::new(history)), tools, options, trust_contents, ..chat })
+        let ChatState { tools, call_forms, options, trust_contents, .. } = state;
+        Ok(Chat { history: Arc::new(Mutex::new(history)), tools, call_forms, options, trust_contents, ..chat })
     }
 }
 
@@ -54,6 +56,7 @@ pub struct Chat {
     engine: Engine,
     history: Arc<Mutex<History>>,
     tools: Vec<Tool>,
+    call_forms: CallForms,
     options: GenerateOptions,
     trust_contents: bool,
 }
@@ -64,6 +67,7 @@ impl Chat {
             engine,
             history: Arc::default(),
             tools: Vec::new(),
+            call_forms: CallForms::default(),
             options: GenerateOptions::new(),
             trust_contents: false,
         }
@@ -100,6 +104,13 @@ impl Chat {
     /// ```
     pub fn tools(mut self, tools: impl Into<Vec<Tool>>) -> Self {
         self.tools = tools.into();
+        self
+    }
+
+    /// Also find calls of [tools](Chat::tools) in these forms: Qwen2.5-Coder often answers with JSON in a fence where its
+    /// template asks for `<tool_call>`. Default: the form of the template alone.
+    pub fn call_forms(mut self, forms: CallForms) -> Self {
+        self.call_forms = forms;
         self
     }
 
@@ -241,9 +252,9 @@ impl Chat {
     /// ```
     pub fn fork(&self) -> Chat {
         let history = self.with(|history| History { replying: false, ..history.clone() });
-        let (tools, options) = (self.tools.clone(), self.options.clone());
+        let (tools, call_forms, options) = (self.tools.clone(), self.call_forms, self.options.clone());
         let (engine, trust_contents) = (self.engine.clone(), self.trust_contents);
-        Chat { engine, history: Arc::new(Mutex::new(history)), tools, options, trust_contents }
+        Chat { engine, history: Arc::new(Mutex::new(history)), tools, call_forms, options, trust_contents }
     }
 
     /// The conversation as data: to save it, and to go on with it later ([`Engine::resume`]).
@@ -260,8 +271,7 @@ impl Chat {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn state(&self) -> ChatState {
-        let Chat { tools, options, trust_contents, .. } = self;
-        self.with(|history| ChatState::new(history, &self.engine, tools, options, *trust_contents))
+        self.with(|history| ChatState::new(history, self))
     }
 
     /// Take back the last answer and answer again: differently where the options have no seed, since each answer draws one
@@ -318,8 +328,18 @@ impl Chat {
             history.edition
         });
         let history = Some(self.history.clone());
-        let parser = (!self.tools.is_empty()).then(|| tokenizer.clone());
-        Ok(Reply { stream, text: String::new(), prompt, history, edition, otherwise: Otherwise::Stays, parser })
+        let parser = tokenizer.answer_parser(&prompt.ids).forms(self.call_forms);
+        let parser = if self.tools.is_empty() { parser.without_calls() } else { parser };
+        Ok(Reply {
+            stream,
+            text: String::new(),
+            prompt,
+            history,
+            edition,
+            otherwise: Otherwise::Stays,
+            parser,
+            deltas: Vec::new(),
+        })
     }
 
     /// The prompt of the turns so far. It begins with the ids of the last one and its answer, unless the template rewrites

@@ -6,8 +6,9 @@ use std::task::{Context, Poll, ready};
 
 use qwen_core::engine::sampling::Logprobs;
 use qwen_core::engine::{Canceller, FinishReason};
-use qwen_tokenizer::{EncodedChat, Message, Tokenizer, ToolCall};
+use qwen_tokenizer::{AnswerParser, Delta, EncodedChat, Message, ToolCall};
 
+use super::deltas::Deltas;
 use super::history::{History, Known, Turn};
 use crate::channel::Wait;
 use crate::error::Result;
@@ -37,8 +38,10 @@ pub struct Reply {
     /// That of the history when the answer began.
     pub(super) edition: u64,
     pub(super) otherwise: Otherwise,
-    /// What finds calls of tools, where the chat has some.
-    pub(super) parser: Option<Tokenizer>,
+    /// Finds the parts of the answer.
+    pub(super) parser: AnswerParser,
+    /// Those of the latest piece.
+    pub(super) deltas: Vec<Delta>,
 }
 
 impl Reply {
@@ -65,15 +68,20 @@ impl Reply {
         self.try_for_each(|piece| piece.map(drop))
     }
 
-    /// The calls of tools in the answer so far, as far as they are complete; see [`Tokenizer::parse_answer`]. None where the
-    /// chat has no [tools](crate::Chat::tools). They stand in the answer's text, too.
-    pub fn tool_calls(&self) -> Vec<ToolCall> {
-        self.parsed().tool_calls
+    /// The calls of tools in the answer so far, as far as they are complete; see [`AnswerParser`]. None where the chat has
+    /// no [tools](crate::Chat::tools). They stand in the answer's text, too.
+    pub fn tool_calls(&self) -> &[ToolCall] {
+        self.parser.tool_calls()
+    }
+
+    /// The parts of the answer as they come, told apart: text, the thought of a reasoning model, and calls of tools, whose
+    /// arguments arrive piece by piece.
+    pub fn deltas(self) -> Deltas {
+        Deltas::new(self)
     }
 
     fn parsed(&self) -> Message {
-        let answer = self.text.as_str();
-        self.parser.as_ref().map_or_else(|| Message::assistant(answer), |parser| parser.parse_answer(answer))
+        self.parser.clone().into_message()
     }
 
     /// The ids of the prompt: the whole conversation so far.
@@ -131,11 +139,17 @@ impl Reply {
         self.advance(&mut Wait::Wake(context))
     }
 
-    fn advance(&mut self, wait: &mut Wait<'_, '_>) -> Poll<Option<Result<String>>> {
+    pub(super) fn advance(&mut self, wait: &mut Wait<'_, '_>) -> Poll<Option<Result<String>>> {
         let piece = ready!(self.stream.advance(wait));
         match &piece {
-            Some(Ok(piece)) => self.text.push_str(piece),
-            Some(Err(_)) | None => self.close(),
+            Some(Ok(piece)) => {
+                self.text.push_str(piece);
+                self.deltas = self.parser.push(piece);
+            }
+            Some(Err(_)) | None => {
+                self.deltas = self.parser.finish();
+                self.close();
+            }
         }
         Poll::Ready(piece)
     }

@@ -6,9 +6,10 @@
 
 use std::collections::BTreeMap;
 
-use qwen_tokenizer::{Message, Tool};
+use qwen_tokenizer::{CallForms, Message, Tool};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use super::Chat;
 use super::history::{Border, History, Known, Turn};
 use crate::engine::Engine;
 use crate::error::Result;
@@ -33,12 +34,18 @@ pub struct ChatState {
     written: BTreeMap<usize, String>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) tools: Vec<Tool>,
+    #[serde(default, skip_serializing_if = "are_blocks")]
+    pub(super) call_forms: CallForms,
     #[serde(default)]
     pub(super) options: GenerateOptions,
     #[serde(default)]
     pub(super) trust_contents: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     encoded: Option<Encoded>,
+}
+
+fn are_blocks(forms: &CallForms) -> bool {
+    *forms == CallForms::BLOCKS
 }
 
 /// What the model read and wrote.
@@ -76,13 +83,8 @@ impl<'de> Deserialize<'de> for Version {
 }
 
 impl ChatState {
-    pub(super) fn new(
-        history: &History,
-        engine: &Engine,
-        tools: &[Tool],
-        options: &GenerateOptions,
-        trust_contents: bool,
-    ) -> Self {
+    pub(super) fn new(history: &History, chat: &Chat) -> Self {
+        let Chat { engine, tools, call_forms, options, trust_contents, .. } = chat;
         let (text, ids, borders) = history.known.parts();
         let written = history.turns.iter().enumerate().filter_map(|(at, turn)| Some((at, turn.written.clone()?)));
         let encoded = engine.fingerprint().filter(|_| !ids.is_empty()).map(|vocabulary| Encoded {
@@ -95,9 +97,10 @@ impl ChatState {
             version: Version,
             messages: history.messages(),
             written: written.collect(),
-            tools: tools.into(),
+            tools: tools.clone(),
+            call_forms: *call_forms,
             options: options.clone(),
-            trust_contents,
+            trust_contents: *trust_contents,
             encoded,
         }
     }

@@ -3,9 +3,9 @@
 
 use super::input::{ArgumentForms, ChatInput, Takes};
 use super::{ChatTemplate, Variables};
+use crate::answer;
 use crate::jinja::Budget;
 use crate::message::Message;
-use crate::tool_calls;
 
 /// A text with every sign that a language of markup or of formats may escape, between numbers that no template writes.
 const SIGNS: &str = "20481024 \"q\" 'a' <b> & &amp; \\ \\n {x} {{y}} {%z%} [k](l) $1 %s #h *i* _u_ ~t ^c `d` | é e\u{301} 中 👋\n\t \
@@ -19,7 +19,7 @@ impl ChatTemplate {
     pub(crate) fn writes_calls(&self) -> bool {
         *self.writes_calls.get_or_init(|| {
             let text = self.probe_call(r#"{"k": "4f9c"}"#);
-            tool_calls::has_call(&text, "call9c4f")
+            answer::has_call(&text, "call9c4f")
         })
     }
 
