@@ -74,6 +74,7 @@ mod stats;
 mod stop;
 mod stop_strings;
 mod stream;
+mod toolbox;
 mod vocabulary;
 mod words;
 mod worker;
@@ -116,12 +117,16 @@ pub use qwen_tokenizer::{FunctionCall, Message, Role, Tokenizer, Tool, ToolCall,
 pub use score::{LabelScore, Perplexity, Score};
 pub use stats::{PromptProgress, Stats};
 pub use stream::{StoppedBy, TextStream, TokenStream};
+pub use toolbox::Toolbox;
 pub use vocabulary::load_tokenizer;
 
 /// The layers below the facade: for backends, and for programs that work on token ids.
 pub use qwen_core as core;
 /// The layer of texts: what programs rarely need of it.
 pub use qwen_tokenizer as tokenizer;
+/// The crate that derives the schemas of [`Toolbox::function`].
+#[cfg(feature = "tools")]
+pub use schemars;
 
 // Clones of one engine are used from many threads, and streams are moved between threads.
 const _: () = {
@@ -146,6 +151,8 @@ mod documents {
     struct Generation;
     #[doc = include_str!("../docs/sessions.md")]
     struct Sessions;
+    #[doc = include_str!("../docs/tools.md")]
+    struct Tools;
     #[doc = include_str!("../docs/batching.md")]
     struct Batching;
     #[doc = include_str!("../docs/scoring.md")]

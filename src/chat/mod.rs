@@ -107,6 +107,10 @@ impl Chat {
         self
     }
 
+    pub(crate) fn set_tools(&mut self, tools: Vec<Tool>) {
+        self.tools = tools;
+    }
+
     /// Also find calls of [tools](Chat::tools) in these forms: Qwen2.5-Coder often answers with JSON in a fence where its
     /// template asks for `<tool_call>`. Default: the form of the template alone.
     pub fn call_forms(mut self, forms: CallForms) -> Self {
