@@ -58,6 +58,7 @@ mod embed;
 mod engine;
 mod error;
 mod events;
+mod fill;
 mod fingerprint;
 #[cfg(feature = "stream")]
 mod futures;
@@ -86,6 +87,7 @@ pub use distributed::Ranks;
 pub use embed::{EmbedOptions, Embedding};
 pub use engine::Engine;
 pub use error::{Error, ErrorKind, PromptLength, Result};
+pub use fill::Fill;
 #[cfg(feature = "stream")]
 pub use futures::AnswerStream;
 pub use generate::{Dry, GenerateOptions};
