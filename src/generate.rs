@@ -10,6 +10,7 @@ use qwen_core::numerics::float_env::FloatEnv;
 use crate::engine::Engine;
 use crate::error::Result;
 pub use crate::generate::options::{Dry, GenerateOptions};
+pub(crate) use crate::generate::request::{max_new_tokens, stop_token_ids};
 use crate::stats::Stats;
 use crate::stop_strings::StopWatch;
 use crate::stream::{TextStream, TokenStream};

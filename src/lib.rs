@@ -48,6 +48,7 @@
 //! `futures_core::Stream` for all answers, which have the same as `poll_next` without it.
 
 mod batch;
+mod beam;
 #[doc(hidden)]
 pub mod bench_support;
 mod channel;
@@ -81,6 +82,7 @@ mod words;
 mod worker;
 
 pub use batch::Answer;
+pub use beam::{Beam, BeamOptions, EarlyStopping};
 pub use chat::{Chat, ChatState, Deltas, Reply};
 pub use device::{Device, DeviceEntry, ParseDeviceError, absent_devices, devices};
 pub use distributed::Ranks;

@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use qwen_core::GenerationConfig;
 use qwen_core::engine::sampling::{self, SamplingParams, Stage, fresh_seed};
 use qwen_core::engine::{GenerateParams, Request};
 
@@ -13,6 +14,50 @@ use crate::words;
 /// Each of them is searched for in every answer, for each byte.
 const MAX_STOP_STRINGS: usize = 128;
 
+/// The tokens that end an answer: these, and those of the checkpoint unless they are ignored.
+///
+/// # Errors
+/// Where only the checkpoint can say, and its value is wrong.
+pub(crate) fn stop_token_ids(ids: &[u32], ignore_eos: bool, engine: &Engine) -> Result<Vec<u32>> {
+    let mut ids = ids.to_vec();
+    if !ignore_eos {
+        if ids.is_empty() {
+            engine.generation_config().check("eos_token_id")?;
+        }
+        ids.extend_from_slice(engine.stop_token_ids());
+    }
+    Ok(ids)
+}
+
+/// The most tokens of an answer: what the caller or else the checkpoint says, if they do.
+///
+/// # Errors
+/// When the prompt alone reaches the checkpoint's `max_length`, and when the value that counts is wrong.
+pub(crate) fn max_new_tokens(
+    asked: Option<usize>,
+    prompt_len: usize,
+    defaults: &GenerationConfig,
+) -> Result<Option<usize>> {
+    if asked.is_none() {
+        defaults.check("max_new_tokens")?;
+        if defaults.max_new_tokens.is_none() {
+            defaults.check("max_length")?;
+        }
+    }
+    // As in transformers, `max_length` includes the prompt, and `max_new_tokens` overrides it.
+    match (asked.or(defaults.max_new_tokens), defaults.max_length) {
+        (None, Some(max_length)) if prompt_len >= max_length => {
+            let reason = format!(
+                "generation_config.json allows {max_length} tokens of prompt and answer, the prompt has {prompt_len}: \
+                 set max_new_tokens"
+            );
+            Err(qwen_core::Error::argument("max_length", reason).into())
+        }
+        (None, Some(max_length)) => Ok(Some(max_length - prompt_len)),
+        (max_new_tokens, _) => Ok(max_new_tokens),
+    }
+}
+
 impl GenerateOptions {
     /// The request for `prompt`, and the seed of its draws, if there are any. Options that the caller did not set are
     /// taken from the checkpoint, if the request uses them at all.
@@ -22,35 +67,10 @@ impl GenerateOptions {
     /// wrong, and for texts without a tokenizer.
     pub(crate) fn request(&self, prompt: Vec<u32>, engine: &Engine) -> Result<(Request, Option<u64>)> {
         self.check_stop()?;
-        let defaults = engine.generation_config();
-        let mut stop_token_ids = self.stop_token_ids.clone();
-        if !self.ignore_eos {
-            if stop_token_ids.is_empty() {
-                defaults.check("eos_token_id")?;
-            }
-            stop_token_ids.extend_from_slice(engine.stop_token_ids());
-        }
+        let stop_token_ids = stop_token_ids(&self.stop_token_ids, self.ignore_eos, engine)?;
         let sampling = self.sampling(engine)?;
         let seed = (!sampling.is_greedy()).then_some(sampling.seed);
-        if self.max_new_tokens.is_none() {
-            defaults.check("max_new_tokens")?;
-            if defaults.max_new_tokens.is_none() {
-                defaults.check("max_length")?;
-            }
-        }
-        // As in transformers, `max_length` includes the prompt, and `max_new_tokens` overrides it.
-        let max_new_tokens = match (self.max_new_tokens.or(defaults.max_new_tokens), defaults.max_length) {
-            (None, Some(max_length)) if prompt.len() >= max_length => {
-                let reason = format!(
-                    "generation_config.json allows {max_length} tokens of prompt and answer, the prompt has {}: set \
-                     max_new_tokens",
-                    prompt.len()
-                );
-                return Err(qwen_core::Error::argument("max_length", reason).into());
-            }
-            (None, Some(max_length)) => Some(max_length - prompt.len()),
-            (max_new_tokens, _) => max_new_tokens,
-        };
+        let max_new_tokens = max_new_tokens(self.max_new_tokens, prompt.len(), engine.generation_config())?;
         let params = GenerateParams::new().max_new_tokens(max_new_tokens).stop_token_ids(stop_token_ids);
         let request =
             Request::generate(prompt, params.sampling(sampling).logprobs(self.logprobs).speculation(self.speculation));
