@@ -44,9 +44,10 @@ fn beams_are_those_of_transformers() {
             (Some(_), None) => continue,
             (None, _) => root.join(&checkpoint),
         };
-        // Fewer sequences than beams: a step takes several rounds.
+        // Fewer sequences than beams: a step takes several rounds. transformers knows no padding of the vocabulary.
         for batch in [1, 8] {
-            let engine = options().precision(Precision::Exact).context(128).batch(batch).load(&folder).unwrap();
+            let options = options().precision(Precision::Exact).context(128).allow_padding_tokens(true);
+            let engine = options.batch(batch).load(&folder).unwrap();
             for Case { prompt, options, sequences, scores, .. } in &cases {
                 let found = engine.beam_search_ids(prompt, &options.clone().ignore_eos(true)).unwrap();
                 let ids: Vec<_> = found.iter().map(sequence).collect();
@@ -78,6 +79,11 @@ fn a_beam_is_the_answer_of_its_log_probability() {
         assert!((beam.score - score.mean_logprob()).abs() < 1e-9);
         assert_eq!(beam.text, tokenizer.decode(&beam.ids, true));
     }
+    // A step computes a token for each beam: all before it is in the cache.
+    let before = engine.stats().computed_tokens;
+    engine.beam_search_ids(&[&prompt_ids[1..], &prompt_ids].concat(), &options).unwrap();
+    let computed = engine.stats().computed_tokens - before;
+    assert!(computed <= (2 * prompt_ids.len() - 1 + 3 * 9) as u64, "{computed}");
     // The best of three is no less likely than what one beam finds, and that is greedy decoding.
     let one = engine.beam_search(prompt, &BeamOptions::new(1).max_new_tokens(10)).unwrap().remove(0);
     let greedy = engine.generate(prompt, &GenerateOptions::new().greedy().max_new_tokens(10)).unwrap();
