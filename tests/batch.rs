@@ -132,3 +132,29 @@ fn several_batches_share_a_manual_engine_with_its_host() {
     done.store(true, Ordering::SeqCst);
     host.join().unwrap();
 }
+
+#[test]
+fn an_answer_of_no_tokens_computes_its_prompt_for_later_ones() {
+    let engine = demo_engine();
+    let prompt = "The sky is blue. ".repeat(8);
+    let none = sampled().max_new_tokens(0).stop(["x"]).logprobs(2);
+    let answer = engine.generate_batch([&prompt], &none).remove(0).unwrap();
+    let prompt_tokens = engine.tokenizer().unwrap().encode_prompt(&prompt, 1000).unwrap().len();
+    assert_eq!((answer.text.as_str(), answer.ids.len(), answer.logprobs.len()), ("", 0, 0));
+    assert_eq!((answer.finish_reason, answer.stopped_by), (FinishReason::Length, None));
+    assert_eq!((answer.stats.prompt_tokens, answer.stats.cached_tokens), (prompt_tokens, 0));
+    assert_eq!((answer.stats.new_tokens, answer.stats.first_token), (0, None));
+    let mut stream = engine.generate(&prompt, &sampled()).unwrap();
+    assert!(stream.by_ref().all(|piece| piece.is_ok()));
+    assert_eq!(stream.stats().cached_tokens, prompt_tokens - 1);
+    // A conversation's prompt can be computed before it is wanted, but an empty answer does not join one.
+    let messages = [Message::user("What is the capital of Peru?")];
+    engine.chat_batch([&messages], &none).remove(0).unwrap();
+    let mut chat = engine.chat();
+    let error = chat.send_with("What is the capital of Peru?", &none).unwrap_err();
+    assert!(error.kind() == ErrorKind::InvalidArgument && error.to_string().contains("max_new_tokens"), "{error}");
+    assert!(chat.messages().is_empty());
+    let mut reply = chat.send("What is the capital of Peru?").unwrap();
+    assert!(reply.by_ref().all(|piece| piece.is_ok()));
+    assert_eq!(reply.stats().cached_tokens, reply.prompt_ids().len() - 1);
+}

@@ -311,7 +311,8 @@ impl Chat {
     /// unless the template rewrites them.
     ///
     /// # Errors
-    /// When the template refuses the messages, and for a prompt beyond the context, which costs little however long it is.
+    /// When the template refuses the messages, for a prompt beyond the context, which costs little however long it is, and
+    /// for a `max_new_tokens` of 0: an empty answer would join the conversation.
     pub fn reply(&mut self) -> Result<Reply> {
         let options = self.options.clone();
         self.reply_with(&options)
@@ -323,6 +324,10 @@ impl Chat {
     /// As [`Chat::reply`].
     pub fn reply_with(&mut self, options: &GenerateOptions) -> Result<Reply> {
         let _float_env = FloatEnv::enter();
+        if options.max_new_tokens == Some(0) {
+            let reason = "must be at least 1 in a conversation, is 0: an empty answer would join it";
+            return Err(qwen_core::Error::argument("max_new_tokens", reason).into());
+        }
         let tokenizer = self.engine.tokenizer()?;
         let prompt = self.prompt(tokenizer)?;
         self.with(|history| history.check_idle())?;

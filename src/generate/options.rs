@@ -96,7 +96,8 @@ impl Dry {
 #[must_use]
 #[non_exhaustive]
 pub struct GenerateOptions {
-    /// The maximum number of tokens in the answer.
+    /// The maximum number of tokens in the answer. With 0 the prompt is computed, so that requests that begin with it are
+    /// answered sooner, and the answer is empty.
     pub max_new_tokens: Option<usize>,
     /// The answer has at least this many tokens: those that would end it are not chosen before.
     pub min_new_tokens: Option<usize>,

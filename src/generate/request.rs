@@ -54,6 +54,10 @@ pub(crate) fn max_new_tokens(
             Err(qwen_core::Error::argument("max_length", reason).into())
         }
         (None, Some(max_length)) => Ok(Some(max_length - prompt_len)),
+        (Some(0), _) if asked.is_none() => {
+            let reason = "generation_config.json has 0, so that every answer would be empty: set it";
+            Err(qwen_core::Error::argument("max_new_tokens", reason).into())
+        }
         (max_new_tokens, _) => Ok(max_new_tokens),
     }
 }

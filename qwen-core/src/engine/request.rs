@@ -99,7 +99,8 @@ pub enum Goal {
 #[must_use]
 #[non_exhaustive]
 pub struct GenerateParams {
-    /// The maximum number of tokens in the answer; `None` for as many as fit in the context.
+    /// The maximum number of tokens in the answer; `None` for as many as fit in the context. With 0 the prompt is
+    /// computed, so that later requests find its K/V, and the answer is empty.
     pub max_new_tokens: Option<usize>,
     /// Tokens that end the answer.
     pub stop_token_ids: Vec<u32>,
@@ -237,9 +238,6 @@ impl Request {
             if let Some(top) = params.logprobs.filter(|top| *top > GenerateParams::MAX_LOGPROBS) {
                 let reason = format!("must be at most {}, is {top}", GenerateParams::MAX_LOGPROBS);
                 return Err(Error::argument("logprobs", reason));
-            }
-            if params.max_new_tokens == Some(0) {
-                return Err(Error::argument("max_new_tokens", "must be at least 1, is 0"));
             }
         }
         if let Goal::Logprobs(params) = goal {

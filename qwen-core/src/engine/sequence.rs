@@ -75,6 +75,8 @@ pub(super) enum Task {
 /// What the rows of a prompt become.
 #[derive(Debug)]
 pub(super) enum Rows {
+    /// There are none: what is wanted is the K/V.
+    None,
     /// Rows of logits, as far as the reader's window is open.
     Logits(RowWindow),
     Logprobs(LogprobsParams),
@@ -100,6 +102,9 @@ impl Sequence {
         let Request { prompt, goal, cache_salt, user, priority, deadline, window } = request;
         let root = Prefix::Root { cache_salt, rope_stage };
         let task = match goal {
+            Goal::Generate(GenerateParams { max_new_tokens: Some(0), .. }) => {
+                Task::Score { rows: Rows::None, num_scored: prompt.len() }
+            }
             Goal::Generate(GenerateParams { stop_token_ids, sampling, logprobs, speculation, .. }) => {
                 let sampler = Sampler::new(sampling, &prompt)?.stop_token_ids(&stop_token_ids);
                 let drafter = (speculation == Speculation::PromptLookup).then(Box::default);
@@ -177,7 +182,7 @@ impl Sequence {
     fn num_sharable_tokens(&self) -> usize {
         match &self.task {
             Task::Generate { .. } => self.tokens.len().saturating_sub(1),
-            Task::Score { num_scored, .. } => *num_scored,
+            Task::Score { num_scored, .. } => (*num_scored).min(self.tokens.len().saturating_sub(1)),
         }
     }
 

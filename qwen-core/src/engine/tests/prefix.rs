@@ -161,6 +161,27 @@ fn scores_have_all_their_rows_and_leave_their_blocks_to_answers() {
     assert_eq!(computed(&rig), 1);
 }
 
+#[test]
+fn an_answer_of_no_tokens_leaves_the_prompt_to_others() {
+    let mut rig = digesting(limits());
+    let prompt: Vec<u32> = (0..20).map(|i| i % 7).collect();
+    // The last token is computed, also where all others are there; with full blocks and without.
+    for (len, expected) in [(20, 20), (20, 1), (18, 1), (7, 1)] {
+        let id = rig.add(sampled(&prompt[..len], 0, SamplingParams::new().temperature(1.0)));
+        let found = rig.run().remove(&id).unwrap();
+        assert_eq!(found, Found { end: Some("Length".into()), ..Found::default() });
+        assert_eq!(computed(&rig), expected, "{len}");
+    }
+    let id = rig.add(endless(request(&prompt, 5)));
+    assert_eq!(rig.run()[&id].tokens, alone(endless(request(&prompt, 5))));
+    assert_eq!(computed(&rig), 1 + 4);
+    // Without a cache it is of no use, but it ends.
+    let mut rig = digesting(limits());
+    rig.core.scheduler.prefix_cache = false;
+    let id = rig.add(request(&prompt, 0));
+    assert_eq!(rig.run()[&id].end.as_deref(), Some("Length"));
+}
+
 /// The answer in an engine that has computed nothing else.
 fn alone(request: Request) -> Vec<u32> {
     let mut rig = digesting(limits());
