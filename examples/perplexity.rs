@@ -12,7 +12,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::Parser;
-use qwen::{Device, Engine, EngineOptions, Precision};
+use qwen::{Device, Engine, EngineOptions, PerplexityOptions, Precision};
 use serde_json::json;
 
 mod failure;
@@ -61,15 +61,26 @@ impl Args {
     }
 }
 
-/// Sums over positions.
+/// What a model's distributions are beside those of another.
 #[derive(Default)]
-struct Totals {
+struct Comparison {
     positions: usize,
-    negative_log_likelihood: f64,
-    /// The sum of squares, for the standard error of the mean.
-    squares: f64,
     divergence: f64,
     same: usize,
+}
+
+impl Comparison {
+    /// Add the positions whose next tokens are the second half of `window`.
+    fn add(&mut self, window: &[u32], model: &Engine, base: &Engine) -> qwen::Result<()> {
+        let rows = model.logits_rows(window)?.zip(base.logits_rows(window)?).take(window.len() - 1);
+        for (row, base_row) in rows.skip(window.len() / 2) {
+            let (row, base_row) = (log_softmax(&row?), log_softmax(&base_row?));
+            self.positions += 1;
+            self.divergence += base_row.iter().zip(&row).map(|(p, q)| p.exp() * (p - q)).sum::<f64>();
+            self.same += usize::from(most_likely(&base_row) == most_likely(&row));
+        }
+        Ok(())
+    }
 }
 
 /// Log-probabilities of a row of logits.
@@ -83,67 +94,37 @@ fn most_likely(row: &[f64]) -> Option<usize> {
     (0..row.len()).max_by(|a, b| row[*a].total_cmp(&row[*b]))
 }
 
-impl Totals {
-    /// Add the positions whose next tokens are the second half of `window`.
-    fn add(&mut self, window: &[u32], model: &Engine, base: Option<&Engine>) -> qwen::Result<()> {
-        let first = window.len() / 2;
-        let mut base_rows = base.map(|base| base.logits_rows(window)).transpose()?;
-        for (position, row) in model.logits_rows(window)?.enumerate() {
-            let base_row = base_rows.as_mut().and_then(Iterator::next).transpose()?;
-            let (row, Some(next)) = (row?, window.get(position + 1)) else { continue };
-            if position < first {
-                continue;
-            }
-            let row = log_softmax(&row);
-            let surprise = -row[*next as usize];
-            self.positions += 1;
-            self.negative_log_likelihood += surprise;
-            self.squares += surprise * surprise;
-            if let Some(base_row) = base_row {
-                let base_row = log_softmax(&base_row);
-                self.divergence += base_row.iter().zip(&row).map(|(p, q)| p.exp() * (p - q)).sum::<f64>();
-                self.same += usize::from(most_likely(&base_row) == most_likely(&row));
-            }
-        }
-        Ok(())
-    }
-}
-
 fn main() -> Result<(), failure::Failure> {
     let args = Args::parse();
     let text = std::fs::read_to_string(&args.text).map_err(|error| format!("{}: {error}", args.text.display()))?;
     let model = args.load(&args.model, args.precision)?;
     let base = args.base.as_ref().map(|base| args.load(base, Precision::Exact)).transpose()?;
-    let ids = model.tokenizer()?.encode(&text, false)?;
+    let mut ids = model.tokenizer()?.encode(&text, false)?;
     if let Some(base) = &base
         && (base.tokenizer()?.encode(&text, false)? != ids || base.config().vocab_size != model.config().vocab_size)
     {
         return Err("the base has another vocabulary".into());
     }
-    let mut totals = Totals::default();
-    for window in ids.chunks_exact(args.window as usize).take(args.windows.unwrap_or(usize::MAX)) {
-        totals.add(window, &model, base.as_ref())?;
+    let window = args.window as usize;
+    let windows = (ids.len() / window).min(args.windows.unwrap_or(usize::MAX));
+    if windows == 0 {
+        return Err(format!("the text has {} tokens, and a window takes {window}", ids.len()).into());
     }
-    if totals.positions == 0 {
-        return Err(format!("the text has {} tokens, and a window takes {}", ids.len(), args.window).into());
+    ids.truncate(windows * window);
+    let options = PerplexityOptions::new().window(window).stride(window).min_context(window / 2 + 1);
+    let found = model.perplexity_ids(&ids, &options)?;
+    let (perplexity, error) = (found.perplexity(), found.standard_error());
+    let mut figures = json!({"positions": found.tokens, "perplexity": perplexity, "perplexity_error": error});
+    let mut lines = format!("perplexity  {perplexity:.4} +/- {error:.4} over {} tokens", found.tokens);
+    if let Some(base) = &base {
+        let mut beside = Comparison::default();
+        ids.chunks(window).try_for_each(|window| beside.add(window, &model, base))?;
+        let n = beside.positions as f64;
+        let (divergence, same) = (beside.divergence / n, beside.same as f64 / n);
+        figures["divergence"] = divergence.into();
+        figures["top_1"] = same.into();
+        lines +=
+            &format!("\ndivergence  {divergence:.6} nats from the base\ntop-1       {:.2} % the same", 100.0 * same);
     }
-    let n = totals.positions as f64;
-    let mean = totals.negative_log_likelihood / n;
-    let perplexity = mean.exp();
-    let error = perplexity * ((totals.squares / n - mean * mean).max(0.0) / n).sqrt();
-    let (divergence, same) = (totals.divergence / n, totals.same as f64 / n);
-    if args.json {
-        let mut figures = json!({"positions": totals.positions, "perplexity": perplexity, "perplexity_error": error});
-        if base.is_some() {
-            figures["divergence"] = divergence.into();
-            figures["top_1"] = same.into();
-        }
-        return Ok(output::print(figures)?);
-    }
-    output::print(format!("perplexity  {perplexity:.4} +/- {error:.4} over {} tokens", totals.positions))?;
-    if base.is_some() {
-        output::print(format!("divergence  {divergence:.6} nats from the base"))?;
-        output::print(format!("top-1       {:.2} % the same", 100.0 * same))?;
-    }
-    Ok(())
+    Ok(if args.json { output::print(figures) } else { output::print(lines) }?)
 }

@@ -67,6 +67,7 @@ mod generate;
 mod load;
 mod logits;
 mod options;
+mod perplexity;
 mod plan;
 mod progress;
 mod quantize;
@@ -95,6 +96,7 @@ pub use futures::AnswerStream;
 pub use generate::{Dry, GenerateOptions};
 pub use logits::LogitsRows;
 pub use options::EngineOptions;
+pub use perplexity::{Perplexity, PerplexityOptions};
 pub use plan::plan;
 pub use progress::{LoadCanceller, LoadProgress, LoadStage};
 pub use quantize::{QuantizedFile, Quantizer};
@@ -118,7 +120,7 @@ pub use qwen_tokenizer::{
     EncodedChat,
 };
 pub use qwen_tokenizer::{FunctionCall, Message, Role, Tokenizer, Tool, ToolCall, ToolCallDelta};
-pub use score::{LabelScore, Perplexity, Score};
+pub use score::{LabelScore, Score};
 pub use stats::{PromptProgress, Stats};
 pub use stream::{StoppedBy, TextStream, TokenStream};
 pub use toolbox::Toolbox;

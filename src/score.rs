@@ -1,4 +1,4 @@
-//! How likely texts are: scores of continuations, perplexity, log-probabilities of prompts, and labels.
+//! How likely texts are: scores of continuations, log-probabilities of prompts, and labels.
 
 use qwen_core::engine::{Event, LogprobsParams, Request, TokenLogprobs};
 use serde::{Deserialize, Serialize};
@@ -30,24 +30,6 @@ impl Score {
     #[must_use]
     pub fn mean_logprob(&self) -> f64 {
         self.logprob / self.tokens.len().max(1) as f64
-    }
-}
-
-/// How well a model predicts a text.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
-#[non_exhaustive]
-pub struct Perplexity {
-    /// The negative log-likelihood of the predicted tokens: a sum, in nats.
-    pub nll: f64,
-    /// The tokens that were predicted: all but the first, before which there is nothing.
-    pub tokens: usize,
-}
-
-impl Perplexity {
-    /// The exponential of the mean negative log-likelihood; 1 is a perfect prediction.
-    #[must_use]
-    pub fn perplexity(&self) -> f64 {
-        (self.nll / self.tokens.max(1) as f64).exp()
     }
 }
 
@@ -166,34 +148,6 @@ impl Engine {
             }
         })?;
         Ok(tokens)
-    }
-
-    /// How well the model predicts `text`, each token from all before it.
-    ///
-    /// ```
-    /// let engine = qwen::Engine::load(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/demo-model"))?;
-    /// let found = engine.perplexity("Anna is 31 years old and lives in Oslo.")?;
-    /// println!("{:.2} over {} tokens", found.perplexity(), found.tokens);
-    /// # assert!(found.perplexity() > 1.0);
-    /// # Ok::<(), qwen::Error>(())
-    /// ```
-    ///
-    /// # Errors
-    /// As [`Engine::score`]: a longer text than the context and one token is refused. Cut it into windows, as
-    /// `examples/perplexity.rs` does.
-    pub fn perplexity(&self, text: &str) -> Result<Perplexity> {
-        let ids = self.tokenizer()?.encode_prompt(text, self.context().saturating_add(1))?;
-        self.perplexity_ids(&ids)
-    }
-
-    /// [`Engine::perplexity`] for token ids.
-    ///
-    /// # Errors
-    /// As [`Engine::generate_ids`].
-    pub fn perplexity_ids(&self, ids: &[u32]) -> Result<Perplexity> {
-        let tokens = self.prompt_logprobs_ids(ids, 0)?;
-        // Not `-0.0` for no tokens.
-        Ok(Perplexity { nll: tokens.iter().fold(0.0, |nll, token| nll - token.logprob), tokens: tokens.len() })
     }
 
     /// Which of `labels` fits best behind `prompt`: all of them, the likeliest first, with probabilities among them.

@@ -6,7 +6,7 @@ mod common;
 use std::path::Path;
 
 use common::{Folder, SMALL, demo_engine, options, write_checkpoint};
-use qwen::{EmbedOptions, Engine, ErrorKind, GenerateOptions, Pooling, Precision};
+use qwen::{EmbedOptions, Engine, ErrorKind, GenerateOptions, PerplexityOptions, Pooling, Precision};
 use safetensors::SafeTensors;
 
 /// The prompts of the small golden case with the logits of transformers, in f64.
@@ -55,7 +55,7 @@ fn log_probabilities_are_those_of_transformers() {
             let best = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
             assert!((token.top[0].1 - best).abs() < 1e-5 && token.top.len() == 3);
         }
-        let perplexity = engine.perplexity_ids(ids).unwrap();
+        let perplexity = engine.perplexity_ids(ids, &PerplexityOptions::new()).unwrap();
         let nll: f64 = -expected.iter().sum::<f64>();
         assert!((perplexity.nll - nll).abs() < 1e-4 && perplexity.tokens == ids.len() - 1);
         assert!((perplexity.perplexity().ln() - nll / expected.len() as f64).abs() < 1e-5);
@@ -73,6 +73,39 @@ fn log_probabilities_are_those_of_transformers() {
         assert!((scores[2].logprob - rows[prompt.len() - 1][other[2] as usize]).abs() < 1e-5);
         assert_eq!((scores[3].logprob, scores[3].tokens.len(), scores[3].is_greedy), (0.0, 0, true));
     }
+}
+
+#[test]
+fn a_long_text_is_predicted_in_windows_as_transformers_documents_it() {
+    let folder = Folder::new("scoring-windows");
+    write_checkpoint(&folder.0, SMALL, |_, _| {});
+    let engine = options().context(32).load(&folder.0).unwrap();
+    let text = prompt(150, 3);
+    let vocab = engine.config().vocab_size;
+    for (window, stride) in [(33, 16), (20, 20), (20, 1), (33, 33)] {
+        // The loop of its guide "Perplexity of fixed-length models".
+        let (mut nll, mut tokens, mut prev_end) = (0.0, 0, 0);
+        for begin in (0..text.len()).step_by(stride) {
+            let end = (begin + window).min(text.len());
+            let logits = engine.logits(&text[begin..end - 1]).unwrap();
+            let trg_len = end - prev_end;
+            for (row, index) in logits.chunks(vocab).zip(begin + 1..end).filter(|(_, index)| end - index <= trg_len) {
+                let row = log_softmax(&row.iter().map(|logit| f64::from(*logit)).collect::<Vec<_>>());
+                nll -= row[text[index] as usize];
+                tokens += 1;
+            }
+            prev_end = end;
+            if end == text.len() {
+                break;
+            }
+        }
+        let found = engine.perplexity_ids(&text, &PerplexityOptions::new().window(window).stride(stride)).unwrap();
+        assert_eq!(found.tokens, tokens);
+        assert!((found.nll - nll).abs() < 1e-9 * nll, "{} {nll}", found.nll);
+        assert!(found.standard_error() > 0.0);
+    }
+    let default = engine.perplexity_ids(&text, &PerplexityOptions::new()).unwrap();
+    assert_eq!(default, engine.perplexity_ids(&text, &PerplexityOptions::new().window(33).stride(16)).unwrap());
 }
 
 #[test]
@@ -165,12 +198,24 @@ fn texts_are_scored_and_ranked() {
 #[test]
 fn what_cannot_be_scored_or_embedded_is_refused_by_name() {
     let engine = options().context(8).load(common::demo()).unwrap();
-    assert_eq!(engine.perplexity(&"word ".repeat(40)).unwrap_err().kind(), ErrorKind::PromptTooLong);
+    let perplexity = |ids: &[u32]| engine.perplexity_ids(ids, &PerplexityOptions::new());
+    for (options, name) in [
+        (PerplexityOptions::new().window(1), "window"),
+        (PerplexityOptions::new().window(10), "window"),
+        (PerplexityOptions::new().stride(0), "stride"),
+        (PerplexityOptions::new().window(4).stride(5), "stride"),
+        (PerplexityOptions::new().min_context(0), "min_context"),
+        (PerplexityOptions::new().window(4).min_context(4), "min_context"),
+    ] {
+        let error = engine.perplexity_with("a text", &options).unwrap_err();
+        assert!(error.kind() == ErrorKind::InvalidArgument && error.to_string().contains(name), "{error}");
+    }
     assert!(engine.perplexity("").is_err() && engine.score("", &["a"]).is_err());
-    assert!(engine.perplexity_ids(&[u32::MAX]).is_err());
-    assert_eq!(engine.perplexity_ids(&[1]).unwrap().perplexity(), 1.0);
+    assert!(perplexity(&[u32::MAX]).is_err());
+    assert!(perplexity(&[[1; 20].as_slice(), &[u32::MAX], &[1; 20]].concat()).is_err());
+    assert_eq!(perplexity(&[1]).unwrap().perplexity(), 1.0);
     // The last token is not computed: it may be one behind the context.
-    assert_eq!(engine.perplexity_ids(&[1; 9]).unwrap().tokens, 8);
+    assert_eq!(perplexity(&[1; 9]).unwrap().tokens, 8);
     let long = "word ".repeat(40);
     assert_eq!(engine.embed(&[&long], &EmbedOptions::new()).unwrap_err().kind(), ErrorKind::PromptTooLong);
     let found = engine.embed(&[&long], &EmbedOptions::new().truncate(true).append_eos(true)).unwrap();
