@@ -1,11 +1,8 @@
 //! Embeddings: the hidden states of texts after the final norm, as one vector each.
 
-use std::path::Path;
-
 use qwen_core::engine::{Event, Pooling, Request};
 use qwen_core::numerics::float_env::FloatEnv;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
 use crate::engine::Engine;
 use crate::error::Result;
@@ -17,10 +14,11 @@ use crate::requests;
 #[must_use]
 #[non_exhaustive]
 pub struct EmbedOptions {
-    /// Which hidden states make the vector: if not set, what the checkpoint's `1_Pooling/config.json` says
-    /// (sentence-transformers), else [`Pooling::Last`].
+    /// Which hidden states make the vector: if not set, what the checkpoint's `modules.json` and `1_Pooling/config.json`
+    /// say (sentence-transformers), else [`Pooling::Last`].
     pub pooling: Option<Pooling>,
-    /// Whether vectors are divided by their lengths, so that their dot product is their cosine; true if not set.
+    /// Whether vectors are divided by their lengths, so that their dot product is their cosine: if not set, whether the
+    /// checkpoint's `modules.json` has a `Normalize`, and true without that file.
     pub normalise: Option<bool>,
     /// Whether the checkpoint's end-of-sequence token is appended to each text, as models that pool the last token may
     /// be trained with (gte-Qwen2).
@@ -87,8 +85,8 @@ impl Engine {
     /// ```
     ///
     /// # Errors
-    /// For a model that was trained with attention in both directions (`is_causal: false` in config.json) or whose
-    /// pooling is another; for empty texts, and for texts longer than the context unless they are truncated.
+    /// For a model that was trained with attention in both directions (`is_causal: false` in config.json); for one whose
+    /// files ask for another pooling or further modules, unless the options name a pooling; for empty texts, and for texts longer than the context unless they are truncated.
     pub fn embed(&self, texts: &[impl AsRef<str>], options: &EmbedOptions) -> Result<Vec<Embedding>> {
         let tokenizer = self.tokenizer()?;
         let limit = if options.truncate { usize::MAX } else { self.context() };
@@ -126,7 +124,7 @@ impl Engine {
             Some(pooling) => pooling,
             None => self.default_pooling()?,
         };
-        let normalise = options.normalise.unwrap_or(true);
+        let normalise = options.normalise.unwrap_or(self.normalises());
         let context = if options.truncate { self.context() } else { usize::MAX };
         let ids = |text: &_| -> Vec<u32> {
             let ids: &[u32] = AsRef::as_ref(text);
@@ -151,23 +149,4 @@ fn normalised(mut values: Vec<f32>) -> Vec<f32> {
         values.iter_mut().for_each(|value| *value = (f64::from(*value) / length) as f32);
     }
     values
-}
-
-/// The pooling that the sentence-transformers file of a checkpoint's folder asks for; the reason why there is none.
-pub(crate) fn pooling_of(checkpoint: &Path) -> std::result::Result<Pooling, String> {
-    let Ok(text) = std::fs::read_to_string(checkpoint.join("1_Pooling/config.json")) else {
-        return Ok(Pooling::default());
-    };
-    let value: Value = serde_json::from_str(&text).map_err(|error| format!("1_Pooling/config.json: {error}"))?;
-    let on: Vec<&str> = value
-        .as_object()
-        .into_iter()
-        .flatten()
-        .filter_map(|(key, value)| key.strip_prefix("pooling_mode_").filter(|_| *value == Value::Bool(true)))
-        .collect();
-    match on.as_slice() {
-        ["lasttoken"] => Ok(Pooling::Last),
-        ["mean_tokens"] => Ok(Pooling::Mean),
-        other => Err(format!("1_Pooling/config.json asks for {other:?}; set the pooling to last or mean")),
-    }
 }

@@ -15,6 +15,7 @@ use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::fingerprint;
 use crate::options::EngineOptions;
+use crate::sentence_transformers::EmbedDefaults;
 use crate::words::Breakers;
 use crate::worker::Worker;
 
@@ -78,8 +79,7 @@ pub(crate) struct EngineParts {
     pub(crate) config: Config,
     pub(crate) generation_config: GenerationConfig,
     pub(crate) stop_token_ids: Vec<u32>,
-    /// The checkpoint's pooling of hidden states, or why it has none that is known.
-    pub(crate) pooling: std::result::Result<Pooling, String>,
+    pub(crate) embedding: EmbedDefaults,
     pub(crate) plan: Plan,
     pub(crate) device: Option<Device>,
     pub(crate) device_name: String,
@@ -117,8 +117,13 @@ impl Engine {
 
     /// The pooling of embeddings that the checkpoint asks for.
     pub(crate) fn default_pooling(&self) -> Result<Pooling> {
-        let pooling = self.inner.parts.pooling.as_ref();
+        let pooling = self.inner.parts.embedding.pooling.as_ref();
         pooling.copied().map_err(|reason| qwen_core::Error::unsupported("the model's pooling", reason.as_str()).into())
+    }
+
+    /// Whether the checkpoint wants embeddings of length 1.
+    pub(crate) fn normalises(&self) -> bool {
+        self.inner.parts.embedding.normalise
     }
 
     /// Run one step of an engine without a thread of its own ([`EngineOptions::manual`](crate::EngineOptions::manual)):

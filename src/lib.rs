@@ -73,6 +73,7 @@ mod progress;
 mod quantize;
 mod requests;
 mod score;
+mod sentence_transformers;
 mod stats;
 mod stop;
 mod stop_strings;

@@ -17,7 +17,6 @@ use crate::device::Device;
 use crate::device::auto::{Candidate, first_that_loads};
 use crate::device::factory::{CustomBackend, DeviceFactory, LoadRequest};
 use crate::distributed::{self, Fingerprint, Loaded, Peers};
-use crate::embed;
 use crate::engine::{Engine, EngineParts};
 use crate::error::Result;
 use crate::events::{info, warn};
@@ -25,6 +24,7 @@ use crate::fingerprint::fnv1a;
 use crate::options::EngineOptions;
 use crate::plan::{Planner, config_of};
 use crate::progress::{LoadProgress, LoadStage};
+use crate::sentence_transformers::EmbedDefaults;
 use crate::stop::stop_token_ids;
 use crate::vocabulary;
 
@@ -153,7 +153,7 @@ fn load_engine(
     );
     let generation_config = checkpoint.generation_config().clone();
     let parts = EngineParts {
-        pooling: embed::pooling_of(checkpoint.path()),
+        embedding: EmbedDefaults::of(checkpoint.path()),
         stop_token_ids: stop_token_ids(&config, &generation_config, tokenizer.as_ref().ok()),
         weight_encoding: most_used_encoding(&planner.spec, planner.weights.source())?,
         tokenizer,

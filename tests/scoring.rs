@@ -240,6 +240,39 @@ fn the_checkpoint_decides_what_it_was_trained_for() {
     assert_eq!(pooling(&modes(false, true)), Ok([false, true]));
     assert_eq!(pooling(&modes(true, false)), Ok([true, false]));
     assert!(pooling(r#"{"pooling_mode_cls_token": true}"#).unwrap_err().contains("cls_token"));
+    assert!(pooling("[]").unwrap_err().contains("1_Pooling/config.json"));
+    assert!(pooling(r#"{"pooling_mode": "mean", "include_prompt": false}"#).unwrap_err().contains("include_prompt"));
+    assert_eq!(pooling(r#"{"pooling_mode": "mean", "include_prompt": true}"#), Ok([false, true]));
+    // modules.json says where the pooling is, and what comes behind it.
+    let lengths = |modules: &[(&str, &str)], options: &EmbedOptions| {
+        let module = |(index, (class, path)): (usize, &(&str, &str))| {
+            let class = format!("sentence_transformers.models.{class}");
+            serde_json::json!({"idx": index, "name": index.to_string(), "path": path, "type": class})
+        };
+        let modules: Vec<_> = modules.iter().enumerate().map(module).collect();
+        std::fs::write(folder.0.join("modules.json"), serde_json::to_string(&modules).unwrap()).unwrap();
+        let engine = self::options().context(64).load(&folder.0).unwrap();
+        let found = engine.embed_ids(&text, options).map_err(|error| error.to_string())?.remove(0).values;
+        Ok::<_, String>(found.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>().sqrt())
+    };
+    let is_one = |length: Result<f64, String>| (length.unwrap() - 1.0).abs() < 1e-6;
+    let (default, none) = (EmbedOptions::new(), EmbedOptions::new().normalise(false));
+    let plain = [("Transformer", ""), ("Pooling", "1_Pooling")];
+    let normalising = [("Transformer", ""), ("Pooling", "1_Pooling"), ("Normalize", "2_Normalize")];
+    assert!(!is_one(lengths(&plain, &default)) && is_one(lengths(&plain, &default.clone().normalise(true))));
+    assert!(is_one(lengths(&normalising, &default)) && !is_one(lengths(&normalising, &none)));
+    for (modules, reason) in [
+        (&[("Transformer", "")][..], "Pooling"),
+        (&[plain[0], plain[1], ("Dense", "2_Dense")], "Dense"),
+        (&[plain[0], ("Pooling", "elsewhere")], "elsewhere/config.json"),
+        (&[plain[0], ("Pooling", "../outside")], "outside of the checkpoint"),
+    ] {
+        let error = lengths(modules, &default).unwrap_err();
+        assert!(error.contains("modules.json") && error.contains(reason), "{error}");
+        // What the program says is computed.
+        assert!(is_one(lengths(modules, &default.clone().pooling(Pooling::Mean))));
+    }
+    std::fs::remove_file(folder.0.join("modules.json")).unwrap();
     let config = std::fs::read_to_string(folder.0.join("config.json")).unwrap();
     std::fs::write(folder.0.join("config.json"), config.replacen('{', r#"{"is_causal": false,"#, 1)).unwrap();
     let error = pooling(&modes(true, false)).unwrap_err();
