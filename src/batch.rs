@@ -40,7 +40,7 @@ impl Answer {
     /// The mean of the log-probabilities of its tokens. `None` without tokens, and where the options did not ask for them.
     #[must_use]
     pub fn mean_logprob(&self) -> Option<f64> {
-        let sum: f64 = self.logprobs.iter().map(|token| token.chosen.logprob).sum();
+        let sum: f64 = self.logprobs.iter().map(|token| token.logprob).sum();
         (!self.logprobs.is_empty()).then(|| sum / self.logprobs.len() as f64)
     }
 }

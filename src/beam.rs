@@ -95,7 +95,7 @@ impl Engine {
             let mut tops = vec![Vec::new(); search.running.len()];
             requests::run(self.worker(), requests, |beam, event| {
                 if let (Event::Scored(found), Some(top)) = (event, tops.get_mut(beam)) {
-                    *top = found.top;
+                    *top = found.top.iter().map(|token| (token.id, token.logprob)).collect();
                 }
             })?;
             search.advance(&tops);

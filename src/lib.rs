@@ -108,7 +108,7 @@ pub use qwen_core::checkpoint::config::{GptqFormat, QuantMethod, Quantization, Y
 pub use qwen_core::engine::sampling::{
     History, LogitsProcessor, Logprobs, Mirostat, Preset, Processors, Stage, TokenLogprob,
 };
-pub use qwen_core::engine::{Canceller, EngineStats, FinishReason, Pooling, Speculation, TokenLogprobs, Work};
+pub use qwen_core::engine::{Canceller, EngineStats, FinishReason, Pooling, Speculation, Work};
 pub use qwen_core::memory::{self, MemoryInfo};
 pub use qwen_core::model::plan::Plan;
 pub use qwen_core::numerics::encoding::{Block, GroupBits, GroupEncoding};

@@ -1,6 +1,7 @@
 //! How likely texts are: scores of continuations, log-probabilities of prompts, and labels.
 
-use qwen_core::engine::{Event, LogprobsParams, Request, TokenLogprobs};
+use qwen_core::engine::sampling::Logprobs;
+use qwen_core::engine::{Event, LogprobsParams, Request};
 use serde::{Deserialize, Serialize};
 
 use crate::engine::Engine;
@@ -14,13 +15,13 @@ pub struct Score {
     /// The natural logarithm of its probability: the sum over its tokens.
     pub logprob: f64,
     /// Its tokens, each after all that stand before it.
-    pub tokens: Vec<TokenLogprobs>,
+    pub tokens: Vec<Logprobs>,
     /// Whether greedy decoding would give exactly these tokens.
     pub is_greedy: bool,
 }
 
 impl Score {
-    fn of(tokens: Vec<TokenLogprobs>) -> Self {
+    fn of(tokens: Vec<Logprobs>) -> Self {
         let logprob = tokens.iter().map(|token| token.logprob).sum();
         let is_greedy = tokens.iter().all(|token| token.rank == 1);
         Score { logprob, tokens, is_greedy }
@@ -104,7 +105,7 @@ impl Engine {
             let input = if prompt.is_empty() { Vec::new() } else { [prompt, stem].concat() };
             Request::logprobs(input, params)
         });
-        let mut found: Vec<Vec<TokenLogprobs>> = vec![Vec::new(); groups.len()];
+        let mut found: Vec<Vec<Logprobs>> = vec![Vec::new(); groups.len()];
         requests::run(self.worker(), requests, |index, event| {
             if let (Event::Scored(token), Some(tokens)) = (event, found.get_mut(index)) {
                 tokens.push(token);
@@ -124,7 +125,7 @@ impl Engine {
     ///
     /// # Errors
     /// As [`Engine::score`].
-    pub fn prompt_logprobs(&self, prompt: &str, top: usize) -> Result<Vec<TokenLogprobs>> {
+    pub fn prompt_logprobs(&self, prompt: &str, top: usize) -> Result<Vec<Logprobs>> {
         let ids = self.tokenizer()?.encode_prompt(prompt, self.context().saturating_add(1))?;
         self.prompt_logprobs_ids(&ids, top)
     }
@@ -133,7 +134,7 @@ impl Engine {
     ///
     /// # Errors
     /// As [`Engine::generate_ids`].
-    pub fn prompt_logprobs_ids(&self, ids: &[u32], top: usize) -> Result<Vec<TokenLogprobs>> {
+    pub fn prompt_logprobs_ids(&self, ids: &[u32], top: usize) -> Result<Vec<Logprobs>> {
         let Some((first, rest)) = ids.split_first() else { return Err(qwen_core::Error::EmptyPrompt.into()) };
         let mut tokens = Vec::with_capacity(rest.len());
         if rest.is_empty() {

@@ -129,7 +129,7 @@ impl TokenStream {
     /// let mut stream = engine.generate("What is 3 + 4?", &options)?;
     /// let text: String = stream.by_ref().collect::<qwen::Result<_>>()?;
     /// for (id, at) in stream.ids().iter().zip(stream.logprobs()) {
-    ///     assert_eq!((at.chosen.id, at.top.len()), (*id, 3));
+    ///     assert_eq!((at.id, at.top.len()), (*id, 3));
     /// }
     /// # assert_eq!(stream.ids().len(), stream.logprobs().len());
     /// # Ok::<(), qwen::Error>(())

@@ -161,14 +161,14 @@ fn log_probabilities_are_the_models_own() {
     let row = rows.chunks(engine.config().vocab_size).next_back().unwrap();
     let total = row.iter().map(|logit| f64::from(*logit).exp()).sum::<f64>().ln();
     let first = &stream.logprobs()[0];
-    assert_eq!(first.chosen.id, ids[0]);
-    assert!((first.chosen.logprob - (f64::from(row[ids[0] as usize]) - total)).abs() < 1e-4, "{first:?}");
-    assert!(first.top[0].logprob >= first.top[1].logprob && first.top[0].logprob >= first.chosen.logprob);
+    assert_eq!(first.id, ids[0]);
+    assert!((first.logprob - (f64::from(row[ids[0] as usize]) - total)).abs() < 1e-4, "{first:?}");
+    assert!(first.top[0].logprob >= first.top[1].logprob && first.top[0].logprob >= first.logprob);
     let mut chat = engine.chat().options(GenerateOptions::new().greedy().logprobs(0));
     let mut reply = chat.send("Hello!").unwrap();
     reply.by_ref().for_each(|piece| drop(piece.unwrap()));
     assert_eq!(reply.logprobs().len(), reply.ids().len());
-    assert!(reply.logprobs().iter().all(|at| at.top.is_empty() && at.chosen.logprob <= 0.0));
+    assert!(reply.logprobs().iter().all(|at| at.top.is_empty() && at.logprob <= 0.0));
     let json = serde_json::to_value(&reply.logprobs()[0]).unwrap();
     assert_eq!(json["chosen"]["id"], reply.ids()[0]);
     assert!(refused(&engine, &wild().logprobs(101)).starts_with("`logprobs`: must be at most 100"));

@@ -53,7 +53,7 @@ fn log_probabilities_are_those_of_transformers() {
         for ((token, expected), row) in found.iter().zip(&expected).zip(&rows) {
             assert!((token.logprob - expected).abs() < 1e-5, "{} {expected}", token.logprob);
             let best = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-            assert!((token.top[0].1 - best).abs() < 1e-5 && token.top.len() == 3);
+            assert!((token.top[0].logprob - best).abs() < 1e-5 && token.top.len() == 3);
         }
         let perplexity = engine.perplexity_ids(ids, &PerplexityOptions::new()).unwrap();
         let nll: f64 = -expected.iter().sum::<f64>();

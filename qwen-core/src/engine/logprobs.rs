@@ -1,27 +1,7 @@
-//! How likely tokens are: log-probabilities from rows of logits.
-//!
-//! A log-probability is a logit minus the logarithm of the sum of the exponentials of all logits of its row. The sum is
-//! taken in f64 and in a fixed order, with an exponential of our own, so that the same logits give the same bits on
-//! every machine. Padding rows of the output head, which no token has, take no part in it.
+//! Which log-probabilities a request wants from the rows of its prompt.
 
-use serde::{Deserialize, Serialize};
-
-use super::sampling::{LogSoftmax, TokenLogprob};
+use super::sampling::{Logprobs, Row};
 use crate::error::{Error, Result};
-
-/// How likely a token is after those before it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[non_exhaustive]
-pub struct TokenLogprobs {
-    /// The token.
-    pub id: u32,
-    /// The natural logarithm of its probability: at most 0.
-    pub logprob: f64,
-    /// Its place among all tokens: 1 for the one that greedy decoding takes.
-    pub rank: usize,
-    /// The most likely tokens with their log-probabilities, best first, as many as were asked for.
-    pub top: Vec<(u32, f64)>,
-}
 
 /// What [`super::Goal::Logprobs`] computes.
 ///
@@ -80,7 +60,7 @@ impl LogprobsParams {
     }
 
     /// The log-probabilities from the `index`-th of the last rows. The logits are finite.
-    pub(super) fn of_row(&self, index: usize, logits: &[f32]) -> Vec<TokenLogprobs> {
+    pub(super) fn of_row(&self, index: usize, logits: &[f32]) -> Vec<Logprobs> {
         let Some(&target) = self.targets.get(index) else { return Vec::new() };
         let alternatives = if index + 1 == self.targets.len() { self.alternatives.as_slice() } else { &[] };
         let row = Row::new(logits);
@@ -93,53 +73,9 @@ impl LogprobsParams {
     }
 }
 
-/// A row of finite logits.
-struct Row<'a> {
-    logits: &'a [f32],
-    softmax: LogSoftmax,
-}
-
-impl<'a> Row<'a> {
-    fn new(logits: &'a [f32]) -> Self {
-        Row { logits, softmax: LogSoftmax::new(logits) }
-    }
-
-    fn token(&self, id: u32) -> TokenLogprobs {
-        let index = id as usize;
-        let logit = self.logits.get(index).copied().unwrap_or(f32::NEG_INFINITY);
-        // The lower id is the more likely one among equals, as everywhere.
-        let (before, after) = self.logits.split_at(index.min(self.logits.len()));
-        let better = before.iter().filter(|other| **other >= logit).count()
-            + after.iter().filter(|other| **other > logit).count();
-        TokenLogprobs { id, logprob: self.softmax.logprob(logit), rank: 1 + better, top: Vec::new() }
-    }
-
-    /// The `n` most likely tokens, best first.
-    fn top(&self, n: usize) -> Vec<(u32, f64)> {
-        self.softmax.top(self.logits, n).into_iter().map(|TokenLogprob { id, logprob }| (id, logprob)).collect()
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-
     use super::*;
-
-    #[test]
-    fn ties_rank_by_id_and_top_agrees_with_rank() {
-        let row = Row::new(&[1.0, 3.0, 3.0, 2.0]);
-        assert_eq!([0, 1, 2, 3].map(|id| row.token(id).rank), [4, 1, 2, 3]);
-        assert_eq!(row.top(3).iter().map(|(id, _)| *id).collect::<Vec<_>>(), [1, 2, 3]);
-        assert_eq!(row.token(1).logprob, row.token(2).logprob);
-    }
-
-    #[test]
-    fn one_sure_token_has_probability_one() {
-        let row = Row::new(&[-300.0, 900.0, f32::MIN]);
-        assert_eq!((row.token(1).logprob, row.token(0).logprob), (0.0, -1200.0));
-        assert_eq!(row.token(2).logprob, f64::from(f32::MIN) - 900.0);
-    }
 
     #[test]
     fn targets_are_checked_with_figures() {
@@ -151,20 +87,5 @@ mod tests {
         assert!(matches!(error, Error::InvalidTokenId { id: 12, position: 3, vocab_size: 10 }), "{error}");
         assert!(LogprobsParams::new([1]).alternatives([10]).check(3, 10).is_err());
         LogprobsParams::new([1, 2, 3]).alternatives([9]).top(10).check(3, 10).unwrap();
-    }
-
-    proptest! {
-        #[test]
-        fn probabilities_add_up_and_top_is_sorted(logits in prop::collection::vec(-60.0_f32..60.0, 1..300), n in 1usize..40) {
-            let row = Row::new(&logits);
-            let all: Vec<_> = (0..logits.len() as u32).map(|id| row.token(id)).collect();
-            let sum: f64 = all.iter().map(|token| token.logprob.exp()).sum();
-            prop_assert!((sum - 1.0).abs() < 1e-12, "{sum}");
-            let mut ranked = all.clone();
-            ranked.sort_by_key(|token| token.rank);
-            prop_assert!(ranked.iter().map(|token| token.rank).eq(1..=logits.len()));
-            let expected: Vec<_> = ranked.iter().take(n).map(|token| (token.id, token.logprob)).collect();
-            prop_assert_eq!(row.top(n), expected);
-        }
     }
 }

@@ -30,7 +30,7 @@ use crate::numerics::float_env::FloatEnv;
 use draws::Drawer;
 pub use intake::{Canceller, Intake, RowWindow, Ticket};
 pub use interruption::Work;
-pub use logprobs::{LogprobsParams, TokenLogprobs};
+pub use logprobs::LogprobsParams;
 pub use pooling::Pooling;
 pub use request::{FinishReason, GenerateParams, Goal, Request};
 use sampling::Logprobs;
@@ -60,7 +60,7 @@ pub enum Event {
     /// `[vocab_size]` the logits after the next token of a [`Goal::Score`].
     Logits(Vec<f32>),
     /// How likely the next target or alternative of a [`Goal::Logprobs`] is.
-    Scored(TokenLogprobs),
+    Scored(Logprobs),
     /// `[hidden_size]` the result of a [`Goal::Embed`].
     Embedding(Vec<f32>),
     /// The request is complete. The last event.

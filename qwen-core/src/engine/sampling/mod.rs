@@ -26,7 +26,7 @@ mod sampler;
 mod stage;
 
 pub use dry::Dry;
-pub(in crate::engine) use logprobs::LogSoftmax;
+pub(in crate::engine) use logprobs::Row;
 pub use logprobs::{Logprobs, TokenLogprob, logprobs};
 pub use params::{Mirostat, SamplingParams};
 pub use processor::{History, LogitsProcessor, Processors};

@@ -95,9 +95,9 @@ fn log_probabilities_come_with_each_token_and_change_none() {
         assert_eq!(scored.logprobs.len(), scored.tokens.len());
         for (token, at) in scored.tokens.iter().zip(&scored.logprobs) {
             let best = (last + 1) % 8;
-            assert_eq!((at.chosen.id, at.top.len(), at.top[0].id), (*token, 2, best));
+            assert_eq!((at.id, at.top.len(), at.top[0].id), (*token, 2, best));
             let expected = if *token == best { 5.0 - total } else { -total };
-            assert!((at.chosen.logprob - expected).abs() < 1e-9, "{at:?}");
+            assert!((at.logprob - expected).abs() < 1e-9, "{at:?}");
             last = *token;
         }
     }

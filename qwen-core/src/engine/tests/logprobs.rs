@@ -26,9 +26,9 @@ fn only_the_rows_of_targets_are_computed() {
     assert_eq!(ids, [(3, 1), (4, 1), (5, 1), (3, 5), (6, 1), (0, 2)]);
     for (token, expected) in found.scored.iter().zip([likely, likely, likely, unlikely, likely, unlikely]) {
         assert!(close(token.logprob, expected), "{token:?}");
-        assert!(close(token.top[0].1, likely) && close(token.top[1].1, unlikely) && token.top.len() == 2);
+        assert!(close(token.top[0].logprob, likely) && close(token.top[1].logprob, unlikely) && token.top.len() == 2);
     }
-    assert_eq!(found.scored[5].top.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [6, 0]);
+    assert_eq!(found.scored[5].top.iter().map(|token| token.id).collect::<Vec<_>>(), [6, 0]);
     // Eight tokens a step, and the four rows in one.
     assert_eq!(rig.steps.try_iter().collect::<Vec<_>>(), [[8], [8], [4]]);
 }

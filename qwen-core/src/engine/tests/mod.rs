@@ -141,7 +141,7 @@ struct Found {
     tokens: Vec<u32>,
     stop: Option<u32>,
     rows: Vec<Vec<f32>>,
-    scored: Vec<TokenLogprobs>,
+    scored: Vec<Logprobs>,
     embeddings: Vec<Vec<f32>>,
     logprobs: Vec<Logprobs>,
     end: Option<String>,
