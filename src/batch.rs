@@ -3,7 +3,8 @@
 //! Requests that run together share each read of the weights, so a list takes far less time than its prompts one by one.
 //! Each answer is the same as alone. One thread reads all of them: it sleeps until any of them goes on.
 
-use std::task::{Context, Poll};
+use std::ops::ControlFlow;
+use std::task::{Poll, ready};
 
 use qwen_core::engine::FinishReason;
 use qwen_core::engine::sampling::Logprobs;
@@ -12,8 +13,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::channel::Wait;
 use crate::engine::Engine;
-use crate::error::{ErrorKind, Result};
+use crate::error::Result;
 use crate::generate::GenerateOptions;
+use crate::requests;
 use crate::stats::Stats;
 use crate::stream::{StoppedBy, TextStream};
 
@@ -153,71 +155,34 @@ impl Engine {
 
     /// Send these requests, as room frees, and read all their answers.
     fn answer_all(&self, requests: impl Iterator<Item = impl Fn() -> Result<TextStream>>) -> Vec<Result<Answer>> {
-        let at_a_time = self.worker().limits().max_num_seqs.saturating_mul(2).max(1);
-        let mut answers: Vec<Option<Result<Answer>>> = Vec::new();
-        let mut running: Vec<Running> = Vec::new();
-        let mut requests = requests.peekable();
-        let waker = self.worker().waker();
-        loop {
-            let seen = self.worker().intake().signals();
-            while running.len() < at_a_time
-                && let Some(request) = requests.peek()
-            {
-                match request() {
-                    // One of these frees its place.
-                    Err(error) if error.kind() == ErrorKind::Busy && !running.is_empty() => break,
-                    Ok(stream) => {
-                        running.push(Running { place: answers.len(), stream, text: String::new() });
-                        answers.push(None);
-                    }
-                    Err(error) => answers.push(Some(Err(error))),
-                }
-                requests.next();
-            }
-            let before = running.len();
-            running.retain_mut(|running| match running.advance(&mut Context::from_waker(&waker)) {
-                Poll::Pending => true,
-                Poll::Ready(answer) => {
-                    answers[running.place] = Some(answer);
-                    false
-                }
-            });
-            if running.is_empty() && requests.peek().is_none() {
-                return answers.into_iter().flatten().collect();
-            }
-            // One that has just ended may have left room for others.
-            if running.len() == before {
-                self.worker().await_wake(seen);
-            }
-        }
+        let mut answers: Vec<(usize, Result<Answer>)> = Vec::new();
+        let requests = requests.map(|request| move || Ok((request()?, String::new())));
+        requests::run_all(
+            self.worker(),
+            requests,
+            |_, (stream, text), wait| read(stream, text, wait),
+            |place, answer| {
+                answers.push((place, answer));
+                ControlFlow::Continue(())
+            },
+        );
+        answers.sort_by_key(|(place, _)| *place);
+        answers.into_iter().map(|(_, answer)| answer).collect()
     }
 }
 
-/// An answer that is being read.
-struct Running {
-    place: usize,
-    stream: TextStream,
-    text: String,
-}
-
-impl Running {
-    fn advance(&mut self, context: &mut Context<'_>) -> Poll<Result<Answer>> {
-        loop {
-            match self.stream.advance(&mut Wait::Wake(context)) {
-                Poll::Pending => return Poll::Pending,
-                Poll::Ready(Some(Ok(piece))) => self.text.push_str(&piece),
-                Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(error)),
-                Poll::Ready(None) => break,
-            }
-        }
-        Poll::Ready(Ok(Answer {
-            text: std::mem::take(&mut self.text),
-            ids: self.stream.ids().into(),
-            // A stream without an error has one.
-            finish_reason: self.stream.finish_reason().unwrap_or(FinishReason::Cancelled),
-            stopped_by: self.stream.stopped_by().cloned(),
-            logprobs: self.stream.logprobs().into(),
-            stats: self.stream.stats(),
-        }))
+/// Read what has arrived of an answer, of which `text` has been read.
+fn read(stream: &mut TextStream, text: &mut String, wait: &mut Wait<'_, '_>) -> Poll<Result<Answer>> {
+    while let Some(piece) = ready!(stream.advance(wait)) {
+        text.push_str(&piece?);
     }
+    Poll::Ready(Ok(Answer {
+        text: std::mem::take(text),
+        ids: stream.ids().into(),
+        // A stream without an error has one.
+        finish_reason: stream.finish_reason().unwrap_or(FinishReason::Cancelled),
+        stopped_by: stream.stopped_by().cloned(),
+        logprobs: stream.logprobs().into(),
+        stats: stream.stats(),
+    }))
 }

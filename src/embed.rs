@@ -130,11 +130,11 @@ impl Engine {
             let ids: &[u32] = AsRef::as_ref(text);
             ids[..ids.len().min(context)].to_vec()
         };
-        let mut found = Vec::with_capacity(texts.len());
+        let mut found = vec![Vec::new(); texts.len()];
         let requests = texts.iter().map(|text| Request::embed(ids(text), pooling));
-        requests::run(self.worker(), requests, |_, event| {
-            if let Event::Embedding(values) = event {
-                found.push(if normalise { normalised(values) } else { values });
+        requests::run(self.worker(), requests, |index, event| {
+            if let (Event::Embedding(values), Some(found)) = (event, found.get_mut(index)) {
+                *found = if normalise { normalised(values) } else { values };
             }
         })?;
         let embedding = |(values, text): (Vec<f32>, &_)| Embedding { values, num_tokens: ids(text).len() };

@@ -188,13 +188,19 @@ impl Engine {
             let params = LogprobsParams::new(ids.get(first..end).unwrap_or_default());
             Request::logprobs(ids.get(begin..end - 1).unwrap_or_default(), params)
         });
-        let mut found = Perplexity::default();
-        requests::run(self.worker(), requests, |_, event| {
+        // By windows: added in this order, sums have the same bits in each run.
+        let mut found: Vec<Perplexity> = Vec::new();
+        requests::run(self.worker(), requests, |index, event| {
             if let Event::Scored(token) = event {
-                found.add(token.logprob);
+                found.resize(found.len().max(index + 1), Perplexity::default());
+                found[index].add(token.logprob);
             }
         })?;
-        Ok(found)
+        Ok(found.into_iter().fold(Perplexity::default(), |sum, one| Perplexity {
+            nll: sum.nll + one.nll,
+            squares: sum.squares + one.squares,
+            tokens: sum.tokens + one.tokens,
+        }))
     }
 }
 

@@ -170,6 +170,6 @@ fn log_probabilities_are_the_models_own() {
     assert_eq!(reply.logprobs().len(), reply.ids().len());
     assert!(reply.logprobs().iter().all(|at| at.top.is_empty() && at.logprob <= 0.0));
     let json = serde_json::to_value(&reply.logprobs()[0]).unwrap();
-    assert_eq!(json["chosen"]["id"], reply.ids()[0]);
+    assert_eq!((&json["id"], &json["rank"]), (&reply.ids()[0].into(), &1.into()));
     assert!(refused(&engine, &wild().logprobs(101)).starts_with("`logprobs`: must be at most 100"));
 }
