@@ -3,7 +3,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::interruption::{Interruption, Member};
 use super::stats::EngineStats;
@@ -39,6 +39,8 @@ struct State {
     signals: u64,
     step: Interruption,
     stats: EngineStats,
+    /// When the first request ends whose time is over then.
+    deadline: Option<Instant>,
 }
 
 impl State {
@@ -128,12 +130,26 @@ impl Intake {
         self.0.state().signals
     }
 
+    /// Write down the earliest deadline of all requests, for [`Intake::wait`].
+    pub(super) fn set_deadline(&self, deadline: Option<Instant>) {
+        self.0.state().deadline = deadline;
+    }
+
     /// Sleep until there are more signals than `seen`: from [`Intake::signal`], from a cancel, or from a reader that
-    /// has room again. Read [`Intake::signals`] before looking for work, so that none is missed.
+    /// has room again; or until the time of a request is over, which the next step ends. Read [`Intake::signals`] before looking for work, so that none is missed.
     pub fn wait(&self, seen: u64) {
-        let state = self.0.state();
-        let woken = self.0.signalled.wait_while(state, |state| state.signals == seen);
-        drop(woken.unwrap_or_else(PoisonError::into_inner));
+        let mut state = self.0.state();
+        while state.signals == seen {
+            let Some(deadline) = state.deadline else {
+                state = self.0.signalled.wait(state).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            };
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            state = self.0.signalled.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
     }
 
     /// Set the maximum number of tokens of a step.

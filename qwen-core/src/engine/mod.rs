@@ -149,6 +149,7 @@ impl EngineCore {
         scheduler.schedule();
         if scheduler.scheduled().is_empty() {
             intake.set_stats(scheduler.stats(), None);
+            intake.set_deadline(scheduler.next_deadline());
             events.drain(..).for_each(|(id, event)| report(id, event));
             return false;
         }

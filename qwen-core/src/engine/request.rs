@@ -72,7 +72,7 @@ pub struct Request {
     pub user: Arc<str>,
     /// Requests of a higher priority are admitted first, and give their blocks up last. Default 0.
     pub priority: i32,
-    /// When the request fails, looked at before each step. Default never.
+    /// When the request fails: looked at before each step, and while all requests wait for their readers. Default never.
     pub deadline: Option<Instant>,
     /// Room for the tokens of an answer: it pauses while its reader has not taken that many. Default any number.
     pub window: Option<RowWindow>,

@@ -435,6 +435,12 @@ impl Scheduler {
         self.end(ends, report);
     }
 
+    /// When the next request ends whose time is over then.
+    pub(super) fn next_deadline(&self) -> Option<Instant> {
+        let sequences = self.running.iter().chain(&self.stalled).chain(self.waiting.iter());
+        sequences.filter_map(|sequence| sequence.deadline).min()
+    }
+
     /// End requests that were cancelled or whose time is over.
     pub(super) fn remove_ended(&mut self, now: Instant, report: &mut impl FnMut(SeqId, Event)) {
         let mut keep = |sequence: &Sequence| {

@@ -155,3 +155,31 @@ proptest! {
         rig.run();
     }
 }
+
+#[test]
+fn a_deadline_wakes_an_engine_whose_readers_do_not_read() {
+    let mut rig = rig();
+    let window = rig.intake.window(1);
+    let deadline = Instant::now() + Duration::from_millis(100);
+    let id = rig.add(Request::score([1, 2, 3], window).deadline(deadline));
+    // Later ones do not count.
+    let later = rig.add(Request::score([1, 2, 3], rig.intake.window(1)).deadline(deadline + Duration::from_secs(3600)));
+    while rig.step() {}
+    let seen = rig.intake.signals();
+    // If it slept on, another thread would wake it.
+    let intake = rig.intake.clone();
+    let (woken, wait) = mpsc::channel::<()>();
+    let watchdog = std::thread::spawn(move || {
+        if wait.recv_timeout(Duration::from_secs(20)).is_err() {
+            intake.signal();
+        }
+    });
+    rig.intake.wait(seen);
+    assert_eq!(rig.intake.signals(), seen, "it slept until somebody woke it");
+    assert!(Instant::now() >= deadline);
+    assert!(!rig.step());
+    assert!(rig.found[&id].end.as_ref().unwrap().contains("deadline"), "{:?}", rig.found[&id]);
+    assert_eq!((rig.found[&id].rows.len(), &rig.found[&later].end), (1, &None));
+    woken.send(()).unwrap();
+    watchdog.join().unwrap();
+}
