@@ -26,15 +26,15 @@ impl Drawer {
         Drawer { workspaces }
     }
 
-    /// What `run` makes of each job, in order; `num_rows` of them have a row to draw from. The results do not depend on
-    /// the number of threads.
+    /// What `run` makes of each job, in order; `num_rows` are the rows that each of them draws from. The results do not
+    /// depend on the number of threads.
     pub(super) fn run<J: Send, R: Send>(
         &mut self,
-        num_rows: usize,
+        num_rows: &[usize],
         jobs: Vec<J>,
         run: impl Fn(J, &mut Workspace) -> R + Sync,
     ) -> Vec<R> {
-        let threads = (num_rows / Self::ROWS_PER_THREAD).clamp(1, self.workspaces.len());
+        let threads = self.num_threads(num_rows);
         let mut done = Vec::with_capacity(jobs.len());
         let queue = Mutex::new(jobs.into_iter().enumerate());
         // Nothing that holds the lock can panic.
@@ -58,5 +58,32 @@ impl Drawer {
         });
         done.sort_unstable_by_key(|(index, _)| *index);
         done.into_iter().map(|(_, result)| result).collect()
+    }
+
+    /// A job is never divided.
+    fn num_threads(&self, num_rows: &[usize]) -> usize {
+        let (rows, jobs) = (num_rows.iter().sum::<usize>(), num_rows.iter().filter(|rows| **rows > 0).count());
+        (rows / Self::ROWS_PER_THREAD).min(jobs).clamp(1, self.workspaces.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn there_are_threads_for_rows_and_no_more_than_jobs() {
+        let drawer = Drawer::new(4);
+        // Eight guesses each are as much work as eight answers.
+        for (num_rows, expected) in [
+            (&[][..], 1),
+            (&[1, 1, 1, 0, 0, 0, 0, 0], 1),
+            (&[1, 1, 1, 1, 1, 1, 1, 1], 2),
+            (&[8, 8], 2),
+            (&[31], 1),
+            (&[9, 9, 0, 9, 9, 9], 4),
+        ] {
+            assert_eq!(drawer.num_threads(num_rows), expected, "{num_rows:?}");
+        }
     }
 }

@@ -28,10 +28,15 @@ pub(super) fn verdicts(
     }
     let hidden_size = hidden.len() / num_hidden.max(1);
     let mut rest = Rows { argmax, values: logits, hidden, hidden_size, limits, next: 0, first: 0, came };
-    let num_drawn = parts.iter().filter(|(part, _)| part.logits == WantLogits::Last).count();
+    let num_drawn = |part: &Scheduled| match part.logits {
+        WantLogits::Last => 1,
+        WantLogits::All => part.num_tokens,
+        _ => 0,
+    };
+    let drawn: Vec<usize> = parts.iter().map(|(part, _)| num_drawn(part)).collect();
     let jobs: Vec<_> = parts.iter_mut().map(|(part, sequence)| (rest.split(*part), *part, &mut **sequence)).collect();
-    let results = drawer
-        .run(num_drawn, jobs, |(mut rows, part, sequence), workspace| verdict(sequence, part, &mut rows, workspace));
+    let results =
+        drawer.run(&drawn, jobs, |(mut rows, part, sequence), workspace| verdict(sequence, part, &mut rows, workspace));
     let verdicts = results.into_iter().zip(&parts).enumerate().map(|(seq, (verdict, (_, sequence)))| {
         Ok(verdict?.unwrap_or_else(|| Verdict::Failed(error_of(damage, seq, sequence))))
     });
