@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use qwen_core::GenerationConfig;
-use qwen_core::engine::sampling::{self, SamplingParams, Stage, fresh_seed};
+use qwen_core::engine::sampling::{self, SamplingParams, SequenceBreakers, Stage, fresh_seed};
 use qwen_core::engine::{GenerateParams, Request};
 
 use super::options::GenerateOptions;
@@ -150,10 +150,10 @@ impl GenerateOptions {
         chosen.frequency_penalty = self.frequency_penalty.unwrap_or(neutral.frequency_penalty);
         chosen.penalty_window = self.penalty_window;
         if let Some(dry) = &self.dry {
-            let mut breakers = Vec::new();
-            for text in &dry.sequence_breakers {
-                breakers.extend_from_slice(&engine.breakers().of(text, engine.tokenizer()?)?);
-            }
+            let breakers = match dry.sequence_breakers.as_slice() {
+                [] => SequenceBreakers::default(),
+                texts => engine.breakers().of(texts, engine.tokenizer()?)?,
+            };
             let params = sampling::Dry::new(dry.multiplier).base(dry.base).allowed_length(dry.allowed_length);
             chosen.dry = Some(params.range(dry.range).sequence_breakers(breakers));
         }

@@ -35,12 +35,12 @@ pub struct Dry {
     /// How many of the last tokens of prompt and answer are searched; 0 for all. Default 0.
     pub range: usize,
     /// Tokens, or sequences of them, that no match reaches over. Default none.
-    pub sequence_breakers: Vec<Vec<u32>>,
+    pub sequence_breakers: SequenceBreakers,
 }
 
 impl Default for Dry {
     fn default() -> Self {
-        Dry { multiplier: 0.0, base: 1.75, allowed_length: 2, range: 0, sequence_breakers: Vec::new() }
+        Dry { multiplier: 0.0, base: 1.75, allowed_length: 2, range: 0, sequence_breakers: SequenceBreakers::default() }
     }
 }
 
@@ -69,26 +69,55 @@ impl Dry {
     }
 
     /// See [`Dry::sequence_breakers`].
-    pub fn sequence_breakers(mut self, breakers: impl Into<Vec<Vec<u32>>>) -> Self {
+    pub fn sequence_breakers(mut self, breakers: impl Into<SequenceBreakers>) -> Self {
         self.sequence_breakers = breakers.into();
         self
     }
 }
 
-/// The breakers in the form in which they are looked for.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Breakers {
+/// Tokens and sequences of tokens in the form in which they are looked for. Cheap to clone, however many they are: keep
+/// one for all requests. In serde a list of lists of ids.
+///
+/// ```
+/// use qwen_core::engine::sampling::{Dry, SequenceBreakers};
+/// let breakers = SequenceBreakers::from([vec![198], vec![13, 220]]);
+/// let requests = [Dry::new(0.8), Dry::new(0.4)].map(|dry| dry.sequence_breakers(breakers.clone()));
+/// assert_eq!(requests[0].sequence_breakers, requests[1].sequence_breakers);
+/// ```
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "Vec<Vec<u32>>", into = "Vec<Vec<u32>>")]
+pub struct SequenceBreakers {
     /// Of one token, sorted.
     single: Arc<[u32]>,
-    longer: Arc<[Vec<u32>]>,
+    others: Arc<[Vec<u32>]>,
 }
 
-impl Breakers {
-    pub(super) fn new(breakers: &[Vec<u32>]) -> Self {
-        let mut single: Vec<u32> = breakers.iter().filter(|ids| ids.len() == 1).flatten().copied().collect();
+impl From<Vec<Vec<u32>>> for SequenceBreakers {
+    fn from(breakers: Vec<Vec<u32>>) -> Self {
+        let (single, others): (Vec<_>, Vec<_>) = breakers.into_iter().partition(|ids| ids.len() == 1);
+        let mut single: Vec<u32> = single.into_iter().flatten().collect();
         single.sort_unstable();
-        let longer = breakers.iter().filter(|ids| ids.len() > 1).cloned().collect();
-        Breakers { single: single.into(), longer }
+        single.dedup();
+        SequenceBreakers { single: single.into(), others: others.into() }
+    }
+}
+
+impl<const N: usize> From<[Vec<u32>; N]> for SequenceBreakers {
+    fn from(breakers: [Vec<u32>; N]) -> Self {
+        Vec::from(breakers).into()
+    }
+}
+
+impl From<SequenceBreakers> for Vec<Vec<u32>> {
+    fn from(breakers: SequenceBreakers) -> Self {
+        breakers.single.iter().map(|id| vec![*id]).chain(breakers.others.iter().cloned()).collect()
+    }
+}
+
+impl SequenceBreakers {
+    /// Whether one of them has no tokens.
+    pub(super) fn has_empty(&self) -> bool {
+        self.others.iter().any(Vec::is_empty)
     }
 
     /// How many tokens stand after the last breaker.
@@ -96,7 +125,7 @@ impl Breakers {
         let ends_here = |end: usize| {
             let before = tokens.get(..end).unwrap_or_default();
             before.last().is_some_and(|id| self.single.binary_search(id).is_ok())
-                || self.longer.iter().any(|ids| before.ends_with(ids))
+                || self.others.iter().any(|ids| before.ends_with(ids))
         };
         let end = (1..=tokens.len()).rev().find(|end| ends_here(*end));
         tokens.len() - end.unwrap_or(0)
@@ -111,11 +140,11 @@ pub(super) struct Scratch {
 }
 
 /// Lower the logits of tokens that would continue a repetition.
-pub(super) fn apply(dry: &Dry, breakers: &Breakers, history: &History<'_>, logits: &mut [f32], scratch: &mut Scratch) {
+pub(super) fn apply(dry: &Dry, history: &History<'_>, logits: &mut [f32], scratch: &mut Scratch) {
     let len = history.tokens.len();
     let range = if dry.range == 0 { len } else { dry.range.min(len) };
     let window = history.tokens.get(len - range..).unwrap_or_default();
-    let limit = breakers.tokens_after(window);
+    let limit = dry.sequence_breakers.tokens_after(window);
     if limit < dry.allowed_length {
         return;
     }
@@ -186,7 +215,7 @@ mod tests {
 
     #[test]
     fn nothing_matches_over_a_breaker() {
-        let breakers = Breakers::new(&[vec![9], vec![7, 8]]);
+        let breakers = SequenceBreakers::from([vec![9], vec![7, 8]]);
         for (tokens, after) in [
             (&[][..], 0),
             (&[1, 2], 2),

@@ -25,7 +25,7 @@ mod random;
 mod sampler;
 mod stage;
 
-pub use dry::Dry;
+pub use dry::{Dry, SequenceBreakers};
 pub(in crate::engine) use logprobs::Row;
 pub use logprobs::{Logprobs, TokenLogprob, logprobs};
 pub use params::{Mirostat, SamplingParams};

@@ -312,7 +312,7 @@ impl SamplingParams {
             if dry.allowed_length == 0 {
                 return Err(Error::argument("dry.allowed_length", "must be at least 1, is 0"));
             }
-            if dry.sequence_breakers.iter().any(Vec::is_empty) {
+            if dry.sequence_breakers.has_empty() {
                 return Err(Error::argument("dry.sequence_breakers", "must not have an empty sequence"));
             }
         }

@@ -3,7 +3,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use super::dry::{self, Breakers};
+use super::dry;
 use super::masks;
 use super::params::SamplingParams;
 use super::penalties;
@@ -59,7 +59,6 @@ pub struct Sampler {
     /// The distinct ids of the prompt, if a penalty needs them.
     prompt_ids: Arc<[u32]>,
     stop_token_ids: Arc<[u32]>,
-    breakers: Breakers,
     state: SamplerState,
 }
 
@@ -79,7 +78,6 @@ impl Sampler {
             prompt_len: prompt.len(),
             prompt_ids: prompt_ids.into(),
             stop_token_ids: Arc::default(),
-            breakers: params.dry.as_ref().map(|dry| Breakers::new(&dry.sequence_breakers)).unwrap_or_default(),
             state: SamplerState { mirostat_mu: params.mirostat.map_or(0.0, |m| 2.0 * f64::from(m.tau)) },
             params: Arc::new(params),
         })
@@ -302,7 +300,7 @@ impl Sampler {
             }
             Stage::Dry => {
                 if let Some(dry) = &params.dry {
-                    dry::apply(dry, &self.breakers, history, logits, &mut workspace.dry);
+                    dry::apply(dry, history, logits, &mut workspace.dry);
                 }
             }
             Stage::Custom => {
