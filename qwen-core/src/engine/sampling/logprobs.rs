@@ -7,7 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::exp::exp_neg;
-use super::pool::{by_likelihood, top_k};
+use super::select::{by_likelihood, top_k};
 use crate::numerics::float_env::FloatEnv;
 
 /// A token and its log-probability.

@@ -23,6 +23,7 @@ mod pool;
 mod processor;
 mod random;
 mod sampler;
+mod select;
 mod stage;
 
 pub use dry::{Dry, SequenceBreakers};

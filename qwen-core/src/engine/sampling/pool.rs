@@ -4,18 +4,8 @@
 //! finds a floor in a scan or two and lists what lies above; later cuts work on that list. Likelihood orders by logit,
 //! the lower id first among equals, so that no result depends on an algorithm.
 
-use std::cmp::Ordering;
-
 use super::exp::{exp_neg, exp_neg_f32};
-
-/// A token of the list.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Candidate {
-    pub(super) id: u32,
-    pub(super) logit: f32,
-    /// Its probability in units of that of the most likely token.
-    pub(super) weight: f64,
-}
+use super::select::{CHUNK, Candidate, border, by_likelihood, keep_first, likelihood, top_k};
 
 /// Sums over the probabilities.
 #[derive(Debug, Clone, Copy)]
@@ -37,9 +27,6 @@ impl Sums {
 
 /// How far from the centre, in nats, a list is collected, until it has enough mass.
 const REACHES: [f64; 6] = [4.0, 8.0, 16.0, 32.0, 64.0, f64::INFINITY];
-
-/// Tokens that are compared at once with a floor.
-const CHUNK: usize = 16;
 
 /// The tokens in the choice.
 pub(super) struct Pool<'a> {
@@ -129,12 +116,19 @@ impl<'a> Pool<'a> {
             if !chunk.iter().fold(false, |any, logit| any | (*logit >= floor)) {
                 continue;
             }
+            // Without branches that nobody could predict, and several weights at once.
+            let (mut found, mut weights, mut count) = ([(0, self.max); CHUNK], [0.0; CHUNK], 0);
             for (&logit, id) in chunk.iter().zip(first..) {
-                if logit >= floor {
-                    let weight = exp_neg((max - f64::from(logit)) * inverse);
-                    self.list.push(Candidate { id, logit, weight });
+                found.get_mut(count).into_iter().for_each(|found| *found = (id, logit));
+                count += usize::from(logit >= floor);
+            }
+            for (found, weights) in found.chunks(4).zip(weights.chunks_mut(4)).take(count.div_ceil(4)) {
+                for ((_, logit), weight) in found.iter().zip(weights) {
+                    *weight = exp_neg((max - f64::from(*logit)) * inverse);
                 }
             }
+            let candidates = found.iter().zip(weights).take(count);
+            self.list.extend(candidates.map(|(&(id, logit), weight)| Candidate { id, logit, weight }));
         }
     }
 
@@ -156,17 +150,56 @@ impl<'a> Pool<'a> {
     /// List tokens around `centre` (a distance) until they weigh `mass`, or all.
     fn collect_mass(&mut self, centre: f64, mass: f64) {
         for reach in REACHES {
-            self.collect(self.floor(centre + reach));
-            if centre > 0.0 {
-                let (max, inverse) = (f64::from(self.max), 1.0 / self.temperature);
-                self.list.retain(|c| ((max - f64::from(c.logit)) * inverse - centre).abs() <= reach);
+            if self.collect_within(centre, reach) > mass * (1.0 + 1e-9) {
+                return;
             }
-            // Rounding must not lose the last token.
-            let weight: f64 = self.list.iter().map(|c| c.weight).sum();
-            if weight > mass * (1.0 + 1e-9) {
-                break;
+            // A model that is not sure: where its mass lies is found in one pass.
+            if centre == 0.0
+                && let Some(reach) = self.reach_of(mass)
+                && self.collect_within(centre, reach) > mass * (1.0 + 1e-9)
+            {
+                return;
             }
         }
+    }
+
+    /// List the tokens that are this far from `centre` at most, and give their weight.
+    fn collect_within(&mut self, centre: f64, reach: f64) -> f64 {
+        self.collect(self.floor(centre + reach));
+        if centre > 0.0 {
+            let (max, inverse) = (f64::from(self.max), 1.0 / self.temperature);
+            self.list.retain(|c| ((max - f64::from(c.logit)) * inverse - centre).abs() <= reach);
+        }
+        // Rounding must not lose the last token.
+        self.list.iter().map(|c| c.weight).sum()
+    }
+
+    /// A distance within which the tokens of the row weigh a little more than `mass`, if there is one that leaves some
+    /// out: from a histogram over the upper bits of distances.
+    fn reach_of(&self, mass: f64) -> Option<f64> {
+        const SHIFT: u32 = 18;
+        // Between these, 32 bins for each doubling.
+        let (first, last) = ((2.0f32).powi(-4).to_bits() >> SHIFT, 128f32.to_bits() >> SHIFT);
+        let mut weights = [0.0f64; 32 * 11 + 1];
+        let (max, inverse) = (self.max, (1.0 / self.temperature) as f32);
+        for chunk in self.logits.chunks(CHUNK) {
+            let mut found = [(0.0f32, 0u32); CHUNK];
+            for (logit, found) in chunk.iter().zip(&mut found) {
+                let distance = (max - logit) * inverse;
+                *found = (exp_neg_f32(distance), (distance.to_bits() >> SHIFT).clamp(first, last) - first);
+            }
+            for (weight, bin) in found {
+                if let Some(sum) = weights.get_mut(bin as usize) {
+                    *sum += f64::from(weight);
+                }
+            }
+        }
+        let mut sum = 0.0;
+        let bin = (first..last).zip(&weights).find(|(_, weight)| {
+            sum += **weight;
+            sum > mass * (1.0 + 1e-5)
+        });
+        bin.map(|(bin, _)| f64::from(f32::from_bits((bin + 1) << SHIFT)))
     }
 
     /// Keep the `k` most likely tokens.
@@ -187,8 +220,8 @@ impl<'a> Pool<'a> {
             self.collect_mass(0.0, mass);
             self.is_list = true;
         }
-        let len = reach_mass(self.list, likelihood, mass);
-        self.list.truncate(len);
+        let Some(border) = border(self.list, likelihood, mass) else { return };
+        self.list.retain(|c| by_likelihood(c, &border).is_le());
     }
 
     /// Keep tokens that are at least this fraction as probable as the most likely one.
@@ -234,8 +267,7 @@ impl<'a> Pool<'a> {
         }
         let (max, inverse) = (f64::from(self.max), 1.0 / self.temperature);
         let key = |c: &Candidate| ((max - f64::from(c.logit)) * inverse - centre).abs();
-        let len = reach_mass(self.list, key, mass);
-        let Some(border) = len.checked_sub(1).and_then(|last| self.list.get(last)).map(key) else { return };
+        let Some(border) = border(self.list, key, mass).as_ref().map(key) else { return };
         self.list.retain(|c| key(c) <= border);
         let kept_max = self.list.iter().map(|c| c.logit).fold(f32::NEG_INFINITY, f32::max);
         self.lower_max(kept_max);
@@ -303,8 +335,7 @@ impl<'a> Pool<'a> {
             self.collect_mass(0.0, mass);
             self.is_list = true;
         }
-        let len = reach_mass(self.list, likelihood, mass);
-        let drawn = len.checked_sub(1).and_then(|last| self.list.get(last)).copied();
+        let drawn = border(self.list, likelihood, mass);
         // Rounding may leave a remainder after the last one. What has no weight is never drawn.
         drawn.filter(|c| c.weight > 0.0).or_else(|| {
             let drawable = self.list.iter().filter(|c| c.weight > 0.0);
@@ -341,76 +372,4 @@ impl<'a> Pool<'a> {
         }
         (logits, list)
     }
-}
-
-/// Smaller for the more likely.
-fn likelihood(candidate: &Candidate) -> f64 {
-    // Adding 0 makes one of the two zeros.
-    -f64::from(candidate.logit) + 0.0
-}
-
-/// The most likely token first, of equals the lower id.
-pub(super) fn by_likelihood(a: &Candidate, b: &Candidate) -> Ordering {
-    likelihood(a).total_cmp(&likelihood(b)).then(a.id.cmp(&b.id))
-}
-
-/// List the `k` most likely finite logits of a row, without their weights and in no order.
-pub(super) fn top_k(logits: &[f32], k: usize, list: &mut Vec<Candidate>) {
-    // The list is cut back whenever it has twice the tokens; the last one that stays is the next floor. A later token
-    // with the same logit has a higher id, and is out.
-    let room = k.saturating_mul(2).max(64);
-    let mut floor = f32::NEG_INFINITY;
-    list.clear();
-    for (chunk, first) in logits.chunks(CHUNK).zip((0u32..).step_by(CHUNK)) {
-        if !chunk.iter().fold(false, |any, logit| any | (*logit > floor)) {
-            continue;
-        }
-        for (&logit, id) in chunk.iter().zip(first..) {
-            if logit > floor {
-                list.push(Candidate { id, logit, weight: 0.0 });
-            }
-        }
-        if list.len() >= room {
-            keep_first(list, k);
-            floor = list.iter().map(|c| c.logit).fold(f32::INFINITY, f32::min);
-        }
-    }
-    keep_first(list, k);
-}
-
-fn keep_first(list: &mut Vec<Candidate>, k: usize) {
-    if k > 0 && k < list.len() {
-        list.select_nth_unstable_by(k - 1, by_likelihood);
-        list.truncate(k);
-    }
-}
-
-/// Bring those to the front that come first by `key`, and by id among equals, until they weigh `mass`. How many they
-/// are: at least one, if there are any; the last of them is the last in this order.
-fn reach_mass(list: &mut [Candidate], key: impl Fn(&Candidate) -> f64, mass: f64) -> usize {
-    const SORTED: usize = 64;
-    let order = |a: &Candidate, b: &Candidate| key(a).total_cmp(&key(b)).then(a.id.cmp(&b.id));
-    let (mut start, mut end, mut weight) = (0, list.len(), 0.0);
-    // Which half it is in, again and again: linear, where sorting all of them is not.
-    while end - start > SORTED {
-        let half = (end - start) / 2;
-        let Some(rest) = list.get_mut(start..end) else { break };
-        rest.select_nth_unstable_by(half, order);
-        let before: f64 = rest.iter().take(half).map(|c| c.weight).sum();
-        if weight + before >= mass {
-            end = start + half;
-        } else {
-            weight += before;
-            start += half;
-        }
-    }
-    let Some(rest) = list.get_mut(start..end) else { return 0 };
-    rest.sort_unstable_by(order);
-    for (candidate, len) in rest.iter().zip(start + 1..) {
-        weight += candidate.weight;
-        if weight >= mass {
-            return len;
-        }
-    }
-    end
 }
