@@ -37,12 +37,16 @@ pub struct Deltas {
     ready: VecDeque<Delta>,
 }
 
-impl Deltas {
-    pub(super) fn new(mut reply: Reply) -> Self {
-        let ready = std::mem::take(&mut reply.deltas).into();
-        Deltas { reply, ready }
+impl Reply {
+    /// The parts of the answer as they come, told apart: text, the thought of a reasoning model, and calls of tools, whose
+    /// arguments arrive piece by piece.
+    pub fn deltas(mut self) -> Deltas {
+        let ready = std::mem::take(&mut self.deltas).into();
+        Deltas { reply: self, ready }
     }
+}
 
+impl Deltas {
     /// The answer itself: for its statistics and the reason why it ended.
     pub fn reply(&self) -> &Reply {
         &self.reply

@@ -8,7 +8,6 @@ use qwen_core::engine::sampling::Logprobs;
 use qwen_core::engine::{Canceller, FinishReason};
 use qwen_tokenizer::{AnswerParser, Delta, EncodedChat, Message, ToolCall};
 
-use super::deltas::Deltas;
 use super::history::{History, Known, Turn};
 use crate::channel::Wait;
 use crate::error::Result;
@@ -72,12 +71,6 @@ impl Reply {
     /// no [tools](crate::Chat::tools). They stand in the answer's text, too.
     pub fn tool_calls(&self) -> &[ToolCall] {
         self.parser.tool_calls()
-    }
-
-    /// The parts of the answer as they come, told apart: text, the thought of a reasoning model, and calls of tools, whose
-    /// arguments arrive piece by piece.
-    pub fn deltas(self) -> Deltas {
-        Deltas::new(self)
     }
 
     fn parsed(&self) -> Message {
