@@ -41,6 +41,7 @@ struct State {
     stats: EngineStats,
     /// When the first request ends whose time is over then.
     deadline: Option<Instant>,
+    draft_error: Option<Arc<str>>,
 }
 
 impl State {
@@ -105,6 +106,15 @@ impl Intake {
     pub fn stats(&self) -> EngineStats {
         let state = self.0.state();
         EngineStats { waiting: state.waiting, work: state.step.work(), ..state.stats }
+    }
+
+    /// Why the engine's draft model is not used any more, if it has failed. Answers go on without it.
+    pub fn draft_error(&self) -> Option<Arc<str>> {
+        self.0.state().draft_error.clone()
+    }
+
+    pub(super) fn set_draft_error(&self, error: &Error) {
+        self.0.state().draft_error = Some(error.to_string().into());
     }
 
     /// Write down the scheduler's figures, and the time of a step.

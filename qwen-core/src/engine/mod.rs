@@ -4,6 +4,7 @@
 //! it a thread and turns ids into text. Other threads reach an engine only through its [`Intake`].
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
+mod draft;
 mod draws;
 mod intake;
 mod interruption;
@@ -27,6 +28,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::model::batch::{Batch, StepOutput};
 use crate::model::runner::Runner;
 use crate::numerics::float_env::FloatEnv;
+use draft::DraftModel;
 use draws::Drawer;
 pub use intake::{Canceller, Intake, RowWindow, Ticket};
 pub use interruption::Work;
@@ -76,6 +78,7 @@ pub struct EngineCore {
     batch: Batch,
     output: StepOutput,
     drawer: Drawer,
+    draft: Option<DraftModel>,
     intake: Intake,
     /// What happened in a step. Reused.
     events: Vec<(SeqId, Event)>,
@@ -94,13 +97,23 @@ impl EngineCore {
         intake.set_max_step_tokens(limits.max_num_batched_tokens);
         let (scheduler, batch) = (Scheduler::new(limits, runner.rope_contexts()), Batch::new(limits.block_size));
         let (output, drawer) = (StepOutput::default(), Drawer::new(1));
-        EngineCore { runner, scheduler, batch, output, drawer, intake, events: Vec::new() }
+        EngineCore { runner, scheduler, batch, output, drawer, draft: None, intake, events: Vec::new() }
     }
 
     /// Sample on at most this many threads, where many rows have to be. By default on one, that of the caller. The
     /// number changes no token.
     pub fn with_sampling_threads(mut self, threads: usize) -> Self {
         self.drawer = Drawer::new(threads);
+        self
+    }
+
+    /// Guess the next tokens of requests with [`Speculation::Draft`] by a second, small model: `runner`, whose token ids
+    /// have to mean the same. It has K/V of its own, and should have room for as many sequences. Its limits may be others;
+    /// a sequence that exceeds them has no guesses.
+    ///
+    /// Where it fails, it is not used any more, and answers go on without: see [`Intake::draft_error`].
+    pub fn with_draft(mut self, runner: Box<dyn Runner>) -> Self {
+        self.draft = Some(DraftModel::new(runner));
         self
     }
 
@@ -125,9 +138,14 @@ impl EngineCore {
     /// Queue a request.
     ///
     /// # Errors
-    /// As [`Request::check`].
+    /// As [`Request::check`], and [`Error::InvalidArgument`] for [`Speculation::Draft`] without a draft model.
     pub fn add(&mut self, request: Request, ticket: Ticket) -> Result<SeqId> {
         let _float_env = FloatEnv::enter();
+        if self.draft.is_none()
+            && matches!(&request.goal, Goal::Generate(params) if params.speculation == Speculation::Draft)
+        {
+            return Err(Error::argument("speculation", "the engine has no draft model"));
+        }
         self.scheduler.add(request, ticket, self.runner.limits())
     }
 
@@ -141,11 +159,17 @@ impl EngineCore {
     /// again.
     pub fn step(&mut self, mut report: impl FnMut(SeqId, Event)) -> bool {
         let _float_env = FloatEnv::enter();
-        let EngineCore { runner, scheduler, batch, output, drawer, intake, events } = self;
+        let EngineCore { runner, scheduler, batch, output, drawer, draft, intake, events } = self;
         let started = Instant::now();
         // Reported when the figures are written down, so that who hears of an end finds it there.
         let mut note = |id, event| events.push((id, event));
         scheduler.remove_ended(started, &mut note);
+        let drafting = draft.as_mut().map_or(Ok(Duration::ZERO), |draft| draft.guess(scheduler.drafting(), drawer));
+        let drafting = drafting.unwrap_or_else(|error| {
+            intake.set_draft_error(&error);
+            Duration::ZERO
+        });
+        scheduler.draft_time += drafting;
         scheduler.schedule();
         if scheduler.scheduled().is_empty() {
             intake.set_stats(scheduler.stats(), None);
@@ -159,7 +183,9 @@ impl EngineCore {
             scheduler.fill(batch)?;
             runner.execute(batch, output, interrupt)
         });
-        scheduler.record(started.elapsed());
+        let large = started.elapsed().saturating_sub(drafting);
+        scheduler.record(large);
+        draft.iter_mut().for_each(|draft| draft.earn(large));
         match outcome.and_then(|()| verdicts::verdicts(scheduler, output, runner.limits(), drawer)) {
             Ok(verdicts) => scheduler.update(verdicts, &mut note),
             // A request of the step was cancelled: the others compute the step again.

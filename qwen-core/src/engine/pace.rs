@@ -27,6 +27,11 @@ impl Pace {
         }
     }
 
+    /// What a token of a prompt took lately.
+    pub(super) fn seconds_per_token(&self) -> Option<f64> {
+        self.seconds_per_token
+    }
+
     /// Tokens of a step beside running answers.
     pub(super) fn num_tokens(&self) -> usize {
         match (self.at_most, self.seconds_per_token) {

@@ -54,6 +54,17 @@ pub(super) enum Verdict {
     Failed(Error),
 }
 
+/// What a draft model guesses for, and what its guesses have to be worth.
+pub(super) struct Drafting<'a> {
+    pub(super) running: &'a mut [Sequence],
+    /// Times of the large model's steps.
+    pub(super) times: &'a StepTimes,
+    /// The most guesses of the next step.
+    pub(super) num_rows: usize,
+    pub(super) max_step_time: Option<Duration>,
+    pub(super) prefix_cache: bool,
+}
+
 #[derive(Debug)]
 pub(super) struct Scheduler {
     waiting: Queue,
@@ -70,6 +81,8 @@ pub(super) struct Scheduler {
     cached_tokens: u64,
     drafted_tokens: u64,
     accepted_tokens: u64,
+    /// What a draft model took.
+    pub(super) draft_time: Duration,
     pub(super) times: StepTimes,
     pub(super) pace: Pace,
     next_id: u64,
@@ -100,6 +113,7 @@ impl Scheduler {
             cached_tokens: 0,
             drafted_tokens: 0,
             accepted_tokens: 0,
+            draft_time: Duration::ZERO,
             times: StepTimes::default(),
             pace: Pace::default(),
             next_id: 0,
@@ -150,6 +164,13 @@ impl Scheduler {
             self.preempt();
             self.distribute();
         }
+    }
+
+    /// What a draft model needs to guess before the next step.
+    pub(super) fn drafting(&mut self) -> Drafting<'_> {
+        let num_rows = self.max_num_logits.min(self.max_num_batched_tokens).saturating_sub(self.running.len());
+        let Scheduler { running, times, pace, prefix_cache, .. } = self;
+        Drafting { running, times, num_rows, max_step_time: pace.at_most, prefix_cache: *prefix_cache }
     }
 
     /// Write down how long the step took, which is about to be updated.
@@ -299,6 +320,7 @@ impl Scheduler {
             cached_tokens: self.cached_tokens,
             drafted_tokens: self.drafted_tokens,
             accepted_tokens: self.accepted_tokens,
+            draft_time: self.draft_time,
             ..EngineStats::default()
         }
     }

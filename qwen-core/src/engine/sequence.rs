@@ -6,7 +6,7 @@ use std::time::Instant;
 use super::Event;
 use super::intake::{Canceller, Place, RowWindow, Ticket};
 use super::request::{FinishReason, GenerateParams, Goal, Request};
-use super::speculation::{Drafter, Speculation, StepTimes};
+use super::speculation::{Guesser, StepTimes};
 use crate::backend::Limits;
 use crate::engine::kv::{BlockPool, BlockTable, Prefix};
 use crate::engine::logprobs::LogprobsParams;
@@ -63,7 +63,7 @@ pub(super) enum Task {
         stop_token_ids: Vec<u32>,
         sampler: Sampler,
         logprobs: Option<usize>,
-        drafter: Option<Box<Drafter>>,
+        guesser: Guesser,
         /// Room for tokens at the reader.
         window: Option<RowWindow>,
     },
@@ -107,8 +107,8 @@ impl Sequence {
             }
             Goal::Generate(GenerateParams { stop_token_ids, sampling, logprobs, speculation, .. }) => {
                 let sampler = Sampler::new(sampling, &prompt)?.stop_token_ids(&stop_token_ids);
-                let drafter = (speculation == Speculation::PromptLookup).then(Box::default);
-                Task::Generate { stop_token_ids, sampler, logprobs, drafter, window }
+                let guesser = speculation.into();
+                Task::Generate { stop_token_ids, sampler, logprobs, guesser, window }
             }
             Goal::Score(window) => Task::Score { rows: Rows::Logits(window), num_scored: 0 },
             Goal::Logprobs(params) => {
@@ -293,21 +293,45 @@ impl Sequence {
         }
     }
 
-    /// Guess the tokens after the known ones, if its last token is all that is to be computed.
+    /// The most guesses that are of use in the next step: none unless its last token is all that is to be computed.
+    pub(super) fn num_guesses(&self) -> usize {
+        let Task::Generate { window, .. } = &self.task else { return 0 };
+        if self.tokens.len() != self.num_computed_tokens + 1 {
+            return 0;
+        }
+        let room = window.as_ref().map_or(usize::MAX, |window| window.free().saturating_sub(1));
+        self.max_len.saturating_sub(self.tokens.len() + 1).min(room)
+    }
+
+    /// Guess the tokens after the known ones. What a draft model guessed is there.
     pub(super) fn guess(&mut self, num_seqs: usize, times: &StepTimes) {
-        self.draft.clear();
-        let at_most = self.max_len.saturating_sub(self.tokens.len() + 1);
-        if let Task::Generate { drafter: Some(drafter), window, .. } = &mut self.task
-            && self.tokens.len() == self.num_computed_tokens + 1
-        {
-            let room = window.as_ref().map_or(usize::MAX, |window| window.free().saturating_sub(1));
-            self.draft.extend_from_slice(drafter.draft(&self.tokens, at_most.min(room), num_seqs, times));
+        let at_most = self.num_guesses();
+        match &mut self.task {
+            Task::Generate { guesser: Guesser::Model, .. } => self.draft.truncate(at_most),
+            Task::Generate { guesser: Guesser::Lookup(drafter), .. } if at_most > 0 => {
+                self.draft.clear();
+                self.draft.extend_from_slice(drafter.draft(&self.tokens, at_most, num_seqs, times));
+            }
+            _ => self.draft.clear(),
+        }
+    }
+
+    /// Whether a draft model guesses for it.
+    pub(super) fn has_draft_model(&self) -> bool {
+        matches!(self.task, Task::Generate { guesser: Guesser::Model, .. })
+    }
+
+    /// Which sequences it may share K/V with.
+    pub(super) fn cache_salt(&self) -> Arc<str> {
+        match &self.root {
+            Prefix::Root { cache_salt, .. } => cache_salt.clone(),
+            Prefix::Content(_) => Arc::default(),
         }
     }
 
     /// Learn from the tokens that came, how many of the guesses were right.
     pub(super) fn learn(&mut self, came: &[u32]) {
-        if let Task::Generate { drafter: Some(drafter), .. } = &mut self.task {
+        if let Task::Generate { guesser: Guesser::Lookup(drafter), .. } = &mut self.task {
             drafter.learn(came);
         }
     }

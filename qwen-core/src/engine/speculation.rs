@@ -7,7 +7,8 @@
 //! logits do not depend on the step that computes them, and draws only on the seed and the position, so the tokens
 //! themselves are kept.)
 //!
-//! Guesses come from the text so far: what followed the latest place where its last tokens stood (prompt lookup). How
+//! Guesses come from a small model that runs beside the large one (`draft/`), or from the text so far: what followed the
+//! latest place where its last tokens stood (prompt lookup), which is in this file. How
 //! many there are depends on how often guesses were right, and on measured times of steps. Guesses are also compared with
 //! what came where they were not worth a step, so that nothing has to be tried to learn whether they are right. Where few
 //! tokens agree with an earlier place, that is often by chance, so this is learned apart from where many agree.
@@ -27,6 +28,28 @@ pub enum Speculation {
     /// Guess that the text goes on as it did after the same tokens before: for answers that repeat parts of the prompt
     /// or of themselves, as edits of texts and code do. Guesses only where that was right often enough to save time.
     PromptLookup,
+    /// Guess what the engine's draft model would write, a small model that was loaded beside the large one: for texts of
+    /// any kind. Guesses only while that saves time by what was measured. An engine without a draft model refuses it.
+    Draft,
+}
+
+/// Where the guesses of a sequence come from.
+#[derive(Debug)]
+pub(super) enum Guesser {
+    None,
+    Lookup(Box<Drafter>),
+    /// The engine's draft model, which leaves them in the sequence before a step.
+    Model,
+}
+
+impl From<Speculation> for Guesser {
+    fn from(speculation: Speculation) -> Self {
+        match speculation {
+            Speculation::Off => Guesser::None,
+            Speculation::PromptLookup => Guesser::Lookup(Box::default()),
+            Speculation::Draft => Guesser::Model,
+        }
+    }
 }
 
 /// Tokens that have to agree with an earlier place.
@@ -161,8 +184,22 @@ impl StepTimes {
         }
     }
 
+    /// How long a step of `tokens` takes: measured, or by what was measured of the step nearest to it. `None` before the
+    /// first measurement.
+    pub(super) fn seconds(&self, tokens: usize) -> Option<f64> {
+        let wanted = Self::bucket(tokens);
+        let measured = self.seconds.iter().enumerate().filter_map(|(bucket, seconds)| Some((bucket, (*seconds)?)));
+        let (bucket, seconds) = measured.min_by_key(|(bucket, _)| bucket.abs_diff(wanted))?;
+        Some(if bucket == wanted { seconds } else { seconds * Self::expected(1 << bucket, tokens) })
+    }
+
+    /// Doubt all times a little: what was slow once may have been so by chance.
+    pub(super) fn doubt(&mut self) {
+        self.seconds.iter_mut().flatten().for_each(|seconds| *seconds *= 0.95);
+    }
+
     /// How much longer a step of `more` tokens takes than one of `tokens`.
-    fn ratio(&self, tokens: usize, more: usize) -> f64 {
+    pub(super) fn ratio(&self, tokens: usize, more: usize) -> f64 {
         match (self.seconds[Self::bucket(tokens)], self.seconds[Self::bucket(more)]) {
             (Some(few), Some(many)) if few > 0.0 => (many / few).max(1.0),
             _ => Self::expected(tokens, more),

@@ -40,6 +40,9 @@ pub struct EngineStats {
     pub drafted_tokens: u64,
     /// Those of them that were right.
     pub accepted_tokens: u64,
+    /// How long a draft model took to guess, which is part of the times of steps.
+    #[serde(rename = "draft_seconds", with = "crate::seconds")]
+    pub draft_time: Duration,
     /// How long the latest step took.
     #[serde(rename = "last_step_seconds", with = "crate::seconds")]
     pub last_step: Duration,

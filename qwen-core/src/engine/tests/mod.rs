@@ -3,6 +3,7 @@
 mod answers;
 mod cancels;
 mod damage;
+mod draft;
 mod embeddings;
 mod fairness;
 mod logprobs;
@@ -83,7 +84,8 @@ impl Runner for ScriptedRunner {
             let bad = self.attends_to_bad(batch, index);
             output.argmax.push((!bad).then_some(next));
             if row < batch.num_logits_read {
-                output.logits.extend(logits.map(|logit| if bad { f32::NAN } else { logit }));
+                let row = logits.map(|logit| if bad { f32::NAN } else { logit });
+                output.logits.extend_from_slice(&row[..self.limits.vocab_size]);
             }
         }
         for &index in &batch.hidden_indices {
@@ -115,6 +117,24 @@ impl Runner for ScriptedRunner {
 }
 
 impl ScriptedRunner {
+    /// A runner, and the numbers of tokens of the sequences of each step.
+    fn new(limits: Limits, change: impl FnOnce(&mut ScriptedRunner)) -> (Self, mpsc::Receiver<Vec<usize>>) {
+        let (sender, steps) = mpsc::channel();
+        let (during, slots): (During, _) = (Box::new(|_| Ok(())), HashMap::new());
+        let mut runner = ScriptedRunner {
+            limits,
+            reads_slots: false,
+            steps: sender,
+            during,
+            spoil: |_| {},
+            slots,
+            refuses_copies: false,
+            rope_contexts: &[],
+        };
+        change(&mut runner);
+        (runner, steps)
+    }
+
     /// The tokens that the one at `index` attends to, itself last.
     fn attended<'a>(&'a self, batch: &'a Batch, index: u32) -> impl Iterator<Item = u32> + 'a {
         let seq = batch.seq_of_token(index);
@@ -173,23 +193,19 @@ fn rig() -> Rig {
 
 impl Rig {
     fn new(limits: Limits, change: impl FnOnce(&mut ScriptedRunner)) -> Rig {
-        let (sender, steps) = mpsc::channel();
-        let (during, slots): (During, _) = (Box::new(|_| Ok(())), HashMap::new());
-        let mut runner = ScriptedRunner {
-            limits,
-            reads_slots: false,
-            steps: sender,
-            during,
-            spoil: |_| {},
-            slots,
-            refuses_copies: false,
-            rope_contexts: &[],
-        };
-        change(&mut runner);
+        let (runner, steps) = ScriptedRunner::new(limits, change);
         let intake = Intake::default();
         let mut core = EngineCore::new(Box::new(runner), intake.clone());
         core.scheduler.times.is_frozen = true;
         Rig { core, intake, steps, found: BTreeMap::new() }
+    }
+
+    /// Guess with this draft model.
+    fn with_draft(mut self, runner: ScriptedRunner) -> Rig {
+        let mut core = self.core.with_draft(Box::new(runner));
+        core.draft.as_mut().unwrap().freeze();
+        self.core = core;
+        self
     }
 
     fn add(&mut self, request: Request) -> SeqId {
@@ -229,6 +245,11 @@ impl Rig {
         }
         let pool = &self.core.scheduler.pool;
         assert_eq!(pool.num_free(), pool.num_blocks(), "blocks leak");
+        if self.core.draft.is_some() {
+            // It gives blocks back when it next looks.
+            self.step();
+            assert!(self.core.draft.as_ref().unwrap().is_empty(), "the draft model's blocks leak");
+        }
         std::mem::take(&mut self.found)
     }
 }
