@@ -22,6 +22,9 @@ struct Args {
     /// The folder of the checkpoint, or a GGUF file.
     #[arg(long)]
     model: PathBuf,
+    /// A draft model beside it.
+    #[arg(long)]
+    draft: Option<PathBuf>,
     /// Positions of a conversation; the longest that fits when absent.
     #[arg(long)]
     context: Option<usize>,
@@ -51,6 +54,9 @@ fn main() -> Result<ExitCode, failure::Failure> {
     if let Some(encoding) = args.kv {
         options = options.kv_encoding(encoding);
     }
+    if let Some(draft) = &args.draft {
+        options = options.draft(draft);
+    }
     if let Some(context) = args.context {
         options = options.context(context);
     }
@@ -70,6 +76,11 @@ fn table(plan: &Plan) -> Result<String, std::fmt::Error> {
     writeln!(out, "K/V          {}  for {} x {} positions", size(plan.kv_bytes), plan.batch, plan.context)?;
     writeln!(out, "activations  {}", size(plan.activation_bytes))?;
     writeln!(out, "loading      {}  at most, before K/V and activations", size(plan.load_bytes))?;
+    if let Some(draft) = &plan.draft {
+        writeln!(out, "draft model  {}  weights", size(draft.weight_bytes))?;
+        writeln!(out, "             {}  K/V", size(draft.kv_bytes))?;
+        writeln!(out, "             {}  activations", size(draft.activation_bytes))?;
+    }
     writeln!(out, "total        {}", size(plan.total_bytes))?;
     if let Some(available) = plan.available_bytes {
         writeln!(out, "available    {}", size(available))?;

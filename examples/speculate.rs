@@ -1,7 +1,9 @@
-//! An answer that repeats parts of its prompt, with and without speculation: the same tokens, sooner.
+//! An answer with and without speculation: the same tokens, sooner. The next tokens are guessed by the prompt, parts of
+//! which the answer may repeat, or by a small model.
 //!
 //! ```text
 //! cargo run --release --example speculate -- --model path/to/Qwen2.5-7B-Instruct --prompt "Rename x to count: ..."
+//! cargo run --release --example speculate -- --model path/to/Qwen2.5-7B-Instruct --draft path/to/Qwen2.5-0.5B-Instruct
 //! ```
 //!
 //! Without a model, this repository's demo model continues a text that repeats itself.
@@ -20,6 +22,9 @@ struct Args {
     /// The folder of the checkpoint, or a GGUF file; the demo checkpoint when absent.
     #[arg(long)]
     model: Option<PathBuf>,
+    /// A small model of the same family, which guesses; by default the prompt does.
+    #[arg(long)]
+    draft: Option<PathBuf>,
     /// Where to run: auto, cpu, cuda, cuda:ORDINAL, wgpu, wgpu:INDEX, wgpu:NAME.
     #[arg(long, default_value = "auto")]
     device: Device,
@@ -41,12 +46,17 @@ fn read(name: &str, mut stream: TokenStream) -> qwen::Result<Vec<u32>> {
 fn main() -> Result<(), failure::Failure> {
     let args = Args::parse();
     let model = args.model.map_or_else(demo::path, Ok)?;
-    let engine = Engine::options().device(args.device).context_at_most(4096).load(model)?;
+    let mut options = Engine::options().device(args.device).context_at_most(4096);
+    let speculation = if args.draft.is_some() { Speculation::Draft } else { Speculation::PromptLookup };
+    if let Some(draft) = args.draft {
+        options = options.draft(draft);
+    }
+    let engine = options.load(model)?;
     let prompt = args.prompt.unwrap_or_else(|| "A young duck is called a duckling. ".repeat(4));
     let ids = engine.tokenizer()?.encode(&prompt, false)?;
 
     let plain = GenerateOptions::new().greedy().ignore_eos(true).max_new_tokens(args.max_new_tokens);
-    let guessing = plain.clone().speculation(Speculation::PromptLookup);
+    let guessing = plain.clone().speculation(speculation);
     // Computes the prompt, whose K/V the others find.
     engine.generate_ids(ids.as_slice(), &plain)?.next().transpose()?;
     let one_by_one = read("one at a time", engine.generate_ids(ids.as_slice(), &plain)?)?;

@@ -86,16 +86,25 @@ pub(crate) struct EngineParts {
     pub(crate) selection_reason: String,
     pub(crate) weight_encoding: Encoding,
     pub(crate) warnings: Vec<Warning>,
+    pub(crate) has_draft_model: bool,
 }
 
 impl Engine {
-    /// Start the thread that computes with `runner`, unless the host steps the engine.
-    pub(crate) fn start(runner: Box<dyn Runner>, parts: EngineParts, options: &EngineOptions) -> Result<Self> {
+    /// Start the thread that computes with `runner`, and guesses with `draft`, unless the host steps the engine.
+    pub(crate) fn start(
+        runner: Box<dyn Runner>,
+        draft: Option<Box<dyn Runner>>,
+        parts: EngineParts,
+        options: &EngineOptions,
+    ) -> Result<Self> {
         let intake = Intake::new(options.max_waiting.unwrap_or(Intake::MAX_WAITING));
-        let core = EngineCore::new(runner, intake.clone())
+        let mut core = EngineCore::new(runner, intake.clone())
             .with_prefix_cache(options.prefix_cache.unwrap_or(true))
             .with_max_step_time(options.max_step_time.unwrap_or(MAX_STEP_TIME))
             .with_sampling_threads(options.sampling_threads());
+        if let Some(draft) = draft {
+            core = core.with_draft(draft);
+        }
         let worker = if options.is_manual { Worker::manual(core, intake)? } else { Worker::start(core, intake)? };
         let (worker, fingerprint, breakers) = (Arc::new(worker), OnceLock::new(), Breakers::default());
         Ok(Engine { inner: Arc::new(Inner { worker, fingerprint, parts, breakers }) })
@@ -153,6 +162,17 @@ impl Engine {
     /// ```
     pub fn stats(&self) -> EngineStats {
         self.inner.worker.intake().stats()
+    }
+
+    /// Whether the engine was loaded with a draft model ([`EngineOptions::draft`](crate::EngineOptions::draft)), so that
+    /// requests may ask for [`Speculation::Draft`](crate::Speculation::Draft).
+    pub fn has_draft_model(&self) -> bool {
+        self.inner.parts.has_draft_model
+    }
+
+    /// Why the draft model is not used any more, if its device failed or ran out of memory. Answers go on without it.
+    pub fn draft_error(&self) -> Option<String> {
+        self.inner.worker.intake().draft_error().map(|error| error.to_string())
     }
 
     /// The tokenizer of the checkpoint.

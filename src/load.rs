@@ -4,13 +4,14 @@
 use std::path::Path;
 use std::time::Instant;
 
+use qwen_core::backend::Limits;
 use qwen_core::checkpoint::Checkpoint;
 use qwen_core::model::plan::Plan;
 use qwen_core::model::runner::Runner;
 use qwen_core::model::source::WeightSource;
 use qwen_core::model::spec::ModelSpec;
 use qwen_core::numerics::float_env::FloatEnv;
-use qwen_core::{Backend, Config, Encoding, HumanBytes, Warning};
+use qwen_core::{Backend, Config, Encoding, Error, HumanBytes, Warning};
 use qwen_tokenizer::Tokenizer;
 
 use crate::device::Device;
@@ -22,7 +23,7 @@ use crate::error::Result;
 use crate::events::{info, warn};
 use crate::fingerprint::fnv1a;
 use crate::options::EngineOptions;
-use crate::plan::{Planner, config_of};
+use crate::plan::{OpenDraft, Planner, config_of};
 use crate::progress::{LoadProgress, LoadStage};
 use crate::sentence_transformers::EmbedDefaults;
 use crate::stop::stop_token_ids;
@@ -129,7 +130,9 @@ fn load_engine(
     let checkpoint = Checkpoint::open(path)?;
     let config = config_of(&checkpoint, options)?;
     let tokenizer = vocabulary::of_checkpoint(&checkpoint)?;
+    let draft = OpenDraft::open(options)?;
     let mut warnings = checkpoint.warnings().to_vec();
+    warnings.extend(draft.iter().flat_map(|draft| draft.checkpoint.warnings()).cloned());
     let of_templates = tokenizer.iter().flat_map(Tokenizer::warnings);
     warnings.extend(of_templates.map(|reason| Warning::ChatTemplate { path: checkpoint.path().into(), reason }));
     for warning in &warnings {
@@ -137,9 +140,14 @@ fn load_engine(
     }
     let chosen_by = tokenizer.as_ref().ok().filter(|_| !options.allow_padding_tokens);
     let num_token_ids = chosen_by.map_or(config.vocab_size, Tokenizer::num_ids);
-    let planner = Planner::new(options, &checkpoint, &config, num_token_ids)?;
+    let mut planner = Planner::new(options, &checkpoint, &config, num_token_ids)?;
+    if let Some(draft) = &draft {
+        let of_draft = vocabulary::of_checkpoint(&draft.checkpoint)?;
+        vocabulary::check_draft(&tokenizer, &of_draft, draft.checkpoint.path())?;
+        planner.draft = Some(draft.planner(of_draft.map_or(draft.config.vocab_size, |tokenizer| tokenizer.num_ids()))?);
+    }
     let candidates = candidates(&planner);
-    let LoadedModel { loaded, plan, device, device_name, selection_reason } =
+    let LoadedModel { loaded, draft: draft_runner, plan, device, device_name, selection_reason } =
         load_model(&planner, options, &checkpoint, &config, candidates)?;
     let (wanted, context) = (options.context.unwrap_or_else(|| planner.longest_context()), plan.context);
     if context < wanted {
@@ -164,8 +172,9 @@ fn load_engine(
         selection_reason,
         config,
         warnings,
+        has_draft_model: draft_runner.is_some(),
     };
-    Engine::start(wrap(loaded.engine()?)?, parts, options)
+    Engine::start(wrap(loaded.engine()?)?, draft_runner, parts, options)
 }
 
 /// The encoding of most values in the layers' matrices: quantised files mix several.
@@ -210,6 +219,7 @@ fn load_worker(
 /// A model on its device, or this process's part of one.
 struct LoadedModel {
     loaded: Loaded,
+    draft: Option<Box<dyn Runner>>,
     plan: Plan,
     device: Option<Device>,
     device_name: String,
@@ -259,19 +269,44 @@ fn load_model(
                 observer: &options.observer,
             };
             let loaded = opened.load(request)?;
-            Ok((loaded, plan, device, device_name))
+            let draft = planner.draft.as_ref();
+            let draft = draft.map(|draft| load_draft(draft, &planner.draft_limits(draft, &limits), options, &device));
+            Ok((loaded, draft.transpose()?, plan, device, device_name))
         };
-        let ((loaded, plan, device, device_name), selection_reason) = first_that_loads(candidates, load_on)?;
+        let ((loaded, draft, plan, device, device_name), selection_reason) = first_that_loads(candidates, load_on)?;
         if let Some(peers) = peers {
             // No process begins before all have loaded.
             peers.all_reduce_min(0)?;
         }
-        Ok(LoadedModel { loaded, plan, device, device_name, selection_reason })
+        Ok(LoadedModel { loaded, draft, plan, device, device_name, selection_reason })
     };
     match &peers {
         None => load(None),
         Some(peers) => load(Some(peers)).inspect_err(|error| peers.fail(error)),
     }
+}
+
+/// Load the draft model on the device that has the model.
+fn load_draft(
+    draft: &Planner<'_>,
+    limits: &Limits,
+    options: &EngineOptions,
+    device: &Option<Device>,
+) -> qwen_core::Result<Box<dyn Runner>> {
+    let Some(device) = device else {
+        return Err(Error::argument("draft", "a backend of the program's own holds one model, not two"));
+    };
+    let opened = device.factory()?.open(&options.settings)?;
+    let source = draft.weights.source();
+    let request = LoadRequest {
+        source,
+        config: draft.config,
+        limits,
+        spec: &draft.spec,
+        peers: None,
+        observer: &options.observer,
+    };
+    opened.load(request)?.engine()
 }
 
 /// What must be the same in all processes that share a model, by name.

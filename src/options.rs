@@ -10,6 +10,7 @@ use qwen_core::{Encoding, Error, Precision};
 use crate::device::Device;
 use crate::device::factory::DeviceSettings;
 use crate::distributed::{Position, Ranks};
+use crate::draft::DraftModel;
 use crate::progress::{LoadCanceller, LoadObserver, LoadProgress};
 
 /// The most threads that compute.
@@ -55,6 +56,7 @@ pub struct EngineOptions {
     pub(crate) memory_budget: Option<u64>,
     pub(crate) ranks: Ranks,
     pub(crate) quantize: Option<Encoding>,
+    pub(crate) draft: Option<DraftModel>,
     pub(crate) observer: LoadObserver,
 }
 
@@ -71,6 +73,7 @@ impl fmt::Debug for EngineOptions {
             .field("threads", &self.settings.threads)
             .field("ranks", &self.ranks)
             .field("quantize", &self.quantize)
+            .field("draft", &self.draft)
             .finish_non_exhaustive()
     }
 }
@@ -303,8 +306,27 @@ impl EngineOptions {
         self
     }
 
+    /// Load a second, small model of the same family beside the model, on the same device, which guesses the next tokens
+    /// of answers with [`Speculation::Draft`](crate::Speculation::Draft): `docs/speculation.md` says when that pays. Both
+    /// must have the same tokenizer, or loading fails; the sizes of their padded vocabularies may differ. The plan counts
+    /// its memory ([`Plan::draft`](crate::Plan::draft)), and its K/V has room for the same conversations. If several
+    /// processes share the model, rank 0 has all of the draft model. Default: none.
+    ///
+    /// ```no_run
+    /// use qwen::{EngineOptions, GenerateOptions, Speculation};
+    /// let engine = EngineOptions::new().draft("path/to/Qwen2.5-0.5B-Instruct").load("path/to/Qwen2.5-7B-Instruct")?;
+    /// let options = GenerateOptions::new().speculation(Speculation::Draft);
+    /// println!("{}", engine.chat().options(options).send("Why is the sky blue?")?.text()?);
+    /// # Ok::<(), qwen::Error>(())
+    /// ```
+    pub fn draft(mut self, model: impl Into<DraftModel>) -> Self {
+        self.draft = Some(model.into());
+        self
+    }
+
     /// Call `report` while the model is loaded: at the beginning of each stage, and after each matrix with the bytes
-    /// loaded so far. If [`Device::Auto`] falls back to another device, the count of the weights starts again.
+    /// loaded so far. If [`Device::Auto`] falls back to another device, and for a draft model, the count of the weights
+    /// starts again.
     ///
     /// ```
     /// let model = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/demo-model");

@@ -46,7 +46,9 @@ pub fn plan(path: impl AsRef<Path>, options: &EngineOptions) -> Result<Plan> {
     let _float_env = FloatEnv::enter();
     let checkpoint = Checkpoint::open(path)?;
     let config = config_of(&checkpoint, options)?;
-    let planner = Planner::new(options, &checkpoint, &config, config.vocab_size)?;
+    let draft = OpenDraft::open(options)?;
+    let mut planner = Planner::new(options, &checkpoint, &config, config.vocab_size)?;
+    planner.draft = draft.as_ref().map(|draft| draft.planner(draft.config.vocab_size)).transpose()?;
     let candidates = planner.candidates(&options.device);
     let device = candidates.first().map_or(&options.device, |candidate| &candidate.device);
     Ok(planner.plan(&*device.factory()?)?)
@@ -97,17 +99,44 @@ impl Weights<'_> {
     }
 }
 
+/// The checkpoint of a draft model.
+pub(crate) struct OpenDraft {
+    /// The engine's options, as far as they concern it too.
+    options: EngineOptions,
+    pub(crate) checkpoint: Checkpoint,
+    pub(crate) config: Config,
+}
+
+impl OpenDraft {
+    /// The draft model of the options, if they have one and it runs in this process.
+    pub(crate) fn open(options: &EngineOptions) -> Result<Option<Self>> {
+        let Some(draft) = options.draft.as_ref().filter(|_| options.ranks.is_leader()) else { return Ok(None) };
+        let checkpoint = Checkpoint::open(&draft.path)?;
+        let config = config_of(&checkpoint, options)?;
+        let EngineOptions { settings, kv_encoding, .. } = options.clone();
+        let options = EngineOptions { settings, kv_encoding, quantize: draft.quantize, ..EngineOptions::default() };
+        Ok(Some(OpenDraft { options, checkpoint, config }))
+    }
+
+    /// Plans the draft model; ids from `num_token_ids` on are never guessed.
+    pub(crate) fn planner(&self, num_token_ids: usize) -> qwen_core::Result<Box<Planner<'_>>> {
+        Planner::new(&self.options, &self.checkpoint, &self.config, num_token_ids).map(Box::new)
+    }
+}
+
 /// Plans one model for any device.
 pub(crate) struct Planner<'a> {
     options: &'a EngineOptions,
     /// The weights as they will be loaded.
     pub(crate) weights: Weights<'a>,
-    config: &'a Config,
+    pub(crate) config: &'a Config,
     warnings: &'a [Warning],
     /// Ids from this one on are never chosen.
     num_token_ids: usize,
     /// The model, or the part of it that this process holds.
     pub(crate) spec: ModelSpec,
+    /// The draft model beside it.
+    pub(crate) draft: Option<Box<Planner<'a>>>,
 }
 
 impl<'a> Planner<'a> {
@@ -129,7 +158,7 @@ impl<'a> Planner<'a> {
             None => Weights::Stored(checkpoint),
             Some(encoding) => Weights::Quantized(QuantizedWeights::new(checkpoint, TensorMix::Uniform(encoding))?),
         };
-        Ok(Planner { options, weights, config, warnings: checkpoint.warnings(), num_token_ids, spec })
+        Ok(Planner { options, weights, config, warnings: checkpoint.warnings(), num_token_ids, spec, draft: None })
     }
 
     /// The devices that `device` stands for, best first.
@@ -166,7 +195,12 @@ impl<'a> Planner<'a> {
                 model_context,
                 available_bytes: self.options.memory_budget.or(capacity.available_bytes),
             };
-            Plan::new(self.weights.source(), &input, &*capacity.footprint)
+            let draft = self.draft.as_ref().map(|draft| {
+                let (limits, model_context) = (self.draft_limits(draft, &input.limits), draft.config.max_context());
+                (draft.weights.source(), PlanInput { spec: &draft.spec, limits, model_context, ..input.clone() })
+            });
+            let draft = draft.as_ref().map(|(source, input)| (*source, input));
+            Plan::with_draft(self.weights.source(), &input, draft, &*capacity.footprint)
         };
         let plan = plan_at(context.unwrap_or(self.longest_context()))?;
         let mut plan = match plan.max_context {
@@ -200,5 +234,19 @@ impl<'a> Planner<'a> {
             num_token_ids: self.num_token_ids.min(self.config.vocab_size),
         };
         limits_for(&limits, context, batch)
+    }
+
+    /// The sizes of a draft model's steps and K/V store, beside a model with these `limits`.
+    pub(crate) fn draft_limits(&self, draft: &Planner<'_>, limits: &Limits) -> Limits {
+        let vocab_size = draft.config.vocab_size;
+        let batch = self.options.batch.unwrap_or(1);
+        let limits = Limits {
+            // Each sequence has one guess at a time.
+            max_num_logits: limits.max_num_seqs,
+            vocab_size,
+            num_token_ids: draft.num_token_ids.min(limits.num_token_ids).min(vocab_size),
+            ..limits.clone()
+        };
+        limits_for(&limits, limits.max_model_len.min(draft.config.max_context()), batch)
     }
 }

@@ -45,6 +45,26 @@ pub(crate) fn of_checkpoint(checkpoint: &Checkpoint) -> Result<std::result::Resu
     }
 }
 
+/// Refuse a draft model whose ids mean something else than those of the model. Ids that only one of them has are no
+/// difference: they pad, or the draft model never guesses them. Without tokenizers the program answers for its ids.
+pub(crate) fn check_draft(
+    model: &std::result::Result<Tokenizer, MissingTokenizer>,
+    draft: &std::result::Result<Tokenizer, MissingTokenizer>,
+    path: &Path,
+) -> Result<()> {
+    let (model, draft) = match (model, draft) {
+        (Ok(model), Ok(draft)) => (model, draft),
+        (Err(_), Err(_)) => return Ok(()),
+        (Ok(_), Err(missing)) => return Err(missing.clone().into()),
+        (Err(missing), Ok(_)) => return Err(missing.clone().into()),
+    };
+    let common = model.num_ids().min(draft.num_ids()) as u32;
+    let Some(id) = (0..common).find(|id| model.token_bytes(*id) != draft.token_bytes(*id)) else { return Ok(()) };
+    let [own, other] = [model, draft].map(|tokenizer| String::from_utf8_lossy(&tokenizer.token_bytes(id)).into_owned());
+    let reason = format!("{}: its tokenizer is another one: id {id} is {other:?}, the model's {own:?}", path.display());
+    Err(qwen_core::Error::argument("draft", reason).into())
+}
+
 /// The tokenizer of the vocabulary in the metadata of `path`, if it has one.
 fn from_metadata(path: &Path, metadata: &Metadata) -> Result<Option<Tokenizer>> {
     const TEMPLATE: &str = "tokenizer.chat_template";

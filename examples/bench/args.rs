@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Parser;
-use qwen::{CapabilitySet, Device, Encoding, Engine, EngineOptions, Precision};
+use qwen::{CapabilitySet, Device, Encoding, Engine, EngineOptions, Precision, Speculation};
 use serde_json::{Value, json};
 
 /// How fast a model runs.
@@ -45,9 +45,20 @@ pub(crate) struct Args {
     /// A short request that arrives while a prompt of --prompt-tokens is computed.
     #[arg(long, group = "mode")]
     neighbour: bool,
-    /// Answers with and without speculation, to edit a text of --prompt-tokens and to write a new one.
-    #[arg(long, group = "mode")]
-    speculate: bool,
+    /// Answers with and without speculation: by prompt_lookup, to edit a text of --prompt-tokens and to write a new one,
+    /// or by a draft model.
+    #[arg(
+        long,
+        group = "mode",
+        value_name = "KIND",
+        num_args = 0..=1,
+        default_missing_value = "prompt_lookup",
+        value_parser = speculation
+    )]
+    speculate: Option<Speculation>,
+    /// The draft model of --speculate draft.
+    #[arg(long, value_name = "PATH", requires = "speculate")]
+    pub(crate) draft: Option<PathBuf>,
     /// Seed of everything that is drawn.
     #[arg(long, default_value_t = 1)]
     pub(crate) seed: u64,
@@ -81,6 +92,14 @@ fn positive(text: &str) -> Result<f64, String> {
     text.parse().ok().filter(|value: &f64| value.is_finite() && *value > 0.0).ok_or("has to be above 0".into())
 }
 
+fn speculation(text: &str) -> Result<Speculation, String> {
+    match text {
+        "prompt_lookup" => Ok(Speculation::PromptLookup),
+        "draft" => Ok(Speculation::Draft),
+        _ => Err("has to be prompt_lookup or draft".into()),
+    }
+}
+
 fn share(text: &str) -> Result<f64, String> {
     text.parse().ok().filter(|value| (0.0..=1.0).contains(value)).ok_or("has to be from 0 to 1".into())
 }
@@ -91,7 +110,7 @@ pub(crate) enum Mode {
     Requests(usize),
     Turns(usize),
     Neighbour,
-    Speculate,
+    Speculate(Speculation),
 }
 
 impl Args {
@@ -100,7 +119,7 @@ impl Args {
             (Some(count), ..) => Mode::Requests(count.max(1)),
             (_, Some(count), ..) => Mode::Turns(count.max(2)),
             (_, _, true, _) => Mode::Neighbour,
-            (_, _, _, true) => Mode::Speculate,
+            (_, _, _, Some(speculation)) => Mode::Speculate(speculation),
             _ => Mode::Throughput,
         }
     }

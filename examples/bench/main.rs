@@ -6,6 +6,7 @@
 //! cargo run --release --example bench -- --model PATH --turns 10 --prompt-tokens 4000
 //! cargo run --release --example bench -- --model PATH --neighbour --prompt-tokens 4096
 //! cargo run --release --example bench -- --model PATH --speculate --new-tokens 256
+//! cargo run --release --example bench -- --model PATH --speculate draft --draft PATH
 //! ```
 //!
 //! Each mode is a file: `throughput` is the first, `requests` has many users, `turns` a conversation that becomes long,
@@ -36,7 +37,7 @@ fn main() -> Result<(), failure::Failure> {
         Mode::Requests(count) => requests::report(&args, count)?,
         Mode::Turns(count) => turns::report(&args, count)?,
         Mode::Neighbour => neighbour::report(&args)?,
-        Mode::Speculate => speculate::report(&args)?,
+        Mode::Speculate(speculation) => speculate::report(&args, speculation)?,
     };
     if args.json {
         output::print(serde_json::to_string_pretty(&report.json())?)?;

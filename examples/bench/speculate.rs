@@ -1,12 +1,19 @@
 //! Answers with and without speculation.
 //!
 //! Random weights write nothing sensible, so the answers are given: a stage of the sampling chain makes each next token
-//! the given one, and the engine, which knows nothing of that, computes them as any other answer. The texts:
+//! the given one, and the engine, which knows nothing of that, computes them as any other answer. The texts for prompt
+//! lookup:
 //!
 //! - `edit`: the text of the prompt, with every 40th token or so replaced, dropped or added;
 //! - `misleading`: every three tokens are from the prompt, and what follows them never is what followed there, so that
 //!   each guess would be wrong;
 //! - `new`: no three tokens were there before.
+//!
+//! A draft model guesses by the same chain, so that it knows a given token. Those for a draft model:
+//!
+//! - `agree`: all tokens are given, and each guess is right;
+//! - `often`: four of five are; the others are what each model says, which differs where weights are random;
+//! - `own`: none is, so that hardly any guess is right.
 
 use std::sync::Arc;
 
@@ -18,13 +25,14 @@ use crate::failure::Failure;
 use crate::prompts::{Random, answer, exactly};
 use crate::report::{Figure, PERCENT, Report, TIMES, TOKENS, spread};
 
-/// The answer is this one, whatever the model says.
+/// The answer has these tokens at these places, whatever the model says.
 #[derive(Debug)]
-struct Given(Vec<u32>);
+struct Given(Vec<Option<u32>>);
 
 impl LogitsProcessor for Given {
     fn process(&self, history: &History<'_>, logits: &mut [f32]) {
-        if let Some(logit) = self.0.get(history.position()).and_then(|id| logits.get_mut(*id as usize)) {
+        let given = self.0.get(history.position()).copied().flatten();
+        if let Some(logit) = given.and_then(|id| logits.get_mut(id as usize)) {
             *logit = 1e9;
         }
     }
@@ -34,7 +42,17 @@ impl LogitsProcessor for Given {
 struct Text {
     name: &'static str,
     prompt: Vec<u32>,
-    answer: Vec<u32>,
+    answer: Vec<Option<u32>>,
+}
+
+impl Text {
+    fn options(&self) -> GenerateOptions {
+        let options = exactly(self.answer.len());
+        match self.answer.iter().any(Option::is_some) {
+            true => options.processor(Arc::new(Given(self.answer.clone()))),
+            false => options,
+        }
+    }
 }
 
 /// `text` with small edits.
@@ -58,7 +76,7 @@ fn edited(text: &[u32], random: &mut Random, engine: &Engine) -> Vec<u32> {
     edited
 }
 
-fn texts(args: &Args, engine: &Engine) -> [Text; 3] {
+fn texts_to_look_up(args: &Args, engine: &Engine) -> [Text; 3] {
     let mut random = Random::new(args.seed);
     let file = random.ids(args.prompt_tokens.max(args.new_tokens + 8), engine);
     // What the model is asked for stands before the text.
@@ -76,39 +94,60 @@ fn texts(args: &Args, engine: &Engine) -> [Text; 3] {
     [("edit", edit), ("misleading", misleading), ("new", new)].map(|(name, answer)| Text {
         name,
         prompt: prompt.clone(),
-        answer,
+        answer: answer.into_iter().map(Some).collect(),
     })
 }
 
-/// Tokens a second of the answer that `options` give.
-fn speed(engine: &Engine, text: &Text, options: &GenerateOptions) -> Result<f64, Failure> {
-    let (ids, stats) = answer(engine, text.prompt.as_slice(), options)?;
-    if ids != text.answer {
-        return Err(format!("the answer {} is not the given one", text.name).into());
-    }
-    Ok(stats.tokens_per_second().ok_or("needs at least two --new-tokens")?)
+fn texts_to_draft(args: &Args, engine: &Engine) -> [Text; 3] {
+    let mut random = Random::new(args.seed);
+    let (prompt, given) = (random.ids(args.prompt_tokens, engine), random.ids(args.new_tokens, engine));
+    [("agree", 1.0), ("often", 0.8), ("own", 0.0)].map(|(name, share)| {
+        let answer = given.iter().map(|id| (random.uniform() < share).then_some(*id)).collect();
+        Text { name, prompt: prompt.clone(), answer }
+    })
 }
 
-pub(crate) fn report(args: &Args) -> Result<Report, Failure> {
+/// The answer that `options` give, and its tokens a second.
+fn speed(engine: &Engine, text: &Text, options: &GenerateOptions) -> Result<(Vec<u32>, f64), Failure> {
+    let (ids, stats) = answer(engine, text.prompt.as_slice(), options)?;
+    if ids.len() != text.answer.len() || ids.iter().zip(&text.answer).any(|(id, given)| given.is_some_and(|g| g != *id))
+    {
+        return Err(format!("the answer {} is not the given one", text.name).into());
+    }
+    Ok((ids, stats.tokens_per_second().ok_or("needs at least two --new-tokens")?))
+}
+
+pub(crate) fn report(args: &Args, speculation: Speculation) -> Result<Report, Failure> {
     let context = args.prompt_tokens.max(args.new_tokens + 8) + 16 + args.new_tokens + 1;
-    let engine = args.engine_options(context, 2).load(&args.model)?;
+    let mut options = args.engine_options(context, 2);
+    if let Some(draft) = &args.draft {
+        options = options.draft(draft);
+    }
+    let engine = options.load(&args.model)?;
+    let texts = match speculation {
+        Speculation::Draft => texts_to_draft(args, &engine),
+        _ => texts_to_look_up(args, &engine),
+    };
     let mut figures = Vec::new();
-    for text in texts(args, &engine) {
-        let plain = exactly(text.answer.len()).processor(Arc::new(Given(text.answer.clone())));
-        let guessing = plain.clone().speculation(Speculation::PromptLookup);
+    for text in texts {
+        let plain = text.options();
+        let guessing = plain.clone().speculation(speculation);
         // The first ones compute the prompt, which the others find in the prefix cache.
         speed(&engine, &text, &guessing)?;
         let (mut without, mut with, mut ratios, mut right) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for repeat in 0..args.repeat() {
-            let mut measure_plain = || speed(&engine, &text, &plain).map(|speed| without.push(speed));
-            if repeat % 2 == 0 {
-                measure_plain()?;
-            }
+            let mut measure_plain = || {
+                let (ids, speed) = speed(&engine, &text, &plain)?;
+                without.push(speed);
+                Ok::<_, Failure>(ids)
+            };
+            let first = if repeat % 2 == 0 { Some(measure_plain()?) } else { None };
             let before = engine.stats();
-            with.push(speed(&engine, &text, &guessing)?);
+            let (ids, faster) = speed(&engine, &text, &guessing)?;
+            with.push(faster);
             let after = engine.stats();
-            if repeat % 2 == 1 {
-                measure_plain()?;
+            if ids != first.map_or_else(measure_plain, Ok)? {
+                return Err(format!("the answers of {} differ", text.name).into());
             }
             ratios.push(with[repeat] / without[repeat]);
             let drafted = after.drafted_tokens - before.drafted_tokens;
@@ -126,8 +165,10 @@ pub(crate) fn report(args: &Args) -> Result<Report, Failure> {
         figures.extend(figure("accepted", "guesses that were right", PERCENT, right));
     }
     let mut facts = args.facts(&engine);
-    facts["speculation"] = json!(Speculation::PromptLookup);
+    facts["speculation"] = json!(speculation);
+    facts["draft"] = json!(args.draft);
+    let by = args.draft.as_ref().map_or("prompt lookup".into(), |draft| draft.display().to_string());
     let heading =
-        format!("{}\nanswers of {} tokens with and without speculation", args.heading(&engine), args.new_tokens);
+        format!("{}\nanswers of {} tokens with and without guesses by {by}", args.heading(&engine), args.new_tokens);
     Ok(Report { facts, heading, figures })
 }

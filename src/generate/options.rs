@@ -174,8 +174,8 @@ pub struct GenerateOptions {
     /// Give the log-probabilities of each token and of this many of the most likely ones, at most 100, as the model gives
     /// them: before penalties, cuts and the temperature. See [`TokenStream::logprobs`](crate::TokenStream::logprobs).
     pub logprobs: Option<usize>,
-    /// Whether the next tokens are guessed and checked several at a time, which makes answers that repeat parts of the
-    /// prompt faster. Tokens are the same with and without. Default [`Speculation::Off`].
+    /// Whether the next tokens are guessed and checked several at a time: by the prompt, which makes answers that repeat
+    /// parts of it faster, or by a draft model. Tokens are the same with and without. Default [`Speculation::Off`].
     pub speculation: Speculation,
     /// Requests share the K/V of common prompt prefixes only with those of the same salt. Give each tenant one where
     /// nobody may notice, by the time of the first token, what others asked.

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use qwen_core::GenerationConfig;
 use qwen_core::engine::sampling::{self, SamplingParams, SequenceBreakers, Stage, fresh_seed};
-use qwen_core::engine::{GenerateParams, Request};
+use qwen_core::engine::{GenerateParams, Request, Speculation};
 
 use super::options::GenerateOptions;
 use crate::engine::Engine;
@@ -71,6 +71,10 @@ impl GenerateOptions {
     /// wrong, and for texts without a tokenizer.
     pub(crate) fn request(&self, prompt: Vec<u32>, engine: &Engine) -> Result<(Request, Option<u64>)> {
         self.check_stop()?;
+        if self.speculation == Speculation::Draft && !engine.has_draft_model() {
+            let reason = "the engine has no draft model: load it with `EngineOptions::draft`";
+            return Err(qwen_core::Error::argument("speculation", reason).into());
+        }
         let stop_token_ids = stop_token_ids(&self.stop_token_ids, self.ignore_eos, engine)?;
         let sampling = self.sampling(engine)?;
         let seed = (!sampling.is_greedy()).then_some(sampling.seed);

@@ -47,8 +47,35 @@ pub struct Plan {
     pub batch: usize,
     /// The longest context that would fit with this batch; `None` when none does.
     pub max_context: Option<usize>,
+    /// What a draft model takes on the same device, beside the figures of the model itself. It is part of
+    /// `total_bytes`.
+    pub draft: Option<DraftPlan>,
     /// The [warnings](crate::Checkpoint::warnings) of the checkpoint. Empty for plans from other sources.
     pub warnings: Vec<Warning>,
+}
+
+/// The bytes that a draft model takes beside a model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct DraftPlan {
+    /// Packed matrices, norms and biases.
+    pub weight_bytes: u64,
+    /// The K/V store, for as many sequences as the model itself holds, of as many positions or of the draft model's
+    /// longest context.
+    pub kv_bytes: u64,
+    /// Activations, step inputs, logits and the kernels' workspace.
+    pub activation_bytes: u64,
+    /// The peak while loading, which comes after the model itself is loaded.
+    pub load_bytes: u64,
+}
+
+impl DraftPlan {
+    /// The peak at any time.
+    #[must_use]
+    pub fn total_bytes(&self) -> u64 {
+        let DraftPlan { weight_bytes, kv_bytes, activation_bytes, load_bytes } = *self;
+        load_bytes.max(weight_bytes.saturating_add(kv_bytes).saturating_add(activation_bytes))
+    }
 }
 
 /// The sizes that a plan is made for.
@@ -77,48 +104,48 @@ impl Plan {
     /// [`Error::MissingTensor`] when the checkpoint lacks one that the model needs; [`Error::Unsupported`] when the
     /// device cannot hold one of its matrices.
     pub fn new(source: &dyn WeightSource, input: &PlanInput<'_>, footprint: &dyn Footprint) -> Result<Self> {
-        let PlanInput { spec, precision, context, batch, .. } = *input;
-        let mut weight_bytes = spec.vector_bytes();
-        let (mut load_bytes, mut table_bytes) = (0, 0);
-        for weight in spec.weights() {
-            let shape = weight.shape(source)?;
-            let packed = footprint.weight_bytes(&shape)?;
-            weight_bytes += packed;
-            if shape.role == WeightRole::Embedding && !spec.tie_word_embeddings {
-                table_bytes = packed;
-            }
-            let staging = footprint.staging_bytes(shape.stored_bytes()?);
-            // Matrices of several tensors are converted in host memory, which counts if the device shares it.
-            let converted = if staging > 0 { converted_bytes(&shape)? } else { 0 };
-            load_bytes = load_bytes.max(weight_bytes + staging.saturating_add(converted));
-        }
-        let kv_spec = spec.kv(&input.limits, precision, source)?;
+        Self::with_draft(source, input, None, footprint)
+    }
+
+    /// Plan for a device with this footprint that also holds a draft model, which is loaded second. Of its input,
+    /// `context`, `batch` and `available_bytes` are not used.
+    ///
+    /// # Errors
+    /// As [`Plan::new`], for both models.
+    pub fn with_draft(
+        source: &dyn WeightSource,
+        input: &PlanInput<'_>,
+        draft: Option<(&dyn WeightSource, &PlanInput<'_>)>,
+        footprint: &dyn Footprint,
+    ) -> Result<Self> {
+        let PlanInput { context, batch, .. } = *input;
+        let part = Part::new(source, input, footprint)?;
+        let draft = draft.map(|(source, draft)| Part::new(source, draft, footprint).map(|part| (part, draft)));
+        let draft = draft.transpose()?;
         let sized = |context: usize| {
-            let limits = limits_for(&input.limits, context, batch);
-            let kv_spec = KvSpec { num_blocks: limits.num_blocks, ..kv_spec.clone() };
-            let scratch = !footprint.fuses_gate_up();
-            let activations = activation_bytes(&limits, &spec.shape(), scratch);
-            // A device is only asked about plausible sizes, so that its own arithmetic does not overflow.
-            let asked = limits
-                .check()
-                .map(|()| (footprint.kv_bytes(&kv_spec), footprint.workspace_bytes(&limits, &spec.shape())));
-            let (kv, workspace, refused) = match asked {
-                Ok((kv, workspace)) => {
-                    (kv.as_ref().ok().copied(), workspace.as_ref().ok().copied(), kv.and(workspace).err())
-                }
-                Err(error) => (None, None, Some(error)),
-            };
-            Variable {
-                kv: kv.unwrap_or_else(|| kv_spec.stored_bytes()),
-                activations: activations.saturating_add(workspace.unwrap_or(0)),
-                refused: refused.map(|error| error.to_string()),
-            }
+            let own = part.sized(&input.limits, context, batch, footprint);
+            let beside = draft.as_ref().map(|(part, draft)| {
+                let sized = part.sized(&draft.limits, context.min(draft.model_context), batch, footprint);
+                let plan = DraftPlan {
+                    weight_bytes: part.weight_bytes,
+                    kv_bytes: sized.kv,
+                    activation_bytes: sized.activations,
+                    load_bytes: part.load_bytes,
+                };
+                (plan, sized.refused)
+            });
+            (own, beside)
         };
-        let total =
-            |sized: &Variable| load_bytes.max(weight_bytes.saturating_add(sized.kv).saturating_add(sized.activations));
-        let holds = |sized: &Variable| {
-            sized.refused.is_none() && input.available_bytes.is_none_or(|available| total(sized) <= available)
+        let total = |(own, beside): &(Variable, Option<(DraftPlan, Option<String>)>)| {
+            let loaded = part.weight_bytes.saturating_add(own.kv).saturating_add(own.activations);
+            let beside = beside.as_ref().map_or(0, |(plan, _)| plan.total_bytes());
+            part.load_bytes.max(loaded.saturating_add(beside))
         };
+        let is_refused = |(own, beside): &(Variable, Option<(DraftPlan, Option<String>)>)| {
+            own.refused.is_some() || beside.as_ref().is_some_and(|(_, refused)| refused.is_some())
+        };
+        let holds =
+            |sized: &_| !is_refused(sized) && input.available_bytes.is_none_or(|available| total(sized) <= available);
         let block_size = input.limits.block_size.max(1);
         // The largest number of blocks that fits, by bisection: memory grows with the context.
         let (mut low, mut high) = (0, input.model_context.div_ceil(block_size));
@@ -127,19 +154,23 @@ impl Plan {
             if holds(&sized(middle * block_size)) { low = middle } else { high = middle - 1 }
         }
         let sized = sized(context);
+        let (total_bytes, fits) = (total(&sized), holds(&sized));
+        let (own, beside) = sized;
+        let (draft, draft_refused) = beside.map_or((None, None), |(plan, refused)| (Some(plan), refused));
         Ok(Plan {
-            weight_bytes,
-            read_bytes: weight_bytes - table_bytes,
-            kv_bytes: sized.kv,
-            activation_bytes: sized.activations,
-            load_bytes,
-            total_bytes: total(&sized),
+            weight_bytes: part.weight_bytes,
+            read_bytes: part.weight_bytes - part.table_bytes,
+            kv_bytes: own.kv,
+            activation_bytes: own.activations,
+            load_bytes: part.load_bytes,
+            total_bytes,
             available_bytes: input.available_bytes,
-            fits: holds(&sized),
-            refused: sized.refused,
+            fits,
+            refused: own.refused.or(draft_refused.map(|reason| format!("the draft model: {reason}"))),
             context,
             batch,
             max_context: (low > 0).then(|| (low * block_size).min(input.model_context)),
+            draft,
             warnings: Vec::new(),
         })
     }
@@ -160,8 +191,16 @@ impl Plan {
             (None, Some(available)) if !self.fits => Err(Error::DoesNotFit {
                 needed: self.total_bytes,
                 available,
-                advice: shorter
-                    .unwrap_or_else(|| format!(": the weights alone take {}", HumanBytes(self.weight_bytes))),
+                advice: shorter.unwrap_or_else(|| {
+                    let weights = HumanBytes(self.weight_bytes);
+                    match &self.draft {
+                        None => format!(": the weights alone take {weights}"),
+                        Some(draft) => {
+                            let draft = HumanBytes(draft.weight_bytes);
+                            format!(": the weights alone take {weights}, those of the draft model {draft}")
+                        }
+                    }
+                }),
             }),
             _ => Ok(()),
         }
@@ -176,7 +215,12 @@ impl fmt::Display for Plan {
         if self.batch > 1 {
             write!(f, "{} x ", self.batch)?;
         }
-        write!(f, "{} positions), activations {activations}; ", self.context)?;
+        write!(f, "{} positions), activations {activations}", self.context)?;
+        if let Some(DraftPlan { weight_bytes, kv_bytes, activation_bytes, .. }) = self.draft {
+            let [weights, kv, activations] = [weight_bytes, kv_bytes, activation_bytes].map(HumanBytes);
+            write!(f, ", draft model: weights {weights}, K/V {kv}, activations {activations}")?;
+        }
+        f.write_str("; ")?;
         match (&self.refused, self.available_bytes) {
             (Some(reason), _) => write!(f, "refused: {reason}"),
             (None, Some(available)) => {
@@ -196,6 +240,59 @@ impl fmt::Display for Plan {
 fn converted_bytes(shape: &WeightShape) -> Result<u64> {
     let parts = shape.parts.iter().filter(|(encoding, _)| matches!(encoding, Encoding::Group(_)));
     WeightShape { parts: parts.copied().collect(), ..*shape }.stored_bytes()
+}
+
+/// What a model takes whatever the context is.
+struct Part {
+    weight_bytes: u64,
+    /// The part of an embedding table that is not the output head.
+    table_bytes: u64,
+    load_bytes: u64,
+    kv: KvSpec,
+    shape: ModelShape,
+}
+
+impl Part {
+    fn new(source: &dyn WeightSource, input: &PlanInput<'_>, footprint: &dyn Footprint) -> Result<Self> {
+        let spec = input.spec;
+        let mut weight_bytes = spec.vector_bytes();
+        let (mut load_bytes, mut table_bytes) = (0, 0);
+        for weight in spec.weights() {
+            let shape = weight.shape(source)?;
+            let packed = footprint.weight_bytes(&shape)?;
+            weight_bytes += packed;
+            if shape.role == WeightRole::Embedding && !spec.tie_word_embeddings {
+                table_bytes = packed;
+            }
+            let staging = footprint.staging_bytes(shape.stored_bytes()?);
+            // Matrices of several tensors are converted in host memory, which counts if the device shares it.
+            let converted = if staging > 0 { converted_bytes(&shape)? } else { 0 };
+            load_bytes = load_bytes.max(weight_bytes + staging.saturating_add(converted));
+        }
+        let kv = spec.kv(&input.limits, input.precision, source)?;
+        Ok(Part { weight_bytes, table_bytes, load_bytes, kv, shape: spec.shape() })
+    }
+
+    /// What it takes more with this context.
+    fn sized(&self, limits: &Limits, context: usize, batch: usize, footprint: &dyn Footprint) -> Variable {
+        let limits = limits_for(limits, context, batch);
+        let kv_spec = KvSpec { num_blocks: limits.num_blocks, ..self.kv.clone() };
+        let activations = activation_bytes(&limits, &self.shape, !footprint.fuses_gate_up());
+        // A device is only asked about plausible sizes, so that its own arithmetic does not overflow.
+        let asked =
+            limits.check().map(|()| (footprint.kv_bytes(&kv_spec), footprint.workspace_bytes(&limits, &self.shape)));
+        let (kv, workspace, refused) = match asked {
+            Ok((kv, workspace)) => {
+                (kv.as_ref().ok().copied(), workspace.as_ref().ok().copied(), kv.and(workspace).err())
+            }
+            Err(error) => (None, None, Some(error)),
+        };
+        Variable {
+            kv: kv.unwrap_or_else(|| kv_spec.stored_bytes()),
+            activations: activations.saturating_add(workspace.unwrap_or(0)),
+            refused: refused.map(|error| error.to_string()),
+        }
+    }
 }
 
 /// What depends on the context.
