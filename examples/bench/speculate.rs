@@ -23,7 +23,7 @@ use serde_json::json;
 use crate::args::Args;
 use crate::failure::Failure;
 use crate::prompts::{Random, answer, exactly};
-use crate::report::{Figure, PERCENT, Report, TIMES, TOKENS, spread};
+use crate::report::{COUNT, Figure, PERCENT, Report, TIMES, TOKENS, spread};
 
 /// The answer has these tokens at these places, whatever the model says.
 #[derive(Debug)]
@@ -134,7 +134,8 @@ pub(crate) fn report(args: &Args, speculation: Speculation) -> Result<Report, Fa
         let guessing = plain.clone().speculation(speculation);
         // The first ones compute the prompt, which the others find in the prefix cache.
         speed(&engine, &text, &guessing)?;
-        let (mut without, mut with, mut ratios, mut right) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let (mut without, mut with, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut right, mut counts, mut shares) = (Vec::new(), Vec::new(), Vec::new());
         for repeat in 0..args.repeat() {
             let mut measure_plain = || {
                 let (ids, speed) = speed(&engine, &text, &plain)?;
@@ -146,11 +147,14 @@ pub(crate) fn report(args: &Args, speculation: Speculation) -> Result<Report, Fa
             let (ids, faster) = speed(&engine, &text, &guessing)?;
             with.push(faster);
             let after = engine.stats();
-            if ids != first.map_or_else(measure_plain, Ok)? {
+            if ids != first.map_or_else(&mut measure_plain, Ok)? {
                 return Err(format!("the answers of {} differ", text.name).into());
             }
             ratios.push(with[repeat] / without[repeat]);
             let drafted = after.drafted_tokens - before.drafted_tokens;
+            counts.push(drafted as f64);
+            let time = (after.step_time - before.step_time).as_secs_f64();
+            shares.push((after.draft_time - before.draft_time).as_secs_f64() / time);
             if drafted > 0 {
                 right.push((after.accepted_tokens - before.accepted_tokens) as f64 / drafted as f64);
             }
@@ -162,7 +166,11 @@ pub(crate) fn report(args: &Args, speculation: Speculation) -> Result<Report, Fa
         figures.extend(figure("plain_tokens_per_second", "plain", TOKENS, without));
         figures.extend(figure("tokens_per_second", "with guesses", TOKENS, with));
         figures.extend(figure("speedup", "with guesses, of plain", TIMES, ratios));
+        figures.extend(figure("drafted", "guesses", COUNT, counts));
         figures.extend(figure("accepted", "guesses that were right", PERCENT, right));
+        if args.draft.is_some() {
+            figures.extend(figure("draft_share", "draft model's share of time", PERCENT, shares));
+        }
     }
     let mut facts = args.facts(&engine);
     facts["speculation"] = json!(speculation);

@@ -15,9 +15,6 @@ pub(super) struct Record {
 }
 
 impl Record {
-    /// So many guesses count as what is expected without any.
-    const DOUBT: f64 = 4.0;
-
     /// `right` guesses in a row were right, and if `missed` the next one was not. The larger `memory`, from 0 to 1, the
     /// longer are earlier ones remembered.
     pub(super) fn add(&mut self, right: usize, missed: bool, memory: f64) {
@@ -31,9 +28,9 @@ impl Record {
         self.misses *= factor;
     }
 
-    /// How often the next guess is right, if `expected` is how often it is elsewhere.
-    pub(super) fn rate(&self, expected: f64) -> f64 {
-        (self.hits + expected * Self::DOUBT) / (self.hits + self.misses + Self::DOUBT)
+    /// How often the next guess is right, if it is `expected` to be right so often, which counts as `doubt` guesses.
+    pub(super) fn rate(&self, expected: f64, doubt: f64) -> f64 {
+        (self.hits + expected * doubt) / (self.hits + self.misses + doubt)
     }
 }
 
@@ -76,7 +73,7 @@ impl Worth {
     /// Catching up has to pay within this many tokens of an answer, and twice: the answer may end sooner.
     const HORIZON: usize = 128;
     /// The least that guesses have to gain: measured times are not exact.
-    const LEAST_GAIN: f64 = 1.03;
+    const LEAST_GAIN: f64 = 1.08;
 
     /// A sequence begins: what was measured before counts a little less.
     pub(super) fn begin(&mut self) {
@@ -87,12 +84,12 @@ impl Worth {
     /// As [`Record::add`], for a sequence's record and that of all.
     pub(super) fn learn(&mut self, own: &mut Record, right: usize, missed: bool) {
         own.add(right, missed, 0.95);
-        self.record.add(right, missed, 0.98);
+        self.record.add(right, missed, 0.95);
     }
 
     /// How often guesses for a sequence with this record are right.
     pub(super) fn rate(&self, own: &Record) -> f64 {
-        own.rate(self.record.rate(Self::EXPECTED))
+        own.rate(self.record.rate(Self::EXPECTED, 4.0), 2.0)
     }
 
     /// A step of the large model took `seconds`.
