@@ -341,8 +341,8 @@ impl DraftModel {
             jobs.push((member, id, row));
         }
         let tokens: &[Sequence] = running;
-        let num_drawn = jobs.iter().filter(|(_, _, row)| row.is_some()).count();
-        let drawn = drawer.run(num_drawn, jobs, |job, workspace| draw_one(job, tokens, num_token_ids, workspace));
+        let num_drawn: Vec<usize> = jobs.iter().map(|(_, _, row)| usize::from(row.is_some())).collect();
+        let drawn = drawer.run(&num_drawn, jobs, |job, workspace| draw_one(job, tokens, num_token_ids, workspace));
         for (member, drawn, is_damaged) in drawn {
             let sequence = &mut running[member.index];
             if is_damaged && let Some(state) = self.states.get_mut(&member.id) {
