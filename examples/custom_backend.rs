@@ -11,9 +11,11 @@
 //! [`Backend`]; the fused ones are composed of them. `tests/custom_backend.rs` runs the conformance suite on it;
 //! `docs/writing-a-backend.md` goes through the steps and says what to do next for speed.
 
+use std::ops::Range;
+
 use qwen::core::backend::{
-    Add, DeviceInfo, Embed, GatherRows, HeadLayout, Interrupt, KvSpec, Linear, PAD_SLOT, PagedAttention, RmsNorm, Rope,
-    RowReader, SiluAndMul, StepKey, StoreKv, WeightShape, WeightView, host::Operands,
+    Add, BlockPart, DeviceInfo, Embed, GatherRows, HeadLayout, Interrupt, KvSpec, Linear, PAD_SLOT, PagedAttention,
+    RmsNorm, Rope, RowReader, SiluAndMul, StepKey, StoreKv, WeightShape, WeightView, host::Operands,
 };
 use qwen::core::numerics::size;
 use qwen::core::{Backend, Encoding, Error, Footprint, Precision, Result};
@@ -59,6 +61,22 @@ impl Kv {
     fn at(&self, layer: usize, slot: usize) -> usize {
         let slots = self.spec.num_blocks * self.spec.block_size;
         (layer * slots + slot) * 2 * self.spec.num_key_value_heads * self.spec.head_dim
+    }
+}
+
+impl Kv {
+    /// The store as its blocks leave it.
+    fn stored(&self) -> KvSpec {
+        let key_encodings = vec![Encoding::F32; self.spec.num_layers()];
+        KvSpec { key_encodings, value_encoding: Encoding::F32, ..self.spec.clone() }
+    }
+
+    /// Where the positions of a part of block `block` are.
+    fn rows(&self, part: &BlockPart, block: u32) -> impl Iterator<Item = Range<usize>> + use<> {
+        let (heads, dim, size) = (self.spec.num_key_value_heads, self.spec.head_dim, self.spec.block_size);
+        let head = part.head + if part.is_value { heads } else { 0 };
+        let first = self.at(part.layer, block as usize * size) + head * dim;
+        (0..size).map(move |position| first + 2 * position * heads * dim).map(move |at| at..at + dim)
     }
 }
 
@@ -162,6 +180,37 @@ impl Backend for RowMajor {
                 let at = |block: u32| kv.at(layer, block as usize * kv.spec.block_size);
                 let (block, to) = (at(from)..at(from + 1), at(to));
                 kv.values.copy_within(block, to);
+            }
+        }
+        Ok(())
+    }
+
+    fn stored_encoding(&self, _: Encoding) -> Encoding {
+        Encoding::F32
+    }
+
+    fn read_blocks(&mut self, kv: &Kv, blocks: &[u32], out: &mut [u8]) -> Result<()> {
+        let stored = kv.stored();
+        operands("read_blocks").blocks(&stored, blocks, out.len())?;
+        for (&block, out) in blocks.iter().zip(out.chunks_exact_mut(stored.block_bytes())) {
+            for part in stored.block_parts() {
+                let values = kv.rows(&part, block).flat_map(|row| &kv.values[row]);
+                let out = out[part.bytes].as_chunks_mut().0;
+                out.iter_mut().zip(values).for_each(|(out, value)| *out = value.to_le_bytes());
+            }
+        }
+        Ok(())
+    }
+
+    fn write_blocks(&mut self, kv: &mut Kv, blocks: &[u32], bytes: &[u8]) -> Result<()> {
+        let stored = kv.stored();
+        operands("write_blocks").blocks(&stored, blocks, bytes.len())?;
+        for (&block, bytes) in blocks.iter().zip(bytes.chunks_exact(stored.block_bytes())) {
+            for part in stored.block_parts() {
+                let mut values = bytes[part.bytes.clone()].as_chunks().0.iter().map(|value| f32::from_le_bytes(*value));
+                for row in kv.rows(&part, block) {
+                    kv.values[row].iter_mut().zip(&mut values).for_each(|(to, value)| *to = value);
+                }
             }
         }
         Ok(())

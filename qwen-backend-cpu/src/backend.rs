@@ -75,6 +75,15 @@ impl CpuBackend {
     }
 }
 
+impl CpuBackend {
+    /// Run what is recorded before whole blocks of a store are moved as `len` bytes.
+    fn check_blocks(&mut self, op: &str, store: &Store, blocks: &[u32], len: usize) -> Result<()> {
+        self.recorder.flush()?;
+        self.recorder.operand(op, ("kv", &store.array, Some(0)))?;
+        store.spec.check_blocks(blocks, len).map_err(|reason| device_error(op, reason))
+    }
+}
+
 impl Backend for CpuBackend {
     type Buffer = CpuBuffer;
     type Indices = CpuIndices;
@@ -158,6 +167,24 @@ impl Backend for CpuBackend {
         }
         // SAFETY: as in `write`.
         unsafe { kv.0.copy_blocks(pairs) };
+        Ok(())
+    }
+
+    fn read_blocks(&mut self, kv: &CpuKv, blocks: &[u32], out: &mut [u8]) -> Result<()> {
+        self.check_blocks("read_blocks", &kv.0, blocks, out.len())?;
+        for (block, out) in blocks.iter().zip(out.chunks_exact_mut(kv.0.spec.block_bytes())) {
+            // SAFETY: as in `write`.
+            unsafe { kv.0.read_block(*block as usize, out) };
+        }
+        Ok(())
+    }
+
+    fn write_blocks(&mut self, kv: &mut CpuKv, blocks: &[u32], bytes: &[u8]) -> Result<()> {
+        self.check_blocks("write_blocks", &kv.0, blocks, bytes.len())?;
+        for (block, bytes) in blocks.iter().zip(bytes.chunks_exact(kv.0.spec.block_bytes())) {
+            // SAFETY: as in `write`.
+            unsafe { kv.0.write_block(*block as usize, bytes) };
+        }
         Ok(())
     }
 

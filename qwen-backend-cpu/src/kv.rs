@@ -20,7 +20,7 @@
 
 use std::sync::Arc;
 
-use qwen_core::backend::KvSpec;
+use qwen_core::backend::{BlockPart, KvSpec};
 use qwen_core::numerics::encoding::q8;
 use qwen_core::{Encoding, Error, Result};
 
@@ -114,6 +114,88 @@ impl Store {
     pub(crate) fn values(&self, layer: usize, block: usize, head: usize) -> *mut u8 {
         let keys = self.spec.key_encodings[layer].bytes(self.spec.block_size * self.spec.head_dim);
         self.keys(layer, block, head).wrapping_add(keys)
+    }
+
+    /// Copy a block of all layers to `out`, in the layout of [`KvSpec::block_parts`].
+    ///
+    /// # Safety
+    /// Nothing else accesses the store meanwhile.
+    pub(crate) unsafe fn read_block(&self, block: usize, out: &mut [u8]) {
+        for part in self.spec.block_parts() {
+            // SAFETY: guaranteed by the caller.
+            let stored = unsafe { self.part(&part, block) };
+            let out = &mut out[part.bytes.clone()];
+            self.for_each_run(&part, |at, from, len| out[at..at + len].copy_from_slice(&stored[from..from + len]));
+        }
+    }
+
+    /// The contrary of [`Store::read_block`].
+    ///
+    /// # Safety
+    /// As [`Store::read_block`].
+    pub(crate) unsafe fn write_block(&self, block: usize, bytes: &[u8]) {
+        for part in self.spec.block_parts() {
+            // SAFETY: guaranteed by the caller.
+            let stored = unsafe { self.part(&part, block) };
+            let bytes = &bytes[part.bytes.clone()];
+            self.for_each_run(&part, |at, to, len| stored[to..to + len].copy_from_slice(&bytes[at..at + len]));
+        }
+    }
+
+    /// What one head keeps in a block.
+    ///
+    /// # Safety
+    /// Nothing else accesses it during the slice's lifetime.
+    #[allow(clippy::mut_from_ref)]
+    unsafe fn part(&self, part: &BlockPart, block: usize) -> &mut [u8] {
+        let (spec, &BlockPart { layer, head, .. }) = (&self.spec, part);
+        let (start, width) = match part.is_value {
+            true => (self.values(layer, block, head), padded_dim(spec)),
+            false => (self.keys(layer, block, head), spec.head_dim),
+        };
+        // SAFETY: `keys` and `values` are this long for each head of each block; the caller has exclusive access.
+        unsafe { std::slice::from_raw_parts_mut(start, part.encoding.bytes(spec.block_size * width)) }
+    }
+
+    /// Call `run` with where bytes are in the layout of blocks on the host, where they are stored, and how many.
+    fn for_each_run(&self, part: &BlockPart, mut run: impl FnMut(usize, usize, usize)) {
+        let (dim, size) = (self.spec.head_dim, self.spec.block_size);
+        if part.encoding == Encoding::Q8_0 {
+            for position in 0..size {
+                let lane = position % LANES;
+                for i in (0..dim).step_by(TILE_CHANNELS) {
+                    let at = (position * dim + i) / TILE_CHANNELS * q8::BYTES;
+                    let tile = TILE
+                        * match part.is_value {
+                            true => (i / TILE_CHANNELS * size + position) / LANES,
+                            false => (position / LANES * dim + i) / TILE_CHANNELS,
+                        };
+                    run(at, tile + 2 * lane, 2);
+                    let codes = tile + TILE_CODES;
+                    match part.is_value {
+                        true => (0..TILE_CHANNELS / LANES).for_each(|half| {
+                            run(at + 2 + half * LANES, codes + (half * LANES + lane) * LANES, LANES);
+                        }),
+                        false => (0..TILE_CHANNELS).for_each(|code| run(at + 2 + code, codes + code * LANES + lane, 1)),
+                    }
+                }
+            }
+            return;
+        }
+        let bytes = part.encoding.bytes(1);
+        for position in 0..size {
+            let (group, lane) = (position / LANES, position % LANES);
+            match part.is_value {
+                true => (0..dim).step_by(LANES).for_each(|i| {
+                    let stored = (i / LANES * size + position) * LANES;
+                    run((position * dim + i) * bytes, stored * bytes, LANES.min(dim - i) * bytes);
+                }),
+                false => (0..dim).for_each(|i| {
+                    let stored = (group * dim + i) * LANES + lane;
+                    run((position * dim + i) * bytes, stored * bytes, bytes);
+                }),
+            }
+        }
     }
 
     /// Copy whole blocks of all layers.

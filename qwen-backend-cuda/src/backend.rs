@@ -7,6 +7,7 @@ mod collectives;
 mod copy_blocks;
 mod embed;
 mod heads;
+mod kv_blocks;
 mod linear;
 mod operands;
 mod rms_norm;
@@ -185,6 +186,14 @@ impl Backend for CudaBackend {
 
     fn copy_blocks(&mut self, kv: &mut CudaKv, pairs: &[(u32, u32)]) -> Result<()> {
         self.queue_copy_blocks(&kv.0, pairs)
+    }
+
+    fn read_blocks(&mut self, kv: &CudaKv, blocks: &[u32], out: &mut [u8]) -> Result<()> {
+        self.copy_out(&kv.0, blocks, out)
+    }
+
+    fn write_blocks(&mut self, kv: &mut CudaKv, blocks: &[u32], bytes: &[u8]) -> Result<()> {
+        self.copy_in(&kv.0, blocks, bytes)
     }
 
     fn synchronize(&mut self) -> Result<()> {

@@ -11,6 +11,9 @@ use crate::sizes::{array_bytes, product};
 /// Bytes of each of the two halves of pinned memory for copies: one is filled while the other is copied.
 const HALF: usize = 8 << 20;
 
+/// An array, where a piece of it begins, and its bytes.
+pub(crate) type Piece = (Array, usize, usize);
+
 /// An open GPU.
 #[derive(Debug)]
 pub(crate) struct Gpu {
@@ -170,7 +173,7 @@ impl Gpu {
     fn read_words<T>(&mut self, op: &str, array: &Array, values: &mut [T], value: fn([u8; 4]) -> T) -> Result<()> {
         let bytes = size_of_val(values);
         let mut values = values.iter_mut();
-        self.read(op, array, bytes, |bytes| {
+        self.read_pieces(op, &[(array.clone(), 0, bytes)], |bytes| {
             bytes.as_chunks().0.iter().zip(&mut values).for_each(|(bytes, out)| *out = value(*bytes));
         })
     }
@@ -180,30 +183,51 @@ impl Gpu {
         HALF
     }
 
-    /// Read the first `bytes` bytes of `array`, piece by piece, after all queued commands have run.
-    fn read(&mut self, op: &str, array: &Array, bytes: usize, mut take: impl FnMut(&[u8])) -> Result<()> {
-        self.check(op)?;
-        self.check_owner(op, array)?;
-        if bytes > array.bytes {
-            return Err(self.error(op, format!("{bytes} bytes of an array of {}", array.bytes)));
+    /// Write `bytes` to `array` from `at` on.
+    pub(crate) fn write_bytes(&mut self, op: &str, array: &Array, at: usize, bytes: &[u8]) -> Result<()> {
+        for (piece, bytes) in bytes.chunks(HALF).enumerate() {
+            self.write(op, array, at + piece * HALF, bytes.len(), |out| out.copy_from_slice(bytes))?;
         }
-        for at in (0..bytes).step_by(HALF) {
-            let piece = HALF.min(bytes - at);
-            let driver = self.driver.clone();
-            let copied = self.staging(op).and_then(|staging| {
-                let to = staging.halves[0].as_mut_ptr();
-                // SAFETY: the array is alive and this long; copies from the half were queued and run before this one,
-                // and it is used again only after the wait.
-                unsafe { driver.download(to, array.address + at as u64, piece) }
-            });
-            self.outcome(op, copied)?;
-            self.wait(op)?;
-            if let Some(staging) = &mut self.staging {
-                // SAFETY: all copies have run.
-                take(unsafe { staging.halves[0].bytes_mut(0..piece) });
+        Ok(())
+    }
+
+    /// Read pieces of arrays, in order, after all queued commands have run. `take` gets their bytes, in one or more
+    /// parts.
+    pub(crate) fn read_pieces(&mut self, op: &str, pieces: &[Piece], mut take: impl FnMut(&[u8])) -> Result<()> {
+        self.check(op)?;
+        let mut used = 0;
+        for (array, at, bytes) in pieces {
+            self.check_owner(op, array)?;
+            if at.checked_add(*bytes).is_none_or(|end| end > array.bytes) {
+                return Err(self.error(op, format!("{bytes} bytes at {at} of an array of {}", array.bytes)));
+            }
+            for begin in (0..*bytes).step_by(HALF) {
+                let piece = HALF.min(bytes - begin);
+                if used + piece > HALF {
+                    self.take_read(op, &mut used, &mut take)?;
+                }
+                let (driver, from, to) = (self.driver.clone(), array.address + (at + begin) as u64, used);
+                let copied = self.staging(op).and_then(|staging| {
+                    // SAFETY: the piece fits into the half; the array is alive and this long, as checked above; uploads
+                    // from the half were queued and run before, and it is used again only after the wait.
+                    unsafe { driver.download(staging.halves[0].as_mut_ptr().add(to), from, piece) }
+                });
+                self.outcome(op, copied)?;
+                used += piece;
             }
         }
-        if bytes == 0 { self.wait(op) } else { Ok(()) }
+        self.take_read(op, &mut used, &mut take)
+    }
+
+    /// Wait for what is being read, and pass it on.
+    fn take_read(&mut self, op: &str, used: &mut usize, take: &mut impl FnMut(&[u8])) -> Result<()> {
+        self.wait(op)?;
+        if let Some(staging) = self.staging.as_mut().filter(|_| *used > 0) {
+            // SAFETY: all copies have run.
+            take(unsafe { staging.halves[0].bytes_mut(0..*used) });
+        }
+        *used = 0;
+        Ok(())
     }
 
     /// Wait for all queued commands.

@@ -75,6 +75,14 @@ impl Backend for WgpuBackend {
         ops::copy_blocks::copy_blocks(self, &kv.0, pairs)
     }
 
+    fn read_blocks(&mut self, kv: &WgpuKv, blocks: &[u32], out: &mut [u8]) -> Result<()> {
+        ops::kv_blocks::read_blocks(self, &kv.0, blocks, out)
+    }
+
+    fn write_blocks(&mut self, kv: &mut WgpuKv, blocks: &[u32], bytes: &[u8]) -> Result<()> {
+        ops::kv_blocks::write_blocks(self, &kv.0, blocks, bytes)
+    }
+
     fn synchronize(&mut self) -> Result<()> {
         self.gpu.flush("synchronize")?;
         self.gpu.device.wait("synchronize")

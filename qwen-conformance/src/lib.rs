@@ -124,7 +124,7 @@ macro_rules! __conformance_cases {
             }
             rms_norm { shapes batch_invariance }
             rope { every_geometry batch_invariance }
-            kv { zero_at_first slots_and_layers order_of_slots padding_is_not_stored copy_blocks }
+            kv { zero_at_first slots_and_layers order_of_slots padding_is_not_stored copy_blocks through_the_host }
             kv_encoding {
                 refusals rounding every_geometry ragged_batches outliers mixed_encodings copied_blocks batch_invariance
                 fused_store non_finite

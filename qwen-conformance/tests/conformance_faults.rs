@@ -37,6 +37,7 @@ const FAULTS: &[(Fault, &[&str])] = &[
     (Fault::StoresPadding, &["kv/padding_is_not_stored", "attention/every_geometry"]),
     (Fault::StoresToLayer0, &["kv/slots_and_layers", "attention/every_geometry"]),
     (Fault::CopiesOneLayer, &["kv/copy_blocks", "attention/permuted_blocks", "model/forks"]),
+    (Fault::WritesBlocksReversed, &["kv/through_the_host"]),
     (Fault::SiluOverflows, &["gate_up_silu/silu_and_mul"]),
     (Fault::GateAndUpSwapped, &["gate_up_silu/fused"]),
     (Fault::FusedNormMissing, &["qkv_rope_store/normed", "gate_up_silu/normed"]),

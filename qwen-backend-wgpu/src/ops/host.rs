@@ -18,7 +18,7 @@ pub(crate) fn write(
         // Queued kernels must not see the new values.
         b.gpu.flush(op)?;
     }
-    b.gpu.write(op, &dst.array, &bytes)
+    b.gpu.write(op, &dst.array, 0, &bytes)
 }
 
 /// Copy the beginning of `src` to `dst`, after everything queued.

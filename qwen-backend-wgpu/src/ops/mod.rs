@@ -9,6 +9,7 @@ pub(crate) mod embed;
 mod f16_rows;
 pub(crate) mod gather_rows;
 pub(crate) mod host;
+pub(crate) mod kv_blocks;
 pub(crate) mod linear;
 pub(crate) mod product;
 pub(crate) mod rms_norm;

@@ -18,6 +18,14 @@ use crate::runtime::pipeline_cache::PipelineCache;
 use crate::runtime::pipelines::{Kernel, KernelRequest, Pipelines};
 use crate::runtime::staging::{Mapped, Staging, WRITES};
 
+/// A part of an array: where it begins, and its length, in bytes that are multiples of four.
+#[derive(Debug, Clone)]
+pub(crate) struct Piece {
+    pub(crate) array: Array,
+    pub(crate) at: u64,
+    pub(crate) bytes: u64,
+}
+
 /// An encoded command buffer, with the staging buffer that it copies from.
 #[derive(Debug)]
 struct Encoded {
@@ -94,10 +102,9 @@ impl Gpu {
         self.pipelines.prepare(&self.device, &self.params, request)
     }
 
-    /// Queue a write to the beginning of `array`. No kernel may be queued.
-    pub(crate) fn write(&mut self, op: &str, array: &Array, bytes: &[u8]) -> Result<()> {
+    /// Queue a write to `array` from byte `offset` on, a multiple of four. No kernel may be queued.
+    pub(crate) fn write(&mut self, op: &str, array: &Array, mut offset: u64, bytes: &[u8]) -> Result<()> {
         self.device.check_owner(op, [array].into_iter())?;
-        let mut offset = 0;
         for piece in bytes.chunks(WRITES) {
             if self.pending.staged.len() + piece.len() > WRITES {
                 self.flush(op)?;
@@ -197,35 +204,57 @@ impl Gpu {
         words: usize,
         mut take: impl FnMut(&[u8]),
     ) -> Result<()> {
-        let bytes = words as u64 * 4;
+        self.read_pieces(op, &[Piece { array: array.clone(), at: 0, bytes: words as u64 * 4 }], &mut take)
+    }
+
+    /// Copy pieces of arrays of this device to the host, in order, after everything queued. `take` gets the bytes, in one
+    /// or more parts.
+    pub(crate) fn read_pieces(&mut self, op: &str, pieces: &[Piece], mut take: impl FnMut(&[u8])) -> Result<()> {
+        self.device.check_owner(op, pieces.iter().map(|piece| &piece.array))?;
+        let bytes: u64 = pieces.iter().map(|piece| piece.bytes).sum();
         let buffer = match self.readback.take() {
             Some(buffer) if self.readback_planned || buffer.size() >= bytes => buffer,
             _ => self.readback_buffer(bytes.next_multiple_of(256))?,
         };
-        let part = buffer.size() / 4 * 4;
         self.readback = Some(buffer.clone());
-        let mut at = 0;
-        while at < bytes {
-            let length = part.min(bytes - at);
-            self.read_part(op, array, at, &buffer.slice(..length), &mut take)?;
-            at += length;
+        let room = buffer.size() / 4 * 4;
+        // As many as fit are copied at once.
+        let (mut copies, mut used) = (Vec::new(), 0);
+        for piece in pieces {
+            let mut done = 0;
+            while done < piece.bytes {
+                if used == room {
+                    self.read_part(op, &copies, &buffer.slice(..used), &mut take)?;
+                    copies.clear();
+                    used = 0;
+                }
+                let length = (room - used).min(piece.bytes - done);
+                copies.push(Piece { at: piece.at + done, bytes: length, array: piece.array.clone() });
+                (done, used) = (done + length, used + length);
+            }
+        }
+        if used > 0 {
+            self.read_part(op, &copies, &buffer.slice(..used), &mut take)?;
         }
         self.device.check(op)
     }
 
-    /// Read the bytes of `array` from `offset` on through `slice`.
+    /// Read pieces, which are as long as `slice` together, through it.
     fn read_part(
         &mut self,
         op: &str,
-        array: &Array,
-        offset: u64,
+        pieces: &[Piece],
         slice: &wgpu::BufferSlice<'_>,
         take: &mut impl FnMut(&[u8]),
     ) -> Result<()> {
         let timer = self.device.stats.host();
         let mut encoded = self.encode()?;
         let length = slice.size();
-        encoded.encoder.copy_buffer_to_buffer(&array.buffer, offset, slice.buffer(), 0, length);
+        let mut to = 0;
+        for Piece { array, at, bytes } in pieces {
+            encoded.encoder.copy_buffer_to_buffer(&array.buffer, *at, slice.buffer(), to, *bytes);
+            to += bytes;
+        }
         self.device.stats.read_back(length);
         self.submit(encoded);
         drop(timer);

@@ -1,6 +1,7 @@
 //! The K/V store: initial contents, slots, layers, padding, copies.
 
 use super::attention::Attention;
+pub use super::kv_bytes::through_the_host;
 use super::kv_rows;
 use super::rope::heads;
 use crate::compare;

@@ -9,6 +9,7 @@ pub mod extremes;
 pub mod gate_up_silu;
 pub mod gather_rows;
 pub mod kv;
+mod kv_bytes;
 pub mod kv_encoding;
 pub(crate) mod kv_rows;
 pub mod linear;

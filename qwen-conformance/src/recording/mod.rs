@@ -10,6 +10,7 @@ mod ops;
 use std::collections::HashMap;
 
 use ops::Recorded;
+use qwen_core::Encoding;
 use qwen_core::backend::reference::{KvStore, Matrix, Reference};
 use qwen_core::backend::{self, Backend, DeviceInfo, Footprint, Interrupt, KvSpec, StepKey, WeightView};
 use qwen_core::error::{Error, Result};
@@ -155,6 +156,20 @@ impl Backend for Recording {
     fn copy_blocks(&mut self, kv: &mut KvId, pairs: &[(u32, u32)]) -> Result<()> {
         self.outside_of_a_step("copy_blocks")?;
         self.device.reference.copy_blocks(&mut self.device.stores[kv.0], pairs)
+    }
+
+    fn stored_encoding(&self, encoding: Encoding) -> Encoding {
+        self.device.reference.stored_encoding(encoding)
+    }
+
+    fn read_blocks(&mut self, kv: &KvId, blocks: &[u32], out: &mut [u8]) -> Result<()> {
+        self.outside_of_a_step("read_blocks")?;
+        self.device.reference.read_blocks(&self.device.stores[kv.0], blocks, out)
+    }
+
+    fn write_blocks(&mut self, kv: &mut KvId, blocks: &[u32], bytes: &[u8]) -> Result<()> {
+        self.outside_of_a_step("write_blocks")?;
+        self.device.reference.write_blocks(&mut self.device.stores[kv.0], blocks, bytes)
     }
 
     fn synchronize(&mut self) -> Result<()> {

@@ -57,6 +57,7 @@ pub(crate) enum Fault {
     StoresPadding,
     StoresToLayer0,
     CopiesOneLayer,
+    WritesBlocksReversed,
     SiluOverflows,
     GateAndUpSwapped,
     FusedNormMissing,
@@ -228,6 +229,30 @@ impl Backend for Faulty {
         let outcome = self.inner.copy_blocks(&mut first, &[]);
         std::mem::swap(&mut first, kv);
         outcome
+    }
+
+    fn stored_encoding(&self, encoding: Encoding) -> Encoding {
+        self.inner.stored_encoding(encoding)
+    }
+
+    fn read_blocks(&mut self, (kv, _): &Self::Kv, blocks: &[u32], out: &mut [u8]) -> Result<()> {
+        self.inner.read_blocks(kv, blocks, out)
+    }
+
+    fn write_blocks(&mut self, (kv, spec): &mut Self::Kv, blocks: &[u32], bytes: &[u8]) -> Result<()> {
+        if !self.is(Fault::WritesBlocksReversed) {
+            return self.inner.write_blocks(kv, blocks, bytes);
+        }
+        let mut stored = spec.clone();
+        stored.key_encodings.fill(Encoding::F32);
+        stored.value_encoding = Encoding::F32;
+        let mut bytes = bytes.to_vec();
+        for block in bytes.chunks_exact_mut(stored.block_bytes()) {
+            for part in stored.block_parts() {
+                block[part.bytes].as_chunks_mut::<4>().0.chunks_exact_mut(stored.head_dim).for_each(<[_]>::reverse);
+            }
+        }
+        self.inner.write_blocks(kv, blocks, &bytes)
     }
 
     fn synchronize(&mut self) -> Result<()> {

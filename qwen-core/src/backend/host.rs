@@ -67,6 +67,14 @@ impl Operands<'_> {
         }
     }
 
+    /// Check a call that moves whole K/V blocks as `len` bytes. `stored` is the store with the encodings of its bytes.
+    ///
+    /// # Errors
+    /// As [`KvSpec::check_blocks`].
+    pub fn blocks(&self, stored: &KvSpec, blocks: &[u32], len: usize) -> Result<()> {
+        stored.check_blocks(blocks, len).map_err(|reason| self.error(reason))
+    }
+
     /// Check the lengths and the block tables of a step's sequences against a store.
     ///
     /// # Errors

@@ -12,6 +12,7 @@
 //! - `composed.rs`: the fused operations in terms of the base ones;
 //! - `footprint.rs`: how much memory a model takes on a device, known before anything is loaded;
 //! - `interrupt.rs`: the flag that stops a step;
+//! - `kv_blocks.rs`: the layout in which K/V leaves a device and comes back;
 //! - `recorder.rs`, `partials.rs`: for GPU backends, when a step is recorded and replayed, and the sizes of split-KV
 //!   attention. Integers only.
 //!
@@ -38,6 +39,7 @@ pub mod composed;
 mod footprint;
 pub mod host;
 mod interrupt;
+mod kv_blocks;
 pub(crate) mod layout;
 mod limits;
 mod matrix;
@@ -49,6 +51,7 @@ pub mod reference;
 pub use adapter::{AdapterChoice, CapabilitySet};
 pub use footprint::{Footprint, StoredSizes};
 pub use interrupt::Interrupt;
+pub use kv_blocks::BlockPart;
 pub use layout::{DeviceInfo, HeadLayout, KvSpec, ModelShape, NON_FINITE, PAD_SLOT, StepKey};
 pub use limits::Limits;
 pub use matrix::{MatrixPart, ReadBytes, RowReader, WeightRole, WeightShape, WeightView};
@@ -59,6 +62,7 @@ pub use ops::{
 
 use crate::backend::collective::Collective;
 use crate::error::{Error, Result};
+use crate::numerics::encoding::Encoding;
 
 /// A device that holds weights and runs a decoder-only transformer's kernels.
 ///
@@ -112,6 +116,23 @@ pub trait Backend: Send + Sized + 'static {
     fn read_indices(&mut self, src: &Self::Indices, dst: &mut [u32]) -> Result<()>;
     /// Copy whole blocks of all layers, each `(from, to)`; for copy on write. Outside of steps.
     fn copy_blocks(&mut self, kv: &mut Self::Kv, pairs: &[(u32, u32)]) -> Result<()>;
+    /// The encoding in which a store keeps what was asked for in `encoding`. Default: the same. A device that stores more
+    /// bits than asked for says so here, since [`Backend::read_blocks`] gives all of them.
+    fn stored_encoding(&self, encoding: Encoding) -> Encoding {
+        encoding
+    }
+    /// Copy whole blocks of all layers to `out`, which has [`KvSpec::block_bytes`] for each of `blocks`, one after
+    /// another, in the layout of [`KvSpec::block_parts`], in the encodings of [`Backend::stored_encoding`]; waits for what
+    /// was queued. Outside of steps.
+    ///
+    /// # Errors
+    /// For a block that the store does not have, and another number of bytes ([`KvSpec::check_blocks`]).
+    fn read_blocks(&mut self, kv: &Self::Kv, blocks: &[u32], out: &mut [u8]) -> Result<()>;
+    /// The contrary of [`Backend::read_blocks`]: attention over what was written has the very same bits. Outside of steps.
+    ///
+    /// # Errors
+    /// As [`Backend::read_blocks`].
+    fn write_blocks(&mut self, kv: &mut Self::Kv, blocks: &[u32], bytes: &[u8]) -> Result<()>;
     /// Wait for everything queued.
     fn synchronize(&mut self) -> Result<()>;
 

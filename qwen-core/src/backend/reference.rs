@@ -3,9 +3,11 @@
 //! Values are f32, sums are f64, nothing is packed, fused, vectorised or threaded. Other backends are compared with it;
 //! it is far too slow for anything but tests.
 
+use std::ops::Range;
+
 use crate::backend::{
-    Add, Backend, DeviceInfo, Embed, Footprint, GatherRows, Interrupt, KvSpec, Linear, PAD_SLOT, PagedAttention,
-    RmsNorm, Rope, RowReader, SiluAndMul, StepKey, StoreKv, WeightView, host::Operands,
+    Add, Backend, BlockPart, DeviceInfo, Embed, Footprint, GatherRows, Interrupt, KvSpec, Linear, PAD_SLOT,
+    PagedAttention, RmsNorm, Rope, RowReader, SiluAndMul, StepKey, StoreKv, WeightView, host::Operands,
 };
 use crate::error::{Error, Result};
 use crate::numerics::encoding::{Encoding, q8};
@@ -59,6 +61,19 @@ impl KvStore {
 
     fn at(&self, layer: usize, slot: usize) -> usize {
         (layer * self.spec.num_blocks * self.spec.block_size + slot) * self.width()
+    }
+
+    /// The store with the encodings in which values are held.
+    fn stored(&self) -> KvSpec {
+        let key_encodings = vec![Encoding::F32; self.spec.num_layers()];
+        KvSpec { key_encodings, value_encoding: Encoding::F32, ..self.spec.clone() }
+    }
+
+    /// Where each position of a part of block `block` begins, among the keys or the values.
+    fn rows(&self, part: &BlockPart, block: u32) -> impl Iterator<Item = Range<usize>> + use<> {
+        let (width, head_dim, size) = (self.width(), self.spec.head_dim, self.spec.block_size);
+        let first = self.at(part.layer, block as usize * size) + part.head * head_dim;
+        (0..size).map(move |position| first + position * width..first + position * width + head_dim)
     }
 }
 
@@ -175,6 +190,40 @@ impl Backend for Reference {
                 let to = kv.at(layer, to as usize * kv.spec.block_size);
                 kv.keys.copy_within(from..from + len, to);
                 kv.values.copy_within(from..from + len, to);
+            }
+        }
+        Ok(())
+    }
+
+    fn stored_encoding(&self, _: Encoding) -> Encoding {
+        Encoding::F32
+    }
+
+    fn read_blocks(&mut self, kv: &KvStore, blocks: &[u32], out: &mut [u8]) -> Result<()> {
+        let stored = kv.stored();
+        operands("read_blocks").blocks(&stored, blocks, out.len())?;
+        for (&block, out) in blocks.iter().zip(out.chunks_exact_mut(stored.block_bytes().max(1))) {
+            for part in stored.block_parts() {
+                let from = if part.is_value { &kv.values } else { &kv.keys };
+                let values = kv.rows(&part, block).flat_map(|row| &from[row]);
+                out[part.bytes].as_chunks_mut().0.iter_mut().zip(values).for_each(|(out, value)| {
+                    *out = value.to_le_bytes();
+                });
+            }
+        }
+        Ok(())
+    }
+
+    fn write_blocks(&mut self, kv: &mut KvStore, blocks: &[u32], bytes: &[u8]) -> Result<()> {
+        let stored = kv.stored();
+        operands("write_blocks").blocks(&stored, blocks, bytes.len())?;
+        for (&block, bytes) in blocks.iter().zip(bytes.chunks_exact(stored.block_bytes().max(1))) {
+            for part in stored.block_parts() {
+                let mut values = bytes[part.bytes.clone()].as_chunks().0.iter().map(|value| f32::from_le_bytes(*value));
+                for row in kv.rows(&part, block) {
+                    let to = if part.is_value { &mut kv.values } else { &mut kv.keys };
+                    to[row].iter_mut().zip(&mut values).for_each(|(to, value)| *to = value);
+                }
             }
         }
         Ok(())

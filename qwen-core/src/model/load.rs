@@ -63,8 +63,10 @@ impl<B: Backend> Model<B> {
         };
         let untied = spec.has_head() && !spec.tie_word_embeddings;
         let lm_head = untied.then(|| matrix(b, spec.lm_head())).transpose()?;
+        let kv_spec = spec.kv(limits, b.info().precision, source)?;
         Ok(Model {
-            kv: b.kv(&spec.kv(limits, b.info().precision, source)?)?,
+            kv: b.kv(&kv_spec)?,
+            kv_spec,
             inputs: step_inputs(b, &spec, limits)?,
             buffers: Buffers::new(b, &spec, limits)?,
             num_token_ids: limits.num_token_ids,

@@ -15,8 +15,8 @@ pub mod spec;
 use crate::backend::Limits;
 use crate::backend::collective::Collective;
 use crate::backend::{
-    Argmax, Backend, Embed, GateUpSilu, GatherRows, Interrupt, Linear, LinearAdd, Norm, PagedAttention, QkvRopeStore,
-    RmsNorm, StepInputs, StepKey,
+    Argmax, Backend, Embed, GateUpSilu, GatherRows, Interrupt, KvSpec, Linear, LinearAdd, Norm, PagedAttention,
+    QkvRopeStore, RmsNorm, StepInputs, StepKey,
 };
 use crate::error::{Error, Result};
 use crate::numerics::size;
@@ -32,6 +32,7 @@ pub struct Model<B: Backend> {
     norm: Option<B::Buffer>,
     lm_head: Option<B::Weight>,
     pub(crate) kv: B::Kv,
+    pub(crate) kv_spec: KvSpec,
     pub(crate) inputs: StepInputs<B>,
     pub(crate) buffers: Buffers<B>,
 }

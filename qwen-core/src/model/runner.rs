@@ -3,17 +3,18 @@
 //! Everything above [`Runner`] (scheduler, engine, chat) is plain code that a scripted runner can drive in tests;
 //! everything below is generic over [`Backend`].
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::backend::Limits;
 use crate::backend::collective::Collective;
-use crate::backend::{Backend, Interrupt, NON_FINITE, PAD_SLOT, StepKey};
+use crate::backend::{Backend, Interrupt, KvSpec, NON_FINITE, PAD_SLOT, StepKey};
 use crate::error::{Error, Result};
 use crate::model::Model;
-use crate::model::batch::CopyBlock;
-use crate::model::batch::{Batch, Damage, StepOutput};
+use crate::model::batch::{Batch, BlockId, CopyBlock, Damage, StepOutput};
 use crate::model::rope::RopeStages;
 use crate::model::spec::{ModelSpec, WeightSpec};
+use crate::numerics::encoding::Encoding;
 use crate::numerics::float_env::FloatEnv;
 
 /// Runs batches: plain data in, plain data out.
@@ -39,6 +40,32 @@ pub trait Runner: Send {
     /// # Errors
     /// What the device reports.
     fn copy_blocks(&mut self, copies: &[CopyBlock]) -> Result<()>;
+
+    /// What [`Runner::read_blocks`] gives: the K/V of all layers of the model, in the order of the layers.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] where K/V cannot leave the devices. That is the default.
+    fn stored_kv(&self) -> Result<KvSpec> {
+        Err(Error::unsupported("saved K/V", "this runner keeps its K/V to itself: save the messages alone"))
+    }
+
+    /// Copy whole blocks of all layers to `out`, in the layout of [`Backend::read_blocks`].
+    ///
+    /// # Errors
+    /// As [`Runner::stored_kv`], for another number of bytes, and what the device reports.
+    fn read_blocks(&mut self, blocks: &[BlockId], out: &mut [u8]) -> Result<()> {
+        let _ = (blocks, out);
+        self.stored_kv().map(drop)
+    }
+
+    /// The contrary of [`Runner::read_blocks`].
+    ///
+    /// # Errors
+    /// As [`Runner::read_blocks`].
+    fn write_blocks(&mut self, blocks: &[BlockId], bytes: &[u8]) -> Result<()> {
+        let _ = (blocks, bytes);
+        self.stored_kv().map(drop)
+    }
 }
 
 /// A model on a backend.
@@ -350,6 +377,25 @@ impl<B: Backend> Runner for ModelRunner<B> {
         let pairs: Vec<(u32, u32)> = copies.iter().map(|copy| (copy.from.0, copy.to.0)).collect();
         self.backend.copy_blocks(&mut self.model.kv, &pairs)
     }
+
+    fn stored_kv(&self) -> Result<KvSpec> {
+        let KvSpec { key_encodings, value_encoding, .. } = &self.model.kv_spec;
+        let stored = |encoding: &Encoding| self.backend.stored_encoding(*encoding);
+        let (key_encodings, value_encoding) = (key_encodings.iter().map(stored).collect(), stored(value_encoding));
+        Ok(KvSpec { key_encodings, value_encoding, ..self.model.kv_spec })
+    }
+
+    fn read_blocks(&mut self, blocks: &[BlockId], out: &mut [u8]) -> Result<()> {
+        self.backend.read_blocks(&self.model.kv, &numbers(blocks), out)
+    }
+
+    fn write_blocks(&mut self, blocks: &[BlockId], bytes: &[u8]) -> Result<()> {
+        self.backend.write_blocks(&mut self.model.kv, &numbers(blocks), bytes)
+    }
+}
+
+fn numbers(blocks: &[BlockId]) -> Vec<u32> {
+    blocks.iter().map(|block| block.0).collect()
 }
 
 /// The stages of one model, each on its own backend, run one after another.
@@ -367,6 +413,26 @@ impl<B: Backend> Pipeline<B> {
     pub fn new(mut stages: Vec<ModelRunner<B>>) -> Result<Self> {
         let last = stages.pop().ok_or_else(|| Error::argument("stages", "at least one stage is needed"))?;
         Ok(Pipeline { before: stages, last })
+    }
+
+    /// Move each stage's part of each block, which is at a range of `len` bytes: in a block the stages follow each other.
+    fn for_each_stage(
+        &mut self,
+        blocks: &[BlockId],
+        len: usize,
+        mut act: impl FnMut(&mut ModelRunner<B>, Range<usize>, BlockId) -> Result<()>,
+    ) -> Result<()> {
+        let stored = self.stored_kv()?;
+        stored.check_blocks(&numbers(blocks), len).map_err(|reason| Error::argument("blocks", reason))?;
+        let mut at = 0;
+        for block in blocks {
+            for stage in self.before.iter_mut().chain([&mut self.last]) {
+                let end = at + stage.stored_kv()?.block_bytes();
+                act(stage, at..end, *block)?;
+                at = end;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -402,5 +468,21 @@ impl<B: Backend> Runner for Pipeline<B> {
     fn copy_blocks(&mut self, copies: &[CopyBlock]) -> Result<()> {
         self.before.iter_mut().try_for_each(|stage| stage.copy_blocks(copies))?;
         self.last.copy_blocks(copies)
+    }
+
+    fn stored_kv(&self) -> Result<KvSpec> {
+        let mut all = self.last.stored_kv()?;
+        let before = self.before.iter().map(|stage| Ok(stage.stored_kv()?.key_encodings));
+        let mut key_encodings = before.collect::<Result<Vec<_>>>()?.concat();
+        key_encodings.append(&mut all.key_encodings);
+        Ok(KvSpec { key_encodings, ..all })
+    }
+
+    fn read_blocks(&mut self, blocks: &[BlockId], out: &mut [u8]) -> Result<()> {
+        self.for_each_stage(blocks, out.len(), |stage, range, block| stage.read_blocks(&[block], &mut out[range]))
+    }
+
+    fn write_blocks(&mut self, blocks: &[BlockId], bytes: &[u8]) -> Result<()> {
+        self.for_each_stage(blocks, bytes.len(), |stage, range, block| stage.write_blocks(&[block], &bytes[range]))
     }
 }
