@@ -1,15 +1,15 @@
-//! A conversation as an application's object: forked, edited, answered again, saved and resumed.
+//! A conversation as an application's object: forked, edited, answered again, saved and resumed, with its K/V, too.
 //!
 //! ```text
-//! cargo run --release --example sessions -- --model path/to/Qwen2.5-7B-Instruct --file chat.json
+//! cargo run --release --example sessions -- --model path/to/Qwen2.5-7B-Instruct --file one.chat
 //! ```
 //!
 //! Without a model it talks to this repository's demo model. If the file is there, its conversation goes on.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Parser;
-use qwen::{Chat, ChatState, Device, Engine, GenerateOptions, Message};
+use qwen::{Chat, ChatState, Device, Engine, ErrorKind, GenerateOptions, Message};
 
 mod demo;
 mod failure;
@@ -34,9 +34,9 @@ fn main() -> Result<(), failure::Failure> {
     let engine = Engine::options().device(args.device).context_at_most(4096).batch(2).load(model)?;
     let mut chat = match &args.file {
         Some(file) if file.exists() => {
-            let state: ChatState = serde_json::from_slice(&std::fs::read(file)?)?;
-            println!("going on after {} messages", state.messages().len());
-            engine.resume(state)?
+            let chat = restore(&engine, file)?;
+            println!("going on after {} messages", chat.messages().len());
+            chat
         }
         _ => engine.chat().options(GenerateOptions::new().max_new_tokens(200)),
     };
@@ -60,10 +60,23 @@ fn main() -> Result<(), failure::Failure> {
     let mut reply = resumed.send("Hello!")?;
     let answer: String = reply.by_ref().collect::<qwen::Result<_>>()?;
     println!("resumed:  {answer}\n          [{}]", reply.stats());
+
+    // With its K/V, nothing that was said is computed again, in another process either.
     if let Some(file) = args.file {
-        std::fs::write(file, serde_json::to_string(&resumed.state())?)?;
+        println!("saved with the K/V of {} tokens", resumed.save(file)?);
     }
     Ok(())
+}
+
+/// Go on with a saved conversation: where its K/V is of no use here, with its messages.
+fn restore(engine: &Engine, file: &Path) -> qwen::Result<Chat> {
+    match engine.restore(file) {
+        Err(error) if error.kind() == ErrorKind::InvalidSnapshot => {
+            eprintln!("{error}");
+            engine.resume(ChatState::load(file)?)
+        }
+        restored => restored,
+    }
 }
 
 fn ask(chat: &mut Chat, question: &str) -> qwen::Result<()> {

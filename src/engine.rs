@@ -76,6 +76,8 @@ impl From<MissingTokenizer> for Error {
 #[derive(Debug)]
 pub(crate) struct EngineParts {
     pub(crate) tokenizer: std::result::Result<Tokenizer, MissingTokenizer>,
+    /// What saved K/V depends on besides the device and the tokens, by name.
+    pub(crate) kv_facts: Vec<(&'static str, String)>,
     pub(crate) config: Config,
     pub(crate) generation_config: GenerationConfig,
     pub(crate) stop_token_ids: Vec<u32>,
@@ -187,6 +189,11 @@ impl Engine {
     pub(crate) fn fingerprint(&self) -> Option<&str> {
         let tokenizer = self.inner.parts.tokenizer.as_ref().ok()?;
         Some(self.inner.fingerprint.get_or_init(|| fingerprint::of_vocabulary(tokenizer)))
+    }
+
+    /// See [`EngineParts::kv_facts`].
+    pub(crate) fn kv_facts(&self) -> &[(&'static str, String)] {
+        &self.inner.parts.kv_facts
     }
 
     /// The configuration of config.json or of the GGUF file, with the YaRN factor of the options.

@@ -21,7 +21,7 @@ use crate::distributed::{self, Fingerprint, Loaded, Peers};
 use crate::engine::{Engine, EngineParts};
 use crate::error::Result;
 use crate::events::{info, warn};
-use crate::fingerprint::fnv1a;
+use crate::fingerprint::{self, fnv1a};
 use crate::options::EngineOptions;
 use crate::plan::{OpenDraft, Planner, config_of};
 use crate::progress::{LoadProgress, LoadStage};
@@ -161,6 +161,7 @@ fn load_engine(
     );
     let generation_config = checkpoint.generation_config().clone();
     let parts = EngineParts {
+        kv_facts: facts_of_kv(&checkpoint, &config, options)?,
         embedding: EmbedDefaults::of(checkpoint.path()),
         stop_token_ids: stop_token_ids(&config, &generation_config, tokenizer.as_ref().ok()),
         weight_encoding: most_used_encoding(&planner.spec, planner.weights.source())?,
@@ -236,7 +237,7 @@ fn load_model(
 ) -> qwen_core::Result<LoadedModel> {
     let first = candidates.first().and_then(|candidate| candidate.device.as_ref().ok());
     let device = first.and_then(|factory| factory.device());
-    let peers = Peers::connect(&options.ranks, || fingerprint(device.as_ref(), checkpoint, config, options))?;
+    let peers = Peers::connect(&options.ranks, || facts_of_ranks(device.as_ref(), checkpoint, config, options))?;
     if peers.is_some() {
         // All processes load on the same kind of device: none falls back to one that it did not announce.
         candidates.truncate(1);
@@ -309,8 +310,21 @@ fn load_draft(
     opened.load(request)?.engine()
 }
 
+/// What K/V depends on besides the device and the tokens, by name.
+fn facts_of_kv(
+    checkpoint: &Checkpoint,
+    config: &Config,
+    options: &EngineOptions,
+) -> qwen_core::Result<Vec<(&'static str, String)>> {
+    let mut facts = vec![("the digest of the weights", fingerprint::of_weights(checkpoint)?)];
+    facts.extend(fingerprint::of_config(config));
+    facts.push(("`quantize`", options.quantize.map_or("off".into(), |encoding| encoding.to_string())));
+    facts.push(("`precision`", format!("{:?}", options.settings.precision)));
+    Ok(facts)
+}
+
 /// What must be the same in all processes that share a model, by name.
-fn fingerprint(
+fn facts_of_ranks(
     device: Option<&Device>,
     checkpoint: &Checkpoint,
     config: &Config,
@@ -320,19 +334,9 @@ fn fingerprint(
     let norm = checkpoint.tensor("model.norm.weight")?;
     let kind = device.map_or("the program's own".into(), |device| device.to_string());
     let text = |value: Option<usize>| value.map_or("the default".into(), |value: usize| value.to_string());
-    Ok(vec![
-        ("the version of qwen-rs", env!("CARGO_PKG_VERSION").to_owned()),
-        ("`hidden_size`", config.hidden_size.to_string()),
-        ("`intermediate_size`", config.intermediate_size.to_string()),
-        ("`num_hidden_layers`", config.num_hidden_layers.to_string()),
-        ("`num_attention_heads`", config.num_attention_heads.to_string()),
-        ("`num_key_value_heads`", config.num_key_value_heads.to_string()),
-        ("`head_dim`", config.head_dim.to_string()),
-        ("`vocab_size`", config.vocab_size.to_string()),
-        ("`rms_norm_eps`", config.rms_norm_eps.to_string()),
-        ("`rope_theta`", config.rope_theta.to_string()),
-        ("`rope_scaling`", format!("{:?}", config.rope_scaling)),
-        ("`tie_word_embeddings`", config.tie_word_embeddings.to_string()),
+    let mut facts = vec![("the version of qwen-rs", env!("CARGO_PKG_VERSION").to_owned())];
+    facts.extend(fingerprint::of_config(config));
+    facts.extend([
         ("the digest of the weights", format!("{:016x}", fnv1a(norm.data.iter().copied()))),
         ("the size of the weights", checkpoint.total_bytes().to_string()),
         // The processes may use different devices of one kind.
@@ -346,5 +350,6 @@ fn fingerprint(
         ("`batch`", text(options.batch)),
         ("`max_num_batched_tokens`", text(options.max_num_batched_tokens)),
         ("`max_num_logits`", text(options.max_num_logits)),
-    ])
+    ]);
+    Ok(facts)
 }

@@ -79,6 +79,30 @@ pub enum Error {
         /// What the file has.
         found: String,
     },
+    /// A file with a saved conversation is not one, is damaged, or is of a version that this library does not know.
+    #[error("{path}: {reason}", path = path.display())]
+    DamagedSnapshot {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The K/V of a saved conversation is that of another model, or of one that was loaded otherwise.
+    #[error(
+        "{path}: {what} is {found} where the conversation was saved and {expected} here: go on with its messages, whose \
+         K/V is then computed again (ChatState::load, Engine::resume)",
+        path = path.display()
+    )]
+    SnapshotMismatch {
+        /// The file.
+        path: PathBuf,
+        /// What differs.
+        what: String,
+        /// What this engine has.
+        expected: String,
+        /// What the file says.
+        found: String,
+    },
     /// The model, its K/V store and its buffers are larger than the memory that may be used.
     #[error(
         "needs {needed} of memory, {available} are available{advice}",

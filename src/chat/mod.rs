@@ -2,7 +2,9 @@
 
 mod deltas;
 mod history;
+mod kv_file;
 mod reply;
+mod snapshot;
 mod state;
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -59,6 +61,8 @@ pub struct Chat {
     call_forms: CallForms,
     options: GenerateOptions,
     trust_contents: bool,
+    /// Who computed the K/V that it was restored with, if not this engine.
+    origin: Option<Arc<str>>,
 }
 
 impl Chat {
@@ -70,6 +74,7 @@ impl Chat {
             call_forms: CallForms::default(),
             options: GenerateOptions::new(),
             trust_contents: false,
+            origin: None,
         }
     }
 
@@ -258,7 +263,8 @@ impl Chat {
         let history = self.with(|history| History { replying: false, ..history.clone() });
         let (tools, call_forms, options) = (self.tools.clone(), self.call_forms, self.options.clone());
         let (engine, trust_contents) = (self.engine.clone(), self.trust_contents);
-        Chat { engine, history: Arc::new(Mutex::new(history)), tools, call_forms, options, trust_contents }
+        let (origin, history) = (self.origin.clone(), Arc::new(Mutex::new(history)));
+        Chat { engine, history, tools, call_forms, options, trust_contents, origin }
     }
 
     /// The conversation as data: to save it, and to go on with it later ([`Engine::resume`]).
@@ -331,7 +337,7 @@ impl Chat {
         let tokenizer = self.engine.tokenizer()?;
         let prompt = self.prompt(tokenizer)?;
         self.with(|history| history.check_idle())?;
-        let stream = self.engine.stream_text(prompt.ids.clone(), options)?;
+        let stream = self.engine.stream_text(prompt.ids.clone(), &self.salted(options))?;
         let edition = self.with(|history| {
             history.replying = true;
             history.edition

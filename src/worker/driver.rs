@@ -33,6 +33,9 @@ pub(super) struct Submission {
     pub(super) outlet: Outlet,
 }
 
+/// Something to do with the engine between its steps.
+pub(super) type Job = Box<dyn FnOnce(&mut EngineCore) + Send>;
+
 /// Where the events of a request go.
 pub(super) struct Outlet {
     pub(super) events: Sender<Stamped>,
@@ -69,6 +72,7 @@ pub(super) struct Submissions {
 #[derive(Default)]
 pub(super) struct Queue {
     pub(super) requests: VecDeque<Submission>,
+    jobs: Vec<Job>,
     /// The length at which cancelled requests are removed.
     sweep_at: usize,
     is_closed: bool,
@@ -96,12 +100,22 @@ impl Submissions {
         true
     }
 
+    /// False if the engine does nothing more.
+    pub(super) fn push_job(&self, job: Job) -> bool {
+        let mut queue = self.lock();
+        if queue.is_closed {
+            return false;
+        }
+        queue.jobs.push(job);
+        true
+    }
+
     /// Accept no more requests, and drop the queued ones: their readers see that the channel is closed.
     pub(super) fn close(&self) {
         let dropped = {
             let mut queue = self.lock();
             queue.is_closed = true;
-            mem::take(&mut queue.requests)
+            (mem::take(&mut queue.requests), mem::take(&mut queue.jobs))
         };
         drop(dropped);
     }
@@ -180,13 +194,14 @@ impl Driver {
     /// Take what was submitted, and run one step. Whether there was something to compute; `None` if the worker was
     /// dropped: no engine or stream holds it any more.
     pub(super) fn round(&mut self) -> Option<bool> {
-        let arrived = {
+        let (arrived, jobs) = {
             let mut queue = self.submissions.lock();
             if queue.is_closed {
                 return None;
             }
-            mem::take(&mut queue.requests)
+            (mem::take(&mut queue.requests), mem::take(&mut queue.jobs))
         };
+        jobs.into_iter().for_each(|job| job(&mut self.core));
         for Submission { request, ticket, mut outlet } in arrived {
             match self.core.add(request, ticket) {
                 Ok(id) => drop(self.outlets.insert(id, outlet)),

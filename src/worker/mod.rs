@@ -7,7 +7,7 @@
 mod driver;
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, mpsc};
 use std::task::{Poll, Wake, Waker};
 use std::thread::{JoinHandle, Thread};
 
@@ -128,6 +128,32 @@ impl Worker {
                 self.intake.wait(seen);
             }
         }
+    }
+
+    /// Do something with the engine between two of its steps, and wait for it.
+    ///
+    /// # Errors
+    /// When the engine has ended.
+    pub(crate) fn with_core<T: Send + 'static>(
+        &self,
+        job: impl FnOnce(&mut EngineCore) -> T + Send + 'static,
+    ) -> Result<T> {
+        self.check_alive()?;
+        if let Stepper::Host(driver) = &self.stepper {
+            let mut driver = driver.lock().map_err(|_| Error::stopped("a step of it panicked"))?;
+            return Ok(job(&mut driver.core));
+        }
+        let ended = || Error::stopped("its thread has ended");
+        let (sender, done) = mpsc::sync_channel(1);
+        let job = Box::new(move |core: &mut EngineCore| {
+            // Whoever asked waits for it.
+            let _ = sender.send(job(core));
+        });
+        if !self.submissions.push_job(job) {
+            return Err(ended());
+        }
+        self.intake.signal();
+        done.recv().map_err(|_| ended())
     }
 
     /// A waker for the thread that calls this, which waits in [`Worker::await_wake`].

@@ -24,6 +24,7 @@ mod index;
 mod json;
 mod names;
 mod packed;
+mod samples;
 mod shard;
 
 use std::collections::HashMap;

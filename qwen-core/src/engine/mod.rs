@@ -17,6 +17,7 @@ mod request;
 pub mod sampling;
 mod scheduler;
 mod sequence;
+mod snapshot;
 mod speculation;
 mod stats;
 mod verdicts;
@@ -38,6 +39,7 @@ pub use request::{FinishReason, GenerateParams, Goal, Request};
 use sampling::Logprobs;
 use scheduler::Scheduler;
 pub use sequence::SeqId;
+pub use snapshot::SavedRoot;
 pub use speculation::Speculation;
 pub use stats::EngineStats;
 

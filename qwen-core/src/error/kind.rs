@@ -26,6 +26,8 @@ pub enum ErrorKind {
     Io,
     /// The files of the model are damaged, incomplete or contradict each other. Download or convert them again.
     InvalidModel,
+    /// A saved conversation is damaged, or its K/V is that of another model. Go on with its messages alone, or begin anew.
+    InvalidSnapshot,
     /// This library, this build or this device cannot do what was asked. Take another model, feature, device or option.
     Unsupported,
     /// There is not enough memory. Load with a smaller context, batch or model, or on another device.
@@ -57,6 +59,7 @@ impl ErrorKind {
             ErrorKind::NotFound => "not_found",
             ErrorKind::Io => "io",
             ErrorKind::InvalidModel => "invalid_model",
+            ErrorKind::InvalidSnapshot => "invalid_snapshot",
             ErrorKind::Unsupported => "unsupported",
             ErrorKind::OutOfMemory => "out_of_memory",
             ErrorKind::InvalidArgument => "invalid_argument",
@@ -97,6 +100,7 @@ impl Error {
             | Error::MissingTensor { .. }
             | Error::InvalidTensor { .. }
             | Error::NonFinite { .. } => ErrorKind::InvalidModel,
+            Error::DamagedSnapshot { .. } | Error::SnapshotMismatch { .. } => ErrorKind::InvalidSnapshot,
             Error::Unsupported { .. } => ErrorKind::Unsupported,
             Error::DoesNotFit { .. } | Error::OutOfMemory { .. } => ErrorKind::OutOfMemory,
             Error::EmptyPrompt

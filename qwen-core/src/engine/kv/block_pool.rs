@@ -108,6 +108,11 @@ impl BlockPool {
         self.cache.find_beginning(before, tokens)
     }
 
+    /// The roots with this salt that something begins with.
+    pub(super) fn roots(&self, salt: &str) -> impl Iterator<Item = &Prefix> {
+        self.cache.roots(salt)
+    }
+
     /// Let others find `block`, which holds `tokens` after `before`, until it is allocated for something else. Its owner
     /// may go on to fill it and publish it again. Returns the block that is found from now on, which may be an earlier
     /// one with the same contents, and what comes before the next block. References do not change.

@@ -6,6 +6,7 @@
 
 mod block_pool;
 mod block_table;
+mod chain;
 mod prefix_cache;
 
 pub use block_pool::BlockPool;

@@ -86,6 +86,11 @@ impl PrefixCache {
         found.max_by_key(|(_, len)| *len).filter(|(_, len)| *len > 0)
     }
 
+    /// The roots with this salt that something begins with.
+    pub(super) fn roots(&self, salt: &str) -> impl Iterator<Item = &Prefix> {
+        self.next.keys().filter(move |root| matches!(root, Prefix::Root { cache_salt, .. } if **cache_salt == *salt))
+    }
+
     /// The blocks after `before` without a user whose tokens `tokens` begins with.
     pub(super) fn outdone(&self, before: &Prefix, tokens: &[u32]) -> Vec<BlockId> {
         let is_outdone = |block: &BlockId| {
