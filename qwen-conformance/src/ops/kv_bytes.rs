@@ -128,7 +128,10 @@ fn is_what_was_stored(
             let row = (block * BLOCK + position) * layout.qkv_size() + first;
             let given = &all[part.layer][row..row + dim];
             let largest = given.iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
-            let far = |(given, found): &(&f32, &f32)| !((*given - *found).abs() <= allowed(asked, **given, largest));
+            let far = |(given, found): &(&f32, &f32)| {
+                let near = (*given - *found).abs() <= allowed(asked, **given, largest);
+                !near
+            };
             if let Some((given, found)) = given.iter().zip(found).find(far) {
                 return Err(format!("{found} for {given} at position {position} of {part:?}"));
             }
