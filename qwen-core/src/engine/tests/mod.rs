@@ -11,16 +11,17 @@ mod preemption;
 mod prefix;
 mod rope;
 mod score;
+mod snapshot;
 mod speculation;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::mpsc;
 
 use super::*;
-use crate::backend::Interrupt;
+use crate::backend::{Interrupt, KvSpec};
 use crate::engine::sampling::SamplingParams;
-use crate::model::batch::CopyBlock;
-use crate::model::batch::Damage;
+use crate::model::batch::{BlockId, CopyBlock, Damage};
+use crate::numerics::encoding::Encoding;
 
 const VOCAB: usize = 10;
 const TOKEN_IDS: usize = 9;
@@ -98,6 +99,41 @@ impl Runner for ScriptedRunner {
             *place = "layer 3".into();
         }
         (self.spoil)(output);
+        Ok(())
+    }
+
+    /// A key is the token at its slot, or nothing.
+    fn stored_kv(&self) -> Result<KvSpec> {
+        let Limits { num_blocks, block_size, .. } = self.limits;
+        let (key_encodings, value_encoding) = (vec![Encoding::F32], Encoding::F32);
+        Ok(KvSpec { key_encodings, value_encoding, num_blocks, block_size, num_key_value_heads: 1, head_dim: 1 })
+    }
+
+    fn read_blocks(&mut self, blocks: &[BlockId], out: &mut [u8]) -> Result<()> {
+        let size = self.limits.block_size;
+        for (block, out) in blocks.iter().zip(out.chunks_exact_mut(8 * size)) {
+            for (place, out) in out.as_chunks_mut().0.iter_mut().take(size).enumerate() {
+                let slot = (block.0 as usize * size + place) as u32;
+                *out = self.slots.get(&slot).map_or(0, |token| token + 1).to_le_bytes();
+            }
+        }
+        Ok(())
+    }
+
+    fn write_blocks(&mut self, blocks: &[BlockId], bytes: &[u8]) -> Result<()> {
+        if self.refuses_copies {
+            return Err(Error::argument("device", "no copies"));
+        }
+        let size = self.limits.block_size;
+        for (block, bytes) in blocks.iter().zip(bytes.chunks_exact(8 * size)) {
+            for (place, token) in bytes.as_chunks().0.iter().take(size).enumerate() {
+                let slot = (block.0 as usize * size + place) as u32;
+                match u32::from_le_bytes(*token).checked_sub(1) {
+                    Some(token) => self.slots.insert(slot, token),
+                    None => self.slots.remove(&slot),
+                };
+            }
+        }
         Ok(())
     }
 
