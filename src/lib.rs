@@ -29,7 +29,7 @@
 //! ```
 //!
 //! A list of prompts is one call ([`Engine::generate_batch`]). A [`Chat`] can be changed, answered again, forked, saved and
-//! resumed ([`Chat::state`]). Answers are read by threads, by tasks of any async runtime, or without waiting, and an engine
+//! resumed ([`Chat::state`]), also with its K/V in a file ([`Chat::save`], [`Engine::restore`]). Answers are read by threads, by tasks of any async runtime, or without waiting, and an engine
 //! may have no thread at all ([`EngineOptions::manual`]): `docs/sessions.md` and `docs/batching.md`.
 //!
 //! # Errors and data

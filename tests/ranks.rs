@@ -281,3 +281,27 @@ fn backends_of_the_program_run_over_ranks() {
     assert!(difference < 1e-5, "{difference}");
     end(engine, vec![worker]);
 }
+
+#[test]
+fn ranks_save_conversations_without_their_kv() {
+    let folder = Folder::new("ranks-saved");
+    let path = folder.0.join("one.chat");
+    let (engine, workers) = load(&demo(), (HEADS, 2), options);
+    let engine = engine.unwrap();
+    let mut chat = engine.chat().options(GenerateOptions::new().greedy().max_new_tokens(40).ignore_eos(true));
+    chat.send("What is 3 + 4?").unwrap().text().unwrap();
+    assert_eq!(chat.save(&path).unwrap(), 0);
+    let whole = options().load(demo()).unwrap();
+    let mut restored = whole.restore(&path).unwrap();
+    assert_eq!(restored.state(), chat.state());
+    // K/V of one process is refused by name, and its messages go on.
+    restored.send("And 5 + 6?").unwrap().text().unwrap();
+    assert!(restored.save(&path).unwrap() > 0);
+    let error = engine.restore(&path).unwrap_err();
+    assert!(matches!(error, Error::Model(ModelError::Unsupported { .. })), "{error}");
+    assert!(error.to_string().contains("save the messages alone"), "{error}");
+    let resumed = engine.resume(qwen::ChatState::load(&path).unwrap()).unwrap();
+    assert_eq!(resumed.messages(), restored.messages());
+    drop((chat, resumed));
+    end(engine, workers);
+}

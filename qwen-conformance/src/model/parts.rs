@@ -8,7 +8,7 @@ use super::{allowed, expected, mixed_steps, prompts};
 use crate::op::Allowed;
 use crate::rig::Rig;
 use qwen_core::backend::collective::{Shard, ThreadGroup};
-use qwen_core::backend::{Backend, Interrupt};
+use qwen_core::backend::{Backend, Interrupt, KvSpec};
 use qwen_core::error::{Error, Result};
 use qwen_core::model::batch::BlockId;
 use qwen_core::model::batch::{Batch, Damage, SequenceStep, StepOutput, WantLogits};
@@ -50,18 +50,38 @@ fn run_ranks<B: Backend>(rig: &Rig<'_, B>, geometry: Geometry, ranks: usize) -> 
     })
 }
 
-/// Consecutive stages give the same bits as the whole model.
+/// Consecutive stages give the same bits as the whole model, and keep the same K/V.
 pub fn stages<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
     for geometry in &GEOMETRIES[..2] {
         let model = RandomModel::new(*geometry)?;
         let mut runner = load_whole(rig.another()?, &model)?;
         let whole = run_steps(&mut runner, &prompts(), &mixed_steps(), None)?;
         for ends in [vec![0, 1, geometry.layers], (0..=geometry.layers).collect()] {
-            let got = run_steps(&mut pipeline(rig, &model, &ends)?, &prompts(), &mixed_steps(), None)?;
-            rig.compare_logits(&format!("stages {ends:?}, {geometry:?}"), &got, &whole, Allowed::Bits);
+            let mut stages = pipeline(rig, &model, &ends)?;
+            let got = run_steps(&mut stages, &prompts(), &mixed_steps(), None)?;
+            let what = format!("stages {ends:?}, {geometry:?}");
+            rig.compare_logits(&what, &got, &whole, Allowed::Bits);
+            let kept = kept(&mut runner)?;
+            let mut copy = pipeline(rig, &model, &ends)?;
+            copy.write_blocks(&FIRST, &kept.1)?;
+            for (whose, stages) in [("their own", &mut stages), ("written", &mut copy)] {
+                let outcome = if self::kept(stages)? == kept { Ok(()) } else { Err("another one".into()) };
+                rig.note(|| format!("{what}: {whose} K/V"), outcome);
+            }
         }
     }
     Ok(())
+}
+
+/// The blocks that the first sequence uses.
+const FIRST: [BlockId; 2] = [BlockId(0), BlockId(1)];
+
+/// The layout of K/V, and what is in the first blocks.
+fn kept(runner: &mut dyn Runner) -> Result<(KvSpec, Vec<u8>)> {
+    let stored = runner.stored_kv()?;
+    let mut bytes = vec![0; FIRST.len() * stored.block_bytes()];
+    runner.read_blocks(&FIRST, &mut bytes)?;
+    Ok((stored, bytes))
 }
 
 fn pipeline<B: Backend>(rig: &Rig<'_, B>, model: &RandomModel, ends: &[usize]) -> Result<Pipeline<B>> {
