@@ -13,7 +13,7 @@ const HIDDEN: usize = 32;
 const INNER: usize = 32;
 
 /// The files of a one-layer model, by name.
-fn files() -> &'static [(&'static str, Vec<u8>)] {
+pub(crate) fn files() -> &'static [(&'static str, Vec<u8>)] {
     static FILES: OnceLock<Vec<(&'static str, Vec<u8>)>> = OnceLock::new();
     FILES.get_or_init(|| {
         let config = json!({

@@ -7,6 +7,7 @@ pub mod folder;
 pub mod gguf;
 pub mod mutate;
 pub mod packed;
+pub mod snapshot;
 pub mod targets;
 
 /// Define the binary of a target: under cargo-fuzz libFuzzer's, otherwise one that runs the target on the files given

@@ -25,6 +25,7 @@ pub const ALL: &[(&str, Target)] = &[
     ("gguf_vocabulary", gguf_vocabulary),
     ("packed", crate::packed::packed),
     ("folder", crate::folder::folder),
+    ("snapshot", crate::snapshot::snapshot),
 ];
 
 /// A safetensors file, as it is and with a corrected length: otherwise mutations of the JSON would rarely get past the

@@ -17,6 +17,8 @@ const INPUTS_OF_VOCABULARIES: u64 = 10_000;
 /// One that writes a file takes a tenth of a millisecond, one that loads a model takes milliseconds.
 const INPUTS_OF_FILES: u64 = 20_000;
 const INPUTS_OF_FOLDERS: u64 = 500;
+/// One that is restored answers.
+const INPUTS_OF_CONVERSATIONS: u64 = 2_000;
 
 #[test]
 fn no_target_panics() {
@@ -39,6 +41,7 @@ fn no_target_panics() {
         let inputs = match *name {
             "gguf_vocabulary" => INPUTS_OF_VOCABULARIES,
             "folder" => INPUTS_OF_FOLDERS,
+            "snapshot" => INPUTS_OF_CONVERSATIONS,
             "gguf_tensors" | "packed" => INPUTS_OF_FILES,
             _ => INPUTS,
         };
