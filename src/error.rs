@@ -29,6 +29,10 @@ pub enum Error {
     /// An error of tokenizers, templates and messages.
     #[error(transparent)]
     Text(#[from] qwen_tokenizer::Error),
+    /// An error of the hub, of its cache, or of the way there.
+    #[cfg(feature = "hub")]
+    #[error(transparent)]
+    Hub(#[from] crate::hub::error::Error),
 }
 
 /// The figures of [`ErrorKind::PromptTooLong`].
@@ -48,6 +52,8 @@ impl Error {
         use qwen_tokenizer::Error as Text;
         match self {
             Error::Model(error) => error.kind(),
+            #[cfg(feature = "hub")]
+            Error::Hub(error) => error.kind(),
             Error::Text(error) => match error {
                 Text::Read { kind: std::io::ErrorKind::NotFound, .. } => ErrorKind::NotFound,
                 Text::Read { .. } => ErrorKind::Io,

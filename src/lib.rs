@@ -45,7 +45,8 @@
 //! as `Device::Wgpu`. Features only add devices: they never change what a device computes, nor which device runs when the
 //! program names one. [`devices`] lists the devices of the machine. `log` (default): events through the `log` crate, which
 //! cost nothing without a logger: what was loaded where and why, fallbacks, warnings, requests that wait. `stream`:
-//! `futures_core::Stream` for all answers, which have the same as `poll_next` without it.
+//! `futures_core::Stream` for all answers, which have the same as `poll_next` without it. `hub`: checkpoints by name, in the
+//! module `hub`.
 
 mod batch;
 mod beam;
@@ -65,8 +66,14 @@ mod fingerprint;
 #[cfg(feature = "stream")]
 mod futures;
 mod generate;
+#[cfg(feature = "hub")]
+pub mod hub;
 mod load;
+mod locate;
 mod logits;
+// Without the hub only the shape of a name matters, for the hint in an error.
+#[cfg_attr(not(feature = "hub"), allow(dead_code))]
+mod model_name;
 mod options;
 mod perplexity;
 mod plan;
@@ -172,4 +179,7 @@ mod documents {
     struct WritingABackend;
     #[doc = include_str!("../docs/ranks.md")]
     struct Ranks;
+    #[cfg(feature = "hub")]
+    #[doc = include_str!("../docs/hub.md")]
+    struct Hub;
 }

@@ -22,6 +22,7 @@ use crate::engine::{Engine, EngineParts};
 use crate::error::Result;
 use crate::events::{info, warn};
 use crate::fingerprint::{self, fnv1a};
+use crate::locate::locate;
 use crate::options::EngineOptions;
 use crate::plan::{OpenDraft, Planner, config_of};
 use crate::progress::{LoadProgress, LoadStage};
@@ -31,7 +32,9 @@ use crate::vocabulary;
 
 impl Engine {
     /// Load the model at `path` with the default options: a folder with `config.json` and safetensors, a GGUF file or any
-    /// part of a split one, or a folder with one GGUF model ([`Checkpoint::open`]).
+    /// part of a split one, or a folder with one GGUF model ([`Checkpoint::open`]). With the feature `hub` also the name
+    /// of a checkpoint on the hub, `owner/name[:quantization][@revision]`, which is downloaded unless it is in the cache; a
+    /// path that exists wins over a name.
     ///
     /// # Errors
     /// What is wrong with the checkpoint or the memory, with what to do about it.
@@ -126,6 +129,7 @@ fn load_engine(
     let _float_env = FloatEnv::enter();
     let started = Instant::now();
     distributed::check_leads(&options.ranks)?;
+    let path = &*locate(path, options)?;
     options.observer.report(LoadProgress::of(LoadStage::Opening))?;
     let checkpoint = Checkpoint::open(path)?;
     let config = config_of(&checkpoint, options)?;
@@ -205,6 +209,7 @@ fn load_worker(
 ) -> Result<()> {
     let _float_env = FloatEnv::enter();
     distributed::check_is_worker(&options.ranks)?;
+    let path = &*locate(path, options)?;
     options.observer.report(LoadProgress::of(LoadStage::Opening))?;
     let checkpoint = Checkpoint::open(path)?;
     let config = config_of(&checkpoint, options)?;

@@ -58,6 +58,8 @@ pub struct EngineOptions {
     pub(crate) quantize: Option<Encoding>,
     pub(crate) draft: Option<DraftModel>,
     pub(crate) observer: LoadObserver,
+    #[cfg(feature = "hub")]
+    pub(crate) hub: Option<crate::hub::Hub>,
 }
 
 impl fmt::Debug for EngineOptions {
@@ -339,6 +341,13 @@ impl EngineOptions {
     /// ```
     pub fn progress(mut self, report: impl Fn(LoadProgress) + Send + Sync + 'static) -> Self {
         self.observer.report = Some(Arc::new(report));
+        self
+    }
+
+    /// Where checkpoints come from that are given by name. Default: [`Hub::new`](crate::hub::Hub::new).
+    #[cfg(feature = "hub")]
+    pub fn hub(mut self, hub: crate::hub::Hub) -> Self {
+        self.hub = Some(hub);
         self
     }
 

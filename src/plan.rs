@@ -16,6 +16,7 @@ use crate::device::auto::{self, Candidate, Wanted};
 use crate::device::factory::{Capacity, DeviceFactory};
 use crate::distributed;
 use crate::error::Result;
+use crate::locate::locate;
 use crate::options::{EngineOptions, YarnOption};
 
 /// The longest default context: longer ones cost memory, and base models specify contexts that need YaRN.
@@ -44,7 +45,7 @@ const MAX_NUM_LOGITS: usize = 16;
 /// What is wrong with the checkpoint or the options. A model that does not fit is not an error: see [`Plan::fits`].
 pub fn plan(path: impl AsRef<Path>, options: &EngineOptions) -> Result<Plan> {
     let _float_env = FloatEnv::enter();
-    let checkpoint = Checkpoint::open(path)?;
+    let checkpoint = Checkpoint::open(locate(path.as_ref(), options)?)?;
     let config = config_of(&checkpoint, options)?;
     let draft = OpenDraft::open(options)?;
     let mut planner = Planner::new(options, &checkpoint, &config, config.vocab_size)?;

@@ -11,6 +11,8 @@ use serde::{Deserialize, Serialize};
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum LoadStage {
+    /// Downloading files that are not in the cache yet, before anything else. Counted in bytes.
+    Downloading,
     /// Reading headers, configuration and tokenizer, and choosing a device. Nothing is counted.
     Opening,
     /// Reading weights and packing them for the device. Counted in bytes as stored in the files.
@@ -25,6 +27,7 @@ pub enum LoadStage {
 impl fmt::Display for LoadStage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
+            LoadStage::Downloading => "downloading",
             LoadStage::Opening => "opening",
             LoadStage::Weights => "loading weights",
             LoadStage::WarmUp => "warming up",
@@ -76,7 +79,7 @@ impl LoadCanceller {
         Self::default()
     }
 
-    /// Cancel the load; it stops after the current matrix. Does nothing when the load has ended.
+    /// Cancel the load; it stops after the current matrix, or the current piece of a download. Does nothing when the load has ended.
     pub fn cancel(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
@@ -93,10 +96,17 @@ impl LoadObserver {
     /// # Errors
     /// [`qwen_core::Error::Cancelled`] when the load was cancelled.
     pub(crate) fn report(&self, progress: LoadProgress) -> qwen_core::Result<()> {
-        if self.canceller.0.load(Ordering::Relaxed) {
-            return Err(qwen_core::Error::Cancelled);
-        }
+        self.check()?;
         self.report.iter().for_each(|report| report(progress));
         Ok(())
+    }
+
+    /// # Errors
+    /// [`qwen_core::Error::Cancelled`] when the load was cancelled.
+    pub(crate) fn check(&self) -> qwen_core::Result<()> {
+        match self.canceller.0.load(Ordering::Relaxed) {
+            true => Err(qwen_core::Error::Cancelled),
+            false => Ok(()),
+        }
     }
 }

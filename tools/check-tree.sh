@@ -31,4 +31,5 @@ check() {
 check cpu 90
 check cpu,cuda 95
 check cpu,wgpu 130
+check cpu,hub 112
 exit "$fail"
