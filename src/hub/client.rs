@@ -284,7 +284,11 @@ fn too_many_redirects(url: String) -> crate::error::Error {
 }
 
 fn unreachable(url: &str, error: &ureq::Error) -> Error {
-    Error::Network { url: url.to_owned(), reason: error.to_string() }
+    let reason = match error {
+        ureq::Error::Io(error) => error.to_string(),
+        error => error.to_string(),
+    };
+    Error::Network { url: url.to_owned(), reason }
 }
 
 /// Scheme, host and port of a URL, in lower case.

@@ -95,15 +95,16 @@ impl Sha1 {
 
     /// Take the full block in.
     fn compress(&mut self) {
-        let mut words = [0u32; 80];
+        // The last 16 words, oldest first.
+        let mut words = [0u32; 16];
         for (word, bytes) in words.iter_mut().zip(self.block.chunks_exact(4)) {
             *word = bytes.iter().fold(0, |word, byte| word << 8 | u32::from(*byte));
         }
-        for i in 16..80 {
-            words[i] = (words[i - 3] ^ words[i - 8] ^ words[i - 14] ^ words[i - 16]).rotate_left(1);
-        }
         let [mut a, mut b, mut c, mut d, mut e] = self.state;
-        for (i, word) in words.into_iter().enumerate() {
+        for i in 0..80 {
+            let word = words[0];
+            words.rotate_left(1);
+            words[15] = (word ^ words[1] ^ words[7] ^ words[12]).rotate_left(1);
             let (f, k) = match i / 20 {
                 0 => (b & c | !b & d, 0x5a82_7999),
                 1 => (b ^ c ^ d, 0x6ed9_eba1),

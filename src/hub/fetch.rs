@@ -165,7 +165,7 @@ impl<'a> Partial<'a> {
                 client.report(progress.before + self.len, progress.total)?;
             }
             let count = match body.read(&mut buffer) {
-                Ok(0) => return Ok(client.report(progress.before + self.len, progress.total)?),
+                Ok(0) => return client.report(progress.before + self.len, progress.total),
                 Ok(count) => count,
                 Err(error) => {
                     return Err(Error::Network { url: announced.url.clone(), reason: error.to_string() }.into());

@@ -4,7 +4,7 @@
 //! a name. What happens is in four steps: the list of the repository's files at a commit, the choice of the few that are
 //! needed, each of them downloaded and checked, and their names in a folder of the cache. Nothing here knows what is in a
 //! checkpoint but the names of its files.
-#![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
 mod cache;
 mod client;
