@@ -20,7 +20,7 @@ pub struct DraftModel {
 }
 
 impl DraftModel {
-    /// The model at `path`, a folder or a GGUF file as [`Engine::load`](crate::Engine::load) takes them.
+    /// The model at `path`: a folder, a GGUF file or a name, as [`Engine::load`](crate::Engine::load) takes them.
     pub fn new(path: impl AsRef<Path>) -> Self {
         DraftModel { path: path.as_ref().into(), quantize: None }
     }

@@ -112,7 +112,7 @@ impl OpenDraft {
     /// The draft model of the options, if they have one and it runs in this process.
     pub(crate) fn open(options: &EngineOptions) -> Result<Option<Self>> {
         let Some(draft) = options.draft.as_ref().filter(|_| options.ranks.is_leader()) else { return Ok(None) };
-        let checkpoint = Checkpoint::open(&draft.path)?;
+        let checkpoint = Checkpoint::open(locate(&draft.path, options)?)?;
         let config = config_of(&checkpoint, options)?;
         let EngineOptions { settings, kv_encoding, .. } = options.clone();
         let options = EngineOptions { settings, kv_encoding, quantize: draft.quantize, ..EngineOptions::default() };

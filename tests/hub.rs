@@ -496,6 +496,34 @@ fn two_threads_download_once() {
     assert_eq!(server.gets(WEIGHTS), 1);
 }
 
+#[test]
+fn files_are_downloaded_at_the_same_time() {
+    let index = r#"{"weight_map":{"x":"a.safetensors","y":"b.safetensors"}}"#;
+    let shards: [(&str, &[u8]); 2] = [("a.safetensors", b"a"), ("b.safetensors", b"b")];
+    let files = Files::of(&[("config.json", b"{}"), ("model.safetensors.index.json", index.as_bytes())]);
+    let files = Files(files.0.into_iter().chain(Files::of(&shards).0).collect());
+    for is_refused in [false, true] {
+        let cache = Folder::new(&format!("hub-both-{is_refused}"));
+        let (served, gate) = (files.clone(), Gate::default());
+        let server = Server::start(move |asked| {
+            if asked.gets(".safetensors") {
+                // Neither is answered before both have been asked for.
+                gate.come();
+                gate.wait_for(2);
+            }
+            match is_refused && asked.gets("b.safetensors") {
+                true => Reply::status(403),
+                false => served.reply(asked),
+            }
+        });
+        let result = hub_at(&server.url(), &cache).download(NAME);
+        match is_refused {
+            true => assert!(matches!(hub_error(result), Error::Forbidden { .. })),
+            false => assert_same(&result.expect("a folder"), &files),
+        }
+    }
+}
+
 /// Another process that downloads: this program with one test.
 fn process(server: &Server, cache: &Folder) -> Child {
     Command::new(std::env::current_exe().expect("this program"))

@@ -11,7 +11,7 @@ complain() {
 
 # The size limit of each package in KiB, compressed. The CUDA backend contains its compiled kernels.
 declare -A most=(
-    [qwen-rs]=300
+    [qwen-rs]=320
     [qwen-core]=300
     [qwen-tokenizer]=150
     [qwen-backend-cpu]=150

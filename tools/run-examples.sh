@@ -52,6 +52,8 @@ grep -q first_token_p99 "$out/bench.json"
 run bench -- --model "$demo" --turns 4 --prompt-tokens 200 --new-tokens 8 --repeat 1
 run bench -- --model "$demo" --speculate --prompt-tokens 96 --new-tokens 64 --repeat 1
 run custom_backend --
+# Offline, an empty cache is an error that says so.
+{ run pull -- --offline --cache "$out/cache" Qwen/absent 2>&1 || true; } | grep "^Error: Qwen/absent is not in the cache"
 run devices -- --model "$demo"
 
 # A quantised model answers, with and without importances.

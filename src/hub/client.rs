@@ -2,6 +2,7 @@
 //! a request is tried again.
 
 use std::io::Read;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use serde::Deserialize;
@@ -14,7 +15,7 @@ use super::error::Error;
 use super::{Hub, tls};
 use crate::error::Result;
 use crate::model_name::ModelName;
-use crate::progress::{LoadObserver, LoadProgress, LoadStage};
+use crate::progress::LoadObserver;
 
 const MAX_REDIRECTS: usize = 10;
 /// How often a request is sent before its failure is final.
@@ -35,6 +36,8 @@ pub(super) struct Client<'a> {
     /// Why encrypted connections are not possible, if so.
     no_tls: Option<Error>,
     observer: &'a LoadObserver,
+    /// Whether one of several downloads has failed, so that the others need not go on.
+    has_failed: AtomicBool,
 }
 
 /// A file as the hub announces it.
@@ -71,7 +74,7 @@ impl<'a> Client<'a> {
             .timeout_connect(Some(CONNECT_TIMEOUT))
             .timeout_recv_response(Some(READ_TIMEOUT))
             .timeout_per_read(Some(READ_TIMEOUT));
-        Client { hub, name, agent: config.build().new_agent(), no_tls, observer }
+        Client { hub, name, agent: config.build().new_agent(), no_tls, observer, has_failed: AtomicBool::new(false) }
     }
 
     /// The files of the repository, and the commit that its revision is at.
@@ -245,13 +248,21 @@ impl<'a> Client<'a> {
     }
 
     /// # Errors
-    /// When the load was cancelled.
+    /// When the load was cancelled, or another download of this client has failed.
     pub(super) fn check(&self) -> Result<()> {
-        Ok(self.observer.check()?)
+        match self.has_failed.load(Ordering::Relaxed) {
+            true => Err(qwen_core::Error::Cancelled.into()),
+            false => Ok(self.observer.check()?),
+        }
     }
 
-    pub(super) fn report(&self, done: u64, total: u64) -> Result<()> {
-        Ok(self.observer.report(LoadProgress { stage: LoadStage::Downloading, done, total })?)
+    pub(super) fn observer(&self) -> &'a LoadObserver {
+        self.observer
+    }
+
+    /// Let all downloads of this client end.
+    pub(super) fn fail(&self) {
+        self.has_failed.store(true, Ordering::Relaxed);
     }
 }
 

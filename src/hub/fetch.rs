@@ -21,11 +21,8 @@ const REPORT_BYTES: u64 = 1 << 20;
 /// How often a connection may break although each brings something.
 const MAX_BREAKS: u32 = 1000;
 
-/// Bytes of a whole download, over its files.
-pub(super) struct Progress {
-    pub(super) before: u64,
-    pub(super) total: u64,
-}
+/// Is told how many bytes of the file there are.
+type Report<'a> = &'a dyn Fn(u64) -> Result<()>;
 
 /// Bring the contents that `file` of the repository announces into the cache.
 pub(super) fn fetch(
@@ -33,24 +30,24 @@ pub(super) fn fetch(
     repository: &Repository,
     file: &str,
     announced: &Announced,
-    progress: &Progress,
+    report: Report<'_>,
 ) -> Result<()> {
     let blob = repository.blob(&announced.etag);
     let is_here = || blob.metadata().is_ok_and(|metadata| metadata.len() == announced.size);
     if is_here() {
-        return Ok(());
+        return report(announced.size);
     }
     create_parent(&blob)?;
     let _lock = lock(client, &repository.lock(&announced.etag))?;
     // Another process may have brought it while this one waited.
     if is_here() {
-        return Ok(());
+        return report(announced.size);
     }
     let path = repository.incomplete(&announced.etag);
     let mut partial = Partial::open(&path, announced)?;
     let mut began_with = partial.len;
     loop {
-        partial.complete(client, announced, progress)?;
+        partial.complete(client, announced, report)?;
         let Some(found) = partial.digest.finish().filter(|found| *found != announced.etag) else { break };
         if began_with == 0 {
             fs::remove_file(&path).map_err(|error| io_error(&path, error))?;
@@ -108,11 +105,11 @@ impl<'a> Partial<'a> {
     }
 
     /// Ask for the rest until it is there.
-    fn complete(&mut self, client: &Client<'_>, announced: &Announced, progress: &Progress) -> Result<()> {
+    fn complete(&mut self, client: &Client<'_>, announced: &Announced, report: Report<'_>) -> Result<()> {
         let (mut tries, mut breaks) = (0, 0);
         while self.len < announced.size {
             let before = self.len;
-            let reason = match self.request(client, announced, progress) {
+            let reason = match self.request(client, announced, report) {
                 Ok(()) => "the connection ended early".to_owned(),
                 Err(crate::Error::Hub(Error::Network { reason, .. })) => reason,
                 Err(error) => return Err(error),
@@ -134,7 +131,7 @@ impl<'a> Partial<'a> {
     }
 
     /// One request for the rest, read as far as it comes.
-    fn request(&mut self, client: &Client<'_>, announced: &Announced, progress: &Progress) -> Result<()> {
+    fn request(&mut self, client: &Client<'_>, announced: &Announced, report: Report<'_>) -> Result<()> {
         let from = (self.len > 0).then_some(self.len);
         let response = client.get(&announced.url, from)?;
         let status = response.status();
@@ -152,20 +149,20 @@ impl<'a> Partial<'a> {
         if !is_rest && self.len > 0 {
             self.restart(announced)?;
         }
-        self.read(client, response.into_body(), announced, progress)
+        self.read(response.into_body(), announced, report)
     }
 
-    fn read(&mut self, client: &Client<'_>, body: Body, announced: &Announced, progress: &Progress) -> Result<()> {
+    fn read(&mut self, body: Body, announced: &Announced, report: Report<'_>) -> Result<()> {
         let mut body = body.into_reader();
         let mut buffer = vec![0; BUFFER_BYTES];
         let mut reported = 0;
         loop {
             if self.len - reported >= REPORT_BYTES || reported == 0 {
                 reported = self.len;
-                client.report(progress.before + self.len, progress.total)?;
+                report(self.len)?;
             }
             let count = match body.read(&mut buffer) {
-                Ok(0) => return client.report(progress.before + self.len, progress.total),
+                Ok(0) => return report(self.len),
                 Ok(count) => count,
                 Err(error) => {
                     return Err(Error::Network { url: announced.url.clone(), reason: error.to_string() }.into());

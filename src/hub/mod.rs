@@ -18,7 +18,8 @@ mod tls;
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 pub use error::Error;
@@ -28,13 +29,15 @@ pub use rustls::crypto::CryptoProvider;
 use cache::Repository;
 use client::{Announced, Client};
 use environment::Environment;
-use fetch::Progress;
 use select::{INDEX, Opened, Selection};
 
 use crate::error::Result;
 use crate::events::{info, warn};
 pub use crate::model_name::ModelName;
-use crate::progress::{LoadCanceller, LoadObserver, LoadProgress};
+use crate::progress::{LoadCanceller, LoadObserver, LoadProgress, LoadStage};
+
+/// The most files that are downloaded at the same time.
+const MAX_CONNECTIONS: usize = 4;
 
 /// The longest time between two tries, by default.
 const MAX_WAIT: Duration = Duration::from_secs(30);
@@ -218,17 +221,57 @@ impl Hub {
         for file in files.iter().filter(|file| !folder.join(file).exists()) {
             missing.push((file, client.announced(commit, file)?));
         }
-        let total = missing.iter().map(|(_, announced)| announced.size).sum();
-        let mut progress = Progress { before: 0, total };
-        for (file, announced) in &missing {
-            info!("downloading {} ({})", announced.url, qwen_core::HumanBytes(announced.size));
-            client.report(progress.before, total)?;
-            fetch::fetch(client, repository, file, announced, &progress)?;
-            repository.name_blob(commit, file, &announced.etag)?;
-            progress.before += announced.size;
-        }
-        Ok(())
+        let progress = Progress::new(client.observer(), missing.iter().map(|(_, announced)| announced.size));
+        let next = AtomicUsize::new(0);
+        let first_error = Mutex::new(None);
+        let work = || {
+            while let Some((index, (file, announced))) = missing.iter().enumerate().nth(next.fetch_add(1, Relaxed)) {
+                info!("downloading {} ({})", announced.url, qwen_core::HumanBytes(announced.size));
+                let report = |len| client.check().and_then(|()| progress.report(index, len));
+                let fetched = fetch::fetch(client, repository, file, announced, &report);
+                let named = fetched.and_then(|()| Ok(repository.name_blob(commit, file, &announced.etag)?));
+                if let Err(error) = named {
+                    // The others then fail, too, but only with having been stopped.
+                    locked(&first_error).get_or_insert(error);
+                    client.fail();
+                }
+            }
+        };
+        std::thread::scope(|scope| {
+            for _ in 1..missing.len().min(MAX_CONNECTIONS) {
+                scope.spawn(work);
+            }
+            work();
+        });
+        let first_error = locked(&first_error).take();
+        first_error.map_or(Ok(()), Err)
     }
+}
+
+/// How many bytes there are of several files.
+struct Progress<'a> {
+    observer: &'a LoadObserver,
+    total: u64,
+    done: Mutex<Vec<u64>>,
+}
+
+impl<'a> Progress<'a> {
+    fn new(observer: &'a LoadObserver, sizes: impl ExactSizeIterator<Item = u64>) -> Self {
+        let done = Mutex::new(vec![0; sizes.len()]);
+        Progress { observer, total: sizes.sum(), done }
+    }
+
+    /// Report that there are `len` bytes of a file; to one thread at a time, so that the sums are in order.
+    fn report(&self, file: usize, len: u64) -> Result<()> {
+        let mut files = locked(&self.done);
+        files.get_mut(file).into_iter().for_each(|known| *known = len);
+        let done = files.iter().sum();
+        Ok(self.observer.report(LoadProgress { stage: LoadStage::Downloading, done, total: self.total })?)
+    }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn opened_path(folder: PathBuf, opened: Opened) -> PathBuf {

@@ -8,7 +8,7 @@ use super::error::Error;
 use crate::model_name::ModelName;
 
 /// What is read beside the weights, where it exists.
-const SMALL_FILES: [&str; 11] = [
+const SMALL_FILES: [&str; 10] = [
     "config.json",
     "generation_config.json",
     "tokenizer.json",
@@ -19,8 +19,11 @@ const SMALL_FILES: [&str; 11] = [
     "vocab.json",
     "merges.txt",
     "quantize_config.json",
-    "1_Pooling/config.json",
 ];
+
+/// What sentence-transformers adds: its modules, and the settings of the pooling, in a folder with a number.
+const MODULES: &str = "modules.json";
+const POOLING: &str = "_Pooling/config.json";
 
 const SINGLE: &str = "model.safetensors";
 pub(super) const INDEX: &str = "model.safetensors.index.json";
@@ -57,6 +60,8 @@ pub(super) fn select(name: &ModelName, listing: &[String]) -> Result<Selection, 
         return gguf_of(quantization, &ggufs).map_err(refused);
     }
     let mut files: Vec<String> = SMALL_FILES.into_iter().filter(|file| has(file)).map(str::to_owned).collect();
+    let of_embeddings = |file: &&String| *file == MODULES || (file.ends_with(POOLING) && is_safe(file));
+    files.extend(listing.iter().filter(of_embeddings).cloned());
     let in_root = |file: &&String| file.ends_with(".safetensors") && !file.contains('/') && is_safe(file);
     let weights: Vec<&String> = listing.iter().filter(in_root).collect();
     let (weights, opened) = match weights.as_slice() {
@@ -205,9 +210,15 @@ mod tests {
             "model.safetensors",
             "onnx/model.onnx",
             "original/config.json",
+            "modules.json",
+            "1_Pooling/config.json",
+            "../2_Pooling/config.json",
         ];
         let selection = selected("a/b", &listing).expect("a checkpoint");
-        assert_eq!(selection.files, ["config.json", "tokenizer.json", "model.safetensors"]);
+        assert_eq!(
+            selection.files,
+            ["config.json", "tokenizer.json", "modules.json", "1_Pooling/config.json", "model.safetensors"]
+        );
         assert_eq!(selection.opened, Opened::Folder);
         let error = selected("a/b", &["config.json", "pytorch_model.bin"]).expect_err("no weights");
         assert!(error.to_string().starts_with("a/b: has neither"), "{error}");
