@@ -72,7 +72,7 @@ mod load;
 mod locate;
 mod logits;
 // Without the hub only the shape of a name matters, for the hint in an error.
-#[cfg_attr(not(feature = "hub"), allow(dead_code))]
+#[cfg_attr(not(feature = "hub"), allow(dead_code, unreachable_pub))]
 mod model_name;
 mod options;
 mod perplexity;
