@@ -524,6 +524,70 @@ fn files_are_downloaded_at_the_same_time() {
     }
 }
 
+/// As [`files`], with weights that are worth several connections.
+fn large_files() -> Files {
+    let mut files = files();
+    let weights: Vec<u8> = (0..45_000_000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    files.0.insert(WEIGHTS.into(), weights);
+    files
+}
+
+#[test]
+fn a_large_file_over_several_connections() {
+    let (files, cache) = (large_files(), Folder::new("hub-large"));
+    let gate = Gate::default();
+    let server = faulty(&files, move |_, _, reply| {
+        // No piece is answered before several have been asked for.
+        gate.come();
+        gate.wait_for(4);
+        reply
+    });
+    assert_same(&hub_at(&server.url(), &cache).download(NAME).expect("a folder"), &files);
+    let mut pieces: Vec<_> = server.asked().iter().filter(|asked| asked.gets(WEIGHTS)).map(Asked::from).collect();
+    pieces.sort_unstable();
+    let expected: Vec<_> = (0..6).map(|piece| Some(piece << 23)).collect();
+    assert_eq!(pieces, expected, "each piece is asked for once");
+}
+
+#[test]
+fn pieces_that_do_not_come() {
+    let files = large_files();
+    let faults: [fn(Reply) -> Reply; 5] = [
+        |reply| reply.cut(5_000_000),
+        |_| Reply::status(403),
+        |_| Reply::status(416),
+        |reply| Reply { headers: Vec::new(), ..reply },
+        |mut reply| {
+            reply.body.pop();
+            reply
+        },
+    ];
+    for (i, fault) in faults.into_iter().enumerate() {
+        let cache = Folder::new(&format!("hub-pieces-{i}"));
+        // The third piece is never had as such, but as a part of the rest.
+        let server = faulty(&files, move |_, asked, reply| match (asked.from(), asked.last()) {
+            (Some(from), Some(_)) if from == 2 << 23 => fault(reply),
+            _ => reply,
+        });
+        assert_same(&hub_at(&server.url(), &cache).download(NAME).expect("a folder"), &files);
+        let rest = server.asked().into_iter().find(|asked| asked.gets(WEIGHTS) && asked.last().is_none());
+        assert_eq!(rest.expect("one connection for the rest").from(), Some(2 << 23));
+    }
+    // A server without ranges.
+    let (cache, served) = (Folder::new("hub-pieces-none"), files.clone());
+    let server = faulty(&files, move |_, _, _| Reply::status(200).body(served.0[WEIGHTS].as_slice()));
+    assert_same(&hub_at(&server.url(), &cache).download(NAME).expect("a folder"), &files);
+    // A piece with other bytes is found out in the end.
+    let cache = Folder::new("hub-pieces-wrong");
+    let server = faulty(&files, |_, asked, mut reply| {
+        if asked.from() == Some(2 << 23) {
+            reply.body[7] ^= 1;
+        }
+        reply
+    });
+    assert!(matches!(hub_error(hub_at(&server.url(), &cache).download(NAME)), Error::Damaged { .. }));
+}
+
 /// Another process that downloads: this program with one test.
 fn process(server: &Server, cache: &Folder) -> Child {
     Command::new(std::env::current_exe().expect("this program"))

@@ -44,6 +44,8 @@ pub(super) struct Client<'a> {
 #[derive(Debug)]
 pub(super) struct Announced {
     pub(super) url: String,
+    /// Where that leads for now, if it leads to another host.
+    pub(super) contents: String,
     /// What names its contents: their SHA-256, or git's SHA-1 of small ones.
     pub(super) etag: String,
     pub(super) size: u64,
@@ -109,7 +111,7 @@ impl<'a> Client<'a> {
         let (endpoint, repository) = (&self.hub.endpoint, self.name.repository());
         let url = format!("{endpoint}/{repository}/resolve/{commit}/{}", escaped(file, true));
         let response = self.tried(&url, |url| self.head(url))?;
-        let (etag, size) = response;
+        let Headers { etag, size, contents } = response;
         let invalid = |reason: String| Error::Protocol { url: url.clone(), reason };
         let etag = etag.ok_or_else(|| invalid("the hub names no checksum (ETag)".into()))?;
         let etag = etag.trim_start_matches("W/").trim_matches('"').to_owned();
@@ -117,15 +119,15 @@ impl<'a> Client<'a> {
             return Err(invalid(format!("{etag:?} is no checksum")).into());
         }
         let size = size.ok_or_else(|| invalid("the hub names no size".into()))?;
-        Ok(Announced { url, etag, size })
+        Ok(Announced { contents: contents.unwrap_or_else(|| url.clone()), url, etag, size })
     }
 
-    /// The contents at `url`, from an offset on if there is one. An answer with the status 200, 206 or 416.
-    pub(super) fn get(&self, url: &str, from: Option<u64>) -> Result<Response<Body>> {
+    /// The contents at `url`, or a range of them. An answer with the status 200, 206 or 416.
+    pub(super) fn get(&self, url: &str, range: Option<Range>) -> Result<Response<Body>> {
         self.tried(url, |url| {
             let mut url = url.to_owned();
             for _ in 0..MAX_REDIRECTS {
-                let response = self.once(&url, Some(from))?;
+                let response = self.once(&url, Some(range))?;
                 match location(&response) {
                     Some(to) => url = join(&url, &to),
                     None => return Ok(Answer::of(response, |response| response)),
@@ -137,7 +139,7 @@ impl<'a> Client<'a> {
 
     /// The checksum and the size in the headers. A redirect to another host leads to the contents, and is not followed;
     /// one within the host leads to the new name of a repository.
-    fn head(&self, url: &str) -> Result<Answer<(Option<String>, Option<u64>)>> {
+    fn head(&self, url: &str) -> Result<Answer<Headers>> {
         let mut url = url.to_owned();
         for _ in 0..MAX_REDIRECTS {
             let response = self.once(&url, None)?;
@@ -148,21 +150,23 @@ impl<'a> Client<'a> {
                 // The length of a redirect is that of its own text.
                 Some(to) if linked.is_some() || origin(&to) != origin(&url) => {
                     let etag = linked.or_else(|| header("etag").map(str::to_owned));
-                    return Ok(Answer::Done((etag, number("x-linked-size"))));
+                    let size = number("x-linked-size");
+                    let contents = (origin(&to) != origin(&url)).then_some(to);
+                    return Ok(Answer::Done(Headers { etag, size, contents }));
                 }
                 Some(to) => url = to,
                 None => {
                     let etag = linked.or_else(|| header("etag").map(str::to_owned));
                     let size = number("x-linked-size").or_else(|| number("content-length"));
-                    return Ok(Answer::of(response, |_| (etag, size)));
+                    return Ok(Answer::of(response, |_| Headers { etag, size, contents: None }));
                 }
             }
         }
         Err(too_many_redirects(url))
     }
 
-    /// One request, without redirects: HEAD, or GET from an offset on.
-    fn once(&self, url: &str, get_from: Option<Option<u64>>) -> Result<Response<Body>> {
+    /// One request, without redirects: HEAD, or GET of everything or of a range.
+    fn once(&self, url: &str, get: Option<Option<Range>>) -> Result<Response<Body>> {
         self.check()?;
         let refused = |reason: &str| Error::Protocol { url: url.to_owned(), reason: reason.into() };
         match (&self.no_tls, origin(url)) {
@@ -175,7 +179,7 @@ impl<'a> Client<'a> {
             }
             _ => {}
         }
-        let mut request = match get_from {
+        let mut request = match get {
             None => self.agent.head(url),
             Some(_) => self.agent.get(url),
         };
@@ -185,8 +189,10 @@ impl<'a> Client<'a> {
         {
             request = request.header("authorization", format!("Bearer {token}"));
         }
-        if let Some(Some(from)) = get_from {
-            request = request.header("range", format!("bytes={from}-"));
+        if let Some(Some((start, end))) = get {
+            // Both ends of a range in a header are part of it.
+            let last = end.map_or_else(String::new, |end| (end - 1).to_string());
+            request = request.header("range", format!("bytes={start}-{last}"));
         }
         Ok(request.call().map_err(|error| unreachable(url, &error))?)
     }
@@ -264,6 +270,17 @@ impl<'a> Client<'a> {
     pub(super) fn fail(&self) {
         self.has_failed.store(true, Ordering::Relaxed);
     }
+}
+
+/// From a byte on, up to another one or to the end.
+type Range = (u64, Option<u64>);
+
+/// What the headers of a file say.
+struct Headers {
+    etag: Option<String>,
+    size: Option<u64>,
+    /// The other host's URL that a redirect leads to.
+    contents: Option<String>,
 }
 
 /// An answer, or a status that is none.

@@ -13,6 +13,7 @@ use super::cache::{Repository, create_parent, io_error};
 use super::client::{Announced, Client, MAX_TRIES};
 use super::digest::Digest;
 use super::error::Error;
+use super::ranges;
 use crate::error::Result;
 
 const BUFFER_BYTES: usize = 128 << 10;
@@ -24,12 +25,13 @@ const MAX_BREAKS: u32 = 1000;
 /// Is told how many bytes of the file there are.
 type Report<'a> = &'a dyn Fn(u64) -> Result<()>;
 
-/// Bring the contents that `file` of the repository announces into the cache.
+/// Bring the contents that `file` of the repository announces into the cache, over so many connections if it is large.
 pub(super) fn fetch(
     client: &Client<'_>,
     repository: &Repository,
     file: &str,
     announced: &Announced,
+    connections: u64,
     report: Report<'_>,
 ) -> Result<()> {
     let blob = repository.blob(&announced.etag);
@@ -46,6 +48,13 @@ pub(super) fn fetch(
     let path = repository.incomplete(&announced.etag);
     let mut partial = Partial::open(&path, announced)?;
     let mut began_with = partial.len;
+    if connections > 1 && announced.size - partial.len >= ranges::MIN_BYTES {
+        let start = partial.len;
+        ranges::fetch(client, announced, start, connections, |piece| {
+            partial.write(piece, announced)?;
+            report(partial.len)
+        })?;
+    }
     loop {
         partial.complete(client, announced, report)?;
         let Some(found) = partial.digest.finish().filter(|found| *found != announced.etag) else { break };
@@ -133,7 +142,7 @@ impl<'a> Partial<'a> {
     /// One request for the rest, read as far as it comes.
     fn request(&mut self, client: &Client<'_>, announced: &Announced, report: Report<'_>) -> Result<()> {
         let from = (self.len > 0).then_some(self.len);
-        let response = client.get(&announced.url, from)?;
+        let response = client.get(&announced.url, from.map(|from| (from, None)))?;
         let status = response.status();
         let is_rest = status == StatusCode::PARTIAL_CONTENT && from.is_some();
         let total = if is_rest { content_range(&response, self.len) } else { content_length(&response) };
@@ -168,21 +177,25 @@ impl<'a> Partial<'a> {
                     return Err(Error::Network { url: announced.url.clone(), reason: error.to_string() }.into());
                 }
             };
-            if count as u64 > announced.size - self.len {
-                self.restart(announced)?;
-                let reason = format!("the hub announces {} bytes and sends more", announced.size);
-                return Err(Error::Damaged { file: announced.url.clone(), reason }.into());
-            }
-            let bytes = buffer.get(..count).unwrap_or_default();
-            self.file.write_all(bytes).map_err(|error| match error.kind() {
-                ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
-                    Error::NoSpace { path: self.path.to_path_buf(), needed: announced.size - self.len }
-                }
-                _ => io_error(self.path, error),
-            })?;
-            self.digest.update(bytes);
-            self.len += count as u64;
+            self.write(buffer.get(..count).unwrap_or_default(), announced)?;
         }
+    }
+
+    fn write(&mut self, bytes: &[u8], announced: &Announced) -> Result<(), Error> {
+        if bytes.len() as u64 > announced.size - self.len {
+            self.restart(announced)?;
+            let reason = format!("the hub announces {} bytes and sends more", announced.size);
+            return Err(Error::Damaged { file: announced.url.clone(), reason });
+        }
+        self.file.write_all(bytes).map_err(|error| match error.kind() {
+            ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
+                Error::NoSpace { path: self.path.to_path_buf(), needed: announced.size - self.len }
+            }
+            _ => io_error(self.path, error),
+        })?;
+        self.digest.update(bytes);
+        self.len += bytes.len() as u64;
+        Ok(())
     }
 }
 

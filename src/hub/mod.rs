@@ -12,6 +12,7 @@ mod digest;
 mod environment;
 pub(crate) mod error;
 mod fetch;
+mod ranges;
 mod select;
 mod tls;
 
@@ -36,7 +37,7 @@ use crate::events::{info, warn};
 pub use crate::model_name::ModelName;
 use crate::progress::{LoadCanceller, LoadObserver, LoadProgress, LoadStage};
 
-/// The most files that are downloaded at the same time.
+/// The most large files that are downloaded at the same time, or parts of one.
 const MAX_CONNECTIONS: usize = 4;
 
 /// The longest time between two tries, by default.
@@ -222,13 +223,15 @@ impl Hub {
             missing.push((file, client.announced(commit, file)?));
         }
         let progress = Progress::new(client.observer(), missing.iter().map(|(_, announced)| announced.size));
+        let large = missing.iter().filter(|(_, announced)| announced.size >= ranges::MIN_BYTES).count();
+        let connections = (MAX_CONNECTIONS / large.max(1)).max(1) as u64;
         let next = AtomicUsize::new(0);
         let first_error = Mutex::new(None);
         let work = || {
             while let Some((index, (file, announced))) = missing.iter().enumerate().nth(next.fetch_add(1, Relaxed)) {
                 info!("downloading {} ({})", announced.url, qwen_core::HumanBytes(announced.size));
                 let report = |len| client.check().and_then(|()| progress.report(index, len));
-                let fetched = fetch::fetch(client, repository, file, announced, &report);
+                let fetched = fetch::fetch(client, repository, file, announced, connections, &report);
                 let named = fetched.and_then(|()| Ok(repository.name_blob(commit, file, &announced.etag)?));
                 if let Err(error) = named {
                     // The others then fail, too, but only with having been stopped.

@@ -31,7 +31,13 @@ impl Asked {
 
     /// Where the range begins that is asked for.
     pub fn from(&self) -> Option<usize> {
-        self.header("range")?.strip_prefix("bytes=")?.strip_suffix('-')?.parse().ok()
+        let (from, _) = self.header("range")?.strip_prefix("bytes=")?.split_once('-')?;
+        from.parse().ok()
+    }
+
+    /// The last byte of the range that is asked for, if it does not go on to the end.
+    pub fn last(&self) -> Option<usize> {
+        self.header("range")?.split_once('-')?.1.parse().ok()
     }
 }
 
@@ -162,12 +168,16 @@ impl Files {
         let Some(bytes) = self.0.get(file) else {
             return Reply::status(404).header("x-error-code", "EntryNotFound");
         };
-        let reply = Reply::status(200).header("etag", format!("\"{}\"", sha256(bytes))).header("x-repo-commit", COMMIT);
+        let mut reply = Reply::status(200).header("x-repo-commit", COMMIT);
+        if asked.method == "HEAD" {
+            reply = reply.header("etag", format!("\"{}\"", sha256(bytes)));
+        }
         match asked.from() {
             Some(from) if from >= bytes.len() => Reply::status(416),
             Some(from) => {
-                let range = format!("bytes {from}-{}/{}", bytes.len() - 1, bytes.len());
-                Reply { status: 206, ..reply.header("content-range", range).body(&bytes[from..]) }
+                let last = asked.last().unwrap_or(usize::MAX).min(bytes.len() - 1);
+                let range = format!("bytes {from}-{last}/{}", bytes.len());
+                Reply { status: 206, ..reply.header("content-range", range).body(&bytes[from..=last]) }
             }
             None => reply.body(bytes.as_slice()),
         }
