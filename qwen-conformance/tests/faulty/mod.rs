@@ -369,7 +369,21 @@ impl Backend for Faulty {
             Fault::KvBlocksHideInfinities if kv_is_in_blocks => {
                 qkv.iter().map(|v| v.clamp(-65504.0, 65504.0)).collect()
             }
-            _ if self.fast() => to_f16(qkv),
+            _ if self.fast() => {
+                let mut rounded = to_f16(qkv);
+                // Keys that f16 does not hold are stored in f32, in this precision too.
+                if spec.key_encodings.get(layer) == Some(&Encoding::F32) {
+                    // Cases ask for impossible sizes, too.
+                    let (first, end, width) =
+                        (heads.q_size(), heads.q_size() + heads.kv_size(), heads.qkv_size().max(1));
+                    for (rounded, row) in rounded.chunks_mut(width).zip(qkv.chunks(width)) {
+                        if let Some((rounded, row)) = rounded.get_mut(first..end).zip(row.get(first..end)) {
+                            rounded.copy_from_slice(row);
+                        }
+                    }
+                }
+                rounded
+            }
             _ => qkv.clone(),
         };
         let padding = if self.is(Fault::StoresPadding) { 0 } else { PAD_SLOT };
