@@ -2,6 +2,7 @@
 //! a request is tried again.
 
 use std::io::Read;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -76,6 +77,8 @@ impl<'a> Client<'a> {
             .timeout_connect(Some(CONNECT_TIMEOUT))
             .timeout_recv_response(Some(READ_TIMEOUT))
             .timeout_per_read(Some(READ_TIMEOUT));
+        // A server of this machine is reached without the proxy that the environment names.
+        let config = if is_loopback(&hub.endpoint) { config.proxy(None) } else { config };
         Client { hub, name, agent: config.build().new_agent(), no_tls, observer, has_failed: AtomicBool::new(false) }
     }
 
@@ -328,6 +331,15 @@ fn origin(url: &str) -> Option<String> {
     url.get(..length).map(str::to_owned)
 }
 
+/// Whether a URL leads to this machine.
+fn is_loopback(url: &str) -> bool {
+    let origin = origin(url).unwrap_or_default();
+    let host = origin.split_once("//").map_or("", |(_, host)| host);
+    let host = host.strip_prefix('[').and_then(|host| host.split(']').next()).or_else(|| host.split(':').next());
+    let host = host.unwrap_or_default();
+    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
 /// The URL that a redirect of `base` leads to.
 fn join(base: &str, to: &str) -> String {
     let origin = origin(base).unwrap_or_default();
@@ -370,6 +382,10 @@ mod tests {
         assert_eq!(origin("file:///etc/passwd"), None);
         assert_ne!(origin("https://hub.co"), origin("http://hub.co"));
         assert_ne!(origin("https://hub.co"), origin("https://hub.co.evil"));
+        assert!(["http://127.0.0.1:80/x", "http://LOCALHOST", "https://[::1]:8080"].into_iter().all(is_loopback));
+        assert!(
+            !["http://127.0.0.1.evil.com", "https://hub.co", "file:///x", "http://[::2]"].into_iter().any(is_loopback)
+        );
         assert_eq!(join(base, "/c"), "https://hub.co:8080/c");
         assert_eq!(join(base, "c"), "https://Hub.co:8080/a/c");
         assert_eq!(join(base, "//other/c"), "https://other/c");
