@@ -13,6 +13,7 @@ use crate::engine::logprobs::LogprobsParams;
 use crate::engine::pooling::Pooling;
 use crate::engine::sampling::SamplingParams;
 use crate::error::{Error, Result};
+use crate::model::rope::stage_reaching;
 
 /// Why a request ended. Displayed and serialised as `stop`, `stop_string`, `length`, `context_full` and `cancelled`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -270,9 +271,7 @@ impl Request {
         let is_unbounded = matches!(&self.goal, Goal::Generate(GenerateParams { max_new_tokens: None, .. }));
         let bound =
             if is_unbounded { self.prompt.len().saturating_add(Self::ANSWER_WITHOUT_BOUND) } else { usize::MAX };
-        let len = self.max_len(limits).min(bound);
-        let last = rope_contexts.len().saturating_sub(1);
-        rope_contexts.iter().position(|context| *context >= len).unwrap_or(last)
+        stage_reaching(rope_contexts, self.max_len(limits).min(bound))
     }
 
     /// Why an answer of `max_len` tokens ends.

@@ -147,7 +147,7 @@ impl Scheduler {
             for sequence in self.running.iter_mut().filter(|sequence| sequence.num_pending_tokens() > 1) {
                 self.cached_tokens += sequence.catch_up(&mut self.pool) as u64;
                 // The copy and its source; nobody gives way to it.
-                if sequence.is_between_blocks() && needed + 2 <= self.pool.num_free() {
+                if sequence.blocks.is_between_blocks() && needed + 2 <= self.pool.num_free() {
                     self.cached_tokens += sequence.copy_beginning(&mut self.pool) as u64;
                 }
             }
@@ -365,8 +365,7 @@ impl Scheduler {
     pub(super) fn fill(&mut self, batch: &mut Batch) -> Result<()> {
         batch.clear();
         self.scheduled.iter().try_for_each(|part| {
-            let Sequence { tokens, draft, num_computed_tokens, block_table, rope_stage, .. } =
-                &mut self.running[part.index];
+            let Sequence { tokens, draft, num_computed_tokens, blocks, rope_stage, .. } = &mut self.running[part.index];
             let (first, end) = (*num_computed_tokens, *num_computed_tokens + part.num_tokens);
             let guessed = end.checked_sub(tokens.len()).and_then(|guesses| draft.get(..guesses)).unwrap_or_default();
             let known = &tokens[first..end - guessed.len()];
@@ -379,12 +378,12 @@ impl Scheduler {
                 }
             };
             // Only full blocks are shared, and these are not written.
-            let copy = block_table.reserve(first, end, &mut self.pool)?;
+            let copy = blocks.table.reserve(first, end, &mut self.pool)?;
             debug_assert!(copy.is_none(), "wrote a shared block");
             batch.push(SequenceStep {
                 input_ids,
                 num_computed_tokens: first,
-                block_table: block_table.blocks(),
+                block_table: blocks.table.blocks(),
                 logits: part.logits,
                 rope_stage: *rope_stage,
             })

@@ -8,7 +8,7 @@ use super::intake::{Canceller, Place, RowWindow, Ticket};
 use super::request::{FinishReason, GenerateParams, Goal, Request};
 use super::speculation::{Guesser, StepTimes};
 use crate::backend::Limits;
-use crate::engine::kv::{BlockPool, BlockTable, Prefix};
+use crate::engine::kv::{BlockPool, Prefix, SharedBlocks};
 use crate::engine::logprobs::LogprobsParams;
 use crate::engine::pooling::Pool;
 use crate::engine::sampling::Sampler;
@@ -32,7 +32,7 @@ pub(super) struct Sequence {
     /// What `max_len` comes from.
     pub(super) full: FinishReason,
     pub(super) task: Task,
-    pub(super) block_table: BlockTable,
+    pub(super) blocks: SharedBlocks,
     /// The last step that computed it, or in which it was admitted.
     pub(super) last_step: u64,
     pub(super) canceller: Canceller,
@@ -41,11 +41,6 @@ pub(super) struct Sequence {
     pub(super) deadline: Option<Instant>,
     /// Until it is admitted.
     pub(super) place: Option<Place>,
-    /// Where its K/V begins: what it shares with other sequences has the same root.
-    root: Prefix,
-    /// What comes before its first block that others cannot find.
-    prefix: Prefix,
-    num_published_blocks: usize,
     /// The copy to be made before the next step: its last block begins as another one does.
     pub(super) copy: Option<CopyBlock>,
     /// Tokens of the prompt whose K/V was there before the first step.
@@ -129,7 +124,7 @@ impl Sequence {
             rope_stage,
             full,
             task,
-            block_table: BlockTable::new(limits.block_size),
+            blocks: SharedBlocks::new(root, limits.block_size),
             last_step: 0,
             tokens: prompt,
             canceller,
@@ -137,9 +132,6 @@ impl Sequence {
             priority,
             deadline,
             place: Some(place),
-            prefix: root.clone(),
-            root,
-            num_published_blocks: 0,
             copy: None,
             num_cached_tokens: 0,
             num_reported_tokens: 0,
@@ -150,32 +142,19 @@ impl Sequence {
     /// Use full blocks of others for the next positions, as far as they hold its tokens. Returns the number of positions
     /// that need not be computed.
     pub(super) fn catch_up(&mut self, pool: &mut BlockPool) -> usize {
-        let before = self.num_computed_tokens;
-        while let Some((first, end)) = self.next_block().filter(|(_, end)| *end <= self.num_sharable_tokens()) {
-            let Some((block, next)) = pool.find(&self.prefix, &self.tokens[first..end]) else { break };
-            pool.retain(block);
-            self.block_table.adopt(self.num_published_blocks, block, pool);
-            self.num_computed_tokens = end;
-            self.go_on_after(next);
-        }
+        let (before, known) = (self.num_computed_tokens, self.num_sharable_tokens());
+        self.num_computed_tokens = self.blocks.catch_up(&self.tokens[..known], pool).unwrap_or(before);
         self.num_computed_tokens - before
-    }
-
-    /// Whether its next tokens belong into a block that it does not have yet.
-    pub(super) fn is_between_blocks(&self) -> bool {
-        self.block_table.blocks().len() == self.num_published_blocks
     }
 
     /// Begin the next block with a copy of one of others that begins with its tokens, if there is one. Returns the number
     /// of positions that need not be computed.
     pub(super) fn copy_beginning(&mut self, pool: &mut BlockPool) -> usize {
-        let Some((first, end)) = self.next_block().filter(|_| self.is_between_blocks()) else { return 0 };
-        let wanted = self.tokens.get(first..end.min(self.num_sharable_tokens())).unwrap_or_default();
-        let Some((from, len)) = pool.find_beginning(&self.prefix, wanted) else { return 0 };
-        self.copy = self.block_table.append_copy(from, pool);
-        let copied = if self.copy.is_some() { len } else { 0 };
-        self.num_computed_tokens += copied;
-        copied
+        let known = self.num_sharable_tokens();
+        let Some((copy, len)) = self.blocks.copy_beginning(&self.tokens[..known], pool) else { return 0 };
+        self.copy = Some(copy);
+        self.num_computed_tokens += len;
+        len
     }
 
     /// The tokens whose K/V may come from others. At least one is left to compute, and all those whose logits are wanted.
@@ -188,35 +167,13 @@ impl Sequence {
 
     /// Let others find the blocks that are full by now. Where another block holds the same, it is used from now on.
     pub(super) fn publish(&mut self, pool: &mut BlockPool) {
-        while let Some((first, end)) = self.next_block().filter(|(_, end)| *end <= self.num_computed_tokens) {
-            let Some(&own) = self.block_table.blocks().get(self.num_published_blocks) else { break };
-            let (block, next) = pool.publish(&self.prefix, &self.tokens[first..end], own);
-            if block != own {
-                pool.retain(block);
-                self.block_table.adopt(self.num_published_blocks, block, pool);
-            }
-            self.go_on_after(next);
-        }
-    }
-
-    /// The positions of the first block that others cannot find.
-    fn next_block(&self) -> Option<(usize, usize)> {
-        let size = self.block_table.block_size();
-        let first = self.num_published_blocks.checked_mul(size)?;
-        Some((first, first.checked_add(size)?))
-    }
-
-    fn go_on_after(&mut self, next: Prefix) {
-        self.prefix = next;
-        self.num_published_blocks += 1;
+        self.blocks.publish(&self.tokens, self.num_computed_tokens, pool);
     }
 
     /// Let others find the last block, which is not full.
-    pub(super) fn publish_last(&mut self, pool: &mut BlockPool) {
-        let Some((first, _)) = self.next_block().filter(|_| self.copy.is_none()) else { return };
-        let tokens = self.tokens.get(first..self.num_computed_tokens).filter(|tokens| !tokens.is_empty());
-        if let Some((tokens, &own)) = tokens.zip(self.block_table.blocks().get(self.num_published_blocks)) {
-            pool.publish(&self.prefix, tokens, own);
+    pub(super) fn publish_last(&self, pool: &mut BlockPool) {
+        if self.copy.is_none() {
+            self.blocks.publish_last(&self.tokens, self.num_computed_tokens, pool);
         }
     }
 
@@ -226,23 +183,20 @@ impl Sequence {
         if share {
             self.publish_last(pool);
         }
-        let size = self.block_table.block_size();
         self.copy.take().into_iter().for_each(|copy| pool.release(copy.from));
-        std::mem::replace(&mut self.block_table, BlockTable::new(size)).free(pool);
+        self.blocks.give_up(pool);
         self.num_computed_tokens = 0;
-        self.num_published_blocks = 0;
-        self.prefix = self.root.clone();
     }
 
     /// Forget what its blocks hold, since it may be damaged.
     pub(super) fn withdraw(&self, pool: &mut BlockPool) {
-        self.block_table.blocks().iter().for_each(|block| pool.forget(*block));
+        self.blocks.withdraw(pool);
     }
 
     /// The blocks that are missing for its first `positions` positions.
     pub(super) fn num_missing_blocks(&self, positions: usize) -> usize {
-        let needed = positions.div_ceil(self.block_table.block_size());
-        needed.saturating_sub(self.block_table.blocks().len())
+        let needed = positions.div_ceil(self.blocks.table.block_size());
+        needed.saturating_sub(self.blocks.table.blocks().len())
     }
 
     /// The blocks that are missing for what is known of it and for its next token: what it needs to run for a while.
@@ -323,7 +277,7 @@ impl Sequence {
 
     /// Which sequences it may share K/V with.
     pub(super) fn cache_salt(&self) -> Arc<str> {
-        match &self.root {
+        match self.blocks.root() {
             Prefix::Root { cache_salt, .. } => cache_salt.clone(),
             Prefix::Content(_) => Arc::default(),
         }

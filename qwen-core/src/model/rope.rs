@@ -146,6 +146,11 @@ impl RopeStages {
     }
 }
 
+/// The first stage, of those that reach up to `contexts`, that holds `len` positions; the last one if none does.
+pub(crate) fn stage_reaching(contexts: &[usize], len: usize) -> usize {
+    contexts.iter().position(|context| *context >= len).unwrap_or(contexts.len().saturating_sub(1))
+}
+
 /// The planes between which YaRN's ramp runs: before the first all keep their frequency, after the last none does.
 fn correction_range(yarn: &Yarn, dim: f64, theta: f64) -> (f64, f64) {
     // The plane that completes `turns` turns over the original context.

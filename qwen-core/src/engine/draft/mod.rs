@@ -25,6 +25,7 @@ use super::sequence::{Sequence, Task};
 use crate::backend::{Interrupt, Limits};
 use crate::error::{Error, Result};
 use crate::model::batch::{Batch, SequenceStep, StepOutput, WantLogits};
+use crate::model::rope::stage_reaching;
 use crate::model::runner::Runner;
 
 /// The most guesses for a sequence in a step.
@@ -166,9 +167,7 @@ impl DraftModel {
         for (index, sequence) in wanting {
             let Task::Generate { sampler, .. } = &sequence.task else { continue };
             // The first one that reaches far enough, as in the large model.
-            let stages = runner.rope_contexts();
-            let stage = stages.iter().position(|context| *context >= sequence.max_len);
-            let rope_stage = stage.unwrap_or(stages.len().saturating_sub(1)) as u32;
+            let rope_stage = stage_reaching(runner.rope_contexts(), sequence.max_len) as u32;
             let state = states.entry(sequence.id).or_insert_with(|| {
                 worth.begin();
                 State::new(&sequence.cache_salt(), rope_stage, block_size)
@@ -222,14 +221,14 @@ impl DraftModel {
         let end = member.num_known + member.count - 1;
         loop {
             let Some(state) = states.get_mut(&member.id) else { return false };
-            let needed = end.div_ceil(state.block_table.block_size());
+            let needed = end.div_ceil(state.blocks.table.block_size());
             // A shared block is never written: what is shared are full blocks of known tokens.
-            if needed.saturating_sub(state.block_table.blocks().len()) <= pool.num_free()
-                && state.block_table.reserve(state.num_computed_tokens, end, pool).is_ok_and(|copy| copy.is_none())
+            if needed.saturating_sub(state.blocks.table.blocks().len()) <= pool.num_free()
+                && state.blocks.table.reserve(state.num_computed_tokens, end, pool).is_ok_and(|copy| copy.is_none())
             {
                 return true;
             }
-            let has_blocks = |state: &State| !state.block_table.blocks().is_empty();
+            let has_blocks = |state: &State| !state.blocks.table.blocks().is_empty();
             let idle = states.values_mut().filter(|state| state.last_round != *round && has_blocks(state));
             match idle.min_by_key(|state| state.last_round) {
                 Some(idle) => idle.give_up(pool),
@@ -306,7 +305,7 @@ impl DraftModel {
             batch.push(SequenceStep {
                 input_ids: &tokens[first..first + share],
                 num_computed_tokens: first,
-                block_table: state.block_table.blocks(),
+                block_table: state.blocks.table.blocks(),
                 logits,
                 rope_stage: member.rope_stage,
             })?;

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use super::worth::{Record, Worth};
-use crate::engine::kv::{BlockPool, BlockTable, Prefix};
+use crate::engine::kv::{BlockPool, Prefix, SharedBlocks};
 
 #[derive(Debug)]
 pub(super) struct State {
-    pub(super) block_table: BlockTable,
+    pub(super) blocks: SharedBlocks,
     /// Positions whose K/V is computed: of known tokens, and behind them of guesses.
     pub(super) num_computed_tokens: usize,
     /// The sequence's tokens when it was last looked at.
@@ -19,26 +19,19 @@ pub(super) struct State {
     pub(super) is_unfit: bool,
     /// The round in which it was last of use.
     pub(super) last_round: u64,
-    /// What comes before its first block that others cannot find.
-    prefix: Prefix,
-    root: Prefix,
-    num_published_blocks: usize,
 }
 
 impl State {
     pub(super) fn new(cache_salt: &Arc<str>, rope_stage: u32, block_size: usize) -> Self {
         let root = Prefix::Root { cache_salt: cache_salt.clone(), rope_stage };
         State {
-            block_table: BlockTable::new(block_size),
+            blocks: SharedBlocks::new(root, block_size),
             num_computed_tokens: 0,
             num_known: 0,
             guesses: Vec::new(),
             record: Record::default(),
             is_unfit: false,
             last_round: 0,
-            prefix: root.clone(),
-            root,
-            num_published_blocks: 0,
         }
     }
 
@@ -62,16 +55,11 @@ impl State {
 
     /// Use blocks of others for the next positions, as far as they hold its tokens. The last token is left to compute.
     pub(super) fn catch_up(&mut self, tokens: &[u32], pool: &mut BlockPool) {
-        let known = tokens.len().saturating_sub(1);
-        while let Some((first, end)) = self.next_block().filter(|(_, end)| *end <= known) {
-            if first < self.num_computed_tokens {
-                break;
-            }
-            let Some((block, next)) = pool.find(&self.prefix, &tokens[first..end]) else { break };
-            pool.retain(block);
-            self.block_table.adopt(self.num_published_blocks, block, pool);
+        let known = tokens.get(..tokens.len().saturating_sub(1)).unwrap_or_default();
+        if self.blocks.num_published_tokens() >= self.num_computed_tokens
+            && let Some(end) = self.blocks.catch_up(known, pool)
+        {
             self.num_computed_tokens = end;
-            (self.prefix, self.num_published_blocks) = (next, self.num_published_blocks + 1);
         }
     }
 
@@ -79,36 +67,19 @@ impl State {
     /// computed again.
     pub(super) fn publish(&mut self, tokens: &[u32], pool: &mut BlockPool) {
         let settled = self.num_computed_tokens.min(tokens.len().saturating_sub(1));
-        while let Some((first, end)) = self.next_block().filter(|(_, end)| *end <= settled) {
-            let Some(&own) = self.block_table.blocks().get(self.num_published_blocks) else { break };
-            let (block, next) = pool.publish(&self.prefix, &tokens[first..end], own);
-            if block != own {
-                pool.retain(block);
-                self.block_table.adopt(self.num_published_blocks, block, pool);
-            }
-            (self.prefix, self.num_published_blocks) = (next, self.num_published_blocks + 1);
-        }
-    }
-
-    /// The positions of the first block that others cannot find.
-    fn next_block(&self) -> Option<(usize, usize)> {
-        let size = self.block_table.block_size();
-        let first = self.num_published_blocks.checked_mul(size)?;
-        Some((first, first.checked_add(size)?))
+        self.blocks.publish(tokens, settled, pool);
     }
 
     /// Give all blocks back.
     pub(super) fn give_up(&mut self, pool: &mut BlockPool) {
-        let size = self.block_table.block_size();
-        std::mem::replace(&mut self.block_table, BlockTable::new(size)).free(pool);
-        (self.num_computed_tokens, self.num_published_blocks) = (0, 0);
-        self.prefix = self.root.clone();
+        self.blocks.give_up(pool);
+        self.num_computed_tokens = 0;
         self.guesses.clear();
     }
 
     /// The same, and forget what the blocks hold, since it may be damaged.
     pub(super) fn withdraw(&mut self, pool: &mut BlockPool) {
-        self.block_table.blocks().iter().for_each(|block| pool.forget(*block));
+        self.blocks.withdraw(pool);
         self.give_up(pool);
     }
 }

@@ -8,7 +8,9 @@ mod block_pool;
 mod block_table;
 mod chain;
 mod prefix_cache;
+mod shared_blocks;
 
 pub use block_pool::BlockPool;
 pub use block_table::BlockTable;
 pub use prefix_cache::Prefix;
+pub use shared_blocks::SharedBlocks;
