@@ -1,7 +1,7 @@
 //! Functions of the program as tools, and the loop in which a model calls them and reads what they return.
 
 use std::fmt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 
 use qwen_tokenizer::{Message, Tool, ToolCall};
@@ -180,11 +180,11 @@ impl Toolbox {
         let mut messages = Vec::with_capacity(calls.len());
         for calls in calls.chunks(self.threads) {
             std::thread::scope(|scope| {
-                let threads: Vec<_> = calls.iter().map(|call| (call, scope.spawn(|| self.run(call)))).collect();
-                for (call, thread) in threads {
-                    // A call that panics is caught on its thread.
-                    messages.push(thread.join().unwrap_or_else(|_| self.run(call)));
-                }
+                let threads: Vec<_> = calls.iter().map(|call| scope.spawn(|| self.run(call))).collect();
+                // Panics of functions are caught on their threads: one that arrives here is a fault of this library.
+                let results =
+                    threads.into_iter().map(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic)));
+                messages.extend(results);
             });
         }
         messages

@@ -332,10 +332,7 @@ impl AnswerParser {
         self.held.clear();
         self.has_begun = true;
         match [Form::Block, Form::Tools, Form::Fence].into_iter().find(|form| form.begin() == marker) {
-            Some(form) => {
-                let object = ObjectScanner::default();
-                self.state = State::Call(Box::new(Call { form, raw: marker.into(), object, index: None, sent: 0 }));
-            }
+            Some(form) => self.state = State::Call(Call::begin(form, marker)),
             None => {
                 self.flush();
                 // In a message it stands as it was written.
@@ -351,8 +348,7 @@ impl AnswerParser {
     /// A call that begins with the brace `c`.
     fn begin_call(&mut self, form: Form, c: char) {
         self.has_begun = true;
-        let call = Call { form, raw: String::new(), object: ObjectScanner::default(), index: None, sent: 0 };
-        self.in_call(Box::new(call), c);
+        self.in_call(Call::begin(form, ""), c);
     }
 
     fn in_call(&mut self, mut call: Box<Call>, c: char) {
@@ -370,7 +366,7 @@ impl AnswerParser {
                 Ok(complete) => {
                     self.flush();
                     let (form, is_doubled) = (call.form, call.object.is_doubled);
-                    self.deltas.extend(call.finish(&complete, &mut self.next_index));
+                    self.deltas.push(call.finish(&complete, &mut self.next_index));
                     self.calls.push(complete);
                     for joiner in [&mut self.text, &mut self.thought, &mut self.content_text] {
                         joiner.call();
@@ -454,6 +450,10 @@ impl AnswerParser {
 }
 
 impl Call {
+    fn begin(form: Form, marker: &str) -> Box<Self> {
+        Box::new(Call { form, raw: marker.into(), object: ObjectScanner::default(), index: None, sent: 0 })
+    }
+
     fn name(&self) -> Option<String> {
         self.object.name.end.and_then(|_| serde_json::from_str(self.object.part(self.object.name)).ok())
     }
@@ -492,11 +492,11 @@ impl Call {
     }
 
     /// The last delta of the call.
-    fn finish(mut self, complete: &ToolCall, next_index: &mut usize) -> Option<Delta> {
+    fn finish(mut self, complete: &ToolCall, next_index: &mut usize) -> Delta {
         let name = self.index.is_none().then(|| complete.function.name.clone());
         let index = *self.index.get_or_insert_with(|| next(next_index));
         let arguments = complete.function.arguments.as_str().get(self.sent..).unwrap_or_default().to_owned();
-        Some(Delta::ToolCall(ToolCallDelta { index, name, arguments, is_complete: true }))
+        Delta::ToolCall(ToolCallDelta { index, name, arguments, is_complete: true })
     }
 }
 
