@@ -13,6 +13,7 @@
 //! - `footprint.rs`: how much memory a model takes on a device, known before anything is loaded;
 //! - `interrupt.rs`: the flag that stops a step;
 //! - `kv_blocks.rs`: the layout in which K/V leaves a device and comes back;
+//! - `planes/`, `runs.rs`: for GPU backends, how rows in block formats are laid out, and matrices of several parts;
 //! - `recorder.rs`, `partials.rs`: for GPU backends, when a step is recorded and replayed, and the sizes of split-KV
 //!   attention. Integers only.
 //!
@@ -45,8 +46,10 @@ mod limits;
 mod matrix;
 mod ops;
 pub mod partials;
+pub mod planes;
 pub mod recorder;
 pub mod reference;
+mod runs;
 
 pub use adapter::{AdapterChoice, CapabilitySet};
 pub use footprint::{Footprint, StoredSizes};
@@ -59,6 +62,7 @@ pub use ops::{
     Add, AllReduce, Argmax, Embed, GateUpSilu, GatherRows, Linear, LinearAdd, Norm, PagedAttention, QkvRopeStore,
     RmsNorm, Rope, SiluAndMul, StepInputs, StoreKv,
 };
+pub use runs::WeightRun;
 
 use crate::backend::collective::Collective;
 use crate::error::{Error, Result};
