@@ -72,7 +72,7 @@ impl Library {
         // threads and handlers of its own.
         // SAFETY: a library runs its initialisers, which is what the user asks for by the name of an MPI library.
         let opened = unsafe { Opened::open(name, RTLD_NOW | RTLD_GLOBAL) };
-        let opened = ManuallyDrop::new(opened.map_err(|error| OpenError::Absent(error.to_string()))?);
+        let opened = ManuallyDrop::new(opened.map_err(|error| OpenError::Absent(words(&error)))?);
         // SAFETY: only whether the symbol is there matters.
         if unsafe { opened.get::<*const ()>(b"MPI_Init_thread\0") }.is_err() {
             return Err(OpenError::Absent(format!("{} is no MPI library", name.unwrap_or("the program"))));
@@ -90,7 +90,7 @@ impl Library {
 
     /// The functions, constants and version of a library.
     fn functions(opened: &Opened) -> Result<(Box<dyn Calls>, Constants, String), Reason> {
-        let no_mpi = |error: libloading::Error| format!("it lacks a function of MPI 3: {error}");
+        let no_mpi = |error: libloading::Error| format!("it lacks a function of MPI 3: {}", words(&error));
         if let Some(constants) = Constants::open_mpi(opened) {
             // SAFETY: handles are pointers in Open MPI, which exports the objects that they point to.
             let table = unsafe { Table::<*mut c_void>::load(opened) };
@@ -153,8 +153,9 @@ impl Library {
     }
 
     /// How the library calls itself: the first line, without what follows a comma.
-    pub(super) fn version(&self) -> &str {
-        self.version.lines().next().and_then(|line| line.split(',').next()).unwrap_or_default().trim()
+    pub(super) fn version(&self) -> String {
+        let first = self.version.lines().next().and_then(|line| line.split(',').next()).unwrap_or_default();
+        first.split_whitespace().collect::<Vec<_>>().join(" ")
     }
 
     /// Where this process is. All processes call it.
@@ -276,6 +277,11 @@ impl std::fmt::Debug for Library {
             .field("is_ours", &self.is_ours)
             .finish_non_exhaustive()
     }
+}
+
+/// What the system said.
+fn words(error: &libloading::Error) -> Reason {
+    std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string)
 }
 
 fn version(calls: &dyn Calls) -> String {

@@ -76,7 +76,7 @@ impl World {
 
     fn start(mut library: Library) -> std::result::Result<World, Reason> {
         let place = library.place()?;
-        let version = library.version().to_owned();
+        let version = library.version();
         let (sessions, is_orderly) = (AtomicU16::new(0), AtomicBool::new(false));
         Ok(World { library: Mutex::new(Some(library)), version, place, sessions, is_orderly })
     }
