@@ -6,8 +6,9 @@
 //! values, each rank adds one part for all, and the sums of the parts are sent on.
 
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
+use super::super::failure::lock;
 use super::super::values::PIECE;
 use super::session::{Channel, Session};
 use crate::backend::collective::Collective;
@@ -17,17 +18,24 @@ use crate::error::Result;
 /// is faster.
 const DIRECT: usize = 64 << 10;
 
+/// Values that are added at a time, in the processor's fastest memory.
+const BLOCK: usize = 1024;
+
+/// Bytes that the library reads.
+type Bytes = Arc<Vec<u8>>;
+
 /// A [`Collective`] over the processes that MPI started.
 #[derive(Debug)]
 pub(super) struct MpiGroup {
     session: Arc<Session>,
     rank: usize,
     world_size: usize,
+    buffers: Mutex<Vec<Vec<u8>>>,
 }
 
 impl MpiGroup {
     pub(super) fn new(session: Arc<Session>, rank: usize, world_size: usize) -> Self {
-        MpiGroup { session, rank, world_size }
+        MpiGroup { session, rank, world_size, buffers: Mutex::default() }
     }
 }
 
@@ -43,9 +51,11 @@ impl Collective for MpiGroup {
 
 impl MpiGroup {
     fn sum_all(&self, values: &mut [f32]) -> Result<()> {
-        let (own, everything) = (Arc::new(to_bytes(values)), 0..values.len());
-        let received = self.exchange(|_| own.clone(), |_| everything.len())?;
-        self.add(values, &received)
+        let own = self.bytes_of(values);
+        let received = self.exchange(|_| own.clone(), |_| values.len())?;
+        self.add(values, &received);
+        self.give_back(received, [own]);
+        Ok(())
     }
 
     fn sum_parts(&self, values: &mut [f32]) -> Result<()> {
@@ -53,27 +63,27 @@ impl MpiGroup {
             .map(|rank| values.len() * rank / self.world_size..values.len() * (rank + 1) / self.world_size)
             .collect();
         let mine = parts[self.rank].clone();
-        let received = self.exchange(|to| Arc::new(to_bytes(&values[parts[to].clone()])), |_| mine.len())?;
-        self.add(&mut values[mine.clone()], &received)?;
-        let sum = Arc::new(to_bytes(&values[mine]));
+        let sent: Vec<Bytes> = parts.iter().map(|part| self.bytes_of(&values[part.clone()])).collect();
+        let received = self.exchange(|to| sent[to].clone(), |_| mine.len())?;
+        self.add(&mut values[mine.clone()], &received);
+        self.give_back(received, sent);
+        let sum = self.bytes_of(&values[mine]);
         let received = self.exchange(|_| sum.clone(), |from| parts[from].len())?;
-        for (from, bytes) in received {
-            values[parts[from].clone()].iter_mut().zip(numbers(&bytes)).for_each(|(value, sum)| *value = sum);
+        for (from, bytes) in &received {
+            values[parts[*from].clone()].iter_mut().zip(numbers(bytes)).for_each(|(value, sum)| *value = sum);
         }
+        self.give_back(received, [sum]);
         Ok(())
     }
 
     /// Send something to each other rank, and receive as many values as `len` says from it.
-    fn exchange(
-        &self,
-        bytes: impl Fn(usize) -> Arc<Vec<u8>>,
-        len: impl Fn(usize) -> usize,
-    ) -> Result<Vec<(usize, Vec<u8>)>> {
+    fn exchange(&self, bytes: impl Fn(usize) -> Bytes, len: impl Fn(usize) -> usize) -> Result<Vec<(usize, Vec<u8>)>> {
         // Each begins with its neighbour, so that not all send to the same rank first.
         let others: Vec<usize> = (1..self.world_size).map(|offset| (self.rank + offset) % self.world_size).collect();
         let mut messages = Vec::with_capacity(2 * others.len());
         for from in &others {
-            messages.push((*from, self.session.receive(*from, Channel::Values, len(*from) * size_of::<f32>())?));
+            let room = self.buffer(len(*from) * size_of::<f32>());
+            messages.push((*from, self.session.receive(*from, Channel::Values, room)?));
         }
         for to in &others {
             messages.push((*to, self.session.send(*to, Channel::Values, bytes(*to))?));
@@ -91,27 +101,49 @@ impl MpiGroup {
     }
 
     /// Replace this rank's values by the sum, in rank order.
-    fn add(&self, values: &mut [f32], received: &[(usize, Vec<u8>)]) -> Result<()> {
-        // From zero, as the other groups do, which turns a negative zero into zero.
-        let mut sum = vec![0.0f32; values.len()];
-        for rank in 0..self.world_size {
-            match received.iter().find(|(from, _)| *from == rank) {
-                None => sum.iter_mut().zip(&*values).for_each(|(sum, value)| *sum += value),
-                Some((_, bytes)) => sum.iter_mut().zip(numbers(bytes)).for_each(|(sum, value)| *sum += value),
+    fn add(&self, values: &mut [f32], received: &[(usize, Vec<u8>)]) {
+        let in_order: Vec<Option<&[[u8; 4]]>> = (0..self.world_size)
+            .map(|rank| received.iter().find(|(from, _)| *from == rank).map(|(_, bytes)| bytes.as_chunks().0))
+            .collect();
+        for (index, values) in values.chunks_mut(BLOCK).enumerate() {
+            // From zero, as the other groups do, which turns a negative zero into zero.
+            let mut sum = [0.0f32; BLOCK];
+            for theirs in &in_order {
+                match theirs {
+                    None => sum.iter_mut().zip(&*values).for_each(|(sum, value)| *sum += value),
+                    Some(theirs) => {
+                        let theirs = theirs[index * BLOCK..].iter();
+                        sum.iter_mut().zip(theirs).for_each(|(sum, bytes)| *sum += f32::from_le_bytes(*bytes));
+                    }
+                }
             }
+            values.copy_from_slice(&sum[..values.len()]);
         }
-        values.copy_from_slice(&sum);
-        Ok(())
+    }
+
+    /// The values as bytes to send.
+    fn bytes_of(&self, values: &[f32]) -> Bytes {
+        let mut bytes = self.buffer(size_of_val(values));
+        let (places, _) = bytes.as_chunks_mut();
+        places.iter_mut().zip(values).for_each(|(place, value)| *place = value.to_le_bytes());
+        Arc::new(bytes)
+    }
+
+    /// A buffer of `len` bytes, with whatever was in it before.
+    fn buffer(&self, len: usize) -> Vec<u8> {
+        let mut buffer = lock(&self.buffers).pop().unwrap_or_default();
+        buffer.resize(len, 0);
+        buffer
+    }
+
+    /// Keep buffers for the next sum: new memory costs more than adding does.
+    fn give_back(&self, received: Vec<(usize, Vec<u8>)>, sent: impl IntoIterator<Item = Bytes>) {
+        let mut buffers = lock(&self.buffers);
+        buffers.extend(received.into_iter().map(|(_, buffer)| buffer));
+        buffers.extend(sent.into_iter().filter_map(Arc::into_inner));
     }
 }
 
-fn to_bytes(values: &[f32]) -> Vec<u8> {
-    let mut bytes = vec![0; size_of_val(values)];
-    let (places, _) = bytes.as_chunks_mut::<4>();
-    places.iter_mut().zip(values).for_each(|(place, value)| *place = value.to_le_bytes());
-    bytes
-}
-
 fn numbers(bytes: &[u8]) -> impl Iterator<Item = f32> + '_ {
-    bytes.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes))
+    bytes.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes))
 }

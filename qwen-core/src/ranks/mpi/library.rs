@@ -192,13 +192,13 @@ impl Library {
         self.check("MPI_Isend", code).map(|()| message)
     }
 
-    /// Begin to receive at most `len` bytes from a rank.
-    pub(super) fn receive(&mut self, from: usize, tag: u16, len: usize) -> Result<Message, Reason> {
-        let (mut bytes, room, mut request) = (vec![0; len], length(len)?, 0);
+    /// Begin to receive bytes from a rank, at most as many as `bytes` has, which they replace.
+    pub(super) fn receive(&mut self, from: usize, tag: u16, mut bytes: Vec<u8>) -> Result<Message, Reason> {
+        let (len, mut request) = (length(bytes.len())?, 0);
         let (byte, comm) = (self.constants.byte, self.comm);
         let target = bytes.as_mut_ptr();
         // SAFETY: there is room for `len` bytes, which the message keeps untouched until it is complete, or leaks.
-        let code = unsafe { self.calls.irecv(target, room, byte, from as c_int, tag.into(), comm, &mut request) };
+        let code = unsafe { self.calls.irecv(target, len, byte, from as c_int, tag.into(), comm, &mut request) };
         let message = Message { request, buffer: ManuallyDrop::new(Buffer::Received(bytes)) };
         self.check("MPI_Irecv", code).map(|()| message)
     }

@@ -71,7 +71,7 @@ impl Link for MpiLink {
         lock(&self.beats).ended = true;
         let Ok(message) = Message::new(Kind::Failed, &failure.to_bytes()) else { return };
         let Some(mut sent) = self.session.send_control(self.rank, &message) else { return };
-        let (until, mut pause) = (Instant::now() + GOODBYE, Pause::default());
+        let (until, mut pause) = (Instant::now() + GOODBYE, Pause::for_the_rest());
         while !self.session.is_complete(&mut sent) && Instant::now() < until {
             pause.wait();
         }

@@ -69,9 +69,9 @@ impl Session {
         self.blame(to, self.world.call(|library| library.send(to, self.tag(channel), bytes)))
     }
 
-    /// Begin to receive at most `len` bytes.
-    pub(super) fn receive(&self, from: usize, channel: Channel, len: usize) -> Result<library::Message> {
-        self.blame(from, self.world.call(|library| library.receive(from, self.tag(channel), len)))
+    /// Begin to receive at most as many bytes as `room` has.
+    pub(super) fn receive(&self, from: usize, channel: Channel, room: Vec<u8>) -> Result<library::Message> {
+        self.blame(from, self.world.call(|library| library.receive(from, self.tag(channel), room)))
     }
 
     /// Wait until the messages, each of which goes to or comes from a rank, are complete. Returns the bytes received.
@@ -81,7 +81,7 @@ impl Session {
         until: Option<Instant>,
     ) -> Result<Vec<Vec<u8>>> {
         let mut received: Vec<Option<Vec<u8>>> = messages.iter().map(|_| None).collect();
-        self.wait(until, || {
+        self.wait(Pause::for_the_rest(), until, || {
             for ((peer, message), received) in messages.iter_mut().zip(&mut received) {
                 if received.is_none() {
                     *received = self.blame(*peer, self.world.call(|library| library.test(message)))?;
@@ -104,7 +104,7 @@ impl Session {
 
     /// Wait for the next message of a rank.
     pub(super) fn next_message(&self, from: usize, until: Option<Instant>) -> Result<Frame> {
-        let len = self.wait(until, || {
+        let len = self.wait(Pause::for_the_next(), until, || {
             self.blame(from, self.world.call(|library| library.probe(from, self.tag(Channel::Ordered))))
         })?;
         let frame = self.read(from, Channel::Ordered, len, until)?;
@@ -124,15 +124,19 @@ impl Session {
         if len > MAX_PAYLOAD + HEADER {
             return Err(self.failed(from, format!("it sent a message of {len} bytes")));
         }
-        let message = self.receive(from, channel, len)?;
+        let message = self.receive(from, channel, vec![0; len])?;
         let bytes = self.complete(&mut [(from, message)], until)?.pop().unwrap_or_default();
         frame::read(&mut bytes.as_slice(), MAX_PAYLOAD)
             .map_err(|error| self.failed(from, format!("it sent an invalid message: {error}")))
     }
 
     /// Try until there is a result, a rank fails, or the time is up, which is [`Error::Cancelled`].
-    fn wait<T>(&self, until: Option<Instant>, mut attempt: impl FnMut() -> Result<Option<T>>) -> Result<T> {
-        let mut pause = Pause::default();
+    fn wait<T>(
+        &self,
+        mut pause: Pause,
+        until: Option<Instant>,
+        mut attempt: impl FnMut() -> Result<Option<T>>,
+    ) -> Result<T> {
         loop {
             if let Some(result) = attempt()? {
                 return Ok(result);
@@ -178,8 +182,8 @@ impl Session {
             if len > MAX_PAYLOAD + HEADER {
                 return Err(format!("it sent a message of {len} bytes"));
             }
-            let mut message = self.world.call(|library| library.receive(from, tag, len))?;
-            let mut pause = Pause::default();
+            let mut message = self.world.call(|library| library.receive(from, tag, vec![0; len]))?;
+            let mut pause = Pause::for_the_rest();
             // It has begun to arrive.
             let bytes = loop {
                 match self.world.call(|library| library.test(&mut message))? {

@@ -123,7 +123,7 @@ impl World {
     /// Wait until all processes are here. False if some are not in time.
     fn meet(&self) -> std::result::Result<bool, Reason> {
         let mut barrier = self.call(Library::barrier)?;
-        let (started, mut pause) = (Instant::now(), Pause::default());
+        let (started, mut pause) = (Instant::now(), Pause::for_the_next());
         while self.call(|library| library.test(&mut barrier))?.is_none() {
             if !self.is_orderly.load(Ordering::SeqCst) && started.elapsed() > GOODBYE {
                 return Ok(false);
