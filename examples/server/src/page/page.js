@@ -12,7 +12,7 @@ const SUGGESTIONS = [
   ["Get to know each other", "What can you do?"],
 ];
 const NUMBERS = ["temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "max_completion_tokens", "seed"];
-const FIELDS = ["system", "stop", "tools", ...NUMBERS];
+const FIELDS = ["system", "stop", "tools", "extra", ...NUMBERS];
 const EXAMPLE_TOOL = [{
   type: "function",
   function: {
@@ -88,6 +88,16 @@ function toolsProblem(text) {
   }
 }
 
+function extraProblem(text) {
+  if (!text?.trim()) return null;
+  try {
+    const value = JSON.parse(text);
+    return value && typeof value === "object" && !Array.isArray(value) ? null : "This is not an object.";
+  } catch (error) {
+    return error.message;
+  }
+}
+
 function requestBody() {
   const history = [];
   messages.forEach((m, i) => {
@@ -106,6 +116,7 @@ function requestBody() {
   const stop = (settings.stop ?? "").split("\n").filter((line) => line);
   if (stop.length) body.stop = stop;
   if (settings.tools?.trim() && !toolsProblem(settings.tools)) body.tools = JSON.parse(settings.tools);
+  if (settings.extra?.trim() && !extraProblem(settings.extra)) Object.assign(body, JSON.parse(settings.extra));
   return body;
 }
 
@@ -169,6 +180,7 @@ function cut(index) {
   [...$("messages").children].slice(index).forEach((node) => node.remove());
   save();
   showWelcome();
+  showLatest();
 }
 
 function regenerate(message) {
@@ -198,6 +210,13 @@ function follow(always = false) {
   const scroll = $("scroll");
   if (always) follows = true;
   if (follows) scroll.scrollTop = scroll.scrollHeight;
+  showLatest();
+}
+
+function showLatest() {
+  const { scrollTop, scrollHeight, clientHeight } = $("scroll");
+  follows = scrollHeight - scrollTop - clientHeight < 40;
+  $("latest").hidden = follows;
 }
 
 function grow(field) {
@@ -216,7 +235,7 @@ function openSettings() {
   const fields = $("settings-form").elements;
   for (const name of FIELDS) fields[name].value = settings[name] ?? "";
   fields.key.value = key;
-  $("tools-error").textContent = toolsProblem(settings.tools) ?? "";
+  showProblems();
   if (!$("settings").open) $("settings").showModal();
 }
 
@@ -226,8 +245,13 @@ function readSettings() {
   for (const name of FIELDS) next[name] = fields[name].value;
   settings = next;
   store("localStorage", "settings", settings);
-  $("tools-error").textContent = toolsProblem(settings.tools) ?? "";
+  showProblems();
   showUsed();
+}
+
+function showProblems() {
+  $("tools-error").textContent = toolsProblem(settings.tools) ?? "";
+  $("extra-error").textContent = extraProblem(settings.extra) ?? "";
 }
 
 // A dot on the button while a setting differs from what the server does by itself.
@@ -292,11 +316,7 @@ function start() {
   });
   showRunning();
 
-  $("scroll").addEventListener("scroll", () => {
-    const { scrollTop, scrollHeight, clientHeight } = $("scroll");
-    follows = scrollHeight - scrollTop - clientHeight < 40;
-    $("latest").hidden = follows;
-  }, { passive: true });
+  $("scroll").addEventListener("scroll", showLatest, { passive: true });
   $("latest").addEventListener("click", () => follow(true));
   $("messages").addEventListener("click", (event) => {
     const button = event.target.closest("[data-copy]");
