@@ -236,6 +236,10 @@ def test_colours(page):
     assert page.run(ground) != light and "light" in page.run("return document.querySelector('#theme').ariaLabel")
     page.click("#theme")
     assert page.run(ground) == light
+    # Back at the system's colours, the page follows them again.
+    scheme(page, "dark")
+    assert page.run(ground) != light
+    scheme(page, "light")
 
 
 def test_keyboard_and_screen_readers(page):

@@ -73,8 +73,8 @@ function figures(message) {
     const cached = usage.prompt_tokens_details?.cached_tokens;
     parts.push(`${usage.prompt_tokens} tokens in${cached ? ` (${cached} cached)` : ""}, ${usage.completion_tokens} out`);
     const time = message.last - message.first;
-    // The first token is there when the time begins.
-    if (usage.completion_tokens > 1 && time > 0) parts.push(`${((usage.completion_tokens - 1) / time * 1000).toFixed(time > 200 ? 1 : 0)} tokens/s`);
+    // The first token is there when the time begins. Short times say more about the network than about the model.
+    if (usage.completion_tokens > 1 && time > 100) parts.push(`${((usage.completion_tokens - 1) / time * 1000).toFixed(1)} tokens/s`);
   }
   if (message.first) parts.push(`first after ${seconds(message.first - message.sent)}`);
   return parts.join(" · ");

@@ -268,7 +268,8 @@ function newChat() {
   say("New chat");
 }
 
-const dark = () => (document.documentElement.dataset.theme ?? (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light")) === "dark";
+const systemTheme = () => (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
+const dark = () => (document.documentElement.dataset.theme ?? systemTheme()) === "dark";
 
 function showTheme() {
   setIcon($("theme"), dark() ? "sun" : "moon");
@@ -284,8 +285,11 @@ function start() {
   showTheme();
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", showTheme);
   $("theme").addEventListener("click", () => {
-    document.documentElement.dataset.theme = dark() ? "light" : "dark";
-    store("localStorage", "theme", document.documentElement.dataset.theme);
+    const wanted = dark() ? "light" : "dark";
+    // What the system has, too, needs no choice, and follows it from then on.
+    if (wanted === systemTheme()) delete document.documentElement.dataset.theme;
+    else document.documentElement.dataset.theme = wanted;
+    store("localStorage", "theme", document.documentElement.dataset.theme ?? null);
     showTheme();
   });
 
