@@ -35,6 +35,35 @@ HOSTILE = [
     "**" + "a**b" * 2000,
 ]
 
+DOCUMENT = """# Title
+
+Some **strong**, *soft*, `code`, ~~struck~~ and snake_case_name, 2 * 3 * 4.
+A second line. https://example.com/a?b=c.
+
+1. one
+   - deep
+     more of it
+   - deeper
+2. two
+
+   its second paragraph
+
+* other
+
+> quoted
+> > twice
+
+| a | b |
+|:--|--:|
+| 1 | 2 \\| 3 |
+
+~~~rust
+fn f<'a>(x: &'a str) -> char { 'x' } // ```
+~~~
+---
+The end
+"""
+
 
 def start(*options):
     command = [os.environ["QWEN_SERVER"], "--model", MODEL, "--port", "0", *options]
@@ -202,6 +231,34 @@ def test_shows_thoughts_and_streams_that_break(page):
         assert "the device was lost" in page.text(f"{LAST} .failure")
     finally:
         page.run("window.fetch = window.realFetch")
+
+
+def test_markdown(page):
+    found = page.run("""
+        const [fresh, grown] = [document.createElement("div"), document.createElement("div")];
+        Markdown.show(fresh, arguments[0]);
+        for (let length = 0; length <= arguments[0].length; length++) Markdown.show(grown, arguments[0].slice(0, length));
+        const texts = (selector) => [...fresh.querySelectorAll(selector)].map((e) => e.textContent);
+        return {
+          same: fresh.innerHTML === grown.innerHTML,
+          blocks: [...fresh.children].map((e) => e.tagName.toLowerCase()).join(" "),
+          spans: texts("p:first-of-type :is(strong, em, code, s, a)"),
+          deep: texts("ol > li > ul > li"),
+          quotes: fresh.querySelectorAll("blockquote blockquote").length,
+          cells: texts("td"),
+          code: texts("pre code"),
+          colours: texts("pre .string, pre .comment"),
+        };""", DOCUMENT)
+    assert found.pop("same"), "a text that grows looks other than the whole one"
+    assert found == {
+        "blocks": "h3 p ol ul blockquote div figure hr p",
+        "spans": ["strong", "soft", "code", "struck", "https://example.com/a?b=c"],
+        "deep": ["deepmore of it", "deeper"],
+        "quotes": 1,
+        "cells": ["1", "2 | 3"],
+        "code": ["fn f<'a>(x: &'a str) -> char { 'x' } // ```"],
+        "colours": ["'x'", "// ```"],
+    }, found
 
 
 def test_text_stays_text(page):
