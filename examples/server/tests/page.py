@@ -149,6 +149,7 @@ def test_regenerates_and_edits(page):
     before = page.text(f"{LAST} .body")
     page.click(f"{LAST} .actions [aria-label='Answer again']")
     idle(page)
+    assert page.run("return document.activeElement.id") == "prompt", "the focus went with the button"
     assert page.text(f"{LAST} .body") == before
     page.click("#messages > .user .actions [aria-label='Edit the message']")
     page.run("document.querySelector('.edit textarea').value = ''")

@@ -157,7 +157,7 @@ function edit(view, message) {
     const text = field.value.trim();
     cut(messages.indexOf(message));
     ask(text);
-    $("prompt").focus();
+    focusPrompt();
   });
   field.addEventListener("keydown", (event) => {
     if (event.key === "Escape") close();

@@ -178,6 +178,8 @@ function ask(text) {
 function cut(index) {
   messages.length = index;
   [...$("messages").children].slice(index).forEach((node) => node.remove());
+  // The button that did it may be gone.
+  if (document.activeElement === document.body) focusPrompt();
   save();
   showWelcome();
   showLatest();
@@ -224,7 +226,14 @@ function grow(field) {
   field.style.height = `${field.scrollHeight}px`;
 }
 
-const sends = (event) => event.key === "Enter" && !event.shiftKey && !event.isComposing && !matchMedia("(pointer: coarse)").matches;
+const sends = (event) => event.key === "Enter" && !event.shiftKey && !event.isComposing && !isTouch();
+
+const isTouch = () => matchMedia("(pointer: coarse)").matches;
+
+// For the keyboard to go on from; a touch screen's own keyboard stays away.
+function focusPrompt() {
+  if (!isTouch()) $("prompt").focus({ preventScroll: true });
+}
 
 function askForKey() {
   openSettings();
@@ -264,7 +273,7 @@ function newChat() {
   running = null;
   showRunning();
   cut(0);
-  $("prompt").focus();
+  focusPrompt();
   say("New chat");
 }
 
@@ -294,7 +303,7 @@ function start() {
   });
 
   $("suggestions").append(...SUGGESTIONS.map(([title, text]) => el("li", {},
-    el("button", { type: "button", onclick: () => ask(text) }, el("strong", {}, title), el("span", {}, text)))));
+    el("button", { type: "button", onclick: () => { ask(text); focusPrompt(); } }, el("strong", {}, title), el("span", {}, text)))));
   messages.forEach(append);
   showWelcome();
   follow(true);

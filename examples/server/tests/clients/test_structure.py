@@ -29,7 +29,7 @@ def structure(client, model):
             model=model, messages=QUESTION, response_format={"type": "json_object"}, max_tokens=1)
     except openai.BadRequestError as error:
         assert error.code == "unsupported_value", error
-        pytest.skip(f"this build has no structured output: {error.message}")
+        pytest.skip("this build has no structured output")
 
 
 def test_parse(client, model):
