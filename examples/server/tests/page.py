@@ -280,6 +280,25 @@ def test_text_stays_text(page):
         assert found["time"] < 2000, (text[:60], found)
 
 
+def test_any_text_is_shown_alike_whole_and_in_pieces(page):
+    wrong = page.run(r"""
+        let state = 1;
+        const below = (n) => (state = (Math.imul(state, 1664525) + 1013904223) >>> 0, (state >>> 8) % n);
+        const pieces = ["*", "**", "_", "__", "~~", "`", "```", "~~~", "\n", "\n\n", "\n    ", "- ", "1. ", "> ", "# ", "|", "|--|--|",
+          "[", "](", "![", "(", ")", "http://a.b", "javascript:x", "<b>", "<script>", "a", "b c", " ", "\\", "---", "\t", "🙂", "'", '"', "//"];
+        for (let n = 0; n < 2000; n++) {
+          const text = Array.from({ length: below(60) }, () => pieces[below(pieces.length)]).join("");
+          const [whole, grown] = [document.createElement("div"), document.createElement("div")];
+          Markdown.show(whole, text);
+          for (let at = 0; at < text.length; at += 1 + below(9)) Markdown.show(grown, text.slice(0, at));
+          Markdown.show(grown, text);
+          const links = [...whole.querySelectorAll("a")].every((a) => ["http:", "https:", "mailto:"].includes(a.protocol));
+          if (whole.innerHTML !== grown.innerHTML || !links || whole.querySelector("script, b, img")) return text;
+        }
+        return null;""")
+    assert wrong is None, wrong
+
+
 def test_colours(page):
     page.run("document.activeElement.blur()")
     for name in ("light", "dark"):
