@@ -337,7 +337,7 @@ impl Chat {
         let tokenizer = self.engine.tokenizer()?;
         let prompt = self.prompt(tokenizer)?;
         self.with(|history| history.check_idle())?;
-        let stream = self.engine.stream_text(prompt.ids.clone(), &self.salted(options))?;
+        let stream = self.engine.generate_text(prompt.ids.clone(), &self.salted(options))?;
         let edition = self.with(|history| {
             history.replying = true;
             history.edition

@@ -1,0 +1,148 @@
+//! What a request of a chat asks for.
+
+use std::sync::Arc;
+
+use qwen::{ChatInput, GenerateOptions, Message, Tool};
+use serde_json::{Map, Value, json};
+
+use super::messages;
+use crate::answers::{Answers, Reading};
+use crate::app::{self, App};
+use crate::error::{ApiError, Result};
+use crate::fields::Fields;
+use crate::sampling::{self, MAX_TOP_LOGPROBS, Streaming};
+
+/// A request that was read.
+#[derive(Debug)]
+pub(crate) struct ChatRequest {
+    pub(crate) model: String,
+    pub(crate) messages: Vec<Message>,
+    pub(crate) tools: Vec<Tool>,
+    pub(crate) single_call: bool,
+    pub(crate) options: GenerateOptions,
+    pub(crate) n: usize,
+    pub(crate) streaming: Streaming,
+    pub(crate) variables: Map<String, Value>,
+}
+
+/// A request whose answers are being computed.
+#[derive(Debug)]
+pub(crate) struct Asked {
+    pub(crate) id: String,
+    pub(crate) created: u64,
+    pub(crate) model: String,
+    pub(crate) answers: Answers,
+    pub(crate) streaming: Streaming,
+    /// Whether log-probabilities were asked for.
+    pub(crate) logprobs: bool,
+}
+
+impl ChatRequest {
+    /// # Errors
+    /// For fields that are wrong, or that this server does not know.
+    pub(crate) fn read(app: &App, mut fields: Fields) -> Result<Self> {
+        let model = app.take_model(&mut fields)?;
+        let messages = fields
+            .value("messages")
+            .ok_or_else(|| ApiError::invalid("messages", "is missing").code("missing_required_parameter"))?;
+        let messages = messages::read(messages)?;
+        let mut options = sampling::options(&mut fields)?;
+        options.max_new_tokens = max_tokens(&mut fields)?;
+        options.logprobs = logprobs(&mut fields)?;
+        let n = sampling::choices(&mut fields, app.settings.max_choices)?;
+        let streaming = sampling::streaming(&mut fields)?;
+        let (tools, single_call) = tools(&mut fields)?;
+        let variables = fields.take("chat_template_kwargs")?.unwrap_or_default();
+        response_format(&mut fields)?;
+        fields.only("modalities", &[json!(["text"])], "answers are text here")?;
+        sampling::ignore_harmless(&mut fields)?;
+        fields.finish()?;
+        Ok(ChatRequest { model, messages, tools, single_call, options, n, streaming, variables })
+    }
+
+    /// Begin to answer.
+    ///
+    /// # Errors
+    /// For messages that the template refuses, prompts that are too long, and options that the engine refuses.
+    pub(crate) fn ask(&self, app: &Arc<App>) -> Result<Asked> {
+        let engine = app.engine()?;
+        let tokenizer = engine.tokenizer()?;
+        let mut input = ChatInput::new(&self.messages).tools(&self.tools);
+        for (name, value) in &self.variables {
+            input = input.variable(name.as_str(), value.clone());
+        }
+        // One position is left for the answer.
+        let prompt = tokenizer.encode_chat_within(&input, engine.context().saturating_sub(1))?;
+        if app.settings.log_prompts {
+            tracing::info!(prompt = prompt.text.as_str(), "prompt");
+        }
+        let parser = tokenizer.answer_parser(&prompt.ids);
+        let parser = if self.tools.is_empty() { parser.without_calls() } else { parser };
+        let mut answers = Answers::new(app, tokenizer);
+        let reading = Reading { parser: Some(parser), single_call: self.single_call };
+        answers.ask(&prompt.ids, self.n, &self.options, &reading)?;
+        Ok(Asked {
+            id: app.id("chatcmpl-"),
+            created: app::now(),
+            model: self.model.clone(),
+            answers,
+            streaming: self.streaming,
+            logprobs: self.options.logprobs.is_some(),
+        })
+    }
+}
+
+/// `max_completion_tokens`, or its older name.
+fn max_tokens(fields: &mut Fields) -> Result<Option<usize>> {
+    let (new, old) = (fields.take::<usize>("max_completion_tokens")?, fields.take::<usize>("max_tokens")?);
+    let name = if new.is_some() { "max_completion_tokens" } else { "max_tokens" };
+    match (new, old) {
+        (Some(new), Some(old)) if new != old => {
+            Err(ApiError::invalid("max_tokens", "is an older name of `max_completion_tokens`, and they differ"))
+        }
+        (Some(0), _) | (None, Some(0)) => Err(ApiError::invalid(name, "must be at least 1")),
+        (new, old) => Ok(new.or(old)),
+    }
+}
+
+/// `logprobs` and `top_logprobs`: how many alternatives, if any.
+fn logprobs(fields: &mut Fields) -> Result<Option<usize>> {
+    let on = fields.take("logprobs")?.unwrap_or(false);
+    match fields.take::<usize>("top_logprobs")? {
+        Some(_) if !on => Err(ApiError::invalid("top_logprobs", "only allowed when `logprobs` is true")),
+        Some(top) if top > MAX_TOP_LOGPROBS => {
+            Err(ApiError::invalid("top_logprobs", format!("must be at most {MAX_TOP_LOGPROBS}, is {top}")))
+        }
+        top => Ok(on.then_some(top.unwrap_or(0))),
+    }
+}
+
+/// The tools that the model sees, and whether it may call one of them only.
+fn tools(fields: &mut Fields) -> Result<(Vec<Tool>, bool)> {
+    let tools = fields.value("tools").map(messages::tools).transpose()?.unwrap_or_default();
+    let parallel = fields.take("parallel_tool_calls")?.unwrap_or(true);
+    let offered = match fields.value("tool_choice") {
+        None => true,
+        Some(Value::String(choice)) if choice == "auto" => true,
+        Some(Value::String(choice)) if choice == "none" => false,
+        Some(Value::String(choice)) if choice == "required" => {
+            return Err(ApiError::unsupported("tool_choice", "`required` is not supported: use auto or none"));
+        }
+        Some(Value::Object(_)) => {
+            return Err(ApiError::unsupported("tool_choice", "a tool by name is not supported: use auto or none"));
+        }
+        Some(_) => return Err(ApiError::invalid("tool_choice", "must be auto or none")),
+    };
+    Ok((if offered { tools } else { Vec::new() }, !parallel))
+}
+
+fn response_format(fields: &mut Fields) -> Result<()> {
+    let Some(mut format) = fields.object("response_format")? else { return Ok(()) };
+    match format.require::<String>("type")?.as_str() {
+        "text" => format.finish(),
+        kind @ ("json_object" | "json_schema") => {
+            Err(ApiError::unsupported("response_format.type", format!("`{kind}` is not supported: use text")))
+        }
+        kind => Err(ApiError::invalid("response_format.type", format!("must be text, is {kind:?}"))),
+    }
+}
