@@ -62,13 +62,29 @@ impl Answers {
     /// For options and prompts that the engine refuses, and where too many requests wait.
     pub(crate) fn ask(&mut self, prompt: &[u32], n: usize, options: &GenerateOptions, reading: &Reading) -> Result<()> {
         let engine = self.app.engine()?.clone();
+        self.ask_by(prompt.len(), n, options, reading, |options| engine.generate_text(prompt, options))
+    }
+
+    /// As [`Answers::ask`], for streams that `begin` makes of prompts of about `tokens` tokens.
+    ///
+    /// # Errors
+    /// Those of `begin`, and where too many requests wait.
+    pub(crate) fn ask_by(
+        &mut self,
+        tokens: usize,
+        n: usize,
+        options: &GenerateOptions,
+        reading: &Reading,
+        begin: impl Fn(&GenerateOptions) -> qwen::Result<TextStream>,
+    ) -> Result<()> {
+        let engine = self.app.engine()?.clone();
         // Further answers find the K/V of the prompt.
-        let mut place = Some(self.app.admission.enter(prompt.len())?);
+        let mut place = Some(self.app.admission.enter(tokens)?);
         for number in 0..n as u64 {
             let mut options = options.clone().timeout(self.app.settings.request_timeout);
             options.seed = options.seed.map(|seed| seed.wrapping_add(number));
             let started = Instant::now();
-            let mut stream = engine.generate_text(prompt, &options)?;
+            let mut stream = begin(&options)?;
             let (app, stats_of) = (self.app.clone(), engine.clone());
             let mut has_begun = false;
             stream.on_prompt_progress(move |_| {

@@ -62,6 +62,16 @@ impl ApiError {
         ApiError { code: Some(code), ..self }
     }
 
+    /// The same error of a request whose fields have other names.
+    pub(crate) fn renamed(mut self, rename: impl Fn(&str) -> String) -> Self {
+        if let Some(param) = &mut self.param {
+            let renamed = rename(param);
+            self.message = self.message.replacen(&format!("`{param}`"), &format!("`{renamed}`"), 1);
+            *param = renamed;
+        }
+        self
+    }
+
     fn retry_after(self, seconds: u64) -> Self {
         ApiError { retry_after: Some(seconds.max(1)), ..self }
     }

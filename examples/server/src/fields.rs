@@ -24,6 +24,11 @@ impl Fields {
         }
     }
 
+    /// The fields of an object.
+    pub(crate) fn of_object(left: Map<String, Value>) -> Self {
+        Fields { left, path: String::new() }
+    }
+
     /// The fields of the object that stands at `path`.
     pub(crate) fn of(value: Value, path: &str) -> Result<Self> {
         match value {

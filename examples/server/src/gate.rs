@@ -49,7 +49,7 @@ pub(crate) async fn gate(State(app): State<Arc<App>>, request: Request, next: Ne
         None => ROUTES.into_iter().find(|route| *route == path).unwrap_or("other"),
     };
     let id = request_id(&app, request.headers());
-    let span = tracing::info_span!("request", id = id.as_str(), method = %request.method(), route);
+    let span = tracing::debug_span!("request", id = id.as_str(), method = %request.method(), route);
     let mut end =
         End { app: app.clone(), route, id: id.clone(), started: Instant::now(), status: CLIENT_LEFT, key: None };
     let origin = request.headers().get(header::ORIGIN).cloned();

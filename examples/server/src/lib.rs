@@ -9,20 +9,26 @@
 mod admission;
 mod answers;
 mod app;
+mod base64;
 mod body;
 mod chat;
+mod completions;
 mod connection;
+mod embeddings;
 mod error;
 mod fields;
 mod gate;
 mod health;
+mod inputs;
 mod metrics;
 mod models;
+mod responses;
 mod routes;
 mod sampling;
 mod server;
 mod settings;
 mod sse;
+mod tokens;
 mod wire;
 
 pub use server::{Loader, Server};

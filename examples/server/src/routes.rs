@@ -8,20 +8,22 @@ use axum::extract::{Path, Request, State};
 use axum::http::{HeaderValue, StatusCode, Uri, header};
 use axum::middleware;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{MethodRouter, get, post};
 
 use crate::app::App;
-use crate::error::ApiError;
-use crate::{body, chat, gate, health, models};
+use crate::error::{ApiError, Result};
+use crate::{body, chat, completions, embeddings, gate, health, models, responses, tokens};
 
 /// All routes.
 pub(crate) fn router(app: Arc<App>) -> Router {
-    let chat = |State(app): State<Arc<App>>, request: Request| async move {
-        let body = body::read(&app, request).await?;
-        chat::complete(app, body).await
-    };
     Router::new()
-        .route("/v1/chat/completions", post(chat))
+        .route("/v1/chat/completions", with_body(chat::complete))
+        .route("/v1/completions", with_body(completions::complete))
+        .route("/v1/responses", with_body(responses::respond))
+        .route("/v1/embeddings", with_body(embeddings::embed))
+        .route("/tokenize", with_body(tokens::tokenize))
+        .route("/detokenize", with_body(tokens::detokenize))
+        .route("/apply-template", with_body(tokens::apply_template))
         .route("/v1/models", get(|State(app): State<Arc<App>>| async move { models::list(&app) }))
         .route(
             "/v1/models/{*id}",
@@ -43,6 +45,17 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         })
         .layer(middleware::from_fn_with_state(app.clone(), gate::gate))
         .with_state(app)
+}
+
+/// A route that takes the whole body of a request.
+fn with_body<F>(answer: fn(Arc<App>, Vec<u8>) -> F) -> MethodRouter<Arc<App>>
+where
+    F: Future<Output = Result<Response>> + Send + 'static,
+{
+    post(move |State(app): State<Arc<App>>, request: Request| async move {
+        let body = body::read(&app, request).await?;
+        answer(app, body).await
+    })
 }
 
 /// The type of Prometheus' text format.

@@ -37,14 +37,14 @@ pub(crate) struct Call {
 
 /// What a delta is on the wire.
 #[derive(Debug)]
-pub(super) enum Part {
+pub(crate) enum Part {
     Content(String),
     Reasoning(String),
     Call(ToolCallDelta),
 }
 
 /// The parts of a piece. What is no call after all is text; what is a call that the answer's end cuts stays a call.
-pub(super) fn parts(deltas: Vec<Delta>) -> impl Iterator<Item = Part> {
+pub(crate) fn parts(deltas: Vec<Delta>) -> impl Iterator<Item = Part> {
     deltas.into_iter().filter_map(|delta| match delta {
         Delta::Text(text) => Some(Part::Content(text)),
         Delta::Reasoning(text) => Some(Part::Reasoning(text)),
@@ -56,8 +56,8 @@ pub(super) fn parts(deltas: Vec<Delta>) -> impl Iterator<Item = Part> {
 }
 
 /// The id of a call: of the response, its choice and its place.
-pub(super) fn call_id(response: &str, choice: usize, index: usize) -> String {
-    let number = response.rsplit('-').next().unwrap_or_default();
+pub(crate) fn call_id(response: &str, choice: usize, index: usize) -> String {
+    let number = response.rsplit(['-', '_']).next().unwrap_or_default();
     format!("call_{number}_{choice}_{index}")
 }
 

@@ -12,7 +12,7 @@ const EMPTY: [&str; 4] = ["refusal", "annotations", "audio", "function_call"];
 
 /// # Errors
 /// For roles, keys and kinds of content that no template here shows; each is named by its place.
-pub(super) fn read(value: Value) -> Result<Vec<Message>> {
+pub(crate) fn read(value: Value) -> Result<Vec<Message>> {
     let Value::Array(values) = value else { return Err(ApiError::invalid("messages", "must be a list")) };
     if values.is_empty() {
         return Err(ApiError::invalid("messages", "must have at least one message"));
@@ -70,7 +70,7 @@ fn message(index: usize, value: Value) -> Result<Message> {
 
 /// # Errors
 /// For tools that are no functions.
-pub(super) fn tools(value: Value) -> Result<Vec<Tool>> {
+pub(crate) fn tools(value: Value) -> Result<Vec<Tool>> {
     let Value::Array(values) = value else { return Err(ApiError::invalid("tools", "must be a list")) };
     values.into_iter().enumerate().map(|(index, value)| tool(&format!("tools[{index}]"), value)).collect()
 }
@@ -91,7 +91,7 @@ fn tool(at: &str, value: Value) -> Result<Tool> {
     Ok(Tool::from_json(object))
 }
 
-fn check_function(at: &str, function: &Map<String, Value>) -> Result<()> {
+pub(crate) fn check_function(at: &str, function: &Map<String, Value>) -> Result<()> {
     match function.get("name").and_then(Value::as_str) {
         Some(name) if !name.is_empty() => {}
         _ => return Err(ApiError::invalid(format!("{at}.name"), "must be a text that is not empty")),

@@ -1,7 +1,8 @@
 //! `/v1/chat/completions`: an answer to the messages of a conversation, with calls of tools.
 
 pub(crate) mod answer;
-mod messages;
+pub(crate) mod messages;
+pub(crate) mod prompt;
 pub(crate) mod request;
 mod stream;
 

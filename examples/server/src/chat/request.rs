@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use qwen::{ChatInput, GenerateOptions, Message, Tool};
-use serde_json::{Map, Value, json};
+use qwen::GenerateOptions;
+use serde_json::{Value, json};
 
-use super::messages;
+use super::prompt::Prompt;
 use crate::answers::{Answers, Reading};
 use crate::app::{self, App};
 use crate::error::{ApiError, Result};
@@ -16,13 +16,12 @@ use crate::sampling::{self, MAX_TOP_LOGPROBS, Streaming};
 #[derive(Debug)]
 pub(crate) struct ChatRequest {
     pub(crate) model: String,
-    pub(crate) messages: Vec<Message>,
-    pub(crate) tools: Vec<Tool>,
+    pub(crate) prompt: Prompt,
+    /// Whether the model may call one tool only.
     pub(crate) single_call: bool,
     pub(crate) options: GenerateOptions,
     pub(crate) n: usize,
     pub(crate) streaming: Streaming,
-    pub(crate) variables: Map<String, Value>,
 }
 
 /// A request whose answers are being computed.
@@ -42,22 +41,21 @@ impl ChatRequest {
     /// For fields that are wrong, or that this server does not know.
     pub(crate) fn read(app: &App, mut fields: Fields) -> Result<Self> {
         let model = app.take_model(&mut fields)?;
-        let messages = fields
-            .value("messages")
-            .ok_or_else(|| ApiError::invalid("messages", "is missing").code("missing_required_parameter"))?;
-        let messages = messages::read(messages)?;
+        let mut prompt = Prompt::read(&mut fields)?;
         let mut options = sampling::options(&mut fields)?;
         options.max_new_tokens = max_tokens(&mut fields)?;
         options.logprobs = logprobs(&mut fields)?;
         let n = sampling::choices(&mut fields, app.settings.max_choices)?;
         let streaming = sampling::streaming(&mut fields)?;
-        let (tools, single_call) = tools(&mut fields)?;
-        let variables = fields.take("chat_template_kwargs")?.unwrap_or_default();
+        let single_call = !fields.take("parallel_tool_calls")?.unwrap_or(true);
+        if !may_call(fields.value("tool_choice"))? {
+            prompt.tools.clear();
+        }
         response_format(&mut fields)?;
         fields.only("modalities", &[json!(["text"])], "answers are text here")?;
         sampling::ignore_harmless(&mut fields)?;
         fields.finish()?;
-        Ok(ChatRequest { model, messages, tools, single_call, options, n, streaming, variables })
+        Ok(ChatRequest { model, prompt, single_call, options, n, streaming })
     }
 
     /// Begin to answer.
@@ -67,17 +65,13 @@ impl ChatRequest {
     pub(crate) fn ask(&self, app: &Arc<App>) -> Result<Asked> {
         let engine = app.engine()?;
         let tokenizer = engine.tokenizer()?;
-        let mut input = ChatInput::new(&self.messages).tools(&self.tools);
-        for (name, value) in &self.variables {
-            input = input.variable(name.as_str(), value.clone());
-        }
         // One position is left for the answer.
-        let prompt = tokenizer.encode_chat_within(&input, engine.context().saturating_sub(1))?;
+        let prompt = self.prompt.encode(engine, engine.context().saturating_sub(1))?;
         if app.settings.log_prompts {
             tracing::info!(prompt = prompt.text.as_str(), "prompt");
         }
         let parser = tokenizer.answer_parser(&prompt.ids);
-        let parser = if self.tools.is_empty() { parser.without_calls() } else { parser };
+        let parser = if self.prompt.tools.is_empty() { parser.without_calls() } else { parser };
         let mut answers = Answers::new(app, tokenizer);
         let reading = Reading { parser: Some(parser), single_call: self.single_call };
         answers.ask(&prompt.ids, self.n, &self.options, &reading)?;
@@ -117,23 +111,21 @@ fn logprobs(fields: &mut Fields) -> Result<Option<usize>> {
     }
 }
 
-/// The tools that the model sees, and whether it may call one of them only.
-fn tools(fields: &mut Fields) -> Result<(Vec<Tool>, bool)> {
-    let tools = fields.value("tools").map(messages::tools).transpose()?.unwrap_or_default();
-    let parallel = fields.take("parallel_tool_calls")?.unwrap_or(true);
-    let offered = match fields.value("tool_choice") {
-        None => true,
-        Some(Value::String(choice)) if choice == "auto" => true,
-        Some(Value::String(choice)) if choice == "none" => false,
-        Some(Value::String(choice)) if choice == "required" => {
-            return Err(ApiError::unsupported("tool_choice", "`required` is not supported: use auto or none"));
+/// `tool_choice`: whether the model sees the tools.
+///
+/// # Errors
+/// For choices that would have to constrain the answer.
+pub(crate) fn may_call(choice: Option<Value>) -> Result<bool> {
+    let Some(choice) = choice else { return Ok(true) };
+    match choice.as_str() {
+        Some("auto") => Ok(true),
+        Some("none") => Ok(false),
+        Some("required") => Err(ApiError::unsupported("tool_choice", "`required` is not supported: use auto or none")),
+        None if choice.is_object() => {
+            Err(ApiError::unsupported("tool_choice", "a tool by name is not supported: use auto or none"))
         }
-        Some(Value::Object(_)) => {
-            return Err(ApiError::unsupported("tool_choice", "a tool by name is not supported: use auto or none"));
-        }
-        Some(_) => return Err(ApiError::invalid("tool_choice", "must be auto or none")),
-    };
-    Ok((if offered { tools } else { Vec::new() }, !parallel))
+        _ => Err(ApiError::invalid("tool_choice", "must be auto or none")),
+    }
 }
 
 fn response_format(fields: &mut Fields) -> Result<()> {
