@@ -104,6 +104,7 @@ impl Answers {
                 shown: 0,
                 placed: 0,
                 reported: 0,
+                said: self.app.settings.log_prompts.then(String::new),
                 started,
                 is_done: false,
             });
@@ -181,6 +182,8 @@ struct Choice {
     /// Bytes of the tokens whose log-probabilities were passed on, and how many they are.
     placed: usize,
     reported: usize,
+    /// Its text so far, if it will be logged.
+    said: Option<String>,
     started: Instant,
     is_done: bool,
 }
@@ -197,6 +200,9 @@ impl Choice {
         match ready!(polled) {
             Some(Ok(text)) => {
                 self.shown += text.len();
+                if let Some(said) = &mut self.said {
+                    said.push_str(&text);
+                }
                 piece.deltas = self.parser.as_mut().map(|parser| parser.push(&text)).unwrap_or_default();
                 piece.text = text;
                 if self.single_call && cut_behind_call(&mut piece.deltas) {
@@ -242,6 +248,9 @@ impl Choice {
     fn finish(&mut self, app: &App) {
         self.is_done = true;
         self.place = None;
+        if let Some(answer) = self.said.take() {
+            tracing::info!(answer, "answer");
+        }
         let (stats, metrics) = (self.stream.stats(), &app.metrics);
         metrics.answer_time.observe(self.started.elapsed());
         if let Some(first) = stats.first_token {

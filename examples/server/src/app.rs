@@ -112,5 +112,6 @@ pub(crate) async fn blocking<T: Send + 'static>(job: impl FnOnce() -> Result<T> 
     let span = tracing::Span::current();
     let task = tokio::task::spawn_blocking(move || span.in_scope(job));
     let _abort = Abort(task.abort_handle());
-    task.await.unwrap_or_else(|error| Err(ApiError::internal(format!("the request could not be worked on: {error}"))))
+    // What a panic says may quote the request.
+    task.await.unwrap_or_else(|_| Err(ApiError::internal("the request could not be worked on")))
 }

@@ -101,7 +101,7 @@ impl From<qwen::Error> for ApiError {
         }
         match error.kind() {
             ErrorKind::PromptTooLong => ApiError::bad_request(message).code("context_length_exceeded"),
-            ErrorKind::InvalidMessages => ApiError { param: Some("messages".into()), ..ApiError::bad_request(message) },
+            ErrorKind::InvalidMessages => ApiError::invalid("messages", message),
             ErrorKind::InvalidArgument => ApiError::bad_request(message),
             ErrorKind::Unsupported => ApiError::bad_request(message).code("unsupported_value"),
             ErrorKind::Busy => ApiError::busy(message, 1),

@@ -3,7 +3,6 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
@@ -168,9 +167,6 @@ impl Drop for End {
         let millis = started.elapsed().as_millis();
         let key = key.as_deref().unwrap_or("-");
         tracing::info!(target: "qwen_server", "{route} {status} in {millis} ms, id {id}, key {key}");
-        if app.is_ending.load(Ordering::Relaxed) {
-            tracing::debug!(target: "qwen_server", "one request less to wait for");
-        }
     }
 }
 
