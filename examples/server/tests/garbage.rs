@@ -98,12 +98,14 @@ impl Random {
             "penalty_window",
             "no_repeat_ngram_size",
         ];
-        for _ in 0..1 + self.below(3) {
+        // Half of the bodies are right but for one field, or right altogether.
+        let wrong = if self.below(2) == 0 { self.below(2) } else { 1 + self.below(3) };
+        for _ in 0..wrong {
             let field = fields[self.below(fields.len())];
             body[field] = self.value(3);
         }
         let mut bytes = body.to_string().into_bytes();
-        if self.below(4) == 0 {
+        if self.below(6) == 0 {
             for _ in 0..1 + self.below(4) {
                 let at = self.below(bytes.len());
                 bytes[at] = self.next() as u8;
