@@ -18,6 +18,7 @@ mod backend;
 pub mod ceilings;
 mod executor;
 mod footprint;
+mod formats;
 mod geometry;
 mod kv;
 mod ops;

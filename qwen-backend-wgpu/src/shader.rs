@@ -1,12 +1,14 @@
 //! WGSL from the files in `shaders/`: one file per kernel, plus shared fragments.
 //!
 //! A [`Shader`] is a file, flags and constants, composed to one module. There are only these directives, each on its
-//! own line: `//#include NAME` inserts the fragment `shaders/NAME.wgsl`; `//#if FLAG`, `//#else` and `//#endif` keep or
-//! drop lines.
+//! own line: `//#include NAME` inserts the fragment `shaders/NAME.wgsl`, `//#include FORMAT` that of the matrix's block
+//! format; `//#if FLAG`, `//#else` and `//#endif` keep or drop lines.
 
 use std::fmt::Write as _;
 
 use qwen_core::Encoding;
+
+use crate::formats::Format;
 
 /// A kernel and the options from which its shader module is composed.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -14,6 +16,8 @@ pub(crate) struct Shader {
     /// The file, without `.wgsl`.
     pub(crate) kernel: &'static str,
     pub(crate) flags: Vec<&'static str>,
+    /// The fragment of the matrix's block format.
+    format: &'static str,
     constants: Vec<(&'static str, u32)>,
 }
 
@@ -30,16 +34,19 @@ macro_rules! sources {
 }
 
 sources! {
-    "activations", "add", "argmax", "attention", "attention_merge", "attention_state", "ceiling_cooperative",
+    "activations", "add", "argmax", "attention", "attention_merge", "attention_state", "blocks", "ceiling_cooperative",
     "ceiling_copy", "ceiling_multiply", "ceiling_read", "cooperative", "copy_blocks", "embed", "f16", "f16_rows",
-    "gather_rows", "kv_write", "math", "matmul", "matmul_cooperative", "matvec", "norm", "product", "rms_norm", "rope",
-    "rotary", "silu_and_mul", "store_kv", "weights",
+    "formats/grid", "formats/int4", "formats/int8", "formats/iq2_s", "formats/iq2_xs", "formats/iq2_xxs",
+    "formats/iq3_s", "formats/iq3_xxs", "formats/iq4_nl", "formats/iq4_xs", "formats/levels", "formats/q2_k",
+    "formats/q3_k", "formats/q4_0", "formats/q4_1", "formats/q4_k", "formats/q5_0", "formats/q5_1", "formats/q5_k",
+    "formats/q6_k", "formats/q8_0", "formats/scales_and_mins", "gather_rows", "kv_write", "math", "matmul",
+    "matmul_cooperative", "matvec", "norm", "product", "rms_norm", "rope", "rotary", "silu_and_mul", "store_kv", "weights",
 }
 
 impl Shader {
     /// The kernel in `shaders/{kernel}.wgsl`.
     pub(crate) fn new(kernel: &'static str) -> Self {
-        Shader { kernel, flags: Vec::new(), constants: Vec::new() }
+        Shader { kernel, flags: Vec::new(), format: "", constants: Vec::new() }
     }
 
     /// Keep the lines of `//#if flag`.
@@ -55,6 +62,14 @@ impl Shader {
 
     /// The flag of kernels that read a matrix in `encoding`.
     pub(crate) fn encoding(self, encoding: Encoding) -> Self {
+        if let Some(format) = Format::of(encoding) {
+            let shader = Shader { format: format.fragment, ..self }.flag("BLOCKS");
+            let shader = shader.constant("TABLE_WORDS", format.table().len() as u32 / 4);
+            return match encoding {
+                Encoding::Group(group) => shader.constant("GROUP", group.group_size),
+                _ => shader,
+            };
+        }
         self.flag(match encoding {
             Encoding::Bf16 => "BF16",
             Encoding::F16 => "F16",
@@ -98,7 +113,7 @@ impl Shader {
             } else if kept.last() != Some(&true) {
                 // Dropped.
             } else if let Some(fragment) = directive.strip_prefix("//#include ") {
-                self.expand(fragment.trim(), text);
+                self.expand(if fragment.trim() == "FORMAT" { self.format } else { fragment.trim() }, text);
             } else {
                 text.push_str(line);
                 text.push('\n');

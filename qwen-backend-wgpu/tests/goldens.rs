@@ -3,17 +3,35 @@
 
 mod common;
 
+use std::path::PathBuf;
+
 use common::{backend, best};
 use qwen_backend_wgpu::CapabilitySet;
 use qwen_conformance::goldens::{Goldens, folder};
-use qwen_core::Precision;
+use qwen_core::{Precision, Result};
 
+/// Cases with 16- and 32-bit weights.
 fn run(capabilities: CapabilitySet, precision: Precision, longest: usize) {
+    run_with(capabilities, precision, longest, Goldens::open);
+}
+
+/// Cases with weights in blocks: GGUF, GPTQ and AWQ.
+fn run_blocks(capabilities: CapabilitySet, precision: Precision, longest: usize) {
+    let blocks = |format: &str| ["gguf", "gptq", "awq"].iter().any(|prefix| format.starts_with(prefix));
+    run_with(capabilities, precision, longest, |folder| Goldens::open_formats(folder, blocks));
+}
+
+fn run_with(
+    capabilities: CapabilitySet,
+    precision: Precision,
+    longest: usize,
+    open: impl Fn(PathBuf) -> Result<Goldens>,
+) {
     if let Err(error) = backend(capabilities, precision) {
         return println!("skipped: {error}");
     }
     let Some(folder) = folder() else { return };
-    let goldens = Goldens::open(folder).unwrap();
+    let goldens = open(folder.into()).unwrap();
     for case in goldens.cases() {
         if case.prompt_lengths.iter().all(|length| *length > longest) {
             println!("{capabilities:?} {} skipped: its prompts are longer than {longest} tokens", case.name);
@@ -60,6 +78,44 @@ fn tiny_fast() {
 fn best_fast() {
     match best(Precision::Fast) {
         Ok(_) => run(CapabilitySet::Best, Precision::Fast, usize::MAX),
+        Err(error) => println!("skipped: {error}"),
+    }
+}
+
+#[test]
+fn blocks_default_exact() {
+    run_blocks(CapabilitySet::Default, Precision::Exact, 200);
+}
+
+#[test]
+fn blocks_default_fast() {
+    run_blocks(CapabilitySet::Default, Precision::Fast, 600);
+}
+
+#[test]
+fn blocks_minimal_exact() {
+    run_blocks(CapabilitySet::Minimal, Precision::Exact, 200);
+}
+
+#[test]
+fn blocks_minimal_fast() {
+    run_blocks(CapabilitySet::Minimal, Precision::Fast, 200);
+}
+
+#[test]
+fn blocks_tiny_exact() {
+    run_blocks(CapabilitySet::Tiny, Precision::Exact, 200);
+}
+
+#[test]
+fn blocks_tiny_fast() {
+    run_blocks(CapabilitySet::Tiny, Precision::Fast, 200);
+}
+
+#[test]
+fn blocks_best_fast() {
+    match best(Precision::Fast) {
+        Ok(_) => run_blocks(CapabilitySet::Best, Precision::Fast, 600),
         Err(error) => println!("skipped: {error}"),
     }
 }

@@ -6,7 +6,8 @@ use qwen_conformance::published::{self, Headers};
 use qwen_core::backend::Limits;
 use qwen_core::model::plan::{Plan, PlanInput, limits_for};
 use qwen_core::model::spec::ModelSpec;
-use qwen_core::{Config, Error, Footprint, Precision};
+use qwen_core::numerics::encoding::{GroupBits, GroupEncoding};
+use qwen_core::{Config, Encoding, Error, Footprint, Precision};
 
 /// Bytes of a binding, and of a buffer, that large GPUs offer.
 const OFFERED: u64 = (2 << 30) - 4;
@@ -111,6 +112,37 @@ fn every_published_shape_on_every_device() {
                     workspace: partials + beside + f16_rows,
                 };
                 assert_eq!(taken(&config, set, precision), expected, "{name} with {set:?} in {precision:?}");
+            }
+        }
+    }
+}
+
+/// With each set of capabilities, in slabs of at most 128 MiB and of 2 GiB.
+#[test]
+fn published_shapes_in_block_formats_take_hardly_more_than_in_the_file() {
+    let groups = |bits| Encoding::Group(GroupEncoding { bits, group_size: 128 });
+    let small = [Encoding::Q4_0, Encoding::Q5_1, Encoding::Q8_0, Encoding::Iq4Nl];
+    let large = [Encoding::Q2K, Encoding::Q4K, Encoding::Q6K, Encoding::Iq4Xs, Encoding::Iq2S, Encoding::Iq3S];
+    let groups = [groups(GroupBits::Four), groups(GroupBits::Eight)];
+    for (name, config) in published::shapes() {
+        let spec = ModelSpec::new(&config);
+        for encoding in small.into_iter().chain(large).chain(groups) {
+            let shapes = spec.weights().into_iter().map(|weight| {
+                let mut shape = weight.shape(&Headers).unwrap();
+                shape.parts.iter_mut().for_each(|(part, _)| *part = encoding);
+                shape
+            });
+            // Files take another format where rows are not whole blocks of this one.
+            let shapes: Vec<_> = shapes.filter(|shape| shape.stored_bytes().is_ok()).collect();
+            let stored: u64 = shapes.iter().map(|shape| shape.stored_bytes().unwrap()).sum();
+            for set in [CapabilitySet::Minimal, CapabilitySet::Default] {
+                let footprint = WgpuFootprint::with_capabilities(set, OFFERED, OFFERED);
+                let taken: u64 = shapes.iter().map(|shape| footprint.weight_bytes(shape).unwrap()).sum();
+                assert!(taken >= stored, "{name} in {encoding} with {set:?}: {taken} of {stored} bytes");
+                assert!(
+                    taken as f64 <= 1.03 * stored as f64,
+                    "{name} in {encoding} with {set:?}: {taken} of {stored} bytes"
+                );
             }
         }
     }

@@ -7,7 +7,7 @@ use crate::geometry::f16_row_words;
 use crate::runtime::array::Array;
 use crate::runtime::commands::{Cost, Grid};
 use crate::shader::Shader;
-use crate::weight::{Layout, Matrix};
+use crate::weight::{Layout, StoredSegment};
 
 /// Exponent of the largest value after scaling, for activations and weights. Far from overflow, and high enough that
 /// only negligibly small values lose bits.
@@ -24,16 +24,24 @@ pub(super) struct F16Rows {
 }
 
 /// The biased exponent of the factor for the sums, since the kernel divides the weights by it.
-pub(super) fn weight_exponent(w: &Matrix) -> u32 {
-    match w.layout.encoding {
-        Encoding::Bf16 => w.largest_exponent.saturating_sub(LARGEST_EXPONENT).clamp(1, 253),
-        // f16 weights are not scaled.
-        _ => 127,
+pub(super) fn weight_exponent(encoding: Encoding, stored: &StoredSegment) -> u32 {
+    match encoding {
+        // Not scaled.
+        Encoding::F16 => 127,
+        _ => stored.largest_exponent.saturating_sub(LARGEST_EXPONENT).clamp(1, 253),
     }
 }
 
-/// Queue the rounding of `rows` rows of `x`, for a product with a matrix of this layout.
-pub(super) fn round(b: &mut WgpuBackend, op: &str, x: &Words, layout: &Layout, rows: usize) -> Result<F16Rows> {
+/// Queue the rounding of `rows` rows of `x`, for a product with a matrix of this layout, whose columns may be in another
+/// order.
+pub(super) fn round(
+    b: &mut WgpuBackend,
+    op: &str,
+    x: &Words,
+    layout: &Layout,
+    column_order: Option<&Array>,
+    rows: usize,
+) -> Result<F16Rows> {
     let width = f16_row_words(layout.cols);
     // If nothing was planned: as many rows as `x` holds, so that longer steps allocate nothing.
     let most = (x.len / layout.cols.max(1)).max(rows) as u64;
@@ -42,9 +50,14 @@ pub(super) fn round(b: &mut WgpuBackend, op: &str, x: &Words, layout: &Layout, r
     let values = workspace.f16_values.array(device, "activations as f16", needed_words, most_words)?;
     let scales = workspace.f16_scales.array(device, "scales of activations", rows as u64, most)?;
     let shader = Shader::new("f16_rows").flag_if(!layout.cols.is_multiple_of(8), "RAGGED");
+    let shader = match column_order {
+        Some(_) => shader.flag("ORDERED").constant("ORDER_BINDING", 4),
+        None => shader,
+    };
     for piece in b.pieces(op, rows, &[layout.cols, width])? {
-        let bindings =
-            [x.array.read(words(&piece, layout.cols)), values.write(words(&piece, width)), scales.write(0..rows)];
+        let mut bindings =
+            vec![x.array.read(words(&piece, layout.cols)), values.write(words(&piece, width)), scales.write(0..rows)];
+        bindings.extend(column_order.map(Array::read_all));
         let params = b.params(op, &[layout.cols, layout.chunks(), piece.start])?;
         let grid = Grid::fixed([piece.len(), 1, 1]);
         b.queue(KernelCall { op, shader: &shader, bindings: &bindings, params: &params, grid, cost: Cost::default() })?;

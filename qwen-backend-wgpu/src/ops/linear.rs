@@ -11,10 +11,10 @@ use crate::ops::f16_rows;
 use crate::ops::product::{EpilogueKind, ProductKernel, ProductShader};
 use crate::ops::store_kv::check_store;
 use crate::runtime::commands::{Cost, Grid};
-use crate::weight::Matrix;
+use crate::weight::{Matrix, Segment, StoredSegment};
 
 /// The last word of the parameters: the epsilon of a norm, or the exponent of the weights' scale.
-const LAST_PARAM: usize = 11;
+const LAST_PARAM: usize = 13;
 
 /// What a product does with its sums, and where it writes them.
 enum Epilogue<'a> {
@@ -26,6 +26,9 @@ enum Epilogue<'a> {
         residual: &'a Words,
     },
     Silu {
+        out: &'a Words,
+    },
+    Gated {
         out: &'a Words,
     },
     Heads {
@@ -45,17 +48,17 @@ impl<'a> Epilogue<'a> {
             Epilogue::Write { bias, .. } => EpilogueKind::Write { bias: bias.is_some() },
             Epilogue::Add { .. } => EpilogueKind::Add,
             Epilogue::Silu { .. } => EpilogueKind::Silu,
+            Epilogue::Gated { .. } => EpilogueKind::Gated,
             Epilogue::Heads { store, layer, .. } => EpilogueKind::Heads(store.types(*layer)),
         }
     }
 
-    /// The output of the sums, and the values per row there, for a matrix of `rows` rows.
-    fn out(&self, rows: usize) -> (&'a Words, usize) {
+    /// The output of the sums.
+    fn out(&self) -> &'a Words {
         match self {
-            Epilogue::Write { out, .. } => (out, rows),
-            Epilogue::Add { residual } => (residual, rows),
-            Epilogue::Silu { out } => (out, rows / 2),
-            Epilogue::Heads { qkv, .. } => (qkv, rows),
+            Epilogue::Write { out, .. } | Epilogue::Silu { out } | Epilogue::Gated { out } => out,
+            Epilogue::Add { residual } => residual,
+            Epilogue::Heads { qkv, .. } => qkv,
         }
     }
 }
@@ -81,7 +84,7 @@ pub(crate) fn linear(b: &mut WgpuBackend, op: Linear<'_, WgpuBackend>) -> Result
         b.need("linear", "bias", &bias.0, &[width])?;
     }
     let epilogue = Epilogue::Write { out: &out.0, bias: bias.map(|bias| &bias.0) };
-    product(b, "linear", Activations::new(x, None), &w.0, rows, &epilogue)
+    product(b, "linear", Activations::new(x, None), Rows::all(&w.0), rows, &epilogue)
 }
 
 pub(crate) fn linear_add(b: &mut WgpuBackend, op: LinearAdd<'_, WgpuBackend>) -> Result<()> {
@@ -94,20 +97,37 @@ pub(crate) fn linear_add(b: &mut WgpuBackend, op: LinearAdd<'_, WgpuBackend>) ->
         return Err(b.error("linear_add", format!("{width} rows of weights for a residual of {hidden_size}")));
     }
     let epilogue = Epilogue::Add { residual: &residual.0 };
-    product(b, "linear_add", Activations::new(x, None), &w.0, rows, &epilogue)
+    product(b, "linear_add", Activations::new(x, None), Rows::all(&w.0), rows, &epilogue)
 }
 
 pub(crate) fn gate_up_silu(b: &mut WgpuBackend, mut op: GateUpSilu<'_, WgpuBackend>) -> Result<()> {
+    let name = "gate_up_silu";
     let layout = &op.w.0.layout;
-    if !layout.gate_up || layout.rows / 2 != op.intermediate_size {
+    if layout.rows != op.intermediate_size.saturating_mul(2) {
         return composed::gate_up_silu(b, op);
     }
-    if !fuses_norm(b, op.rows, 4) {
+    if layout.gate_and_up().is_some() {
+        // Stored in two ways: gate is multiplied first.
+        op.x = composed::normed(b, op.norm.take(), op.x, op.rows)?;
+        let GateUpSilu { x, w, out, rows, .. } = op;
+        let [gate, up] = [0, 1].map(|half| Rows::segment(&w.0, half));
+        product(b, name, Activations::new(x, None), gate, rows, &Epilogue::Write { out: &out.0, bias: None })?;
+        return product(b, name, Activations::new(x, None), up, rows, &Epilogue::Gated { out: &out.0 });
+    }
+    if !layout.is_gate_up() {
+        return composed::gate_up_silu(b, op);
+    }
+    if !fuses_norm(b, op.rows, 4) || is_ordered(&op.w.0) {
         op.x = composed::normed(b, op.norm.take(), op.x, op.rows)?;
     }
     let GateUpSilu { norm, x, w, out, rows, .. } = op;
     let epilogue = Epilogue::Silu { out: &out.0 };
-    product(b, "gate_up_silu", Activations::new(x, norm.as_ref()), &w.0, rows, &epilogue)
+    product(b, name, Activations::new(x, norm.as_ref()), Rows::all(&w.0), rows, &epilogue)
+}
+
+/// Whether columns are stored in another order: the norm is then a kernel of its own.
+fn is_ordered(w: &Matrix) -> bool {
+    w.segments.iter().any(|segment| segment.column_order.is_some())
 }
 
 /// One kernel if neither the matrix nor the layer of the store is split, otherwise the composed form.
@@ -115,7 +135,8 @@ pub(crate) fn qkv_rope_store(b: &mut WgpuBackend, mut op: QkvRopeStore<'_, WgpuB
     let name = "qkv_rope_store";
     check_store(b, name, &op.kv.0, op.layer, &op.heads)?;
     let (layout, slabs) = (&op.w.0.layout, op.kv.0.layers[op.layer].len());
-    if slabs > 1 || layout.num_slabs() > 1 || layout.rows != op.heads.qkv_size() || layout.gate_up {
+    let whole = slabs <= 1 && layout.num_slabs() <= 1 && !layout.is_gate_up() && !is_ordered(&op.w.0);
+    if !whole || layout.rows != op.heads.qkv_size() {
         return composed::qkv_rope_store(b, op);
     }
     if !fuses_norm(b, op.rows, 9) {
@@ -127,7 +148,7 @@ pub(crate) fn qkv_rope_store(b: &mut WgpuBackend, mut op: QkvRopeStore<'_, WgpuB
     b.need(name, "slot_mapping", &inputs.slot_mapping.words, &[rows])?;
     let (store, slab) = (&kv.0, &kv.0.layers[layer][0]);
     let epilogue = Epilogue::Heads { qkv: &qkv.0, bias: &bias.0, inputs, heads, slab, store, layer };
-    product(b, name, Activations::new(x, norm.as_ref()), &w.0, rows, &epilogue)
+    product(b, name, Activations::new(x, norm.as_ref()), Rows::all(&w.0), rows, &epilogue)
 }
 
 /// Whether a product of `rows` rows of activations norms them itself, with a kernel of `arrays` storage buffers.
@@ -138,83 +159,125 @@ fn fuses_norm(b: &WgpuBackend, rows: usize, arrays: u32) -> bool {
     rows < TILE_FROM && arrays <= b.gpu.device.limits.max_storage_buffers_per_shader_stage
 }
 
-/// Queue `w x` for each slab of `w`, with `epilogue` applied to the sums.
+/// The rows of a matrix that a product multiplies.
+#[derive(Clone, Copy)]
+struct Rows<'a> {
+    w: &'a Matrix,
+    /// One of its segments; `None` for all of them.
+    segment: Option<usize>,
+}
+
+impl<'a> Rows<'a> {
+    fn all(w: &'a Matrix) -> Self {
+        Rows { w, segment: None }
+    }
+
+    fn segment(w: &'a Matrix, segment: usize) -> Self {
+        Rows { w, segment: Some(segment) }
+    }
+
+    /// How many there are, and the first.
+    fn count_and_first(self) -> (usize, usize) {
+        match self.segment.and_then(|segment| self.w.layout.segments.get(segment)) {
+            Some(segment) => (segment.rows.len(), segment.rows.start),
+            None => (self.w.layout.rows, 0),
+        }
+    }
+
+    fn segments(self) -> impl Iterator<Item = (&'a Segment, &'a StoredSegment)> {
+        let chosen = self.segment;
+        self.w.segments().enumerate().filter(move |(at, _)| chosen.is_none_or(|chosen| chosen == *at)).map(|(_, s)| s)
+    }
+}
+
+/// Queue `w x` for each slab of the rows, with `epilogue` applied to the sums.
 fn product(
     b: &mut WgpuBackend,
     op: &str,
     activations: Activations<'_>,
-    w: &Matrix,
+    matrix_rows: Rows<'_>,
     rows: usize,
     epilogue: &Epilogue<'_>,
 ) -> Result<()> {
-    let layout = &w.layout;
+    let layout = &matrix_rows.w.layout;
     let Activations { x, norm } = activations;
-    let (out, width) = epilogue.out(layout.rows);
+    let (out, (out_rows, first)) = (epilogue.out(), matrix_rows.count_and_first());
+    let width = if let Epilogue::Silu { .. } = epilogue { out_rows / 2 } else { out_rows };
     b.need(op, "x", x, &[rows, layout.cols])?;
     b.need(op, "out", out, &[rows, width])?;
     if let Some((weight, _)) = norm {
         b.need(op, "norm", weight, &[layout.cols])?;
     }
-    let kernel = ProductKernel::choose(b.precision, b.gpu.device.cooperative, layout.encoding, rows);
-    let shader = ProductShader {
-        kernel,
-        encoding: layout.encoding,
-        gate_up: layout.gate_up,
-        ragged: !layout.cols.is_multiple_of(8),
-        norm: norm.is_some(),
-        epilogue: epilogue.kind(),
-    };
-    let shader = shader.shader();
-    let (pairs_per_group, tokens_per_group) = kernel.tile();
-    let rounded = match kernel {
-        ProductKernel::Cooperative(_) => Some(f16_rows::round(b, op, x, layout, rows)?),
-        _ => None,
-    };
-    let (x, x_width) = match &rounded {
-        Some(rounded) => (&rounded.values, rounded.width),
-        None => (&x.array, layout.cols),
-    };
-    for piece in b.pieces(op, rows, &[x_width, width])? {
-        for (pairs, slab) in layout.slabs().zip(&w.slabs) {
-            let mut bindings =
-                vec![x.read(words(&piece, x_width)), slab.read_all(), out.array.write(words(&piece, width))];
-            let mut params =
-                vec![piece.len(), layout.cols, layout.chunks(), pairs.len(), pairs.start, layout.rows, piece.start];
-            match epilogue {
-                Epilogue::Write { bias: Some(bias), .. } => bindings.push(bias.array.read(0..layout.rows)),
-                Epilogue::Heads { bias, inputs, heads, slab, store, .. } => {
-                    let HeadLayout { num_attention_heads, num_key_value_heads, head_dim } = *heads;
-                    params.extend([num_attention_heads, num_key_value_heads, head_dim / 2, store.num_slots]);
-                    bindings.extend([
-                        bias.array.read(0..layout.rows),
-                        inputs.cos_sin.0.array.read(0..rows * head_dim),
-                        inputs.slot_mapping.words.array.read(0..rows),
-                        slab.keys.write_all(),
-                        slab.values.write_all(),
-                    ]);
+    for (segment, stored) in matrix_rows.segments() {
+        let kernel = ProductKernel::choose(b.precision, b.gpu.device.cooperative, segment.encoding, rows);
+        let shader = ProductShader {
+            kernel,
+            encoding: segment.encoding,
+            gate_up: segment.gate_up,
+            ordered: stored.column_order.is_some(),
+            ragged: !layout.cols.is_multiple_of(8),
+            norm: norm.is_some(),
+            epilogue: epilogue.kind(),
+        };
+        let shader = shader.shader();
+        let (pairs_per_group, tokens_per_group) = kernel.tile();
+        let column_order = stored.column_order.as_ref();
+        let rounded = match kernel {
+            ProductKernel::Cooperative(_) => Some(f16_rows::round(b, op, x, layout, column_order, rows)?),
+            _ => None,
+        };
+        let (x, x_width) = match &rounded {
+            Some(rounded) => (&rounded.values, rounded.width),
+            None => (&x.array, layout.cols),
+        };
+        let segment_first = segment.rows.start - first;
+        for piece in b.pieces(op, rows, &[x_width, width])? {
+            for (pairs, slab) in segment.slabs().zip(&stored.slabs) {
+                let mut bindings =
+                    vec![x.read(words(&piece, x_width)), slab.read_all(), out.array.write(words(&piece, width))];
+                let first_row = segment_first + segment.first_row(pairs.start);
+                let end_row = segment_first + segment.rows.len();
+                let mut params = vec![piece.len(), layout.cols, layout.chunks(), pairs.len(), first_row, end_row];
+                params.extend([out_rows, segment.row_bytes / 4, piece.start]);
+                match epilogue {
+                    Epilogue::Write { bias: Some(bias), .. } => bindings.push(bias.array.read(0..out_rows)),
+                    Epilogue::Heads { bias, inputs, heads, slab, store, .. } => {
+                        let HeadLayout { num_attention_heads, num_key_value_heads, head_dim } = *heads;
+                        params.extend([num_attention_heads, num_key_value_heads, head_dim / 2, store.num_slots]);
+                        bindings.extend([
+                            bias.array.read(0..out_rows),
+                            inputs.cos_sin.0.array.read(0..rows * head_dim),
+                            inputs.slot_mapping.words.array.read(0..rows),
+                            slab.keys.write_all(),
+                            slab.values.write_all(),
+                        ]);
+                    }
+                    _ => {}
                 }
-                _ => {}
+                let mut params = b.params(op, &params)?;
+                if let (Some(order), None) = (column_order, &rounded) {
+                    bindings.push(order.read_all());
+                }
+                if let Some((weight, eps)) = norm {
+                    bindings.push(weight.array.read(0..layout.cols));
+                    params.resize(LAST_PARAM, 0);
+                    params.push(eps.to_bits());
+                }
+                if let Some(rounded) = &rounded {
+                    bindings.push(rounded.scales.read(0..rows));
+                    params.resize(LAST_PARAM, 0);
+                    params.push(f16_rows::weight_exponent(segment.encoding, stored));
+                }
+                let groups = [pairs.len().div_ceil(pairs_per_group), piece.len().div_ceil(tokens_per_group), 1];
+                let slab_rows = 2 * pairs.len() as u64;
+                let cost = Cost {
+                    multiply_adds: (slab_rows * layout.cols as u64).saturating_mul(piece.len() as u64),
+                    weight_bytes: (slab_rows * segment.row_bytes as u64).saturating_mul(groups[1] as u64),
+                    ..Cost::default()
+                };
+                let grid = Grid::fixed(groups);
+                b.queue(KernelCall { op, shader: &shader, bindings: &bindings, params: &params, grid, cost })?;
             }
-            let mut params = b.params(op, &params)?;
-            if let Some((weight, eps)) = norm {
-                bindings.push(weight.array.read(0..layout.cols));
-                params.resize(LAST_PARAM, 0);
-                params.push(eps.to_bits());
-            }
-            if let Some(rounded) = &rounded {
-                bindings.push(rounded.scales.read(0..rows));
-                params.resize(LAST_PARAM, 0);
-                params.push(f16_rows::weight_exponent(w));
-            }
-            let groups = [pairs.len().div_ceil(pairs_per_group), piece.len().div_ceil(tokens_per_group), 1];
-            let slab_rows = 2 * pairs.len() as u64;
-            let cost = Cost {
-                multiply_adds: (slab_rows * layout.cols as u64).saturating_mul(piece.len() as u64),
-                weight_bytes: (slab_rows * layout.row_bytes() as u64).saturating_mul(groups[1] as u64),
-                ..Cost::default()
-            };
-            let grid = Grid::fixed(groups);
-            b.queue(KernelCall { op, shader: &shader, bindings: &bindings, params: &params, grid, cost })?;
         }
     }
     Ok(())

@@ -3,6 +3,8 @@
 use qwen_core::{Encoding, Precision};
 
 use crate::adapter::Cooperative;
+#[cfg(test)]
+use crate::formats;
 use crate::geometry::TILE_FROM;
 use crate::kv::KvTypes;
 use crate::shader::Shader;
@@ -71,6 +73,8 @@ pub(crate) enum EpilogueKind {
     Add,
     /// Writes `silu` of the first times the second.
     Silu,
+    /// Multiplies them by `silu` of the output.
+    Gated,
     /// Rotates queries and keys, and stores keys and values.
     Heads(KvTypes),
 }
@@ -93,6 +97,8 @@ pub(crate) struct ProductShader {
     pub(crate) encoding: Encoding,
     /// Whether gate and up rows are pairs.
     pub(crate) gate_up: bool,
+    /// Whether columns are stored in another order.
+    pub(crate) ordered: bool,
     /// Whether the number of columns is not a multiple of eight.
     pub(crate) ragged: bool,
     /// Whether activations are normed first.
@@ -102,22 +108,22 @@ pub(crate) struct ProductShader {
 
 impl ProductShader {
     pub(crate) fn shader(self) -> Shader {
-        let ProductShader { kernel, encoding, gate_up, ragged, norm, epilogue } = self;
-        let (shader, ragged) = match kernel {
+        let ProductShader { kernel, encoding, gate_up, ordered, ragged, norm, epilogue } = self;
+        let (shader, ordered, ragged) = match kernel {
             ProductKernel::Cooperative(cooperative) => {
                 let shader = cooperative_shader("matmul_cooperative", cooperative)
                     .constant("SCALES_BINDING", epilogue.free_binding());
-                // Its activations are padded.
-                (shader, false)
+                // Its activations are padded and in the order of the columns.
+                (shader, false, false)
             }
-            ProductKernel::Tiled => (Shader::new("matmul"), ragged),
+            ProductKernel::Tiled => (Shader::new("matmul"), ordered, ragged),
             ProductKernel::Matvec { tokens } => {
                 let shader = Shader::new("matvec")
                     .constant("LANES", LANES)
                     .constant("GROUPS", GROUPS)
                     .constant("PAIRS", kernel.pairs_per_lane())
                     .constant("TOKENS", tokens);
-                (shader, ragged)
+                (shader, ordered, ragged)
             }
         };
         let order = match epilogue {
@@ -130,7 +136,12 @@ impl ProductShader {
             EpilogueKind::Write { bias } => shader.flag("EPILOGUE_WRITE").flag_if(bias, "BIAS"),
             EpilogueKind::Add => shader.flag("EPILOGUE_ADD"),
             EpilogueKind::Silu => shader.flag("EPILOGUE_SILU"),
+            EpilogueKind::Gated => shader.flag("EPILOGUE_GATED"),
             EpilogueKind::Heads(types) => types.flags(shader.flag("EPILOGUE_HEADS")),
+        };
+        let shader = match ordered {
+            true => shader.flag("ORDERED").constant("ORDER_BINDING", epilogue.free_binding()),
+            false => shader,
         };
         match norm {
             true => shader.flag("NORM").constant("NORM_BINDING", epilogue.free_binding()),
@@ -146,15 +157,17 @@ impl ProductShader {
             EpilogueKind::Write { bias: true },
             EpilogueKind::Add,
             EpilogueKind::Silu,
+            EpilogueKind::Gated,
         ];
         let epilogues: Vec<EpilogueKind> = epilogues.into_iter().chain(KvTypes::ALL.map(EpilogueKind::Heads)).collect();
+        let plain = [Encoding::Bf16, Encoding::F16, Encoding::F32];
         let mut all = Vec::new();
         for &kernel in kernels {
-            for encoding in [Encoding::Bf16, Encoding::F16, Encoding::F32] {
+            for encoding in plain.into_iter().chain(formats::all()) {
                 for &epilogue in &epilogues {
-                    for bits in 0..8 {
-                        let [gate_up, ragged, norm] = [1, 2, 4].map(|bit| bits & bit != 0);
-                        all.push(ProductShader { kernel, encoding, gate_up, ragged, norm, epilogue });
+                    for bits in 0..16 {
+                        let [gate_up, ordered, ragged, norm] = [1, 2, 4, 8].map(|bit| bits & bit != 0);
+                        all.push(ProductShader { kernel, encoding, gate_up, ordered, ragged, norm, epilogue });
                     }
                 }
             }
@@ -169,10 +182,14 @@ impl ProductShader {
         let cooperative = matches!(self.kernel, ProductKernel::Cooperative(_));
         let orders = match self.epilogue {
             EpilogueKind::Silu => self.gate_up,
-            EpilogueKind::Heads(_) => !self.gate_up,
+            EpilogueKind::Heads(_) if self.ordered => false,
+            EpilogueKind::Heads(_) | EpilogueKind::Gated => !self.gate_up,
             _ => true,
         };
+        let is_block = formats::Format::of(self.encoding).is_some();
+        let is_group = matches!(self.encoding, Encoding::Group(_));
+        let columns = !(self.ragged && is_block) && (!self.ordered || is_group && !self.norm && !cooperative);
         let norms = !self.norm || few && matches!(self.epilogue, EpilogueKind::Silu | EpilogueKind::Heads(_));
-        orders && norms && !(cooperative && (self.ragged || self.encoding == Encoding::F32))
+        orders && norms && columns && !(cooperative && (self.ragged || self.encoding == Encoding::F32))
     }
 }

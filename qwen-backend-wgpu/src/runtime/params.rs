@@ -10,7 +10,7 @@ use qwen_core::Result;
 use crate::runtime::device::Device;
 
 /// Words of a kernel's parameters.
-pub(crate) const WORDS: usize = 12;
+pub(crate) const WORDS: usize = 16;
 /// Bytes of the slots of recorded steps.
 const KEPT: u64 = 384 << 10;
 /// Bytes of the slots of all other kernels.

@@ -15,8 +15,27 @@ fn activations(token: u32, chunk: u32) -> Eight {
     );
 }
 //#else
+//#if ORDERED
+// Columns of the matrix are stored in another order.
+@group(0) @binding(ORDER_BINDING) var<storage, read> column_order: array<vec4<u32>>;
+
+fn activation(token: u32, column: u32) -> f32 {
+    let at = token * params.cols + column;
+    return x[at / 4u][at % 4u];
+}
+
+fn activations(token: u32, chunk: u32) -> Eight {
+    let a = column_order[2u * chunk];
+    let b = column_order[2u * chunk + 1u];
+    return Eight(
+        vec4(activation(token, a.x), activation(token, a.y), activation(token, a.z), activation(token, a.w)),
+        vec4(activation(token, b.x), activation(token, b.y), activation(token, b.z), activation(token, b.w)),
+    );
+}
+//#else
 fn activations(token: u32, chunk: u32) -> Eight {
     let at = 2u * (token * params.chunks + chunk);
     return Eight(x[at], x[at + 1u]);
 }
+//#endif
 //#endif

@@ -9,11 +9,14 @@ struct Params {
     // Columns, and eights of them.
     cols: u32,
     chunks: u32,
-    // Pairs in this slab, and before it.
+    // Pairs in this slab. The first row of its first pair, and the end of the rows in its encoding, as rows of the output.
     pairs: u32,
-    first_pair: u32,
-    // Rows of the whole matrix.
+    first_row: u32,
+    end_row: u32,
+    // Values of a row of the output; twice as many if pairs are gate and up.
     rows: u32,
+    // Words of a row of the matrix, if it consists of blocks.
+    row_words: u32,
     // Tokens before this piece of the batch.
     first_token: u32,
     num_attention_heads: u32,
@@ -57,7 +60,7 @@ fn local_rows(pair: u32) -> vec2<u32> {
 }
 
 fn logical_rows(pair: u32) -> vec2<u32> {
-    return 2u * (params.first_pair + pair) + vec2(0u, 1u);
+    return params.first_row + 2u * pair + vec2(0u, 1u);
 }
 //#endif
 //#if ORDER_GATE_UP
@@ -66,7 +69,7 @@ fn local_rows(pair: u32) -> vec2<u32> {
 }
 
 fn logical_rows(pair: u32) -> vec2<u32> {
-    return params.first_pair + pair + vec2(0u, params.rows / 2u);
+    return params.first_row + pair + vec2(0u, params.rows / 2u);
 }
 //#endif
 //#if ORDER_HEADS
@@ -99,8 +102,8 @@ fn emit(token: u32, pair: u32, sums: vec2<f32>) {
     //#endif
     let at = token * params.rows;
     out[at + rows.x] = value.x;
-    // With an odd number of rows, the last pair is half empty.
-    if rows.y < params.rows {
+    // With an odd number of rows in an encoding, the last pair is half empty.
+    if rows.y < params.end_row {
         out[at + rows.y] = value.y;
     }
 }
@@ -111,7 +114,7 @@ fn emit(token: u32, pair: u32, sums: vec2<f32>) {
     let rows = logical_rows(pair);
     let at = token * params.rows;
     out[at + rows.x] += sums.x;
-    if rows.y < params.rows {
+    if rows.y < params.end_row {
         out[at + rows.y] += sums.y;
     }
 }
@@ -121,7 +124,21 @@ fn emit(token: u32, pair: u32, sums: vec2<f32>) {
 //#include math
 
 fn emit(token: u32, pair: u32, sums: vec2<f32>) {
-    out[token * (params.rows / 2u) + params.first_pair + pair] = silu(sums.x) * sums.y;
+    out[token * (params.rows / 2u) + params.first_row + pair] = silu(sums.x) * sums.y;
+}
+//#endif
+
+//#if EPILOGUE_GATED
+//#include math
+
+// The rows are those of up, and the output holds the products with gate.
+fn emit(token: u32, pair: u32, sums: vec2<f32>) {
+    let rows = logical_rows(pair);
+    let at = token * params.rows;
+    out[at + rows.x] = silu(out[at + rows.x]) * sums.x;
+    if rows.y < params.end_row {
+        out[at + rows.y] = silu(out[at + rows.y]) * sums.y;
+    }
 }
 //#endif
 

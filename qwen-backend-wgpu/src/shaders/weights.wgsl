@@ -29,3 +29,7 @@ fn weights(row: u32, chunk: u32) -> Eight {
     return Eight(bitcast<vec4<f32>>(w[at]), bitcast<vec4<f32>>(w[at + 1u]));
 }
 //#endif
+//#if BLOCKS
+//#include blocks
+//#include FORMAT
+//#endif

@@ -7,7 +7,10 @@ use std::sync::OnceLock;
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
 use naga::{AddressSpace, Block, Expression, Function, Handle, Module, Statement, TypeInner};
 
+use qwen_core::Encoding;
+
 use crate::adapter::Cooperative;
+use crate::formats;
 use crate::kv::KvTypes;
 use crate::ops::attention::{merge_shader, shader as attention_shader};
 use crate::ops::product::{ProductKernel, ProductShader, cooperative_shader};
@@ -20,7 +23,10 @@ pub(crate) fn variants() -> Vec<Shader> {
         .map(Shader::new)
         .collect();
     all.extend(["ceiling_copy", "ceiling_multiply", "ceiling_read"].map(Shader::new));
-    all.extend(["BF16", "F16", "F32"].map(|encoding| Shader::new("embed").flag(encoding)));
+    let encodings = [Encoding::Bf16, Encoding::F16, Encoding::F32].into_iter().chain(formats::all());
+    all.extend(encodings.clone().map(|encoding| Shader::new("embed").encoding(encoding)));
+    let groups = encodings.filter(|encoding| matches!(encoding, Encoding::Group(_)));
+    all.extend(groups.map(|encoding| Shader::new("embed").encoding(encoding).flag("ORDERED")));
     // Heads are multiples of eight channels up to 256.
     let half_dims = || (4..=128).step_by(4);
     all.extend(half_dims().map(merge_shader));
@@ -42,6 +48,7 @@ pub(crate) fn cooperative_variants() -> Vec<Shader> {
     let mut all: Vec<Shader> = products.into_iter().map(ProductShader::shader).collect();
     all.extend(offered.map(|cooperative| cooperative_shader("ceiling_cooperative", cooperative)));
     all.extend([true, false].map(|ragged| Shader::new("f16_rows").flag_if(ragged, "RAGGED")));
+    all.push(Shader::new("f16_rows").flag("ORDERED").constant("ORDER_BINDING", 4));
     all
 }
 
