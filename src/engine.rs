@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use qwen_core::engine::sampling::Constraint;
 use qwen_core::engine::{EngineCore, EngineStats, Intake, Pooling};
 use qwen_core::model::plan::Plan;
 use qwen_core::model::runner::Runner;
@@ -14,13 +15,20 @@ use qwen_tokenizer::Tokenizer;
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::fingerprint;
+use crate::grammar::Grammar;
 use crate::options::EngineOptions;
 use crate::sentence_transformers::EmbedDefaults;
+#[cfg(feature = "structure")]
+use crate::structure::Structure;
 use crate::words::Breakers;
 use crate::worker::Worker;
 
 /// How long a running answer waits at most for a part of another request's prompt.
 const MAX_STEP_TIME: Duration = Duration::from_millis(200);
+
+/// Threads that compute the masks of grammars while the device computes logits.
+#[cfg(feature = "structure")]
+const MASK_THREADS: usize = 4;
 
 /// A loaded model. Cheap to clone; all clones share one model and may be used from any thread.
 ///
@@ -45,6 +53,8 @@ struct Inner {
     fingerprint: OnceLock<String>,
     parts: EngineParts,
     breakers: Breakers,
+    #[cfg(feature = "structure")]
+    structure: Structure,
 }
 
 /// Why a model has no tokenizer.
@@ -109,7 +119,16 @@ impl Engine {
         }
         let worker = if options.is_manual { Worker::manual(core, intake)? } else { Worker::start(core, intake)? };
         let (worker, fingerprint, breakers) = (Arc::new(worker), OnceLock::new(), Breakers::default());
-        Ok(Engine { inner: Arc::new(Inner { worker, fingerprint, parts, breakers }) })
+        Ok(Engine {
+            inner: Arc::new(Inner {
+                worker,
+                fingerprint,
+                parts,
+                breakers,
+                #[cfg(feature = "structure")]
+                structure: Structure::default(),
+            }),
+        })
     }
 
     pub(crate) fn worker(&self) -> &Arc<Worker> {
@@ -119,6 +138,23 @@ impl Engine {
     /// What is known of texts that repetitions do not reach over.
     pub(crate) fn breakers(&self) -> &Breakers {
         &self.inner.breakers
+    }
+
+    /// What a grammar allows in answers that end with one of these tokens.
+    ///
+    /// # Errors
+    /// What is wrong with it, and without the feature.
+    #[cfg(feature = "structure")]
+    pub(crate) fn constraint(&self, grammar: &Grammar, stop_token_ids: &[u32]) -> Result<Arc<dyn Constraint>> {
+        // A host that steps the engine itself wants no threads.
+        let threads = if self.worker().is_manual() { 0 } else { MASK_THREADS };
+        self.inner.structure.constraint(grammar, stop_token_ids, self.tokenizer()?, threads)
+    }
+
+    #[cfg(not(feature = "structure"))]
+    pub(crate) fn constraint(&self, _: &Grammar, _: &[u32]) -> Result<Arc<dyn Constraint>> {
+        let reason = "this build has no grammars: compile with the feature `structure`";
+        Err(qwen_core::Error::unsupported("`grammar`", reason).into())
     }
 
     /// The most tokens that a prompt may have: one position is left for the answer.

@@ -29,6 +29,17 @@ pub enum Error {
     /// An error of tokenizers, templates and messages.
     #[error(transparent)]
     Text(#[from] qwen_tokenizer::Error),
+    /// An answer that had to be a value of a type ended before it was one, or could not be read as one: see
+    /// `Engine::generate_as`.
+    #[error("the answer is no value of the type: {reason}")]
+    Unfinished {
+        /// The answer as far as it came. The error's own text has nothing of it.
+        text: String,
+        /// Why.
+        reason: String,
+        /// [`ErrorKind::Unfinished`], or that of the error that ended the answer.
+        kind: ErrorKind,
+    },
     /// An error of the hub, of its cache, or of the way there.
     #[cfg(feature = "hub")]
     #[error(transparent)]
@@ -52,6 +63,7 @@ impl Error {
         use qwen_tokenizer::Error as Text;
         match self {
             Error::Model(error) => error.kind(),
+            Error::Unfinished { kind, .. } => *kind,
             #[cfg(feature = "hub")]
             Error::Hub(error) => error.kind(),
             Error::Text(error) => match error {

@@ -66,6 +66,7 @@ mod fingerprint;
 #[cfg(feature = "stream")]
 mod futures;
 mod generate;
+mod grammar;
 #[cfg(feature = "hub")]
 pub mod hub;
 mod load;
@@ -86,6 +87,11 @@ mod stats;
 mod stop;
 mod stop_strings;
 mod stream;
+#[cfg(feature = "structure")]
+mod structure;
+#[cfg(feature = "structure")]
+mod structured;
+mod tool_choice;
 mod toolbox;
 mod vocabulary;
 mod words;
@@ -104,6 +110,7 @@ pub use fill::Fill;
 #[cfg(feature = "stream")]
 pub use futures::AnswerStream;
 pub use generate::{Dry, GenerateOptions};
+pub use grammar::{Grammar, Whitespace};
 pub use logits::LogitsRows;
 pub use options::EngineOptions;
 pub use perplexity::{Perplexity, PerplexityOptions};
@@ -133,6 +140,7 @@ pub use qwen_tokenizer::{FunctionCall, Message, Role, Tokenizer, Tool, ToolCall,
 pub use score::{LabelScore, Score};
 pub use stats::{PromptProgress, Stats};
 pub use stream::{StoppedBy, TextStream, TokenStream};
+pub use tool_choice::ToolChoice;
 pub use toolbox::Toolbox;
 pub use vocabulary::load_tokenizer;
 
@@ -140,8 +148,8 @@ pub use vocabulary::load_tokenizer;
 pub use qwen_core as core;
 /// The layer of texts: what programs rarely need of it.
 pub use qwen_tokenizer as tokenizer;
-/// The crate that derives the schemas of [`Toolbox::function`].
-#[cfg(feature = "tools")]
+/// The crate that derives the schemas of `Toolbox::function` and `Engine::generate_as`.
+#[cfg(any(feature = "tools", feature = "structure"))]
 pub use schemars;
 
 // Clones of one engine are used from many threads, and streams are moved between threads.

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use crate::chat::Chat;
 use crate::error::Result;
+use crate::tool_choice::ToolChoice;
 
 /// Functions that a model may call.
 ///
@@ -209,23 +210,31 @@ impl Chat {
     /// call. All of it joins the conversation.
     ///
     /// The model is offered these tools, in place of earlier ones. After [`Toolbox::max_rounds`] rounds the last message
-    /// is returned with its [`tool_calls`](Message::tool_calls), which were not run.
+    /// is returned with its [`tool_calls`](Message::tool_calls), which were not run. Its [`Chat::tool_choice`] is about the
+    /// first answer: those to results are as the model likes.
     ///
     /// # Errors
     /// As [`Chat::send`] and [`Reply::text`](crate::Reply::text). Errors of tools are messages to the model.
     pub fn send_with_tools(&mut self, text: impl Into<String>, tools: &Toolbox) -> Result<Message> {
         self.set_tools(tools.definitions());
         let mut message = self.send(text)?.message()?;
-        for _ in 0..tools.max_rounds {
-            if message.tool_calls.is_empty() {
-                break;
+        // What had to be called is called: it would never answer otherwise.
+        let choice = self.set_tool_choice(ToolChoice::Auto);
+        let mut go_on = || {
+            for _ in 0..tools.max_rounds {
+                if message.tool_calls.is_empty() {
+                    break;
+                }
+                for result in tools.run_all(&message.tool_calls) {
+                    self.push(result)?;
+                }
+                message = self.reply()?.message()?;
             }
-            for result in tools.run_all(&message.tool_calls) {
-                self.push(result)?;
-            }
-            message = self.reply()?.message()?;
-        }
-        Ok(message)
+            Ok(())
+        };
+        let outcome = go_on();
+        self.set_tool_choice(choice);
+        outcome.map(|()| message)
     }
 }
 

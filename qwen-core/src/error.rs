@@ -219,6 +219,13 @@ pub enum Error {
         /// Its bound and the given value.
         reason: String,
     },
+    /// What the answer has to be cannot be kept: the grammar or schema is refused, or became too complex on the way. The
+    /// text has nothing of the answer.
+    #[error("the grammar: {reason}")]
+    Grammar {
+        /// What is wrong with it, by place where there is one.
+        reason: String,
+    },
     /// A device refused or failed an operation.
     #[error("{device}: {op}: {reason}")]
     Device {

@@ -15,6 +15,7 @@ use qwen_tokenizer::{CallForms, ChatInput, EncodedChat, Message, Role, Tokenizer
 use crate::engine::Engine;
 use crate::error::Result;
 use crate::generate::GenerateOptions;
+use crate::tool_choice::ToolChoice;
 pub use deltas::Deltas;
 use history::{History, Turn};
 use reply::Otherwise;
@@ -37,8 +38,9 @@ impl Engine {
     /// vocabulary.
     pub fn resume(&self, mut state: ChatState) -> Result<Chat> {
         let (history, chat) = (state.history(self)?, Chat::new(self.clone()));
-        let ChatState { tools, call_forms, options, trust_contents, .. } = state;
-        Ok(Chat { history: Arc::new(Mutex::new(history)), tools, call_forms, options, trust_contents, ..chat })
+        let ChatState { tools, call_forms, tool_choice, parallel_calls, options, trust_contents, .. } = state;
+        let history = Arc::new(Mutex::new(history));
+        Ok(Chat { history, tools, call_forms, tool_choice, parallel_calls, options, trust_contents, ..chat })
     }
 }
 
@@ -59,6 +61,8 @@ pub struct Chat {
     history: Arc<Mutex<History>>,
     tools: Vec<Tool>,
     call_forms: CallForms,
+    tool_choice: ToolChoice,
+    parallel_calls: bool,
     options: GenerateOptions,
     trust_contents: bool,
     /// Who computed the K/V that it was restored with, if not this engine.
@@ -72,6 +76,8 @@ impl Chat {
             history: Arc::default(),
             tools: Vec::new(),
             call_forms: CallForms::default(),
+            tool_choice: ToolChoice::default(),
+            parallel_calls: true,
             options: GenerateOptions::new(),
             trust_contents: false,
             origin: None,
@@ -121,6 +127,30 @@ impl Chat {
     pub fn call_forms(mut self, forms: CallForms) -> Self {
         self.call_forms = forms;
         self
+    }
+
+    /// Whether answers call [tools](Chat::tools). Default: as the model likes.
+    ///
+    /// With [`ToolChoice::Required`] and [`ToolChoice::Function`] the tokens of an answer are chosen by the schemas of the
+    /// tools, so that it is a call with arguments that fit, or several; that needs the feature `structure`.
+    pub fn tool_choice(mut self, choice: ToolChoice) -> Self {
+        self.tool_choice = choice;
+        self
+    }
+
+    pub(crate) fn set_tool_choice(&mut self, choice: ToolChoice) -> ToolChoice {
+        std::mem::replace(&mut self.tool_choice, choice)
+    }
+
+    /// Whether an answer that [has to call](Chat::tool_choice) tools may have several calls. It may by default.
+    pub fn parallel_calls(mut self, several: bool) -> Self {
+        self.parallel_calls = several;
+        self
+    }
+
+    #[cfg(feature = "structure")]
+    pub(crate) fn answer_options(&self) -> &GenerateOptions {
+        &self.options
     }
 
     /// How answers are generated.
@@ -261,10 +291,10 @@ impl Chat {
     /// ```
     pub fn fork(&self) -> Chat {
         let history = self.with(|history| History { replying: false, ..history.clone() });
-        let (tools, call_forms, options) = (self.tools.clone(), self.call_forms, self.options.clone());
-        let (engine, trust_contents) = (self.engine.clone(), self.trust_contents);
-        let (origin, history) = (self.origin.clone(), Arc::new(Mutex::new(history)));
-        Chat { engine, history, tools, call_forms, options, trust_contents, origin }
+        let (engine, history) = (self.engine.clone(), Arc::new(Mutex::new(history)));
+        let (tools, tool_choice) = (self.tools.clone(), self.tool_choice.clone());
+        let (options, origin) = (self.options.clone(), self.origin.clone());
+        Chat { engine, history, tools, tool_choice, options, origin, ..*self }
     }
 
     /// The conversation as data: to save it, and to go on with it later ([`Engine::resume`]).
@@ -337,14 +367,23 @@ impl Chat {
         let tokenizer = self.engine.tokenizer()?;
         let prompt = self.prompt(tokenizer)?;
         self.with(|history| history.check_idle())?;
-        let stream = self.engine.generate_text(prompt.ids.clone(), &self.salted(options))?;
+        let parser = tokenizer.answer_parser(&prompt.ids).forms(self.call_forms);
+        let mut options = self.salted(options).into_owned();
+        if let Some(calls) = self.tool_choice.grammar(&self.tools, self.parallel_calls)? {
+            if options.grammar.is_some() {
+                let reason =
+                    "the answer has to be a call of a tool, and the options have a grammar: leave one of them out";
+                return Err(qwen_core::Error::argument("tool_choice", reason).into());
+            }
+            options.grammar = Some(calls.after_thought(parser.is_in_thought()));
+        }
+        let stream = self.engine.generate_text(prompt.ids.clone(), &options)?;
         let edition = self.with(|history| {
             history.replying = true;
             history.edition
         });
         let history = Some(self.history.clone());
-        let parser = tokenizer.answer_parser(&prompt.ids).forms(self.call_forms);
-        let parser = if self.tools.is_empty() { parser.without_calls() } else { parser };
+        let parser = if self.offered_tools().is_empty() { parser.without_calls() } else { parser };
         Ok(Reply {
             stream,
             text: String::new(),
@@ -357,6 +396,11 @@ impl Chat {
         })
     }
 
+    /// The tools that the model is told of.
+    fn offered_tools(&self) -> &[Tool] {
+        if self.tool_choice == ToolChoice::None { &[] } else { &self.tools }
+    }
+
     /// The prompt of the turns so far. It begins with the ids of the last one and its answer, unless the template rewrites
     /// what they stand for.
     fn prompt(&self, tokenizer: &Tokenizer) -> Result<EncodedChat> {
@@ -365,7 +409,7 @@ impl Chat {
         let room = self.engine.prompt_room();
         let encode = |messages: &[Message]| {
             let input = ChatInput::new(messages)
-                .tools(&self.tools)
+                .tools(self.offered_tools())
                 .add_generation_prompt(true)
                 .trust_contents(self.trust_contents);
             match &before {

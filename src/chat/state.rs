@@ -15,6 +15,7 @@ use crate::engine::Engine;
 use crate::error::Result;
 use crate::events::info;
 use crate::generate::GenerateOptions;
+use crate::tool_choice::ToolChoice;
 
 /// A conversation as data: made by [`Chat::state`](crate::Chat::state), resumed by [`Engine::resume`].
 ///
@@ -36,6 +37,10 @@ pub struct ChatState {
     pub(super) tools: Vec<Tool>,
     #[serde(default, skip_serializing_if = "are_blocks")]
     pub(super) call_forms: CallForms,
+    #[serde(default, skip_serializing_if = "is_auto")]
+    pub(super) tool_choice: ToolChoice,
+    #[serde(default = "may_be_several", skip_serializing_if = "are_several")]
+    pub(super) parallel_calls: bool,
     #[serde(default)]
     pub(super) options: GenerateOptions,
     #[serde(default)]
@@ -46,6 +51,19 @@ pub struct ChatState {
 
 fn are_blocks(forms: &CallForms) -> bool {
     *forms == CallForms::BLOCKS
+}
+
+fn is_auto(choice: &ToolChoice) -> bool {
+    *choice == ToolChoice::Auto
+}
+
+const fn may_be_several() -> bool {
+    true
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
+const fn are_several(parallel: &bool) -> bool {
+    *parallel
 }
 
 /// What the model read and wrote.
@@ -84,7 +102,7 @@ impl<'de> Deserialize<'de> for Version {
 
 impl ChatState {
     pub(super) fn new(history: &History, chat: &Chat) -> Self {
-        let Chat { engine, tools, call_forms, options, trust_contents, .. } = chat;
+        let Chat { engine, tools, call_forms, tool_choice, parallel_calls, options, trust_contents, .. } = chat;
         let (text, ids, borders) = history.known.parts();
         let written = history.turns.iter().enumerate().filter_map(|(at, turn)| Some((at, turn.written.clone()?)));
         let encoded = engine.fingerprint().filter(|_| !ids.is_empty()).map(|vocabulary| Encoded {
@@ -99,6 +117,8 @@ impl ChatState {
             written: written.collect(),
             tools: tools.clone(),
             call_forms: *call_forms,
+            tool_choice: tool_choice.clone(),
+            parallel_calls: *parallel_calls,
             options: options.clone(),
             trust_contents: *trust_contents,
             encoded,

@@ -8,6 +8,8 @@ use qwen_core::engine::Speculation;
 use qwen_core::engine::sampling::{LogitsProcessor, Mirostat, Preset, Processors, Stage};
 use serde::{Deserialize, Deserializer, Serialize};
 
+use crate::grammar::Grammar;
+
 /// DRY: penalties on the repetition of whole sequences. See
 /// [`core::engine::sampling::Dry`](qwen_core::engine::sampling::Dry) for its formula; here the breakers are texts.
 ///
@@ -171,6 +173,8 @@ pub struct GenerateOptions {
     pub stop: Vec<String>,
     /// Continue after the checkpoint's stop tokens.
     pub ignore_eos: bool,
+    /// What the answer has to be: see [`Grammar`].
+    pub grammar: Option<Grammar>,
     /// Give the log-probabilities of each token and of this many of the most likely ones, at most 100, as the model gives
     /// them: before penalties, cuts and the temperature. See [`TokenStream::logprobs`](crate::TokenStream::logprobs).
     pub logprobs: Option<usize>,
@@ -262,6 +266,7 @@ impl GenerateOptions {
         some seed: u64;
         into stop_token_ids: Vec<u32>;
         plain ignore_eos: bool;
+        some grammar: Grammar;
         some logprobs: usize;
         plain speculation: Speculation;
         into cache_salt: String;

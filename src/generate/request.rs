@@ -79,7 +79,11 @@ impl GenerateOptions {
         let sampling = self.sampling(engine)?;
         let seed = (!sampling.is_greedy()).then_some(sampling.seed);
         let max_new_tokens = max_new_tokens(self.max_new_tokens, prompt.len(), engine.generation_config())?;
-        let params = GenerateParams::new().max_new_tokens(max_new_tokens).stop_token_ids(stop_token_ids);
+        let mut params = GenerateParams::new();
+        if let Some(grammar) = &self.grammar {
+            params = params.constraint(engine.constraint(grammar, &stop_token_ids)?);
+        }
+        let params = params.max_new_tokens(max_new_tokens).stop_token_ids(stop_token_ids);
         let request =
             Request::generate(prompt, params.sampling(sampling).logprobs(self.logprobs).speculation(self.speculation));
         let request = request.cache_salt(self.cache_salt.as_str()).user(self.user.as_str()).priority(self.priority);

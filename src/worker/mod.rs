@@ -81,6 +81,12 @@ impl Worker {
         Ok(Worker { intake, limits, process: std::process::id(), submissions, stepper: stepper(driver)? })
     }
 
+    /// Whether a host steps the engine.
+    #[cfg(feature = "structure")]
+    pub(crate) fn is_manual(&self) -> bool {
+        matches!(self.stepper, Stepper::Host(_))
+    }
+
     /// Send a request to the engine. Its events go to the receiver, up to a stop string that `watch` finds.
     ///
     /// # Errors

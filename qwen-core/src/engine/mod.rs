@@ -179,6 +179,7 @@ impl EngineCore {
             events.drain(..).for_each(|(id, event)| report(id, event));
             return false;
         }
+        scheduler.prepare_masks();
         let members: Vec<_> = scheduler.members().collect();
         let (outcome, interrupted) = intake.during_step(members.into_iter(), |interrupt| {
             scheduler.copy_blocks(|copies| runner.copy_blocks(copies))?;

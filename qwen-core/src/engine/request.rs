@@ -11,7 +11,7 @@ use super::speculation::Speculation;
 use crate::backend::Limits;
 use crate::engine::logprobs::LogprobsParams;
 use crate::engine::pooling::Pooling;
-use crate::engine::sampling::SamplingParams;
+use crate::engine::sampling::{Constraint, SamplingParams, SharedConstraint};
 use crate::error::{Error, Result};
 use crate::model::rope::stage_reaching;
 
@@ -112,6 +112,8 @@ pub struct GenerateParams {
     pub logprobs: Option<usize>,
     /// Whether the next tokens are guessed and checked several at a time.
     pub speculation: Speculation,
+    /// What the answer may be. Default anything.
+    pub constraint: Option<SharedConstraint>,
 }
 
 impl GenerateParams {
@@ -144,6 +146,12 @@ impl GenerateParams {
     /// See [`GenerateParams::speculation`].
     pub fn speculation(mut self, speculation: Speculation) -> Self {
         self.speculation = speculation;
+        self
+    }
+
+    /// See [`GenerateParams::constraint`].
+    pub fn constraint(mut self, constraint: Arc<dyn Constraint>) -> Self {
+        self.constraint = Some(SharedConstraint(constraint));
         self
     }
 

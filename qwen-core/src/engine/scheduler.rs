@@ -50,6 +50,8 @@ pub(super) enum Verdict {
     Tokens(Vec<(u32, Option<Logprobs>)>),
     /// This many of its rows are used; they gave these events.
     Rows(usize, Vec<Event>),
+    /// Its constraint does not know yet what may follow: its last token is computed again.
+    Late,
     /// It cannot go on.
     Failed(Error),
 }
@@ -361,6 +363,11 @@ impl Scheduler {
         Ok(())
     }
 
+    /// Begin to compute what the constraints of the step's sequences need.
+    pub(super) fn prepare_masks(&self) {
+        self.scheduled.iter().for_each(|part| self.running[part.index].prepare(part.num_tokens));
+    }
+
     /// Allocate the blocks of the step, and fill `batch` for it.
     pub(super) fn fill(&mut self, batch: &mut Batch) -> Result<()> {
         batch.clear();
@@ -399,6 +406,7 @@ impl Scheduler {
             sequence.num_computed_tokens += match &verdict {
                 // K/V of guesses that were wrong does not count.
                 Verdict::Tokens(tokens) if part.num_tokens > sequence.num_pending_tokens() => tokens.len(),
+                Verdict::Late => sequence.num_pending_tokens() - 1,
                 _ => part.num_tokens,
             };
             sequence.last_step = self.step;
@@ -413,6 +421,7 @@ impl Scheduler {
             }
             match verdict {
                 Verdict::Prompt => {}
+                Verdict::Late => sequence.draft.clear(),
                 Verdict::Failed(error) => {
                     ends.push((part.index, Event::Failed(error)));
                     continue;

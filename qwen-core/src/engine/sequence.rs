@@ -100,8 +100,11 @@ impl Sequence {
             Goal::Generate(GenerateParams { max_new_tokens: Some(0), .. }) => {
                 Task::Score { rows: Rows::None, num_scored: prompt.len() }
             }
-            Goal::Generate(GenerateParams { stop_token_ids, sampling, logprobs, speculation, .. }) => {
-                let sampler = Sampler::new(sampling, &prompt)?.stop_token_ids(&stop_token_ids);
+            Goal::Generate(GenerateParams { stop_token_ids, sampling, logprobs, speculation, constraint, .. }) => {
+                let mut sampler = Sampler::new(sampling, &prompt)?.stop_token_ids(&stop_token_ids);
+                if let Some(constraint) = constraint {
+                    sampler = sampler.constrained(constraint.0.start());
+                }
                 let guesser = speculation.into();
                 Task::Generate { stop_token_ids, sampler, logprobs, guesser, window }
             }
@@ -257,7 +260,8 @@ impl Sequence {
         self.max_len.saturating_sub(self.tokens.len() + 1).min(room)
     }
 
-    /// Guess the tokens after the known ones. What a draft model guessed is there.
+    /// Guess the tokens after the known ones: those that a constraint forces, or what a guesser has. What a draft model
+    /// guessed is there.
     pub(super) fn guess(&mut self, num_seqs: usize, times: &StepTimes) {
         let at_most = self.num_guesses();
         match &mut self.task {
@@ -267,6 +271,18 @@ impl Sequence {
                 self.draft.extend_from_slice(drafter.draft(&self.tokens, at_most, num_seqs, times));
             }
             _ => self.draft.clear(),
+        }
+        if let Task::Generate { sampler, .. } = &self.task {
+            sampler.guide(&self.tokens, &mut self.draft, at_most);
+        }
+    }
+
+    /// Begin to compute what a constraint needs for the tokens that a step gives, whose next `num_tokens` tokens it has.
+    pub(super) fn prepare(&self, num_tokens: usize) {
+        if let Task::Generate { sampler, .. } = &self.task
+            && let Some(guesses) = num_tokens.checked_sub(self.num_pending_tokens())
+        {
+            sampler.prepare(&self.tokens, self.draft.get(..guesses).unwrap_or_default());
         }
     }
 

@@ -1,5 +1,7 @@
 //! From the rows of a step's output to the result for each sequence. Damage in a row ends only its own sequence.
 
+use std::time::{Duration, Instant};
+
 use super::Event;
 use super::draws::Drawer;
 use super::sampling::{Logprobs, SampleError, Workspace, logprobs};
@@ -8,6 +10,9 @@ use super::sequence::{Rows as Uses, Sequence, Task};
 use crate::backend::Limits;
 use crate::error::{Error, Result};
 use crate::model::batch::{Damage, StepOutput, WantLogits};
+
+/// How long a step waits for the masks of constraints. A sequence whose mask is later than that has no token of the step.
+const MASK_WAIT: Duration = Duration::from_millis(20);
 
 /// The verdict on each scheduled sequence, in order.
 ///
@@ -35,8 +40,10 @@ pub(super) fn verdicts(
     };
     let drawn: Vec<usize> = parts.iter().map(|(part, _)| num_drawn(part)).collect();
     let jobs: Vec<_> = parts.iter_mut().map(|(part, sequence)| (rest.split(*part), *part, &mut **sequence)).collect();
-    let results =
-        drawer.run(&drawn, jobs, |(mut rows, part, sequence), workspace| verdict(sequence, part, &mut rows, workspace));
+    let until = Instant::now() + MASK_WAIT;
+    let results = drawer.run(&drawn, jobs, |(mut rows, part, sequence), workspace| {
+        verdict(sequence, part, &mut rows, until, workspace)
+    });
     let verdicts = results.into_iter().zip(&parts).enumerate().map(|(seq, (verdict, (_, sequence)))| {
         Ok(verdict?.unwrap_or_else(|| Verdict::Failed(error_of(damage, seq, sequence))))
     });
@@ -48,6 +55,7 @@ fn verdict(
     sequence: &mut Sequence,
     part: Scheduled,
     rows: &mut Rows<'_>,
+    until: Instant,
     workspace: &mut Workspace,
 ) -> Result<Option<Verdict>> {
     match (&mut sequence.task, part.logits) {
@@ -80,7 +88,7 @@ fn verdict(
             Ok(is_sound.then_some(Verdict::Rows(count, events)))
         }
         (Task::Score { .. }, _) => Err(failed("a scored sequence wants other rows".into())),
-        (Task::Generate { .. }, _) => answer(sequence, part, rows, workspace),
+        (Task::Generate { .. }, _) => answer(sequence, part, rows, until, workspace),
     }
 }
 
@@ -90,6 +98,7 @@ fn answer(
     sequence: &mut Sequence,
     part: Scheduled,
     rows: &mut Rows<'_>,
+    until: Instant,
     workspace: &mut Workspace,
 ) -> Result<Option<Verdict>> {
     let end = match part.logits {
@@ -99,10 +108,14 @@ fn answer(
     let (known, mut verdict) = (sequence.tokens.len(), None);
     let mut tokens: Vec<(u32, Option<Logprobs>)> = Vec::with_capacity(1);
     while rows.next < end {
-        let (id, logprobs) = match next_token(sequence, part.logits, rows, workspace)? {
+        let (id, logprobs) = match next_token(sequence, part.logits, rows, until, workspace)? {
             Next::Token(id, logprobs) => (id, logprobs),
             // The next step fails if the token before it is not the last of the answer.
             Next::Damaged => break,
+            Next::Late => {
+                verdict = Some(Verdict::Late);
+                break;
+            }
             Next::Failed(error) => {
                 verdict = Some(Verdict::Failed(error));
                 break;
@@ -123,6 +136,7 @@ fn answer(
 enum Next {
     Token(u32, Option<Logprobs>),
     Damaged,
+    Late,
     Failed(Error),
 }
 
@@ -131,6 +145,7 @@ fn next_token(
     sequence: &mut Sequence,
     wanted: WantLogits,
     rows: &mut Rows<'_>,
+    until: Instant,
     workspace: &mut Workspace,
 ) -> Result<Next> {
     let Sequence { task, tokens, .. } = sequence;
@@ -144,11 +159,15 @@ fn next_token(
     if id.is_none() {
         return Ok(Next::Damaged);
     }
+    if !sampler.wait(tokens, until) {
+        return Ok(Next::Late);
+    }
     // Sampling changes the row.
     let before = top.map(|top| (values.to_vec(), top));
     Ok(match sampler.sample(tokens, values, workspace) {
         Ok(id) => Next::Token(id, before.and_then(|(row, top)| logprobs(&row, id, top))),
         Err(SampleError::Damaged) => Next::Damaged,
+        Err(SampleError::Constraint(error)) => Next::Failed(Error::Grammar { reason: error.to_string() }),
         Err(error) => Next::Failed(Error::argument("sampling", error.to_string())),
     })
 }

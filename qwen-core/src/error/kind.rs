@@ -34,6 +34,10 @@ pub enum ErrorKind {
     OutOfMemory,
     /// An option or a part of the request is out of its bounds. The caller has to change it.
     InvalidArgument,
+    /// A grammar or schema is wrong, asks for what cannot be kept, or is too complex. The caller has to change it.
+    Grammar,
+    /// The answer ended before it was what it had to be. Allow more tokens, or bound what it may be.
+    Unfinished,
     /// The prompt and an answer do not fit in the context. Shorten the prompt, or load with a longer context.
     PromptTooLong,
     /// The chat template refuses the messages or tools. The caller has to change them.
@@ -63,6 +67,8 @@ impl ErrorKind {
             ErrorKind::Unsupported => "unsupported",
             ErrorKind::OutOfMemory => "out_of_memory",
             ErrorKind::InvalidArgument => "invalid_argument",
+            ErrorKind::Grammar => "grammar",
+            ErrorKind::Unfinished => "unfinished",
             ErrorKind::PromptTooLong => "prompt_too_long",
             ErrorKind::InvalidMessages => "invalid_messages",
             ErrorKind::Busy => "busy",
@@ -107,6 +113,7 @@ impl Error {
             | Error::InvalidTokenId { .. }
             | Error::InvalidArgument { .. }
             | Error::OutOfBlocks { .. } => ErrorKind::InvalidArgument,
+            Error::Grammar { .. } => ErrorKind::Grammar,
             Error::ContextLength { .. } => ErrorKind::PromptTooLong,
             Error::QueueFull { .. } => ErrorKind::Busy,
             Error::DeadlineExceeded { .. } => ErrorKind::DeadlineExceeded,

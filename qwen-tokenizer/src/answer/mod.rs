@@ -217,6 +217,12 @@ impl AnswerParser {
         self
     }
 
+    /// Whether what comes next belongs to a thought.
+    #[must_use]
+    pub fn is_in_thought(&self) -> bool {
+        self.in_thought
+    }
+
     /// Whether calls within a thought count. By default they do not: a model thinks about them there.
     #[must_use]
     pub fn calls_in_thought(mut self, count: bool) -> Self {

@@ -364,6 +364,9 @@ impl DraftModel {
 /// A member with the id of its row's largest logit, and with the row where its sampler draws from that.
 type Job<'a> = (&'a mut Member, Option<u32>, Option<&'a mut [f32]>);
 
+/// How long a guess waits for the mask of a constraint.
+const MASK_WAIT: Duration = Duration::from_millis(2);
+
 /// The next guess, if there is one, and whether its row is damaged.
 fn draw_one<'a>(
     (member, largest, row): Job<'a>,
@@ -374,8 +377,10 @@ fn draw_one<'a>(
     let drawn = match (largest, row) {
         (Some(_), Some(row)) => {
             let row = row.get_mut(..num_token_ids).unwrap_or_default();
+            let tokens = &running[member.index].tokens;
             // A row that nothing can be drawn from ends the guesses, not the answer.
-            member.sampler.sample(&running[member.index].tokens, row, workspace).ok()
+            let is_ready = member.sampler.wait(tokens, Instant::now() + MASK_WAIT);
+            if is_ready { member.sampler.sample(tokens, row, workspace).ok() } else { None }
         }
         (largest, _) => largest,
     };

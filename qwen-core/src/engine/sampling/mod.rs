@@ -13,6 +13,7 @@
 //! The engine decides which sequences need a token, and when.
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
+mod constraint;
 mod dry;
 mod exp;
 mod logprobs;
@@ -26,6 +27,7 @@ mod sampler;
 mod select;
 mod stage;
 
+pub use constraint::{Constraint, ConstraintError, ConstraintState, SharedConstraint, TokenMask};
 pub use dry::{Dry, SequenceBreakers};
 pub(in crate::engine) use logprobs::Row;
 pub use logprobs::{Logprobs, TokenLogprob, logprobs};

@@ -2,7 +2,9 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::time::Instant;
 
+use super::constraint::{ConstraintError, ConstraintState, State};
 use super::dry;
 use super::masks;
 use super::params::SamplingParams;
@@ -23,8 +25,14 @@ pub enum SampleError {
     #[error("the model's logits are damaged")]
     Damaged,
     /// What is banned, allowed and forced leaves no token, or the caller's stages do not.
-    #[error("no token is left: allowed, banned and forced ids and the caller's own stages rule out all of them")]
+    #[error(
+        "no token is left: the grammar, allowed, banned and forced ids, `min_new_tokens` and the caller's own stages rule \
+         out all of them"
+    )]
     NothingLeft,
+    /// The constraint does not say what may follow.
+    #[error(transparent)]
+    Constraint(#[from] ConstraintError),
     /// A stage of the caller's own panicked, or made a NaN or positive infinity.
     #[error("a logits processor failed: {0}")]
     Processor(String),
@@ -60,6 +68,8 @@ pub struct Sampler {
     /// The distinct ids of the prompt, if a penalty needs them.
     prompt_ids: Arc<[u32]>,
     stop_token_ids: Arc<[u32]>,
+    /// What the answer may be. Copies of the sampler share it.
+    constraint: Option<State>,
     state: SamplerState,
 }
 
@@ -79,6 +89,7 @@ impl Sampler {
             prompt_len: prompt.len(),
             prompt_ids: prompt_ids.into(),
             stop_token_ids: Arc::default(),
+            constraint: None,
             state: SamplerState { mirostat_mu: params.mirostat.map_or(0.0, |m| 2.0 * f64::from(m.tau)) },
             params: Arc::new(params),
         })
@@ -91,6 +102,13 @@ impl Sampler {
         self
     }
 
+    /// Choose only what this allows.
+    #[must_use]
+    pub fn constrained(mut self, state: Box<dyn ConstraintState>) -> Self {
+        self.constraint = Some(State::new(state));
+        self
+    }
+
     /// The parameters.
     pub fn params(&self) -> &SamplingParams {
         &self.params
@@ -100,7 +118,43 @@ impl Sampler {
     pub fn is_argmax(&self) -> bool {
         let params = &self.params;
         let is_changed = !self.changes_nothing() || masks::is_set(params) || !params.forced_token_ids.is_empty();
-        params.is_greedy() && !is_changed
+        params.is_greedy() && !is_changed && self.constraint.is_none()
+    }
+
+    /// Begin to compute what the constraint needs for the tokens that follow `tokens`, and `tokens` with each further one
+    /// of `guesses`.
+    pub(in crate::engine) fn prepare(&self, tokens: &[u32], guesses: &[u32]) {
+        if let Some(constraint) = &self.constraint {
+            constraint.lock().prepare(self.answer(tokens), guesses);
+        }
+    }
+
+    /// Wait until then for what the constraint needs to choose the token that follows `tokens`. False if it is not there.
+    pub(in crate::engine) fn wait(&self, tokens: &[u32], until: Instant) -> bool {
+        self.constraint.as_ref().is_none_or(|constraint| constraint.lock().wait(self.answer(tokens), until))
+    }
+
+    /// Put the tokens that have to follow `tokens` in place of `guesses`, at most `at_most` of them; without any, cut
+    /// `guesses` to those that may follow.
+    pub(in crate::engine) fn guide(&self, tokens: &[u32], guesses: &mut Vec<u32>, at_most: usize) {
+        let Some(constraint) = self.constraint.as_ref().filter(|_| at_most > 0) else { return };
+        let (mut constraint, answer) = (constraint.lock(), self.answer(tokens));
+        match constraint.forced(answer, at_most) {
+            forced if !forced.is_empty() => *guesses = forced,
+            _ if guesses.is_empty() => {}
+            _ => guesses.truncate(constraint.num_allowed(answer, guesses)),
+        }
+    }
+
+    fn answer<'a>(&self, tokens: &'a [u32]) -> &'a [u32] {
+        tokens.get(self.prompt_len..).unwrap_or_default()
+    }
+
+    /// Leave only the logits of what the constraint allows. False without a constraint.
+    fn constrain(&self, history: &History<'_>, logits: &mut [f32]) -> Result<bool, SampleError> {
+        let Some(constraint) = &self.constraint else { return Ok(false) };
+        constraint.lock().mask(history.answer())?.apply(logits);
+        Ok(true)
     }
 
     /// Whether no stage changes the values of logits.
@@ -140,8 +194,12 @@ impl Sampler {
         let _float_env = FloatEnv::enter();
         let history = History::new(tokens, self.prompt_len);
         let (mut best, mut max) = largest(logits).ok_or(SampleError::Damaged)?;
+        let is_constrained = self.constrain(&history, logits)?;
         if let Some(forced) = self.params.forced_token_ids.get(history.position()) {
-            return Ok(*forced);
+            return self.checked(*forced, logits);
+        }
+        if is_constrained {
+            (best, max) = largest(logits).ok_or(SampleError::NothingLeft)?;
         }
         if masks::is_set(&self.params) {
             masks::apply(&self.params, &self.stop_token_ids, &history, logits, &mut workspace.values);
@@ -179,12 +237,17 @@ impl Sampler {
         let _float_env = FloatEnv::enter();
         let history = History::new(tokens, self.prompt_len);
         let (_, mut max) = largest(logits).ok_or(SampleError::Damaged)?;
+        let is_constrained = self.constrain(&history, logits)?;
         if let Some(forced) = self.params.forced_token_ids.get(history.position()) {
+            self.checked(*forced, logits)?;
             logits.fill(f32::NEG_INFINITY);
             if let Some(logit) = logits.get_mut(*forced as usize) {
                 *logit = 0.0;
             }
             return Ok(());
+        }
+        if is_constrained {
+            (_, max) = largest(logits).ok_or(SampleError::NothingLeft)?;
         }
         if masks::is_set(&self.params) {
             masks::apply(&self.params, &self.stop_token_ids, &history, logits, &mut workspace.values);
@@ -197,6 +260,12 @@ impl Sampler {
         }
         pool.into_logits();
         Ok(())
+    }
+
+    /// A forced token, if the constraint allows it.
+    fn checked(&self, forced: u32, logits: &[f32]) -> Result<u32, SampleError> {
+        let is_out = logits.get(forced as usize).is_none_or(|logit| *logit == f32::NEG_INFINITY);
+        if self.constraint.is_some() && is_out { Err(SampleError::NothingLeft) } else { Ok(forced) }
     }
 
     fn choose(

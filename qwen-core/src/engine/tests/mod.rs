@@ -2,6 +2,7 @@
 
 mod answers;
 mod cancels;
+mod constraint;
 mod damage;
 mod draft;
 mod embeddings;
