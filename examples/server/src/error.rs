@@ -99,6 +99,9 @@ impl From<qwen::Error> for ApiError {
         if let qwen::Error::Model(qwen::ModelError::InvalidArgument { name, reason }) = &error {
             return ApiError::invalid(field(name), reason);
         }
+        if let qwen::Error::Model(qwen::ModelError::Grammar { reason }) = &error {
+            return ApiError::invalid("grammar", reason);
+        }
         match error.kind() {
             ErrorKind::PromptTooLong => ApiError::bad_request(message).code("context_length_exceeded"),
             ErrorKind::InvalidMessages => ApiError::invalid("messages", message),

@@ -38,6 +38,7 @@ const OPTIONS: &[(&str, &str)] = &[
     ("banned_token_ids", "banned_token_ids"),
     ("banned_sequences", "banned_sequences"),
     ("forced_token_ids", "forced_token_ids"),
+    ("grammar", "grammar"),
     ("preset", "preset"),
     ("stages", "stages"),
     ("speculation", "speculation"),

@@ -96,8 +96,8 @@ pub(crate) fn check_function(at: &str, function: &Map<String, Value>) -> Result<
         Some(name) if !name.is_empty() => {}
         _ => return Err(ApiError::invalid(format!("{at}.name"), "must be a text that is not empty")),
     }
-    if function.get("strict").and_then(Value::as_bool) == Some(true) {
-        return Err(ApiError::unsupported(format!("{at}.strict"), "arguments are not held to a schema here"));
+    if function.get("strict").is_some_and(|strict| !strict.is_boolean() && !strict.is_null()) {
+        return Err(ApiError::invalid(format!("{at}.strict"), "must be true or false"));
     }
     match function.get("parameters") {
         None | Some(Value::Object(_) | Value::Null) => Ok(()),

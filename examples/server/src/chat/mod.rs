@@ -1,6 +1,7 @@
 //! `/v1/chat/completions`: an answer to the messages of a conversation, with calls of tools.
 
 pub(crate) mod answer;
+mod choice;
 pub(crate) mod messages;
 pub(crate) mod prompt;
 pub(crate) mod request;

@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
-use qwen::GenerateOptions;
-use serde_json::{Value, json};
+use qwen::{GenerateOptions, ToolChoice};
+use serde_json::json;
 
+use super::choice::{self, Constraint};
 use super::prompt::Prompt;
 use crate::answers::{Answers, Reading};
 use crate::app::{self, App};
@@ -20,6 +21,8 @@ pub(crate) struct ChatRequest {
     /// Whether the model may call one tool only.
     pub(crate) single_call: bool,
     pub(crate) options: GenerateOptions,
+    /// What the answer has to be.
+    constraint: Constraint,
     pub(crate) n: usize,
     pub(crate) streaming: Streaming,
 }
@@ -48,21 +51,27 @@ impl ChatRequest {
         let n = sampling::choices(&mut fields, app.settings.max_choices)?;
         let streaming = sampling::streaming(&mut fields)?;
         let single_call = !fields.take("parallel_tool_calls")?.unwrap_or(true);
-        if !may_call(fields.value("tool_choice"))? {
+        let choice = choice::tool_choice(fields.value("tool_choice"), &mut prompt.tools)?;
+        let format = choice::response_format(&mut fields)?;
+        if choice == ToolChoice::None {
             prompt.tools.clear();
         }
-        response_format(&mut fields)?;
+        choice::check_strict(&choice, &prompt.tools)?;
+        let constraint = choice::constraint(&choice, !single_call, format, &prompt.tools)?;
+        if let (Some((_, field)), Some(_)) = (&constraint, &options.grammar) {
+            return Err(ApiError::invalid("grammar", format!("an answer cannot be this and what `{field}` says")));
+        }
         fields.only("modalities", &[json!(["text"])], "answers are text here")?;
         sampling::ignore_harmless(&mut fields)?;
         fields.finish()?;
-        Ok(ChatRequest { model, prompt, single_call, options, n, streaming })
+        Ok(ChatRequest { model, prompt, single_call, options, constraint, n, streaming })
     }
 
     /// Begin to answer.
     ///
     /// # Errors
     /// For messages that the template refuses, prompts that are too long, and options that the engine refuses.
-    pub(crate) fn ask(&self, app: &Arc<App>) -> Result<Asked> {
+    pub(crate) fn ask(self, app: &Arc<App>) -> Result<Asked> {
         let engine = app.engine()?;
         let tokenizer = engine.tokenizer()?;
         // One position is left for the answer.
@@ -71,17 +80,24 @@ impl ChatRequest {
             tracing::info!(prompt = prompt.text.as_str(), "prompt");
         }
         let parser = tokenizer.answer_parser(&prompt.ids);
+        let is_in_thought = parser.is_in_thought();
         let parser = if self.prompt.tools.is_empty() { parser.without_calls() } else { parser };
         let mut answers = Answers::new(app, tokenizer);
         let reading = Reading { parser: Some(parser), single_call: self.single_call };
-        answers.ask(&prompt.ids, self.n, &self.options, &reading)?;
+        let (mut options, mut field) = (self.options, "grammar");
+        if let Some((grammar, of)) = self.constraint {
+            options = options.grammar(grammar.after_thought(is_in_thought));
+            field = of;
+        }
+        let rename = |param: &str| if param == "grammar" { field.to_owned() } else { param.to_owned() };
+        answers.ask(&prompt.ids, self.n, &options, &reading).map_err(|error| error.renamed(rename))?;
         Ok(Asked {
             id: app.id("chatcmpl-"),
             created: app::now(),
-            model: self.model.clone(),
+            model: self.model,
             answers,
             streaming: self.streaming,
-            logprobs: self.options.logprobs.is_some(),
+            logprobs: options.logprobs.is_some(),
         })
     }
 }
@@ -108,33 +124,5 @@ fn logprobs(fields: &mut Fields) -> Result<Option<usize>> {
             Err(ApiError::invalid("top_logprobs", format!("must be at most {MAX_TOP_LOGPROBS}, is {top}")))
         }
         top => Ok(on.then_some(top.unwrap_or(0))),
-    }
-}
-
-/// `tool_choice`: whether the model sees the tools.
-///
-/// # Errors
-/// For choices that would have to constrain the answer.
-pub(crate) fn may_call(choice: Option<Value>) -> Result<bool> {
-    let Some(choice) = choice else { return Ok(true) };
-    match choice.as_str() {
-        Some("auto") => Ok(true),
-        Some("none") => Ok(false),
-        Some("required") => Err(ApiError::unsupported("tool_choice", "`required` is not supported: use auto or none")),
-        None if choice.is_object() => {
-            Err(ApiError::unsupported("tool_choice", "a tool by name is not supported: use auto or none"))
-        }
-        _ => Err(ApiError::invalid("tool_choice", "must be auto or none")),
-    }
-}
-
-fn response_format(fields: &mut Fields) -> Result<()> {
-    let Some(mut format) = fields.object("response_format")? else { return Ok(()) };
-    match format.require::<String>("type")?.as_str() {
-        "text" => format.finish(),
-        kind @ ("json_object" | "json_schema") => {
-            Err(ApiError::unsupported("response_format.type", format!("`{kind}` is not supported: use text")))
-        }
-        kind => Err(ApiError::invalid("response_format.type", format!("must be text, is {kind:?}"))),
     }
 }
