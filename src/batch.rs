@@ -96,7 +96,7 @@ impl Engine {
             move || {
                 let input = ChatInput::new(messages.as_ref()).add_generation_prompt(true);
                 let prompt = self.tokenizer()?.encode_chat_within(&input, self.prompt_room())?;
-                self.stream_text(prompt.ids, options)
+                self.generate_text(prompt.ids, options)
             }
         }))
     }

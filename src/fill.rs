@@ -110,7 +110,7 @@ impl Engine {
         let ids = gap.ids(tokenizer, self.prompt_room())?;
         let mut options = options.clone();
         options.stop_token_ids.extend(STOPS.iter().filter_map(|token| tokenizer.token_to_id(token)));
-        self.stream_text(ids, &options)
+        self.generate_text(ids, &options)
     }
 }
 

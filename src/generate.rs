@@ -30,7 +30,7 @@ impl Engine {
     pub fn generate(&self, prompt: &str, options: &GenerateOptions) -> Result<TextStream> {
         let tokenizer = self.tokenizer()?;
         let ids = tokenizer.encode_prompt(prompt, self.prompt_room())?;
-        self.stream_text(ids, options)
+        self.generate_text(ids, options)
     }
 
     /// Continue a prompt of token ids. With [stop strings](GenerateOptions::stop), for which the model needs a tokenizer,
@@ -56,7 +56,20 @@ impl Engine {
         Ok(TokenStream::new(self.worker().clone(), events, canceller, window, stats, started))
     }
 
-    pub(crate) fn stream_text(&self, ids: Vec<u32>, options: &GenerateOptions) -> Result<TextStream> {
+    /// Continue a prompt of token ids, and give the answer as text: for programs that encode prompts themselves.
+    ///
+    /// ```
+    /// let engine = qwen::Engine::load(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/demo-model"))?;
+    /// let ids = engine.tokenizer()?.encode_prompt("What is 3 + 4?", engine.context())?;
+    /// let options = qwen::GenerateOptions::new().greedy().max_new_tokens(8);
+    /// let text = engine.generate_text(ids, &options)?.text()?;
+    /// assert_eq!(text, engine.generate("What is 3 + 4?", &options)?.text()?);
+    /// # Ok::<(), qwen::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Engine::generate_ids`], and without a tokenizer.
+    pub fn generate_text(&self, ids: impl Into<Vec<u32>>, options: &GenerateOptions) -> Result<TextStream> {
         let decoder = self.tokenizer()?.decode_stream(true);
         Ok(TextStream::new(self.generate_ids(ids, options)?, decoder, &options.stop))
     }

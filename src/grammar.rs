@@ -115,7 +115,10 @@ impl Grammar {
         self
     }
 
-    pub(crate) fn after_thought(mut self, thinks: bool) -> Self {
+    /// The answer begins within a thought, as where the template writes `<think>`
+    /// ([`AnswerParser::is_in_thought`](crate::AnswerParser::is_in_thought)): [calls](Grammar::tool_calls) come behind it.
+    /// [`Chat`](crate::Chat) sets it by itself.
+    pub fn after_thought(mut self, thinks: bool) -> Self {
         self.after_thought = thinks;
         self
     }

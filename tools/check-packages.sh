@@ -24,7 +24,8 @@ forbidden='(^|/)(tests?|benches|fuzz|tools|emulator|golden|demo-model|target|__p
 forbidden+='|(^|/)tests\.rs$|\.(safetensors|gguf|py|sh)$|(^|/)tokenizer(_config)?\.json$|(^|/)deny\.toml$'
 
 # Offline if the registry's index is cached, as it is after any build.
-package() { cargo package --workspace --no-verify --allow-dirty --quiet "$@" 2>"$log"; }
+# The server is not published.
+package() { cargo package --workspace --exclude qwen-server --no-verify --allow-dirty --quiet "$@" 2>"$log"; }
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 package --offline || package || { cat "$log" >&2; exit 1; }
@@ -36,6 +37,8 @@ members=$(cargo metadata --no-deps --offline --format-version 1 | python3 -c '
 import json, os, sys
 metadata = json.load(sys.stdin)
 for package in metadata["packages"]:
+    if package["publish"] == []:
+        continue
     print(package["name"], package["version"], os.path.join(metadata["target_directory"], "package"))')
 while read -r name version folder; do
     file="$folder/$name-$version.crate"

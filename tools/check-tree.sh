@@ -32,4 +32,12 @@ check cpu 90
 check cpu,cuda 95
 check cpu,wgpu 130
 check cpu,hub 112
+
+# The server has dependencies of its own, which bind no C either.
+tree=$(cargo tree -p qwen-server -e normal,build --prefix none --no-dedupe | sed 's/ (.*//' | sort -u)
+echo "the server: $(printf '%s\n' "$tree" | wc -l) crates"
+if printf '%s\n' "$tree" | grep -E '^(cc|cmake|bindgen|pkg-config|[a-z0-9_-]+-sys) '; then
+    echo "error: the crates of the server above compile or bind C" >&2
+    fail=1
+fi
 exit "$fail"

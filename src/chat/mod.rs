@@ -377,7 +377,7 @@ impl Chat {
             }
             options.grammar = Some(calls.after_thought(parser.is_in_thought()));
         }
-        let stream = self.engine.stream_text(prompt.ids.clone(), &options)?;
+        let stream = self.engine.generate_text(prompt.ids.clone(), &options)?;
         let edition = self.with(|history| {
             history.replying = true;
             history.edition
