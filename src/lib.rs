@@ -46,7 +46,7 @@
 //! program names one. [`devices`] lists the devices of the machine. `log` (default): events through the `log` crate, which
 //! cost nothing without a logger: what was loaded where and why, fallbacks, warnings, requests that wait. `stream`:
 //! `futures_core::Stream` for all answers, which have the same as `poll_next` without it. `hub`: checkpoints by name, in the
-//! module `hub`.
+//! module `hub`. `mpi`: ranks that MPI starts and connects.
 
 mod batch;
 mod beam;

@@ -1,13 +1,13 @@
 //! Ranks that MPI starts and connects: the bits of other ranks, and what happens when one fails.
 //!
-//! `QWEN_TEST_MPIRUN` has the commands that start processes, separated by `;`, each up to the number of processes, such
+//! `QWEN_MPIRUN` has the commands that start processes, separated by `;`, each up to the number of processes, such
 //! as `mpirun -n`. Without it most of these tests are skipped; `tools/check-mpi.sh` sets it.
 #![cfg(all(feature = "cpu", feature = "mpi", unix))]
 
 mod common;
 
 use std::fs;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
@@ -156,11 +156,15 @@ fn run(act: &str, ranks: Ranks) -> qwen::Result<String> {
                 std::process::abort();
             }
             if rank == 1 {
-                let id = std::process::id().to_string();
-                assert!(Command::new("kill").args(["-STOP", &id]).status().unwrap().success());
+                // It goes on later, since not every launcher ends a stopped process on another machine.
+                let stop = format!("kill -STOP {0}; sleep 6; kill -CONT {0}", std::process::id());
+                Command::new("sh").args(["-c", &stop]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+                // Until the others are gone, or say why they are.
+                while group.all_reduce(&mut [1.0]).is_ok() {}
             }
-            group.all_reduce(&mut [1.0])?;
-            Ok("a sum".into())
+            loop {
+                group.all_reduce(&mut [1.0])?;
+            }
         }
         act => panic!("{act}"),
     }
@@ -168,8 +172,8 @@ fn run(act: &str, ranks: Ranks) -> qwen::Result<String> {
 
 /// The commands that start processes.
 fn launchers() -> Vec<Vec<String>> {
-    let Ok(said) = std::env::var("QWEN_TEST_MPIRUN") else {
-        eprintln!("SKIPPED: no launcher (QWEN_TEST_MPIRUN), see tools/check-mpi.sh");
+    let Ok(said) = std::env::var("QWEN_MPIRUN") else {
+        eprintln!("SKIPPED: no launcher (QWEN_MPIRUN), see tools/check-mpi.sh");
         return Vec::new();
     };
     said.split(';').map(|command| command.split_whitespace().map(Into::into).collect()).collect()
@@ -348,7 +352,6 @@ fn a_rank_that_dies_ends_all() {
         let ended = start(&launcher, 3, "dies", &[]);
         assert!(!ended.launcher.status.success(), "{ended}");
         assert!(started.elapsed() < Duration::from_secs(60));
-        assert!(!ended.all().iter().any(|said| said == "a sum"), "{:?}", ended.all());
     }
 }
 

@@ -2,9 +2,9 @@
 //! ends.
 //!
 //! `MPI_Finalize` waits for all processes, and a process that ends without it makes its launcher end the others. So the
-//! last handle of a [`World`] waits in a barrier first: without limit if the model was shut down, since the others may
-//! still be busy with something else, and otherwise only for a moment. Where the barrier is not reached, MPI is left
-//! as it is, and the launcher ends all processes.
+//! last handle of a [`World`] waits for the others first: without limit if the model was shut down, since they may still
+//! be busy with something else, and otherwise only for a moment. If they do not come, MPI is left as it is, and the
+//! launcher ends all processes.
 
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
@@ -132,11 +132,17 @@ impl World {
         }
         Ok(true)
     }
+
+    /// Whether all processes end MPI now. A barrier is also complete for one that comes after another has given up
+    /// waiting; a second barrier is not.
+    fn ends_together(&self) -> std::result::Result<bool, Reason> {
+        Ok(self.meet()? && self.meet()?)
+    }
 }
 
 impl Drop for World {
     fn drop(&mut self) {
-        if self.meet().unwrap_or(false)
+        if self.ends_together().unwrap_or(false)
             && let Some(library) = lock(&self.library).take()
         {
             library.finalize();
