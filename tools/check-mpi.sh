@@ -31,6 +31,7 @@ clean() {
     rm -rf "$work"
 }
 trap clean EXIT
+trap 'exit 1' HUP INT TERM
 
 # Two namespaces, joined by a cable. Everything that runs in one takes it for a machine of its own.
 hosts=(10.213.77.1 10.213.77.2)
@@ -103,7 +104,7 @@ else
 fi
 [ ${#commands[@]} -gt 0 ] || exit 0
 
-sent() { ip -n "${nodes[0]}" -s link show mpi0 | awk '/TX:/ { getline; print $1 }'; }
+sent() { ip -n "${nodes[0]}" -s link show mpi0 2>/dev/null | awk '/TX:/ { getline; print $1 }'; }
 before=0
 [ "$has_nodes" = no ] || before=$(sent)
 QWEN_MPIRUN=$(IFS=';' && echo "${commands[*]}")
