@@ -11,6 +11,7 @@ use qwen_core::model::runner::Runner;
 use qwen_core::{Config, Encoding, GenerationConfig, Warning};
 use qwen_tokenizer::Tokenizer;
 
+use crate::adapter_registry::Adapters;
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::fingerprint;
@@ -45,6 +46,7 @@ struct Inner {
     fingerprint: OnceLock<String>,
     parts: EngineParts,
     breakers: Breakers,
+    adapters: Adapters,
 }
 
 /// Why a model has no tokenizer.
@@ -109,11 +111,16 @@ impl Engine {
         }
         let worker = if options.is_manual { Worker::manual(core, intake)? } else { Worker::start(core, intake)? };
         let (worker, fingerprint, breakers) = (Arc::new(worker), OnceLock::new(), Breakers::default());
-        Ok(Engine { inner: Arc::new(Inner { worker, fingerprint, parts, breakers }) })
+        let adapters = Adapters::new(options.adapter_limits);
+        Ok(Engine { inner: Arc::new(Inner { worker, fingerprint, parts, breakers, adapters }) })
     }
 
     pub(crate) fn worker(&self) -> &Arc<Worker> {
         &self.inner.worker
+    }
+
+    pub(crate) fn adapters_by_name(&self) -> &Adapters {
+        &self.inner.adapters
     }
 
     /// What is known of texts that repetitions do not reach over.

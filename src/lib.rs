@@ -48,6 +48,8 @@
 //! `futures_core::Stream` for all answers, which have the same as `poll_next` without it. `hub`: checkpoints by name, in the
 //! module `hub`.
 
+mod adapter;
+mod adapter_registry;
 mod batch;
 mod beam;
 #[doc(hidden)]
@@ -91,6 +93,7 @@ mod vocabulary;
 mod words;
 mod worker;
 
+pub use adapter_registry::Adapter;
 pub use batch::Answer;
 pub use beam::{Beam, BeamOptions, EarlyStopping};
 pub use chat::{Chat, ChatState, Deltas, Reply};

@@ -7,6 +7,7 @@ use std::time::Duration;
 use qwen_core::backend::CapabilitySet;
 use qwen_core::{Encoding, Error, Precision};
 
+use crate::adapter_registry::AdapterLimits;
 use crate::device::Device;
 use crate::device::factory::DeviceSettings;
 use crate::distributed::{Position, Ranks};
@@ -57,6 +58,7 @@ pub struct EngineOptions {
     pub(crate) ranks: Ranks,
     pub(crate) quantize: Option<Encoding>,
     pub(crate) draft: Option<DraftModel>,
+    pub(crate) adapter_limits: AdapterLimits,
     pub(crate) observer: LoadObserver,
     #[cfg(feature = "hub")]
     pub(crate) hub: Option<crate::hub::Hub>,

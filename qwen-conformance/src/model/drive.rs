@@ -111,6 +111,7 @@ impl Sequences {
                 block_table: table.blocks(),
                 logits: WantLogits::All,
                 rope_stage: 0,
+                adapter: None,
             })?;
         }
         if greedy {

@@ -278,7 +278,8 @@ mod tests {
     fn the_body_of_a_known_key_is_not_called_again() -> Result<()> {
         let mut b = Recording::new();
         let (mut x, mut y) = (b.alloc(2)?, b.alloc(2)?);
-        let key = StepKey { num_tokens: 1, num_seqs: 1, num_logits: 1, max_seqlen_q: 1, hidden: false };
+        let key =
+            StepKey { num_tokens: 1, num_seqs: 1, num_logits: 1, max_seqlen_q: 1, hidden: false, adapters: false };
         let mut calls = 0;
         for value in [1.0, 10.0, 100.0] {
             b.write(&mut y, &[value, -value])?;
@@ -297,7 +298,8 @@ mod tests {
     fn the_host_must_not_read_within_a_step() -> Result<()> {
         let mut b = Recording::new();
         let x = b.alloc(1)?;
-        let key = StepKey { num_tokens: 1, num_seqs: 1, num_logits: 1, max_seqlen_q: 1, hidden: false };
+        let key =
+            StepKey { num_tokens: 1, num_seqs: 1, num_logits: 1, max_seqlen_q: 1, hidden: false, adapters: false };
         let outcome = b.step(key, &Interrupt::default(), &mut |b| b.read(&x, &mut [0.0]));
         assert!(matches!(outcome, Err(Error::Device { .. })), "{outcome:?}");
         Ok(())

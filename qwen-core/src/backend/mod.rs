@@ -56,8 +56,8 @@ pub use layout::{DeviceInfo, HeadLayout, KvSpec, ModelShape, NON_FINITE, PAD_SLO
 pub use limits::Limits;
 pub use matrix::{MatrixPart, ReadBytes, RowReader, WeightRole, WeightShape, WeightView};
 pub use ops::{
-    Add, AllReduce, Argmax, Embed, GateUpSilu, GatherRows, Linear, LinearAdd, Norm, PagedAttention, QkvRopeStore,
-    RmsNorm, Rope, SiluAndMul, StepInputs, StoreKv,
+    Add, AddRows, AllReduce, Argmax, Embed, GateUpSilu, GatherRows, Linear, LinearAdd, Norm, PagedAttention,
+    QkvRopeStore, RmsNorm, Rope, SiluAndMul, StepInputs, StoreKv,
 };
 
 use crate::backend::collective::Collective;
@@ -174,6 +174,11 @@ pub trait Backend: Send + Sized + 'static {
     /// row with a NaN or an infinity among them.
     fn argmax(&mut self, op: Argmax<'_, Self>) -> Result<()> {
         composed::argmax(self, op)
+    }
+
+    /// `out[indices[i]] += scale * x[i]`. An index outside of `out` adds nothing.
+    fn add_rows(&mut self, op: AddRows<'_, Self>) -> Result<()> {
+        composed::add_rows(self, op)
     }
 
     /// `qkv = w x + bias` of the normed `x`, queries and keys rotated, keys and values stored.
