@@ -51,10 +51,10 @@ impl Engine {
         let _loading = adapters.one_at_a_time();
         let checkpoint = Arc::new(checkpoint);
         let measured = checkpoint.clone();
-        let bytes = self.worker().with_core(move |core| core.adapter_bytes(&measured))??;
+        let bytes = self.worker().with_core(move |core| core.adapter_bytes(&*measured))??;
         adapters.check(&name, &checkpoint, bytes)?;
         let read = checkpoint.clone();
-        let loaded = self.worker().with_core(move |core| core.load_adapter(&read))??;
+        let loaded = self.worker().with_core(move |core| core.load_adapter(&*read))??;
         let adapter = Adapter::new(name, path.to_path_buf(), &checkpoint, bytes, &loaded);
         info!("loaded {adapter:?} from {}", path.display());
         adapters.add(adapter.clone(), loaded);

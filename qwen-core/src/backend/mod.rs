@@ -133,6 +133,9 @@ pub trait Backend: Send + Sized + 'static {
     /// # Errors
     /// As [`Backend::read_blocks`].
     fn write_blocks(&mut self, kv: &mut Self::Kv, blocks: &[u32], bytes: &[u8]) -> Result<()>;
+    /// Let go of dropped buffers and weights that are only kept for the sake of later steps. Outside of steps, after some
+    /// were dropped. Default: nothing, for a backend that keeps none.
+    fn trim(&mut self) {}
     /// Wait for everything queued.
     fn synchronize(&mut self) -> Result<()>;
 
@@ -242,7 +245,8 @@ pub trait Backend: Send + Sized + 'static {
     }
 
     /// Run one step: `body` issues its operations. A backend may record what `body` issues for a key and replay it for
-    /// the next step with an equal key instead of calling `body` again.
+    /// the next step with an equal key instead of calling `body` again, but not with [`StepKey::adapters`], whose
+    /// operations differ from step to step.
     ///
     /// # Errors
     /// [`Error::Cancelled`] when `interrupt` was raised: the step may have run in part, and its K/V is ignored.

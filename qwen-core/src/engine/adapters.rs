@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::EngineCore;
-use crate::checkpoint::LoraCheckpoint;
 use crate::error::{Error, Result};
 use crate::model::batch::AdapterId;
+use crate::model::source::LowRankSource;
 use crate::numerics::float_env::FloatEnv;
 
 /// A low-rank adapter that an engine has loaded. Requests that hold it ([`Request::adapter`](super::Request::adapter)) are
@@ -28,7 +28,7 @@ impl EngineCore {
     ///
     /// # Errors
     /// As [`EngineCore::load_adapter`].
-    pub fn adapter_bytes(&self, adapter: &LoraCheckpoint) -> Result<u64> {
+    pub fn adapter_bytes(&self, adapter: &dyn LowRankSource) -> Result<u64> {
         self.runner.adapter_bytes(adapter)
     }
 
@@ -36,7 +36,7 @@ impl EngineCore {
     ///
     /// # Errors
     /// As [`Runner::load_adapter`](crate::model::runner::Runner::load_adapter).
-    pub fn load_adapter(&mut self, adapter: &LoraCheckpoint) -> Result<Arc<LoadedAdapter>> {
+    pub fn load_adapter(&mut self, adapter: &dyn LowRankSource) -> Result<Arc<LoadedAdapter>> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let _float_env = FloatEnv::enter();
         self.free_adapters();

@@ -8,10 +8,13 @@
 //! Matrices that the model has stacked (q, k and v; gate and up) have their adapters stacked, too: the A one above
 //! another, the B along a diagonal with zeros elsewhere, which change no sum.
 
-use crate::backend::{AddRows, Backend, GatherRows, Limits, Linear, MatrixPart, WeightRole, WeightShape, WeightView};
-use crate::checkpoint::{LoraCheckpoint, LoraHalf, LoraModule};
+use crate::backend::{
+    AddRows, Backend, Footprint, GatherRows, Limits, Linear, MatrixPart, WeightRole, WeightShape, WeightView,
+};
+use crate::checkpoint::{LoraHalf, LoraModule};
 use crate::error::{Error, Result};
 use crate::model::batch::{AdapterId, Batch};
+use crate::model::source::LowRankSource;
 use crate::model::spec::{ModelSpec, WeightSpec};
 use crate::numerics::encoding::Encoding;
 use crate::numerics::size;
@@ -102,15 +105,16 @@ impl<B: Backend> Adapters<B> {
         spec: &ModelSpec,
         limits: &Limits,
         id: AdapterId,
-        adapter: &LoraCheckpoint,
+        adapter: &dyn LowRankSource,
     ) -> Result<()> {
         check_unsplit(spec)?;
-        let needed = adapter_bytes(b, spec, limits, adapter)?.saturating_add(match self.buffers {
+        let footprint = b.footprint();
+        let needed = adapter_bytes(&*footprint, spec, limits, adapter)?.saturating_add(match self.buffers {
             Some(_) => 0,
-            None => shared_bytes(b, spec, limits),
+            None => shared_bytes(&*footprint, spec, limits),
         });
         if let Some(available) = b.info().memory_available.filter(|available| *available < needed) {
-            let advice = format!(" for the adapter {}", adapter.path().display());
+            let advice = format!(" for the adapter {}", adapter.name());
             return Err(Error::DoesNotFit { needed, available, advice });
         }
         let chunk = CHUNK.min(limits.max_num_batched_tokens);
@@ -266,7 +270,7 @@ struct Stacked {
 
 impl Stacked {
     /// Read the halves of all modules in `weight`; `None` if the adapter has none there.
-    fn read(weight: &WeightSpec, adapter: &LoraCheckpoint) -> Result<Option<Self>> {
+    fn read(weight: &WeightSpec, adapter: &dyn LowRankSource) -> Result<Option<Self>> {
         let mut modules: Vec<(usize, LoraModule)> = Vec::new();
         let mut rows = 0;
         for cut in &weight.cuts {
@@ -352,13 +356,15 @@ fn check_unsplit(spec: &ModelSpec) -> Result<()> {
 }
 
 /// Bytes on the device of an adapter for this part of a model, from headers alone.
-pub(crate) fn adapter_bytes<B: Backend>(
-    b: &B,
+///
+/// # Errors
+/// When the device cannot hold it.
+pub fn adapter_bytes(
+    footprint: &dyn Footprint,
     spec: &ModelSpec,
     limits: &Limits,
-    adapter: &LoraCheckpoint,
+    adapter: &dyn LowRankSource,
 ) -> Result<u64> {
-    let footprint = b.footprint();
     let (mut bytes, mut widest) = (0u64, 0);
     for layer in spec.layers.clone() {
         for weight in [spec.qkv_proj(layer), spec.o_proj(layer), spec.gate_up_proj(layer), spec.down_proj(layer)] {
@@ -383,10 +389,10 @@ pub(crate) fn adapter_bytes<B: Backend>(
 }
 
 /// Bytes of the buffers that all adapters share.
-pub(crate) fn shared_bytes<B: Backend>(b: &B, spec: &ModelSpec, limits: &Limits) -> u64 {
+pub fn shared_bytes(footprint: &dyn Footprint, spec: &ModelSpec, limits: &Limits) -> u64 {
     let chunk = CHUNK.min(limits.max_num_batched_tokens);
     let [input, output] = widths(spec);
-    let gate_up = if b.footprint().fuses_gate_up() { limits.max_num_batched_tokens } else { 0 };
+    let gate_up = if footprint.fuses_gate_up() { limits.max_num_batched_tokens } else { 0 };
     let scratch = size::bytes(4, &[gate_up, 2, spec.intermediate_size]);
     size::bytes(4, &[chunk, input.saturating_add(output)]).saturating_add(scratch)
 }

@@ -5,7 +5,8 @@
 
 pub mod batch;
 mod load;
-mod low_rank;
+pub mod low_rank;
+pub mod merged;
 mod observe;
 pub mod plan;
 pub mod rope;
@@ -19,11 +20,11 @@ use crate::backend::{
     Argmax, Backend, Embed, GateUpSilu, GatherRows, Interrupt, KvSpec, Linear, LinearAdd, Norm, PagedAttention,
     QkvRopeStore, RmsNorm, Rope, SiluAndMul, StepInputs, StepKey, StoreKv,
 };
-use crate::checkpoint::LoraCheckpoint;
 use crate::error::{Error, Result};
 use crate::numerics::size;
 use batch::{AdapterId, Batch};
 use low_rank::{Adapters, Beside};
+use source::LowRankSource;
 use spec::ModelSpec;
 
 /// A Qwen2 decoder, or one rank's or stage's part of it, with its K/V store and all the buffers of a step.
@@ -258,19 +259,20 @@ impl<B: Backend> Model<B> {
         b: &mut B,
         limits: &Limits,
         id: AdapterId,
-        adapter: &LoraCheckpoint,
+        adapter: &dyn LowRankSource,
     ) -> Result<()> {
         self.adapters.load(b, &self.spec, limits, id, adapter)
     }
 
     /// Free a low-rank adapter.
-    pub(crate) fn unload_adapter(&mut self, id: AdapterId) {
+    pub(crate) fn unload_adapter(&mut self, b: &mut B, id: AdapterId) {
         self.adapters.unload(id);
+        b.trim();
     }
 
     /// Bytes that an adapter takes for this part.
-    pub(crate) fn adapter_bytes(&self, b: &B, limits: &Limits, adapter: &LoraCheckpoint) -> Result<u64> {
-        low_rank::adapter_bytes(b, &self.spec, limits, adapter)
+    pub(crate) fn adapter_bytes(&self, b: &B, limits: &Limits, adapter: &dyn LowRankSource) -> Result<u64> {
+        low_rank::adapter_bytes(&*b.footprint(), &self.spec, limits, adapter)
     }
 
     /// How many layers this part has.

@@ -9,11 +9,11 @@ use std::sync::Arc;
 use crate::backend::Limits;
 use crate::backend::collective::Collective;
 use crate::backend::{Backend, Interrupt, KvSpec, NON_FINITE, PAD_SLOT, StepKey};
-use crate::checkpoint::LoraCheckpoint;
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::model::batch::{AdapterId, Batch, BlockId, CopyBlock, Damage, StepOutput};
 use crate::model::rope::RopeStages;
+use crate::model::source::LowRankSource;
 use crate::model::spec::{ModelSpec, WeightSpec};
 use crate::numerics::encoding::Encoding;
 use crate::numerics::float_env::FloatEnv;
@@ -48,10 +48,9 @@ pub trait Runner: Send {
     /// # Errors
     /// [`Error::Unsupported`] for a runner without adapters, which is the default, and for a model that is split over
     /// ranks; [`Error::DoesNotFit`] with the figures; what the file and the device report.
-    fn load_adapter(&mut self, id: AdapterId, adapter: &LoraCheckpoint) -> Result<()> {
+    fn load_adapter(&mut self, id: AdapterId, adapter: &dyn LowRankSource) -> Result<()> {
         let _ = id;
-        let reason = "this runner computes the model alone: merge the adapter at load";
-        Err(Error::unsupported(format!("the adapter {}", adapter.path().display()), reason))
+        self.adapter_bytes(adapter).map(drop)
     }
 
     /// Free an adapter that no sequence uses any more. Nothing for one that is not there.
@@ -63,8 +62,9 @@ pub trait Runner: Send {
     ///
     /// # Errors
     /// As [`Runner::load_adapter`].
-    fn adapter_bytes(&self, adapter: &LoraCheckpoint) -> Result<u64> {
-        Ok(adapter.stored_bytes())
+    fn adapter_bytes(&self, adapter: &dyn LowRankSource) -> Result<u64> {
+        let reason = "this runner computes the model alone, as when it is split over ranks: merge the adapter at load";
+        Err(Error::unsupported(format!("the adapter {} beside the model", adapter.name()), reason))
     }
 
     /// What [`Runner::read_blocks`] gives: the K/V of all layers of the model, in the order of the layers.
@@ -402,16 +402,16 @@ impl<B: Backend> Runner for ModelRunner<B> {
         Ok(())
     }
 
-    fn load_adapter(&mut self, id: AdapterId, adapter: &LoraCheckpoint) -> Result<()> {
+    fn load_adapter(&mut self, id: AdapterId, adapter: &dyn LowRankSource) -> Result<()> {
         let _float_env = FloatEnv::enter();
         self.model.load_adapter(&mut self.backend, &self.limits, id, adapter)
     }
 
     fn unload_adapter(&mut self, id: AdapterId) {
-        self.model.unload_adapter(id);
+        self.model.unload_adapter(&mut self.backend, id);
     }
 
-    fn adapter_bytes(&self, adapter: &LoraCheckpoint) -> Result<u64> {
+    fn adapter_bytes(&self, adapter: &dyn LowRankSource) -> Result<u64> {
         self.model.adapter_bytes(&self.backend, &self.limits, adapter)
     }
 
@@ -511,7 +511,7 @@ impl<B: Backend> Runner for Pipeline<B> {
         Ok(())
     }
 
-    fn load_adapter(&mut self, id: AdapterId, adapter: &LoraCheckpoint) -> Result<()> {
+    fn load_adapter(&mut self, id: AdapterId, adapter: &dyn LowRankSource) -> Result<()> {
         let loaded = self.stages().try_for_each(|stage| stage.load_adapter(id, adapter));
         if loaded.is_err() {
             self.unload_adapter(id);
@@ -523,7 +523,7 @@ impl<B: Backend> Runner for Pipeline<B> {
         self.stages().for_each(|stage| stage.unload_adapter(id));
     }
 
-    fn adapter_bytes(&self, adapter: &LoraCheckpoint) -> Result<u64> {
+    fn adapter_bytes(&self, adapter: &dyn LowRankSource) -> Result<u64> {
         let stages = self.before.iter().chain([&self.last]);
         stages.map(|stage| stage.adapter_bytes(adapter)).sum()
     }

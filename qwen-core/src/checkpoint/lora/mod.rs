@@ -76,7 +76,19 @@ pub struct LoraHalf {
     pub data: Vec<u8>,
 }
 
+impl LoraModule {
+    /// A part of rank `rank` whose product `b a` is multiplied with `scale`.
+    pub fn new(a: LoraHalf, b: LoraHalf, rank: usize, scale: f64) -> Self {
+        LoraModule { a, b, rank, scale }
+    }
+}
+
 impl LoraHalf {
+    /// A matrix of these bytes, in F32, F16 or BF16.
+    pub fn new(encoding: Encoding, data: Vec<u8>) -> Self {
+        LoraHalf { encoding, data }
+    }
+
     /// Its values, decoded exactly.
     pub fn to_f32(&self) -> Vec<f32> {
         let mut values = vec![0.0; self.data.len() / self.encoding.block().bytes.max(1)];
