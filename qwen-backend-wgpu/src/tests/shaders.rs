@@ -15,10 +15,11 @@ use crate::shader::Shader;
 
 /// Every module that the backend can request, except those with cooperative matrices.
 pub(crate) fn variants() -> Vec<Shader> {
-    let mut all: Vec<Shader> = ["add", "argmax", "copy_blocks", "gather_rows", "rms_norm", "rope", "silu_and_mul"]
-        .into_iter()
-        .map(Shader::new)
-        .collect();
+    let mut all: Vec<Shader> =
+        ["add", "add_rows", "argmax", "copy_blocks", "gather_rows", "rms_norm", "rope", "silu_and_mul"]
+            .into_iter()
+            .map(Shader::new)
+            .collect();
     all.extend(["ceiling_copy", "ceiling_multiply", "ceiling_read"].map(Shader::new));
     all.extend(["BF16", "F16", "F32"].map(|encoding| Shader::new("embed").flag(encoding)));
     // Heads are multiples of eight channels up to 256.

@@ -260,7 +260,8 @@ impl Backend for Recording {
                 false => self.device.run(op),
             });
         }
-        self.current = Some((Vec::new(), true));
+        // Which rows have which adapter differs between steps of one key.
+        self.current = Some((Vec::new(), !key.adapters));
         let outcome = body(self);
         // The operations that a body issued before it failed are not the whole step.
         if let (Ok(()), Some((plan, true))) = (&outcome, self.current.take()) {
