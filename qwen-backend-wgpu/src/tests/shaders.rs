@@ -18,10 +18,11 @@ use crate::shader::Shader;
 
 /// Every module that the backend can request, except those with cooperative matrices.
 pub(crate) fn variants() -> Vec<Shader> {
-    let mut all: Vec<Shader> = ["add", "argmax", "copy_blocks", "gather_rows", "rms_norm", "rope", "silu_and_mul"]
-        .into_iter()
-        .map(Shader::new)
-        .collect();
+    let mut all: Vec<Shader> =
+        ["add", "add_rows", "argmax", "copy_blocks", "gather_rows", "rms_norm", "rope", "silu_and_mul"]
+            .into_iter()
+            .map(Shader::new)
+            .collect();
     all.extend(["ceiling_copy", "ceiling_multiply", "ceiling_read"].map(Shader::new));
     let encodings = [Encoding::Bf16, Encoding::F16, Encoding::F32].into_iter().chain(planes::encodings());
     all.extend(encodings.clone().map(|encoding| Shader::new("embed").encoding(encoding)));
