@@ -158,9 +158,11 @@ fn run(act: &str, ranks: Ranks) -> qwen::Result<String> {
             if rank == 1 {
                 // It goes on later, since not every launcher ends a stopped process on another machine.
                 let stop = format!("kill -STOP {0}; sleep 6; kill -CONT {0}", std::process::id());
-                Command::new("sh").args(["-c", &stop]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+                let mut stop =
+                    Command::new("sh").args(["-c", &stop]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
                 // Until the others are gone, or say why they are.
                 while group.all_reduce(&mut [1.0]).is_ok() {}
+                stop.wait().unwrap();
             }
             loop {
                 group.all_reduce(&mut [1.0])?;
