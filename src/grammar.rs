@@ -81,7 +81,12 @@ impl Grammar {
 
     /// Any JSON object.
     pub fn json_object() -> Self {
-        Self::json_schema(json!({"type": "object"}))
+        let any = json!({"$ref": "#/$defs/any"});
+        let array = json!({"type": "array", "items": any});
+        let object = json!({"type": "object", "additionalProperties": any});
+        let simple = json!({"type": ["null", "boolean", "number", "string"]});
+        let values = json!([simple, array, object]);
+        Self::json_schema(json!({"type": "object", "additionalProperties": any, "$defs": {"any": {"anyOf": values}}}))
     }
 
     /// A text that the regular expression matches as a whole, in the syntax of the crate `regex`, without look-around.

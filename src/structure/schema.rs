@@ -2,10 +2,14 @@
 
 use serde_json::{Map, Value, json};
 
+use super::formats;
 use crate::grammar::{Grammar, Whitespace};
 
 /// The deepest schema.
 const MAX_DEPTH: usize = 100;
+
+/// The largest number that a schema without bounds allows.
+const MAX_NUMBER: i64 = 1_000_000_000_000_000;
 
 /// A space, or a line break with an indentation.
 const BOUNDED: &str = r"\x20|\n(\x20{0,24}|\t{0,8})";
@@ -27,7 +31,7 @@ pub(super) fn prepared(schema: &Value, grammar: &Grammar) -> Result<Value, Strin
     if schema.get("x-guidance").is_some() {
         return Err("`x-guidance` in a schema is not read: set what it says on the `Grammar`".into());
     }
-    cap(&mut schema, grammar);
+    narrow(&mut schema, grammar);
     let options = match &grammar.whitespace {
         Whitespace::Bounded => json!({"whitespace_pattern": BOUNDED}),
         Whitespace::Compact => json!({"whitespace_flexible": false}),
@@ -56,21 +60,33 @@ fn depth_exceeds(value: &Value, most: usize) -> bool {
     false
 }
 
-/// Bound the strings and arrays to which the schema sets no bound.
-fn cap(schema: &mut Value, grammar: &Grammar) {
+/// Bound what the schema leaves open, so that every reader takes what it allows: numbers, formats, and strings and arrays as
+/// the grammar says.
+fn narrow(schema: &mut Value, grammar: &Grammar) {
     let Value::Object(map) = schema else { return };
     for (key, value) in map.iter_mut() {
         match (key.as_str(), value) {
             ("properties" | "patternProperties" | "$defs" | "definitions", Value::Object(schemas)) => {
-                schemas.values_mut().for_each(|schema| cap(schema, grammar));
+                schemas.values_mut().for_each(|schema| narrow(schema, grammar));
             }
             ("items" | "additionalProperties" | "additionalItems" | "propertyNames" | "contains", value) => {
-                cap(value, grammar);
+                narrow(value, grammar);
             }
             ("anyOf" | "oneOf" | "allOf" | "prefixItems", Value::Array(schemas)) => {
-                schemas.iter_mut().for_each(|schema| cap(schema, grammar));
+                schemas.iter_mut().for_each(|schema| narrow(schema, grammar));
             }
             _ => {}
+        }
+    }
+    bound_numbers(map);
+    let format = map.get("format").and_then(Value::as_str).and_then(formats::pattern);
+    if let Some(pattern) = format.filter(|_| may_be(map, "string")) {
+        map.remove("format");
+        let has_pattern = map.contains_key("pattern");
+        match map.get_mut("allOf") {
+            Some(Value::Array(parts)) => parts.push(json!({"pattern": pattern})),
+            _ if has_pattern => drop(map.insert("allOf".into(), json!([{"pattern": pattern}]))),
+            _ => drop(map.insert("pattern".into(), pattern.into())),
         }
     }
     let is_open = |of: &str, bounds: &[&str]| {
@@ -86,6 +102,30 @@ fn cap(schema: &mut Value, grammar: &Grammar) {
     if let Some(most) = grammar.max_items.filter(|_| array) {
         map.insert("maxItems".into(), (most as u64).max(min_items).into());
     }
+}
+
+/// Numbers without bounds stay where they are exact in every reader, and have no exponents.
+fn bound_numbers(schema: &mut Map<String, Value>) {
+    if !(has_type(schema, "number") || has_type(schema, "integer")) || schema.contains_key("enum") {
+        return;
+    }
+    let bound = |schema: &Map<String, Value>, keys: [&str; 2]| {
+        keys.iter().find_map(|key| schema.get(*key)).map(|value| value.as_f64().unwrap_or(f64::NAN))
+    };
+    let least = bound(schema, ["minimum", "exclusiveMinimum"]);
+    let most = bound(schema, ["maximum", "exclusiveMaximum"]);
+    let limit = MAX_NUMBER as f64;
+    if most.is_none() && least.is_none_or(|least| least < limit) {
+        schema.insert("maximum".into(), MAX_NUMBER.into());
+    }
+    if least.is_none() && most.is_none_or(|most| most > -limit) {
+        schema.insert("minimum".into(), (-MAX_NUMBER).into());
+    }
+}
+
+/// Whether a schema says nothing against a type.
+fn may_be(schema: &Map<String, Value>, name: &str) -> bool {
+    !schema.contains_key("type") || has_type(schema, name)
 }
 
 fn has_type(schema: &Map<String, Value>, name: &str) -> bool {
