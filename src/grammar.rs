@@ -81,12 +81,18 @@ impl Grammar {
 
     /// Any JSON object.
     pub fn json_object() -> Self {
-        let any = json!({"$ref": "#/$defs/any"});
-        let array = json!({"type": "array", "items": any});
-        let object = json!({"type": "object", "additionalProperties": any});
-        let simple = json!({"type": ["null", "boolean", "number", "string"]});
-        let values = json!([simple, array, object]);
-        Self::json_schema(json!({"type": "object", "additionalProperties": any, "$defs": {"any": {"anyOf": values}}}))
+        Self::json_schema(json!({"type": "object"}))
+    }
+
+    /// Any value, as a definition that refers to itself by `reference`.
+    #[cfg(feature = "structure")]
+    pub(crate) fn any_value(reference: &str) -> Value {
+        let any = json!({"$ref": reference});
+        json!({"anyOf": [
+            {"type": ["null", "boolean", "number", "string"]},
+            {"type": "array", "items": any},
+            {"type": "object", "additionalProperties": any}
+        ]})
     }
 
     /// A text that the regular expression matches as a whole, in the syntax of the crate `regex`, without look-around.

@@ -33,3 +33,58 @@ pub(super) fn pattern(format: &str) -> Option<String> {
     };
     Some(format!("^({pattern})$"))
 }
+
+/// A pattern that means here what it means to readers of JSON Schema, or less. White space there has no U+0085, and has U+FEFF.
+/// In a negated class the compiler would allow escaped quotes and backslashes even where these are ruled out, unless a
+/// control character is, too: so the least useful one is.
+pub(super) fn portable(pattern: &str) -> String {
+    const SPACES: &str = r" \t\n\r\f\x0B";
+    let (mut portable, mut chars) = (String::with_capacity(pattern.len()), pattern.chars());
+    // Whether it is within a class, and whether that one is negated.
+    let mut class = None;
+    while let Some(next) = chars.next() {
+        match (next, class) {
+            ('\\', class) => match (chars.next(), class) {
+                (Some('s'), None) => portable += &format!("[{SPACES}]"),
+                (Some('s'), Some(false)) => portable += SPACES,
+                (Some('s'), Some(true)) => portable += r"\s\x{FEFF}",
+                (Some('S'), None) => portable += r"[^\s\x{FEFF}]",
+                (Some(other), _) => portable.extend(['\\', other]),
+                (None, _) => portable.push('\\'),
+            },
+            ('[', None) => {
+                let is_negated = chars.as_str().starts_with('^');
+                class = Some(is_negated);
+                portable.push('[');
+                if is_negated {
+                    chars.next();
+                    portable += r"^\x00";
+                }
+                // The first one does not end a class.
+                if chars.as_str().starts_with(']') {
+                    chars.next();
+                    portable += r"\]";
+                }
+            }
+            (']', Some(_)) => {
+                class = None;
+                portable.push(']');
+            }
+            (other, _) => portable.push(other),
+        }
+    }
+    portable
+}
+
+#[cfg(test)]
+mod tests {
+    use super::portable;
+
+    #[test]
+    fn white_space_is_that_of_other_readers() {
+        assert_eq!(portable(r"^a\sb\\s$"), r"^a[ \t\n\r\f\x0B]b\\s$");
+        assert_eq!(portable(r"[\s\]x][^\s]\S"), r"[ \t\n\r\f\x0B\]x][^\x00\s\x{FEFF}][^\s\x{FEFF}]");
+        assert_eq!(portable("\\"), "\\");
+        assert_eq!(portable(r#"[^"\\][]a]"#), r#"[^\x00"\\][\]a]"#);
+    }
+}
