@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! cargo run --release --example ranks -- --ranks 2 --prompt "What is 3 + 4?"
-//! mpirun -n 2 target/release/examples/ranks --prompt "What is 3 + 4?"
+//! mpirun -n 2 target/release/examples/ranks --prompt "What is 3 + 4?"          (connected by TCP)
+//! mpirun -n 2 target/release/examples/ranks --mpi --prompt "What is 3 + 4?"    (connected by MPI: --features mpi)
 //! torchrun --no-python --nproc-per-node 2 target/release/examples/ranks --prompt "What is 3 + 4?"
 //! ```
 //!
@@ -32,6 +33,9 @@ struct Args {
     /// How many processes to start on this machine, if no launcher has started this one.
     #[arg(long, default_value_t = 2)]
     ranks: usize,
+    /// Connect the processes by the MPI library of the launcher that has started this one.
+    #[arg(long)]
+    mpi: bool,
     /// Let each process hold some of the layers instead of a part of every layer.
     #[arg(long)]
     pipeline_parallel: bool,
@@ -45,8 +49,8 @@ struct Args {
 
 fn main() -> Result<ExitCode, failure::Failure> {
     let args = Args::parse();
-    let ranks = Ranks::from_env()?;
-    if ranks.world_size() == 1 && args.ranks > 1 {
+    let ranks = if args.mpi { ranks_of_mpi()? } else { Ranks::from_env()? };
+    if ranks.world_size() == 1 && args.ranks > 1 && !args.mpi {
         return launch(args.ranks);
     }
     let ranks = if args.pipeline_parallel { ranks.pipeline_parallel() } else { ranks };
@@ -67,6 +71,16 @@ fn main() -> Result<ExitCode, failure::Failure> {
     }
     writeln!(out)?;
     Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(feature = "mpi")]
+fn ranks_of_mpi() -> Result<Ranks, failure::Failure> {
+    Ok(Ranks::mpi()?)
+}
+
+#[cfg(not(feature = "mpi"))]
+fn ranks_of_mpi() -> Result<Ranks, failure::Failure> {
+    Err("this program was built without MPI: build it with `--features mpi`".into())
 }
 
 /// Start this program once for each rank, and wait for all of them. When one rank fails, the others end too.

@@ -86,11 +86,13 @@ impl Engine {
         stops.dedup();
         // Of a beam's tokens no more can be among the best `num_beams` that end it, or that do not.
         let top = options.num_beams.saturating_add(stops.len()).min(limits.num_token_ids.min(limits.vocab_size));
+        let adapter = self.hold(self.default_adapter())?;
         let mut search = Search::new(options, stops, max_len);
         while !search.is_over() {
             let requests = search.running.iter().map(|beam| {
                 // How likely this token is does not matter.
-                Request::logprobs([prompt, &beam.ids].concat(), LogprobsParams::new([0]).top(top))
+                let params = LogprobsParams::new([0]).top(top);
+                Request::logprobs([prompt, &beam.ids].concat(), params).adapter(adapter.clone())
             });
             let mut tops = vec![Vec::new(); search.running.len()];
             requests::run(self.worker(), requests, |beam, event| {

@@ -110,7 +110,14 @@ impl AtDepth {
             let tokens: Vec<u32> = (0..block_size).map(|id| (id % limits.vocab_size) as u32).collect();
             let mut step = Batch::new(block_size);
             let (block_table, logits) = (std::slice::from_ref(first), WantLogits::Argmax);
-            step.push(SequenceStep { input_ids: &tokens, num_computed_tokens: 0, block_table, logits, rope_stage: 0 })?;
+            step.push(SequenceStep {
+                input_ids: &tokens,
+                num_computed_tokens: 0,
+                block_table,
+                logits,
+                rope_stage: 0,
+                adapter: None,
+            })?;
             runner.execute(&step, &mut StepOutput::default(), &Interrupt::default())?;
             let copies: Vec<_> = others.iter().map(|to| CopyBlock { from: *first, to: *to }).collect();
             runner.copy_blocks(&copies)?;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use qwen_core::backend::collective::Collective;
 use qwen_core::model::runner::{ModelRunner, Runner};
 use qwen_core::model::spec::ModelSpec;
-use qwen_core::ranks::{DistributedRunner, TcpGroup, Transport, worker_loop};
+use qwen_core::ranks::{DistributedRunner, Transport, collective, worker_loop};
 use qwen_core::{Backend, Config, Error, Result};
 
 pub use qwen_core::ranks::Ranks;
@@ -101,13 +101,12 @@ pub(crate) type Fingerprint = Vec<(&'static str, String)>;
 /// Joins the processes into a group for a backend: to sum if they share heads, otherwise to pass activations on.
 pub(crate) type JoinGroup<B> = fn(&B, &Peers, by_heads: bool) -> Result<Arc<dyn Collective>>;
 
-/// The group for backends without their own interconnect: everything goes over the connections between the processes.
-pub(crate) fn join_by_tcp<B>(_: &B, peers: &Peers, _: bool) -> Result<Arc<dyn Collective>> {
-    Ok(Arc::new(TcpGroup::new(peers.transport.clone())))
+/// The group for backends without their own interconnect: everything goes over what connects the processes.
+pub(crate) fn join_by_host<B>(_: &B, peers: &Peers, _: bool) -> Result<Arc<dyn Collective>> {
+    Ok(collective(&peers.transport))
 }
 
-/// The group for NVIDIA GPUs: NCCL. Without it they cannot sum; activations then go over the connections, in all
-/// processes.
+/// The group for NVIDIA GPUs: NCCL. Without it they cannot sum; activations then go through the hosts, in all processes.
 #[cfg(feature = "cuda")]
 pub(crate) fn join_by_nccl(
     backend: &qwen_backend_cuda::CudaBackend,
@@ -116,7 +115,7 @@ pub(crate) fn join_by_nccl(
 ) -> Result<Arc<dyn Collective>> {
     let present = qwen_backend_cuda::nccl_present();
     if !by_heads && peers.all_reduce_min(u64::from(present.is_ok()))? == 0 {
-        return join_by_tcp(backend, peers, by_heads);
+        return join_by_host(backend, peers, by_heads);
     }
     present?;
     Ok(Arc::new(qwen_backend_cuda::NcclGroup::join(backend, &*peers.transport)?))

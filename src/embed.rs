@@ -131,7 +131,8 @@ impl Engine {
             ids[..ids.len().min(context)].to_vec()
         };
         let mut found = vec![Vec::new(); texts.len()];
-        let requests = texts.iter().map(|text| Request::embed(ids(text), pooling));
+        let adapter = self.hold(self.default_adapter())?;
+        let requests = texts.iter().map(|text| Request::embed(ids(text), pooling).adapter(adapter.clone()));
         requests::run(self.worker(), requests, |index, event| {
             if let (Event::Embedding(values), Some(found)) = (event, found.get_mut(index)) {
                 *found = if normalise { normalised(values) } else { values };

@@ -12,6 +12,7 @@ use qwen_core::model::runner::Runner;
 use qwen_core::{Config, Encoding, GenerationConfig, Warning};
 use qwen_tokenizer::Tokenizer;
 
+use crate::adapter_registry::{Adapter, Adapters};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::fingerprint;
@@ -44,6 +45,8 @@ const MASK_THREADS: usize = 4;
 #[must_use = "dropping the last handle unloads the model"]
 pub struct Engine {
     inner: Arc<Inner>,
+    /// That of requests which name none.
+    adapter: Option<Adapter>,
 }
 
 #[derive(Debug)]
@@ -55,6 +58,7 @@ struct Inner {
     breakers: Breakers,
     #[cfg(feature = "structure")]
     structure: Structure,
+    adapters: Adapters,
 }
 
 /// Why a model has no tokenizer.
@@ -119,6 +123,7 @@ impl Engine {
         }
         let worker = if options.is_manual { Worker::manual(core, intake)? } else { Worker::start(core, intake)? };
         let (worker, fingerprint, breakers) = (Arc::new(worker), OnceLock::new(), Breakers::default());
+        let adapters = Adapters::new(options.adapter_limits);
         Ok(Engine {
             inner: Arc::new(Inner {
                 worker,
@@ -127,12 +132,38 @@ impl Engine {
                 breakers,
                 #[cfg(feature = "structure")]
                 structure: Structure::default(),
+                adapters,
             }),
+            adapter: None,
         })
     }
 
     pub(crate) fn worker(&self) -> &Arc<Worker> {
         &self.inner.worker
+    }
+
+    /// A handle of the same engine whose requests have `adapter`, whatever they ask for: answers, conversations, scores,
+    /// perplexity, embeddings, logits. Options that name an adapter
+    /// ([`GenerateOptions::adapter`](crate::GenerateOptions::adapter)) win.
+    ///
+    /// ```no_run
+    /// let engine = qwen::Engine::load("path/to/Qwen2.5-0.5B-Instruct")?;
+    /// let poet = engine.with_adapter(&engine.load_adapter("adapters/poet")?);
+    /// println!("{}", poet.chat().send("Why is the sky blue?")?.text()?);
+    /// println!("{}", poet.perplexity("The sky is blue because it is so wide.")?);
+    /// # Ok::<(), qwen::Error>(())
+    /// ```
+    pub fn with_adapter<'a>(&self, adapter: impl Into<Option<&'a Adapter>>) -> Engine {
+        Engine { inner: self.inner.clone(), adapter: adapter.into().cloned() }
+    }
+
+    /// The adapter of requests that name none.
+    pub(crate) fn default_adapter(&self) -> Option<&Adapter> {
+        self.adapter.as_ref()
+    }
+
+    pub(crate) fn adapters_by_name(&self) -> &Adapters {
+        &self.inner.adapters
     }
 
     /// What is known of texts that repetitions do not reach over.

@@ -32,6 +32,8 @@
 //! resumed ([`Chat::state`]), also with its K/V in a file ([`Chat::save`], [`Engine::restore`]). Answers are read by threads, by tasks of any async runtime, or without waiting, and an engine
 //! may have no thread at all ([`EngineOptions::manual`]): `docs/sessions.md` and `docs/batching.md`.
 //!
+//! Low-rank adapters run beside the model, chosen by each request ([`Engine::load_adapter`]): `docs/adapters.md`.
+//!
 //! # Errors and data
 //!
 //! Everything fails with [`enum@Error`]: its text is for people, its [`kind`](Error::kind) for programs, and
@@ -46,8 +48,10 @@
 //! program names one. [`devices`] lists the devices of the machine. `log` (default): events through the `log` crate, which
 //! cost nothing without a logger: what was loaded where and why, fallbacks, warnings, requests that wait. `stream`:
 //! `futures_core::Stream` for all answers, which have the same as `poll_next` without it. `hub`: checkpoints by name, in the
-//! module `hub`.
+//! module `hub`. `mpi`: ranks that MPI starts and connects.
 
+mod adapter;
+mod adapter_registry;
 mod batch;
 mod beam;
 #[doc(hidden)]
@@ -97,6 +101,7 @@ mod vocabulary;
 mod words;
 mod worker;
 
+pub use adapter_registry::Adapter;
 pub use batch::Answer;
 pub use beam::{Beam, BeamOptions, EarlyStopping};
 pub use chat::{Chat, ChatState, Deltas, Reply};
@@ -177,6 +182,8 @@ mod documents {
     struct Sessions;
     #[doc = include_str!("../docs/tools.md")]
     struct Tools;
+    #[doc = include_str!("../docs/adapters.md")]
+    struct Adapters;
     #[doc = include_str!("../docs/batching.md")]
     struct Batching;
     #[doc = include_str!("../docs/scoring.md")]

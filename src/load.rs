@@ -24,7 +24,7 @@ use crate::events::{info, warn};
 use crate::fingerprint::{self, fnv1a};
 use crate::locate::locate;
 use crate::options::EngineOptions;
-use crate::plan::{OpenDraft, Planner, config_of};
+use crate::plan::{OpenAdapters, OpenDraft, Planner, config_of};
 use crate::progress::{LoadProgress, LoadStage};
 use crate::sentence_transformers::EmbedDefaults;
 use crate::stop::stop_token_ids;
@@ -144,7 +144,8 @@ fn load_engine(
     }
     let chosen_by = tokenizer.as_ref().ok().filter(|_| !options.allow_padding_tokens);
     let num_token_ids = chosen_by.map_or(config.vocab_size, Tokenizer::num_ids);
-    let mut planner = Planner::new(options, &checkpoint, &config, num_token_ids)?;
+    let adapters = OpenAdapters::open(options, &config)?;
+    let mut planner = Planner::new(options, &checkpoint, &config, Some(&adapters), num_token_ids)?;
     if let Some(draft) = &draft {
         let of_draft = vocabulary::of_checkpoint(&draft.checkpoint)?;
         vocabulary::check_draft(&tokenizer, &of_draft, draft.checkpoint.path())?;
@@ -152,7 +153,7 @@ fn load_engine(
     }
     let candidates = candidates(&planner);
     let LoadedModel { loaded, draft: draft_runner, plan, device, device_name, selection_reason } =
-        load_model(&planner, options, &checkpoint, &config, candidates)?;
+        load_model(&planner, options, &checkpoint, &config, &adapters, candidates)?;
     let (wanted, context) = (options.context.unwrap_or_else(|| planner.longest_context()), plan.context);
     if context < wanted {
         warn!("context reduced from {wanted} to {context} positions to fit the memory");
@@ -165,7 +166,7 @@ fn load_engine(
     );
     let generation_config = checkpoint.generation_config().clone();
     let parts = EngineParts {
-        kv_facts: facts_of_kv(&checkpoint, &config, options)?,
+        kv_facts: facts_of_kv(&checkpoint, &config, &adapters, options)?,
         embedding: EmbedDefaults::of(checkpoint.path()),
         stop_token_ids: stop_token_ids(&config, &generation_config, tokenizer.as_ref().ok()),
         weight_encoding: most_used_encoding(&planner.spec, planner.weights.source())?,
@@ -179,7 +180,11 @@ fn load_engine(
         warnings,
         has_draft_model: draft_runner.is_some(),
     };
-    Engine::start(wrap(loaded.engine()?)?, draft_runner, parts, options)
+    let engine = Engine::start(wrap(loaded.engine()?)?, draft_runner, parts, options)?;
+    for adapter in &options.adapters {
+        engine.load_adapter(adapter)?;
+    }
+    Ok(engine)
 }
 
 /// The encoding of most values in the layers' matrices: quantised files mix several.
@@ -214,9 +219,10 @@ fn load_worker(
     let checkpoint = Checkpoint::open(path)?;
     let config = config_of(&checkpoint, options)?;
     // Rank 0 samples the tokens, so no tokenizer is read.
-    let planner = Planner::new(options, &checkpoint, &config, config.vocab_size)?;
+    let adapters = OpenAdapters::open(options, &config)?;
+    let planner = Planner::new(options, &checkpoint, &config, Some(&adapters), config.vocab_size)?;
     let candidates = candidates(&planner);
-    let LoadedModel { loaded, .. } = load_model(&planner, options, &checkpoint, &config, candidates)?;
+    let LoadedModel { loaded, .. } = load_model(&planner, options, &checkpoint, &config, &adapters, candidates)?;
     drop(checkpoint);
     info!("loaded this rank's part of {}", path.display());
     Ok(loaded.run_worker()?)
@@ -238,11 +244,13 @@ fn load_model(
     options: &EngineOptions,
     checkpoint: &Checkpoint,
     config: &Config,
+    adapters: &OpenAdapters,
     mut candidates: Candidates,
 ) -> qwen_core::Result<LoadedModel> {
     let first = candidates.first().and_then(|candidate| candidate.device.as_ref().ok());
     let device = first.and_then(|factory| factory.device());
-    let peers = Peers::connect(&options.ranks, || facts_of_ranks(device.as_ref(), checkpoint, config, options))?;
+    let peers =
+        Peers::connect(&options.ranks, || facts_of_ranks(device.as_ref(), checkpoint, config, adapters, options))?;
     if peers.is_some() {
         // All processes load on the same kind of device: none falls back to one that it did not announce.
         candidates.truncate(1);
@@ -319,10 +327,12 @@ fn load_draft(
 fn facts_of_kv(
     checkpoint: &Checkpoint,
     config: &Config,
+    adapters: &OpenAdapters,
     options: &EngineOptions,
 ) -> qwen_core::Result<Vec<(&'static str, String)>> {
     let mut facts = vec![("the digest of the weights", fingerprint::of_weights(checkpoint)?)];
     facts.extend(fingerprint::of_config(config));
+    facts.push(("the digest of the merged adapter", adapters.merged_digest()?));
     facts.push(("`quantize`", options.quantize.map_or("off".into(), |encoding| encoding.to_string())));
     facts.push(("`precision`", format!("{:?}", options.settings.precision)));
     Ok(facts)
@@ -333,6 +343,7 @@ fn facts_of_ranks(
     device: Option<&Device>,
     checkpoint: &Checkpoint,
     config: &Config,
+    adapters: &OpenAdapters,
     options: &EngineOptions,
 ) -> qwen_core::Result<Fingerprint> {
     // Two checkpoints of the same shape differ in their norms if they were trained differently.
@@ -343,6 +354,7 @@ fn facts_of_ranks(
     facts.extend(fingerprint::of_config(config));
     facts.extend([
         ("the digest of the weights", format!("{:016x}", fnv1a(norm.data.iter().copied()))),
+        ("the digest of the merged adapter", adapters.merged_digest()?),
         ("the size of the weights", checkpoint.total_bytes().to_string()),
         // The processes may use different devices of one kind.
         ("the device", kind.split(':').next().unwrap_or_default().to_owned()),

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use qwen_core::engine::{Canceller, Event, Request, RowWindow};
+use qwen_core::engine::{Canceller, Event, LoadedAdapter, Request, RowWindow};
 
 use crate::channel::{Receiver, Wait};
 use crate::engine::Engine;
@@ -26,7 +26,7 @@ impl Engine {
     /// # Errors
     /// As [`Engine::generate_ids`].
     pub fn logits_rows(&self, ids: impl Into<Vec<u32>>) -> Result<LogitsRows> {
-        LogitsRows::new(self.worker().clone(), ids.into())
+        LogitsRows::new(self.worker().clone(), ids.into(), self.hold(self.default_adapter())?)
     }
 
     /// The logits after each token of `ids` at once: `[ids.len(), vocab_size]`. For short prompts: a row of a Qwen2.5
@@ -57,11 +57,11 @@ pub struct LogitsRows {
 }
 
 impl LogitsRows {
-    pub(crate) fn new(worker: Arc<Worker>, prompt: Vec<u32>) -> Result<Self> {
+    pub(crate) fn new(worker: Arc<Worker>, prompt: Vec<u32>, adapter: Option<Arc<LoadedAdapter>>) -> Result<Self> {
         // One step's rows can be read while the next step computes.
         let window = worker.intake().window(worker.limits().max_num_logits.saturating_mul(2));
         let left = prompt.len();
-        let request = Request::score(prompt, window.clone());
+        let request = Request::score(prompt, window.clone()).adapter(adapter);
         let (events, canceller) = worker.submit(request, None)?;
         Ok(LogitsRows { worker, events, canceller, window, left })
     }
@@ -150,7 +150,7 @@ mod tests {
     #[test]
     fn rows_that_do_not_fit_together_are_refused_with_the_figure() {
         let worker = Arc::new(worker());
-        let rows = |len: usize| LogitsRows::new(worker.clone(), vec![1; len]).unwrap();
+        let rows = |len: usize| LogitsRows::new(worker.clone(), vec![1; len], None).unwrap();
         assert_eq!(rows(64).together(1000, 256_000).unwrap(), vec![0.5; 64_000]);
         let error = rows(64).together(1000, 255_999).unwrap_err().to_string();
         let expected =

@@ -1,12 +1,14 @@
 //! The options that an engine is loaded with: a builder, and nothing else. `load.rs` loads with them, `plan.rs` plans.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use qwen_core::backend::CapabilitySet;
 use qwen_core::{Encoding, Error, Precision};
 
+use crate::adapter_registry::AdapterLimits;
 use crate::device::Device;
 use crate::device::factory::DeviceSettings;
 use crate::distributed::{Position, Ranks};
@@ -57,6 +59,9 @@ pub struct EngineOptions {
     pub(crate) ranks: Ranks,
     pub(crate) quantize: Option<Encoding>,
     pub(crate) draft: Option<DraftModel>,
+    pub(crate) adapters: Vec<PathBuf>,
+    pub(crate) merged_adapter: Option<PathBuf>,
+    pub(crate) adapter_limits: AdapterLimits,
     pub(crate) observer: LoadObserver,
     #[cfg(feature = "hub")]
     pub(crate) hub: Option<crate::hub::Hub>,
@@ -76,6 +81,8 @@ impl fmt::Debug for EngineOptions {
             .field("ranks", &self.ranks)
             .field("quantize", &self.quantize)
             .field("draft", &self.draft)
+            .field("adapters", &self.adapters)
+            .field("merged_adapter", &self.merged_adapter)
             .finish_non_exhaustive()
     }
 }
@@ -323,6 +330,47 @@ impl EngineOptions {
     /// ```
     pub fn draft(mut self, model: impl Into<DraftModel>) -> Self {
         self.draft = Some(model.into());
+        self
+    }
+
+    /// Load this low-rank adapter with the model, as [`Engine::load_adapter`](crate::Engine::load_adapter) does; once for
+    /// each of several. The plan counts its memory. Default: none, and requests choose none.
+    ///
+    /// ```no_run
+    /// use qwen::{EngineOptions, GenerateOptions};
+    /// let engine = EngineOptions::new().adapter("adapters/poet").load("path/to/Qwen2.5-0.5B-Instruct")?;
+    /// let options = GenerateOptions::new().adapter(engine.adapter("poet").as_ref());
+    /// # Ok::<(), qwen::Error>(())
+    /// ```
+    pub fn adapter(mut self, path: impl Into<PathBuf>) -> Self {
+        self.adapters.push(path.into());
+        self
+    }
+
+    /// Add this low-rank adapter to the weights while they are loaded: one model as fast as a plain one, without a choice.
+    /// Its weights are rounded to the encoding of the model, which is one of 16 or 32 bits: a quantised one is refused by
+    /// name. Default: none.
+    pub fn merge_adapter(mut self, path: impl Into<PathBuf>) -> Self {
+        self.merged_adapter = Some(path.into());
+        self
+    }
+
+    /// How many adapters may be loaded beside the model at the same time. Default 16.
+    pub fn max_adapters(mut self, adapters: usize) -> Self {
+        self.adapter_limits.count = adapters;
+        self
+    }
+
+    /// The largest rank of an adapter. Default 512, more than is read of any.
+    pub fn max_adapter_rank(mut self, rank: usize) -> Self {
+        self.adapter_limits.rank = rank;
+        self
+    }
+
+    /// The bytes that adapters may take together, which the plan sets aside, so that the context leaves room for them.
+    /// Default: what is free when one is loaded, and nothing is set aside but for [`EngineOptions::adapter`].
+    pub fn adapter_memory(mut self, bytes: u64) -> Self {
+        self.adapter_limits.bytes = Some(bytes);
         self
     }
 

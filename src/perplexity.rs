@@ -184,9 +184,10 @@ impl Engine {
         let Some(last) = ids.last() else { return Err(qwen_core::Error::EmptyPrompt.into()) };
         // Where nothing is predicted, a wrong id is still an error.
         Request::embed([*last], Pooling::Last).check(self.worker().limits())?;
+        let adapter = self.hold(self.default_adapter())?;
         let requests = windows.filter(|window| window.first < window.end).map(|Window { begin, first, end }| {
             let params = LogprobsParams::new(ids.get(first..end).unwrap_or_default());
-            Request::logprobs(ids.get(begin..end - 1).unwrap_or_default(), params)
+            Request::logprobs(ids.get(begin..end - 1).unwrap_or_default(), params).adapter(adapter.clone())
         });
         // By windows: added in this order, sums have the same bits in each run.
         let mut found: Vec<Perplexity> = Vec::new();

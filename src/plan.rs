@@ -1,9 +1,11 @@
 //! How much memory a model takes, before it is loaded: from headers and key biases, without a device.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use qwen_core::backend::Limits;
-use qwen_core::checkpoint::Checkpoint;
+use qwen_core::checkpoint::{Checkpoint, LoraCheckpoint};
+use qwen_core::model::low_rank;
+use qwen_core::model::merged::MergedWeights;
 use qwen_core::model::plan::{Plan, PlanInput, limits_for};
 use qwen_core::model::source::WeightSource;
 use qwen_core::model::spec::ModelSpec;
@@ -48,7 +50,8 @@ pub fn plan(path: impl AsRef<Path>, options: &EngineOptions) -> Result<Plan> {
     let checkpoint = Checkpoint::open(locate(path.as_ref(), options)?)?;
     let config = config_of(&checkpoint, options)?;
     let draft = OpenDraft::open(options)?;
-    let mut planner = Planner::new(options, &checkpoint, &config, config.vocab_size)?;
+    let adapters = OpenAdapters::open(options, &config)?;
+    let mut planner = Planner::new(options, &checkpoint, &config, Some(&adapters), config.vocab_size)?;
     planner.draft = draft.as_ref().map(|draft| draft.planner(draft.config.vocab_size)).transpose()?;
     let candidates = planner.candidates(&options.device);
     let device = candidates.first().map_or(&options.device, |candidate| &candidate.device);
@@ -89,6 +92,7 @@ fn check_contexts(options: &EngineOptions, config: &Config) -> qwen_core::Result
 pub(crate) enum Weights<'a> {
     Stored(&'a Checkpoint),
     Quantized(QuantizedWeights<'a>),
+    Merged(MergedWeights<'a, Checkpoint>),
 }
 
 impl Weights<'_> {
@@ -96,7 +100,34 @@ impl Weights<'_> {
         match self {
             Weights::Stored(checkpoint) => *checkpoint,
             Weights::Quantized(weights) => weights,
+            Weights::Merged(weights) => weights,
         }
+    }
+}
+
+/// The adapters of the options.
+#[derive(Default)]
+pub(crate) struct OpenAdapters {
+    merged: Option<LoraCheckpoint>,
+    beside: Vec<LoraCheckpoint>,
+}
+
+impl OpenAdapters {
+    pub(crate) fn open(options: &EngineOptions, config: &Config) -> qwen_core::Result<Self> {
+        let open = |path: &PathBuf| LoraCheckpoint::open(path, config);
+        let merged = options.merged_adapter.as_ref().map(open).transpose()?;
+        if merged.is_some() && options.quantize.is_some() {
+            let reason = "it would be merged and then quantised: write the merged model (peft's merge_and_unload), then \
+                          quantise that";
+            return Err(Error::unsupported("`merge_adapter` together with `quantize`", reason));
+        }
+        Ok(OpenAdapters { merged, beside: options.adapters.iter().map(open).collect::<qwen_core::Result<_>>()? })
+    }
+
+    /// What the merged adapter is, for those who have to know the weights.
+    pub(crate) fn merged_digest(&self) -> qwen_core::Result<String> {
+        let digest = self.merged.as_ref().map(LoraCheckpoint::digest).transpose()?;
+        Ok(digest.map_or("none".into(), |digest| format!("{digest:016x}")))
     }
 }
 
@@ -121,7 +152,7 @@ impl OpenDraft {
 
     /// Plans the draft model; ids from `num_token_ids` on are never guessed.
     pub(crate) fn planner(&self, num_token_ids: usize) -> qwen_core::Result<Box<Planner<'_>>> {
-        Planner::new(&self.options, &self.checkpoint, &self.config, num_token_ids).map(Box::new)
+        Planner::new(&self.options, &self.checkpoint, &self.config, None, num_token_ids).map(Box::new)
     }
 }
 
@@ -138,6 +169,8 @@ pub(crate) struct Planner<'a> {
     pub(crate) spec: ModelSpec,
     /// The draft model beside it.
     pub(crate) draft: Option<Box<Planner<'a>>>,
+    /// The adapters beside it.
+    adapters: &'a [LoraCheckpoint],
 }
 
 impl<'a> Planner<'a> {
@@ -147,6 +180,7 @@ impl<'a> Planner<'a> {
         options: &'a EngineOptions,
         checkpoint: &'a Checkpoint,
         config: &'a Config,
+        adapters: Option<&'a OpenAdapters>,
         num_token_ids: usize,
     ) -> qwen_core::Result<Self> {
         options.check()?;
@@ -155,11 +189,15 @@ impl<'a> Planner<'a> {
         if let Some(encoding) = options.kv_encoding {
             spec = spec.with_kv_encoding(encoding)?;
         }
-        let weights = match options.quantize {
-            None => Weights::Stored(checkpoint),
-            Some(encoding) => Weights::Quantized(QuantizedWeights::new(checkpoint, TensorMix::Uniform(encoding))?),
+        let merged = adapters.and_then(|adapters| adapters.merged.as_ref());
+        let weights = match (options.quantize, merged) {
+            (None, None) => Weights::Stored(checkpoint),
+            (None, Some(adapter)) => Weights::Merged(MergedWeights::new(checkpoint, adapter)),
+            (Some(encoding), _) => Weights::Quantized(QuantizedWeights::new(checkpoint, TensorMix::Uniform(encoding))?),
         };
-        Ok(Planner { options, weights, config, warnings: checkpoint.warnings(), num_token_ids, spec, draft: None })
+        let adapters = adapters.map_or(&[][..], |adapters| &adapters.beside);
+        let warnings = checkpoint.warnings();
+        Ok(Planner { options, weights, config, warnings, num_token_ids, spec, draft: None, adapters })
     }
 
     /// The devices that `device` stands for, best first.
@@ -186,6 +224,8 @@ impl<'a> Planner<'a> {
     pub(crate) fn plan_within(&self, capacity: &Capacity, context: Option<usize>) -> qwen_core::Result<Plan> {
         let model_context = self.config.max_context();
         let batch = self.options.batch.unwrap_or(1);
+        let for_adapters = self.adapter_bytes(capacity)?;
+        let available = self.options.memory_budget.or(capacity.available_bytes);
         let plan_at = |context: usize| {
             let input = PlanInput {
                 spec: &self.spec,
@@ -194,7 +234,7 @@ impl<'a> Planner<'a> {
                 context,
                 batch,
                 model_context,
-                available_bytes: self.options.memory_budget.or(capacity.available_bytes),
+                available_bytes: available.map(|available| available.saturating_sub(for_adapters)),
             };
             let draft = self.draft.as_ref().map(|draft| {
                 let (limits, model_context) = (self.draft_limits(draft, &input.limits), draft.config.max_context());
@@ -211,7 +251,21 @@ impl<'a> Planner<'a> {
             _ => plan,
         };
         plan.warnings = self.warnings.to_vec();
-        Ok(plan)
+        Ok(plan.with_adapters(for_adapters))
+    }
+
+    /// What is set aside for adapters.
+    fn adapter_bytes(&self, capacity: &Capacity) -> qwen_core::Result<u64> {
+        let bytes = self.options.adapter_limits.bytes;
+        if bytes.is_none() && self.adapters.is_empty() {
+            return Ok(0);
+        }
+        let limits = self.limits(capacity, self.longest_context(), 1);
+        let own =
+            |adapter: &LoraCheckpoint| low_rank::adapter_bytes(&*capacity.footprint, &self.spec, &limits, adapter);
+        let loaded = self.adapters.iter().map(own).sum::<qwen_core::Result<u64>>()?;
+        let shared = low_rank::shared_bytes(&*capacity.footprint, &self.spec, &limits);
+        Ok(bytes.unwrap_or(0).max(loaded).saturating_add(shared))
     }
 
     /// The context if memory is no limit and the options do not set an exact one.

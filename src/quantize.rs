@@ -145,7 +145,7 @@ impl EngineOptions {
         let tokenizer = vocabulary::of_checkpoint(&checkpoint)?.map_err(crate::Error::from)?;
         let ids = tokenizer.encode(text, true)?;
         let config = config_of(&checkpoint, &self)?;
-        let planner = Planner::new(&self, &checkpoint, &config, config.vocab_size)?;
+        let planner = Planner::new(&self, &checkpoint, &config, None, config.vocab_size)?;
         let piece = self.context.unwrap_or(PIECE_TOKENS).min(config.max_context());
         let candidate = planner.candidates(&self.device).into_iter().next();
         let factory = candidate.map_or(self.device.clone(), |candidate| candidate.device).factory()?;

@@ -97,13 +97,14 @@ impl Engine {
                 None => groups.push((stem, vec![(index, *last)])),
             }
         }
+        let adapter = self.hold(self.default_adapter())?;
         let requests = groups.iter().map(|(stem, members)| {
             let mut last = members.iter().map(|(_, id)| *id);
             let targets: Vec<u32> = stem.iter().copied().chain(last.next()).collect();
             let params = LogprobsParams::new(targets).alternatives(last.collect::<Vec<_>>());
             // Without a prompt the first token has nothing before it: the request is refused as empty.
             let input = if prompt.is_empty() { Vec::new() } else { [prompt, stem].concat() };
-            Request::logprobs(input, params)
+            Request::logprobs(input, params).adapter(adapter.clone())
         });
         let mut found: Vec<Vec<Logprobs>> = vec![Vec::new(); groups.len()];
         requests::run(self.worker(), requests, |index, event| {
@@ -143,6 +144,7 @@ impl Engine {
             return Ok(tokens);
         }
         let request = Request::logprobs(&ids[..rest.len()], LogprobsParams::new(rest).top(top));
+        let request = request.adapter(self.hold(self.default_adapter())?);
         requests::run(self.worker(), [request], |_, event| {
             if let Event::Scored(token) = event {
                 tokens.push(token);

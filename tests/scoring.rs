@@ -131,6 +131,35 @@ fn embeddings_are_the_hidden_states_of_transformers() {
     }
 }
 
+/// Texts with instructions, pooled and normalised as sentence-transformers does, made by `tools/embedding_fixtures.py`.
+#[test]
+fn embeddings_of_texts_are_those_of_sentence_transformers() {
+    #[derive(serde::Deserialize)]
+    struct Case {
+        pooling: Pooling,
+        text: String,
+        num_tokens: usize,
+        values: Vec<f64>,
+    }
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/embeddings.json");
+    let cases: Vec<Case> = serde_json::from_str(&std::fs::read_to_string(file).unwrap()).unwrap();
+    assert_eq!(cases.len(), 8);
+    for (precision, limit) in [(Precision::Exact, 1e-5), (Precision::Fast, 0.03)] {
+        let engine = options().precision(precision).context(128).batch(4).load(common::demo()).unwrap();
+        for pooling in [Pooling::Last, Pooling::Mean] {
+            let cases: Vec<&Case> = cases.iter().filter(|case| case.pooling == pooling).collect();
+            let texts: Vec<&str> = cases.iter().map(|case| &*case.text).collect();
+            let found = engine.embed(&texts, &EmbedOptions::new().pooling(pooling)).unwrap();
+            for (case, found) in cases.iter().zip(found) {
+                assert_eq!(found.num_tokens, case.num_tokens, "{}", case.text);
+                let distance = found.values.iter().zip(&case.values).map(|(a, b)| (f64::from(*a) - b).powi(2));
+                let distance = distance.sum::<f64>().sqrt();
+                assert!(distance < limit, "{pooling}, {precision:?}: {distance:e} for {:?}", case.text);
+            }
+        }
+    }
+}
+
 fn prompt(len: usize, seed: u32) -> Vec<u32> {
     (0..len as u32).map(|i| (i * 37 + seed * 11 + 5) % 290).collect()
 }

@@ -10,11 +10,11 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 # One target folder for all: procedural macros and build scripts, which run on this machine, are compiled once.
 export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-target}/systems" CARGO_PROFILE_DEV_DEBUG=0 CARGO_INCREMENTAL=0
-all=cpu,cuda,wgpu
+all=cpu,cuda,wgpu,mpi
 # The whole check takes four minutes on two cores. On aarch64 Linux wgpu is the same as on x86-64, so it is only
 # included if the target is named.
 declare -A features=(
-    [aarch64-unknown-linux-gnu]=cpu,cuda
+    [aarch64-unknown-linux-gnu]=cpu,cuda,mpi
     [aarch64-apple-darwin]=$all
     [x86_64-pc-windows-msvc]=$all
     [wasm32-unknown-unknown]=cpu

@@ -272,7 +272,14 @@ impl Bench {
         }
         let inputs = self.inputs(heads.head_dim, tokens, context)?;
         let mut out = self.b.alloc(tokens * heads.q_size())?;
-        let key = StepKey { num_tokens: tokens, num_seqs: 1, num_logits: 1, max_seqlen_q: tokens, hidden: false };
+        let key = StepKey {
+            num_tokens: tokens,
+            num_seqs: 1,
+            num_logits: 1,
+            max_seqlen_q: tokens,
+            hidden: false,
+            adapters: false,
+        };
         let bound = if tokens == 1 {
             Bound::Memory(spec.stored_bytes() as f64 / layers as f64)
         } else {
@@ -322,7 +329,14 @@ impl Bench {
         let mut attended = self.b.alloc(tokens * heads.q_size())?;
         let mut act = self.b.alloc(tokens * inner)?;
         let mut scratch = self.b.alloc(tokens * hidden)?;
-        let key = StepKey { num_tokens: tokens, num_seqs: 1, num_logits: 1, max_seqlen_q: tokens, hidden: false };
+        let key = StepKey {
+            num_tokens: tokens,
+            num_seqs: 1,
+            num_logits: 1,
+            max_seqlen_q: tokens,
+            hidden: false,
+            adapters: false,
+        };
         let rows = heads.qkv_size() + heads.q_size() + 3 * inner;
         let bound = if tokens == 1 {
             let kv = spec.stored_bytes() as f64 / 64.0;

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use qwen_core::backend::Limits;
 use qwen_core::backend::{
-    Add, Argmax, DeviceInfo, Embed, GateUpSilu, GatherRows, Interrupt, KvSpec, Linear, LinearAdd, ModelShape,
+    Add, AddRows, Argmax, DeviceInfo, Embed, GateUpSilu, GatherRows, Interrupt, KvSpec, Linear, LinearAdd, ModelShape,
     PagedAttention, QkvRopeStore, RmsNorm, Rope, SiluAndMul, StepKey, StoreKv, WeightView, composed,
 };
 use qwen_core::{Backend, Error, Footprint, Result, memory};
@@ -19,7 +19,7 @@ use crate::kernels::attention::merge::Merge;
 use crate::kernels::attention::schedule::Shape;
 use crate::kernels::attention::{Attention, geometry};
 use crate::kernels::epilogue::{Epilogue, Heads};
-use crate::kernels::{Op, add, embed, gather_rows, rms_norm, rope, silu_and_mul, store_kv};
+use crate::kernels::{Op, add, add_rows, embed, gather_rows, rms_norm, rope, silu_and_mul, store_kv};
 use crate::kv::{self, Store};
 use crate::matrix::{Matrix, Order, UNIT};
 use crate::memory::Array;
@@ -297,6 +297,15 @@ impl Backend for CpuBackend {
         let indices = self.recorder.operand(op, ("indices", &indices.0, Some(rows)))?;
         let out = self.recorder.operand(op, ("out", &out.0, rows.checked_mul(width)))?;
         self.recorder.record(Op::GatherRows(gather_rows::GatherRows { x, indices, out, width, rows }))
+    }
+
+    fn add_rows(&mut self, op: AddRows<'_, Self>) -> Result<()> {
+        let AddRows { x, indices, scale, out, out_rows, width, rows } = op;
+        let op = "add_rows";
+        let x = self.recorder.operand(op, ("x", &x.0, rows.checked_mul(width)))?;
+        let indices = self.recorder.operand(op, ("indices", &indices.0, Some(rows)))?;
+        let out = self.recorder.operand(op, ("out", &out.0, out_rows.checked_mul(width)))?;
+        self.recorder.record(Op::AddRows(add_rows::AddRows { x, indices, scale, out, out_rows, width, rows }))
     }
 
     fn argmax(&mut self, op: Argmax<'_, Self>) -> Result<()> {

@@ -208,7 +208,14 @@ fn indices_written_in_a_step_are_read_after_it() {
                 max_blocks_per_seq: 1,
                 cos_sin: b.alloc(ROWS * 16).unwrap(),
             };
-            let key = StepKey { num_tokens: ROWS, num_seqs: 2, num_logits: 1, max_seqlen_q: 2, hidden: false };
+            let key = StepKey {
+                num_tokens: ROWS,
+                num_seqs: 2,
+                num_logits: 1,
+                max_seqlen_q: 2,
+                hidden: false,
+                adapters: false,
+            };
             let argmax = |b: &mut CpuBackend, x: &CpuBuffer, out: &mut CpuIndices, width, rows| {
                 b.argmax(Argmax { x, out, width, valid: width, rows })
             };
@@ -258,7 +265,7 @@ fn sequences_that_share_tokens_and_stores_of_nothing_are_refused() {
 #[test]
 fn a_step_within_a_step_is_refused_and_a_panic_leaves_none_open() {
     let mut b = CpuBackend::new(options().threads(2)).unwrap();
-    let key = StepKey { num_tokens: 1, num_seqs: 1, num_logits: 1, max_seqlen_q: 1, hidden: false };
+    let key = StepKey { num_tokens: 1, num_seqs: 1, num_logits: 1, max_seqlen_q: 1, hidden: false, adapters: false };
     let interrupt = Interrupt::default();
     let inner = b.step(key, &interrupt, &mut |b| b.step(key, &interrupt, &mut |_| Ok(())));
     assert!(inner.unwrap_err().to_string().contains("a step within a step"));

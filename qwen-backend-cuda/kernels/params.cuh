@@ -178,6 +178,16 @@ struct Rows {
     u32 rows, width, x_rows, unused;  // x_rows: gather_rows
 };
 
+// ---- add_rows: out[indices[i]] += scale * x[i], nothing for an index at or beyond out_rows. grid (rows, 1, 1), block
+// 256.
+struct AddRows {
+    const float* x;      // [rows, width]
+    const u32* indices;  // [rows], each at most once
+    float* out;          // [out_rows, width]
+    u32 rows, width, out_rows;
+    float scale;
+};
+
 // ---- argmax: the index of the largest of each row's first `valid` values, the lowest among equals; 0xffffffff for a
 // row with a NaN or an infinity among them. grid (rows, 1, 1).
 #define ARGMAX_THREADS 1024

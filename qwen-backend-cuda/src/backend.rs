@@ -21,7 +21,7 @@ use qwen_core::backend::Limits;
 use qwen_core::backend::collective::Collective;
 use qwen_core::backend::recorder::{self, Recorder};
 use qwen_core::backend::{
-    Add, AllReduce, Argmax, DeviceInfo, Embed, GateUpSilu, GatherRows, Interrupt, KvSpec, Linear, LinearAdd,
+    Add, AddRows, AllReduce, Argmax, DeviceInfo, Embed, GateUpSilu, GatherRows, Interrupt, KvSpec, Linear, LinearAdd,
     ModelShape, PagedAttention, QkvRopeStore, RmsNorm, Rope, SiluAndMul, StepKey, StoreKv, WeightView, composed,
 };
 use qwen_core::{Backend, Footprint, Precision, Result};
@@ -235,6 +235,10 @@ impl Backend for CudaBackend {
 
     fn gather_rows(&mut self, op: GatherRows<'_, Self>) -> Result<()> {
         self.queue_gather_rows(op)
+    }
+
+    fn add_rows(&mut self, op: AddRows<'_, Self>) -> Result<()> {
+        self.queue_add_rows(op)
     }
 
     fn argmax(&mut self, op: Argmax<'_, Self>) -> Result<()> {

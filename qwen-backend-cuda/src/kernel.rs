@@ -97,6 +97,7 @@ pub(crate) enum Kernel {
     AttentionTile(Element, u32),
     SiluAndMul,
     Add,
+    AddRows,
     GatherRows,
     Argmax,
     CopyBlocks,
@@ -121,7 +122,7 @@ impl Kernel {
             Kernel::Attention(..) => ATTENTION_THREADS,
             Kernel::AttentionMerge => MERGE_THREADS,
             Kernel::AttentionTile(..) => ATTENTION_TILE_THREADS,
-            Kernel::SiluAndMul | Kernel::Add | Kernel::GatherRows => ELEMENT_THREADS,
+            Kernel::SiluAndMul | Kernel::Add | Kernel::AddRows | Kernel::GatherRows => ELEMENT_THREADS,
             Kernel::Argmax => ARGMAX_THREADS,
             Kernel::CeilingRead | Kernel::CeilingCopy | Kernel::CeilingFmaF32 | Kernel::CeilingMmaBf16 => {
                 CEILING_THREADS
@@ -166,6 +167,7 @@ impl Kernel {
             Kernel::Rope | Kernel::StoreKv => params::Heads::FIELDS,
             Kernel::Attention(..) | Kernel::AttentionMerge | Kernel::AttentionTile(..) => params::Attention::FIELDS,
             Kernel::SiluAndMul | Kernel::Add | Kernel::GatherRows => params::Rows::FIELDS,
+            Kernel::AddRows => params::AddRows::FIELDS,
             Kernel::Argmax => params::Argmax::FIELDS,
             Kernel::CopyBlocks => params::CopyBlocks::FIELDS,
             Kernel::CeilingRead | Kernel::CeilingCopy | Kernel::CeilingFmaF32 | Kernel::CeilingMmaBf16 => {
@@ -187,6 +189,7 @@ impl Kernel {
             Kernel::AttentionMerge,
             Kernel::SiluAndMul,
             Kernel::Add,
+            Kernel::AddRows,
             Kernel::GatherRows,
             Kernel::Argmax,
             Kernel::CopyBlocks,
@@ -235,6 +238,7 @@ impl fmt::Display for Kernel {
             Kernel::AttentionTile(keys, width) => write!(f, "attention_tile_k{keys}_d{width}"),
             Kernel::SiluAndMul => f.write_str("silu_and_mul"),
             Kernel::Add => f.write_str("add"),
+            Kernel::AddRows => f.write_str("add_rows"),
             Kernel::GatherRows => f.write_str("gather_rows"),
             Kernel::Argmax => f.write_str("argmax"),
             Kernel::CopyBlocks => f.write_str("copy_blocks"),

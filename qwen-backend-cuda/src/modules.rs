@@ -10,6 +10,7 @@ macro_rules! modules {
 /// The modules by the names of their source files.
 pub(crate) const MODULES: &[(&str, &str)] = modules![
     "add",
+    "add_rows",
     "argmax",
     "attention",
     "attention_merge",

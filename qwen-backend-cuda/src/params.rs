@@ -221,6 +221,17 @@ params! {
         unused: u32,
     }
 
+    /// Rows added to rows.
+    AddRows {
+        x: Address,
+        indices: Address,
+        out: Address,
+        rows: u32,
+        width: u32,
+        out_rows: u32,
+        scale: f32,
+    }
+
     /// The largest value of each row.
     Argmax {
         x: Address,

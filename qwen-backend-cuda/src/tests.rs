@@ -123,7 +123,14 @@ impl Harness {
         for (tokens, num_computed_tokens) in sequences {
             let (input_ids, num_computed_tokens) = (&vec![1; *tokens][..], *num_computed_tokens);
             let logits = if greedy { WantLogits::Argmax } else { WantLogits::Last };
-            batch.push(SequenceStep { input_ids, num_computed_tokens, block_table: &blocks, logits, rope_stage: 0 })?;
+            batch.push(SequenceStep {
+                input_ids,
+                num_computed_tokens,
+                block_table: &blocks,
+                logits,
+                rope_stage: 0,
+                adapter: None,
+            })?;
         }
         let before = self.driver.calls().launched.len();
         self.runner.execute(&batch, &mut StepOutput::default(), &Interrupt::default())?;
@@ -240,7 +247,7 @@ fn a_step_with_a_read_is_not_replayed() {
     harness.driver.freeze(false);
     let mut backend = CudaBackend::on(std::sync::Arc::new(harness.driver.clone()), &CudaOptions::new());
     let (mut x, y) = (backend.alloc(64).unwrap(), backend.alloc(64).unwrap());
-    let key = StepKey { num_tokens: 1, num_seqs: 1, num_logits: 1, max_seqlen_q: 1, hidden: false };
+    let key = StepKey { num_tokens: 1, num_seqs: 1, num_logits: 1, max_seqlen_q: 1, hidden: false, adapters: false };
     for _ in 0..3 {
         let before = harness.driver.calls().launched.len();
         backend

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use qwen_core::backend::Limits;
 use qwen_core::backend::recorder::{self, warmup_shapes};
 use qwen_core::backend::{
-    Add, Argmax, DeviceInfo, Embed, GateUpSilu, GatherRows, Interrupt, KvSpec, Linear, LinearAdd, ModelShape,
+    Add, AddRows, Argmax, DeviceInfo, Embed, GateUpSilu, GatherRows, Interrupt, KvSpec, Linear, LinearAdd, ModelShape,
     PagedAttention, QkvRopeStore, RmsNorm, Rope, SiluAndMul, StepKey, StoreKv, WeightView,
 };
 use qwen_core::{Backend, Footprint, Result};
@@ -83,6 +83,10 @@ impl Backend for WgpuBackend {
         ops::kv_blocks::write_blocks(self, &kv.0, blocks, bytes)
     }
 
+    fn trim(&mut self) {
+        self.gpu.pipelines.forget_groups();
+    }
+
     fn synchronize(&mut self) -> Result<()> {
         self.gpu.flush("synchronize")?;
         self.gpu.device.wait("synchronize")
@@ -122,6 +126,10 @@ impl Backend for WgpuBackend {
 
     fn gather_rows(&mut self, op: GatherRows<'_, Self>) -> Result<()> {
         ops::gather_rows::gather_rows(self, op)
+    }
+
+    fn add_rows(&mut self, op: AddRows<'_, Self>) -> Result<()> {
+        ops::add_rows::add_rows(self, op)
     }
 
     fn argmax(&mut self, op: Argmax<'_, Self>) -> Result<()> {

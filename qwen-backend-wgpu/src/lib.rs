@@ -18,7 +18,6 @@ mod backend;
 pub mod ceilings;
 mod executor;
 mod footprint;
-mod formats;
 mod geometry;
 mod kv;
 mod ops;

@@ -7,8 +7,7 @@
 use std::fmt::Write as _;
 
 use qwen_core::Encoding;
-
-use crate::formats::Format;
+use qwen_core::backend::planes::PlaneFormat;
 
 /// A kernel and the options from which its shader module is composed.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -16,17 +15,17 @@ pub(crate) struct Shader {
     /// The file, without `.wgsl`.
     pub(crate) kernel: &'static str,
     pub(crate) flags: Vec<&'static str>,
-    /// The fragment of the matrix's block format.
+    /// The name of the matrix's block format, which is that of its fragment in `shaders/formats/`.
     format: &'static str,
     constants: Vec<(&'static str, u32)>,
 }
 
 macro_rules! sources {
-    ($($name:literal),* $(,)?) => {
-        /// The text of a kernel or fragment.
-        fn source(name: &str) -> &'static str {
+    ($(#[$doc:meta])* $function:ident, $folder:literal, $($name:literal),* $(,)?) => {
+        $(#[$doc])*
+        fn $function(name: &str) -> &'static str {
             match name {
-                $($name => include_str!(concat!("shaders/", $name, ".wgsl")),)*
+                $($name => include_str!(concat!("shaders/", $folder, $name, ".wgsl")),)*
                 _ => "",
             }
         }
@@ -34,13 +33,19 @@ macro_rules! sources {
 }
 
 sources! {
-    "activations", "add", "argmax", "attention", "attention_merge", "attention_state", "blocks", "ceiling_cooperative",
+    /// The text of a kernel or fragment.
+    source, "",
+    "activations", "add", "add_rows", "argmax", "attention", "attention_merge", "attention_state", "blocks", "ceiling_cooperative",
     "ceiling_copy", "ceiling_multiply", "ceiling_read", "cooperative", "copy_blocks", "embed", "f16", "f16_rows",
-    "formats/grid", "formats/int4", "formats/int8", "formats/iq2_s", "formats/iq2_xs", "formats/iq2_xxs",
-    "formats/iq3_s", "formats/iq3_xxs", "formats/iq4_nl", "formats/iq4_xs", "formats/levels", "formats/q2_k",
-    "formats/q3_k", "formats/q4_0", "formats/q4_1", "formats/q4_k", "formats/q5_0", "formats/q5_1", "formats/q5_k",
-    "formats/q6_k", "formats/q8_0", "formats/scales_and_mins", "gather_rows", "kv_write", "math", "matmul",
-    "matmul_cooperative", "matvec", "norm", "product", "rms_norm", "rope", "rotary", "silu_and_mul", "store_kv", "weights",
+    "gather_rows", "kv_write", "math", "matmul", "matmul_cooperative", "matvec", "norm", "product", "rms_norm", "rope",
+    "rotary", "silu_and_mul", "store_kv", "weights",
+}
+
+sources! {
+    /// The text of a block format, or of what several of them include.
+    format_source, "formats/",
+    "grid", "int4", "int8", "iq2_s", "iq2_xs", "iq2_xxs", "iq3_s", "iq3_xxs", "iq4_nl", "iq4_xs", "levels", "q2_k",
+    "q3_k", "q4_0", "q4_1", "q4_k", "q5_0", "q5_1", "q5_k", "q6_k", "q8_0", "scales_and_mins",
 }
 
 impl Shader {
@@ -62,8 +67,8 @@ impl Shader {
 
     /// The flag of kernels that read a matrix in `encoding`.
     pub(crate) fn encoding(self, encoding: Encoding) -> Self {
-        if let Some(format) = Format::of(encoding) {
-            let shader = Shader { format: format.fragment, ..self }.flag("BLOCKS");
+        if let Some(format) = PlaneFormat::of(encoding) {
+            let shader = Shader { format: format.name(), ..self }.flag("BLOCKS");
             let shader = shader.constant("TABLE_WORDS", format.table().len() as u32 / 4);
             return match encoding {
                 Encoding::Group(group) => shader.constant("GROUP", group.group_size),
@@ -98,7 +103,12 @@ impl Shader {
 
     fn expand(&self, name: &str, text: &mut String) {
         let mut kept = vec![true];
-        for line in source(name).lines() {
+        let source = match (name, name.strip_prefix("formats/")) {
+            ("FORMAT", _) => format_source(self.format),
+            (_, Some(format)) => format_source(format),
+            (_, None) => source(name),
+        };
+        for line in source.lines() {
             let directive = line.trim_start();
             let outer = kept.len().checked_sub(2).is_none_or(|i| kept[i]);
             if let Some(flag) = directive.strip_prefix("//#if ") {
@@ -113,7 +123,7 @@ impl Shader {
             } else if kept.last() != Some(&true) {
                 // Dropped.
             } else if let Some(fragment) = directive.strip_prefix("//#include ") {
-                self.expand(if fragment.trim() == "FORMAT" { self.format } else { fragment.trim() }, text);
+                self.expand(fragment.trim(), text);
             } else {
                 text.push_str(line);
                 text.push('\n');

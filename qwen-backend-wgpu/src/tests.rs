@@ -80,7 +80,14 @@ fn execute(runner: &mut dyn Runner, sequences: &[(&[u32], usize)], greedy: bool)
     for ((input_ids, num_computed_tokens), block_table) in sequences.iter().zip(shares) {
         let num_computed_tokens = *num_computed_tokens;
         let logits = if greedy { WantLogits::Argmax } else { WantLogits::Last };
-        batch.push(SequenceStep { input_ids, num_computed_tokens, block_table, logits, rope_stage: 0 })?;
+        batch.push(SequenceStep {
+            input_ids,
+            num_computed_tokens,
+            block_table,
+            logits,
+            rope_stage: 0,
+            adapter: None,
+        })?;
     }
     let mut output = StepOutput::default();
     runner.execute(&batch, &mut output, &Interrupt::default())?;

@@ -1,18 +1,18 @@
 //! The layout of a matrix on the device: slabs of rows, each within the limit of a binding.
 //!
 //! Rows keep the encoding of their file. Rows of 16- and 32-bit values are padded to a multiple of eight values; blocks
-//! are arranged as `formats/` says. A matrix whose parts differ in encoding, or in the order of their columns, has a
+//! are arranged in planes ([`PlaneFormat`]). A matrix whose parts differ in encoding, or in the order of their columns, has a
 //! segment for each. A slab has whole pairs of rows of one segment, since kernels process them in pairs; a slab of gate
 //! and up has its gate rows first and then the corresponding up rows.
 
 use std::ops::Range;
 use std::sync::Arc;
 
-use qwen_core::backend::{RowReader, WeightRole, WeightShape, WeightView};
+use qwen_core::backend::planes::PlaneFormat;
+use qwen_core::backend::{RowReader, WeightRole, WeightRun, WeightShape, WeightView};
 use qwen_core::numerics::size;
 use qwen_core::{Encoding, Error, HumanBytes, Result};
 
-use crate::formats::Format;
 use crate::runtime::array::Array;
 use crate::runtime::device::Device;
 
@@ -20,9 +20,6 @@ use crate::runtime::device::Device;
 pub(crate) fn max_slab(limits: &wgpu::Limits) -> u64 {
     limits.max_storage_buffer_binding_size.min(limits.max_buffer_size)
 }
-
-/// The order of stored columns, if it is not that of the input features.
-type ColumnOrder = Option<Arc<[u32]>>;
 
 /// The shape of a matrix on the device.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,7 +35,8 @@ pub(crate) struct Layout {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Segment {
     pub(crate) encoding: Encoding,
-    pub(crate) column_order: ColumnOrder,
+    /// The input feature of each column, if they are stored in another order.
+    column_order: Option<Arc<[u32]>>,
     /// Which rows of the matrix these are.
     pub(crate) rows: Range<usize>,
     /// Whether they are gate and up: row i is paired with row i of the second half instead of the adjacent row.
@@ -56,8 +54,7 @@ impl Layout {
     /// # Errors
     /// [`Error::Unsupported`] for an encoding without shaders, and when not even a pair of rows can be bound.
     pub(crate) fn new(shape: &WeightShape, max_binding: u64) -> Result<Self> {
-        let parts = shape.parts.iter().map(|(encoding, rows)| (*encoding, *rows, None));
-        Layout::of(shape.role, shape.cols, parts, max_binding)
+        Layout::of(shape.role, shape.cols, shape.runs(), max_binding)
     }
 
     /// The layout of `view`.
@@ -65,33 +62,15 @@ impl Layout {
     /// # Errors
     /// As [`Layout::new`].
     fn of_view(view: &WeightView<'_>, max_binding: u64) -> Result<Self> {
-        let parts = view.parts.iter().map(|part| (part.encoding, part.rows, part.column_order.clone()));
-        Layout::of(view.role, view.cols(), parts, max_binding)
+        Layout::of(view.role, view.cols(), view.runs(), max_binding)
     }
 
-    fn of(
-        role: WeightRole,
-        cols: usize,
-        parts: impl Iterator<Item = (Encoding, usize, ColumnOrder)>,
-        max_binding: u64,
-    ) -> Result<Self> {
-        let mut runs: Vec<(Encoding, ColumnOrder, Range<usize>)> = Vec::new();
-        let mut end = 0usize;
-        for (encoding, rows, order) in parts {
-            let first = end;
-            end = end.saturating_add(rows);
-            match runs.last_mut() {
-                Some((last, last_order, run)) if *last == encoding && *last_order == order => run.end = end,
-                _ => runs.push((encoding, order, first..end)),
-            }
-        }
-        let gate_up = role == WeightRole::GateUp && runs.len() == 1 && end.is_multiple_of(2);
-        let segment = |(encoding, column_order, rows)| {
-            let segment = Segment::new(encoding, rows, cols, gate_up, max_binding)?;
-            Ok(Segment { column_order, ..segment })
-        };
+    fn of(role: WeightRole, cols: usize, runs: Vec<WeightRun>, max_binding: u64) -> Result<Self> {
+        let rows = runs.last().map_or(0, |run| run.rows.end);
+        let gate_up = role == WeightRole::GateUp && runs.len() == 1 && rows.is_multiple_of(2);
+        let segment = |run| Segment::new(run, cols, gate_up, max_binding);
         let segments = runs.into_iter().map(segment).collect::<Result<_>>()?;
-        Ok(Layout { rows: end, cols, role, segments })
+        Ok(Layout { rows, cols, role, segments })
     }
 
     /// Whether all of it is pairs of gate and up rows.
@@ -124,8 +103,9 @@ impl Layout {
 }
 
 impl Segment {
-    fn new(encoding: Encoding, rows: Range<usize>, cols: usize, gate_up: bool, max_binding: u64) -> Result<Self> {
-        let (row_bytes, table_bytes) = match (encoding, Format::of(encoding)) {
+    fn new(run: WeightRun, cols: usize, gate_up: bool, max_binding: u64) -> Result<Self> {
+        let WeightRun { encoding, column_order, rows } = run;
+        let (row_bytes, table_bytes) = match (encoding, PlaneFormat::of(encoding)) {
             (Encoding::F32 | Encoding::F16 | Encoding::Bf16, _) => {
                 (cols.checked_next_multiple_of(8).and_then(|cols| encoding.row_bytes(cols)), 0)
             }
@@ -150,7 +130,7 @@ impl Segment {
         // Slabs of equal size, so that none has only a handful of rows.
         let count = pairs.div_ceil(most).max(1);
         let pairs_per_slab = pairs.div_ceil(count).max(1);
-        Ok(Segment { encoding, column_order: None, rows, gate_up, row_bytes, table_bytes, pairs_per_slab })
+        Ok(Segment { encoding, column_order, rows, gate_up, row_bytes, table_bytes, pairs_per_slab })
     }
 
     fn pairs(&self) -> usize {
@@ -240,7 +220,7 @@ fn load_segment(device: &Device, name: &str, segment: &Segment, parts: &mut [Row
     let mut largest_exponent = 0;
     let mut decoded = Vec::new();
     let mut slabs = Vec::new();
-    let table = Format::of(segment.encoding).map_or(&[][..], Format::table);
+    let table = PlaneFormat::of(segment.encoding).map_or(&[][..], PlaneFormat::table);
     for pairs in segment.slabs() {
         let bytes = size::bytes(segment.row_bytes, &[2, pairs.len()]).saturating_add(table.len() as u64);
         let array = device.array(name, bytes / 4)?;
@@ -295,7 +275,7 @@ fn stored_row<'r, 'a>(parts: &'r mut [RowReader<'a>], row: usize) -> Option<(&'r
 
 /// Append a row in the device's layout, without the zeros after its last column.
 fn append_row(encoding: Encoding, bytes: &[u8], row_bytes: usize, piece: &mut Vec<u8>) {
-    match Format::of(encoding) {
+    match PlaneFormat::of(encoding) {
         None => piece.extend_from_slice(bytes),
         Some(format) => {
             let start = piece.len();

@@ -31,7 +31,7 @@ fn run_with(
         return println!("skipped: {error}");
     }
     let Some(folder) = folder() else { return };
-    let goldens = open(folder.into()).unwrap();
+    let goldens = open(folder).unwrap();
     for case in goldens.cases() {
         if case.prompt_lengths.iter().all(|length| *length > longest) {
             println!("{capabilities:?} {} skipped: its prompts are longer than {longest} tokens", case.name);

@@ -348,6 +348,7 @@ fn step(runner: &mut dyn Runner, ids: &[u32], computed: usize) -> Result<Vec<f32
         block_table: &blocks,
         logits: WantLogits::All,
         rope_stage: 0,
+        adapter: None,
     })?;
     let mut output = StepOutput::default();
     runner.execute(&batch, &mut output, &Interrupt::default())?;

@@ -137,10 +137,11 @@ macro_rules! __conformance_cases {
             gate_up_silu { silu_and_mul fused normed batch_invariance }
             add { lengths all_reduce }
             gather_rows { rows }
+            add_rows { rows }
             argmax { valid_columns ties non_finite }
             steps { replay steps_in_a_row interrupt failing_body written_indices }
             model {
-                logits hidden batch_invariance kv_in_blocks permuted_blocks determinism forks greedy interrupt non_finite
+                logits hidden adapters_in_a_batch batch_invariance kv_in_blocks permuted_blocks determinism forks greedy interrupt non_finite
             }
             parts { ranks stages non_finite_stage }
         }

@@ -162,6 +162,7 @@ impl Scenario {
             num_logits: 0,
             max_seqlen_q: self.sequences.iter().map(|sequence| sequence.tokens).max().unwrap_or(0),
             hidden: false,
+            adapters: false,
         }
     }
 

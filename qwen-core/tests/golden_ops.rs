@@ -165,7 +165,14 @@ fn paged_attention() {
             max_blocks_per_seq: num_blocks,
             logits_indices: Vec::new(),
         };
-        let key = StepKey { num_tokens: tokens, num_seqs: 1, num_logits: 0, max_seqlen_q: tokens, hidden: false };
+        let key = StepKey {
+            num_tokens: tokens,
+            num_seqs: 1,
+            num_logits: 0,
+            max_seqlen_q: tokens,
+            hidden: false,
+            adapters: false,
+        };
         let mut out = vec![0.0; tokens * heads * head_dim];
         b.paged_attention(PagedAttention {
             qkv: &queries,

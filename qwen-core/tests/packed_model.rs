@@ -111,6 +111,7 @@ fn logits(folder: &TempFolder) -> Vec<u32> {
         block_table: &blocks,
         logits: WantLogits::All,
         rope_stage: 0,
+        adapter: None,
     };
     batch.push(step).unwrap();
     let mut output = StepOutput::default();

@@ -134,7 +134,7 @@ pub(super) struct OpenedBackend<B> {
 impl<B: Backend> OpenedBackend<B> {
     /// A backend without its own interconnect.
     pub(super) fn boxed(backend: B) -> Box<dyn OpenedDevice> {
-        Box::new(OpenedBackend { backend, join: distributed::join_by_tcp })
+        Box::new(OpenedBackend { backend, join: distributed::join_by_host })
     }
 }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::adapter_registry::Adapter;
 use qwen_core::engine::Speculation;
 use qwen_core::engine::sampling::{LogitsProcessor, Mirostat, Preset, Processors, Stage};
 use serde::{Deserialize, Deserializer, Serialize};
@@ -184,6 +185,11 @@ pub struct GenerateOptions {
     /// Requests share the K/V of common prompt prefixes only with those of the same salt. Give each tenant one where
     /// nobody may notice, by the time of the first token, what others asked.
     pub cache_salt: String,
+    /// The low-rank adapter that the answer is computed with, which the engine has loaded
+    /// ([`Engine::load_adapter`](crate::Engine::load_adapter)). Default none: the model alone. Not part of the options as
+    /// data.
+    #[serde(skip)]
+    pub adapter: Option<Adapter>,
     /// Whose request it is: where more requests wait than can run, users take turns, however many each of them sends.
     pub user: String,
     /// Requests of a higher priority run first, and pause last when memory runs out. Default 0.
@@ -290,6 +296,12 @@ impl GenerateOptions {
     /// ```
     pub fn stop(mut self, strings: impl IntoIterator<Item = impl Into<String>>) -> Self {
         self.stop = strings.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// See [`GenerateOptions::adapter`](field@GenerateOptions::adapter).
+    pub fn adapter<'a>(mut self, adapter: impl Into<Option<&'a Adapter>>) -> Self {
+        self.adapter = adapter.into().cloned();
         self
     }
 

@@ -87,6 +87,7 @@ impl GenerateOptions {
         let request =
             Request::generate(prompt, params.sampling(sampling).logprobs(self.logprobs).speculation(self.speculation));
         let request = request.cache_salt(self.cache_salt.as_str()).user(self.user.as_str()).priority(self.priority);
+        let request = request.adapter(engine.hold(self.adapter.as_ref().or(engine.default_adapter()))?);
         // A time that the clock cannot hold never comes.
         let deadline = self.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         Ok((request.deadline(deadline), seed))

@@ -4,6 +4,7 @@
 //! that write disjoint memory, so that threads can take them in any order.
 
 pub(crate) mod add;
+pub(crate) mod add_rows;
 pub(crate) mod argmax;
 pub(crate) mod attention;
 pub(crate) mod embed;
@@ -65,6 +66,7 @@ ops! {
     Embed(embed::Embed), |op| op.rows;
     GatherRows(gather_rows::GatherRows), |op| op.rows;
     Add(add::Add), |op| op.pieces();
+    AddRows(add_rows::AddRows), |op| op.pieces();
     SiluAndMul(silu_and_mul::SiluAndMul), |op| op.pieces();
     RmsNorm(rms_norm::RmsNorm), |op| op.pieces();
     Rope(rope::Rope), |op| op.pieces();

@@ -236,7 +236,14 @@ impl Small {
     }
 
     pub(crate) fn try_run(&mut self, tokens: usize) -> Result<()> {
-        let key = StepKey { num_tokens: tokens, num_seqs: 1, num_logits: 1, max_seqlen_q: tokens, hidden: false };
+        let key = StepKey {
+            num_tokens: tokens,
+            num_seqs: 1,
+            num_logits: 1,
+            max_seqlen_q: tokens,
+            hidden: false,
+            adapters: false,
+        };
         let host = self.host;
         host.call(|| self.step(key, tokens))
     }

@@ -1,13 +1,13 @@
-//! Operations on rows of activations: `silu_and_mul`, `add` and `gather_rows`.
+//! Operations on rows of activations: `silu_and_mul`, `add`, `add_rows` and `gather_rows`.
 
 use qwen_core::Result;
-use qwen_core::backend::{Add, GatherRows, SiluAndMul};
+use qwen_core::backend::{Add, AddRows, GatherRows, SiluAndMul};
 
 use super::CudaBackend;
 use crate::geometry::ELEMENT_THREADS;
 use crate::kernel::Kernel;
 use crate::launch::Args;
-use crate::params::Rows;
+use crate::params::{self, Rows};
 
 impl CudaBackend {
     pub(super) fn queue_silu_and_mul(&mut self, op: SiluAndMul<'_, Self>) -> Result<()> {
@@ -35,6 +35,22 @@ impl CudaBackend {
             ..Rows::default()
         };
         let command = args.launch(Kernel::Add, [len.div_ceil(ELEMENT_THREADS), 1, 1], &params)?;
+        self.queue(command)
+    }
+
+    pub(super) fn queue_add_rows(&mut self, op: AddRows<'_, Self>) -> Result<()> {
+        let AddRows { x, indices, scale, out, out_rows, width, rows, .. } = op;
+        let mut args = Args::new(&self.gpu, "add_rows");
+        let params = params::AddRows {
+            x: args.take("x", &x.0.array, &[4, rows, width])?,
+            indices: args.take("indices", &indices.0.array, &[4, rows])?,
+            out: args.take("out", &out.0.array, &[4, out_rows, width])?,
+            rows: args.size(rows)?,
+            width: args.size(width)?,
+            out_rows: args.size(out_rows)?,
+            scale,
+        };
+        let command = args.launch(Kernel::AddRows, [rows, 1, 1], &params)?;
         self.queue(command)
     }
 

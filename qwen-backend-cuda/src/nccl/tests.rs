@@ -235,7 +235,14 @@ fn answer(runner: &mut dyn Runner) -> Result<Vec<u32>> {
     for (input_ids, num_computed_tokens) in [(&[3, 1, 4, 1, 5][..], 0), (&[9], 5), (&[2], 6)] {
         let mut batch = Batch::new(LIMITS.block_size);
         let logits = WantLogits::Last;
-        batch.push(SequenceStep { input_ids, num_computed_tokens, block_table: &blocks, logits, rope_stage: 0 })?;
+        batch.push(SequenceStep {
+            input_ids,
+            num_computed_tokens,
+            block_table: &blocks,
+            logits,
+            rope_stage: 0,
+            adapter: None,
+        })?;
         let mut output = StepOutput::default();
         runner.execute(&batch, &mut output, &Interrupt::default())?;
         if let Some(damage) = output.damage.first() {

@@ -133,7 +133,14 @@ impl Attended {
             kv,
             qkv,
             tokens,
-            key: StepKey { num_tokens: tokens, num_seqs: 2, num_logits: 0, max_seqlen_q, hidden: false },
+            key: StepKey {
+                num_tokens: tokens,
+                num_seqs: 2,
+                num_logits: 0,
+                max_seqlen_q,
+                hidden: false,
+                adapters: false,
+            },
         }
     }
 

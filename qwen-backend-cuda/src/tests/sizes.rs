@@ -155,7 +155,8 @@ fn operations_of_extreme_sizes_are_refused() {
         ] {
             refused(&driver, "rope", || b.rope(Rope { qkv: &mut out, cos_sin: x, heads, rows: 1 }));
         }
-        let key = StepKey { num_tokens: 2, num_seqs: 2, num_logits: 2, max_seqlen_q: 1, hidden: false };
+        let key =
+            StepKey { num_tokens: 2, num_seqs: 2, num_logits: 2, max_seqlen_q: 1, hidden: false, adapters: false };
         for key in [
             StepKey { num_tokens: rows, ..key },
             StepKey { num_seqs: rows, ..key },

@@ -47,6 +47,7 @@ fn results(mut backend: CudaBackend) -> Result<Vec<u32>> {
                 block_table: &blocks,
                 logits: if greedy { WantLogits::Argmax } else { WantLogits::Last },
                 rope_stage: 0,
+                adapter: None,
             })?;
             computed[sequence] += tokens;
         }

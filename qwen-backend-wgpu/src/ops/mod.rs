@@ -2,6 +2,7 @@
 //! an array as a whole. The arithmetic is in the WGSL of `shaders/`.
 
 pub(crate) mod add;
+pub(crate) mod add_rows;
 pub(crate) mod argmax;
 pub(crate) mod attention;
 pub(crate) mod copy_blocks;

@@ -1,10 +1,10 @@
 //! The kernels of matrix products, and which one is used for which matrix and number of rows.
 
+#[cfg(test)]
+use qwen_core::backend::planes;
 use qwen_core::{Encoding, Precision};
 
 use crate::adapter::Cooperative;
-#[cfg(test)]
-use crate::formats;
 use crate::geometry::TILE_FROM;
 use crate::kv::KvTypes;
 use crate::shader::Shader;
@@ -163,7 +163,7 @@ impl ProductShader {
         let plain = [Encoding::Bf16, Encoding::F16, Encoding::F32];
         let mut all = Vec::new();
         for &kernel in kernels {
-            for encoding in plain.into_iter().chain(formats::all()) {
+            for encoding in plain.into_iter().chain(planes::encodings()) {
                 for &epilogue in &epilogues {
                     for bits in 0..16 {
                         let [gate_up, ordered, ragged, norm] = [1, 2, 4, 8].map(|bit| bits & bit != 0);
@@ -186,7 +186,7 @@ impl ProductShader {
             EpilogueKind::Heads(_) | EpilogueKind::Gated => !self.gate_up,
             _ => true,
         };
-        let is_block = formats::Format::of(self.encoding).is_some();
+        let is_block = planes::PlaneFormat::of(self.encoding).is_some();
         let is_group = matches!(self.encoding, Encoding::Group(_));
         let columns = !(self.ragged && is_block) && (!self.ordered || is_group && !self.norm && !cooperative);
         let norms = !self.norm || few && matches!(self.epilogue, EpilogueKind::Silu | EpilogueKind::Heads(_));

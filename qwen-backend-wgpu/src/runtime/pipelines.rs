@@ -80,6 +80,11 @@ impl Pipelines {
         Ok(Kernel { pipeline, group, offset })
     }
 
+    /// Forget all bind groups, and with them arrays that nobody else holds.
+    pub(crate) fn forget_groups(&mut self) {
+        self.groups.clear();
+    }
+
     fn pipeline(
         &mut self,
         device: &Device,

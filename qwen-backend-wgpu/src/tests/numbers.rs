@@ -142,7 +142,14 @@ fn attend(backend: &mut WgpuBackend, qkv: &[f32], queries: usize) -> Vec<f32> {
     let inputs = inputs(backend, &[0.0], positions, queries);
     let last = buffer(backend, &qkv[(positions - queries) * width..]);
     let mut out = buffer(backend, &vec![7.0; queries * HEADS.q_size()]);
-    let key = StepKey { num_tokens: queries, num_seqs: 1, num_logits: 1, max_seqlen_q: queries, hidden: false };
+    let key = StepKey {
+        num_tokens: queries,
+        num_seqs: 1,
+        num_logits: 1,
+        max_seqlen_q: queries,
+        hidden: false,
+        adapters: false,
+    };
     backend
         .paged_attention(PagedAttention {
             qkv: &last,

@@ -8,9 +8,9 @@ use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
 use naga::{AddressSpace, Block, Expression, Function, Handle, Module, Statement, TypeInner};
 
 use qwen_core::Encoding;
+use qwen_core::backend::planes;
 
 use crate::adapter::Cooperative;
-use crate::formats;
 use crate::kv::KvTypes;
 use crate::ops::attention::{merge_shader, shader as attention_shader};
 use crate::ops::product::{ProductKernel, ProductShader, cooperative_shader};
@@ -18,12 +18,13 @@ use crate::shader::Shader;
 
 /// Every module that the backend can request, except those with cooperative matrices.
 pub(crate) fn variants() -> Vec<Shader> {
-    let mut all: Vec<Shader> = ["add", "argmax", "copy_blocks", "gather_rows", "rms_norm", "rope", "silu_and_mul"]
-        .into_iter()
-        .map(Shader::new)
-        .collect();
+    let mut all: Vec<Shader> =
+        ["add", "add_rows", "argmax", "copy_blocks", "gather_rows", "rms_norm", "rope", "silu_and_mul"]
+            .into_iter()
+            .map(Shader::new)
+            .collect();
     all.extend(["ceiling_copy", "ceiling_multiply", "ceiling_read"].map(Shader::new));
-    let encodings = [Encoding::Bf16, Encoding::F16, Encoding::F32].into_iter().chain(formats::all());
+    let encodings = [Encoding::Bf16, Encoding::F16, Encoding::F32].into_iter().chain(planes::encodings());
     all.extend(encodings.clone().map(|encoding| Shader::new("embed").encoding(encoding)));
     let groups = encodings.filter(|encoding| matches!(encoding, Encoding::Group(_)));
     all.extend(groups.map(|encoding| Shader::new("embed").encoding(encoding).flag("ORDERED")));

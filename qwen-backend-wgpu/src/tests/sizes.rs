@@ -145,7 +145,14 @@ impl Attention {
             max_blocks_per_seq: BLOCKS,
             logits_indices: indices(b, &[0]),
         };
-        let key = StepKey { num_tokens: rows, num_seqs: 2, num_logits: 1, max_seqlen_q: tokens, hidden: false };
+        let key = StepKey {
+            num_tokens: rows,
+            num_seqs: 2,
+            num_logits: 1,
+            max_seqlen_q: tokens,
+            hidden: false,
+            adapters: false,
+        };
         Attention { kv, inputs, qkv: buffer(b, &values), out: b.alloc(rows * HEADS.q_size()).unwrap(), key }
     }
 
@@ -226,7 +233,7 @@ fn indices_that_an_argmax_writes_are_read_in_the_same_step() {
     let rows = buffer(&mut b, &[0.0, 5.0, 1.0, 0.0, f32::NAN, 0.0, 2.0, 0.0, 9.0]);
     let x = buffer(&mut b, &[10.0, 11.0, 20.0, 21.0, 30.0, 31.0]);
     let (mut chosen, mut out) = (indices(&mut b, &[0; 3]), buffer(&mut b, &[7.0; 6]));
-    let key = StepKey { num_tokens: 3, num_seqs: 3, num_logits: 3, max_seqlen_q: 1, hidden: false };
+    let key = StepKey { num_tokens: 3, num_seqs: 3, num_logits: 3, max_seqlen_q: 1, hidden: false, adapters: false };
     // Recorded, and replayed.
     for _ in 0..2 {
         b.write(&mut out, &[7.0; 6]).unwrap();
@@ -287,7 +294,8 @@ fn the_plan_of_the_workspace_is_what_is_taken_before_and_after_steps() {
             let want = if tokens <= logits { WantLogits::All } else { WantLogits::Last };
             let (input_ids, block_table) = (&ids[..tokens], &blocks[..]);
             let (num_computed_tokens, logits) = (computed, want);
-            let step = SequenceStep { input_ids, num_computed_tokens, block_table, logits, rope_stage: 0 };
+            let step =
+                SequenceStep { input_ids, num_computed_tokens, block_table, logits, rope_stage: 0, adapter: None };
             batch.push(step).unwrap();
             runner.execute(&batch, &mut StepOutput::default(), &Interrupt::default()).unwrap();
         }

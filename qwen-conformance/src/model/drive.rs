@@ -7,7 +7,7 @@ use qwen_core::backend::{Backend, Interrupt};
 use qwen_core::engine::kv::{BlockPool, BlockTable};
 use qwen_core::error::Result;
 use qwen_core::model::Model;
-use qwen_core::model::batch::BlockId;
+use qwen_core::model::batch::{AdapterId, BlockId};
 use qwen_core::model::batch::{Batch, SequenceStep, StepOutput, WantLogits};
 use qwen_core::model::rope::RopeStages;
 use qwen_core::model::runner::{ModelRunner, Runner};
@@ -67,6 +67,7 @@ pub(super) struct Sequence {
     pub(super) computed: usize,
     pub(super) table: BlockTable,
     pub(super) logits: Vec<f32>,
+    pub(super) adapter: Option<AdapterId>,
 }
 
 impl Sequences {
@@ -89,6 +90,7 @@ impl Sequences {
             computed: 0,
             table: BlockTable::new(limits.block_size),
             logits: Vec::new(),
+            adapter: None,
         };
         Ok(Sequences { pool, sequences: prompts.iter().map(sequence).collect() })
     }
@@ -100,7 +102,7 @@ impl Sequences {
     pub(super) fn batch(&mut self, runner: &mut dyn Runner, step: &[(usize, usize)], greedy: bool) -> Result<Batch> {
         let mut batch = Batch::new(limits().block_size);
         for &(index, tokens) in step {
-            let Sequence { ids, computed, table, .. } = &mut self.sequences[index];
+            let Sequence { ids, computed, table, adapter, .. } = &mut self.sequences[index];
             let end = *computed + tokens;
             if let Some(copy) = table.reserve(*computed, end, &mut self.pool)? {
                 runner.copy_blocks(&[copy])?;
@@ -111,6 +113,7 @@ impl Sequences {
                 block_table: table.blocks(),
                 logits: WantLogits::All,
                 rope_stage: 0,
+                adapter: *adapter,
             })?;
         }
         if greedy {
@@ -135,6 +138,24 @@ impl Sequences {
         }
         Ok(())
     }
+}
+
+/// As [`run_steps`], each sequence with its adapter.
+///
+/// # Errors
+/// What the runner reports.
+pub(super) fn run_with(
+    runner: &mut dyn Runner,
+    prompts: &[Vec<u32>],
+    adapters: &[Option<AdapterId>],
+    steps: &[Step],
+) -> Result<Vec<Vec<f32>>> {
+    let mut sequences = Sequences::new(prompts, None)?;
+    for (sequence, adapter) in sequences.sequences.iter_mut().zip(adapters) {
+        sequence.adapter = *adapter;
+    }
+    steps.iter().try_for_each(|step| sequences.step(runner, step))?;
+    Ok(sequences.sequences.into_iter().map(|sequence| sequence.logits).collect())
 }
 
 /// Run `steps` over sequences of these tokens: the logits of each.

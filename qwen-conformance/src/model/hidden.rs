@@ -43,6 +43,7 @@ fn run(runner: &mut dyn Runner, steps: &[Step], wants: impl Fn(usize) -> bool) -
                 block_table: table.blocks(),
                 logits: if wants(index) { WantLogits::Hidden(tokens) } else { WantLogits::All },
                 rope_stage: 0,
+                adapter: None,
             })?;
             *computed = end;
         }

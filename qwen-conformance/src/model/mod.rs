@@ -1,5 +1,6 @@
 //! Cases over whole models: small ones with random weights, through [`qwen_core::model::runner`].
 
+mod adapters;
 mod drive;
 mod hidden;
 mod kv_encoding;
@@ -12,6 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::compare;
 use super::op::Allowed;
 use super::rig::Rig;
+pub use adapters::adapters_in_a_batch;
 use drive::{Sequences, Step, load_whole, prompt, run_steps};
 pub use hidden::hidden;
 pub use kv_encoding::kv_in_blocks;

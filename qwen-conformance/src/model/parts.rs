@@ -97,7 +97,14 @@ pub fn non_finite_stage<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
         let mut stages = pipeline(rig, &model, &ends)?;
         let mut batch = Batch::new(16);
         let (input_ids, block_table, logits) = (&[1, 2, 3][..], &[BlockId(0)][..], WantLogits::Last);
-        batch.push(SequenceStep { input_ids, num_computed_tokens: 0, block_table, logits, rope_stage: 0 })?;
+        batch.push(SequenceStep {
+            input_ids,
+            num_computed_tokens: 0,
+            block_table,
+            logits,
+            rope_stage: 0,
+            adapter: None,
+        })?;
         let mut output = StepOutput::default();
         stages.execute(&batch, &mut output, &Interrupt::default())?;
         let expected = [Damage { seq: 0, place: format!("layer {layer}") }];

@@ -117,7 +117,7 @@ pub fn operands<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
     const WIDTH: usize = 128;
     static DATA: [u8; 4 * WIDTH * WIDTH] = [0; 4 * WIDTH * WIDTH];
     let heads = HeadLayout { num_attention_heads: 2, num_key_value_heads: 2, head_dim: 32 };
-    let key = StepKey { num_tokens: 1, num_seqs: 1, num_logits: 1, max_seqlen_q: 1, hidden: false };
+    let key = StepKey { num_tokens: 1, num_seqs: 1, num_logits: 1, max_seqlen_q: 1, hidden: false, adapters: false };
     let load = |b: &mut B, role, rows| {
         let parts = [MatrixPart::whole(Encoding::F32, rows, WIDTH, &DATA)?];
         b.load(&WeightView { name: "small", role, parts: &parts })

@@ -88,7 +88,14 @@ pub(super) fn look<B: Backend>(
         heads,
         inputs: &inputs,
         out: &mut out.buffer,
-        key: StepKey { num_tokens: count, num_seqs: count, num_logits: 0, max_seqlen_q: 1, hidden: false },
+        key: StepKey {
+            num_tokens: count,
+            num_seqs: count,
+            num_logits: 0,
+            max_seqlen_q: 1,
+            hidden: false,
+            adapters: false,
+        },
     })?;
     Ok(out.read(b)?.0)
 }

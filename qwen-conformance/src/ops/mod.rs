@@ -1,6 +1,7 @@
 //! The operations of [`qwen_core::Backend`] as data, and the cases over them, one file per kind.
 
 pub mod add;
+pub mod add_rows;
 pub mod argmax;
 pub mod attention;
 pub mod blocks;

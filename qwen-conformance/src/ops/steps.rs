@@ -83,7 +83,7 @@ impl<B: Backend> Mlp<B> {
 }
 
 fn key(rows: usize) -> StepKey {
-    StepKey { num_tokens: rows, num_seqs: rows, num_logits: rows, max_seqlen_q: 1, hidden: false }
+    StepKey { num_tokens: rows, num_seqs: rows, num_logits: rows, max_seqlen_q: 1, hidden: false, adapters: false }
 }
 
 fn inputs(round: u64) -> Vec<f32> {
@@ -210,7 +210,14 @@ pub fn written_indices<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
         num_key_value_heads: 1,
         head_dim: 32,
     };
-    let key = StepKey { num_tokens: TOKENS, num_seqs: 2, num_logits: TOKENS, max_seqlen_q: 2, hidden: false };
+    let key = StepKey {
+        num_tokens: TOKENS,
+        num_seqs: 2,
+        num_logits: TOKENS,
+        max_seqlen_q: 2,
+        hidden: false,
+        adapters: false,
+    };
     let x = Inputs::Normal.rows(40, 0..TOKENS, HEADS.qkv_size());
     let mut results: Vec<Option<Vec<f32>>> = Vec::new();
     for in_a_step in [false, true] {

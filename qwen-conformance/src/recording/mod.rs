@@ -260,7 +260,8 @@ impl Backend for Recording {
                 false => self.device.run(op),
             });
         }
-        self.current = Some((Vec::new(), true));
+        // Which rows have which adapter differs between steps of one key.
+        self.current = Some((Vec::new(), !key.adapters));
         let outcome = body(self);
         // The operations that a body issued before it failed are not the whole step.
         if let (Ok(()), Some((plan, true))) = (&outcome, self.current.take()) {
@@ -278,7 +279,8 @@ mod tests {
     fn the_body_of_a_known_key_is_not_called_again() -> Result<()> {
         let mut b = Recording::new();
         let (mut x, mut y) = (b.alloc(2)?, b.alloc(2)?);
-        let key = StepKey { num_tokens: 1, num_seqs: 1, num_logits: 1, max_seqlen_q: 1, hidden: false };
+        let key =
+            StepKey { num_tokens: 1, num_seqs: 1, num_logits: 1, max_seqlen_q: 1, hidden: false, adapters: false };
         let mut calls = 0;
         for value in [1.0, 10.0, 100.0] {
             b.write(&mut y, &[value, -value])?;
@@ -297,7 +299,8 @@ mod tests {
     fn the_host_must_not_read_within_a_step() -> Result<()> {
         let mut b = Recording::new();
         let x = b.alloc(1)?;
-        let key = StepKey { num_tokens: 1, num_seqs: 1, num_logits: 1, max_seqlen_q: 1, hidden: false };
+        let key =
+            StepKey { num_tokens: 1, num_seqs: 1, num_logits: 1, max_seqlen_q: 1, hidden: false, adapters: false };
         let outcome = b.step(key, &Interrupt::default(), &mut |b| b.read(&x, &mut [0.0]));
         assert!(matches!(outcome, Err(Error::Device { .. })), "{outcome:?}");
         Ok(())

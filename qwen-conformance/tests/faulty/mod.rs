@@ -67,6 +67,7 @@ pub(crate) enum Fault {
     ArgmaxOverAll,
     EmbedWraps,
     GatherOffByOne,
+    AddRowsUnscaled,
     ReducesNothing,
     IgnoresInterrupts,
     StepsRunOnce,
@@ -475,6 +476,12 @@ impl Backend for Faulty {
     fn add(&mut self, op: backend::Add<'_, Self>) -> Result<()> {
         let backend::Add { x, y, len } = op;
         self.inner.add(backend::Add { x, y, len })
+    }
+
+    fn add_rows(&mut self, op: backend::AddRows<'_, Self>) -> Result<()> {
+        let backend::AddRows { x, indices, scale, out, out_rows, width, rows } = op;
+        let scale = if self.is(Fault::AddRowsUnscaled) { 1.0 } else { scale };
+        self.inner.add_rows(backend::AddRows { x, indices, scale, out, out_rows, width, rows })
     }
 
     fn gather_rows(&mut self, op: backend::GatherRows<'_, Self>) -> Result<()> {

@@ -3,8 +3,8 @@
 //! They are free functions, so that a backend that overrides one can still run the composed form for comparison.
 
 use super::{
-    Add, AllReduce, Argmax, Backend, GateUpSilu, Linear, LinearAdd, NON_FINITE, Norm, QkvRopeStore, RmsNorm, Rope,
-    SiluAndMul, StoreKv,
+    Add, AddRows, AllReduce, Argmax, Backend, GateUpSilu, Linear, LinearAdd, NON_FINITE, Norm, QkvRopeStore, RmsNorm,
+    Rope, SiluAndMul, StoreKv,
 };
 use crate::error::Result;
 use crate::numerics::size;
@@ -19,6 +19,22 @@ pub fn argmax<B: Backend>(b: &mut B, op: Argmax<'_, B>) -> Result<()> {
         *id = argmax_row(&values[row * width..][..valid.min(width)]);
     }
     b.write_indices(out, &ids)
+}
+
+/// The composed form of [`Backend::add_rows`]: through the host.
+pub fn add_rows<B: Backend>(b: &mut B, op: AddRows<'_, B>) -> Result<()> {
+    let AddRows { x, indices, scale, out, out_rows, width, rows } = op;
+    let mut values = size::zeros("rows", &[rows, width])?;
+    let mut sums = size::zeros("out_rows", &[out_rows, width])?;
+    let mut to = size::zeros("rows", &[rows])?;
+    b.read(x, &mut values)?;
+    b.read(out, &mut sums)?;
+    b.read_indices(indices, &mut to)?;
+    for (row, values) in to.iter().zip(values.chunks_exact(width.max(1))) {
+        let sums = sums.chunks_exact_mut(width.max(1)).nth(*row as usize).unwrap_or_default();
+        sums.iter_mut().zip(values).for_each(|(sum, value)| *sum += scale * value);
+    }
+    b.write(out, &sums)
 }
 
 /// The index of the largest value, the lowest one among equals, or [`NON_FINITE`].

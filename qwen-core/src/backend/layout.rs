@@ -162,6 +162,9 @@ pub struct StepKey {
     pub max_seqlen_q: usize,
     /// Whether the hidden states after the final norm are wanted.
     pub hidden: bool,
+    /// Whether some of its sequences have a low-rank adapter. Which one, and for which rows, differs between steps of one
+    /// key, and so do their operations: such a step cannot be replayed.
+    pub adapters: bool,
 }
 
 /// The sizes of a model, or of one rank's part of it, that determine how much memory a step needs on a device.

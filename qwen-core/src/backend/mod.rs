@@ -13,6 +13,7 @@
 //! - `footprint.rs`: how much memory a model takes on a device, known before anything is loaded;
 //! - `interrupt.rs`: the flag that stops a step;
 //! - `kv_blocks.rs`: the layout in which K/V leaves a device and comes back;
+//! - `planes/`, `runs.rs`: for GPU backends, how rows in block formats are laid out, and matrices of several parts;
 //! - `recorder.rs`, `partials.rs`: for GPU backends, when a step is recorded and replayed, and the sizes of split-KV
 //!   attention. Integers only.
 //!
@@ -45,8 +46,10 @@ mod limits;
 mod matrix;
 mod ops;
 pub mod partials;
+pub mod planes;
 pub mod recorder;
 pub mod reference;
+mod runs;
 
 pub use adapter::{AdapterChoice, CapabilitySet};
 pub use footprint::{Footprint, StoredSizes};
@@ -56,9 +59,10 @@ pub use layout::{DeviceInfo, HeadLayout, KvSpec, ModelShape, NON_FINITE, PAD_SLO
 pub use limits::Limits;
 pub use matrix::{MatrixPart, ReadBytes, RowReader, WeightRole, WeightShape, WeightView};
 pub use ops::{
-    Add, AllReduce, Argmax, Embed, GateUpSilu, GatherRows, Linear, LinearAdd, Norm, PagedAttention, QkvRopeStore,
-    RmsNorm, Rope, SiluAndMul, StepInputs, StoreKv,
+    Add, AddRows, AllReduce, Argmax, Embed, GateUpSilu, GatherRows, Linear, LinearAdd, Norm, PagedAttention,
+    QkvRopeStore, RmsNorm, Rope, SiluAndMul, StepInputs, StoreKv,
 };
+pub use runs::WeightRun;
 
 use crate::backend::collective::Collective;
 use crate::error::{Error, Result};
@@ -133,6 +137,9 @@ pub trait Backend: Send + Sized + 'static {
     /// # Errors
     /// As [`Backend::read_blocks`].
     fn write_blocks(&mut self, kv: &mut Self::Kv, blocks: &[u32], bytes: &[u8]) -> Result<()>;
+    /// Let go of dropped buffers and weights that are only kept for the sake of later steps. Outside of steps, after some
+    /// were dropped. Default: nothing, for a backend that keeps none.
+    fn trim(&mut self) {}
     /// Wait for everything queued.
     fn synchronize(&mut self) -> Result<()>;
 
@@ -174,6 +181,11 @@ pub trait Backend: Send + Sized + 'static {
     /// row with a NaN or an infinity among them.
     fn argmax(&mut self, op: Argmax<'_, Self>) -> Result<()> {
         composed::argmax(self, op)
+    }
+
+    /// `out[indices[i]] += scale * x[i]`. An index outside of `out` adds nothing.
+    fn add_rows(&mut self, op: AddRows<'_, Self>) -> Result<()> {
+        composed::add_rows(self, op)
     }
 
     /// `qkv = w x + bias` of the normed `x`, queries and keys rotated, keys and values stored.
@@ -237,7 +249,8 @@ pub trait Backend: Send + Sized + 'static {
     }
 
     /// Run one step: `body` issues its operations. A backend may record what `body` issues for a key and replay it for
-    /// the next step with an equal key instead of calling `body` again.
+    /// the next step with an equal key instead of calling `body` again, but not with [`StepKey::adapters`], whose
+    /// operations differ from step to step.
     ///
     /// # Errors
     /// [`Error::Cancelled`] when `interrupt` was raised: the step may have run in part, and its K/V is ignored.

@@ -145,6 +145,25 @@ pub struct Add<'a, B: Backend> {
     pub len: usize,
 }
 
+/// The arguments of [`Backend::add_rows`].
+#[derive(Debug)]
+pub struct AddRows<'a, B: Backend> {
+    /// `[rows, width]` what is added.
+    pub x: &'a B::Buffer,
+    /// `[rows]` numbers of rows of `out`, each at most once.
+    pub indices: &'a B::Indices,
+    /// What `x` is multiplied with.
+    pub scale: f32,
+    /// `[out_rows, width]` what is added to.
+    pub out: &'a mut B::Buffer,
+    /// Rows of `out`.
+    pub out_rows: usize,
+    /// Values of a row.
+    pub width: usize,
+    /// Rows to add.
+    pub rows: usize,
+}
+
 /// The arguments of [`Backend::gather_rows`].
 #[derive(Debug)]
 pub struct GatherRows<'a, B: Backend> {

@@ -74,7 +74,7 @@ mod tests {
     const PARTITION: u64 = 4 * 4 * 64;
 
     fn key(num_tokens: usize, max_seqlen_q: usize) -> StepKey {
-        StepKey { num_tokens, num_seqs: 1, num_logits: 1, max_seqlen_q, hidden: false }
+        StepKey { num_tokens, num_seqs: 1, num_logits: 1, max_seqlen_q, hidden: false, adapters: false }
     }
 
     #[test]

@@ -139,7 +139,7 @@ pub fn run<D: Record>(
     }
     device.begin()?;
     let recorder = device.recorder();
-    let keep = recorder.keeps && key.max_seqlen_q <= 1 && recorder.kept.len() < MAX_KEPT;
+    let keep = recorder.keeps && !key.adapters && key.max_seqlen_q <= 1 && recorder.kept.len() < MAX_KEPT;
     recorder.recording = Some(Recording { keep, whole: true });
     let issued = body(device);
     let recording = device.recorder().recording.take();
@@ -172,7 +172,7 @@ pub fn run<D: Record>(
 ///     vocab_size: 1000,
 ///     num_token_ids: 1000,
 /// };
-/// let step = |count| StepKey { num_tokens: count, num_seqs: count, num_logits: count, max_seqlen_q: 1, hidden: false };
+/// let step = |count| StepKey { num_tokens: count, num_seqs: count, num_logits: count, max_seqlen_q: 1, hidden: false, adapters: false };
 /// assert_eq!(padded(step(3), &limits), step(4));
 /// assert_eq!(padded(step(5), &limits), step(6));
 /// ```
@@ -211,6 +211,7 @@ pub fn warmup_shapes(prompt_lengths: &[usize], sequence_counts: &[usize]) -> Vec
         num_logits: 1,
         max_seqlen_q: length,
         hidden: false,
+        adapters: false,
     };
     let single = |&count: &usize| StepKey {
         num_tokens: count,
@@ -218,6 +219,7 @@ pub fn warmup_shapes(prompt_lengths: &[usize], sequence_counts: &[usize]) -> Vec
         num_logits: count,
         max_seqlen_q: 1,
         hidden: false,
+        adapters: false,
     };
     prompt_lengths.iter().map(prompt).chain(sequence_counts.iter().map(single)).collect()
 }

@@ -6,7 +6,7 @@
 use std::ops::Range;
 
 use crate::backend::{
-    Add, Backend, BlockPart, DeviceInfo, Embed, Footprint, GatherRows, Interrupt, KvSpec, Linear, PAD_SLOT,
+    Add, AddRows, Backend, BlockPart, DeviceInfo, Embed, Footprint, GatherRows, Interrupt, KvSpec, Linear, PAD_SLOT,
     PagedAttention, RmsNorm, Rope, RowReader, SiluAndMul, StepKey, StoreKv, WeightView, host::Operands,
 };
 use crate::error::{Error, Result};
@@ -385,6 +385,20 @@ impl Backend for Reference {
         operands("add").need("x", x.len(), &[len])?;
         operands("add").need("y", y.len(), &[len])?;
         x[..len].iter_mut().zip(y).for_each(|(x, y)| *x += y);
+        Ok(())
+    }
+
+    fn add_rows(&mut self, op: AddRows<'_, Self>) -> Result<()> {
+        let AddRows { x, indices, scale, out, out_rows, width, rows } = op;
+        operands("add_rows").need("x", x.len(), &[rows, width])?;
+        operands("add_rows").need("indices", indices.len(), &[rows])?;
+        operands("add_rows").need("out", out.len(), &[out_rows, width])?;
+        for (&index, x) in indices[..rows].iter().zip(x.chunks_exact(width.max(1))) {
+            let out = out[..out_rows * width].chunks_exact_mut(width.max(1)).nth(index as usize).unwrap_or_default();
+            for (out, x) in out.iter_mut().zip(x) {
+                *out = (f64::from(*out) + f64::from(scale) * f64::from(*x)) as f32;
+            }
+        }
         Ok(())
     }
 

@@ -22,6 +22,7 @@ pub mod gguf;
 mod header;
 mod index;
 mod json;
+mod lora;
 mod names;
 mod packed;
 mod samples;
@@ -36,6 +37,7 @@ pub use config::{Config, RopeScaling};
 pub use generation_config::GenerationConfig;
 pub use header::{Header, TensorInfo};
 pub use index::Index;
+pub use lora::{LoraCheckpoint, LoraConfig, LoraHalf, LoraModule, MAX_LORA_RANK};
 
 use crate::backend::{MatrixPart, ReadBytes};
 use crate::error::{Error, Result};

@@ -4,6 +4,7 @@
 //! it a thread and turns ids into text. Other threads reach an engine only through its [`Intake`].
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
+mod adapters;
 mod draft;
 mod draws;
 mod intake;
@@ -22,6 +23,7 @@ mod speculation;
 mod stats;
 mod verdicts;
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::backend::Limits;
@@ -29,6 +31,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::model::batch::{Batch, StepOutput};
 use crate::model::runner::Runner;
 use crate::numerics::float_env::FloatEnv;
+pub use adapters::LoadedAdapter;
 use draft::DraftModel;
 use draws::Drawer;
 pub use intake::{Canceller, Intake, RowWindow, Ticket};
@@ -82,6 +85,7 @@ pub struct EngineCore {
     drawer: Drawer,
     draft: Option<DraftModel>,
     intake: Intake,
+    adapters: Vec<Arc<LoadedAdapter>>,
     /// What happened in a step. Reused.
     events: Vec<(SeqId, Event)>,
 }
@@ -98,8 +102,8 @@ impl EngineCore {
         let limits = runner.limits();
         intake.set_max_step_tokens(limits.max_num_batched_tokens);
         let (scheduler, batch) = (Scheduler::new(limits, runner.rope_contexts()), Batch::new(limits.block_size));
-        let (output, drawer) = (StepOutput::default(), Drawer::new(1));
-        EngineCore { runner, scheduler, batch, output, drawer, draft: None, intake, events: Vec::new() }
+        let (output, drawer, adapters) = (StepOutput::default(), Drawer::new(1), Vec::new());
+        EngineCore { runner, scheduler, batch, output, drawer, draft: None, intake, adapters, events: Vec::new() }
     }
 
     /// Sample on at most this many threads, where many rows have to be. By default on one, that of the caller. The
@@ -140,7 +144,8 @@ impl EngineCore {
     /// Queue a request.
     ///
     /// # Errors
-    /// As [`Request::check`], and [`Error::InvalidArgument`] for [`Speculation::Draft`] without a draft model.
+    /// As [`Request::check`], and [`Error::InvalidArgument`] for [`Speculation::Draft`] without a draft model, and for an
+    /// adapter of another engine.
     pub fn add(&mut self, request: Request, ticket: Ticket) -> Result<SeqId> {
         let _float_env = FloatEnv::enter();
         if self.draft.is_none()
@@ -148,6 +153,7 @@ impl EngineCore {
         {
             return Err(Error::argument("speculation", "the engine has no draft model"));
         }
+        self.check_adapter(request.adapter.as_ref())?;
         self.scheduler.add(request, ticket, self.runner.limits())
     }
 
@@ -161,7 +167,8 @@ impl EngineCore {
     /// again.
     pub fn step(&mut self, mut report: impl FnMut(SeqId, Event)) -> bool {
         let _float_env = FloatEnv::enter();
-        let EngineCore { runner, scheduler, batch, output, drawer, draft, intake, events } = self;
+        self.free_adapters();
+        let EngineCore { runner, scheduler, batch, output, drawer, draft, intake, events, .. } = self;
         let started = Instant::now();
         // Reported when the figures are written down, so that who hears of an end finds it there.
         let mut note = |id, event| events.push((id, event));
@@ -203,6 +210,8 @@ impl EngineCore {
         }
         intake.set_stats(scheduler.stats(), Some(started.elapsed()));
         events.drain(..).for_each(|(id, event)| report(id, event));
+        // There may be no further step that would free what its last request held.
+        self.free_adapters();
         true
     }
 }

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
+use super::adapters::LoadedAdapter;
 use super::intake::RowWindow;
 use super::speculation::Speculation;
 use crate::backend::Limits;
@@ -69,6 +70,8 @@ pub struct Request {
     /// Requests share K/V of common prompt prefixes only with those of the same salt. One for each tenant keeps them
     /// from noticing, by the time of the first token, what others asked.
     pub cache_salt: Arc<str>,
+    /// The low-rank adapter that it is computed with, which stays loaded as long as the request. Default none.
+    pub adapter: Option<Arc<LoadedAdapter>>,
     /// Whose it is: waiting requests of several users are admitted in turns.
     pub user: Arc<str>,
     /// Requests of a higher priority are admitted first, and give their blocks up last. Default 0.
@@ -178,7 +181,22 @@ impl Request {
     pub const ANSWER_WITHOUT_BOUND: usize = 8192;
 
     fn new(prompt: Vec<u32>, goal: Goal) -> Self {
-        Request { prompt, goal, cache_salt: "".into(), user: "".into(), priority: 0, deadline: None, window: None }
+        Request {
+            prompt,
+            goal,
+            cache_salt: "".into(),
+            adapter: None,
+            user: "".into(),
+            priority: 0,
+            deadline: None,
+            window: None,
+        }
+    }
+
+    /// See [`Request::adapter`].
+    pub fn adapter(mut self, adapter: impl Into<Option<Arc<LoadedAdapter>>>) -> Self {
+        self.adapter = adapter.into();
+        self
     }
 
     /// See [`Request::user`].

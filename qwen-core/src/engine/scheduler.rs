@@ -372,7 +372,8 @@ impl Scheduler {
     pub(super) fn fill(&mut self, batch: &mut Batch) -> Result<()> {
         batch.clear();
         self.scheduled.iter().try_for_each(|part| {
-            let Sequence { tokens, draft, num_computed_tokens, blocks, rope_stage, .. } = &mut self.running[part.index];
+            let Sequence { tokens, draft, num_computed_tokens, blocks, rope_stage, adapter, .. } =
+                &mut self.running[part.index];
             let (first, end) = (*num_computed_tokens, *num_computed_tokens + part.num_tokens);
             let guessed = end.checked_sub(tokens.len()).and_then(|guesses| draft.get(..guesses)).unwrap_or_default();
             let known = &tokens[first..end - guessed.len()];
@@ -393,6 +394,7 @@ impl Scheduler {
                 block_table: blocks.table.blocks(),
                 logits: part.logits,
                 rope_stage: *rope_stage,
+                adapter: adapter.as_ref().map(|adapter| adapter.id()),
             })
         })
     }

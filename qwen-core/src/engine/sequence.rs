@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::Event;
+use super::adapters::LoadedAdapter;
 use super::intake::{Canceller, Place, RowWindow, Ticket};
 use super::request::{FinishReason, GenerateParams, Goal, Request};
 use super::speculation::{Guesser, StepTimes};
@@ -29,6 +30,8 @@ pub(super) struct Sequence {
     /// Tokens of prompt and answer at most.
     pub(super) max_len: usize,
     pub(super) rope_stage: u32,
+    /// The adapter that it is computed with: held, so that it stays loaded.
+    pub(super) adapter: Option<Arc<LoadedAdapter>>,
     /// What `max_len` comes from.
     pub(super) full: FinishReason,
     pub(super) task: Task,
@@ -94,8 +97,8 @@ impl Sequence {
         let limits = &Limits { max_model_len: context, ..limits.clone() };
         let (max_len, full) = (request.max_len(limits), request.full(limits));
         let rope_stage = rope_stage as u32;
-        let Request { prompt, goal, cache_salt, user, priority, deadline, window } = request;
-        let root = Prefix::Root { cache_salt, rope_stage };
+        let Request { prompt, goal, cache_salt, adapter, user, priority, deadline, window } = request;
+        let root = Prefix::Root { cache_salt, rope_stage, adapter: adapter.as_ref().map(|adapter| adapter.id()) };
         let task = match goal {
             Goal::Generate(GenerateParams { max_new_tokens: Some(0), .. }) => {
                 Task::Score { rows: Rows::None, num_scored: prompt.len() }
@@ -125,6 +128,7 @@ impl Sequence {
             num_computed_tokens: 0,
             max_len,
             rope_stage,
+            adapter,
             full,
             task,
             blocks: SharedBlocks::new(root, limits.block_size),

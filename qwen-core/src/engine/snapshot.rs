@@ -34,7 +34,7 @@ impl SavedRoot {
     #[must_use]
     pub fn decode(text: &str, cache_salt: impl Into<Arc<str>>) -> Option<Self> {
         let rope_stage = text.strip_prefix("rope stage ")?.parse().ok()?;
-        Some(SavedRoot(Prefix::Root { cache_salt: cache_salt.into(), rope_stage }))
+        Some(SavedRoot(Prefix::Root { cache_salt: cache_salt.into(), rope_stage, adapter: None }))
     }
 }
 
@@ -51,7 +51,8 @@ impl EngineCore {
         self.runner.stored_kv()
     }
 
-    /// Where most of the K/V of `ids` is found under this salt, and of how many tokens.
+    /// Where most of the K/V of `ids` without an adapter is found under this salt, and of how many tokens. K/V with an
+    /// adapter is not saved: which one it was is known in this process alone.
     ///
     /// # Errors
     /// As [`EngineCore::saved_kv`].

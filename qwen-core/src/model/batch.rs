@@ -20,6 +20,10 @@ pub struct CopyBlock {
     pub to: BlockId,
 }
 
+/// A low-rank adapter that a runner has loaded: a number that is never used twice for two adapters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct AdapterId(pub u64);
+
 /// Which rows of logits, or of hidden states, a sequence wants from a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum WantLogits {
@@ -54,6 +58,8 @@ pub struct SequenceStep<'a> {
     /// The stage of RoPE that all its positions are computed in (see [`RopeStages`](crate::model::rope::RopeStages)): 0
     /// where it does not depend on the length of a sequence.
     pub rope_stage: u32,
+    /// The low-rank adapter that its tokens are computed with (see [`Runner::load_adapter`](super::runner::Runner)).
+    pub adapter: Option<AdapterId>,
 }
 
 /// The sequences of a step, flattened. Reused from step to step.
@@ -65,7 +71,7 @@ pub struct SequenceStep<'a> {
 /// let block_table = [BlockId(3), BlockId(0)];
 /// let ids = [7, 8, 9];
 /// let logits = WantLogits::Last;
-/// batch.push(SequenceStep { input_ids: &ids, num_computed_tokens: 14, block_table: &block_table, logits, rope_stage: 0 })?;
+/// batch.push(SequenceStep { input_ids: &ids, num_computed_tokens: 14, block_table: &block_table, logits, rope_stage: 0, adapter: None })?;
 /// assert_eq!(batch.slot_mapping, [3 * 16 + 14, 3 * 16 + 15, 0]);
 /// assert_eq!(batch.logits_indices, [2]);
 /// # Ok::<(), qwen_core::Error>(())
@@ -83,6 +89,8 @@ pub struct Batch {
     pub context_lens: Vec<u32>,
     /// `[num_seqs]` the stage of RoPE of each sequence.
     pub rope_stages: Vec<u32>,
+    /// `[num_seqs]` the low-rank adapter of each sequence.
+    pub adapters: Vec<Option<AdapterId>>,
     /// `[num_tokens]` where each token's K/V goes.
     pub slot_mapping: Vec<u32>,
     /// The concatenated block tables.
@@ -122,6 +130,7 @@ impl Batch {
         ] {
             list.clear();
         }
+        self.adapters.clear();
         self.cu_seqlens_q.push(0);
         self.cu_blocks.push(0);
         self.num_logits_read = 0;
@@ -154,7 +163,7 @@ impl Batch {
     /// [`Error::EmptyPrompt`] without tokens, [`Error::InvalidArgument`] when the block table is too short, a slot number
     /// overflows, or more rows than tokens are wanted. The batch is then unchanged.
     pub fn push(&mut self, sequence: SequenceStep<'_>) -> Result<()> {
-        let SequenceStep { input_ids, num_computed_tokens, block_table, logits, rope_stage } = sequence;
+        let SequenceStep { input_ids, num_computed_tokens, block_table, logits, rope_stage, adapter } = sequence;
         if input_ids.is_empty() {
             return Err(Error::EmptyPrompt);
         }
@@ -191,6 +200,7 @@ impl Batch {
         self.cu_seqlens_q.push(last);
         self.context_lens.push(end as u32);
         self.rope_stages.push(rope_stage);
+        self.adapters.push(adapter);
         self.block_tables.extend(block_table.iter().map(|block| block.0));
         self.cu_blocks.push(self.block_tables.len() as u32);
         let wanted = match logits {

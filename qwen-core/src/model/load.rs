@@ -1,5 +1,6 @@
 //! Weights from their source to the device, one matrix at a time.
 
+use super::low_rank::Adapters;
 use super::source::WeightSource;
 use super::spec::{ModelSpec, WeightSpec};
 use super::{Buffers, Layer, Model};
@@ -69,6 +70,7 @@ impl<B: Backend> Model<B> {
             kv_spec,
             inputs: step_inputs(b, &spec, limits)?,
             buffers: Buffers::new(b, &spec, limits)?,
+            adapters: Adapters::default(),
             num_token_ids: limits.num_token_ids,
             embed_tokens,
             layers,

@@ -5,6 +5,8 @@
 
 pub mod batch;
 mod load;
+pub mod low_rank;
+pub mod merged;
 mod observe;
 pub mod plan;
 pub mod rope;
@@ -16,10 +18,13 @@ use crate::backend::Limits;
 use crate::backend::collective::Collective;
 use crate::backend::{
     Argmax, Backend, Embed, GateUpSilu, GatherRows, Interrupt, KvSpec, Linear, LinearAdd, Norm, PagedAttention,
-    QkvRopeStore, RmsNorm, StepInputs, StepKey,
+    QkvRopeStore, RmsNorm, Rope, SiluAndMul, StepInputs, StepKey, StoreKv,
 };
 use crate::error::{Error, Result};
 use crate::numerics::size;
+use batch::{AdapterId, Batch};
+use low_rank::{Adapters, Beside};
+use source::LowRankSource;
 use spec::ModelSpec;
 
 /// A Qwen2 decoder, or one rank's or stage's part of it, with its K/V store and all the buffers of a step.
@@ -35,6 +40,7 @@ pub struct Model<B: Backend> {
     pub(crate) kv_spec: KvSpec,
     pub(crate) inputs: StepInputs<B>,
     pub(crate) buffers: Buffers<B>,
+    adapters: Adapters<B>,
 }
 
 #[derive(Debug)]
@@ -138,22 +144,22 @@ impl<B: Backend> Model<B> {
 
     /// The first half of a layer.
     fn attention(&mut self, b: &mut B, index: usize, key: StepKey, group: Option<&dyn Collective>) -> Result<()> {
-        let Model { spec, layers, kv, inputs, buffers, .. } = self;
+        let Model { spec, layers, kv, inputs, buffers, adapters, .. } = self;
         let Buffers { residual, normed, qkv, attended, projected, .. } = buffers;
         let layer = &layers[index];
         let (rows, heads, hidden_size, eps) = (key.num_tokens, spec.heads, spec.hidden_size, spec.rms_norm_eps);
-        b.qkv_rope_store(QkvRopeStore {
-            norm: Some(Norm { weight: &layer.input_layernorm, eps, hidden_size, normed }),
-            x: residual,
-            w: &layer.qkv_proj,
-            bias: &layer.qkv_bias,
-            inputs,
-            heads,
-            qkv,
-            kv,
-            layer: index,
-            rows,
-        })?;
+        let (weight, w, bias) = (&layer.input_layernorm, &layer.qkv_proj, &layer.qkv_bias);
+        if key.adapters {
+            // An adapter changes queries and keys before they are rotated.
+            b.rms_norm(RmsNorm { x: residual, weight, eps, hidden_size, out: normed, rows })?;
+            b.linear(Linear { x: normed, w, bias: Some(bias), out: qkv, rows })?;
+            adapters.add(b, (index, Beside::Qkv), (normed, hidden_size), (qkv, heads.qkv_size()), rows)?;
+            b.rope(Rope { qkv, cos_sin: &inputs.cos_sin, heads, rows })?;
+            b.store_kv(StoreKv { qkv, slot_mapping: &inputs.slot_mapping, kv, layer: index, heads, rows })?;
+        } else {
+            let norm = Some(Norm { weight, eps, hidden_size, normed });
+            b.qkv_rope_store(QkvRopeStore { norm, x: residual, w, bias, inputs, heads, qkv, kv, layer: index, rows })?;
+        }
         b.paged_attention(PagedAttention { qkv, kv, layer: index, heads, inputs, out: attended, key })?;
         b.linear_add(LinearAdd {
             x: attended,
@@ -163,24 +169,40 @@ impl<B: Backend> Model<B> {
             residual,
             hidden_size,
             rows,
-        })
+        })?;
+        if key.adapters {
+            adapters.add(b, (index, Beside::O), (attended, heads.q_size()), (residual, hidden_size), rows)?;
+        }
+        Ok(())
     }
 
     /// The second half of a layer.
     fn mlp(&mut self, b: &mut B, index: usize, key: StepKey, group: Option<&dyn Collective>) -> Result<()> {
-        let Model { spec, layers, buffers, .. } = self;
+        let Model { spec, layers, buffers, adapters, .. } = self;
         let Buffers { residual, normed, gate_up, inner, projected, .. } = buffers;
         let layer = &layers[index];
         let (rows, hidden_size, eps) = (key.num_tokens, spec.hidden_size, spec.rms_norm_eps);
-        b.gate_up_silu(GateUpSilu {
-            norm: Some(Norm { weight: &layer.post_attention_layernorm, eps, hidden_size, normed }),
-            x: residual,
-            w: &layer.gate_up_proj,
-            scratch: gate_up,
-            out: inner,
-            intermediate_size: spec.intermediate_size,
-            rows,
-        })?;
+        let (weight, w, intermediate_size) =
+            (&layer.post_attention_layernorm, &layer.gate_up_proj, spec.intermediate_size);
+        if key.adapters {
+            let mut own = adapters.take_gate_up();
+            let gate_up = own.as_mut().unwrap_or(gate_up);
+            b.rms_norm(RmsNorm { x: residual, weight, eps, hidden_size, out: normed, rows })?;
+            b.linear(Linear { x: normed, w, bias: None, out: gate_up, rows })?;
+            adapters.add(b, (index, Beside::GateUp), (normed, hidden_size), (gate_up, 2 * intermediate_size), rows)?;
+            b.silu_and_mul(SiluAndMul { gate_up, out: inner, intermediate_size, rows })?;
+            adapters.put_gate_up(own);
+        } else {
+            b.gate_up_silu(GateUpSilu {
+                norm: Some(Norm { weight, eps, hidden_size, normed }),
+                x: residual,
+                w,
+                scratch: gate_up,
+                out: inner,
+                intermediate_size,
+                rows,
+            })?;
+        }
         b.linear_add(LinearAdd {
             x: inner,
             w: &layer.down_proj,
@@ -189,7 +211,11 @@ impl<B: Backend> Model<B> {
             residual,
             hidden_size,
             rows,
-        })
+        })?;
+        if key.adapters {
+            adapters.add(b, (index, Beside::Down), (inner, intermediate_size), (residual, hidden_size), rows)?;
+        }
+        Ok(())
     }
 
     /// Norm and output head for the wanted rows, then the norm of all rows if hidden states are wanted.
@@ -220,6 +246,33 @@ impl<B: Backend> Model<B> {
             b.rms_norm(RmsNorm { x: residual, weight, eps, hidden_size, out: normed, rows: key.num_tokens })?;
         }
         Ok(())
+    }
+
+    /// Prepare the adapters of a step. Whether any sequence has one.
+    pub(crate) fn begin_adapters(&mut self, b: &mut B, batch: &Batch) -> Result<bool> {
+        self.adapters.begin(b, batch)
+    }
+
+    /// Load a low-rank adapter for this part.
+    pub(crate) fn load_adapter(
+        &mut self,
+        b: &mut B,
+        limits: &Limits,
+        id: AdapterId,
+        adapter: &dyn LowRankSource,
+    ) -> Result<()> {
+        self.adapters.load(b, &self.spec, limits, id, adapter)
+    }
+
+    /// Free a low-rank adapter.
+    pub(crate) fn unload_adapter(&mut self, b: &mut B, id: AdapterId) {
+        self.adapters.unload(id);
+        b.trim();
+    }
+
+    /// Bytes that an adapter takes for this part.
+    pub(crate) fn adapter_bytes(&self, b: &B, limits: &Limits, adapter: &dyn LowRankSource) -> Result<u64> {
+        low_rank::adapter_bytes(&*b.footprint(), &self.spec, limits, adapter)
     }
 
     /// How many layers this part has.

@@ -50,6 +50,8 @@ pub struct Plan {
     /// What a draft model takes on the same device, beside the figures of the model itself. It is part of
     /// `total_bytes`.
     pub draft: Option<DraftPlan>,
+    /// What is set aside for low-rank adapters that are loaded beside the model. It is part of `total_bytes`.
+    pub adapter_bytes: u64,
     /// The [warnings](crate::Checkpoint::warnings) of the checkpoint. Empty for plans from other sources.
     pub warnings: Vec<Warning>,
 }
@@ -171,8 +173,17 @@ impl Plan {
             batch,
             max_context: (low > 0).then(|| (low * block_size).min(input.model_context)),
             draft,
+            adapter_bytes: 0,
             warnings: Vec::new(),
         })
+    }
+
+    /// The same plan with `bytes` set aside for adapters, where it was made for as many bytes less than are available.
+    pub fn with_adapters(mut self, bytes: u64) -> Self {
+        self.adapter_bytes = bytes;
+        self.total_bytes = self.total_bytes.saturating_add(bytes);
+        self.available_bytes = self.available_bytes.map(|available| available.saturating_add(bytes));
+        self
     }
 
     /// Refuse what does not fit.
@@ -219,6 +230,9 @@ impl fmt::Display for Plan {
         if let Some(DraftPlan { weight_bytes, kv_bytes, activation_bytes, .. }) = self.draft {
             let [weights, kv, activations] = [weight_bytes, kv_bytes, activation_bytes].map(HumanBytes);
             write!(f, ", draft model: weights {weights}, K/V {kv}, activations {activations}")?;
+        }
+        if self.adapter_bytes > 0 {
+            write!(f, ", adapters {}", HumanBytes(self.adapter_bytes))?;
         }
         f.write_str("; ")?;
         match (&self.refused, self.available_bytes) {

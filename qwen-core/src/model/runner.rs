@@ -11,8 +11,9 @@ use crate::backend::collective::Collective;
 use crate::backend::{Backend, Interrupt, KvSpec, NON_FINITE, PAD_SLOT, StepKey};
 use crate::error::{Error, Result};
 use crate::model::Model;
-use crate::model::batch::{Batch, BlockId, CopyBlock, Damage, StepOutput};
+use crate::model::batch::{AdapterId, Batch, BlockId, CopyBlock, Damage, StepOutput};
 use crate::model::rope::RopeStages;
+use crate::model::source::LowRankSource;
 use crate::model::spec::{ModelSpec, WeightSpec};
 use crate::numerics::encoding::Encoding;
 use crate::numerics::float_env::FloatEnv;
@@ -40,6 +41,31 @@ pub trait Runner: Send {
     /// # Errors
     /// What the device reports.
     fn copy_blocks(&mut self, copies: &[CopyBlock]) -> Result<()>;
+
+    /// Load a low-rank adapter beside the model, under a number that no other one has had. Sequences of a batch may
+    /// choose it from then on ([`Batch::adapters`]).
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for a runner without adapters, which is the default, and for a model that is split over
+    /// ranks; [`Error::DoesNotFit`] with the figures; what the file and the device report.
+    fn load_adapter(&mut self, id: AdapterId, adapter: &dyn LowRankSource) -> Result<()> {
+        let _ = id;
+        self.adapter_bytes(adapter).map(drop)
+    }
+
+    /// Free an adapter that no sequence uses any more. Nothing for one that is not there.
+    fn unload_adapter(&mut self, id: AdapterId) {
+        let _ = id;
+    }
+
+    /// Bytes that an adapter takes on the devices, before it is loaded, without the buffers that all adapters share.
+    ///
+    /// # Errors
+    /// As [`Runner::load_adapter`].
+    fn adapter_bytes(&self, adapter: &dyn LowRankSource) -> Result<u64> {
+        let reason = "this runner computes the model alone, as when it is split over ranks: merge the adapter at load";
+        Err(Error::unsupported(format!("the adapter {} beside the model", adapter.name()), reason))
+    }
 
     /// What [`Runner::read_blocks`] gives: the K/V of all layers of the model, in the order of the layers.
     ///
@@ -141,12 +167,14 @@ impl<B: Backend> ModelRunner<B> {
     pub fn run(&mut self, batch: &Batch, hidden: Option<&[f32]>, interrupt: &Interrupt) -> Result<StepKey> {
         let _float_env = FloatEnv::enter();
         batch.check(&self.limits)?;
+        let adapters = self.model.begin_adapters(&mut self.backend, batch)?;
         let key = self.backend.padded(StepKey {
             num_tokens: batch.num_tokens(),
             num_seqs: batch.num_seqs(),
             num_logits: batch.logits_indices.len(),
             max_seqlen_q: batch.max_seqlen_q(),
             hidden: !batch.hidden_indices.is_empty(),
+            adapters,
         });
         self.write_inputs(batch, key)?;
         if let Some(hidden) = hidden {
@@ -171,6 +199,7 @@ impl<B: Backend> ModelRunner<B> {
             num_logits: 0,
             max_seqlen_q: batch.max_seqlen_q(),
             hidden: false,
+            adapters: false,
         });
         self.write_inputs(batch, key)?;
         self.model.observe(&mut self.backend, key, batch.num_tokens(), note)
@@ -373,6 +402,19 @@ impl<B: Backend> Runner for ModelRunner<B> {
         Ok(())
     }
 
+    fn load_adapter(&mut self, id: AdapterId, adapter: &dyn LowRankSource) -> Result<()> {
+        let _float_env = FloatEnv::enter();
+        self.model.load_adapter(&mut self.backend, &self.limits, id, adapter)
+    }
+
+    fn unload_adapter(&mut self, id: AdapterId) {
+        self.model.unload_adapter(&mut self.backend, id);
+    }
+
+    fn adapter_bytes(&self, adapter: &dyn LowRankSource) -> Result<u64> {
+        self.model.adapter_bytes(&self.backend, &self.limits, adapter)
+    }
+
     fn copy_blocks(&mut self, copies: &[CopyBlock]) -> Result<()> {
         let pairs: Vec<(u32, u32)> = copies.iter().map(|copy| (copy.from.0, copy.to.0)).collect();
         self.backend.copy_blocks(&mut self.model.kv, &pairs)
@@ -413,6 +455,10 @@ impl<B: Backend> Pipeline<B> {
     pub fn new(mut stages: Vec<ModelRunner<B>>) -> Result<Self> {
         let last = stages.pop().ok_or_else(|| Error::argument("stages", "at least one stage is needed"))?;
         Ok(Pipeline { before: stages, last })
+    }
+
+    fn stages(&mut self) -> impl Iterator<Item = &mut ModelRunner<B>> {
+        self.before.iter_mut().chain([&mut self.last])
     }
 
     /// Move each stage's part of each block, which is at a range of `len` bytes: in a block the stages follow each other.
@@ -463,6 +509,23 @@ impl<B: Backend> Runner for Pipeline<B> {
             output.set_damage(batch, &found);
         }
         Ok(())
+    }
+
+    fn load_adapter(&mut self, id: AdapterId, adapter: &dyn LowRankSource) -> Result<()> {
+        let loaded = self.stages().try_for_each(|stage| stage.load_adapter(id, adapter));
+        if loaded.is_err() {
+            self.unload_adapter(id);
+        }
+        loaded
+    }
+
+    fn unload_adapter(&mut self, id: AdapterId) {
+        self.stages().for_each(|stage| stage.unload_adapter(id));
+    }
+
+    fn adapter_bytes(&self, adapter: &dyn LowRankSource) -> Result<u64> {
+        let stages = self.before.iter().chain([&self.last]);
+        stages.map(|stage| stage.adapter_bytes(adapter)).sum()
     }
 
     fn copy_blocks(&mut self, copies: &[CopyBlock]) -> Result<()> {

@@ -2,7 +2,7 @@
 //! are found and read ([`crate::checkpoint`]), and which tensors a model needs (`model/spec.rs`).
 
 use crate::backend::MatrixPart;
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, LoraCheckpoint, LoraModule};
 use crate::error::Result;
 use crate::numerics::encoding::Encoding;
 
@@ -25,6 +25,39 @@ pub trait WeightSource {
     /// # Errors
     /// [`crate::Error::MissingTensor`].
     fn encoding(&self, name: &str) -> Result<Encoding>;
+}
+
+/// Provides a low-rank adapter's parts by the names of a model's modules, such as `model.layers.0.self_attn.q_proj`: a
+/// folder on disk, or values made up in a test. Their shapes are those of the model.
+pub trait LowRankSource: std::fmt::Debug + Send + Sync {
+    /// A name for errors.
+    fn name(&self) -> String;
+
+    /// The encodings of both halves beside `module` and their rank, if it has a part there, from headers only.
+    ///
+    /// # Errors
+    /// [`crate::Error::InvalidTensor`] for other element types than F32, F16 and BF16.
+    fn encodings(&self, module: &str) -> Result<Option<([Encoding; 2], usize)>>;
+
+    /// Its part beside `module`, if it has one.
+    ///
+    /// # Errors
+    /// [`crate::Error::Io`] when it cannot be read.
+    fn module(&self, module: &str) -> Result<Option<LoraModule>>;
+}
+
+impl LowRankSource for LoraCheckpoint {
+    fn name(&self) -> String {
+        self.path().display().to_string()
+    }
+
+    fn encodings(&self, module: &str) -> Result<Option<([Encoding; 2], usize)>> {
+        LoraCheckpoint::encodings(self, module)
+    }
+
+    fn module(&self, module: &str) -> Result<Option<LoraModule>> {
+        LoraCheckpoint::module(self, module)
+    }
 }
 
 impl WeightSource for Checkpoint {

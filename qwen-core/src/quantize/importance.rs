@@ -78,6 +78,7 @@ impl Importances {
                 block_table: &blocks,
                 logits,
                 rope_stage: 0,
+                adapter: None,
             })?;
             runner.observe(&batch, &mut |weight, rows| {
                 let cols = rows.len() / prompt.len();

@@ -1,8 +1,12 @@
 //! Which rank this process is, and how it reaches the others.
 
 use std::net::IpAddr;
+#[cfg(all(feature = "mpi", unix))]
+use std::sync::Arc;
 use std::time::Duration;
 
+#[cfg(all(feature = "mpi", unix))]
+use super::mpi::World;
 use super::secret::Secret;
 use crate::backend::collective::Shard;
 use crate::checkpoint::config::Config;
@@ -46,7 +50,24 @@ pub struct Ranks {
     pub(super) rendezvous_timeout: Duration,
     pub(super) heartbeat_timeout: Duration,
     pub(super) pipeline_parallel: bool,
+    #[cfg(all(feature = "mpi", unix))]
+    pub(super) mpi: Option<Mpi>,
 }
+
+/// The processes that MPI connects.
+#[cfg(all(feature = "mpi", unix))]
+#[derive(Debug, Clone)]
+pub(super) struct Mpi(pub(super) Arc<World>);
+
+#[cfg(all(feature = "mpi", unix))]
+impl PartialEq for Mpi {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+#[cfg(all(feature = "mpi", unix))]
+impl Eq for Mpi {}
 
 impl Default for Ranks {
     fn default() -> Self {
@@ -69,6 +90,8 @@ impl Ranks {
             rendezvous_timeout: Duration::from_secs(300),
             heartbeat_timeout: Duration::from_secs(30),
             pipeline_parallel: false,
+            #[cfg(all(feature = "mpi", unix))]
+            mpi: None,
         }
     }
 
@@ -92,6 +115,45 @@ impl Ranks {
     pub fn from_env() -> Result<Self> {
         // A variable that is not UTF-8 still counts as set, and is refused where it is read.
         Self::from_variables(|name| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned()))
+    }
+
+    /// The ranks that an MPI launcher started (`mpirun -n 4 program`, `srun --mpi=pmix`); [`Ranks::alone`] without a
+    /// launcher. The machine's MPI library gives their numbers and carries everything that they exchange, so there is no
+    /// address, port or secret. It is opened at run time: Open MPI, or MPICH and what shares its binary interface (Intel
+    /// MPI, MVAPICH, Cray MPICH). `QWEN_MPI_LIBRARY` names it; by default it is the first that is found, of the
+    /// launcher's family if that is known.
+    ///
+    /// MPI is initialised here, unless the program has done so, and ends with the last copy of these ranks (an engine
+    /// and its options hold some), which waits for the other ranks. So drop them all before the process ends: a process
+    /// that ends earlier, or by `std::process::exit`, makes the launcher end the others.
+    ///
+    /// ```no_run
+    /// use qwen_core::ranks::Ranks;
+    /// let ranks = Ranks::mpi()?;
+    /// println!("rank {} of {}", ranks.rank(), ranks.world_size());
+    /// # Ok::<(), qwen_core::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] when there is no MPI library, or one that cannot be used; [`Error::Launch`] when the
+    /// launcher belongs to another MPI than the library.
+    #[cfg(feature = "mpi")]
+    pub fn mpi() -> Result<Self> {
+        Self::of_mpi()
+    }
+
+    #[cfg(all(feature = "mpi", not(unix)))]
+    fn of_mpi() -> Result<Self> {
+        Err(Error::unsupported("MPI on this system", "use `Ranks::from_env`, which reads the launcher's variables"))
+    }
+
+    #[cfg(all(feature = "mpi", unix))]
+    fn of_mpi() -> Result<Self> {
+        let lookup = |name: &str| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned());
+        let Some(world) = World::get(lookup)? else { return Ok(Self::alone()) };
+        let place = world.place();
+        let ranks = Self::new(place.rank, place.size)?;
+        Ok(Ranks { local_rank: place.local_rank, local_world_size: place.local_size, mpi: Some(Mpi(world)), ..ranks })
     }
 
     /// Meet at this address: rank 0 listens there, the others connect to it.
@@ -202,8 +264,12 @@ impl Ranks {
         Ok(if self.is_leader() { spec } else { spec.without_head() })
     }
 
-    /// The address of rank 0, as `host:port`.
+    /// The address of rank 0, as `host:port`; `MPI` where MPI connects the ranks.
     pub fn address(&self) -> String {
+        #[cfg(all(feature = "mpi", unix))]
+        if self.mpi.is_some() {
+            return "MPI".into();
+        }
         match self.host.contains(':') {
             true => format!("[{}]:{}", self.host, self.port),
             false => format!("{}:{}", self.host, self.port),

@@ -103,6 +103,12 @@ impl Message {
         &self.0
     }
 
+    /// Whether it tells the other ranks to end.
+    #[cfg_attr(not(all(feature = "mpi", unix)), allow(dead_code))]
+    pub(super) fn ends(&self) -> bool {
+        self.0.get(HEADER - 1) == Some(&(Kind::Shutdown as u8))
+    }
+
     fn with_room(kind: Kind, len: usize) -> io::Result<Self> {
         if len > MAX_PAYLOAD {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, too_long(len, MAX_PAYLOAD)));
@@ -143,7 +149,8 @@ pub(super) fn read(from: &mut impl Read, max: usize) -> io::Result<Frame> {
     Ok(Frame { kind, payload })
 }
 
-const HEADER: usize = 5;
+/// The bytes before a payload.
+pub(super) const HEADER: usize = 5;
 
 /// Memory to reserve before the first byte of a payload arrives.
 const FIRST_BYTES: usize = 64 << 10;

@@ -196,7 +196,7 @@ impl Hello {
         }
     }
 
-    fn from_bytes(bytes: &[u8]) -> std::result::Result<Self, Damaged> {
+    pub(super) fn from_bytes(bytes: &[u8]) -> std::result::Result<Self, Damaged> {
         let mut reader = Reader(bytes);
         let version = reader.number()?;
         let rank = reader.at_most(MAX_RANKS, "the rank")?;
@@ -220,7 +220,7 @@ impl Hello {
         Mismatch { rank: self.rank, what, expected, found }
     }
 
-    fn check_version(&self) -> std::result::Result<(), Mismatch> {
+    pub(super) fn check_version(&self) -> std::result::Result<(), Mismatch> {
         match self.version {
             PROTOCOL_VERSION => Ok(()),
             found => Err(self.differs("the protocol version", &PROTOCOL_VERSION.to_string(), &found.to_string())),
@@ -272,13 +272,17 @@ impl Mismatch {
 
     /// Send it to that rank, or to another one that cannot start because of it.
     pub(super) fn tell(&self, to: &mut impl Write) -> io::Result<()> {
+        frame::write(to, Kind::Mismatch, &self.to_bytes())
+    }
+
+    pub(super) fn to_bytes(&self) -> Vec<u8> {
         let mut writer = Writer::default();
         writer.number(self.rank as u64);
         [&self.what, &self.expected, &self.found].into_iter().for_each(|text| writer.text(text));
-        frame::write(to, Kind::Mismatch, &writer.0)
+        writer.0
     }
 
-    fn from_bytes(bytes: &[u8]) -> std::result::Result<Self, Damaged> {
+    pub(super) fn from_bytes(bytes: &[u8]) -> std::result::Result<Self, Damaged> {
         let mut reader = Reader(bytes);
         let rank = reader.at_most(MAX_RANKS, "the rank")?;
         let mut text = || reader.text().map(|text| printable(&text, MAX_SHOWN));

@@ -17,7 +17,9 @@
 //! | `config.rs`, `environment.rs` | which rank this process is and where the ranks meet; the variables of launchers |
 //! | `rendezvous.rs`, `arrivals.rs`, `handshake.rs`, `secret.rs` | rank 0 listens and the others connect; connections
 //! in their handshake; the handshake; the proof of the shared secret |
-//! | `transport.rs`, `peer.rs`, `failure.rs` | the connections after the rendezvous; one of them; which rank failed first |
+//! | `transport.rs`, `link.rs`, `peer.rs`, `failure.rs` | the connections after the rendezvous; what one of them does; one
+//! over TCP; which rank failed first |
+//! | `mpi/` | ranks that MPI started and connects, with the feature `mpi` |
 //! | `frame.rs`, `wire.rs`, `values.rs`, `deadline.rs` | messages; numbers and lists in them; activations in them;
 //! reading and writing with a deadline |
 //! | `distributed_runner.rs`, `worker.rs`, `tcp_group.rs` | rank 0's runner; the loop of the other ranks; sums |
@@ -33,6 +35,9 @@ mod environment;
 mod failure;
 mod frame;
 mod handshake;
+mod link;
+#[cfg(all(feature = "mpi", unix))]
+mod mpi;
 mod peer;
 mod rendezvous;
 mod secret;
@@ -46,6 +51,6 @@ mod worker;
 
 pub use config::Ranks;
 pub use distributed_runner::DistributedRunner;
-pub use tcp_group::TcpGroup;
+pub use tcp_group::{TcpGroup, collective};
 pub use transport::Transport;
 pub use worker::worker_loop;

@@ -6,13 +6,14 @@
 use std::io::{self, Write};
 use std::net::{Shutdown, TcpStream};
 use std::sync::mpsc::{self, Receiver, SyncSender};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::deadline::Paced;
 use super::failure::{Failure, Failures, Reported, lock};
 use super::frame::{self, Frame, Kind, MAX_PAYLOAD, Message};
+use super::link::Link;
 use crate::error::Result;
 
 /// Messages received ahead of their use. With tensor parallelism ranks run in lockstep, with at most a few messages in
@@ -26,15 +27,15 @@ pub(super) const GOODBYE: Duration = Duration::from_secs(2);
 /// How long a heartbeat waits for room in the socket's buffer.
 const HEARTBEAT_WRITE_TIMEOUT: Duration = Duration::from_millis(10);
 
-/// The other end of a connection.
+/// The other end of a TCP connection.
 #[derive(Debug)]
 pub(super) struct Peer {
-    pub(super) rank: usize,
-    pub(super) outlet: Outlet,
+    rank: usize,
+    outlet: Outlet,
     frames: Mutex<Receiver<Frame>>,
     end: Arc<OnceLock<Failure>>,
     // `None` once the connection is closed.
-    reader: Option<JoinHandle<()>>,
+    reader: Mutex<Option<JoinHandle<()>>>,
     failures: Arc<Failures>,
 }
 
@@ -70,10 +71,24 @@ impl Peer {
             })?
         };
         let outlet = Outlet { stream: Arc::new(Mutex::new(stream)), timeout: heartbeat_timeout };
-        Ok(Peer { rank, outlet, frames: Mutex::new(frames), end, reader: Some(reader), failures: failures.clone() })
+        let (frames, failures) = (Mutex::new(frames), failures.clone());
+        Ok(Peer { rank, outlet, frames, end, reader: Mutex::new(Some(reader)), failures })
     }
 
-    pub(super) fn send(&self, message: &Message) -> Result<()> {
+    /// Why this peer sends nothing more. The first failure of any rank is the cause, later ones are its consequences;
+    /// `reason` is for an end that the reader does not consider a failure.
+    fn failure(&self, reason: &str) -> Failure {
+        let own = || Failure { rank: self.rank, reason: reason.into() };
+        self.failures.first().or_else(|| self.end.get().cloned()).unwrap_or_else(own)
+    }
+}
+
+impl Link for Peer {
+    fn rank(&self) -> usize {
+        self.rank
+    }
+
+    fn send(&self, message: &Message) -> Result<()> {
         if self.end.get().is_some() {
             return Err(self.failure("").error());
         }
@@ -84,32 +99,31 @@ impl Peer {
         })
     }
 
-    pub(super) fn receive(&self) -> Result<Frame> {
+    fn receive(&self) -> Result<Frame> {
         // Frames received before the disconnect are still delivered.
         lock(&self.frames).recv().map_err(|_| self.failure("it has shut down").error())
     }
 
-    /// Why this peer sends nothing more. The first failure of any rank is the cause, later ones are its consequences;
-    /// `reason` is for an end that the reader does not consider a failure.
-    fn failure(&self, reason: &str) -> Failure {
-        let own = || Failure { rank: self.rank, reason: reason.into() };
-        self.failures.first().or_else(|| self.end.get().cloned()).unwrap_or_else(own)
+    fn beat(&self) {
+        self.outlet.beat();
     }
 
-    /// Send nothing more to this peer.
-    pub(super) fn end_sending(&self) {
+    fn tell_failure(&self, failure: &Failure) {
+        self.outlet.tell_failure(failure);
+    }
+
+    fn end_sending(&self) {
         let _ = lock(&self.outlet.stream).shutdown(Shutdown::Write);
     }
 
-    /// Close the connection. Everything sent has arrived once the peer has closed its side, so wait for that, until the
-    /// deadline.
-    pub(super) fn close(&mut self, deadline: Instant) {
-        let frames = self.frames.get_mut().unwrap_or_else(PoisonError::into_inner);
-        drain(frames, deadline);
+    // Everything sent has arrived once the peer has closed its side, so wait for that, until the deadline.
+    fn close(&self, deadline: Instant) {
+        let mut frames = lock(&self.frames);
+        drain(&frames, deadline);
         let _ = lock(&self.outlet.stream).shutdown(Shutdown::Both);
         // Wakes the reader if it waits for room in the queue.
         *frames = mpsc::sync_channel(0).1;
-        if let Some(reader) = self.reader.take() {
+        if let Some(reader) = lock(&self.reader).take() {
             let _ = reader.join();
         }
     }

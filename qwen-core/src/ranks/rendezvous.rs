@@ -12,10 +12,14 @@ use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::time::{Duration, Instant};
 
 use super::arrivals::Arrivals;
+#[cfg(all(feature = "mpi", unix))]
+use super::config::Mpi;
 use super::config::Ranks;
 use super::deadline::Deadline;
 use super::frame::{self, Kind};
 use super::handshake::{self, HANDSHAKE_TIMEOUT, Hello, Mismatch, Refusal};
+#[cfg(all(feature = "mpi", unix))]
+use super::mpi;
 use super::transport::Transport;
 use crate::error::{Error, Result};
 
@@ -41,6 +45,10 @@ impl Ranks {
         // All ranks must agree on the timeout: heartbeats are sent at a fraction of it.
         let fingerprint = [fingerprint, &[("`heartbeat_timeout`", format!("{:?}", self.heartbeat_timeout))]].concat();
         Hello::check_length(self, &fingerprint)?;
+        #[cfg(all(feature = "mpi", unix))]
+        if let Some(Mpi(world)) = &self.mpi {
+            return mpi::meet(self, world, &fingerprint, deadline);
+        }
         let streams = match (self.world_size, self.rank) {
             (1, _) => Vec::new(),
             (_, 0) => self.gather(&fingerprint, deadline)?,

@@ -1,4 +1,4 @@
-//! Sums over the connections of a [`Transport`]: for CPUs, and for devices without an interconnect.
+//! Sums over the connections of a [`Transport`]: for CPUs, and for devices without an interconnect of their own.
 
 use std::sync::Arc;
 
@@ -20,6 +20,11 @@ impl TcpGroup {
     pub fn new(transport: Arc<Transport>) -> Self {
         TcpGroup { transport }
     }
+}
+
+/// The sums over the ranks of `transport`: by MPI where that connects them, otherwise a [`TcpGroup`].
+pub fn collective(transport: &Arc<Transport>) -> Arc<dyn Collective> {
+    transport.collective().unwrap_or_else(|| Arc::new(TcpGroup::new(transport.clone())))
 }
 
 impl Collective for TcpGroup {

@@ -1,7 +1,7 @@
 //! The connections of one rank after the rendezvous: a star with rank 0 in its middle.
 //!
-//! Each connection has a thread that reads it (`peer.rs`). One more thread sends heartbeats, and on rank 0 tells the
-//! other ranks which one failed. An error on any connection ends the whole transport: ranks that are out of sync cannot
+//! A connection is a [`Link`]: over TCP (`peer.rs`) or over MPI (`mpi/`). A thread sends heartbeats, and on rank 0 tells
+//! the other ranks which one failed. An error on any connection ends the whole transport: ranks that are out of sync cannot
 //! recover, and a launcher has to restart all of them.
 
 use std::io;
@@ -13,9 +13,10 @@ use std::time::{Duration, Instant};
 
 use super::failure::{Failure, Failures, Reported};
 use super::frame::{Frame, Kind, Message};
-use super::peer::{GOODBYE, Outlet, Peer, spawn};
+use super::link::Link;
+use super::peer::{GOODBYE, Peer, spawn};
 use super::wire::{Reader, Writer};
-use crate::backend::collective::ProcessGroup;
+use crate::backend::collective::{Collective, ProcessGroup};
 use crate::error::{Error, Result};
 
 /// The connections of this rank: to all other ranks on rank 0, to rank 0 on the others. Created by
@@ -47,13 +48,27 @@ use crate::error::{Error, Result};
 pub struct Transport {
     rank: usize,
     world_size: usize,
-    peers: Vec<Peer>,
+    peers: Vec<Arc<dyn Link>>,
     failures: Arc<Failures>,
     // `None` once the transport is closed.
     heartbeat: Option<(Sender<Event>, JoinHandle<()>)>,
+    // Sums over the interconnect that the links use, if it has its own way.
+    collective: Option<Arc<dyn Collective>>,
+}
+
+/// Reports the first failure of a rank to the transport's heartbeat thread.
+#[derive(Debug, Clone)]
+pub(super) struct Reports(Sender<Event>);
+
+impl Reports {
+    pub(super) fn report(&self, reported: Reported) {
+        // Once the heartbeat thread has ended, the report is not needed.
+        let _ = self.0.send(Event::Failed(reported));
+    }
 }
 
 /// Messages to the heartbeat thread.
+#[derive(Debug)]
 enum Event {
     /// The first failure of a rank.
     Failed(Reported),
@@ -64,25 +79,37 @@ enum Event {
 }
 
 impl Transport {
-    /// The transport of rank `rank` over connections to other ranks.
+    /// The transport of rank `rank` over TCP connections to other ranks.
     pub(super) fn new(
         rank: usize,
         world_size: usize,
         streams: Vec<(usize, TcpStream)>,
         heartbeat_timeout: Duration,
     ) -> io::Result<Self> {
+        Self::over(rank, world_size, heartbeat_timeout / 4, None, |failures, reports| {
+            let connect = |(peer, stream)| -> io::Result<Arc<dyn Link>> {
+                let reports = reports.clone();
+                let report = move |reported| reports.report(reported);
+                Ok(Arc::new(Peer::new(peer, stream, heartbeat_timeout, failures, report)?))
+            };
+            streams.into_iter().map(connect).collect()
+        })
+    }
+
+    /// The transport of rank `rank` over links to other ranks, on each of which `beat` is called every `interval`.
+    pub(super) fn over(
+        rank: usize,
+        world_size: usize,
+        interval: Duration,
+        collective: Option<Arc<dyn Collective>>,
+        connect: impl FnOnce(&Arc<Failures>, &Reports) -> io::Result<Vec<Arc<dyn Link>>>,
+    ) -> io::Result<Self> {
         let failures = Arc::new(Failures::default());
         let (sender, events) = mpsc::channel();
-        let connect = |(peer, stream)| {
-            let sender = sender.clone();
-            // Once the heartbeat thread has ended, the report is not needed.
-            let report = move |reported| drop(sender.send(Event::Failed(reported)));
-            Peer::new(peer, stream, heartbeat_timeout, &failures, report)
-        };
-        let peers = streams.into_iter().map(connect).collect::<io::Result<Vec<_>>>()?;
-        let outlets: Vec<_> = peers.iter().map(|peer| (peer.rank, peer.outlet.clone())).collect();
-        let thread = spawn("qwen-rank-heartbeat", move || send_heartbeats(&outlets, &events, heartbeat_timeout / 4))?;
-        Ok(Transport { rank, world_size, peers, failures, heartbeat: Some((sender, thread)) })
+        let peers = connect(&failures, &Reports(sender.clone()))?;
+        let links = peers.clone();
+        let thread = spawn("qwen-rank-heartbeat", move || send_heartbeats(&links, &events, interval))?;
+        Ok(Transport { rank, world_size, peers, failures, heartbeat: Some((sender, thread)), collective })
     }
 
     /// This rank.
@@ -145,8 +172,8 @@ impl Transport {
     /// Tell the other ranks that this one cannot continue because of `error`. They end with it.
     pub fn fail(&self, error: &Error) {
         let failure = self.cause(error);
-        for peer in self.peers.iter().filter(|peer| peer.rank != failure.rank) {
-            peer.outlet.tell_failure(&failure);
+        for peer in self.peers.iter().filter(|peer| peer.rank() != failure.rank) {
+            peer.tell_failure(&failure);
         }
     }
 
@@ -195,6 +222,11 @@ impl Transport {
         }
     }
 
+    /// The collective that sums over the interconnect which the links use, if there is one.
+    pub(super) fn collective(&self) -> Option<Arc<dyn Collective>> {
+        self.collective.clone()
+    }
+
     /// Send bytes to all ranks that this one is connected to.
     pub(super) fn send(&self, kind: Kind, payload: &[u8]) -> Result<()> {
         let message = fitting(Message::new(kind, payload))?;
@@ -231,8 +263,8 @@ impl Transport {
         self.peer(rank)?.receive()
     }
 
-    fn peer(&self, rank: usize) -> Result<&Peer> {
-        let peer = self.peers.iter().find(|peer| peer.rank == rank);
+    fn peer(&self, rank: usize) -> Result<&dyn Link> {
+        let peer = self.peers.iter().find(|peer| peer.rank() == rank).map(AsRef::as_ref);
         peer.ok_or_else(|| Error::argument("rank", format!("{rank} is not connected to rank {}", self.rank)))
     }
 }
@@ -263,26 +295,26 @@ impl Drop for Transport {
     fn drop(&mut self) {
         self.failures.close();
         self.end_heartbeat();
-        self.peers.iter().for_each(Peer::end_sending);
+        self.peers.iter().for_each(|peer| peer.end_sending());
         let deadline = Instant::now() + GOODBYE;
-        self.peers.iter_mut().for_each(|peer| peer.close(deadline));
+        self.peers.iter().for_each(|peer| peer.close(deadline));
     }
 }
 
 /// Send heartbeats every `interval` until the transport is closed, and report the first failure to the other ranks once
 /// that is enabled.
-fn send_heartbeats(outlets: &[(usize, Outlet)], events: &Receiver<Event>, interval: Duration) {
+fn send_heartbeats(links: &[Arc<dyn Link>], events: &Receiver<Event>, interval: Duration) {
     let (mut reports, mut first) = (false, None);
     loop {
         match events.recv_timeout(interval) {
-            Err(RecvTimeoutError::Timeout) => outlets.iter().for_each(|(_, outlet)| outlet.beat()),
+            Err(RecvTimeoutError::Timeout) => links.iter().for_each(|link| link.beat()),
             Ok(Event::Close) | Err(RecvTimeoutError::Disconnected) => return,
             Ok(Event::Failed(reported)) => first = Some(reported),
             Ok(Event::ReportFailures) => reports = true,
         }
         if let Some(Reported { by, failure }) = first.take_if(|_| reports) {
-            let others = outlets.iter().filter(|(rank, _)| *rank != by && *rank != failure.rank);
-            others.for_each(|(_, outlet)| outlet.tell_failure(&failure));
+            let others = links.iter().filter(|link| link.rank() != by && link.rank() != failure.rank);
+            others.for_each(|link| link.tell_failure(&failure));
         }
     }
 }

@@ -197,7 +197,14 @@ pub(super) fn step_from_bytes(bytes: &[u8], limits: &Limits) -> Result<Batch, Da
     let mut batch = Batch::new(limits.block_size);
     for (((input_ids, block_table), computed), rope_stage) in sequences.iter().zip(computed).zip(rope_stages) {
         let num_computed_tokens = computed as usize;
-        let step = SequenceStep { input_ids, num_computed_tokens, block_table, logits: WantLogits::None, rope_stage };
+        let step = SequenceStep {
+            input_ids,
+            num_computed_tokens,
+            block_table,
+            logits: WantLogits::None,
+            rope_stage,
+            adapter: None,
+        };
         batch.push(step).map_err(|error| error.to_string())?;
     }
     batch.check(limits).map_err(|error| error.to_string())?;
@@ -260,7 +267,14 @@ mod tests {
                 let block_table: Vec<_> = (0..blocks).map(|i| BlockId((seed.wrapping_add(i) % 9) as u32)).collect();
                 let logits = if seed & 1 == 0 { WantLogits::Last } else { WantLogits::None };
                 let (block_table, rope_stage) = (&block_table, (seed % 5) as u32);
-                let step = SequenceStep { input_ids: &ids, num_computed_tokens, block_table, logits, rope_stage };
+                let step = SequenceStep {
+                    input_ids: &ids,
+                    num_computed_tokens,
+                    block_table,
+                    logits,
+                    rope_stage,
+                    adapter: None,
+                };
                 batch.push(step).unwrap();
             }
             batch
@@ -345,6 +359,7 @@ mod tests {
             block_table: &[BlockId(0)],
             logits: WantLogits::Last,
             rope_stage: 0,
+            adapter: None,
         };
         batch.push(step).unwrap();
         assert!(step_to_bytes(&batch, &limits()).unwrap_err().to_string().contains("input_ids is 1000"));

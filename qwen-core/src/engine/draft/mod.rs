@@ -308,6 +308,7 @@ impl DraftModel {
                 block_table: state.blocks.table.blocks(),
                 logits,
                 rope_stage: member.rope_stage,
+                adapter: None,
             })?;
             parts.push((index, share));
         }

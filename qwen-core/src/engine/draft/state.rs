@@ -23,7 +23,7 @@ pub(super) struct State {
 
 impl State {
     pub(super) fn new(cache_salt: &Arc<str>, rope_stage: u32, block_size: usize) -> Self {
-        let root = Prefix::Root { cache_salt: cache_salt.clone(), rope_stage };
+        let root = Prefix::Root { cache_salt: cache_salt.clone(), rope_stage, adapter: None };
         State {
             blocks: SharedBlocks::new(root, block_size),
             num_computed_tokens: 0,

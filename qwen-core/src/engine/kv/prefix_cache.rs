@@ -12,7 +12,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use crate::model::batch::BlockId;
+use crate::model::batch::{AdapterId, BlockId};
 
 /// What comes before a block: everything that its K/V depends on besides its own tokens.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -23,6 +23,9 @@ pub enum Prefix {
         cache_salt: Arc<str>,
         /// The stage of RoPE: in another one, K/V of the same tokens differs.
         rope_stage: u32,
+        /// The low-rank adapter, with which K/V of the same tokens differs, too. One that is loaded again has another
+        /// number, whatever its name.
+        adapter: Option<AdapterId>,
     },
     /// The content of the block before it, by a number that is never used twice.
     Content(u64),
@@ -30,7 +33,7 @@ pub enum Prefix {
 
 impl Default for Prefix {
     fn default() -> Self {
-        Prefix::Root { cache_salt: "".into(), rope_stage: 0 }
+        Prefix::Root { cache_salt: "".into(), rope_stage: 0, adapter: None }
     }
 }
 
@@ -86,9 +89,13 @@ impl PrefixCache {
         found.max_by_key(|(_, len)| *len).filter(|(_, len)| *len > 0)
     }
 
-    /// The roots with this salt that something begins with.
+    /// The roots with this salt and without an adapter that something begins with.
     pub(super) fn roots(&self, salt: &str) -> impl Iterator<Item = &Prefix> {
-        self.next.keys().filter(move |root| matches!(root, Prefix::Root { cache_salt, .. } if **cache_salt == *salt))
+        let is_meant = move |root: &Prefix| match root {
+            Prefix::Root { cache_salt, adapter: None, .. } => **cache_salt == *salt,
+            _ => false,
+        };
+        self.next.keys().filter(move |root| is_meant(root))
     }
 
     /// The blocks after `before` without a user whose tokens `tokens` begins with.

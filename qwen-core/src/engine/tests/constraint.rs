@@ -53,7 +53,7 @@ impl ConstraintState for Maze {
     }
 
     fn wait(&mut self, answer: &[u32], _: Instant) -> bool {
-        let is_late = self.late > 0 && answer.len() % self.late == 0;
+        let is_late = self.late > 0 && answer.len().is_multiple_of(self.late);
         !is_late || !self.asked.insert(answer.to_vec())
     }
 

@@ -1,44 +1,60 @@
-//! Block formats on the device: how a row of blocks is laid out, and what each format adds to the shaders.
+//! Block formats on GPUs: how a row of blocks is laid out, the same for every device.
 //!
 //! A row is divided into planes, one after another, each with a few bytes of every block: first the codes, then what
 //! remains of wider codes, then scales. So a plane is an array of words, and a thread reads the codes of eight values
 //! with one or two loads. No value is widened: planes take as many bytes as the blocks of the file, and a row is padded
-//! to 16 bytes. A format is a row of [`FORMATS`], a function that packs a block, and a fragment in `shaders/formats/`
-//! that unpacks eight codes with their scale. Not here: slabs of rows (`weight.rs`), and the kernels.
+//! to 16 bytes. Codes of fewer than eight bits are interleaved, so that a mask and a shift leave four of them in the
+//! bytes of a word, in the order of their columns.
+//!
+//! A format is a [`PlaneFormat`] here, with a function that packs a block; a device has a file beside its kernels that
+//! unpacks eight codes with their scale. Not here: where rows go (each backend), and the kernels.
 
 mod grids;
 mod groups;
 mod k_quants;
-mod planes;
 mod small;
+mod writer;
 
-use qwen_core::Encoding;
-use qwen_core::numerics::encoding::{Block, GroupBits};
+use crate::Encoding;
+use crate::numerics::encoding::{Block, GroupBits, GroupEncoding};
 
-use planes::Planes;
+use writer::Planes;
 
-/// A block format.
-pub(crate) struct Format {
-    /// The fragment in `shaders/formats/`.
-    pub(crate) fragment: &'static str,
-    /// Bytes of a block in each plane, and in the table before the first row of a slab.
+/// A block format, as GPUs store it.
+///
+/// ```
+/// use qwen_core::Encoding;
+/// use qwen_core::backend::planes::PlaneFormat;
+///
+/// let format = PlaneFormat::of(Encoding::Q8_0).expect("blocks");
+/// // The codes of two blocks, then their scales, padded.
+/// assert_eq!(format.row_bytes(Encoding::Q8_0, 64), Some(64 + 4 + 12));
+/// let blocks: Vec<u8> = (0..68).collect();
+/// let mut row = [0; 80];
+/// format.pack_row(Encoding::Q8_0, &blocks, &mut row);
+/// assert_eq!((row[0], row[63], row[64..68].to_vec()), (2, 67, vec![0, 1, 34, 35]));
+/// assert!(PlaneFormat::of(Encoding::Bf16).is_none());
+/// ```
+pub struct PlaneFormat {
+    name: &'static str,
+    /// Bytes of a block in each plane; of groups, of 32 values in the first one.
     planes: &'static [usize],
     table: &'static [u8],
     pack: fn(&[u8], &mut Planes<'_>),
 }
 
-impl Format {
-    const fn new(fragment: &'static str, planes: &'static [usize], pack: fn(&[u8], &mut Planes<'_>)) -> Self {
-        Format { fragment, planes, table: &[], pack }
+impl PlaneFormat {
+    const fn new(name: &'static str, planes: &'static [usize], pack: fn(&[u8], &mut Planes<'_>)) -> Self {
+        PlaneFormat { name, planes, table: &[], pack }
     }
 
     const fn with_table(self, table: &'static [u8]) -> Self {
-        Format { table, ..self }
+        PlaneFormat { table, ..self }
     }
 
     /// The format of an encoding that stores blocks; `None` for 16- and 32-bit values, and for groups of a size that no
     /// kernel takes.
-    pub(crate) fn of(encoding: Encoding) -> Option<&'static Format> {
+    pub fn of(encoding: Encoding) -> Option<&'static PlaneFormat> {
         let format = match encoding {
             Encoding::Q4_0 => &small::Q4_0,
             Encoding::Q4_1 => &small::Q4_1,
@@ -66,8 +82,13 @@ impl Format {
         Some(format)
     }
 
-    /// Bytes before the first row of a slab: what codes are looked up in.
-    pub(crate) fn table(&self) -> &'static [u8] {
+    /// The name that kernels know it by: `q4_k`, `iq2_xs`, and `int4` or `int8` for groups.
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// What codes are looked up in, which has to be at hand beside the rows; empty for most formats.
+    pub fn table(&self) -> &'static [u8] {
         self.table
     }
 
@@ -85,7 +106,7 @@ impl Format {
     }
 
     /// Bytes of a row of `cols` values; `None` if they are not whole blocks or overflow.
-    pub(crate) fn row_bytes(&self, encoding: Encoding, cols: usize) -> Option<usize> {
+    pub fn row_bytes(&self, encoding: Encoding, cols: usize) -> Option<usize> {
         let Block { values, .. } = encoding.block();
         if values == 0 || !cols.is_multiple_of(values) {
             return None;
@@ -94,8 +115,8 @@ impl Format {
         sum.checked_next_multiple_of(16)
     }
 
-    /// Pack a row of blocks into `out`, which has [`Format::row_bytes`] zeros.
-    pub(crate) fn pack_row(&self, encoding: Encoding, row: &[u8], out: &mut [u8]) {
+    /// Pack a row of blocks into `out`, which has [`PlaneFormat::row_bytes`] zeros.
+    pub fn pack_row(&self, encoding: Encoding, row: &[u8], out: &mut [u8]) {
         let block = encoding.block().bytes.max(1);
         let mut planes = Planes::new(out, self.plane_bytes(encoding, row.len() / block).flatten());
         for block in row.chunks_exact(block) {
@@ -104,13 +125,11 @@ impl Format {
     }
 }
 
-/// All formats, with groups of the sizes that the conformance suite uses.
-#[cfg(test)]
-pub(crate) fn all() -> Vec<Encoding> {
-    use qwen_core::numerics::encoding::GroupEncoding;
+/// Every encoding with such a format, with groups of the sizes that the conformance suite uses: for tests of devices.
+pub fn encodings() -> Vec<Encoding> {
     let group = |bits, group_size| Encoding::Group(GroupEncoding { bits, group_size });
     let groups = [group(GroupBits::Four, 64), group(GroupBits::Eight, 32)];
-    Encoding::NAMED.into_iter().chain(groups).filter(|encoding| Format::of(*encoding).is_some()).collect()
+    Encoding::NAMED.into_iter().chain(groups).filter(|encoding| PlaneFormat::of(*encoding).is_some()).collect()
 }
 
 #[cfg(test)]
@@ -119,10 +138,10 @@ mod tests {
 
     #[test]
     fn rows_take_hardly_more_than_in_the_file() {
-        let encodings = all();
+        let encodings = encodings();
         assert_eq!(encodings.len(), 19);
         for encoding in encodings {
-            let format = Format::of(encoding).unwrap();
+            let format = PlaneFormat::of(encoding).unwrap();
             let block = encoding.block();
             for cols in [896usize, 1536, 4864, 27_648, 29_696] {
                 if !cols.is_multiple_of(block.values) {

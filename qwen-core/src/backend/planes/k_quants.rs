@@ -3,13 +3,13 @@
 //! The scales of 32 values, or of 16, stay as narrow as in the file; their bits are arranged so that a shader gets at one
 //! with a shift and a mask.
 
-use qwen_core::numerics::encoding::iq4::xs_scales;
-use qwen_core::numerics::encoding::k_quants::KBlock;
+use crate::numerics::encoding::iq4::xs_scales;
+use crate::numerics::encoding::k_quants::KBlock;
 
-use super::Format;
-use super::planes::{Planes, high_pairs, nibbles, pair};
+use super::PlaneFormat;
+use super::writer::{Planes, high_pairs, nibbles, pair};
 
-pub(super) static Q2_K: Format = Format::new("formats/q2_k", &[64, 16, 4], |block, out| {
+pub(super) static Q2_K: PlaneFormat = PlaneFormat::new("q2_k", &[64, 16, 4], |block, out| {
     if let Ok(block) = block.try_into() {
         let block = KBlock::from_q2_k(block);
         out.two_bits(0, block.codes.as_flattened().iter().copied());
@@ -19,7 +19,7 @@ pub(super) static Q2_K: Format = Format::new("formats/q2_k", &[64, 16, 4], |bloc
     }
 });
 
-pub(super) static Q3_K: Format = Format::new("formats/q3_k", &[64, 32, 12, 2], |block, out| {
+pub(super) static Q3_K: PlaneFormat = PlaneFormat::new("q3_k", &[64, 32, 12, 2], |block, out| {
     if let Ok(block) = block.try_into() {
         let block = KBlock::from_q3_k(block);
         let codes = block.codes.as_flattened();
@@ -31,7 +31,7 @@ pub(super) static Q3_K: Format = Format::new("formats/q3_k", &[64, 32, 12, 2], |
     }
 });
 
-pub(super) static Q4_K: Format = Format::new("formats/q4_k", &[128, 16], |block, out| {
+pub(super) static Q4_K: PlaneFormat = PlaneFormat::new("q4_k", &[128, 16], |block, out| {
     if let Ok(block) = block.try_into() {
         let block = KBlock::from_q4_k(block);
         out.four_bits(0, block.codes.as_flattened());
@@ -39,7 +39,7 @@ pub(super) static Q4_K: Format = Format::new("formats/q4_k", &[128, 16], |block,
     }
 });
 
-pub(super) static Q5_K: Format = Format::new("formats/q5_k", &[128, 32, 16], |block, out| {
+pub(super) static Q5_K: PlaneFormat = PlaneFormat::new("q5_k", &[128, 32, 16], |block, out| {
     if let Ok(block) = block.try_into() {
         let block = KBlock::from_q5_k(block);
         let codes = block.codes.as_flattened();
@@ -49,7 +49,7 @@ pub(super) static Q5_K: Format = Format::new("formats/q5_k", &[128, 32, 16], |bl
     }
 });
 
-pub(super) static Q6_K: Format = Format::new("formats/q6_k", &[128, 64, 16, 2], |block, out| {
+pub(super) static Q6_K: PlaneFormat = PlaneFormat::new("q6_k", &[128, 64, 16, 2], |block, out| {
     if let Ok(block) = block.try_into() {
         let block = KBlock::from_q6_k(block);
         let codes = block.codes.as_flattened();
@@ -60,7 +60,7 @@ pub(super) static Q6_K: Format = Format::new("formats/q6_k", &[128, 64, 16, 2], 
     }
 });
 
-pub(super) static IQ4_XS: Format = Format::new("formats/iq4_xs", &[128, 8], iq4_xs);
+pub(super) static IQ4_XS: PlaneFormat = PlaneFormat::new("iq4_xs", &[128, 8], iq4_xs);
 
 fn iq4_xs(block: &[u8], out: &mut Planes<'_>) {
     let Ok([d0, d1, h0, h1, l0, l1, l2, l3, codes @ ..]): Result<[u8; 136], _> = block.try_into() else { return };

@@ -1,7 +1,4 @@
 //! The planes of a row while it is packed, and the order of codes within their words.
-//!
-//! Codes of fewer than eight bits are interleaved, so that a mask and a shift leave four codes in the bytes of a word,
-//! in the order of their columns.
 
 /// The rest of each plane of a row.
 pub(super) struct Planes<'a>(Vec<&'a mut [u8]>);
