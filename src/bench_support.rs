@@ -189,3 +189,31 @@ mod tests {
         }
     }
 }
+
+/// The grammars of a tokenizer, without an engine: for what is measured and tested apart from a model.
+#[cfg(feature = "structure")]
+#[derive(Debug)]
+pub struct Grammars {
+    structure: crate::structure::Structure,
+    tokenizer: qwen_tokenizer::Tokenizer,
+}
+
+#[cfg(feature = "structure")]
+impl Grammars {
+    /// Those of this tokenizer. Masks are computed by whoever asks for them.
+    pub fn new(tokenizer: qwen_tokenizer::Tokenizer) -> Self {
+        Grammars { structure: crate::structure::Structure::default(), tokenizer }
+    }
+
+    /// What a grammar allows in texts that end with one of these tokens.
+    ///
+    /// # Errors
+    /// What is wrong with the grammar.
+    pub fn constraint(
+        &self,
+        grammar: &crate::Grammar,
+        stop_token_ids: &[u32],
+    ) -> Result<std::sync::Arc<dyn qwen_core::engine::sampling::Constraint>> {
+        self.structure.constraint(grammar, stop_token_ids, &self.tokenizer, 0)
+    }
+}

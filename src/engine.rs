@@ -27,7 +27,7 @@ use crate::worker::Worker;
 /// How long a running answer waits at most for a part of another request's prompt.
 const MAX_STEP_TIME: Duration = Duration::from_millis(200);
 
-/// Threads that compute the masks of grammars while the device computes logits.
+/// The most threads that compute the masks of grammars while the device computes logits.
 #[cfg(feature = "structure")]
 const MASK_THREADS: usize = 4;
 
@@ -178,7 +178,8 @@ impl Engine {
     #[cfg(feature = "structure")]
     pub(crate) fn constraint(&self, grammar: &Grammar, stop_token_ids: &[u32]) -> Result<Arc<dyn Constraint>> {
         // A host that steps the engine itself wants no threads.
-        let threads = if self.worker().is_manual() { 0 } else { MASK_THREADS };
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let threads = if self.worker().is_manual() { 0 } else { MASK_THREADS.min(cores) };
         self.inner.structure.constraint(grammar, stop_token_ids, self.tokenizer()?, threads)
     }
 

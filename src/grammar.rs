@@ -84,6 +84,17 @@ impl Grammar {
         Self::json_schema(json!({"type": "object"}))
     }
 
+    /// Any value, as a definition that refers to itself by `reference`.
+    #[cfg(feature = "structure")]
+    pub(crate) fn any_value(reference: &str) -> Value {
+        let any = json!({"$ref": reference});
+        json!({"anyOf": [
+            {"type": ["null", "boolean", "number", "string"]},
+            {"type": "array", "items": any},
+            {"type": "object", "additionalProperties": any}
+        ]})
+    }
+
     /// A text that the regular expression matches as a whole, in the syntax of the crate `regex`, without look-around.
     pub fn regex(pattern: &str) -> Self {
         Self::new(Form::Regex(pattern.into()))

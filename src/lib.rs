@@ -47,7 +47,8 @@
 //! as `Device::Wgpu`. Features only add devices: they never change what a device computes, nor which device runs when the
 //! program names one. [`devices`] lists the devices of the machine. `log` (default): events through the `log` crate, which
 //! cost nothing without a logger: what was loaded where and why, fallbacks, warnings, requests that wait. `stream`:
-//! `futures_core::Stream` for all answers, which have the same as `poll_next` without it. `hub`: checkpoints by name, in the
+//! `futures_core::Stream` for all answers, which have the same as `poll_next` without it. `structure`: answers that fit a
+//! [`Grammar`] or a Rust type. `tools`: [`Toolbox`] functions by Rust types. `hub`: checkpoints by name, in the
 //! module `hub`. `mpi`: ranks that MPI starts and connects.
 
 mod adapter;
@@ -184,6 +185,9 @@ mod documents {
     struct Tools;
     #[doc = include_str!("../docs/adapters.md")]
     struct Adapters;
+    #[cfg(feature = "structure")]
+    #[doc = include_str!("../docs/structured-output.md")]
+    struct StructuredOutput;
     #[doc = include_str!("../docs/batching.md")]
     struct Batching;
     #[doc = include_str!("../docs/scoring.md")]

@@ -24,8 +24,10 @@ forbidden='(^|/)(tests?|benches|fuzz|tools|emulator|golden|demo-model|target|__p
 forbidden+='|(^|/)tests\.rs$|\.(safetensors|gguf|py|sh)$|(^|/)tokenizer(_config)?\.json$|(^|/)deny\.toml$'
 
 # Offline if the registry's index is cached, as it is after any build.
-# The server is not published.
-package() { cargo package --workspace --exclude qwen-server --no-verify --allow-dirty --quiet "$@" 2>"$log"; }
+# The server and the schemas of tests are not published.
+package() {
+    cargo package --workspace --exclude qwen-server --exclude qwen-schemas --no-verify --allow-dirty --quiet "$@" 2>"$log"
+}
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 package --offline || package || { cat "$log" >&2; exit 1; }

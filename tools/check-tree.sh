@@ -32,6 +32,7 @@ check cpu 90
 check cpu,cuda 95
 check cpu,wgpu 130
 check cpu,hub 112
+check cpu,structure 105
 
 # The server has dependencies of its own, which bind no C either.
 tree=$(cargo tree -p qwen-server -e normal,build --prefix none --no-dedupe | sed 's/ (.*//' | sort -u)

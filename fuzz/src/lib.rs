@@ -5,6 +5,7 @@
 
 pub mod folder;
 pub mod gguf;
+pub mod grammar;
 pub mod mutate;
 pub mod packed;
 pub mod snapshot;

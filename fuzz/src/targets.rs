@@ -26,6 +26,7 @@ pub const ALL: &[(&str, Target)] = &[
     ("packed", crate::packed::packed),
     ("folder", crate::folder::folder),
     ("snapshot", crate::snapshot::snapshot),
+    ("grammar", crate::grammar::grammar),
 ];
 
 /// A safetensors file, as it is and with a corrected length: otherwise mutations of the JSON would rarely get past the

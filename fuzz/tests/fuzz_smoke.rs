@@ -19,6 +19,8 @@ const INPUTS_OF_FILES: u64 = 20_000;
 const INPUTS_OF_FOLDERS: u64 = 500;
 /// One that is restored answers.
 const INPUTS_OF_CONVERSATIONS: u64 = 2_000;
+/// One that is compiled takes a millisecond.
+const INPUTS_OF_GRAMMARS: u64 = 5_000;
 
 #[test]
 fn no_target_panics() {
@@ -42,6 +44,7 @@ fn no_target_panics() {
             "gguf_vocabulary" => INPUTS_OF_VOCABULARIES,
             "folder" => INPUTS_OF_FOLDERS,
             "snapshot" => INPUTS_OF_CONVERSATIONS,
+            "grammar" => INPUTS_OF_GRAMMARS,
             "gguf_tensors" | "packed" => INPUTS_OF_FILES,
             _ => INPUTS,
         };

@@ -6,12 +6,14 @@
 
 mod calls;
 mod cursor;
+mod formats;
 mod helpers;
 mod schema;
 mod state;
 mod vocabulary;
 
 use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use llguidance::api::{ParserLimits, TopLevelGrammar};
@@ -30,7 +32,8 @@ use vocabulary::Vocabulary;
 #[derive(Debug, Default)]
 pub(crate) struct Structure {
     compiler: OnceLock<std::result::Result<Compiler, String>>,
-    compiled: Mutex<VecDeque<(Grammar, Arc<Template>)>>,
+    /// By the grammar's JSON, in which the order of properties counts. Those used last are first.
+    compiled: Mutex<VecDeque<(String, Arc<Template>)>>,
 }
 
 struct Compiler {
@@ -78,7 +81,11 @@ impl Structure {
             let reason = "a grammar ends with a stop token, and the request has none: leave `ignore_eos` out";
             return Err(qwen_core::Error::argument("grammar", reason).into());
         }
-        let compiler = self.compiler.get_or_init(|| Compiler::new(tokenizer, threads));
+        let compiler = self.compiler.get_or_init(|| {
+            // Odd vocabularies are looked at with assertions.
+            let compiler = catch_unwind(AssertUnwindSafe(|| Compiler::new(tokenizer, threads)));
+            compiler.unwrap_or_else(|_| Err("the vocabulary of the model cannot be used for grammars".into()))
+        });
         let compiler = compiler.as_ref().map_err(|reason| refused(reason.clone()))?;
         let template = self.template(grammar, compiler, tokenizer)?;
         let (helpers, ends) = (compiler.helpers.clone(), stop_token_ids.into());
@@ -87,21 +94,31 @@ impl Structure {
 
     fn template(&self, grammar: &Grammar, compiler: &Compiler, tokenizer: &Tokenizer) -> Result<Arc<Template>> {
         let lock = || self.compiled.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, template)) = lock().iter().find(|(known, _)| known == grammar) {
-            return Ok(template.clone());
+        let key = serde_json::to_string(grammar).map_err(|error| refused(error.to_string()))?;
+        {
+            let mut compiled = lock();
+            let known = compiled.iter().position(|(known, _)| *known == key);
+            if let Some(entry) = known.and_then(|at| compiled.remove(at)) {
+                let template = entry.1.clone();
+                compiled.push_front(entry);
+                return Ok(template);
+            }
         }
         let source = source(grammar, tokenizer)?;
+        let compile = || compiler.factory.create_parser(source.clone());
         let parser = std::thread::scope(|scope| {
             let thread = std::thread::Builder::new().name("qwen-grammar".into()).stack_size(Self::STACK);
-            let thread = thread.spawn_scoped(scope, || compiler.factory.create_parser(source));
-            let thread = thread.map_err(|error| refused(format!("no thread to compile it: {error}")))?;
-            let parser = thread.join().map_err(|_| refused("compiling it failed".into()))?;
-            parser.map_err(|error| refused(reason_of(&error.to_string())))
+            match thread.spawn_scoped(scope, compile) {
+                Ok(thread) => thread.join().map_err(|_| refused("compiling it failed".into())),
+                // Where there are no threads.
+                Err(_) => Ok(compile()),
+            }
         })?;
+        let parser = parser.map_err(|error| refused(reason_of(&error.to_string())))?;
         let template = Arc::new(Template::new(Matcher::new(Ok(parser)), compiler.end, compiler.num_ids));
         let mut compiled = lock();
         compiled.truncate(Self::MAX_COMPILED - 1);
-        compiled.push_front((grammar.clone(), template.clone()));
+        compiled.push_front((key, template.clone()));
         Ok(template)
     }
 }

@@ -1,6 +1,7 @@
 //! A grammar as it goes on in one answer. Its masks are computed ahead, on the threads of `helpers.rs`.
 
 use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -67,7 +68,9 @@ impl Shared {
         while let Some(len) = inner.next_wanted() {
             let tokens = inner.tokens.get(..len).unwrap_or_default().to_vec();
             drop(inner);
-            let mask = cursor.mask(&tokens).map(Arc::new);
+            // A fault must not leave the sequence waiting for ever.
+            let mask = catch_unwind(AssertUnwindSafe(|| cursor.mask(&tokens).map(Arc::new)));
+            let mask = mask.unwrap_or_else(|_| Err(ConstraintError("it cannot be followed any further".into())));
             inner = self.lock();
             if inner.tokens.starts_with(&tokens) {
                 inner.masks.insert(len, mask);

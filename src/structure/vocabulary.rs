@@ -48,8 +48,10 @@ impl TokenizerEnv for Vocabulary {
 
     fn tokenize_bytes(&self, bytes: &[u8]) -> Vec<TokenId> {
         let encode = |text: &str| {
-            let ids = self.tokenizer.encode(text, false);
-            ids.unwrap_or_else(|_| self.trie.greedy_tokenize(text.as_bytes()))
+            // The tokenizer may write a text in another form of Unicode.
+            let ids = self.tokenizer.encode(text, false).ok();
+            let ids = ids.filter(|ids| self.trie.decode_raw(ids) == text.as_bytes());
+            ids.unwrap_or_else(|| self.trie.greedy_tokenize(text.as_bytes()))
         };
         self.trie.tokenize_with_greedy_fallback(bytes, encode)
     }
