@@ -21,10 +21,10 @@ const REQUEST_ID: &str = "x-request-id";
 /// The status, in logs and figures, of a request whose client left.
 const CLIENT_LEFT: u16 = 499;
 /// Paths that need no key: probes, and files that are the same everywhere.
-const OPEN: [&str; 3] = ["/health", "/", "/openapi.json"];
+const OPEN: [&str; 5] = ["/health", "/", "/page.css", "/page.js", "/openapi.json"];
 
 /// The paths that figures know; others are one.
-pub(crate) const ROUTES: [&str; 13] = [
+pub(crate) const ROUTES: [&str; 15] = [
     "/v1/chat/completions",
     "/v1/completions",
     "/v1/embeddings",
@@ -36,6 +36,8 @@ pub(crate) const ROUTES: [&str; 13] = [
     "/health",
     "/metrics",
     "/openapi.json",
+    "/page.css",
+    "/page.js",
     "/v1/models/{id}",
     "/",
 ];

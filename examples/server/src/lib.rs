@@ -22,6 +22,7 @@ mod health;
 mod inputs;
 mod metrics;
 mod models;
+mod page;
 mod responses;
 mod routes;
 mod sampling;

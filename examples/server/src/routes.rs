@@ -12,7 +12,7 @@ use axum::routing::{MethodRouter, get, post};
 
 use crate::app::App;
 use crate::error::{ApiError, Result};
-use crate::{body, chat, completions, embeddings, gate, health, models, responses, tokens};
+use crate::{body, chat, completions, embeddings, gate, health, models, page, responses, tokens};
 
 /// All routes.
 pub(crate) fn router(app: Arc<App>) -> Router {
@@ -34,8 +34,10 @@ pub(crate) fn router(app: Arc<App>) -> Router {
             "/metrics",
             get(|State(app): State<Arc<App>>| async move { text(app.metrics.page(app.loaded()), PROMETHEUS) }),
         )
-        .route("/", get(|| async { text(include_str!("page.html"), "text/html; charset=utf-8") }))
-        .route("/openapi.json", get(|| async { text(include_str!("../openapi.json"), "application/json") }))
+        .route("/", get(|| async { page::html() }))
+        .route("/page.css", get(|| async { page::css() }))
+        .route("/page.js", get(|| async { page::script() }))
+        .route("/openapi.json", get(|| async { page::openapi() }))
         .fallback(|uri: Uri| async move {
             let message = format!("there is nothing at {}", uri.path());
             ApiError::new(StatusCode::NOT_FOUND, "invalid_request_error", message)
