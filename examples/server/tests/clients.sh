@@ -3,21 +3,22 @@
 #
 # QWEN_SERVER is the program; without it the server is built. Without the package index nothing is tested, and it says so.
 set -euo pipefail
+[ -z "${QWEN_SERVER:-}" ] || QWEN_SERVER=$(realpath "$QWEN_SERVER")
 cd "$(dirname "$0")"
 root=$(cd ../../.. && pwd)
-target="${CARGO_TARGET_DIR:-$root/target}"
+target=$(cd "$root" && realpath -m "${CARGO_TARGET_DIR:-target}")
 
 if [ -z "${QWEN_SERVER:-}" ]; then
     # shellcheck disable=SC2086
     (cd "$root" && cargo build --quiet --release ${SERVER_FLAGS:--p qwen-server} --bin qwen-server)
     QWEN_SERVER="$target/release/qwen-server"
 fi
-QWEN_SERVER=$(realpath "$QWEN_SERVER")
 export QWEN_SERVER
 
 # Nothing between these clients and a server on this machine.
 export NO_PROXY=127.0.0.1,localhost no_proxy=127.0.0.1,localhost
 
+fail=0
 for requirements in requirements.txt requirements-1.txt; do
     venv="$target/clients/${requirements%.txt}"
     if ! cmp -s "clients/$requirements" "$venv/installed"; then
@@ -30,5 +31,6 @@ for requirements in requirements.txt requirements-1.txt; do
         cp "clients/$requirements" "$venv/installed"
     fi
     echo "-- $("$venv/bin/pip" list --disable-pip-version-check 2>/dev/null | awk '$1 == "openai" || $1 == "langchain-openai" { printf "%s %s ", $1, $2 }')"
-    "$venv/bin/python" -m pytest -q -rs -p no:cacheprovider --tb=short clients "$@"
+    "$venv/bin/python" -m pytest -q -rs -p no:cacheprovider --tb=short clients "$@" || fail=1
 done
+exit "$fail"

@@ -4,9 +4,10 @@
 # QWEN_SERVER is the program; without it the server is built. SECONDS_AT_MOST bounds the run. Requests that fit the
 # description may still be refused: token ids that the model does not have, fields that go only with others.
 set -euo pipefail
+[ -z "${QWEN_SERVER:-}" ] || QWEN_SERVER=$(realpath "$QWEN_SERVER")
 cd "$(dirname "$0")"
 root=$(cd ../../.. && pwd)
-target="${CARGO_TARGET_DIR:-$root/target}"
+target=$(cd "$root" && realpath -m "${CARGO_TARGET_DIR:-target}")
 
 if [ -z "${QWEN_SERVER:-}" ]; then
     # shellcheck disable=SC2086
@@ -36,7 +37,10 @@ done
 url=$(sed -n 's/.*listening on //p' "$work/out")
 until curl -sf "$url/health" >/dev/null; do sleep 0.1; done
 
-if ! "$venv/bin/schemathesis" run ../openapi.json --url "$url" --phases examples,coverage,fuzzing --checks all \
+# It leaves what it found where it runs.
+description=$(realpath ../openapi.json)
+cd "$work"
+if ! "$venv/bin/schemathesis" run "$description" --url "$url" --phases examples,coverage,fuzzing --checks all \
     --exclude-checks positive_data_acceptance,ignored_auth --continue-on-failure --generation-deterministic \
     --max-examples 20 --max-time "${SECONDS_AT_MOST:-60}" --request-timeout 60 --no-color >"$work/report" 2>&1; then
     cat "$work/report"

@@ -1,5 +1,6 @@
 """LangChain's client, where it is installed."""
 
+import pydantic
 import pytest
 
 langchain = pytest.importorskip("langchain_openai")
@@ -30,3 +31,15 @@ def test_embeddings(server, model):
         base_url=f"{server.url}/v1", api_key="none", model=model, check_embedding_ctx_length=False)
     first, second = embeddings.embed_documents(["A cat.", "A cat."])
     assert first == second and len(first) > 1
+
+
+@pytest.mark.parametrize("method", ["json_schema", "function_calling", "json_mode"])
+def test_structured_output(llm, method):
+    class Person(pydantic.BaseModel):
+        name: str
+        age: int
+        city: str
+
+    question = "Turn this into JSON: Anna is 31 years old and lives in Oslo."
+    answer = llm.with_structured_output(Person, method=method).invoke(question)
+    assert answer == Person(name="Anna", age=31, city="Oslo")

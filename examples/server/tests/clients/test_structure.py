@@ -21,17 +21,6 @@ class Feeling(pydantic.BaseModel):
     score: int
 
 
-@pytest.fixture(autouse=True, scope="module")
-def structure(client, model):
-    """Builds without the feature say so, and skip these tests."""
-    try:
-        client.chat.completions.create(
-            model=model, messages=QUESTION, response_format={"type": "json_object"}, max_tokens=1)
-    except openai.BadRequestError as error:
-        assert error.code == "unsupported_value", error
-        pytest.skip("this build has no structured output")
-
-
 def test_parse(client, model):
     answer = client.chat.completions.parse(model=model, messages=QUESTION, response_format=Person)
     assert answer.choices[0].message.parsed == Person(name="Anna", age=31, city="Oslo")
