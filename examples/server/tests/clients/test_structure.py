@@ -78,3 +78,23 @@ def test_a_tool_that_must_be_called(client, model):
             model=model, messages=[{"role": "user", "content": "Hello!"}], tools=[TIME_TOOL], tool_choice=choice)
         [call] = answer.choices[0].message.tool_calls
         assert call.function.name == "get_time" and isinstance(json.loads(call.function.arguments)["city"], str)
+
+
+class GetTime(pydantic.BaseModel):
+    """Current local time of a city"""
+
+    city: str
+
+
+def test_parse_of_calls(client, model):
+    # The helper makes them strict, and needs that.
+    tool = openai.pydantic_function_tool(GetTime, name="get_time")
+    question = [{"role": "user", "content": "Which time is it now in Cairo?"}]
+    answer = client.chat.completions.parse(model=model, messages=question, tools=[tool])
+    [call] = answer.choices[0].message.tool_calls
+    assert call.function.parsed_arguments == GetTime(city="Cairo")
+
+
+def test_parse_of_responses(client, model):
+    answer = client.responses.parse(model=model, input=QUESTION, text_format=Person)
+    assert answer.output_parsed == Person(name="Anna", age=31, city="Oslo")
