@@ -86,6 +86,7 @@ fn what_cannot_be_kept_is_refused() {
         (Grammar::regex("(?=a)b"), ""),
         (Grammar::lark("start: missing"), "missing"),
         (Grammar::lark(""), ""),
+        (Grammar::regex(&"x".repeat(2 << 20)), "bytes"),
     ] {
         let error = engine.generate("Hi", &GenerateOptions::new().grammar(grammar.clone())).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Grammar, "{grammar:?}: {error}");

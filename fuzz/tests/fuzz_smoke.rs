@@ -20,7 +20,7 @@ const INPUTS_OF_FOLDERS: u64 = 500;
 /// One that is restored answers.
 const INPUTS_OF_CONVERSATIONS: u64 = 2_000;
 /// One that is compiled takes a millisecond.
-const INPUTS_OF_GRAMMARS: u64 = 5_000;
+const INPUTS_OF_GRAMMARS: u64 = 2_000;
 
 #[test]
 fn no_target_panics() {

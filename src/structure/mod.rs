@@ -65,6 +65,9 @@ impl Structure {
     /// The most grammars that are remembered.
     const MAX_COMPILED: usize = 64;
 
+    /// The longest grammar, as JSON.
+    const MAX_BYTES: usize = 1 << 20;
+
     /// The stack of the thread that compiles: schemas and patterns are nested.
     const STACK: usize = 16 << 20;
 
@@ -95,6 +98,9 @@ impl Structure {
     fn template(&self, grammar: &Grammar, compiler: &Compiler, tokenizer: &Tokenizer) -> Result<Arc<Template>> {
         let lock = || self.compiled.lock().unwrap_or_else(PoisonError::into_inner);
         let key = serde_json::to_string(grammar).map_err(|error| refused(error.to_string()))?;
+        if key.len() > Self::MAX_BYTES {
+            return Err(refused(format!("it has {} bytes, and may have {}", key.len(), Self::MAX_BYTES)));
+        }
         {
             let mut compiled = lock();
             let known = compiled.iter().position(|(known, _)| *known == key);
