@@ -197,9 +197,7 @@ impl Args {
         let mut settings = Settings::default();
         settings.model_names = self.model_name.clone();
         if settings.model_names.is_empty() {
-            let path = self.model();
-            let name = Path::new(&path).file_stem().and_then(|name| name.to_str()).unwrap_or("qwen");
-            settings.model_names.push(name.to_owned());
+            settings.model_names.push(name_of(&self.model()));
         }
         settings.api_keys = self.api_key.iter().map(|key| ApiKey::new(key)).collect();
         if let Some(path) = &self.api_key_file {
@@ -234,6 +232,12 @@ impl Args {
     }
 }
 
+/// The name of a checkpoint: the end of its path.
+fn name_of(model: &str) -> String {
+    let name = Path::new(model).file_name().and_then(|name| name.to_str()).unwrap_or("qwen");
+    name.strip_suffix(".gguf").unwrap_or(name).to_owned()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -242,6 +246,14 @@ mod tests {
     #[test]
     fn the_command_line_holds_together() {
         Args::command().debug_assert();
+    }
+
+    #[test]
+    fn models_are_named_by_the_ends_of_their_paths() {
+        assert_eq!(name_of("path/to/Qwen2.5-7B-Instruct/"), "Qwen2.5-7B-Instruct");
+        assert_eq!(name_of("Qwen/Qwen2.5-0.5B-Instruct"), "Qwen2.5-0.5B-Instruct");
+        assert_eq!(name_of("qwen2.5-7b-instruct-q4_k_m.gguf"), "qwen2.5-7b-instruct-q4_k_m");
+        assert_eq!(name_of(".."), "qwen");
     }
 
     #[test]

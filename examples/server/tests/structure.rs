@@ -55,9 +55,11 @@ fn answers_have_the_format_that_is_asked_for() {
 #[test]
 fn calls_come_where_they_are_required() {
     let server = server();
-    let parameters = json!({"type": "object", "properties": {"sides": {"enum": [6, 20]}}, "required": ["sides"]});
+    let parameters = json!({"type": "object", "properties": {"sides": {"enum": [6, 20]}}, "required": ["sides"],
+        "additionalProperties": false});
     let dice = json!({"type": "function", "function": {"name": "roll", "strict": true, "parameters": parameters}});
-    let tools = json!([time_tool(), dice]);
+    let nothing = json!({"type": "object", "properties": {}, "additionalProperties": false});
+    let tools = json!([{"type": "function", "function": {"name": "wait", "parameters": nothing}}, dice]);
     let named = json!({"type": "function", "function": {"name": "roll"}});
     let allowed = json!({"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [named]}});
     for choice in [json!("required"), named.clone(), allowed] {

@@ -26,7 +26,7 @@ pub(crate) async fn respond(app: Arc<App>, body: Vec<u8>) -> Result<Response> {
     let of_job = app.clone();
     let (asked, frame) = app::blocking(move || {
         let (request, echoed) = request::read(&of_job, Fields::parse(&body)?)?;
-        let mut asked = request.ask(&of_job)?;
+        let mut asked = request.ask(&of_job).map_err(|error| error.renamed(request::rename))?;
         asked.id = of_job.id("resp_");
         let frame = Frame { id: asked.id.clone(), created: asked.created, model: asked.model.clone(), echoed };
         Ok((asked, frame))

@@ -75,6 +75,7 @@ pub(super) fn read(app: &App, mut fields: Fields) -> Result<(ChatRequest, Value)
     }
     if let Some(mut text) = fields.object("text")? {
         if let Some(format) = text.value("format") {
+            echoed["text"]["format"] = format.clone();
             chat.insert("response_format".into(), self::format(format)?);
         }
         text.ignore(&["verbosity"]);
@@ -118,7 +119,7 @@ fn format(format: Value) -> Result<Value> {
 }
 
 /// The name of a field of a chat in the request.
-fn rename(param: &str) -> String {
+pub(super) fn rename(param: &str) -> String {
     match param {
         "max_completion_tokens" | "max_tokens" => "max_output_tokens".into(),
         "messages" => "input".into(),
