@@ -100,6 +100,8 @@ run devices -- --model "$demo" --json >"$out/devices.json"
 if grep -q llvmpipe "$out/devices.json"; then
     run chat -- --device wgpu:llvmpipe --prompt "Hello!" </dev/null | tee "$out/answer"
     [ -s "$out/answer" ]
+    run chat -- --model "$out/small.gguf" --device wgpu:llvmpipe --prompt "Hello!" </dev/null | tee "$out/answer"
+    [ -s "$out/answer" ]
     run quickstart -- --device wgpu:llvmpipe
     run plan -- --model "$demo" --device wgpu:llvmpipe
     run logits -- --model "$demo" --device wgpu:llvmpipe --ids 1,2,3 --new 4 --out "$out/wgpu.safetensors"
