@@ -11,8 +11,8 @@ complain() {
 
 # The size limit of each package in KiB, compressed. The CUDA backend contains its compiled kernels.
 declare -A most=(
-    [qwen-rs]=320
-    [qwen-core]=300
+    [qwen-rs]=380
+    [qwen-core]=350
     [qwen-tokenizer]=150
     [qwen-backend-cpu]=150
     [qwen-backend-wgpu]=150
