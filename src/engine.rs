@@ -150,7 +150,7 @@ impl Engine {
     /// let engine = qwen::Engine::load("path/to/Qwen2.5-0.5B-Instruct")?;
     /// let poet = engine.with_adapter(&engine.load_adapter("adapters/poet")?);
     /// println!("{}", poet.chat().send("Why is the sky blue?")?.text()?);
-    /// println!("{}", poet.perplexity("The sky is blue because it is so wide.")?);
+    /// println!("{}", poet.perplexity("The sky is blue because it is so wide.")?.perplexity());
     /// # Ok::<(), qwen::Error>(())
     /// ```
     pub fn with_adapter<'a>(&self, adapter: impl Into<Option<&'a Adapter>>) -> Engine {

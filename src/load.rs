@@ -332,7 +332,7 @@ fn facts_of_kv(
 ) -> qwen_core::Result<Vec<(&'static str, String)>> {
     let mut facts = vec![("the digest of the weights", fingerprint::of_weights(checkpoint)?)];
     facts.extend(fingerprint::of_config(config));
-    facts.push(("the digest of the merged adapter", adapters.merged_digest()?));
+    facts.extend(adapters.merged_digest()?.map(|digest| ("the digest of the merged adapter", digest)));
     facts.push(("`quantize`", options.quantize.map_or("off".into(), |encoding| encoding.to_string())));
     facts.push(("`precision`", format!("{:?}", options.settings.precision)));
     Ok(facts)
@@ -354,7 +354,7 @@ fn facts_of_ranks(
     facts.extend(fingerprint::of_config(config));
     facts.extend([
         ("the digest of the weights", format!("{:016x}", fnv1a(norm.data.iter().copied()))),
-        ("the digest of the merged adapter", adapters.merged_digest()?),
+        ("the digest of the merged adapter", adapters.merged_digest()?.unwrap_or_else(|| "none".into())),
         ("the size of the weights", checkpoint.total_bytes().to_string()),
         // The processes may use different devices of one kind.
         ("the device", kind.split(':').next().unwrap_or_default().to_owned()),

@@ -124,10 +124,10 @@ impl OpenAdapters {
         Ok(OpenAdapters { merged, beside: options.adapters.iter().map(open).collect::<qwen_core::Result<_>>()? })
     }
 
-    /// What the merged adapter is, for those who have to know the weights.
-    pub(crate) fn merged_digest(&self) -> qwen_core::Result<String> {
+    /// Tells the merged adapter from others, if there is one.
+    pub(crate) fn merged_digest(&self) -> qwen_core::Result<Option<String>> {
         let digest = self.merged.as_ref().map(LoraCheckpoint::digest).transpose()?;
-        Ok(digest.map_or("none".into(), |digest| format!("{digest:016x}")))
+        Ok(digest.map(|digest| format!("{digest:016x}")))
     }
 }
 

@@ -331,6 +331,22 @@ fn a_saved_conversation_has_no_adapter() {
     assert_eq!(engine.restore(file.0.join("chat")).unwrap().messages(), plain.messages());
 }
 
+#[test]
+fn saved_kv_belongs_to_the_merged_model() {
+    let adapter = Folder::new("merged-zeros");
+    write_zeros(&adapter.0);
+    let merged = options().merge_adapter(&adapter.0).load(demo()).unwrap();
+    let mut chat = merged.chat().options(GenerateOptions::new().greedy());
+    chat.send("What is 3 + 4?").unwrap().text().unwrap();
+    let file = Folder::new("merged-chat");
+    assert!(chat.save(file.0.join("chat")).unwrap() > 0);
+    assert_eq!(merged.restore(file.0.join("chat")).unwrap().messages(), chat.messages());
+    let plain = options().load(demo()).unwrap();
+    let error = plain.restore(file.0.join("chat")).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidSnapshot);
+    assert!(error.to_string().contains("merged adapter"), "{error}");
+}
+
 /// An adapter of the demo model whose B is zero, as a training begins with.
 fn write_zeros(folder: &Path) {
     let config = r#"{"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["o_proj"]}"#;
