@@ -38,6 +38,8 @@ pub struct Grammar {
     pub(crate) max_length: Option<usize>,
     pub(crate) max_items: Option<usize>,
     pub(crate) parallel_calls: bool,
+    /// Whether calls may be left out, and text may be beside them.
+    pub(crate) or_text: bool,
     /// The answer begins within a thought of a reasoning model.
     pub(crate) after_thought: bool,
 }
@@ -70,7 +72,15 @@ pub enum Whitespace {
 impl Grammar {
     fn new(form: Form) -> Self {
         let whitespace = Whitespace::default();
-        Grammar { form, whitespace, max_length: None, max_items: None, parallel_calls: true, after_thought: false }
+        Grammar {
+            form,
+            whitespace,
+            max_length: None,
+            max_items: None,
+            parallel_calls: true,
+            or_text: false,
+            after_thought: false,
+        }
     }
 
     /// JSON that a schema allows; properties come in its order. What of JSON Schema (2020-12) can be kept is listed in
@@ -126,6 +136,13 @@ impl Grammar {
         self
     }
 
+    /// Whether there may be text before [calls](Grammar::tool_calls), between and behind them, and no call at all: what
+    /// begins a call is then one that keeps to its tool's schema. They alone by default.
+    pub fn or_text(mut self, text: bool) -> Self {
+        self.or_text = text;
+        self
+    }
+
     /// The answer begins within a thought, as where the template writes `<think>`
     /// ([`AnswerParser::is_in_thought`](crate::AnswerParser::is_in_thought)): [calls](Grammar::tool_calls) come behind it.
     /// [`Chat`](crate::Chat) sets it by itself.
@@ -176,6 +193,8 @@ struct Data {
     #[serde(default = "yes", skip_serializing_if = "is_yes")]
     parallel_calls: bool,
     #[serde(default, skip_serializing_if = "is_no")]
+    or_text: bool,
+    #[serde(default, skip_serializing_if = "is_no")]
     after_thought: bool,
 }
 
@@ -199,7 +218,7 @@ fn is_default(whitespace: &Whitespace) -> bool {
 
 impl From<Grammar> for Data {
     fn from(grammar: Grammar) -> Self {
-        let Grammar { form, whitespace, max_length, max_items, parallel_calls, after_thought } = grammar;
+        let Grammar { form, whitespace, max_length, max_items, parallel_calls, or_text, after_thought } = grammar;
         let (mut json_schema, mut regex, mut lark, mut tool_calls) = (None, None, None, None);
         match form {
             Form::JsonSchema(schema) => json_schema = Some(schema),
@@ -207,7 +226,18 @@ impl From<Grammar> for Data {
             Form::Lark(grammar) => lark = Some(grammar),
             Form::ToolCalls(tools) => tool_calls = Some(tools),
         }
-        Data { json_schema, regex, lark, tool_calls, whitespace, max_length, max_items, parallel_calls, after_thought }
+        Data {
+            json_schema,
+            regex,
+            lark,
+            tool_calls,
+            whitespace,
+            max_length,
+            max_items,
+            parallel_calls,
+            or_text,
+            after_thought,
+        }
     }
 }
 
@@ -223,7 +253,7 @@ impl TryFrom<Data> for Grammar {
             (None, None, None, Some(tools)) => Form::ToolCalls(tools),
             _ => return Err("a grammar has one of `json_schema`, `regex`, `lark` and `tool_calls`"),
         };
-        let Data { parallel_calls, after_thought, .. } = data;
-        Ok(Grammar { form, whitespace, max_length, max_items, parallel_calls, after_thought })
+        let Data { parallel_calls, or_text, after_thought, .. } = data;
+        Ok(Grammar { form, whitespace, max_length, max_items, parallel_calls, or_text, after_thought })
     }
 }

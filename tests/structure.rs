@@ -285,6 +285,32 @@ fn a_required_call_is_made_whatever_is_asked() {
 }
 
 #[test]
+fn text_may_be_beside_calls_that_keep_to_their_schemas() {
+    let engine = options().load(demo()).unwrap();
+    let tools = [tool("get_time"), tool("get_weather")];
+    let grammar = Grammar::tool_calls(&tools).parallel_calls(false).or_text(true);
+    let chat = |options: GenerateOptions| {
+        let mut chat = engine.chat().tools(tools.clone()).options(options);
+        chat.send("Hello!").unwrap().message().unwrap()
+    };
+    // Where nothing begins a call, nothing changes.
+    let greedy = GenerateOptions::new().greedy().max_new_tokens(40);
+    let plain = chat(greedy.clone());
+    assert!(plain.tool_calls.is_empty() && !plain.text().unwrap_or_default().is_empty());
+    assert_eq!(chat(greedy.grammar(grammar.clone())), plain);
+    let &[begins] = &engine.tokenizer().unwrap().encode("<tool_call>", true).unwrap()[..] else { panic!() };
+    for seed in 0..10 {
+        let options = wild(seed).max_new_tokens(150).logit_bias([(begins, 100.0)]).grammar(grammar.clone());
+        let message = chat(options);
+        // One call at once, since its beginning is wanted more than anything else; then text that begins none.
+        assert_eq!(message.tool_calls.len(), 1, "{message:?}");
+        let city = &message.tool_calls[0].function.arguments.to_json().unwrap()["city"];
+        assert!(city == "Oslo" || city == "Cairo");
+        assert!(!message.text().unwrap_or_default().contains("<tool_call>"), "{message:?}");
+    }
+}
+
+#[test]
 fn a_choice_is_checked() {
     let engine = engine();
     let refused = |mut chat: qwen::Chat| chat.send("Hello!").unwrap_err().to_string();

@@ -35,6 +35,23 @@ pub(super) fn lark(tools: &[Tool], grammar: &Grammar, tokenizer: &Tokenizer) -> 
     } else {
         String::new()
     };
+    let is_control = begin.starts_with('<');
+    if grammar.or_text {
+        // A thought is text, too. What begins a call is the end of a text before it.
+        let (before, after) = match is_control {
+            true => (format!("/(?s:.*)/ {begin}"), "/(?s:.*)/".to_owned()),
+            false => ("before".to_owned(), "TEXT".to_owned()),
+        };
+        let terminals = match is_control {
+            true => String::new(),
+            false => "before[lazy]: /(?s:.*?)<tool_call>/\nTEXT: /(?s:.*)/ & ~/(?s:.*)<tool_call>(?s:.*)/\n".to_owned(),
+        };
+        let several = if grammar.parallel_calls { "*" } else { "?" };
+        return Ok(format!(
+            "start: call{several} {after}\ncall: {before} \"\\n\" ({}) \"}}\\n\" {end}\n{terminals}{rules}",
+            names.join(" | ")
+        ));
+    }
     let lazy = if thought.starts_with("thought") { "thought[lazy]: /(?s:.*?)<\\/think>/\n" } else { "" };
     Ok(format!(
         "start: {thought}call {more}\ncall: {begin} \"\\n\" ({}) \"}}\\n\" {end}\n{lazy}{rules}",

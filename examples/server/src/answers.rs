@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
-use qwen::{AnswerParser, Delta, FinishReason, GenerateOptions, Logprobs, TextStream, Tokenizer};
+use qwen::{AnswerParser, Delta, Engine, FinishReason, GenerateOptions, Logprobs, TextStream, Tokenizer};
 
 use crate::admission::Place;
 use crate::app::App;
@@ -45,6 +45,7 @@ pub(crate) struct Reading {
 #[derive(Debug)]
 pub(crate) struct Answers {
     app: Arc<App>,
+    engine: Engine,
     tokenizer: Tokenizer,
     choices: Vec<Choice>,
     /// The one that is asked next.
@@ -52,8 +53,13 @@ pub(crate) struct Answers {
 }
 
 impl Answers {
-    pub(crate) fn new(app: &Arc<App>, tokenizer: &Tokenizer) -> Self {
-        Answers { app: app.clone(), tokenizer: tokenizer.clone(), choices: Vec::new(), next: 0 }
+    /// Answers of this engine.
+    ///
+    /// # Errors
+    /// If it has no tokenizer.
+    pub(crate) fn new(app: &Arc<App>, engine: &Engine) -> Result<Self> {
+        let tokenizer = engine.tokenizer()?.clone();
+        Ok(Answers { app: app.clone(), engine: engine.clone(), tokenizer, choices: Vec::new(), next: 0 })
     }
 
     /// Ask for `n` answers to `prompt`, which differ by their seeds.
@@ -61,7 +67,7 @@ impl Answers {
     /// # Errors
     /// For options and prompts that the engine refuses, and where too many requests wait.
     pub(crate) fn ask(&mut self, prompt: &[u32], n: usize, options: &GenerateOptions, reading: &Reading) -> Result<()> {
-        let engine = self.app.engine()?.clone();
+        let engine = self.engine.clone();
         self.ask_by(prompt.len(), n, options, reading, |options| engine.generate_text(prompt, options))
     }
 
@@ -77,7 +83,6 @@ impl Answers {
         reading: &Reading,
         begin: impl Fn(&GenerateOptions) -> qwen::Result<TextStream>,
     ) -> Result<()> {
-        let engine = self.app.engine()?.clone();
         // Further answers find the K/V of the prompt.
         let mut place = Some(self.app.admission.enter(tokens)?);
         for number in 0..n as u64 {
@@ -85,7 +90,7 @@ impl Answers {
             options.seed = options.seed.map(|seed| seed.wrapping_add(number));
             let started = Instant::now();
             let mut stream = begin(&options)?;
-            let (app, stats_of) = (self.app.clone(), engine.clone());
+            let (app, stats_of) = (self.app.clone(), self.engine.clone());
             let mut has_begun = false;
             stream.on_prompt_progress(move |_| {
                 if !std::mem::replace(&mut has_begun, true) {

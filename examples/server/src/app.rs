@@ -66,6 +66,20 @@ impl App {
         format!("{prefix}{:016x}{:08x}", self.id_prefix, self.ids.fetch_add(1, Ordering::Relaxed))
     }
 
+    /// The engine as the model of this name uses it: with the adapter of the name, if it is one's.
+    ///
+    /// # Errors
+    /// As [`App::engine`].
+    pub(crate) fn engine_of(&self, model: &str) -> Result<Engine> {
+        let engine = self.engine()?;
+        let adapter = if self.is_base(model) { None } else { engine.adapter(model) };
+        Ok(adapter.map_or_else(|| engine.clone(), |adapter| engine.with_adapter(&adapter)))
+    }
+
+    fn is_base(&self, model: &str) -> bool {
+        self.settings.model_names.iter().any(|served| served == model)
+    }
+
     /// The name of the model in answers.
     pub(crate) fn model_name(&self) -> &str {
         self.settings.model_names.first().map_or("qwen", String::as_str)
@@ -74,7 +88,7 @@ impl App {
     /// # Errors
     /// If there is no model of this name.
     pub(crate) fn check_model(&self, name: &str) -> Result<()> {
-        if self.settings.model_names.iter().any(|served| served == name) {
+        if self.is_base(name) || self.loaded().is_some_and(|engine| engine.adapter(name).is_some()) {
             return Ok(());
         }
         let message = format!("`model`: there is no {name:?}; this server has {:?}", self.model_name());

@@ -33,6 +33,10 @@ pub(crate) struct Args {
     /// A name under which clients ask for the model; may be repeated [default: the end of its path].
     #[arg(long = "model-name", value_name = "NAME", help_heading = "Model")]
     model_name: Vec<String>,
+    /// A low-rank adapter that clients ask for as a model: a folder as PEFT saves it, by the name of its folder or by one
+    /// of its own; may be repeated.
+    #[arg(long = "adapter", value_name = "[NAME=]PATH", help_heading = "Model")]
+    adapter: Vec<String>,
     /// Where to run: auto, cpu, cuda, cuda:ORDINAL, wgpu, wgpu:INDEX, wgpu:NAME [default: auto].
     #[arg(long, help_heading = "Model")]
     device: Option<Device>,
@@ -139,6 +143,7 @@ impl Args {
             max_connections log);
         for (given, of_file) in [
             (&mut self.model_name, file.model_name),
+            (&mut self.adapter, file.adapter),
             (&mut self.api_key, file.api_key),
             (&mut self.allowed_host, file.allowed_host),
             (&mut self.cors_origin, file.cors_origin),
@@ -156,6 +161,15 @@ impl Args {
     pub(crate) fn model(&self) -> String {
         let demo = || concat!(env!("CARGO_MANIFEST_DIR"), "/../demo-model").to_owned();
         self.model.clone().unwrap_or_else(demo)
+    }
+
+    /// The adapters: their names, and their folders.
+    pub(crate) fn adapters(&self) -> Vec<(String, String)> {
+        let named = |adapter: &String| match adapter.split_once('=') {
+            Some((name, path)) => (name.to_owned(), path.to_owned()),
+            None => (name_of(adapter), adapter.clone()),
+        };
+        self.adapter.iter().map(named).collect()
     }
 
     /// Where to listen.

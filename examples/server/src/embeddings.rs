@@ -35,7 +35,7 @@ pub(crate) async fn embed(app: Arc<App>, body: Vec<u8>) -> Result<Response> {
 
 fn answer(app: &Arc<App>, mut fields: Fields, is_wanted: &AtomicBool) -> Result<Response> {
     let model = app.take_model(&mut fields)?;
-    let engine = app.engine()?;
+    let engine = app.engine_of(&model)?;
     let input = fields
         .value("input")
         .ok_or_else(|| ApiError::invalid("input", "is missing").code("missing_required_parameter"))?;
@@ -55,7 +55,7 @@ fn answer(app: &Arc<App>, mut fields: Fields, is_wanted: &AtomicBool) -> Result<
     fields.ignore(&["user"]);
     sampling::ignore_harmless(&mut fields)?;
     fields.finish()?;
-    let ids = inputs.iter().enumerate().map(|(index, input)| encode(engine, index, input));
+    let ids = inputs.iter().enumerate().map(|(index, input)| encode(&engine, index, input));
     let ids = ids.collect::<Result<Vec<_>>>()?;
     let tokens = ids.iter().map(Vec::len).sum();
     let place = app.admission.enter(tokens)?;

@@ -54,10 +54,17 @@ async fn serve(args: Args) -> Result<(), String> {
     }
     // Whoever started this reads the address; if nobody does, it serves all the same.
     let _ = writeln!(std::io::stdout().lock(), "listening on http://{}", server.address());
-    let (loader, options, model) = (server.loader(), args.engine_options(), args.model());
+    let (loader, options, model, adapters) = (server.loader(), args.engine_options(), args.model(), args.adapters());
     let (failed, failure) = tokio::sync::oneshot::channel();
-    std::thread::spawn(move || match options.load(&model) {
-        Ok(engine) => {
+    let load = move || {
+        let engine = options.load(&model).map_err(|error| format!("{model}: {error}"))?;
+        for (name, path) in adapters {
+            engine.load_adapter_as(&name, &path).map_err(|error| format!("adapter {name}: {error}"))?;
+        }
+        Ok::<_, String>((engine, model))
+    };
+    std::thread::spawn(move || match load() {
+        Ok((engine, model)) => {
             for warning in engine.warnings() {
                 log::warn!("{warning}");
             }
@@ -67,7 +74,7 @@ async fn serve(args: Args) -> Result<(), String> {
         }
         Err(error) => {
             // Nobody waits for it any more if the server has ended.
-            let _ = failed.send(format!("{model}: {error}"));
+            let _ = failed.send(error);
         }
     });
     let (told, mut failure_of_load) = (interrupted(), None);

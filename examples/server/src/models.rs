@@ -1,4 +1,4 @@
-//! `/v1/models`: the one model that is served, under each of its names.
+//! `/v1/models`: the one model that is served, under each of its names, and with each of its adapters.
 
 use axum::response::Response;
 use serde_json::{Value, json};
@@ -8,7 +8,9 @@ use crate::error::Result;
 use crate::sse;
 
 pub(crate) fn list(app: &App) -> Response {
-    let models: Vec<Value> = app.settings.model_names.iter().map(|name| model(app, name)).collect();
+    let names = app.settings.model_names.iter().map(|name| model(app, name));
+    let adapters = app.loaded().map(qwen::Engine::adapters).unwrap_or_default();
+    let models: Vec<Value> = names.chain(adapters.iter().map(|adapter| model(app, adapter.name()))).collect();
     sse::json(&json!({"object": "list", "data": models}))
 }
 
@@ -22,6 +24,9 @@ pub(crate) fn one(app: &App, name: &str) -> Result<Response> {
 fn model(app: &App, name: &str) -> Value {
     let mut model = json!({"id": name, "object": "model", "created": app.created, "owned_by": "qwen-rs"});
     if let Some(engine) = app.loaded() {
+        if !app.settings.model_names.iter().any(|served| served == name) {
+            model["parent"] = json!(app.model_name());
+        }
         model["max_model_len"] = json!(engine.context());
         model["meta"] = json!({
             "device": engine.device_name(),

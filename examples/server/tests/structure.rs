@@ -53,6 +53,25 @@ fn answers_have_the_format_that_is_asked_for() {
 }
 
 #[test]
+fn strict_tools_keep_to_their_schemas_where_the_model_need_not_call() {
+    let server = server();
+    let mut strict = time_tool();
+    strict["function"]["strict"] = json!(true);
+    let ask = |tool: &Value, question: &str| {
+        let body = json!({"messages": [{"role": "user", "content": question}], "tools": [tool], "temperature": 0,
+            "max_tokens": 80});
+        server.chat(body).ok()["choices"][0].clone()
+    };
+    // The demo model keeps to this schema by itself.
+    for question in ["Which time is it now in Cairo?", "Hello!"] {
+        let (held, free) = (ask(&strict, question), ask(&time_tool(), question));
+        let arguments = |choice: &Value| choice["message"]["tool_calls"][0]["function"]["arguments"].clone();
+        assert_eq!(arguments(&held), arguments(&free));
+        assert_eq!(held["message"]["content"], free["message"]["content"]);
+    }
+}
+
+#[test]
 fn calls_come_where_they_are_required() {
     let server = server();
     let parameters = json!({"type": "object", "properties": {"sides": {"enum": [6, 20]}}, "required": ["sides"],
@@ -116,7 +135,8 @@ fn what_cannot_be_kept_is_refused_by_the_field_that_asks_for_it() {
             "tool_choice",
         ),
         (json!({"tool_choice": {"type": "custom"}, "tools": [time_tool()]}), "tool_choice.type"),
-        (json!({"tools": [strict]}), "tools[0].function.strict"),
+        (json!({"response_format": {"type": "json_object"}, "tools": [strict]}), "response_format"),
+        (json!({"grammar": {"regex": "x"}, "tools": [strict]}), "grammar"),
     ] {
         let error = chat(extra.clone());
         assert_eq!(error["param"], param, "{extra}: {error}");

@@ -95,7 +95,7 @@ pub(super) fn response_format(fields: &mut Fields) -> Result<Constraint> {
     Ok(grammar.map(|grammar| (grammar, "response_format")))
 }
 
-/// What the answer has to be, of both fields.
+/// What the answer has to be, of both fields, and of tools whose arguments are held to their schemas.
 ///
 /// # Errors
 /// If they contradict each other.
@@ -106,12 +106,16 @@ pub(super) fn constraint(
     tools: &[Tool],
 ) -> Result<Constraint> {
     let calls = choice.grammar(tools, parallel)?.map(|grammar| (grammar, "tool_choice"));
+    let calls = calls.or_else(|| {
+        let strict = *choice == ToolChoice::Auto && tools.iter().any(is_strict);
+        strict.then(|| (Grammar::tool_calls(tools).parallel_calls(parallel).or_text(true), "tools"))
+    });
     let may_call = *choice == ToolChoice::Auto && !tools.is_empty();
     match (calls, format) {
-        (Some(_), Some(_)) => {
+        (Some(_), Some(_)) if !may_call => {
             Err(ApiError::invalid("response_format", "an answer cannot be this and a call of a tool: leave one out"))
         }
-        (None, Some(_)) if may_call => {
+        (_, Some(_)) if may_call => {
             let reason = "with it no tool can be called: leave out the tools, or set `tool_choice` to none";
             Err(ApiError::invalid("response_format", reason))
         }
@@ -119,18 +123,7 @@ pub(super) fn constraint(
     }
 }
 
-/// # Errors
-/// If a function asks for arguments that are held to its schema, where nothing holds them.
-pub(super) fn check_strict(choice: &ToolChoice, tools: &[Tool]) -> Result<()> {
-    let is_strict = |tool: &Tool| {
-        tool.json().get("function").and_then(|function| function.get("strict")) == Some(&Value::Bool(true))
-    };
-    match tools.iter().position(is_strict) {
-        Some(index) if *choice == ToolChoice::Auto => {
-            let reason =
-                "arguments are held to their schema where a call is required: set `tool_choice`, or leave this out";
-            Err(ApiError::unsupported(format!("tools[{index}].function.strict"), reason))
-        }
-        _ => Ok(()),
-    }
+/// Whether the arguments of a tool are held to its schema also where the model need not call it.
+fn is_strict(tool: &Tool) -> bool {
+    tool.json().get("function").and_then(|function| function.get("strict")) == Some(&Value::Bool(true))
 }

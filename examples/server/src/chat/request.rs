@@ -56,7 +56,6 @@ impl ChatRequest {
         if choice == ToolChoice::None {
             prompt.tools.clear();
         }
-        choice::check_strict(&choice, &prompt.tools)?;
         let constraint = choice::constraint(&choice, !single_call, format, &prompt.tools)?;
         if let (Some((_, field)), Some(_)) = (&constraint, &options.grammar) {
             return Err(ApiError::invalid("grammar", format!("an answer cannot be this and what `{field}` says")));
@@ -72,17 +71,17 @@ impl ChatRequest {
     /// # Errors
     /// For messages that the template refuses, prompts that are too long, and options that the engine refuses.
     pub(crate) fn ask(self, app: &Arc<App>) -> Result<Asked> {
-        let engine = app.engine()?;
+        let engine = app.engine_of(&self.model)?;
         let tokenizer = engine.tokenizer()?;
         // One position is left for the answer.
-        let prompt = self.prompt.encode(engine, engine.context().saturating_sub(1))?;
+        let prompt = self.prompt.encode(&engine, engine.context().saturating_sub(1))?;
         if app.settings.log_prompts {
             tracing::info!(prompt = prompt.text.as_str(), "prompt");
         }
         let parser = tokenizer.answer_parser(&prompt.ids);
         let is_in_thought = parser.is_in_thought();
         let parser = if self.prompt.tools.is_empty() { parser.without_calls() } else { parser };
-        let mut answers = Answers::new(app, tokenizer);
+        let mut answers = Answers::new(app, &engine)?;
         let reading = Reading { parser: Some(parser), single_call: self.single_call };
         let (mut options, mut field) = (self.options, "grammar");
         if let Some((grammar, of)) = self.constraint {

@@ -87,8 +87,8 @@ impl CompletionRequest {
     /// # Errors
     /// For prompts that are empty or too long, and options that the engine refuses.
     pub(super) fn ask(self, app: &Arc<App>) -> Result<Asked> {
-        let engine = app.engine()?;
-        let mut answers = Answers::new(app, engine.tokenizer()?);
+        let engine = app.engine_of(&self.model)?;
+        let mut answers = Answers::new(app, &engine)?;
         let mut beginnings = Vec::new();
         for prompt in &self.prompts {
             if app.settings.log_prompts {
@@ -104,9 +104,9 @@ impl CompletionRequest {
                     self.empty()
                 }
                 (prompt, _) => {
-                    let (text, ids) = self.encode(engine, prompt)?;
+                    let (text, ids) = self.encode(&engine, prompt)?;
                     answers.ask(&ids, self.n, &self.options, &Reading::default())?;
-                    self.beginning(engine, text, &ids)?
+                    self.beginning(&engine, text, &ids)?
                 }
             };
             beginnings.extend(std::iter::repeat_n(beginning, self.n));
