@@ -40,9 +40,10 @@ until curl -sf "$url/health" >/dev/null; do sleep 0.1; done
 # It leaves what it found where it runs.
 description=$(realpath ../openapi.json)
 cd "$work"
-if ! "$venv/bin/schemathesis" run "$description" --url "$url" --phases examples,coverage,fuzzing --checks all \
-    --exclude-checks positive_data_acceptance,ignored_auth --continue-on-failure --generation-deterministic \
-    --max-examples 20 --max-time "${SECONDS_AT_MOST:-60}" --request-timeout 60 --no-color >"$work/report" 2>&1; then
+most=${SECONDS_AT_MOST:-60}
+if ! timeout $((most + 120)) "$venv/bin/schemathesis" run "$description" --url "$url" \
+    --phases examples,coverage,fuzzing --checks all --exclude-checks positive_data_acceptance,ignored_auth \
+    --continue-on-failure --generation-deterministic --max-examples 20 --max-time "$most" --request-timeout 60 --no-color >"$work/report" 2>&1; then
     cat "$work/report"
     exit 1
 fi
