@@ -88,7 +88,6 @@ def test_parse_of_calls(client, model):
     parse_call(client, model, tool_choice="required")
 
 
-@pytest.mark.xfail(reason="strict tools are refused where a call is not required", raises=openai.BadRequestError, strict=True)
 def test_parse_of_calls_that_are_not_required(client, model):
     parse_call(client, model)
 
