@@ -13,9 +13,10 @@ use crate::error::Result;
 /// What loaded adapters may take, by default.
 const DEFAULT_MAX_ADAPTERS: usize = 16;
 
-/// A low-rank adapter that an engine has loaded ([`Engine::load_adapter`]): a handle, cheap to clone, for requests that
-/// choose it ([`GenerateOptions::adapter`](crate::GenerateOptions::adapter)). It does not keep the adapter: that stays
-/// until [`Engine::unload_adapter`] and the end of the last request with it.
+/// A low-rank adapter that an engine has loaded ([`Engine::load_adapter`](crate::Engine::load_adapter)): a handle, cheap to
+/// clone, for requests that choose it ([`GenerateOptions::adapter`](crate::GenerateOptions::adapter)). It does not keep the
+/// adapter: that stays until [`Engine::unload_adapter`](crate::Engine::unload_adapter) and the end of the last request with
+/// it.
 #[derive(Clone)]
 pub struct Adapter {
     facts: Arc<Facts>,

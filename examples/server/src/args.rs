@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Parser;
-use qwen::{Device, Encoding, EngineOptions, Precision};
+use qwen::{Device, Encoding, EngineOptions, Precision, Ranks};
 use qwen_server::{ApiKey, Settings};
 use serde::Deserialize;
 
@@ -61,6 +61,13 @@ pub(crate) struct Args {
     /// A small model of the same family that guesses, for requests with "speculation": "draft".
     #[arg(long, value_name = "PATH", help_heading = "Model")]
     draft: Option<String>,
+
+    /// Where a launcher has started several processes, let each hold some of the layers instead of a part of every layer.
+    #[arg(long, help_heading = "Model")]
+    pipeline_parallel: bool,
+    /// Connect the processes of a launcher by its MPI library.
+    #[arg(long, help_heading = "Model")]
+    mpi: bool,
 
     /// The address to listen at [default: 127.0.0.1].
     #[arg(long, help_heading = "Network")]
@@ -152,6 +159,8 @@ impl Args {
                 *given = of_file;
             }
         }
+        self.pipeline_parallel |= file.pipeline_parallel;
+        self.mpi |= file.mpi;
         self.exact |= file.exact;
         self.log_prompts |= file.log_prompts;
         Ok(self)
@@ -181,8 +190,24 @@ impl Args {
         self.log.unwrap_or(log::LevelFilter::Info)
     }
 
-    pub(crate) fn engine_options(&self) -> EngineOptions {
-        let mut options = EngineOptions::new().device(self.device.clone().unwrap_or(Device::Auto));
+    /// The processes that share the model: this one alone, where no launcher has started it.
+    ///
+    /// # Errors
+    /// For what a launcher says that cannot be, and in a build without MPI.
+    pub(crate) fn ranks(&self) -> Result<Ranks, String> {
+        #[cfg(feature = "mpi")]
+        let of_mpi = Ranks::mpi;
+        #[cfg(not(feature = "mpi"))]
+        let of_mpi = || Err("this program was built without MPI: build it with `--features mpi`");
+        let ranks = match self.mpi {
+            true => of_mpi().map_err(|error| error.to_string())?,
+            false => Ranks::from_env().map_err(|error| error.to_string())?,
+        };
+        Ok(if self.pipeline_parallel { ranks.pipeline_parallel() } else { ranks })
+    }
+
+    pub(crate) fn engine_options(&self, ranks: Ranks) -> EngineOptions {
+        let mut options = EngineOptions::new().device(self.device.clone().unwrap_or(Device::Auto)).ranks(ranks);
         options = options.batch(self.batch.unwrap_or(4)).max_waiting(self.max_queue.unwrap_or(256));
         if self.exact {
             options = options.precision(Precision::Exact);

@@ -7,6 +7,7 @@ use std::io::Write;
 use std::net::IpAddr;
 use std::process::ExitCode;
 
+use qwen::Ranks;
 use qwen_server::Server;
 
 use args::Args;
@@ -29,16 +30,21 @@ fn main() -> ExitCode {
 fn run() -> Result<(), String> {
     let args = Args::read()?;
     logger::start(args.log_level());
+    let ranks = args.ranks()?;
+    if !ranks.is_leader() {
+        // Rank 0 serves; the others compute their part of the model until it ends.
+        return args.engine_options(ranks).run_worker(args.model()).map_err(|error| error.to_string());
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(IO_THREADS)
         .max_blocking_threads(MAX_BLOCKING_THREADS)
         .enable_all()
         .build()
         .map_err(|error| format!("no runtime: {error}"))?;
-    runtime.block_on(serve(args))
+    runtime.block_on(serve(args, ranks))
 }
 
-async fn serve(args: Args) -> Result<(), String> {
+async fn serve(args: Args, ranks: Ranks) -> Result<(), String> {
     let (settings, (host, port)) = (args.settings()?, args.address());
     let has_keys = !settings.api_keys.is_empty();
     for key in &settings.api_keys {
@@ -54,7 +60,8 @@ async fn serve(args: Args) -> Result<(), String> {
     }
     // Whoever started this reads the address; if nobody does, it serves all the same.
     let _ = writeln!(std::io::stdout().lock(), "listening on http://{}", server.address());
-    let (loader, options, model, adapters) = (server.loader(), args.engine_options(), args.model(), args.adapters());
+    let (loader, options, model, adapters) =
+        (server.loader(), args.engine_options(ranks), args.model(), args.adapters());
     let (failed, failure) = tokio::sync::oneshot::channel();
     let load = move || {
         let engine = options.load(&model).map_err(|error| format!("{model}: {error}"))?;

@@ -58,6 +58,11 @@ pub fn serve(settings: Settings, engine: Option<Engine>) -> Running {
 }
 
 impl Running {
+    /// A server that somebody else runs.
+    pub fn at(address: SocketAddr) -> Self {
+        Running { address, stop: None, thread: None }
+    }
+
     /// Tell the server to end, without waiting for it.
     pub fn tell_to_end(&mut self) {
         drop(self.stop.take());
