@@ -45,7 +45,7 @@ pub(crate) const GPUS: [((u32, u32), Precision); 3] =
     [(TURING, Precision::Exact), (TURING, Precision::Fast), (HOPPER, Precision::Fast)];
 
 /// Cases of the suite that, together with the checks of sizes, reach every kernel quickly.
-const CASES: [&str; 11] = [
+const CASES: [&str; 12] = [
     "embed/rows",
     "rms_norm/shapes",
     "rope/every_geometry",
@@ -53,6 +53,7 @@ const CASES: [&str; 11] = [
     "attention/contexts",
     "gate_up_silu/silu_and_mul",
     "add/lengths",
+    "add_rows/rows",
     "gather_rows/rows",
     "argmax/valid_columns",
     "argmax/ties",

@@ -232,6 +232,11 @@ impl Backend for Recording {
         self.issue(Recorded::GatherRows { x: *x, indices: *indices, out: *out, width, rows })
     }
 
+    fn add_rows(&mut self, op: backend::AddRows<'_, Self>) -> Result<()> {
+        let backend::AddRows { x, indices, scale, out, out_rows, width, rows } = op;
+        self.issue(Recorded::AddRows { x: *x, indices: *indices, scale, out: *out, out_rows, width, rows })
+    }
+
     fn argmax(&mut self, op: backend::Argmax<'_, Self>) -> Result<()> {
         let backend::Argmax { x, out, width, valid, rows } = op;
         self.issue(Recorded::Argmax { x: *x, out: *out, width, valid, rows })

@@ -72,6 +72,15 @@ pub(super) enum Recorded {
         width: usize,
         rows: usize,
     },
+    AddRows {
+        x: BufferId,
+        indices: IndicesId,
+        scale: f32,
+        out: BufferId,
+        out_rows: usize,
+        width: usize,
+        rows: usize,
+    },
     Argmax {
         x: BufferId,
         out: IndicesId,
@@ -161,6 +170,12 @@ impl Device {
             Recorded::GatherRows { x, indices: at, out, width, rows } => with(buffers, out, |buffers, out| {
                 b.gather_rows(backend::GatherRows { x: &buffers[x.0], indices: &indices[at.0], out, width, rows })
             }),
+            Recorded::AddRows { x, indices: to, scale, out, out_rows, width, rows } => {
+                with(buffers, out, |buffers, out| {
+                    let (x, indices) = (&buffers[x.0], &indices[to.0]);
+                    b.add_rows(backend::AddRows { x, indices, scale, out, out_rows, width, rows })
+                })
+            }
             Recorded::Argmax { x, out, width, valid, rows } => {
                 b.argmax(backend::Argmax { x: &buffers[x.0], out: &mut indices[out.0], width, valid, rows })
             }
