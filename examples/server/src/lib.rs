@@ -12,6 +12,7 @@ mod app;
 mod base64;
 mod body;
 mod chat;
+mod chunks;
 mod completions;
 mod connection;
 mod embeddings;

@@ -1,15 +1,13 @@
 //! Answers of a chat as server-sent events, chunk by chunk.
 
-use std::collections::VecDeque;
-use std::task::{Context, Poll, ready};
-
 use qwen::ToolCallDelta;
 use serde_json::{Value, json};
 
 use super::answer::{Part, call_id, logprob, parts};
 use super::request::Asked;
-use crate::answers::Piece;
-use crate::sse::{self, Events};
+use crate::answers::{Answers, Piece};
+use crate::chunks::{Chunks, Queue};
+use crate::sse;
 use crate::wire::{FINGERPRINT, finish_reason, usage};
 
 /// The chunks of a streamed answer.
@@ -18,14 +16,13 @@ pub(super) struct ChatStream {
     asked: Asked,
     /// Of each choice, whether it has called a tool.
     has_calls: Vec<bool>,
-    ready: VecDeque<String>,
-    is_done: bool,
+    queue: Queue,
 }
 
 impl ChatStream {
     pub(super) fn new(asked: Asked) -> Self {
         let has_calls = vec![false; asked.answers.len()];
-        let mut stream = ChatStream { asked, has_calls, ready: VecDeque::new(), is_done: false };
+        let mut stream = ChatStream { asked, has_calls, queue: Queue::default() };
         for index in 0..stream.asked.answers.len() {
             stream.chunk(index, json!({"role": "assistant", "content": ""}), Value::Null, None);
         }
@@ -46,7 +43,31 @@ impl ChatStream {
         if streaming.include_usage {
             chunk["usage"] = usage.unwrap_or_default();
         }
-        self.ready.push_back(sse::data(chunk));
+        self.queue.ready.push_back(sse::data(chunk));
+    }
+}
+
+/// A call's delta: its id and name once, then pieces of its arguments. Nothing where it only says that it is complete.
+fn call_delta(response: &str, choice: usize, call: ToolCallDelta) -> Option<Value> {
+    let ToolCallDelta { index, name, arguments, .. } = call;
+    let call = match name {
+        Some(name) => {
+            let function = json!({"name": name, "arguments": arguments});
+            json!({"index": index, "id": call_id(response, choice, index), "type": "function", "function": function})
+        }
+        None if arguments.is_empty() => return None,
+        None => json!({"index": index, "function": {"arguments": arguments}}),
+    };
+    Some(json!({"tool_calls": [call]}))
+}
+
+impl Chunks for ChatStream {
+    fn answers(&mut self) -> &mut Answers {
+        &mut self.asked.answers
+    }
+
+    fn queue(&mut self) -> &mut Queue {
+        &mut self.queue
     }
 
     fn piece(&mut self, index: usize, piece: Piece) {
@@ -85,46 +106,12 @@ impl ChatStream {
             None => {}
         }
     }
-}
 
-/// A call's delta: its id and name once, then pieces of its arguments. Nothing where it only says that it is complete.
-fn call_delta(response: &str, choice: usize, call: ToolCallDelta) -> Option<Value> {
-    let ToolCallDelta { index, name, arguments, .. } = call;
-    let call = match name {
-        Some(name) => {
-            let function = json!({"name": name, "arguments": arguments});
-            json!({"index": index, "id": call_id(response, choice, index), "type": "function", "function": function})
+    fn end(&mut self) {
+        if self.asked.streaming.include_usage {
+            let usage = usage(self.asked.answers.usage());
+            self.send(json!([]), Some(usage));
         }
-        None if arguments.is_empty() => return None,
-        None => json!({"index": index, "function": {"arguments": arguments}}),
-    };
-    Some(json!({"tool_calls": [call]}))
-}
-
-impl Events for ChatStream {
-    fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<String>> {
-        loop {
-            if let Some(text) = self.ready.pop_front() {
-                return Poll::Ready(Some(text));
-            }
-            if self.is_done {
-                return Poll::Ready(None);
-            }
-            match ready!(self.asked.answers.poll_next(context)) {
-                Some(Ok((index, piece))) => self.piece(index, piece),
-                Some(Err(error)) => {
-                    self.is_done = true;
-                    self.ready.push_back(sse::data(error.json()));
-                }
-                None => {
-                    self.is_done = true;
-                    if self.asked.streaming.include_usage {
-                        let usage = usage(self.asked.answers.usage());
-                        self.send(json!([]), Some(usage));
-                    }
-                    self.ready.push_back(sse::DONE.to_owned());
-                }
-            }
-        }
+        self.queue.ready.push_back(sse::DONE.to_owned());
     }
 }

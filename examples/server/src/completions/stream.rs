@@ -1,26 +1,23 @@
 //! Completions as server-sent events.
 
-use std::collections::VecDeque;
-use std::task::{Context, Poll, ready};
-
 use serde_json::{Value, json};
 
 use super::request::Asked;
-use crate::answers::Piece;
-use crate::sse::{self, Events};
+use crate::answers::{Answers, Piece};
+use crate::chunks::{Chunks, Queue};
+use crate::sse;
 use crate::wire::{FINGERPRINT, finish_reason, usage};
 
 /// The chunks of a streamed completion.
 #[derive(Debug)]
 pub(super) struct CompletionStream {
     asked: Asked,
-    ready: VecDeque<String>,
-    is_done: bool,
+    queue: Queue,
 }
 
 impl CompletionStream {
     pub(super) fn new(asked: Asked) -> Self {
-        let mut stream = CompletionStream { asked, ready: VecDeque::new(), is_done: false };
+        let mut stream = CompletionStream { asked, queue: Queue::default() };
         for index in 0..stream.asked.beginnings.len() {
             let text = std::mem::take(&mut stream.asked.beginnings[index].text);
             if !text.is_empty() {
@@ -51,34 +48,28 @@ impl CompletionStream {
         if streaming.include_usage {
             chunk["usage"] = usage.unwrap_or_default();
         }
-        self.ready.push_back(sse::data(chunk));
+        self.queue.ready.push_back(sse::data(chunk));
     }
 }
 
-impl Events for CompletionStream {
-    fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<String>> {
-        loop {
-            if let Some(text) = self.ready.pop_front() {
-                return Poll::Ready(Some(text));
-            }
-            if self.is_done {
-                return Poll::Ready(None);
-            }
-            match ready!(self.asked.answers.poll_next(context)) {
-                Some(Ok((index, piece))) => self.choice(index, piece),
-                Some(Err(error)) => {
-                    self.is_done = true;
-                    self.ready.push_back(sse::data(error.json()));
-                }
-                None => {
-                    self.is_done = true;
-                    if self.asked.streaming.include_usage {
-                        let usage = usage(self.asked.answers.usage());
-                        self.send(json!([]), Some(usage));
-                    }
-                    self.ready.push_back(sse::DONE.to_owned());
-                }
-            }
+impl Chunks for CompletionStream {
+    fn answers(&mut self) -> &mut Answers {
+        &mut self.asked.answers
+    }
+
+    fn queue(&mut self) -> &mut Queue {
+        &mut self.queue
+    }
+
+    fn piece(&mut self, index: usize, piece: Piece) {
+        self.choice(index, piece);
+    }
+
+    fn end(&mut self) {
+        if self.asked.streaming.include_usage {
+            let usage = usage(self.asked.answers.usage());
+            self.send(json!([]), Some(usage));
         }
+        self.queue.ready.push_back(sse::DONE.to_owned());
     }
 }

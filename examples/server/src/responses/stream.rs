@@ -1,17 +1,14 @@
 //! A response as server-sent events: items begin, grow and end, one after the other.
 
-use std::collections::VecDeque;
-use std::task::{Context, Poll, ready};
-
 use qwen::ToolCallDelta;
 use serde_json::{Value, json};
 
 use super::output::{Frame, part, status};
-use crate::answers::Piece;
+use crate::answers::{Answers, Piece};
 use crate::chat::answer::{Call, Part, call_id, parts};
 use crate::chat::request::Asked;
+use crate::chunks::{Chunks, Queue};
 use crate::error::ApiError;
-use crate::sse::Events;
 use crate::wire::finish_reason;
 
 /// The item that grows.
@@ -32,8 +29,7 @@ pub(super) struct ResponseStream {
     item: Option<Item>,
     has_calls: bool,
     number: u64,
-    ready: VecDeque<String>,
-    is_done: bool,
+    queue: Queue,
 }
 
 impl ResponseStream {
@@ -45,8 +41,7 @@ impl ResponseStream {
             item: None,
             has_calls: false,
             number: 0,
-            ready: VecDeque::new(),
-            is_done: false,
+            queue: Queue::default(),
         };
         for event in ["response.created", "response.in_progress"] {
             let response = stream.frame.response("in_progress", &[], None);
@@ -61,7 +56,7 @@ impl ResponseStream {
             data.extend(fields);
         }
         self.number += 1;
-        self.ready.push_back(format!("event: {event}\ndata: {data}\n\n"));
+        self.queue.ready.push_back(format!("event: {event}\ndata: {data}\n\n"));
     }
 
     /// The place and the id of the item that grows.
@@ -152,8 +147,26 @@ impl ResponseStream {
             self.send("response.function_call_arguments.delta", fields);
         }
     }
+}
 
-    fn piece(&mut self, piece: Piece) {
+/// One object with the keys of both.
+fn with(mut object: Value, more: Value) -> Value {
+    if let (Some(object), Value::Object(more)) = (object.as_object_mut(), more) {
+        object.extend(more);
+    }
+    object
+}
+
+impl Chunks for ResponseStream {
+    fn answers(&mut self) -> &mut Answers {
+        &mut self.asked.answers
+    }
+
+    fn queue(&mut self) -> &mut Queue {
+        &mut self.queue
+    }
+
+    fn piece(&mut self, _: usize, piece: Piece) {
         for part in parts(piece.deltas) {
             match part {
                 Part::Content(text) => self.text(&text),
@@ -179,33 +192,7 @@ impl ResponseStream {
         response["error"] = json!({"code": "server_error", "message": error["error"]["message"]});
         self.send("response.failed", json!({"response": response}));
     }
-}
 
-/// One object with the keys of both.
-fn with(mut object: Value, more: Value) -> Value {
-    if let (Some(object), Value::Object(more)) = (object.as_object_mut(), more) {
-        object.extend(more);
-    }
-    object
-}
-
-impl Events for ResponseStream {
-    fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<String>> {
-        loop {
-            if let Some(text) = self.ready.pop_front() {
-                return Poll::Ready(Some(text));
-            }
-            if self.is_done {
-                return Poll::Ready(None);
-            }
-            match ready!(self.asked.answers.poll_next(context)) {
-                Some(Ok((_, piece))) => self.piece(piece),
-                Some(Err(error)) => {
-                    self.is_done = true;
-                    self.fail(&error);
-                }
-                None => self.is_done = true,
-            }
-        }
-    }
+    /// The last piece said so.
+    fn end(&mut self) {}
 }
