@@ -3,7 +3,8 @@
 //!
 //! One thread and a matrix that stays in cache, so that instructions are measured. A format that is slower than plain
 //! Rust on some instruction set, in either precision, with one token or many, is an error: it suggests that the
-//! compiler did not inline the kernel's intrinsics.
+//! compiler did not inline the kernel's intrinsics. Other programs on the machine can slow one of two measurements, so
+//! a pair that looks slow is measured again, and is an error only if it never is the faster one.
 
 use std::time::Instant;
 
@@ -15,6 +16,8 @@ use qwen_core::{Backend, Encoding, Precision, Result};
 
 const ROWS: usize = 256;
 const COLS: usize = 2048;
+/// How often a pair is measured before its instruction set is called slow.
+const ATTEMPTS: usize = 5;
 
 /// Seconds that a product takes, the best of several runs.
 fn seconds(isa: Isa, precision: Precision, encoding: Encoding, bytes: &[u8], tokens: usize) -> Result<f64> {
@@ -51,7 +54,13 @@ fn main() -> Result<()> {
                     scalar * 1e6
                 );
                 for &isa in &vectors {
-                    let vector = seconds(isa, precision, encoding, &bytes, tokens)?;
+                    let (mut scalar, mut vector) = (scalar, seconds(isa, precision, encoding, &bytes, tokens)?);
+                    let mut attempts = 1;
+                    while vector > scalar && attempts < ATTEMPTS {
+                        scalar = seconds(Isa::Scalar, precision, encoding, &bytes, tokens)?;
+                        vector = seconds(isa, precision, encoding, &bytes, tokens)?;
+                        attempts += 1;
+                    }
                     line += &format!("  {isa} {:8.0} us, {:5.1} times as fast", vector * 1e6, scalar / vector);
                     if vector > scalar {
                         slow.push(format!("{encoding}, {precision:?}, {tokens} tokens, {isa}"));
