@@ -1,14 +1,33 @@
-//! The compiled kernels: PTX, which every driver since CUDA 12.1 compiles for its GPU. One module per source file,
-//! loaded with the first of its kernels.
+//! The compiled kernels: PTX, which every driver since CUDA 12.1 compiles for its GPU, compressed as zlib does. One module
+//! per source file, loaded with the first of its kernels.
+
+use crate::driver::{Fault, Outcome};
+
+/// The compiled kernels of a source file.
+#[derive(Debug)]
+pub(crate) struct Module {
+    pub(crate) name: &'static str,
+    /// Its text, which is about five times as long, in the format of zlib.
+    compressed: &'static [u8],
+}
+
+impl Module {
+    /// Its PTX.
+    pub(crate) fn text(&self) -> Outcome<String> {
+        let damaged = || Fault::Refused(format!("this build's compiled kernels of `{}` are damaged", self.name));
+        let text = miniz_oxide::inflate::decompress_to_vec_zlib(self.compressed).map_err(|_| damaged())?;
+        String::from_utf8(text).map_err(|_| damaged())
+    }
+}
 
 macro_rules! modules {
     ($($name:literal),* $(,)?) => {
-        &[$(($name, include_str!(concat!("../kernels/ptx/", $name, ".ptx")))),*]
+        &[$(Module { name: $name, compressed: include_bytes!(concat!("../kernels/ptx/", $name, ".ptx.zlib")) }),*]
     };
 }
 
-/// The modules by the names of their source files.
-pub(crate) const MODULES: &[(&str, &str)] = modules![
+/// The modules of all source files.
+pub(crate) const MODULES: &[Module] = modules![
     "add",
     "add_rows",
     "argmax",
@@ -31,8 +50,8 @@ pub(crate) const MODULES: &[(&str, &str)] = modules![
     "tile",
 ];
 
-/// The module of a kernel, with its name: a kernel's name begins with that of its source file.
-pub(crate) fn of(kernel: &str) -> Option<(&'static str, &'static str)> {
+/// The module of a kernel, whose name begins with that of its source file.
+pub(crate) fn of(kernel: &str) -> Option<&'static Module> {
     let holds = |name: &str| kernel.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('_'));
-    MODULES.iter().copied().filter(|(name, _)| holds(name)).max_by_key(|(name, _)| name.len())
+    MODULES.iter().filter(|module| holds(module.name)).max_by_key(|module| module.name.len())
 }

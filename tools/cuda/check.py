@@ -13,7 +13,7 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from kernels import KERNELS, PTX, dynamic_shared, needed_instructions, tool
+from kernels import KERNELS, PTX, dynamic_shared, needed_instructions, ptx_text, tool
 
 GPUS = ["75", "80", "86", "89", "90", "90a", "100", "120"]
 TABLE = "90"
@@ -45,13 +45,12 @@ def declared(ptx):
     return kernels
 
 
-def assemble(path, gpu, folder):
-    """(problems, {kernel: (registers, shared bytes)}) for a module on a GPU."""
-    ptx = path.read_text()
-    cubin = Path(folder) / f"{path.stem}.{gpu}.cubin"
-    command = [str(tool("ptxas")), "-v", f"-arch=sm_{gpu}", str(path), "-o", str(cubin)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    where = f"{path.name} on sm_{gpu}"
+def assemble(module, ptx, gpu, folder):
+    """(problems, {kernel: (registers, shared bytes)}) for the PTX of a module on a GPU."""
+    cubin = Path(folder) / f"{module}.{gpu}.cubin"
+    command = [str(tool("ptxas")), "-v", f"-arch=sm_{gpu}", "-", "-o", str(cubin)]
+    done = subprocess.run(command, input=ptx, capture_output=True, text=True)
+    where = f"{module} on sm_{gpu}"
     if done.returncode:
         return [f"{where}: {done.stderr.strip()}"], {}
     problems, used, name = [], {}, None
@@ -72,7 +71,7 @@ def assemble(path, gpu, folder):
         possible = min(blocks, THREADS.get(gpu, 2048) // threads)
         if used[name][0] * threads * possible > REGISTERS:
             problems.append(f"{where}: {name} uses {used[name][0]} registers, too many for {possible} blocks")
-    source = KERNELS / f"{path.stem}.cu"
+    source = KERNELS / f"{module}.cu"
     needed = needed_instructions(source)
     if needed:
         code = subprocess.run([str(tool("nvdisasm")), "-c", str(cubin)], capture_output=True, text=True, check=True)
@@ -92,9 +91,9 @@ def assemble(path, gpu, folder):
 
 def print_table(modules, used):
     print(f"{'kernel':40} {'threads':>7} {'registers':>9} {'shared':>7} {'blocks a multiprocessor (sm_' + TABLE + ')':>34}")
-    for path in modules:
-        for name, (threads, _) in sorted(declared(path.read_text()).items()):
-            registers, shared = used[path, TABLE][name]
+    for module, ptx in modules.items():
+        for name, (threads, _) in sorted(declared(ptx).items()):
+            registers, shared = used[module, TABLE][name]
             shared += dynamic_shared(name)
             limits = [2048 // threads, REGISTERS // (-(-registers // 8) * 8 * threads), 32]
             limits.append(SHARED // (shared + SHARED_PER_BLOCK))
@@ -105,22 +104,22 @@ def main():
     if not tool("ptxas") or not tool("nvdisasm"):
         print("!!!! SKIPPED: no ptxas here (tools/cuda/setup.sh installs it): the PTX of kernels was not assembled !!!!")
         return
-    modules = sorted(PTX.glob("*.ptx"))
+    modules = {path.name.split(".")[0]: ptx_text(path) for path in sorted(PTX.glob("*.ptx.zlib"))}
     problems, used = [], {}
-    for path in modules:
-        if re.search(r"^\.extern \.shared", path.read_text(), re.M):
-            sizes = {name: dynamic_shared(name) for name in declared(path.read_text())}
-            problems += [f"{path.name}: {name} has shared memory of no known size" for name in sizes if not sizes[name]]
-        for extern in re.findall(r"^\.extern \.func.*$", path.read_text(), re.M):
-            problems.append(f"{path.name}: calls what is not there: {extern}")
-    jobs = [(path, gpu) for path in modules for gpu in gpus_of(path.read_text())]
+    for module, ptx in modules.items():
+        if re.search(r"^\.extern \.shared", ptx, re.M):
+            sizes = {name: dynamic_shared(name) for name in declared(ptx)}
+            problems += [f"{module}: {name} has shared memory of no known size" for name in sizes if not sizes[name]]
+        for extern in re.findall(r"^\.extern \.func.*$", ptx, re.M):
+            problems.append(f"{module}: calls what is not there: {extern}")
+    jobs = [(module, gpu) for module, ptx in modules.items() for gpu in gpus_of(ptx)]
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(2) as pool:
-        for job, (found, kernels) in zip(jobs, pool.map(lambda job: assemble(*job, folder), jobs)):
+        for job, (found, kernels) in zip(jobs, pool.map(lambda job: assemble(job[0], modules[job[0]], job[1], folder), jobs)):
             problems += found
             used[job] = kernels
     if not problems:
         print_table(modules, used)
-    print(f"{len(modules)} modules, {sum(p.stat().st_size for p in modules):,} bytes of PTX, {len(jobs)} assemblies")
+    print(f"{len(modules)} modules, {sum(map(len, modules.values())):,} bytes of PTX, {len(jobs)} assemblies")
     if problems:
         sys.exit("\n".join(problems))
 

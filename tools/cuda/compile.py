@@ -2,18 +2,21 @@
 
     compile.py            compile all of qwen-backend-cuda/kernels into kernels/ptx, and write SOURCES.sha256
     compile.py --check    fail where kernels/ptx was made from other sources, or the sources do not compile
+    compile.py --show X   print the PTX that is kept of X.cu
 
 Run by the Python that `setup.sh` prints. Without NVRTC `--check` only compares digests, and says what it skips.
 """
 
 import ctypes
+import hashlib
 import re
 import subprocess
 import sys
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from kernels import KERNELS, PTX, architecture, digest, source_digest, sources, tool
+from kernels import KERNELS, PTX, architecture, ptx_path, ptx_text, source_digest, sources, tool
 
 # Fusing is left to the sources (fmaf), so that the GPU gives the emulator's bits.
 OPTIONS = ["--fmad=false", "--std=c++17"]
@@ -77,16 +80,17 @@ def compiled(source):
 def digests():
     """A line a source: of what it is made from, of the PTX, its name."""
     return "".join(
-        f"{source_digest(s, COMPILER)} {digest(PTX / (s.stem + '.ptx'))} {s.stem}\n" for s in sources()
+        f"{source_digest(s, COMPILER)} {hashlib.sha256(ptx_text(ptx_path(s)).encode()).hexdigest()} {s.stem}\n"
+        for s in sources()
     )
 
 
 def check():
     stale = []
     for source in sources():
-        if not (PTX / f"{source.stem}.ptx").exists():
+        if not ptx_path(source).exists():
             stale.append(source.stem)
-    extra = {p.stem for p in PTX.glob("*.ptx")} - {s.stem for s in sources()}
+    extra = {p.name for p in PTX.glob("*.ptx*")} - {ptx_path(s).name for s in sources()}
     if stale or extra:
         sys.exit(f"kernels/ptx lacks {stale} and has {sorted(extra)} without a source: run tools/cuda/compile.py")
     if not DIGESTS.exists() or DIGESTS.read_text() != digests():
@@ -96,8 +100,8 @@ def check():
         return
     with ThreadPoolExecutor(2) as pool:
         for source, text in zip(sources(), pool.map(compiled, sources())):
-            if heads(text) != heads((PTX / f"{source.stem}.ptx").read_text()):
-                sys.exit(f"kernels/ptx/{source.stem}.ptx has other kernels than {source.name}: run tools/cuda/compile.py")
+            if heads(text) != heads(ptx_text(ptx_path(source))):
+                sys.exit(f"kernels/ptx/{ptx_path(source).name} has other kernels than {source.name}: run tools/cuda/compile.py")
     print(f"kernels/ptx was made from these {len(sources())} sources, and they compile to its kernels")
 
 
@@ -107,17 +111,20 @@ def write():
     PTX.mkdir(exist_ok=True)
     with ThreadPoolExecutor(2) as pool:
         texts = list(pool.map(compiled, sources()))
-    for old in PTX.glob("*.ptx"):
+    for old in PTX.glob("*.ptx*"):
         old.unlink()
     for source, text in zip(sources(), texts):
-        (PTX / f"{source.stem}.ptx").write_text(text)
+        ptx_path(source).write_bytes(zlib.compress(text.encode(), 9))
     DIGESTS.write_text(digests())
-    print(f"{len(texts)} files, {sum(map(len, texts)):,} bytes")
+    sizes = [ptx_path(source).stat().st_size for source in sources()]
+    print(f"{len(texts)} files, {sum(map(len, texts)):,} bytes, {sum(sizes):,} compressed")
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--one"]:
         compile_one(KERNELS / sys.argv[2])
+    elif sys.argv[1:2] == ["--show"]:
+        sys.stdout.write(ptx_text(PTX / f"{sys.argv[2]}.ptx.zlib"))
     elif sys.argv[1:] == ["--check"]:
         check()
     elif not sys.argv[1:]:

@@ -3,6 +3,7 @@
 import hashlib
 import re
 import sysconfig
+import zlib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -39,8 +40,13 @@ def dynamic_shared(kernel):
     return sizes["MATMUL_SHARED"] if kernel.startswith("matmul_") else 0
 
 
-def digest(path):
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def ptx_path(source):
+    """Where the PTX of a source is kept, compressed."""
+    return PTX / f"{source.stem}.ptx.zlib"
+
+
+def ptx_text(path):
+    return zlib.decompress(path.read_bytes()).decode()
 
 
 def source_digest(source, compiler):

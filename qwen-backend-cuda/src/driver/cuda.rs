@@ -132,15 +132,15 @@ impl CudaDriver {
             return Ok(*function);
         }
         let name = kernel.to_string();
-        let Some((module_name, ptx)) = modules::of(&name) else {
+        let Some(compiled) = modules::of(&name) else {
             return Err(Fault::Refused(format!("this build has no compiled kernel `{name}`")));
         };
         let no_text = || Fault::Refused(format!("the compiled kernel `{name}` holds a zero byte"));
-        let module = match loaded.modules.get(module_name) {
+        let module = match loaded.modules.get(compiled.name) {
             Some(module) => *module,
             None => {
-                let module = compile(&CString::new(ptx).map_err(|_| no_text())?)?;
-                loaded.modules.insert(module_name, module);
+                let module = compile(&CString::new(compiled.text()?).map_err(|_| no_text())?)?;
+                loaded.modules.insert(compiled.name, module);
                 module
             }
         };
