@@ -6,7 +6,8 @@
 // operations with lanes missing, memory that is not there. The order of threads is forwards or backwards: a barrier too
 // few gives wrong numbers in one of them at least, because shared memory is poisoned before each block.
 //
-// State is global. One launch runs at a time in a process: callers take turns.
+// State is global: one launch runs at a time, and callers take turns. A process that loads several copies of the library
+// can run a launch in each.
 #include "emulator.h"
 
 #include <csignal>
@@ -25,7 +26,8 @@ namespace emulator {
 namespace {
 
 const unsigned MAX_THREADS = 1024;
-const size_t STACK_BYTES = 64 * 1024;
+// Not a power of two, or the same depth of all stacks would lie in the same few lines of the CPU's caches.
+const size_t STACK_BYTES = 64 * 1024 + 9 * 64;
 // The most that an H200 gives a block.
 const size_t DYNAMIC_SHARED = 227 * 1024;
 // Bytes after the dynamic shared memory that have to stay as they are.
@@ -54,6 +56,8 @@ Fibre scheduler;
 Thread* running = nullptr;
 const Kernel* kernel;
 const void* params;
+// Whether the threads and warps of a block run backwards.
+bool reverse;
 bool failed;
 std::string message;
 
@@ -91,9 +95,20 @@ void set_message(const std::string& what) {
 }
 
 void wait(State state, Site site) {
-    running->state = state;
-    running->site = site;
-    hand_over(running->fibre, scheduler);
+    Thread& from = *running;
+    from.state = state;
+    from.site = site;
+    // The lane that run_warp would run next goes on at once: one switch in place of two.
+    const unsigned last = reverse ? 0 : LANES - 1;
+    for (unsigned next = threadIdx.x; next % LANES != last;) {
+        next = reverse ? next - 1 : next + 1;
+        if (threads[next].state == State::Ready) {
+            running = &threads[next];
+            threadIdx.x = next;
+            return hand_over(from.fibre, running->fibre);
+        }
+    }
+    hand_over(from.fibre, scheduler);
 }
 
 void entry() {
@@ -111,16 +126,16 @@ void run(unsigned i) {
 }
 
 // The i-th of `count` in the order of this launch.
-unsigned ordered(unsigned i, unsigned count, bool reverse) {
+unsigned ordered(unsigned i, unsigned count) {
     return reverse ? count - 1 - i : i;
 }
 
 // Run a warp until all its lanes wait for the block or have left.
-void run_warp(unsigned warp, bool reverse) {
+void run_warp(unsigned warp) {
     const unsigned first = warp * LANES;
     for (;;) {
         for (unsigned i = 0; i < LANES; i++) {
-            const unsigned thread = first + ordered(i, LANES, reverse);
+            const unsigned thread = first + ordered(i, LANES);
             if (threads[thread].state == State::Ready) {
                 run(thread);
                 if (failed) {
@@ -171,7 +186,7 @@ bool pass_barrier(unsigned count) {
     return true;
 }
 
-void run_block(bool reverse) {
+void run_block() {
     const unsigned count = blockDim.x;
     blocks_begun++;
     static_bytes = 0;
@@ -183,7 +198,7 @@ void run_block(bool reverse) {
     }
     do {
         for (unsigned i = 0; i < count / LANES; i++) {
-            run_warp(ordered(i, count / LANES, reverse), reverse);
+            run_warp(ordered(i, count / LANES));
             if (failed) {
                 return;
             }
@@ -198,42 +213,56 @@ void run_block(bool reverse) {
     }
 }
 
-// A kernel's faults become errors: the handler leaves the fibre for good. SA_NODEFER, since it never returns.
+// A kernel's faults become errors: the handler leaves the fibre for good. SA_NODEFER, since it never returns. It stays
+// from the first launch on, and hands faults of other threads, which may run another copy of this library, to the
+// handler before it.
 struct Faults {
-    struct sigaction before[3];
-
     Faults() {
-        struct sigaction action = {};
-        action.sa_handler = caught;
-        action.sa_flags = SA_ONSTACK | SA_NODEFER;
-        sigemptyset(&action.sa_mask);
-        for (int i = 0; i < 3; i++) {
-            sigaction(SIGNALS[i], &action, &before[i]);
-        }
-        thread = true;
+        static const bool installed = install();
+        thread = installed;
     }
 
     ~Faults() {
         thread = false;
-        for (int i = 0; i < 3; i++) {
-            sigaction(SIGNALS[i], &before[i], nullptr);
-        }
     }
 
-    static void caught(int signal) {
-        if (!thread || !running) {
-            // Not a kernel's: it ends the process as it would have, when the instruction runs again.
-            ::signal(signal, SIG_DFL);
-            return;
+    static bool install() {
+        struct sigaction action = {};
+        action.sa_sigaction = caught;
+        action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
+        sigemptyset(&action.sa_mask);
+        for (int i = 0; i < 3; i++) {
+            sigaction(SIGNALS[i], &action, &before[i]);
         }
-        set_message(signal == SIGFPE ? "divides by zero" : "reads or writes where there is no memory");
-        hand_over(running->fibre, scheduler);
+        return true;
+    }
+
+    static void caught(int signal, siginfo_t* info, void* context) {
+        if (thread && running) {
+            set_message(signal == SIGFPE ? "divides by zero" : "reads or writes where there is no memory");
+            hand_over(running->fibre, scheduler);
+        }
+        int i = 0;
+        while (SIGNALS[i] != signal) {
+            i++;
+        }
+        if (before[i].sa_flags & SA_SIGINFO) {
+            before[i].sa_sigaction(signal, info, context);
+        } else if (before[i].sa_handler != SIG_DFL && before[i].sa_handler != SIG_IGN) {
+            before[i].sa_handler(signal);
+        } else {
+            // It ends the process as it would have, when the instruction runs again.
+            ::signal(signal, SIG_DFL);
+        }
     }
 
     static constexpr int SIGNALS[3] = {SIGSEGV, SIGBUS, SIGFPE};
+    // The handlers before.
+    static struct sigaction before[3];
     // Whether this thread is the one that runs the launch.
     static thread_local bool thread;
 };
+struct sigaction Faults::before[3];
 thread_local bool Faults::thread = false;
 
 const Kernel* find(const char* name) {
@@ -319,7 +348,12 @@ const Given& exchange(const void* bytes, unsigned count, Site site) {
     const unsigned warp = threadIdx.x / LANES, lane = threadIdx.x % LANES;
     Given& slots = given[warp][running->turn];
     running->turn ^= 1;
-    memcpy(slots.bytes[lane], bytes, count);
+    // Nearly all are one word.
+    if (count == 4) {
+        memcpy(slots.bytes[lane], bytes, 4);
+    } else {
+        memcpy(slots.bytes[lane], bytes, count);
+    }
     wait(State::AtExchange, site);
     return slots;
 }
@@ -342,10 +376,10 @@ using namespace emulator;
 
 #define EXPORTED extern "C" __attribute__((visibility("default")))
 
-// Run a kernel. 0, or 1 with the reason in `error`, which is cut to `error_len` bytes. `reverse` runs threads and warps
-// backwards.
+// Run a kernel. 0, or 1 with the reason in `error`, which is cut to `error_len` bytes. With `backwards`, threads and
+// warps run in reverse.
 EXPORTED int emulate(const char* name, const unsigned grid[3], const unsigned block[3], unsigned shared_bytes,
-                       const void* given_params, int reverse, char* error, unsigned long error_len) {
+                       const void* given_params, int backwards, char* error, unsigned long error_len) {
     kernel = find(name);
     message = refused(name, grid, block, shared_bytes);
     if (!message.empty()) {
@@ -368,6 +402,7 @@ EXPORTED int emulate(const char* name, const unsigned grid[3], const unsigned bl
     failed = false;
     sites.clear();
     dynamic_bytes = shared_bytes;
+    reverse = backwards != 0;
     gridDim = {grid[0], grid[1], grid[2]};
     blockDim = {block[0], 1, 1};
     const Faults faults;
@@ -376,7 +411,7 @@ EXPORTED int emulate(const char* name, const unsigned grid[3], const unsigned bl
             for (unsigned x = 0; x < grid[0] && !failed; x++) {
                 blockIdx = {x, y, z};
                 threadIdx = {0, 0, 0};
-                run_block(reverse != 0);
+                run_block();
             }
         }
     }

@@ -25,7 +25,9 @@ __asm__(
     "    popq %r12\n"
     "    popq %rbx\n"
     "    popq %rbp\n"
-    "    ret\n"
+    "    popq %rcx\n"
+    // Not `ret`: CPUs expect it to return to the last call, which was on another stack.
+    "    jmpq *%rcx\n"
     ".size emulator_switch, .-emulator_switch\n");
 
 // What emulator_switch pops: six registers, where it returns to; above that a word for the alignment of calls.

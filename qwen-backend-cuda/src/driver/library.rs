@@ -4,9 +4,10 @@ use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{CString, c_char, c_int, c_uint, c_ulong, c_void};
 use std::hash::{Hash, Hasher};
+use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use libloading::Library;
 use qwen_core::{Error, Result};
@@ -36,33 +37,70 @@ pub(super) struct Recorded {
 /// # Ok::<(), qwen_core::Error>(())
 /// ```
 #[derive(Debug, Clone)]
-pub struct Kernels(Arc<Mutex<Calls>>);
+pub struct Kernels(Arc<Shared>);
 
-/// The functions of the library. Its state is global, so there is one call at a time per process.
 #[derive(Debug)]
-struct Calls {
-    emulate: Emulate,
-    params_size: unsafe extern "C" fn(*const c_char) -> c_int,
-    names: unsafe extern "C" fn(*mut c_char, c_ulong) -> c_int,
-    waits: unsafe extern "C" fn(*mut c_char, c_ulong) -> c_int,
-    without: unsafe extern "C" fn(*const c_char),
+struct Shared {
+    /// Bytes of each kernel's parameters.
+    params_sizes: BTreeMap<String, usize>,
+    /// Copies of the library that run nothing now.
+    idle: Mutex<Vec<Copy>>,
+    returned: Condvar,
+    seen: Mutex<Seen>,
+}
+
+/// What the tests ask for after kernels ran, and say before.
+#[derive(Debug, Default)]
+struct Seen {
     /// Where threads waited since the last call of [`Kernels::waits`].
     waited: BTreeSet<String>,
     /// Kernels that ran since the last call of [`Kernels::launched`].
     launched: BTreeSet<String>,
-    /// Keeps the functions loaded.
-    _library: Library,
+    /// The wait that launches skip; empty for none.
+    without: CString,
 }
 
-impl Calls {
-    /// Where threads of the last kernel waited.
-    fn last_waits(&self) -> Vec<String> {
-        listed(self.waits)
+/// The library, loaded from a file of its own: its state is global, so that each copy runs one kernel at a time.
+#[derive(Debug)]
+struct Copy {
+    emulate: Emulate,
+    waits: Listing,
+    without: unsafe extern "C" fn(*const c_char),
+    /// Keeps the functions loaded.
+    library: Library,
+}
+
+impl Copy {
+    fn open(path: &Path) -> std::result::Result<Self, libloading::Error> {
+        // SAFETY: a library made by build.sh runs nothing when it is loaded, and its functions have these types.
+        unsafe {
+            let library = Library::new(path)?;
+            Ok(Copy {
+                emulate: *library.get(b"emulate")?,
+                waits: *library.get(b"emulated_waits")?,
+                without: *library.get(b"emulate_without")?,
+                library,
+            })
+        }
+    }
+
+    /// Bytes of the parameters of each kernel, by name.
+    fn params_sizes(&self) -> std::result::Result<BTreeMap<String, usize>, libloading::Error> {
+        // SAFETY: the functions have these types; the second only reads the name.
+        unsafe {
+            let names: Listing = *self.library.get(b"emulated_kernels")?;
+            let size: unsafe extern "C" fn(*const c_char) -> c_int = *self.library.get(b"emulated_params_size")?;
+            let sized = |name: String| {
+                let bytes = size(CString::new(name.as_str()).ok()?.as_ptr());
+                Some((name, usize::try_from(bytes).ok()?))
+            };
+            Ok(listed(names).into_iter().filter_map(sized).collect())
+        }
     }
 }
 
 /// The lines that a function of the library returns.
-fn listed(function: unsafe extern "C" fn(*mut c_char, c_ulong) -> c_int) -> Vec<String> {
+fn listed(function: Listing) -> Vec<String> {
     // SAFETY: with a null pointer it only returns the size it needs; the second call has a buffer of that size.
     let text = unsafe {
         let needed = function(std::ptr::null_mut(), 0);
@@ -72,6 +110,8 @@ fn listed(function: unsafe extern "C" fn(*mut c_char, c_ulong) -> c_int) -> Vec<
     };
     lines(&text)
 }
+
+type Listing = unsafe extern "C" fn(*mut c_char, c_ulong) -> c_int;
 
 type Emulate = unsafe extern "C" fn(
     *const c_char,
@@ -96,7 +136,7 @@ impl Kernels {
         Self::load(&compile(folder)?)
     }
 
-    /// Load a library that emulator/build.sh made. A process loads it once and shares its state.
+    /// Load a library that emulator/build.sh made, as often as the machine has cores. A process does so once.
     ///
     /// # Errors
     /// [`Error::InvalidFile`] when it is not such a library.
@@ -114,20 +154,18 @@ impl Kernels {
     fn open(path: &Path) -> Result<Self> {
         let invalid =
             |error: libloading::Error| Error::InvalidFile { path: path.to_path_buf(), reason: error.to_string() };
-        // SAFETY: a library made by build.sh runs nothing when it is loaded, and its functions have these types.
-        unsafe {
-            let library = Library::new(path).map_err(invalid)?;
-            Ok(Kernels(Arc::new(Mutex::new(Calls {
-                emulate: *library.get(b"emulate").map_err(invalid)?,
-                params_size: *library.get(b"emulated_params_size").map_err(invalid)?,
-                names: *library.get(b"emulated_kernels").map_err(invalid)?,
-                waits: *library.get(b"emulated_waits").map_err(invalid)?,
-                without: *library.get(b"emulate_without").map_err(invalid)?,
-                waited: BTreeSet::new(),
-                launched: BTreeSet::new(),
-                _library: library,
-            }))))
+        let mut idle = vec![Copy::open(path).map_err(invalid)?];
+        let params_sizes = idle[0].params_sizes().map_err(invalid)?;
+        for number in 1..std::thread::available_parallelism().map_or(1, NonZero::get) {
+            // The same file would be the same library. Once it is loaded, its name is not needed.
+            let copy = path.with_extension(format!("{}-{number}.tmp", std::process::id()));
+            std::fs::copy(path, &copy).map_err(|error| Error::Io { path: copy.clone(), error })?;
+            let opened = Copy::open(&copy);
+            let _ = std::fs::remove_file(&copy);
+            idle.push(opened.map_err(invalid)?);
         }
+        let shared = Shared { params_sizes, idle: Mutex::new(idle), returned: Condvar::new(), seen: Mutex::default() };
+        Ok(Kernels(Arc::new(shared)))
     }
 
     /// The kernels for the unit tests of this crate, which are skipped, with the reason, if they cannot be compiled.
@@ -147,35 +185,43 @@ impl Kernels {
 
     /// Where threads waited for each other or for a copy since the last call, as `FILE:LINE`.
     pub fn waits(&self) -> BTreeSet<String> {
-        std::mem::take(&mut self.calls().waited)
+        std::mem::take(&mut lock(&self.0.seen).waited)
     }
 
     /// The names of all kernels.
     pub fn names(&self) -> BTreeSet<String> {
-        listed(self.calls().names).into_iter().collect()
+        self.0.params_sizes.keys().cloned().collect()
     }
 
     /// The names of the kernels that ran since the last call.
     pub fn launched(&self) -> BTreeSet<String> {
-        std::mem::take(&mut self.calls().launched)
+        std::mem::take(&mut lock(&self.0.seen).launched)
     }
 
     /// Skip the wait `FILE:LINE` from now on, or none, so that a test can show that each wait is needed.
     pub fn without(&self, wait: Option<&str>) {
-        let wait = CString::new(wait.unwrap_or_default()).unwrap_or_default();
-        // SAFETY: it copies the text.
-        unsafe { (self.calls().without)(wait.as_ptr()) }
-    }
-
-    fn calls(&self) -> MutexGuard<'_, Calls> {
-        lock(&self.0)
+        lock(&self.0.seen).without = CString::new(wait.unwrap_or_default()).unwrap_or_default();
     }
 
     /// Bytes of a kernel's parameters; `None` if the library has no such kernel.
     pub(crate) fn params_size(&self, kernel: Kernel) -> Option<usize> {
-        let name = CString::new(kernel.to_string()).ok()?;
-        // SAFETY: it reads the name.
-        usize::try_from(unsafe { (self.calls().params_size)(name.as_ptr()) }).ok()
+        self.0.params_sizes.get(&kernel.to_string()).copied()
+    }
+
+    /// Call a copy of the library that is idle, or wait for one.
+    fn with_copy<T>(&self, call: impl FnOnce(&Copy) -> T) -> T {
+        let mut idle = lock(&self.0.idle);
+        let copy = loop {
+            match idle.pop() {
+                Some(copy) => break copy,
+                None => idle = self.0.returned.wait(idle).unwrap_or_else(PoisonError::into_inner),
+            }
+        };
+        drop(idle);
+        let result = call(&copy);
+        lock(&self.0.idle).push(copy);
+        self.0.returned.notify_one();
+        result
     }
 
     /// Run a kernel.
@@ -183,26 +229,31 @@ impl Kernels {
     /// # Safety
     /// As [`super::Driver::launch`].
     pub(super) unsafe fn run(&self, launch: &Recorded, reverse: bool) -> Outcome<()> {
-        let name = CString::new(launch.kernel.to_string()).unwrap_or_default();
+        let name = launch.kernel.to_string();
+        let c_name = CString::new(name.as_str()).unwrap_or_default();
         let block = [launch.kernel.threads() as c_uint, 1, 1];
         let mut message = [0_u8; 512];
-        let mut calls = self.calls();
-        // SAFETY: as the caller says; the message is truncated to the buffer.
-        let failed = unsafe {
-            (calls.emulate)(
-                name.as_ptr(),
-                launch.grid.as_ptr(),
-                block.as_ptr(),
-                launch.kernel.shared_bytes() as c_uint,
-                launch.params.as_ptr().cast(),
-                c_int::from(reverse),
-                message.as_mut_ptr().cast(),
-                message.len() as c_ulong,
-            )
-        };
-        let waits = calls.last_waits();
-        calls.waited.extend(waits);
-        calls.launched.insert(launch.kernel.to_string());
+        let without = lock(&self.0.seen).without.clone();
+        let (failed, waits) = self.with_copy(|copy| {
+            // SAFETY: as the caller says; the text is copied, the message truncated to the buffer.
+            let failed = unsafe {
+                (copy.without)(without.as_ptr());
+                (copy.emulate)(
+                    c_name.as_ptr(),
+                    launch.grid.as_ptr(),
+                    block.as_ptr(),
+                    launch.kernel.shared_bytes() as c_uint,
+                    launch.params.as_ptr().cast(),
+                    c_int::from(reverse),
+                    message.as_mut_ptr().cast(),
+                    message.len() as c_ulong,
+                )
+            };
+            (failed, listed(copy.waits))
+        });
+        let mut seen = lock(&self.0.seen);
+        seen.waited.extend(waits);
+        seen.launched.insert(name);
         match failed {
             0 => Ok(()),
             // As on a GPU, whose context is lost after a fault.
