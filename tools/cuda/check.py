@@ -13,7 +13,8 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from kernels import KERNELS, PTX, dynamic_shared, needed_instructions, tool
+from kernels import PTX, dynamic_shared, tool
+from kernels import modules as all_modules
 
 GPUS = ["75", "80", "86", "89", "90", "90a", "100", "120"]
 TABLE = "90"
@@ -72,8 +73,7 @@ def assemble(path, gpu, folder):
         possible = min(blocks, THREADS.get(gpu, 2048) // threads)
         if used[name][0] * threads * possible > REGISTERS:
             problems.append(f"{where}: {name} uses {used[name][0]} registers, too many for {possible} blocks")
-    source = KERNELS / f"{path.stem}.cu"
-    needed = needed_instructions(source)
+    needed = next(module.instructions for module in all_modules() if module.name == path.stem)
     if needed:
         code = subprocess.run([str(tool("nvdisasm")), "-c", str(cubin)], capture_output=True, text=True, check=True)
         # nvdisasm fills its headings up to a common length.
