@@ -16,6 +16,11 @@ DEVICE PairRows neighbours(u32 pair) {
     return PairRows{2 * pair, 2 * pair + 1};
 }
 
+// A token's outputs of these rows.
+DEVICE float* outputs(const Product& p, u32 token) {
+    return p.out + size_t(token) * p.out_rows + p.first_row;
+}
+
 namespace epilogue {
 
 // Pairs of neighbours, the last of an odd number of rows half empty.
@@ -31,10 +36,11 @@ struct in_order {
 struct write : in_order {
     DEVICE void emit(const Product& p, u32 token, u32 pair, float first, float second) {
         const PairRows row = neighbours(pair);
-        float* const out = p.out + size_t(token) * p.rows;
-        out[row.first] = p.bias ? first + p.bias[row.first] : first;
+        float* const out = outputs(p, token);
+        const float* const bias = p.bias ? p.bias + p.first_row : nullptr;
+        out[row.first] = bias ? first + bias[row.first] : first;
         if (row.second < p.rows) {
-            out[row.second] = p.bias ? second + p.bias[row.second] : second;
+            out[row.second] = bias ? second + bias[row.second] : second;
         }
     }
 };
@@ -42,7 +48,7 @@ struct write : in_order {
 struct add : in_order {
     DEVICE void emit(const Product& p, u32 token, u32 pair, float first, float second) {
         const PairRows row = neighbours(pair);
-        float* const out = p.out + size_t(token) * p.rows;
+        float* const out = outputs(p, token);
         out[row.first] += first;
         if (row.second < p.rows) {
             out[row.second] += second;
@@ -107,6 +113,53 @@ struct heads {
             const size_t at = slot_start(head - first_value, slot, p.num_slots, p.head_dim) + 2 * i;
             store_as(p.values, p.value_encoding, at, pair_of.x);
             store_as(p.values, p.value_encoding, at + 1, pair_of.y);
+        }
+    }
+};
+
+// The products with gate, or with up, when those with the other are in `out`.
+struct gated : in_order {
+    DEVICE float of(const Product& p, float held, float sum) {
+        return p.epilogue == EPILOGUE_GATE ? ::silu(sum) * held : ::silu(held) * sum;
+    }
+    DEVICE void emit(const Product& p, u32 token, u32 pair, float first, float second) {
+        const PairRows row = neighbours(pair);
+        float* const out = outputs(p, token);
+        out[row.first] = of(p, out[row.first], first);
+        if (row.second < p.rows) {
+            out[row.second] = of(p, out[row.second], second);
+        }
+    }
+};
+
+// The one that `p.epilogue` names: the same for a whole grid.
+struct any {
+    DEVICE u32 pairs(const Product& p) {
+        const bool whole = p.epilogue == EPILOGUE_SILU || p.epilogue == EPILOGUE_HEADS;
+        return whole ? p.rows / 2 : div_up(p.rows, 2);
+    }
+    DEVICE PairRows rows(const Product& p, u32 pair) {
+        switch (p.epilogue) {
+            case EPILOGUE_SILU:
+                return silu::rows(p, pair);
+            case EPILOGUE_HEADS:
+                return heads::rows(p, pair);
+            default:
+                return neighbours(pair);
+        }
+    }
+    DEVICE void emit(const Product& p, u32 token, u32 pair, float first, float second) {
+        switch (p.epilogue) {
+            case EPILOGUE_WRITE:
+                return write::emit(p, token, pair, first, second);
+            case EPILOGUE_ADD:
+                return add::emit(p, token, pair, first, second);
+            case EPILOGUE_SILU:
+                return silu::emit(p, token, pair, first, second);
+            case EPILOGUE_HEADS:
+                return heads::emit(p, token, pair, first, second);
+            default:
+                return gated::emit(p, token, pair, first, second);
         }
     }
 };

@@ -170,11 +170,11 @@ struct Emitter {
 template <>
 struct Emitter<epilogue::add> {
     DEVICE float2 before(const Product& p, u32 token, u32 pair) {
-        const float* const out = p.out + size_t(token) * p.rows + 2 * pair;
+        const float* const out = outputs(p, token) + 2 * pair;
         return float2{out[0], 2 * pair + 1 < p.rows ? out[1] : 0.0f};
     }
     DEVICE void emit(const Product& p, u32 token, u32 pair, float2 before, float first, float second) {
-        float* const out = p.out + size_t(token) * p.rows + 2 * pair;
+        float* const out = outputs(p, token) + 2 * pair;
         out[0] = before.x + first;
         if (2 * pair + 1 < p.rows) {
             out[1] = before.y + second;

@@ -15,12 +15,15 @@ typedef unsigned long long u64;
 #define WEIGHT_ALIGN 8
 
 // ---- embed: out[t] = table[ids[t]] decoded; an id at or beyond `vocab` gives zeros.
+// ---- {format}_embed: the same from a table in blocks, whose `stride` is in bytes.
 // grid (rows, 1, 1), block 128.
 struct Embed {
     const u32* ids;
     const void* table;  // [vocab, stride]
     float* out;         // [rows, cols]
-    u32 rows, cols, stride, vocab, encoding, unused;
+    const u32* column_order;  // {format}_embed, [cols]: the column of out of each stored column; or null
+    u32 rows, cols, stride, vocab, encoding;
+    u32 group_units;  // {format}_embed: units of 32 columns of a group, for int4 and int8
 };
 
 // ---- Products: w x for `tokens` rows of x, and the epilogue that the sums pass through.
@@ -29,7 +32,8 @@ struct Embed {
 //   write, add: pair p is the rows 2p and 2p + 1; with an odd number of rows the last pair is half empty.
 //   silu:       pair p is the rows p and p + rows / 2: gate and up. out[t][p] = silu(gate) * up, out is [tokens, rows/2].
 //   heads:      queries and keys: the rows i and i + head_dim / 2 of a head, which rotate together. Values: 2p, 2p + 1.
-// write: out = sum (+ bias, where it is not null). add: out += sum. heads: sum + bias, queries and keys rotated with
+// write: out = sum (+ bias, where it is not null). add: out += sum. These two may be of a part of a larger matrix, whose
+// first row is the row `first_row` of all: out is [tokens, out_rows], and bias is that of all. heads: sum + bias, queries and keys rotated with
 // cos_sin; queries to out [tokens, rows], keys and values to their slots of the store (not to out); a token whose slot
 // is at or beyond num_slots is not stored. The store is [num_key_value_heads][num_slots][head_dim], f32 or f16; values
 // are clamped to +-65504 for f16, a NaN stays one.
@@ -44,10 +48,28 @@ struct Product {
     const u32* slot_mapping;  // [tokens]
     void* keys;
     void* values;
+    const u32* column_order;  // [cols]: the column of x of each stored column; null if they are in order. For blocks
     u32 tokens, rows, cols, stride;
     u32 num_attention_heads, num_key_value_heads, head_dim, num_slots;
     u32 key_encoding, value_encoding;
+    u32 first_row, out_rows;
+    u32 epilogue, group_units;  // for blocks, see below
 };
+
+// Matrices in blocks, {format}_...: w is the table of the format, if it has one, and then rows of `stride` bytes; int4
+// and int8 have groups of `group_units` units of 32 columns. One kernel has all epilogues: `epilogue` is EPILOGUE_WRITE,
+// ADD, SILU or HEADS, or, for gate and up stored in two ways and multiplied one after the other, GATE: out = silu(sum) *
+// out, or UP: out = silu(out) * sum.
+#define EPILOGUE_WRITE 0
+#define EPILOGUE_ADD 1
+#define EPILOGUE_SILU 2
+#define EPILOGUE_HEADS 3
+#define EPILOGUE_GATE 4
+#define EPILOGUE_UP 5
+
+// {format}_matvec_t{1,4}: T tokens at once, f32 arithmetic. Each output's sum has one order, whatever T is and wherever
+// its token stands in the batch. grid (ceil(pairs / BLOCK_MATVEC_PAIRS), ceil(tokens / T), 1), block MATVEC_THREADS.
+#define BLOCK_MATVEC_PAIRS 4
 
 // matvec_{f32,bf16,f16}_t{1,2,4,8}_{write,add,silu,heads}: T tokens at once, f32 arithmetic. Each output's sum has one
 // order, whatever T is and wherever its token stands in the batch.

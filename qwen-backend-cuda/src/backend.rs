@@ -10,6 +10,7 @@ mod heads;
 mod kv_blocks;
 mod linear;
 mod operands;
+mod product;
 mod rms_norm;
 mod rows;
 mod scale_and_round;

@@ -18,6 +18,7 @@ geometry! {
     MATVEC_PAIRS = 4;
     /// Replaces `MATVEC_PAIRS` for 4 and 8 tokens at once.
     MATVEC_PAIRS_WIDE = 8;
+    BLOCK_MATVEC_PAIRS = 4;
     TILE_THREADS = 256;
     TILE_PAIRS = 32;
     TILE_TOKENS = 64;
@@ -37,6 +38,12 @@ geometry! {
     MATMUL_WIDE_THREADS = 256;
     MATMUL_WIDE_PAIRS = 128;
     MATMUL_WIDE_SHARED = 98304;
+    EPILOGUE_WRITE = 0;
+    EPILOGUE_ADD = 1;
+    EPILOGUE_SILU = 2;
+    EPILOGUE_HEADS = 3;
+    EPILOGUE_GATE = 4;
+    EPILOGUE_UP = 5;
     NORM_THREADS = 256;
     ATTENTION_THREADS = 128;
     /// Query rows of a block.
@@ -62,3 +69,6 @@ geometry! {
 pub(crate) const COPY_THREADS: usize = 128;
 /// Threads of the kernels with one value per thread: silu_and_mul, add; and of gather_rows.
 pub(crate) const ELEMENT_THREADS: usize = 256;
+
+/// Columns that kernels take of blocks at a time.
+pub(crate) const UNIT: usize = 32;

@@ -71,6 +71,24 @@ impl fmt::Display for Epilogue {
     }
 }
 
+/// A kernel over a format of blocks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum BlockKernel {
+    /// Rows of a table.
+    Embed,
+    /// A product of this many tokens at once, in f32 arithmetic.
+    Matvec(u32),
+}
+
+impl fmt::Display for BlockKernel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            BlockKernel::Embed => f.write_str("embed"),
+            BlockKernel::Matvec(tokens) => write!(f, "matvec_t{tokens}"),
+        }
+    }
+}
+
 /// A kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Kernel {
@@ -101,6 +119,8 @@ pub(crate) enum Kernel {
     GatherRows,
     Argmax,
     CopyBlocks,
+    /// A kernel over the format of blocks with this name.
+    Blocks(&'static str, BlockKernel),
     CeilingRead,
     CeilingCopy,
     CeilingFmaF32,
@@ -112,7 +132,8 @@ impl Kernel {
     pub(crate) fn threads(self) -> usize {
         match self {
             Kernel::Embed | Kernel::Rope | Kernel::StoreKv | Kernel::CopyBlocks => COPY_THREADS,
-            Kernel::Matvec(..) => MATVEC_THREADS,
+            Kernel::Blocks(_, BlockKernel::Embed) => COPY_THREADS,
+            Kernel::Matvec(..) | Kernel::Blocks(_, BlockKernel::Matvec(_)) => MATVEC_THREADS,
             Kernel::Tile(..) => TILE_THREADS,
             Kernel::ScaleAndRound(_) => SCALE_AND_ROUND_THREADS,
             Kernel::Skinny(..) => SKINNY_THREADS,
@@ -159,7 +180,8 @@ impl Kernel {
     /// The fields of its parameters.
     pub(crate) fn fields(self) -> &'static [Field] {
         match self {
-            Kernel::Embed => params::Embed::FIELDS,
+            Kernel::Embed | Kernel::Blocks(_, BlockKernel::Embed) => params::Embed::FIELDS,
+            Kernel::Blocks(..) => params::Product::FIELDS,
             Kernel::Matvec(..) | Kernel::Tile(..) | Kernel::Skinny(..) => params::Product::FIELDS,
             Kernel::Matmul(..) | Kernel::MatmulWide(..) => params::Product::FIELDS,
             Kernel::ScaleAndRound(_) => params::ScaleAndRound::FIELDS,
@@ -208,6 +230,11 @@ impl Kernel {
                 all.extend([Kernel::Matmul(element, epilogue), Kernel::MatmulWide(element, epilogue)]);
             }
         }
+        for encoding in qwen_core::backend::planes::encodings() {
+            let name = qwen_core::backend::planes::PlaneFormat::of(encoding).map_or("", |format| format.name());
+            let kernels = [BlockKernel::Embed, BlockKernel::Matvec(1), BlockKernel::Matvec(4)];
+            all.extend(kernels.map(|kernel| Kernel::Blocks(name, kernel)));
+        }
         all.extend([Bf16, F16].map(Kernel::ScaleAndRound));
         for keys in [F32, F16] {
             all.extend([64, 128].map(|width| Kernel::AttentionTile(keys, width)));
@@ -242,6 +269,7 @@ impl fmt::Display for Kernel {
             Kernel::GatherRows => f.write_str("gather_rows"),
             Kernel::Argmax => f.write_str("argmax"),
             Kernel::CopyBlocks => f.write_str("copy_blocks"),
+            Kernel::Blocks(format, kernel) => write!(f, "{format}_{kernel}"),
             Kernel::CeilingRead => f.write_str("ceiling_read"),
             Kernel::CeilingCopy => f.write_str("ceiling_copy"),
             Kernel::CeilingFmaF32 => f.write_str("ceiling_fma_f32"),

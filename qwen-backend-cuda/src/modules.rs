@@ -1,5 +1,5 @@
 //! The compiled kernels: PTX, which every driver since CUDA 12.1 compiles for its GPU, compressed as zlib does. One module
-//! per source file, loaded with the first of its kernels.
+//! per source file, and for each format of blocks, loaded with the first of its kernels.
 
 use crate::driver::{Fault, Outcome};
 
@@ -39,8 +39,27 @@ pub(crate) const MODULES: &[Module] = modules![
     "copy_blocks",
     "embed",
     "gather_rows",
+    "int4",
+    "int8",
+    "iq2_s",
+    "iq2_xs",
+    "iq2_xxs",
+    "iq3_s",
+    "iq3_xxs",
+    "iq4_nl",
+    "iq4_xs",
     "matmul",
     "matvec",
+    "q2_k",
+    "q3_k",
+    "q4_0",
+    "q4_1",
+    "q4_k",
+    "q5_0",
+    "q5_1",
+    "q5_k",
+    "q6_k",
+    "q8_0",
     "rms_norm",
     "rope",
     "scale_and_round",

@@ -14,7 +14,7 @@ impl Address {
 }
 
 /// The largest size of a structure.
-const MAX_BYTES: usize = 128;
+const MAX_BYTES: usize = 144;
 
 /// The bytes of a structure, as passed to a kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -115,12 +115,13 @@ params! {
         ids: Address,
         table: Address,
         out: Address,
+        column_order: Address,
         rows: u32,
         cols: u32,
         stride: u32,
         vocab: u32,
         encoding: u32,
-        unused: u32,
+        group_units: u32,
     }
 
     /// A matrix product and its epilogue.
@@ -135,6 +136,7 @@ params! {
         slot_mapping: Address,
         keys: Address,
         values: Address,
+        column_order: Address,
         tokens: u32,
         rows: u32,
         cols: u32,
@@ -145,6 +147,10 @@ params! {
         num_slots: u32,
         key_encoding: u32,
         value_encoding: u32,
+        first_row: u32,
+        out_rows: u32,
+        epilogue: u32,
+        group_units: u32,
     }
 
     /// Activations scaled and rounded to 16 bits.

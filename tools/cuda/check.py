@@ -13,7 +13,7 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from kernels import KERNELS, PTX, dynamic_shared, needed_instructions, ptx_text, tool
+from kernels import dynamic_shared, modules, tool
 
 GPUS = ["75", "80", "86", "89", "90", "90a", "100", "120"]
 TABLE = "90"
@@ -47,10 +47,10 @@ def declared(ptx):
 
 def assemble(module, ptx, gpu, folder):
     """(problems, {kernel: (registers, shared bytes)}) for the PTX of a module on a GPU."""
-    cubin = Path(folder) / f"{module}.{gpu}.cubin"
+    cubin = Path(folder) / f"{module.name}.{gpu}.cubin"
     command = [str(tool("ptxas")), "-v", f"-arch=sm_{gpu}", "-", "-o", str(cubin)]
     done = subprocess.run(command, input=ptx, capture_output=True, text=True)
-    where = f"{module} on sm_{gpu}"
+    where = f"{module.name} on sm_{gpu}"
     if done.returncode:
         return [f"{where}: {done.stderr.strip()}"], {}
     problems, used, name = [], {}, None
@@ -71,9 +71,7 @@ def assemble(module, ptx, gpu, folder):
         possible = min(blocks, THREADS.get(gpu, 2048) // threads)
         if used[name][0] * threads * possible > REGISTERS:
             problems.append(f"{where}: {name} uses {used[name][0]} registers, too many for {possible} blocks")
-    source = KERNELS / f"{module}.cu"
-    needed = needed_instructions(source)
-    if needed:
+    if module.instructions:
         code = subprocess.run([str(tool("nvdisasm")), "-c", str(cubin)], capture_output=True, text=True, check=True)
         # nvdisasm fills its headings up to a common length.
         parts = re.split(r"^//-+ \.text\.(\w+) +-+$", code.stdout, flags=re.M)[1:]
@@ -82,16 +80,16 @@ def assemble(module, ptx, gpu, folder):
             if name not in machine_code:
                 problems.append(f"{where}: no machine code of {name} was found")
                 continue
-            for instruction in needed:
+            for instruction in module.instructions:
                 if not re.search(rf"\b{re.escape(instruction)}\b", machine_code[name]):
                     problems.append(f"{where}: the machine code of {name} has no {instruction}")
     cubin.unlink()
     return problems, used
 
 
-def print_table(modules, used):
+def print_table(texts, used):
     print(f"{'kernel':40} {'threads':>7} {'registers':>9} {'shared':>7} {'blocks a multiprocessor (sm_' + TABLE + ')':>34}")
-    for module, ptx in modules.items():
+    for module, ptx in texts.items():
         for name, (threads, _) in sorted(declared(ptx).items()):
             registers, shared = used[module, TABLE][name]
             shared += dynamic_shared(name)
@@ -104,22 +102,22 @@ def main():
     if not tool("ptxas") or not tool("nvdisasm"):
         print("!!!! SKIPPED: no ptxas here (tools/cuda/setup.sh installs it): the PTX of kernels was not assembled !!!!")
         return
-    modules = {path.name.split(".")[0]: ptx_text(path) for path in sorted(PTX.glob("*.ptx.zlib"))}
+    texts = {module: module.text() for module in modules()}
     problems, used = [], {}
-    for module, ptx in modules.items():
+    for module, ptx in texts.items():
         if re.search(r"^\.extern \.shared", ptx, re.M):
             sizes = {name: dynamic_shared(name) for name in declared(ptx)}
-            problems += [f"{module}: {name} has shared memory of no known size" for name in sizes if not sizes[name]]
+            problems += [f"{module.name}: {name} has shared memory of no known size" for name in sizes if not sizes[name]]
         for extern in re.findall(r"^\.extern \.func.*$", ptx, re.M):
-            problems.append(f"{module}: calls what is not there: {extern}")
-    jobs = [(module, gpu) for module, ptx in modules.items() for gpu in gpus_of(ptx)]
+            problems.append(f"{module.name}: calls what is not there: {extern}")
+    jobs = [(module, gpu) for module, ptx in texts.items() for gpu in gpus_of(ptx)]
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(2) as pool:
-        for job, (found, kernels) in zip(jobs, pool.map(lambda job: assemble(job[0], modules[job[0]], job[1], folder), jobs)):
+        for job, (found, kernels) in zip(jobs, pool.map(lambda job: assemble(job[0], texts[job[0]], job[1], folder), jobs)):
             problems += found
             used[job] = kernels
     if not problems:
-        print_table(modules, used)
-    print(f"{len(modules)} modules, {sum(map(len, modules.values())):,} bytes of PTX, {len(jobs)} assemblies")
+        print_table(texts, used)
+    print(f"{len(texts)} modules, {sum(map(len, texts.values())):,} bytes of PTX, {len(jobs)} assemblies")
     if problems:
         sys.exit("\n".join(problems))
 

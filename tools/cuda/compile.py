@@ -2,7 +2,7 @@
 
     compile.py            compile all of qwen-backend-cuda/kernels into kernels/ptx, and write SOURCES.sha256
     compile.py --check    fail where kernels/ptx was made from other sources, or the sources do not compile
-    compile.py --show X   print the PTX that is kept of X.cu
+    compile.py --show X   print the PTX of the module X
 
 Run by the Python that `setup.sh` prints. Without NVRTC `--check` only compares digests, and says what it skips.
 """
@@ -16,7 +16,7 @@ import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from kernels import KERNELS, PTX, architecture, ptx_path, ptx_text, source_digest, sources, tool
+from kernels import FORMATS, KERNELS, PTX, modules, source_digest, tool
 
 # Fusing is left to the sources (fmaf), so that the GPU gives the emulator's bits.
 OPTIONS = ["--fmad=false", "--std=c++17"]
@@ -45,11 +45,12 @@ def stripped(ptx):
     return text
 
 
-def compile_one(source):
+def compile_one(module):
     library = nvrtc()
+    source = module.source
     program, size = ctypes.c_void_p(), ctypes.c_size_t()
     library.nvrtcCreateProgram(ctypes.byref(program), source.read_bytes(), source.name.encode(), 0, None, None)
-    options = [f"--gpu-architecture=compute_{architecture(source)}", f"-I{KERNELS}", *OPTIONS]
+    options = [f"--gpu-architecture=compute_{module.architecture}", f"-I{KERNELS}", f"-I{FORMATS}", *OPTIONS]
     given = (ctypes.c_char_p * len(options))(*(o.encode() for o in options))
     failed = library.nvrtcCompileProgram(program, len(options), given)
     library.nvrtcGetProgramLogSize(program, ctypes.byref(size))
@@ -69,28 +70,22 @@ def heads(ptx):
     return re.findall(r"^\.visible \.entry.*?^\{", ptx, re.M | re.S)
 
 
-def compiled(source):
+def compiled(module):
     """In a process of its own: malformed assembly may take the compiler down."""
-    child = subprocess.run([sys.executable, __file__, "--one", str(source)], capture_output=True, text=True)
+    child = subprocess.run([sys.executable, __file__, "--one", module.name], capture_output=True, text=True)
     if child.returncode:
-        sys.exit(f"{source.name} does not compile (status {child.returncode})\n{child.stderr}")
+        sys.exit(f"{module.source.name} does not compile (status {child.returncode})\n{child.stderr}")
     return child.stdout
 
 
 def digests():
-    """A line a source: of what it is made from, of the PTX, its name."""
-    return "".join(
-        f"{source_digest(s, COMPILER)} {hashlib.sha256(ptx_text(ptx_path(s)).encode()).hexdigest()} {s.stem}\n"
-        for s in sources()
-    )
+    """A line a module: of what it is made from, of the PTX, its name."""
+    return "".join(f"{source_digest(m, COMPILER)} {hashlib.sha256(m.text().encode()).hexdigest()} {m.name}\n" for m in modules())
 
 
 def check():
-    stale = []
-    for source in sources():
-        if not ptx_path(source).exists():
-            stale.append(source.stem)
-    extra = {p.name for p in PTX.glob("*.ptx*")} - {ptx_path(s).name for s in sources()}
+    stale = [module.name for module in modules() if not module.ptx.exists()]
+    extra = {p.name for p in PTX.glob("*.ptx*")} - {module.ptx.name for module in modules()}
     if stale or extra:
         sys.exit(f"kernels/ptx lacks {stale} and has {sorted(extra)} without a source: run tools/cuda/compile.py")
     if not DIGESTS.exists() or DIGESTS.read_text() != digests():
@@ -99,10 +94,10 @@ def check():
         print("!!!! SKIPPED: no NVRTC here (tools/cuda/setup.sh installs it): digests compared, nothing compiled !!!!")
         return
     with ThreadPoolExecutor(2) as pool:
-        for source, text in zip(sources(), pool.map(compiled, sources())):
-            if heads(text) != heads(ptx_text(ptx_path(source))):
-                sys.exit(f"kernels/ptx/{ptx_path(source).name} has other kernels than {source.name}: run tools/cuda/compile.py")
-    print(f"kernels/ptx was made from these {len(sources())} sources, and they compile to its kernels")
+        for module, text in zip(modules(), pool.map(compiled, modules())):
+            if heads(text) != heads(module.text()):
+                sys.exit(f"{module.ptx.name} has other kernels than {module.source.name}: run tools/cuda/compile.py")
+    print(f"kernels/ptx was made from these sources, and they compile to the kernels of its {len(modules())} modules")
 
 
 def write():
@@ -110,21 +105,21 @@ def write():
         sys.exit("no NVRTC here: run this by the Python that tools/cuda/setup.sh prints")
     PTX.mkdir(exist_ok=True)
     with ThreadPoolExecutor(2) as pool:
-        texts = list(pool.map(compiled, sources()))
+        texts = list(pool.map(compiled, modules()))
     for old in PTX.glob("*.ptx*"):
         old.unlink()
-    for source, text in zip(sources(), texts):
-        ptx_path(source).write_bytes(zlib.compress(text.encode(), 9))
+    for module, text in zip(modules(), texts):
+        module.ptx.write_bytes(zlib.compress(text.encode(), 9))
     DIGESTS.write_text(digests())
-    sizes = [ptx_path(source).stat().st_size for source in sources()]
-    print(f"{len(texts)} files, {sum(map(len, texts)):,} bytes, {sum(sizes):,} compressed")
+    size = sum(module.ptx.stat().st_size for module in modules())
+    print(f"{len(texts)} files, {sum(map(len, texts)):,} bytes, {size:,} compressed")
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--one"]:
-        compile_one(KERNELS / sys.argv[2])
+        compile_one(next(module for module in modules() if module.name == sys.argv[2]))
     elif sys.argv[1:2] == ["--show"]:
-        sys.stdout.write(ptx_text(PTX / f"{sys.argv[2]}.ptx.zlib"))
+        sys.stdout.write(next(module for module in modules() if module.name == sys.argv[2]).text())
     elif sys.argv[1:] == ["--check"]:
         check()
     elif not sys.argv[1:]:

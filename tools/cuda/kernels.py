@@ -4,29 +4,53 @@ import hashlib
 import re
 import sysconfig
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 KERNELS = ROOT / "qwen-backend-cuda" / "kernels"
+# Formats of blocks, a source each.
+FORMATS = KERNELS / "formats"
 PTX = KERNELS / "ptx"
 PARAMS = KERNELS / "params.cuh"
 PACKAGES = Path(sysconfig.get_path("purelib")) / "nvidia"
 
 
-def sources():
-    return sorted(KERNELS.glob("*.cu"))
+@dataclass(frozen=True)
+class Module:
+    """What one run of the compiler makes: its name, source, virtual architecture, and needed instructions."""
+
+    name: str
+    source: Path
+    architecture: str
+    # What machine code of each of its kernels has to have.
+    instructions: tuple
+
+    @property
+    def ptx(self):
+        """The file that keeps its PTX, compressed."""
+        return PTX / f"{self.name}.ptx.zlib"
+
+    def text(self):
+        return zlib.decompress(self.ptx.read_bytes()).decode()
 
 
-def architecture(source):
-    """The virtual architecture that a source is for: its first line says `// compute_80` if it is not the least."""
-    first = source.read_text().split("\n", 1)[0]
-    named = re.fullmatch(r"// compute_(\d+a?)", first)
-    return named[1] if named else "75"
+def words(text, key):
+    """What a source says of itself in lines such as `// machine code: HMMA LDSM`."""
+    return tuple(word for line in re.findall(rf"^// {key}: (.*)$", text, re.M) for word in line.split())
 
 
-def needed_instructions(source):
-    """What machine code of each kernel of a source has to have: a line `// machine code: HMMA LDSM`."""
-    return [word for line in re.findall(r"^// machine code: (.*)$", source.read_text(), re.M) for word in line.split()]
+def modules():
+    """A module a source, for the architecture that its first line names (`// compute_80`) if it is not the least; and
+    one a format."""
+    found = []
+    for source in sorted(KERNELS.glob("*.cu")):
+        text = source.read_text()
+        named = re.fullmatch(r"// compute_(\d+a?)", text.split("\n", 1)[0])
+        found.append(Module(source.stem, source, named[1] if named else "75", words(text, "machine code")))
+    for source in sorted(FORMATS.glob("*.cu")):
+        found.append(Module(source.stem, source, "75", ()))
+    return sorted(found, key=lambda module: module.name)
 
 
 def dynamic_shared(kernel):
@@ -40,19 +64,10 @@ def dynamic_shared(kernel):
     return sizes["MATMUL_SHARED"] if kernel.startswith("matmul_") else 0
 
 
-def ptx_path(source):
-    """Where the PTX of a source is kept, compressed."""
-    return PTX / f"{source.stem}.ptx.zlib"
-
-
-def ptx_text(path):
-    return zlib.decompress(path.read_bytes()).decode()
-
-
-def source_digest(source, compiler):
-    """Of a source, all headers, and how they are compiled."""
-    h = hashlib.sha256(compiler.encode())
-    for path in [source, *sorted(KERNELS.glob("*.cuh"))]:
+def source_digest(module, compiler):
+    """Of a module's source, all headers, and how they are compiled."""
+    h = hashlib.sha256(f"{compiler} {module.architecture}".encode())
+    for path in [module.source, *sorted(KERNELS.glob("*.cuh")), *sorted(FORMATS.glob("*.cuh"))]:
         h.update(path.name.encode() + b"\0" + path.read_bytes())
     return h.hexdigest()
 

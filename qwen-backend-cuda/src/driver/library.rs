@@ -276,7 +276,7 @@ fn compile(folder: &Path) -> Result<PathBuf> {
         move |error| Error::Io { path, error }
     };
     let mut hasher = DefaultHasher::new();
-    for sources in ["kernels", "emulator"] {
+    for sources in ["kernels", "kernels/formats", "emulator"] {
         let sources = crate_folder.join(sources);
         let entries = std::fs::read_dir(&sources).map_err(io(&sources))?;
         let mut files: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();

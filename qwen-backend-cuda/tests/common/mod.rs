@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each test uses a part")]
 
+pub(crate) mod blocks;
 pub(crate) mod sizes;
 
 use std::path::Path;

@@ -14,11 +14,13 @@ use qwen_core::backend::reference::Reference;
 use qwen_core::backend::{KvSpec, PagedAttention, StepInputs, StoreKv};
 use qwen_core::{Backend, Encoding, Precision};
 
+use super::blocks;
+
 /// Run operations and compare their results. The error is what is wrong.
 pub(crate) type Check = fn(&mut CudaBackend) -> Result<(), String>;
 
 /// All of them by name.
-pub(crate) const CHECKS: [(&str, Check); 7] = [
+pub(crate) const CHECKS: [(&str, Check); 10] = [
     ("products of few tokens", products_of_few),
     ("products of long prompts in bf16", |b| products(b, Encoding::Bf16)),
     ("products of long prompts in f16", |b| products(b, Encoding::F16)),
@@ -26,9 +28,13 @@ pub(crate) const CHECKS: [(&str, Check); 7] = [
     ("single tokens after long contexts", single_tokens),
     ("prompts after long contexts", prompts),
     ("keys in f32 beside values in f16", mixed_stores),
+    ("products of every block format", blocks::products),
+    ("epilogues of blocks", blocks::epilogues),
+    ("gate and up in different formats", blocks::gate_and_up),
 ];
 
-fn near(b: &mut CudaBackend, op: &impl Op) -> Result<Vec<Values>, String> {
+/// Run `op` and compare it with the reference.
+pub(crate) fn near(b: &mut CudaBackend, op: &impl Op) -> Result<Vec<Values>, String> {
     let run_on = |error: qwen_core::Error| format!("{op:?}: {error}");
     let got = run(b, op).map_err(run_on)?;
     let expected = run(&mut Reference::new(), op).map_err(run_on)?;

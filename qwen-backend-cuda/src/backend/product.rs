@@ -1,0 +1,223 @@
+//! One matrix product: the choice of the kernel for a number of tokens, and its launch with an epilogue over the sums.
+//!
+//! Products of a few tokens are bound by reading the matrix, for which f32 arithmetic is fast enough; Exact uses it for
+//! any number of tokens, with a fixed order of each sum. Up to 64 tokens, tensor cores read the matrix once for all of
+//! them; beyond that, blocks share tiles of the matrix in shared memory.
+
+use qwen_core::backend::{HeadLayout, StepInputs};
+use qwen_core::{Precision, Result};
+
+use super::CudaBackend;
+use super::operands::Words;
+use crate::geometry::*;
+use crate::kernel::{BlockKernel, Element, Epilogue, Kernel};
+use crate::kv::Store;
+use crate::launch::Args;
+use crate::params::Product;
+use crate::weight::{BlockFormat, Format, Segment, StoredSegment};
+
+/// Up to this many tokens Fast uses the matrix-vector kernels: on GPUs with tensor cores, and without.
+const FEW: usize = 4;
+const FEW_WITHOUT: usize = 8;
+/// Up to this many tokens tensor cores read the matrix once for all.
+const SKINNY: usize = 64;
+
+/// What a product does with its sums, and where it writes them.
+pub(super) enum EpilogueArgs<'a> {
+    Write {
+        out: &'a Words,
+        bias: Option<&'a Words>,
+    },
+    Add {
+        residual: &'a Words,
+    },
+    Silu {
+        out: &'a Words,
+    },
+    /// Sums with gate, or with up, while `out` has those with the other. Only for blocks.
+    Gated {
+        out: &'a Words,
+        gate: bool,
+    },
+    Heads {
+        qkv: &'a Words,
+        bias: &'a Words,
+        inputs: &'a StepInputs<CudaBackend>,
+        heads: HeadLayout,
+        store: &'a Store,
+        layer: usize,
+    },
+}
+
+impl EpilogueArgs<'_> {
+    /// The epilogue of a kernel over 16- or 32-bit values, if it has this one.
+    fn of_values(&self) -> Option<Epilogue> {
+        match self {
+            EpilogueArgs::Write { .. } => Some(Epilogue::Write),
+            EpilogueArgs::Add { .. } => Some(Epilogue::Add),
+            EpilogueArgs::Silu { .. } => Some(Epilogue::Silu),
+            EpilogueArgs::Heads { .. } => Some(Epilogue::Heads),
+            EpilogueArgs::Gated { .. } => None,
+        }
+    }
+
+    /// Its number in the parameters of kernels over blocks.
+    fn of_blocks(&self) -> u32 {
+        let number = match self {
+            EpilogueArgs::Write { .. } => EPILOGUE_WRITE,
+            EpilogueArgs::Add { .. } => EPILOGUE_ADD,
+            EpilogueArgs::Silu { .. } => EPILOGUE_SILU,
+            EpilogueArgs::Heads { .. } => EPILOGUE_HEADS,
+            EpilogueArgs::Gated { gate: true, .. } => EPILOGUE_GATE,
+            EpilogueArgs::Gated { gate: false, .. } => EPILOGUE_UP,
+        };
+        number as u32
+    }
+}
+
+/// The rows of a matrix that one product multiplies.
+pub(super) struct Part<'a> {
+    pub(super) segment: &'a Segment,
+    pub(super) stored: &'a StoredSegment,
+    pub(super) cols: usize,
+    /// The first row, and the number of all, in the output.
+    pub(super) first_row: usize,
+    pub(super) out_rows: usize,
+}
+
+/// A kernel with its grid.
+type Chosen = (Kernel, [usize; 3]);
+
+impl CudaBackend {
+    /// Queue `w x` with an epilogue.
+    pub(super) fn product(
+        &mut self,
+        op: &'static str,
+        x: &Words,
+        w: &Part<'_>,
+        tokens: usize,
+        epilogue: &EpilogueArgs<'_>,
+    ) -> Result<()> {
+        let Part { segment, stored, cols, first_row, out_rows } = *w;
+        let rows = segment.rows.len();
+        let (kernel, grid) = match (segment.format, epilogue.of_values()) {
+            (Format::Values(element), Some(epilogue)) => self.of_values(element, tokens, rows.div_ceil(2), epilogue),
+            (Format::Values(element), None) => {
+                return Err(self.mismatch(op, format!("no kernel multiplies {element} with this epilogue")));
+            }
+            (Format::Blocks(blocks), _) => self.of_blocks(blocks, tokens, rows.div_ceil(2)),
+        };
+        let rounded = match segment.format {
+            Format::Values(element) if kernel.needs_tensor_cores() && !grid.contains(&0) => {
+                let stride = segment.stride(element);
+                let (rounded, scales) = self.scale_and_round(op, x, element, [tokens, cols, stride])?;
+                Some((rounded, scales, element, stride))
+            }
+            _ => None,
+        };
+        let mut args = Args::new(&self.gpu, op);
+        let mut params = Product {
+            x: args.take("x", &x.array, &[4, tokens, cols])?,
+            w: args.take("w", &stored.array, &[segment.bytes])?,
+            tokens: args.size(tokens)?,
+            rows: args.size(rows)?,
+            cols: args.size(cols)?,
+            first_row: args.size(first_row)?,
+            out_rows: args.size(out_rows)?,
+            ..Product::default()
+        };
+        match segment.format {
+            Format::Values(element) => params.stride = args.size(segment.stride(element))?,
+            Format::Blocks(blocks) => {
+                params.stride = args.size(segment.row_bytes)?;
+                params.group_units = args.size(blocks.group_units())?;
+                params.epilogue = epilogue.of_blocks();
+                if let Some(order) = &stored.column_order {
+                    params.column_order = args.take("column_order", order, &[4, cols])?;
+                }
+            }
+        }
+        if let Some((rounded, scales, element, stride)) = &rounded {
+            // Kernels count the 16-byte chunks of both operands in 32 bits.
+            args.size((stride / WEIGHT_ALIGN).saturating_mul(tokens.max(rows)))?;
+            params.rounded = args.take("rounded", rounded, &[2, tokens, *stride])?;
+            if *element == Element::F16 {
+                params.scales = args.take("scales", scales, &[4, tokens])?;
+            }
+        }
+        let full = [4, tokens, out_rows];
+        match epilogue {
+            EpilogueArgs::Write { out, bias } => {
+                params.out = args.take("out", &out.array, &full)?;
+                if let Some(bias) = bias {
+                    params.bias = args.take("bias", &bias.array, &[4, out_rows])?;
+                }
+            }
+            EpilogueArgs::Add { residual } => params.out = args.take("residual", &residual.array, &full)?,
+            EpilogueArgs::Silu { out } => params.out = args.take("out", &out.array, &[4, tokens, rows / 2])?,
+            EpilogueArgs::Gated { out, .. } => params.out = args.take("out", &out.array, &full)?,
+            EpilogueArgs::Heads { qkv, bias, inputs, heads, store, layer } => {
+                let (held, [kv_heads, slots, width]) = (&store.layers[*layer], store.array_shape());
+                params.out = args.take("qkv", &qkv.array, &full)?;
+                params.bias = args.take("bias", &bias.array, &[4, out_rows])?;
+                params.cos_sin = args.take("cos_sin", &inputs.cos_sin.0.array, &[4, tokens, heads.head_dim])?;
+                params.slot_mapping = args.take("slot_mapping", &inputs.slot_mapping.0.array, &[4, tokens])?;
+                params.keys = args.take("keys", &held.keys, &[held.key_element.bytes(), kv_heads, slots, width])?;
+                params.values =
+                    args.take("values", &held.values, &[held.value_element.bytes(), kv_heads, slots, width])?;
+                params.num_attention_heads = args.size(heads.num_attention_heads)?;
+                params.num_key_value_heads = args.size(heads.num_key_value_heads)?;
+                params.head_dim = args.size(heads.head_dim)?;
+                params.num_slots = store.num_slots();
+                (params.key_encoding, params.value_encoding) = (held.key_element.code(), held.value_element.code());
+            }
+        }
+        let command = args.launch(kernel, grid, &params)?;
+        self.queue(command)
+    }
+
+    /// The kernel for `tokens` tokens and `pairs` pairs of rows in blocks.
+    fn of_blocks(&self, blocks: BlockFormat, tokens: usize, pairs: usize) -> Chosen {
+        let at_once = if tokens <= 1 { 1 } else { 4 };
+        let grid = [pairs.div_ceil(BLOCK_MATVEC_PAIRS), tokens.div_ceil(at_once), 1];
+        (Kernel::Blocks(blocks.name, BlockKernel::Matvec(at_once as u32)), grid)
+    }
+
+    /// The kernel for `tokens` tokens and `pairs` pairs of rows of 16- or 32-bit values.
+    fn of_values(&self, element: Element, tokens: usize, pairs: usize, epilogue: Epilogue) -> Chosen {
+        let tensor_cores =
+            self.precision == Precision::Fast && self.properties().has_tensor_cores() && element != Element::F32;
+        let few = match (self.precision, tensor_cores) {
+            (Precision::Exact, _) => usize::MAX,
+            (Precision::Fast, true) => FEW,
+            (Precision::Fast, false) => FEW_WITHOUT,
+        };
+        // The smallest of 1, 2, 4, 8 that covers `count`, at most 8.
+        let at_once = |count: usize| count.clamp(1, 8).next_power_of_two();
+        if tokens <= few {
+            let at_once = at_once(tokens);
+            let pairs_at_once = if at_once <= 2 { MATVEC_PAIRS } else { MATVEC_PAIRS_WIDE };
+            let grid = [pairs.div_ceil(pairs_at_once), tokens.div_ceil(at_once), 1];
+            (Kernel::Matvec(element, at_once as u32, epilogue), grid)
+        } else if !tensor_cores {
+            (Kernel::Tile(element, epilogue), [pairs.div_ceil(TILE_PAIRS), tokens.div_ceil(TILE_TOKENS), 1])
+        } else if tokens <= SKINNY {
+            let eights = at_once(tokens.div_ceil(8));
+            let pairs_at_once = match (eights, epilogue) {
+                (1 | 2, _) => SKINNY_PAIRS,
+                (_, Epilogue::Add | Epilogue::Heads) => SKINNY_PAIRS_WIDE,
+                (4, Epilogue::Write | Epilogue::Silu) => SKINNY_PAIRS_MANY_ROWS_4,
+                (_, Epilogue::Write | Epilogue::Silu) => SKINNY_PAIRS_MANY_ROWS_8,
+            };
+            (Kernel::Skinny(element, eights as u32, epilogue), [pairs.div_ceil(pairs_at_once), 1, 1])
+        } else {
+            let grid = |pairs_at_once| [tokens.div_ceil(MATMUL_TOKENS), pairs.div_ceil(pairs_at_once), 1];
+            let wide = grid(MATMUL_WIDE_PAIRS);
+            // A wide tile occupies a whole multiprocessor.
+            match wide[0].saturating_mul(wide[1]) >= self.properties().multiprocessors as usize {
+                true => (Kernel::MatmulWide(element, epilogue), wide),
+                false => (Kernel::Matmul(element, epilogue), grid(MATMUL_PAIRS)),
+            }
+        }
+    }
+}
