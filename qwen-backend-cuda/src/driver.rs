@@ -72,6 +72,7 @@ pub(crate) struct Accessed {
 
 /// A command for the stream.
 #[derive(Debug, Clone)]
+#[allow(clippy::large_enum_variant, reason = "nearly all commands are launches")]
 pub(crate) enum Command {
     /// A kernel, and the operation that it is part of.
     Launch(&'static str, Launch),

@@ -40,7 +40,7 @@ fn goldens(precision: Precision) {
     if !may_use_card() {
         return;
     }
-    let goldens = Goldens::open(folder().expect("QWEN_GOLDEN names the goldens")).unwrap();
+    let goldens = Goldens::open_formats(folder().expect("QWEN_GOLDEN names the goldens"), |_| true).unwrap();
     for case in goldens.cases() {
         let result = goldens.run(case, gpu(precision), usize::MAX).unwrap();
         println!("{result}");
