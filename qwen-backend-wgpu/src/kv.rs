@@ -1,7 +1,8 @@
 //! The layout of the paged K/V store on the device: for each layer slabs of heads, each within the limit of a binding.
 //!
 //! A slab is `[head][slot][pair]`, a pair of values in one word (f16) or two (f32). Positions of a block are
-//! consecutive, so that a head's keys of a block are contiguous.
+//! consecutive, so that a head's keys of a block are contiguous. In Q8_0 a head is two planes, `[slot][channel / 4]` words
+//! of codes and `[slot][channel / 64]` words of two f16 scales each, so that codes can be read 16 bytes at a time.
 
 use qwen_core::backend::KvSpec;
 use qwen_core::numerics::size;
@@ -11,6 +12,9 @@ use crate::runtime::array::Array;
 use crate::runtime::device::Device;
 use crate::shader::Shader;
 use crate::weight::max_slab;
+
+/// The encodings that a store may have.
+const ENCODINGS: [Encoding; 3] = [Encoding::F32, Encoding::F16, Encoding::Q8_0];
 
 /// The heads of a layer that one pair of arrays holds.
 #[derive(Debug)]
@@ -30,26 +34,86 @@ pub(crate) struct Store {
     pub(crate) num_slots: usize,
 }
 
-/// Whether the keys and the values of a layer are f16; otherwise they are f32.
+/// How the keys or the values of a layer are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum KvType {
+    F32,
+    F16,
+    Q8,
+}
+
+impl KvType {
+    /// The type of an encoding that a store may have.
+    fn of(encoding: Encoding) -> Self {
+        match encoding {
+            Encoding::F16 => KvType::F16,
+            Encoding::Q8_0 => KvType::Q8,
+            _ => KvType::F32,
+        }
+    }
+}
+
+/// How the keys and the values of a layer are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct KvTypes {
-    pub(crate) key_f16: bool,
-    pub(crate) value_f16: bool,
+    pub(crate) key: KvType,
+    pub(crate) value: KvType,
 }
 
 impl KvTypes {
+    /// Those that are stored pair by pair, by a matrix product as well.
     #[cfg(test)]
-    pub(crate) const ALL: [Self; 4] = [
-        KvTypes { key_f16: true, value_f16: true },
-        KvTypes { key_f16: false, value_f16: true },
-        KvTypes { key_f16: true, value_f16: false },
-        KvTypes { key_f16: false, value_f16: false },
+    pub(crate) const PAIRS: [Self; 4] = [
+        KvTypes { key: KvType::F16, value: KvType::F16 },
+        KvTypes { key: KvType::F32, value: KvType::F16 },
+        KvTypes { key: KvType::F16, value: KvType::F32 },
+        KvTypes { key: KvType::F32, value: KvType::F32 },
     ];
+
+    /// Those with keys or values in blocks of channels.
+    #[cfg(test)]
+    pub(crate) const BLOCKS: [Self; 5] = [
+        KvTypes { key: KvType::Q8, value: KvType::Q8 },
+        KvTypes { key: KvType::Q8, value: KvType::F16 },
+        KvTypes { key: KvType::Q8, value: KvType::F32 },
+        KvTypes { key: KvType::F16, value: KvType::Q8 },
+        KvTypes { key: KvType::F32, value: KvType::Q8 },
+    ];
+
+    /// Whether keys or values are stored in blocks of channels, so that no single pair can be stored.
+    pub(crate) fn has_blocks(self) -> bool {
+        self.key == KvType::Q8 || self.value == KvType::Q8
+    }
 
     /// Adds the flags of kernels that write or read such a layer.
     pub(crate) fn flags(self, shader: Shader) -> Shader {
-        shader.flag_if(self.key_f16, "KEY_F16").flag_if(self.value_f16, "VALUE_F16")
+        let shader = shader.flag_if(self.key == KvType::F16, "KEY_F16").flag_if(self.value == KvType::F16, "VALUE_F16");
+        shader.flag_if(self.key == KvType::Q8, "KEY_Q8").flag_if(self.value == KvType::Q8, "VALUE_Q8")
     }
+}
+
+/// Words of the codes and of the scales of one position of a head in Q8_0.
+fn q8_words(head_dim: usize) -> [usize; 2] {
+    [head_dim / 4, head_dim.div_ceil(64)]
+}
+
+/// Bytes of the keys or the values of one head; `u64::MAX` if they overflow.
+fn head_bytes(encoding: Encoding, num_slots: usize, head_dim: usize) -> u64 {
+    match KvType::of(encoding) {
+        KvType::Q8 => {
+            let words = q8_words(head_dim).map(|words| size::bytes(4, &[num_slots, words]));
+            // Whole vectors of four words, so that the next head begins with one.
+            words[0].saturating_add(words[1]).checked_next_multiple_of(16).unwrap_or(u64::MAX)
+        }
+        _ => size::bytes(encoding.bytes(1), &[num_slots, head_dim]),
+    }
+}
+
+/// A plane of a head: where it begins, and words of a block in it, which are contiguous.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Plane {
+    pub(crate) first_word: usize,
+    pub(crate) block_words: usize,
 }
 
 /// How a K/V store is split into slabs.
@@ -70,12 +134,11 @@ impl StoreLayout {
     /// [`Error::Unsupported`] for encodings without kernels and when the keys or the values of one head cannot be bound,
     /// [`Error::InvalidArgument`] when a slot number exceeds 32 bits.
     pub(crate) fn new(spec: &KvSpec, max_binding: u64) -> Result<Self> {
-        spec.check_encodings("the wgpu backend", &[Encoding::F32, Encoding::F16])?;
+        spec.check_encodings("the wgpu backend", &ENCODINGS)?;
         let num_slots = spec.num_slots()?;
-        let head_bytes = |encoding: Encoding| size::bytes(encoding.bytes(1), &[num_slots, spec.head_dim]);
-        let value_bytes = head_bytes(spec.value_encoding);
+        let value_bytes = head_bytes(spec.value_encoding, num_slots, spec.head_dim);
         let layer = |key: &Encoding| {
-            let key_bytes = head_bytes(*key);
+            let key_bytes = head_bytes(*key, num_slots, spec.head_dim);
             let heads = heads_per_slab(num_slots, key_bytes.max(value_bytes), max_binding)?;
             Ok((heads.min(spec.num_key_value_heads.max(1)), key_bytes))
         };
@@ -140,18 +203,36 @@ impl Store {
         Ok(Store { spec: spec.clone(), layers, num_slots })
     }
 
-    /// The memory layout of layer `layer`.
+    /// How layer `layer` is stored.
     pub(crate) fn types(&self, layer: usize) -> KvTypes {
-        KvTypes {
-            key_f16: self.spec.key_encodings.get(layer) == Some(&Encoding::F16),
-            value_f16: self.spec.value_encoding == Encoding::F16,
+        let key = self.spec.key_encodings.get(layer).map_or(KvType::F32, |key| KvType::of(*key));
+        KvTypes { key, value: KvType::of(self.spec.value_encoding) }
+    }
+
+    /// Words of the keys or the values of a head.
+    pub(crate) fn head_words(&self, encoding: Encoding) -> usize {
+        (head_bytes(encoding, self.num_slots, self.spec.head_dim) / 4) as usize
+    }
+
+    /// What the keys or the values of a head consist of.
+    pub(crate) fn planes(&self, encoding: Encoding) -> Vec<Plane> {
+        let KvSpec { block_size, head_dim, .. } = self.spec;
+        match KvType::of(encoding) {
+            KvType::Q8 => {
+                let [codes, scales] = q8_words(head_dim);
+                let first_word = self.num_slots * codes;
+                let codes = Plane { first_word: 0, block_words: block_size * codes };
+                vec![codes, Plane { first_word, block_words: block_size * scales }]
+            }
+            _ => vec![Plane { first_word: 0, block_words: encoding.bytes(block_size * head_dim) / 4 }],
         }
     }
 
     /// Bytes of the key and the value of one head at one position.
     pub(crate) fn position_bytes(&self, layer: usize) -> u64 {
         let key = self.spec.key_encodings.get(layer).copied().unwrap_or(Encoding::F32);
-        (key.bytes(self.spec.head_dim) + self.spec.value_encoding.bytes(self.spec.head_dim)) as u64
+        let bytes = |encoding| self.planes(encoding).iter().map(|plane| plane.block_words).sum::<usize>() as u64 * 4;
+        (bytes(key) + bytes(self.spec.value_encoding)) / self.spec.block_size.max(1) as u64
     }
 }
 
@@ -172,6 +253,23 @@ mod tests {
         assert_eq!((layout.num_slabs(), layout.bytes()), (4 + 2, spec.stored_bytes()));
         let error = StoreLayout::new(&spec, 4 * 1000 * 128).unwrap_err().to_string();
         assert!(error.contains("K/V of 1024 positions") && error.contains("1000 positions of a head"), "{error}");
+    }
+
+    #[test]
+    fn heads_in_blocks_are_whole_vectors() {
+        let layout = |head_dim, num_blocks| {
+            let (key_encodings, value_encoding) = (vec![Encoding::F16, Encoding::Q8_0], Encoding::Q8_0);
+            let spec = KvSpec { key_encodings, value_encoding, ..spec(num_blocks, 16, 2, head_dim) };
+            (StoreLayout::new(&spec, 1 << 27).unwrap(), spec.stored_bytes())
+        };
+        for (head_dim, position) in [(64, 68), (128, 136), (256, 272)] {
+            let (layout, stored) = layout(head_dim, 8);
+            assert_eq!((layout.value_bytes, layout.layers[1].1), (128 * position, 128 * position));
+            assert_eq!(layout.bytes(), stored);
+        }
+        // Half a word of scales is left over.
+        assert_eq!(layout(32, 8).0.value_bytes, 128 * 36);
+        assert_eq!(layout(96, 8).0.value_bytes, 128 * 104);
     }
 
     #[test]

@@ -35,10 +35,10 @@ macro_rules! sources {
 sources! {
     /// The text of a kernel or fragment.
     source, "",
-    "activations", "add", "add_rows", "argmax", "attention", "attention_merge", "attention_state", "blocks", "ceiling_cooperative",
+    "activations", "add", "add_rows", "argmax", "attention", "attention_kv", "attention_merge", "attention_state", "blocks", "ceiling_cooperative",
     "ceiling_copy", "ceiling_multiply", "ceiling_read", "cooperative", "copy_blocks", "embed", "f16", "f16_rows",
-    "gather_rows", "kv_write", "math", "matmul", "matmul_cooperative", "matvec", "norm", "product", "rms_norm", "rope",
-    "rotary", "silu_and_mul", "store_kv", "weights",
+    "gather_rows", "kv_q8", "kv_write", "math", "matmul", "matmul_cooperative", "matvec", "norm", "product", "rms_norm", "rope",
+    "rotary", "silu_and_mul", "store_kv", "store_kv_q8", "weights",
 }
 
 sources! {

@@ -56,7 +56,16 @@ fn runner(backend: WgpuBackend) -> Result<ModelRunner<WgpuBackend>> {
     runner_of(backend, checkpoint.config(), &checkpoint)
 }
 
-fn runner_of(mut backend: WgpuBackend, config: &Config, source: &dyn WeightSource) -> Result<ModelRunner<WgpuBackend>> {
+fn runner_of(backend: WgpuBackend, config: &Config, source: &dyn WeightSource) -> Result<ModelRunner<WgpuBackend>> {
+    runner_with(backend, config, source, ModelSpec::new(config))
+}
+
+fn runner_with(
+    mut backend: WgpuBackend,
+    config: &Config,
+    source: &dyn WeightSource,
+    spec: ModelSpec,
+) -> Result<ModelRunner<WgpuBackend>> {
     let limits = Limits {
         max_model_len: CONTEXT,
         max_num_batched_tokens: CONTEXT,
@@ -67,7 +76,7 @@ fn runner_of(mut backend: WgpuBackend, config: &Config, source: &dyn WeightSourc
         vocab_size: config.vocab_size,
         num_token_ids: config.vocab_size,
     };
-    let model = Model::load(&mut backend, ModelSpec::new(config), &limits, source, &mut |_, _| Ok(()))?;
+    let model = Model::load(&mut backend, spec, &limits, source, &mut |_, _| Ok(()))?;
     Ok(ModelRunner::new(backend, model, RopeStages::new(config), limits))
 }
 

@@ -8,24 +8,34 @@ use std::path::PathBuf;
 use common::{backend, best};
 use qwen_backend_wgpu::CapabilitySet;
 use qwen_conformance::goldens::{Goldens, folder};
-use qwen_core::{Precision, Result};
+use qwen_core::{Encoding, Precision, Result};
 
 /// Cases with 16- and 32-bit weights.
 fn run(capabilities: CapabilitySet, precision: Precision, longest: usize) {
-    run_with(capabilities, precision, longest, Goldens::open);
+    run_with(capabilities, precision, longest, None, Goldens::open);
 }
 
 /// Cases with weights in blocks: GGUF, GPTQ and AWQ.
 fn run_blocks(capabilities: CapabilitySet, precision: Precision, longest: usize) {
     let blocks = |format: &str| ["gguf", "gptq", "awq"].iter().any(|prefix| format.starts_with(prefix));
-    run_with(capabilities, precision, longest, |folder| Goldens::open_formats(folder, blocks));
+    run_with(capabilities, precision, longest, None, |folder| Goldens::open_formats(folder, blocks));
+}
+
+/// Cases in these formats with K/V in blocks of signed bytes.
+fn run_kv_in_q8_0(capabilities: CapabilitySet, precision: Precision, formats: impl Fn(&str) -> bool) {
+    run_with(capabilities, precision, 200, Some(Encoding::Q8_0), |folder| Goldens::open_formats(folder, formats));
+}
+
+fn is_plain(format: &str) -> bool {
+    ["bf16", "f16", "f32"].contains(&format)
 }
 
 fn run_with(
     capabilities: CapabilitySet,
     precision: Precision,
     longest: usize,
-    open: impl Fn(PathBuf) -> Result<Goldens>,
+    kv_encoding: Option<Encoding>,
+    open: impl FnOnce(PathBuf) -> Result<Goldens>,
 ) {
     if let Err(error) = backend(capabilities, precision) {
         return println!("skipped: {error}");
@@ -37,7 +47,7 @@ fn run_with(
             println!("{capabilities:?} {} skipped: its prompts are longer than {longest} tokens", case.name);
             continue;
         }
-        let result = goldens.run(case, backend(capabilities, precision).unwrap(), longest).unwrap();
+        let result = goldens.run_with(case, backend(capabilities, precision).unwrap(), longest, kv_encoding).unwrap();
         println!("{capabilities:?} {result}");
         assert!(result.holds(), "{result}");
     }
@@ -116,6 +126,45 @@ fn blocks_tiny_fast() {
 fn blocks_best_fast() {
     match best(Precision::Fast) {
         Ok(_) => run_blocks(CapabilitySet::Best, Precision::Fast, 600),
+        Err(error) => println!("skipped: {error}"),
+    }
+}
+
+#[test]
+fn kv_in_q8_0_default_exact() {
+    run_kv_in_q8_0(CapabilitySet::Default, Precision::Exact, is_plain);
+}
+
+#[test]
+fn kv_in_q8_0_default_fast() {
+    run_kv_in_q8_0(CapabilitySet::Default, Precision::Fast, is_plain);
+}
+
+/// Weights in blocks as well.
+#[test]
+fn kv_in_q8_0_minimal_exact() {
+    run_kv_in_q8_0(CapabilitySet::Minimal, Precision::Exact, |_| true);
+}
+
+#[test]
+fn kv_in_q8_0_minimal_fast() {
+    run_kv_in_q8_0(CapabilitySet::Minimal, Precision::Fast, |_| true);
+}
+
+#[test]
+fn kv_in_q8_0_tiny_exact() {
+    run_kv_in_q8_0(CapabilitySet::Tiny, Precision::Exact, is_plain);
+}
+
+#[test]
+fn kv_in_q8_0_tiny_fast() {
+    run_kv_in_q8_0(CapabilitySet::Tiny, Precision::Fast, is_plain);
+}
+
+#[test]
+fn kv_in_q8_0_best_fast() {
+    match best(Precision::Fast) {
+        Ok(_) => run_kv_in_q8_0(CapabilitySet::Best, Precision::Fast, |format| format == "f16"),
         Err(error) => println!("skipped: {error}"),
     }
 }

@@ -24,8 +24,8 @@ struct Taken {
     workspace: u64,
 }
 
-fn taken(config: &Config, set: CapabilitySet, precision: Precision) -> Taken {
-    let spec = ModelSpec::new(config);
+/// Limits of steps of 512 tokens, and of the context.
+fn limits(config: &Config) -> Limits {
     let limits = Limits {
         max_model_len: CONTEXT,
         max_num_batched_tokens: 512,
@@ -36,7 +36,11 @@ fn taken(config: &Config, set: CapabilitySet, precision: Precision) -> Taken {
         vocab_size: config.vocab_size,
         num_token_ids: config.vocab_size,
     };
-    let limits = limits_for(&limits, CONTEXT, 1);
+    limits_for(&limits, CONTEXT, 1)
+}
+
+fn taken(config: &Config, set: CapabilitySet, precision: Precision) -> Taken {
+    let (spec, limits) = (ModelSpec::new(config), limits(config));
     let footprint = WgpuFootprint::with_capabilities(set, OFFERED, OFFERED);
     let shapes: Vec<_> = spec.weights().iter().map(|weight| weight.shape(&Headers).unwrap()).collect();
     let weights = (
@@ -112,6 +116,24 @@ fn every_published_shape_on_every_device() {
                     workspace: partials + beside + f16_rows,
                 };
                 assert_eq!(taken(&config, set, precision), expected, "{name} with {set:?} in {precision:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn published_shapes_with_keys_and_values_in_8_bits() {
+    // Slabs with bindings of 128 MiB and of 2 GiB: half as many as in f16 need.
+    for (name, config) in published::shapes() {
+        let spec = ModelSpec::new(&config).with_kv_encoding(Encoding::Q8_0).unwrap();
+        for set in [CapabilitySet::Minimal, CapabilitySet::Default] {
+            let footprint = WgpuFootprint::with_capabilities(set, OFFERED, OFFERED);
+            for precision in [Precision::Fast, Precision::Exact] {
+                let kv = spec.kv(&limits(&config), precision, &Headers).unwrap();
+                let positions = 2 * CONTEXT * config.num_hidden_layers * config.num_key_value_heads;
+                let expected = (positions * config.head_dim / 32 * 34) as u64;
+                assert_eq!(footprint.kv_bytes(&kv).unwrap(), expected, "{name} with {set:?}");
+                assert_eq!(footprint.kv_slabs(&kv).unwrap(), config.num_hidden_layers, "{name} with {set:?}");
             }
         }
     }

@@ -126,7 +126,7 @@ macro_rules! __conformance_cases {
             rope { every_geometry batch_invariance }
             kv { zero_at_first slots_and_layers order_of_slots padding_is_not_stored copy_blocks through_the_host }
             kv_encoding {
-                refusals rounding every_geometry ragged_batches outliers mixed_encodings copied_blocks batch_invariance
+                refusals rounding stored_bytes every_geometry ragged_batches outliers mixed_encodings copied_blocks batch_invariance
                 fused_store non_finite
             }
             attention {

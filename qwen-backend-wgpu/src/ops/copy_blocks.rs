@@ -3,7 +3,7 @@
 use qwen_core::Result;
 
 use crate::executor::WgpuBackend;
-use crate::kv::Store;
+use crate::kv::{Plane, Store};
 use crate::ops::host;
 use crate::shader::Shader;
 
@@ -22,10 +22,12 @@ pub(crate) fn copy_blocks(b: &mut WgpuBackend, store: &Store, pairs: &[(u32, u32
     for (slabs, key_encoding) in store.layers.iter().zip(&spec.key_encodings) {
         for slab in slabs {
             for (array, encoding) in [(&slab.keys, *key_encoding), (&slab.values, spec.value_encoding)] {
-                let block = encoding.bytes(spec.block_size * spec.head_dim) / 4;
-                let params = [block, block * spec.num_blocks, block * slab.heads];
-                let bindings = [array.write_all(), list.array.read(0..2 * pairs.len())];
-                b.queue_rows(op, &Shader::new(op), &bindings, &params, (block * slab.heads, pairs.len()))?;
+                for Plane { first_word, block_words } in store.planes(encoding) {
+                    let words = block_words * slab.heads;
+                    let params = [block_words, store.head_words(encoding), words, first_word];
+                    let bindings = [array.write_all(), list.array.read(0..2 * pairs.len())];
+                    b.queue_rows(op, &Shader::new(op), &bindings, &params, (words, pairs.len()))?;
+                }
             }
         }
     }

@@ -130,12 +130,14 @@ fn is_ordered(w: &Matrix) -> bool {
     w.segments.iter().any(|segment| segment.column_order.is_some())
 }
 
-/// One kernel if neither the matrix nor the layer of the store is split, otherwise the composed form.
+/// One kernel if neither the matrix nor the layer of the store is split, and the layer is stored pair by pair; otherwise
+/// the composed form.
 pub(crate) fn qkv_rope_store(b: &mut WgpuBackend, mut op: QkvRopeStore<'_, WgpuBackend>) -> Result<()> {
     let name = "qkv_rope_store";
     check_store(b, name, &op.kv.0, op.layer, &op.heads)?;
     let (layout, slabs) = (&op.w.0.layout, op.kv.0.layers[op.layer].len());
     let whole = slabs <= 1 && layout.num_slabs() <= 1 && !layout.is_gate_up() && !is_ordered(&op.w.0);
+    let whole = whole && !op.kv.0.types(op.layer).has_blocks();
     if !whole || layout.rows != op.heads.qkv_size() {
         return composed::qkv_rope_store(b, op);
     }

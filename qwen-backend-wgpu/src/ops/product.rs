@@ -159,7 +159,8 @@ impl ProductShader {
             EpilogueKind::Silu,
             EpilogueKind::Gated,
         ];
-        let epilogues: Vec<EpilogueKind> = epilogues.into_iter().chain(KvTypes::ALL.map(EpilogueKind::Heads)).collect();
+        let epilogues: Vec<EpilogueKind> =
+            epilogues.into_iter().chain(KvTypes::PAIRS.map(EpilogueKind::Heads)).collect();
         let plain = [Encoding::Bf16, Encoding::F16, Encoding::F32];
         let mut all = Vec::new();
         for &kernel in kernels {

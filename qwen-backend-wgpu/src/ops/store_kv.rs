@@ -4,7 +4,7 @@ use qwen_core::Result;
 use qwen_core::backend::{HeadLayout, StoreKv};
 
 use crate::executor::{WgpuBackend, words};
-use crate::kv::Store;
+use crate::kv::{KvType, Store};
 use crate::shader::Shader;
 
 /// Refuse heads whose row size overflows.
@@ -47,7 +47,19 @@ pub(crate) fn store_kv(b: &mut WgpuBackend, op: StoreKv<'_, WgpuBackend>) -> Res
                 slab.keys.write_all(),
                 slab.values.write_all(),
             ];
-            b.queue_rows(op, &shader, &bindings, &params, (pairs, piece.len()))?;
+            let types = store.types(layer);
+            if types.key != KvType::Q8 || types.value != KvType::Q8 {
+                b.queue_rows(op, &shader, &bindings, &params, (pairs, piece.len()))?;
+            }
+            // Sixteen threads for 64 channels.
+            let threads = slab.heads * heads.head_dim.div_ceil(64) * 16;
+            for (side, first, array) in [(types.key, first_key, &slab.keys), (types.value, first_value, &slab.values)] {
+                if side == KvType::Q8 {
+                    let params = [heads.qkv_size(), first, heads.head_dim, store.num_slots, threads, piece.start];
+                    let bindings = [bindings[0], bindings[1], array.write_all()];
+                    b.queue_rows(op, &Shader::new("store_kv_q8"), &bindings, &params, (threads, piece.len()))?;
+                }
+            }
         }
     }
     Ok(())

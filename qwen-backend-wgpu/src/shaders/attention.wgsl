@@ -42,12 +42,20 @@ const PARTS: u32 = WIDTH / HALF_DIM;
 //#if KEY_F16
 @group(0) @binding(5) var<storage, read> keys: array<vec4<u32>>;
 //#else
+//#if KEY_Q8
+@group(0) @binding(5) var<storage, read> keys: array<vec4<u32>>;
+//#else
 @group(0) @binding(5) var<storage, read> keys: array<vec4<f32>>;
+//#endif
 //#endif
 //#if VALUE_F16
 @group(0) @binding(6) var<storage, read> values: array<u32>;
 //#else
+//#if VALUE_Q8
+@group(0) @binding(6) var<storage, read> values: array<u32>;
+//#else
 @group(0) @binding(6) var<storage, read> values: array<vec2<f32>>;
+//#endif
 //#endif
 // With SPLIT partial results of partitions, otherwise rows of all query heads.
 @group(0) @binding(7) var<storage, read_write> out: array<f32>;
@@ -73,25 +81,6 @@ var<workgroup> row_share: array<vec2<f32>, ROWS>;
 //#include math
 //#include attention_state
 
-// Four rotary pairs of a key.
-struct Four {
-    a: vec4<f32>,
-    b: vec4<f32>,
-}
-
-fn key_pairs(head: u32, slot: u32, four: u32) -> Four {
-    //#if KEY_F16
-    let u = keys[((head * params.num_slots + slot) * HALF_DIM) / 4u + four];
-    return Four(
-        vec4(unpack2x16float(u.x), unpack2x16float(u.y)),
-        vec4(unpack2x16float(u.z), unpack2x16float(u.w)),
-    );
-    //#else
-    let at = ((head * params.num_slots + slot) * HALF_DIM) / 2u + 2u * four;
-    return Four(keys[at], keys[at + 1u]);
-    //#endif
-}
-
 // Positions of a sequence, clamped to the room in its block table: lengths and sums bound the loops below, and a kernel
 // of this step may have written them.
 fn context_of(seq: u32) -> u32 {
@@ -107,14 +96,7 @@ fn add_products(dots: array<vec4<f32>, QUADS>, channel: u32, key: f32) -> array<
     return sums;
 }
 
-fn value_pair(head: u32, slot: u32, pair: u32) -> vec2<f32> {
-    let at = (head * params.num_slots + slot) * HALF_DIM + pair;
-    //#if VALUE_F16
-    return unpack2x16float(values[at]);
-    //#else
-    return values[at];
-    //#endif
-}
+//#include attention_kv
 
 @compute @workgroup_size(WIDTH)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) local: u32) {
@@ -164,8 +146,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             first[r] = qkv[at] * params.scale;
             second[r] = qkv[at + HALF_DIM] * params.scale;
         }
-        queries[2u * channel * QUADS + q] = first;
-        queries[(2u * channel + 1u) * QUADS + q] = second;
+        queries[first_of_pair(channel) * QUADS + q] = first;
+        queries[second_of_pair(channel) * QUADS + q] = second;
     }
     workgroupBarrier();
     let row = local / LANES;
@@ -193,16 +175,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             if position < end {
                 let block = block_tables[seq * params.max_blocks_per_seq + position / params.block_size];
                 slots[local] = min(block * params.block_size + position % params.block_size, params.num_slots - 1u);
-                var dots: array<vec4<f32>, QUADS>;
-                for (var four = 0u; four < HALF_DIM / 4u; four++) {
-                    let k = key_pairs(head, slots[local], four);
-                    for (var i = 0u; i < 4u; i++) {
-                        dots = add_products(dots, 8u * four + i, k.a[i]);
-                    }
-                    for (var i = 0u; i < 4u; i++) {
-                        dots = add_products(dots, 8u * four + 4u + i, k.b[i]);
-                    }
-                }
+                let dots = scores_of(head, slots[local]);
                 for (var r = 0u; r < ROWS; r++) {
                     scores[local * ROWS + r] = dots[r / 4u][r % 4u];
                 }

@@ -1,5 +1,6 @@
 // Writes keys and values to the paged store: [head][slot][pair]. A pair of a key is a rotary pair, (i, i + half_dim); a
-// pair of a value is two adjacent channels. Slots beyond the store, such as those of padding, are not written.
+// pair of a value is two adjacent channels. Slots beyond the store, such as those of padding, are not written. Keys or
+// values in Q8_0 are left to store_kv_q8.
 
 //#if KEY_F16
 alias KeyPair = u32;
@@ -20,7 +21,10 @@ fn store_key(slot: u32, head: u32, i: u32, pair: vec2<f32>) {
         //#if KEY_F16
         keys[at] = f16_pair(pair);
         //#else
+        //#if KEY_Q8
+        //#else
         keys[at] = pair;
+        //#endif
         //#endif
     }
 }
@@ -31,7 +35,10 @@ fn store_value(slot: u32, head: u32, i: u32, pair: vec2<f32>) {
         //#if VALUE_F16
         values[at] = f16_pair(pair);
         //#else
+        //#if VALUE_Q8
+        //#else
         values[at] = pair;
+        //#endif
         //#endif
     }
 }

@@ -31,10 +31,13 @@ pub(crate) fn variants() -> Vec<Shader> {
     // Heads are multiples of eight channels up to 256.
     let half_dims = || (4..=128).step_by(4);
     all.extend(half_dims().map(merge_shader));
-    for types in KvTypes::ALL {
+    all.push(Shader::new("store_kv_q8"));
+    for types in KvTypes::PAIRS.into_iter().chain(KvTypes::BLOCKS) {
         all.push(types.flags(Shader::new("store_kv")));
-        for split in [true, false] {
-            all.extend(half_dims().map(|half_dim| attention_shader(split, types, half_dim)));
+        // Those in blocks are multiples of 32.
+        let half_dims = half_dims().filter(|half_dim| !types.has_blocks() || half_dim % 16 == 0);
+        for half_dim in half_dims {
+            all.extend([true, false].map(|split| attention_shader(split, types, half_dim)));
         }
     }
     let kernels = [ProductKernel::Matvec { tokens: 1 }, ProductKernel::Matvec { tokens: 4 }, ProductKernel::Tiled];

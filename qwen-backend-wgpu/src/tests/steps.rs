@@ -8,15 +8,30 @@ use crate::WgpuStats;
 
 #[test]
 fn a_decode_step_makes_nothing_and_submits_once() {
+    // Embedding, rows, norm, head and argmax; six kernels per layer.
+    decode(Encoding::F16, 2 * 64, 6);
+}
+
+/// Norm, product, rotation and two stores take the place of one kernel.
+#[test]
+fn so_does_one_with_keys_and_values_in_8_bits() {
+    decode(Encoding::Q8_0, 64 + 4, 10);
+}
+
+/// Decode with K/V in `encoding`, which takes `head_bytes` for 64 channels.
+fn decode(encoding: Encoding, head_bytes: usize, kernels_per_layer: u64) {
     let Some(backend) = backend(Precision::Fast) else { return };
     let stats = backend.stats();
-    let mut runner = runner(backend).unwrap();
+    let checkpoint = checkpoint();
+    let spec = ModelSpec::new(checkpoint.config()).with_kv_encoding(encoding).unwrap();
+    let mut runner = runner_with(backend, checkpoint.config(), &checkpoint, spec).unwrap();
     let mut id = step(&mut runner, &[1, 2, 3], 0).unwrap();
     id = step(&mut runner, &[id], 3).unwrap();
-    let layers = checkpoint().config().num_hidden_layers as u64;
+    let config = checkpoint.config();
+    let layers = config.num_hidden_layers as u64;
     let weights: u64 = 2 * 3_938_560;
-    let config = checkpoint().config().clone();
-    let position = 2 * 2 * (config.num_key_value_heads * config.head_dim * config.num_hidden_layers) as u64;
+    let units = config.num_key_value_heads * config.head_dim * config.num_hidden_layers / 64;
+    let position = 2 * (head_bytes * units) as u64;
     // Across spans of attention too: the context grows from 4 to 260.
     for computed in 4..260 {
         let before = (stats.objects(), stats.submissions(), stats.dispatches(), stats.weight_bytes(), stats.kv_bytes());
@@ -24,9 +39,8 @@ fn a_decode_step_makes_nothing_and_submits_once() {
         id = step(&mut runner, &[id], computed).unwrap();
         assert_eq!(stats.objects(), before.0, "objects made at position {computed}");
         assert_eq!(stats.submissions(), before.1 + 1, "command buffers at position {computed}");
-        // Embedding, rows, norm, head and argmax; six per layer.
         let dispatches = stats.dispatches() - before.2;
-        assert!(dispatches <= 6 * layers + 5, "{dispatches} kernels for {layers} layers");
+        assert!(dispatches <= kernels_per_layer * layers + 5, "{dispatches} kernels for {layers} layers");
         let kv = position * (computed as u64 + 1);
         let read = (stats.weight_bytes() - before.3, stats.kv_bytes() - before.4);
         assert!(100 * read.0 >= 99 * weights && read.1 >= kv, "{read:?} bytes read, there are {weights} and {kv}");

@@ -13,7 +13,7 @@ use crate::scenario::{Blocks, Keys, Scenario};
 use crate::tolerance;
 use qwen_core::Encoding;
 use qwen_core::backend::reference::Reference;
-use qwen_core::backend::{Backend, HeadLayout};
+use qwen_core::backend::{Backend, HeadLayout, KvSpec};
 use qwen_core::error::{Error, Result};
 use qwen_core::numerics::encoding::q8;
 
@@ -100,6 +100,82 @@ pub fn rounding<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Heads of random magnitudes, from those that F16 scales cannot tell from 0 to the largest of f32, and heads whose
+/// codes lie between two whole numbers.
+fn random_heads(head_dim: usize, count: u64) -> Vec<Vec<f32>> {
+    let head = |seed| {
+        let mut rng = Rng::of(&[54, seed]);
+        let exponent = rng.below(250) as f32 - 124.0;
+        let magnitude = rng.normal().abs().max(0.1) * exponent.exp2();
+        match seed % 4 {
+            // Multiples of half a step: many ties.
+            0 => (0..head_dim).map(|_| (rng.below(509) as f32 - 254.0) / 254.0 * magnitude).collect(),
+            1 => (0..head_dim).map(|_| rng.normal() * 2e-7 * magnitude.clamp(0.01, 100.0)).collect(),
+            2 => rng.normals(head_dim, 3.0),
+            _ => (0..head_dim).map(|_| (rng.normal() * magnitude).clamp(f32::MIN, f32::MAX)).collect(),
+        }
+    };
+    (0..count).map(head).collect()
+}
+
+/// The stored bytes of keys and values are those of `q8::round`, bit for bit, also of damaged ones.
+pub fn stored_bytes<B: Backend>(rig: &mut Rig<'_, B>) -> Result<()> {
+    if let Some(reason) = refusal(rig)? {
+        return rig.skip(&reason);
+    }
+    for dim in [32, 64, 96, 128] {
+        let heads = heads(4, 2, dim);
+        let mut all = [telling_heads(dim), random_heads(dim, 400)].concat();
+        all.extend([f32::NAN, f32::INFINITY, f32::NEG_INFINITY].map(|damage| {
+            let mut head = Rng::of(&[55]).normals(dim, 1.0);
+            head[dim - 3] = damage;
+            head
+        }));
+        // Two key heads and two value heads a row.
+        let rows: Vec<&[Vec<f32>]> = all.chunks_exact(4).collect();
+        let spec = KvSpec {
+            num_blocks: rows.len().div_ceil(16),
+            num_key_value_heads: heads.num_key_value_heads,
+            ..spec(BOTH, dim)
+        };
+        let mut kv = rig.b.kv(&spec)?;
+        let slots: Vec<u32> = (0..rows.len() as u32).collect();
+        let queries = vec![0.0; heads.q_size()];
+        let qkv: Vec<f32> = rows.iter().flat_map(|row| [queries.clone(), row.concat()].concat()).collect();
+        kv_rows::store(&mut rig.b, heads, (&mut kv, 0), &slots, &qkv)?;
+        let encoding = rig.b.stored_encoding(Encoding::Q8_0);
+        let stored = KvSpec { key_encodings: vec![encoding], value_encoding: encoding, ..spec };
+        let blocks: Vec<u32> = (0..stored.num_blocks as u32).collect();
+        let mut bytes = vec![0; blocks.len() * stored.block_bytes()];
+        rig.b.read_blocks(&kv, &blocks, &mut bytes)?;
+        let row_bytes = encoding.bytes(dim);
+        for (position, row) in rows.iter().enumerate() {
+            let block = &bytes[position / 16 * stored.block_bytes()..][..stored.block_bytes()];
+            for (part, head) in stored.block_parts().zip(row.iter()) {
+                let found = &block[part.bytes.start + position % 16 * row_bytes..][..row_bytes];
+                let outcome = if is_rounded(encoding, found, head) { Ok(()) } else { Err(format!("{found:?}")) };
+                rig.note(|| format!("{head:?}"), outcome);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether these bytes are those that a head is rounded to; for a backend that stores more than was asked for, what they
+/// decode to.
+fn is_rounded(encoding: Encoding, found: &[u8], head: &[f32]) -> bool {
+    if encoding == Encoding::Q8_0 {
+        let blocks = head.as_chunks().0.iter().map(q8::round);
+        let bytes =
+            blocks.flat_map(|(scale, codes)| scale.to_le_bytes().into_iter().chain(codes.map(|code| code as u8)));
+        return bytes.eq(found.iter().copied());
+    }
+    let (mut values, mut expected) = (vec![0.0; head.len()], head.to_vec());
+    encoding.decode_row(found, &mut values);
+    q8::store_and_read(&mut expected);
+    values.iter().zip(&expected).all(|(found, expected)| found == expected || found.is_nan() && expected.is_nan())
 }
 
 /// The heads of every published size: a prompt, a chunk and single tokens in one batch.
