@@ -30,8 +30,12 @@ pub struct AdapterInfo {
     pub max_workgroup_bytes: u32,
     /// The most storage buffers of a kernel.
     pub max_storage_buffers: u32,
-    /// Features that kernels can use: `f16`, `subgroups`, `cooperative-matrices`, `timestamps`.
+    /// Features that kernels can use: `f16`, `subgroups`, `cooperative-matrices`, `timestamps`, `integer-dots`.
     pub features: Vec<&'static str>,
+    /// The most threads that run in lockstep: a power of two; 32 if the API does not say.
+    pub(crate) subgroup: u32,
+    /// Whether kernels can multiply and add four signed bytes at once: a feature of the language.
+    pub(crate) integer_dots: bool,
     /// Its cooperative matrices, if kernels can use them.
     pub(crate) cooperative: Option<Cooperative>,
 }
@@ -105,6 +109,8 @@ impl AdapterInfo {
             max_workgroup_bytes: limits.max_compute_workgroup_storage_size,
             max_storage_buffers: limits.max_storage_buffers_per_shader_stage,
             features: Vec::new(),
+            subgroup: 32,
+            integer_dots: true,
             cooperative: None,
         }
     }
@@ -124,7 +130,7 @@ impl fmt::Display for AdapterInfo {
 /// }
 /// ```
 pub fn adapters() -> Vec<AdapterInfo> {
-    enumerate().iter().enumerate().map(|(index, adapter)| describe(index, adapter)).collect()
+    enumerate().into_iter().map(|(info, _)| info).collect()
 }
 
 /// The adapters that are GPUs, best first: discrete before integrated before others, then by memory. None is opened.
@@ -145,13 +151,18 @@ fn instance() -> wgpu::Instance {
     })
 }
 
-fn enumerate() -> Vec<wgpu::Adapter> {
+/// The adapters, each with its description.
+fn enumerate() -> Vec<(AdapterInfo, wgpu::Adapter)> {
     let instance = instance();
-    pollster::block_on(instance.enumerate_adapters(wgpu::Backends::all()))
+    let language = instance.wgsl_language_features();
+    let found = pollster::block_on(instance.enumerate_adapters(wgpu::Backends::all()));
+    let described = |(index, adapter)| (describe(index, &adapter, &language), adapter);
+    found.into_iter().enumerate().map(described).collect()
 }
 
-pub(crate) fn describe(index: usize, adapter: &wgpu::Adapter) -> AdapterInfo {
+fn describe(index: usize, adapter: &wgpu::Adapter, language: &wgpu::WgslLanguageFeatures) -> AdapterInfo {
     let (info, limits, offered) = (adapter.get_info(), adapter.limits(), adapter.features());
+    let integer_dots = language.contains(wgpu::WgslLanguageFeatures::Packed4x8IntegerDotProduct);
     let known = [
         (wgpu::Features::SHADER_F16, "f16"),
         (wgpu::Features::SUBGROUP, "subgroups"),
@@ -175,8 +186,15 @@ pub(crate) fn describe(index: usize, adapter: &wgpu::Adapter) -> AdapterInfo {
         max_buffer_bytes: limits.max_buffer_size,
         max_workgroup_bytes: limits.max_compute_workgroup_storage_size,
         max_storage_buffers: limits.max_storage_buffers_per_shader_stage,
+        subgroup: if info.subgroup_max_size.is_power_of_two() { info.subgroup_max_size } else { 32 },
         cooperative: Cooperative::of(adapter),
-        features: known.iter().filter(|(feature, _)| offered.contains(*feature)).map(|(_, name)| *name).collect(),
+        features: known
+            .iter()
+            .filter(|(feature, _)| offered.contains(*feature))
+            .map(|(_, name)| *name)
+            .chain(integer_dots.then_some("integer-dots"))
+            .collect(),
+        integer_dots,
     }
 }
 
@@ -200,8 +218,7 @@ fn memory(_adapter: &wgpu::Adapter) -> Option<u64> {
 
 /// The adapter that `choice` selects, and its description.
 pub(crate) fn choose(choice: &AdapterChoice) -> Result<(wgpu::Adapter, AdapterInfo)> {
-    let found: Vec<_> =
-        enumerate().into_iter().enumerate().map(|(index, adapter)| (describe(index, &adapter), adapter)).collect();
+    let found = enumerate();
     let listed = || match found.is_empty() {
         true => "no driver offers one".into(),
         false => found.iter().map(|(info, _)| format!("{}: {info}", info.index)).collect::<Vec<_>>().join("; "),
@@ -290,6 +307,8 @@ mod tests {
             max_workgroup_bytes: 1 << 15,
             max_storage_buffers: 8,
             features: Vec::new(),
+            subgroup: 32,
+            integer_dots: true,
             cooperative: None,
         }
     }

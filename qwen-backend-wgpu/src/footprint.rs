@@ -149,8 +149,9 @@ mod tests {
         ModelSpec::new(&published::shapes()[0].1).shape()
     }
 
-    /// What every device needs in addition to the model: parameters, inputs and 16 rows of logits.
-    const BESIDE: u64 = params::SIZE + staging::BYTES + 16 * 4 * 151_936;
+    /// What every device needs in addition to the model: parameters, inputs, eight rows of activations as bytes, and 16 rows
+    /// of logits.
+    const BESIDE: u64 = params::SIZE + staging::BYTES + 8 * 48 * (4864 / 32) + 16 * 4 * 151_936;
 
     #[test]
     fn partial_results_count_as_far_as_they_can_be_bound() {

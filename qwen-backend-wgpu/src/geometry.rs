@@ -19,6 +19,11 @@ pub(crate) fn f16_row_words(cols: usize) -> usize {
     cols.div_ceil(8).saturating_mul(4)
 }
 
+/// Words of a row of `cols` activations as signed bytes: for each 32 of them eight words, and four with their scale.
+pub(crate) fn signed_row_words(cols: usize) -> usize {
+    (cols / 32).saturating_mul(12)
+}
+
 /// The memory that the kernels of a step need in addition to the model's buffers. [`crate::WgpuFootprint`] plans it,
 /// and the backend allocates it once, before a model is loaded. Sizes that overflow a u64 saturate.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -29,6 +34,8 @@ pub(crate) struct WorkspaceSizes {
     pub(crate) f16_values: u64,
     /// Words of their scales, one per row.
     pub(crate) f16_scales: u64,
+    /// Words of activations as signed bytes, for products of few rows with block formats.
+    pub(crate) signed_rows: u64,
     /// Bytes of logits on their way to the host.
     pub(crate) readback: u64,
 }
@@ -40,18 +47,21 @@ impl WorkspaceSizes {
         let (blocks, block_size) = (limits.max_blocks_per_seq(), limits.block_size);
         let partials = Partials::new(shape.heads, blocks, block_size, PARTITION as usize, max_seqs, max_binding);
         // The output head multiplies one row per row of logits, of which there may be more than tokens.
-        let rows = if cooperative { limits.max_num_batched_tokens.max(limits.max_num_logits) } else { 0 };
+        let most = limits.max_num_batched_tokens.max(limits.max_num_logits);
+        let rows = if cooperative { most } else { 0 };
         WorkspaceSizes {
             partials: partials.bytes() / 4,
             f16_values: size::bytes(1, &[rows, f16_row_words(shape.widest_input())]),
             f16_scales: rows as u64,
+            signed_rows: size::bytes(1, &[most.min(TILE_FROM - 1), signed_row_words(shape.widest_input())]),
             readback: size::bytes(4, &[limits.max_num_logits, shape.vocab_size]),
         }
     }
 
     /// The total bytes; `u64::MAX` if they overflow.
     pub(crate) fn bytes(&self) -> u64 {
-        let arrays = [self.partials, self.f16_values, self.f16_scales].into_iter().filter(|words| *words > 0);
+        let arrays =
+            [self.partials, self.f16_values, self.f16_scales, self.signed_rows].into_iter().filter(|words| *words > 0);
         arrays.map(bytes_of).fold(self.readback, u64::saturating_add)
     }
 }

@@ -38,7 +38,7 @@ sources! {
     "activations", "add", "add_rows", "argmax", "attention", "attention_kv", "attention_merge", "attention_state", "blocks", "ceiling_cooperative",
     "ceiling_copy", "ceiling_multiply", "ceiling_read", "cooperative", "copy_blocks", "embed", "f16", "f16_rows",
     "gather_rows", "kv_q8", "kv_write", "math", "matmul", "matmul_cooperative", "matvec", "norm", "product", "rms_norm", "rope",
-    "rotary", "silu_and_mul", "store_kv", "store_kv_q8", "weights",
+    "rotary", "signed", "signed_rows", "silu_and_mul", "store_kv", "store_kv_q8", "weights",
 }
 
 sources! {

@@ -39,6 +39,8 @@ pub(crate) struct Workspace {
     pub(crate) f16_values: WorkspaceArray,
     /// Their scales, one per row.
     pub(crate) f16_scales: WorkspaceArray,
+    /// Activations as signed bytes.
+    pub(crate) signed_rows: WorkspaceArray,
 }
 
 impl Workspace {
@@ -51,6 +53,7 @@ impl Workspace {
             partials: WorkspaceArray::new(device, "partial results of attention", sizes.partials)?,
             f16_values: WorkspaceArray::new(device, "activations as f16", sizes.f16_values)?,
             f16_scales: WorkspaceArray::new(device, "scales of activations", sizes.f16_scales)?,
+            signed_rows: WorkspaceArray::new(device, "activations as bytes", sizes.signed_rows)?,
         })
     }
 }

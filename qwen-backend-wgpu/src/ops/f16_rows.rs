@@ -4,6 +4,7 @@ use qwen_core::{Encoding, Result};
 
 use crate::executor::{KernelCall, WgpuBackend, Words, words};
 use crate::geometry::f16_row_words;
+use crate::ops::rounded::Rounded;
 use crate::runtime::array::Array;
 use crate::runtime::commands::{Cost, Grid};
 use crate::shader::Shader;
@@ -12,16 +13,6 @@ use crate::weight::{Layout, StoredSegment};
 /// Exponent of the largest value after scaling, for activations and weights. Far from overflow, and high enough that
 /// only negligibly small values lose bits.
 const LARGEST_EXPONENT: u32 = 14;
-
-/// The rows of a product as f16. Clones are the same arrays.
-#[derive(Debug, Clone)]
-pub(super) struct F16Rows {
-    pub(super) values: Array,
-    /// Words of a row in `values`.
-    pub(super) width: usize,
-    /// `[row]`
-    pub(super) scales: Array,
-}
 
 /// The biased exponent of the factor for the sums, since the kernel divides the weights by it.
 pub(super) fn weight_exponent(encoding: Encoding, stored: &StoredSegment) -> u32 {
@@ -41,7 +32,7 @@ pub(super) fn round(
     layout: &Layout,
     column_order: Option<&Array>,
     rows: usize,
-) -> Result<F16Rows> {
+) -> Result<Rounded> {
     let width = f16_row_words(layout.cols);
     // If nothing was planned: as many rows as `x` holds, so that longer steps allocate nothing.
     let most = (x.len / layout.cols.max(1)).max(rows) as u64;
@@ -62,5 +53,5 @@ pub(super) fn round(
         let grid = Grid::fixed([piece.len(), 1, 1]);
         b.queue(KernelCall { op, shader: &shader, bindings: &bindings, params: &params, grid, cost: Cost::default() })?;
     }
-    Ok(F16Rows { values, width, scales })
+    Ok(Rounded { values, width, scales: Some(scales) })
 }

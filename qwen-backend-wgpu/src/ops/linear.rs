@@ -7,11 +7,13 @@ use qwen_core::backend::{GateUpSilu, HeadLayout, Linear, LinearAdd, Norm, QkvRop
 use crate::executor::{KernelCall, WgpuBackend, WgpuBuffer, Words, words};
 use crate::geometry::TILE_FROM;
 use crate::kv::{Slab, Store};
-use crate::ops::f16_rows;
 use crate::ops::product::{EpilogueKind, ProductKernel, ProductShader};
+use crate::ops::rounded::Rounded;
 use crate::ops::store_kv::check_store;
+use crate::ops::{f16_rows, signed_rows};
+use crate::runtime::array::Array;
 use crate::runtime::commands::{Cost, Grid};
-use crate::weight::{Matrix, Segment, StoredSegment};
+use crate::weight::{Layout, Matrix, Segment, StoredSegment};
 
 /// The last word of the parameters: the epsilon of a norm, or the exponent of the weights' scale.
 const LAST_PARAM: usize = 13;
@@ -117,7 +119,7 @@ pub(crate) fn gate_up_silu(b: &mut WgpuBackend, mut op: GateUpSilu<'_, WgpuBacke
     if !layout.is_gate_up() {
         return composed::gate_up_silu(b, op);
     }
-    if !fuses_norm(b, op.rows, 4) || is_ordered(&op.w.0) {
+    if !fuses_norm(b, &op.w.0, op.rows, 4) || is_ordered(&op.w.0) {
         op.x = composed::normed(b, op.norm.take(), op.x, op.rows)?;
     }
     let GateUpSilu { norm, x, w, out, rows, .. } = op;
@@ -141,7 +143,7 @@ pub(crate) fn qkv_rope_store(b: &mut WgpuBackend, mut op: QkvRopeStore<'_, WgpuB
     if !whole || layout.rows != op.heads.qkv_size() {
         return composed::qkv_rope_store(b, op);
     }
-    if !fuses_norm(b, op.rows, 9) {
+    if !fuses_norm(b, &op.w.0, op.rows, 9) {
         op.x = composed::normed(b, op.norm.take(), op.x, op.rows)?;
     }
     let QkvRopeStore { norm, x, w, bias, inputs, heads, qkv, kv, layer, rows, .. } = op;
@@ -156,9 +158,12 @@ pub(crate) fn qkv_rope_store(b: &mut WgpuBackend, mut op: QkvRopeStore<'_, WgpuB
 /// Whether a product of `rows` rows of activations norms them itself, with a kernel of `arrays` storage buffers.
 ///
 /// Each of its workgroups then norms the same few rows, which costs less than a separate kernel that all of them wait
-/// for. Many rows are normed once. The bits are the same.
-fn fuses_norm(b: &WgpuBackend, rows: usize, arrays: u32) -> bool {
-    rows < TILE_FROM && arrays <= b.gpu.device.limits.max_storage_buffers_per_shader_stage
+/// for. Many rows are normed once. The bits are the same. Where activations are rounded to bytes, the kernel that does
+/// that norms them.
+fn fuses_norm(b: &WgpuBackend, w: &Matrix, rows: usize, arrays: u32) -> bool {
+    let kernel = |segment: &Segment| ProductKernel::choose(&b.gpu.device, b.precision, segment.encoding, rows);
+    let signed = w.layout.segments.iter().all(|segment| kernel(segment).is_signed());
+    rows < TILE_FROM && (signed || arrays <= b.gpu.device.limits.max_storage_buffers_per_shader_stage)
 }
 
 /// The rows of a matrix that a product multiplies.
@@ -192,6 +197,41 @@ impl<'a> Rows<'a> {
     }
 }
 
+/// The activations of a product, rounded as its kernels take them.
+struct Rounding<'a> {
+    activations: Activations<'a>,
+    rows: usize,
+    /// Bytes in the usual order of columns, once they are needed: for all segments.
+    bytes: Option<Rounded>,
+}
+
+impl Rounding<'_> {
+    /// The input of `kernel`; `None` where it reads f32.
+    fn round(
+        &mut self,
+        b: &mut WgpuBackend,
+        op: &str,
+        kernel: ProductKernel,
+        layout: &Layout,
+        column_order: Option<&Array>,
+    ) -> Result<Option<Rounded>> {
+        let Activations { x, norm } = self.activations;
+        if let ProductKernel::Cooperative(_) = kernel {
+            return f16_rows::round(b, op, x, layout, column_order, self.rows).map(Some);
+        }
+        if !kernel.is_signed() {
+            return Ok(None);
+        }
+        if column_order.is_none() && self.bytes.is_some() {
+            return Ok(self.bytes.clone());
+        }
+        let rounded = signed_rows::round(b, op, (x, norm), layout, column_order, self.rows)?;
+        // All of them share one array.
+        self.bytes = column_order.is_none().then(|| rounded.clone());
+        Ok(Some(rounded))
+    }
+}
+
 /// Queue `w x` for each slab of the rows, with `epilogue` applied to the sums.
 fn product(
     b: &mut WgpuBackend,
@@ -210,24 +250,23 @@ fn product(
     if let Some((weight, _)) = norm {
         b.need(op, "norm", weight, &[layout.cols])?;
     }
+    let mut rounding = Rounding { activations, rows, bytes: None };
     for (segment, stored) in matrix_rows.segments() {
-        let kernel = ProductKernel::choose(b.precision, b.gpu.device.cooperative, segment.encoding, rows);
+        let kernel = ProductKernel::choose(&b.gpu.device, b.precision, segment.encoding, rows);
+        let column_order = stored.column_order.as_ref();
+        let rounded = rounding.round(b, op, kernel, layout, column_order)?;
+        let norm = norm.filter(|_| rounded.is_none());
         let shader = ProductShader {
             kernel,
             encoding: segment.encoding,
             gate_up: segment.gate_up,
-            ordered: stored.column_order.is_some(),
+            ordered: column_order.is_some(),
             ragged: !layout.cols.is_multiple_of(8),
             norm: norm.is_some(),
             epilogue: epilogue.kind(),
         };
         let shader = shader.shader();
         let (pairs_per_group, tokens_per_group) = kernel.tile();
-        let column_order = stored.column_order.as_ref();
-        let rounded = match kernel {
-            ProductKernel::Cooperative(_) => Some(f16_rows::round(b, op, x, layout, column_order, rows)?),
-            _ => None,
-        };
         let (x, x_width) = match &rounded {
             Some(rounded) => (&rounded.values, rounded.width),
             None => (&x.array, layout.cols),
@@ -265,8 +304,8 @@ fn product(
                     params.resize(LAST_PARAM, 0);
                     params.push(eps.to_bits());
                 }
-                if let Some(rounded) = &rounded {
-                    bindings.push(rounded.scales.read(0..rows));
+                if let Some(scales) = rounded.as_ref().and_then(|rounded| rounded.scales.as_ref()) {
+                    bindings.push(scales.read(0..rows));
                     params.resize(LAST_PARAM, 0);
                     params.push(f16_rows::weight_exponent(segment.encoding, stored));
                 }

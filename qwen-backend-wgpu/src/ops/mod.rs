@@ -15,5 +15,7 @@ pub(crate) mod linear;
 pub(crate) mod product;
 pub(crate) mod rms_norm;
 pub(crate) mod rope;
+mod rounded;
+mod signed_rows;
 pub(crate) mod silu_and_mul;
 pub(crate) mod store_kv;

@@ -2,23 +2,24 @@
 
 #[cfg(test)]
 use qwen_core::backend::planes;
+use qwen_core::backend::planes::PlaneFormat;
 use qwen_core::{Encoding, Precision};
 
 use crate::adapter::Cooperative;
 use crate::geometry::TILE_FROM;
 use crate::kv::KvTypes;
+use crate::runtime::device::Device;
 use crate::shader::Shader;
 
-/// Threads that share a row in `matvec.wgsl`.
-const LANES: u32 = 32;
-/// Groups of `LANES` threads in a workgroup.
-const GROUPS: u32 = 2;
+/// Threads of a workgroup of `matvec.wgsl`.
+const MATVEC_THREADS: u32 = 64;
 
 /// A kernel that multiplies a matrix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ProductKernel {
-    /// For few rows, bound by reading the matrix: `tokens` rows at a time, one or four.
-    Matvec { tokens: u32 },
+    /// For few rows, bound by reading the matrix: `tokens` rows at a time, one or four. `lanes` threads share a row of the
+    /// matrix. If `signed`, it is in blocks, and the activations are signed bytes.
+    Matvec { tokens: u32, lanes: u32, signed: bool },
     /// For many rows, bound by arithmetic.
     Tiled,
     /// For many rows, by cooperative matrices.
@@ -28,34 +29,37 @@ pub(crate) enum ProductKernel {
 impl ProductKernel {
     /// The kernel for `rows` rows: of the whole batch, not of a piece, so that the way a device splits does not change
     /// results.
-    pub(super) fn choose(
-        precision: Precision,
-        cooperative: Option<Cooperative>,
-        encoding: Encoding,
-        rows: usize,
-    ) -> Self {
-        match cooperative.filter(|_| encoding != Encoding::F32) {
+    pub(super) fn choose(device: &Device, precision: Precision, encoding: Encoding, rows: usize) -> Self {
+        match device.cooperative.filter(|_| encoding != Encoding::F32) {
             _ if precision != Precision::Fast || rows < TILE_FROM => {
-                ProductKernel::Matvec { tokens: if rows == 1 { 1 } else { 4 } }
+                let signed = precision == Precision::Fast && device.integer_dots && PlaneFormat::of(encoding).is_some();
+                ProductKernel::Matvec { tokens: if rows == 1 { 1 } else { 4 }, lanes: device.lanes, signed }
             }
             Some(cooperative) => ProductKernel::Cooperative(cooperative),
             None => ProductKernel::Tiled,
         }
     }
 
+    /// Whether its activations are signed bytes.
+    pub(super) fn is_signed(self) -> bool {
+        matches!(self, ProductKernel::Matvec { signed: true, .. })
+    }
+
     /// Pairs of matrix rows, and tokens, per workgroup.
     pub(super) fn tile(self) -> (usize, usize) {
         match self {
-            ProductKernel::Matvec { tokens } => ((GROUPS * self.pairs_per_lane()) as usize, tokens as usize),
+            ProductKernel::Matvec { tokens, lanes, .. } => {
+                ((MATVEC_THREADS / lanes * pairs_per_lane(tokens)) as usize, tokens as usize)
+            }
             ProductKernel::Tiled => (32, 64),
             ProductKernel::Cooperative(Cooperative { size, .. }) => (2 * size as usize, 4 * size as usize),
         }
     }
+}
 
-    /// Pairs of rows per thread of `matvec.wgsl`: with one token it has registers for two.
-    fn pairs_per_lane(self) -> u32 {
-        if self == (ProductKernel::Matvec { tokens: 1 }) { 2 } else { 1 }
-    }
+/// Pairs of rows per thread of `matvec.wgsl`: with one token it has registers for two.
+fn pairs_per_lane(tokens: u32) -> u32 {
+    if tokens == 1 { 2 } else { 1 }
 }
 
 /// A shader that uses cooperative matrices.
@@ -117,13 +121,15 @@ impl ProductShader {
                 (shader, false, false)
             }
             ProductKernel::Tiled => (Shader::new("matmul"), ordered, ragged),
-            ProductKernel::Matvec { tokens } => {
+            ProductKernel::Matvec { tokens, lanes, signed } => {
                 let shader = Shader::new("matvec")
-                    .constant("LANES", LANES)
-                    .constant("GROUPS", GROUPS)
-                    .constant("PAIRS", kernel.pairs_per_lane())
-                    .constant("TOKENS", tokens);
-                (shader, ordered, ragged)
+                    .constant("LANES", lanes)
+                    .constant("GROUPS", MATVEC_THREADS / lanes)
+                    .constant("PAIRS", pairs_per_lane(tokens))
+                    .constant("TOKENS", tokens)
+                    .flag_if(signed, "SIGNED");
+                // Bytes are rounded in the order of the columns.
+                (shader, ordered && !signed, ragged)
             }
         };
         let order = match epilogue {
@@ -187,9 +193,13 @@ impl ProductShader {
             EpilogueKind::Heads(_) | EpilogueKind::Gated => !self.gate_up,
             _ => true,
         };
-        let is_block = planes::PlaneFormat::of(self.encoding).is_some();
+        let is_block = PlaneFormat::of(self.encoding).is_some();
         let is_group = matches!(self.encoding, Encoding::Group(_));
         let columns = !(self.ragged && is_block) && (!self.ordered || is_group && !self.norm && !cooperative);
+        let signed = self.kernel.is_signed();
+        if signed && (!is_block || self.norm || self.ordered) {
+            return false;
+        }
         let norms = !self.norm || few && matches!(self.epilogue, EpilogueKind::Silu | EpilogueKind::Heads(_));
         orders && norms && columns && !(cooperative && (self.ragged || self.encoding == Encoding::F32))
     }

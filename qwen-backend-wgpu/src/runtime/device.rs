@@ -29,6 +29,11 @@ pub(crate) struct Device {
     pub(crate) limits: wgpu::Limits,
     /// The cooperative matrices that it was opened with.
     pub(crate) cooperative: Option<Cooperative>,
+    /// Threads that share a row of a matrix: as many as run in lockstep, at most 32, so that adding up their sums waits
+    /// for no others.
+    pub(crate) lanes: u32,
+    /// Whether kernels may use `dot4I8Packed`, four products of signed bytes.
+    pub(crate) integer_dots: bool,
     pub(crate) stats: WgpuStats,
     fault: Arc<Fault>,
 }
@@ -50,7 +55,9 @@ impl Device {
             note(&noted, format!("the device was lost ({reason:?}): {message}; load the engine again"));
         });
         let limits = handle.limits();
-        Device { id: next_id(), handle, queue, info, limits, cooperative, stats: WgpuStats::default(), fault }
+        let (lanes, integer_dots) = (info.subgroup.clamp(8, 32), info.integer_dots);
+        let stats = WgpuStats::default();
+        Device { id: next_id(), handle, queue, info, limits, cooperative, lanes, integer_dots, stats, fault }
     }
 
     /// The first fault that the driver reported, as an error of `op`. A device with a fault is no longer used.

@@ -38,10 +38,14 @@ struct Params {
 @group(0) @binding(1) var<storage, read> x: array<vec4<u32>>;
 @group(0) @binding(SCALES_BINDING) var<storage, read> scales: array<f32>;
 //#else
+//#if SIGNED
+@group(0) @binding(1) var<storage, read> x: array<vec4<u32>>;
+//#else
 //#if RAGGED
 @group(0) @binding(1) var<storage, read> x: array<f32>;
 //#else
 @group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
+//#endif
 //#endif
 //#endif
 @group(0) @binding(2) var<storage, read> w: array<vec4<u32>>;
@@ -50,7 +54,11 @@ struct Params {
 //#include weights
 //#if COOPERATIVE
 //#else
+//#if SIGNED
+//#include signed
+//#else
 //#include activations
+//#endif
 //#endif
 
 // The positions of a pair's two rows in this slab, and their indices in the whole matrix.

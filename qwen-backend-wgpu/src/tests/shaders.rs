@@ -40,7 +40,13 @@ pub(crate) fn variants() -> Vec<Shader> {
             all.extend([true, false].map(|split| attention_shader(split, types, half_dim)));
         }
     }
-    let kernels = [ProductKernel::Matvec { tokens: 1 }, ProductKernel::Matvec { tokens: 4 }, ProductKernel::Tiled];
+    let few = [1, 4].into_iter().flat_map(|tokens| [(tokens, 8), (tokens, 32)]);
+    let few =
+        few.flat_map(|(tokens, lanes)| [false, true].map(|signed| ProductKernel::Matvec { tokens, lanes, signed }));
+    let kernels: Vec<ProductKernel> = few.chain([ProductKernel::Tiled]).collect();
+    all.push(Shader::new("signed_rows"));
+    all.push(Shader::new("signed_rows").flag("ORDERED").constant("ORDER_BINDING", 3));
+    all.push(Shader::new("signed_rows").flag("NORM").constant("NORM_BINDING", 3));
     all.extend(ProductShader::all(&kernels).into_iter().map(ProductShader::shader));
     all
 }

@@ -3,12 +3,16 @@
 
 //#include formats/grid
 
-fn codes(row: u32, chunk: u32) -> Codes {
+fn eight_codes(bits: u32) -> vec2<u32> {
+    return negated(point_of_eight(bits & 511u), eight_signs(bits >> 9u));
+}
+
+fn unit(row: u32, u: u32) -> Unit {
     let at = row_start(row);
     let scales = at + params.chunks / 2u;
-    let bits = word(at + chunk / 2u) >> (16u * (chunk % 2u));
-    let d = half(scales + params.chunks / 16u, chunk / 32u);
-    let scale = d * (0.5 + f32(nibble(scales, chunk / 2u))) * 0.25;
-    let point = bits & 511u;
-    return Codes(negated(vec2(word(2u * point), word(2u * point + 1u)), eight_signs(bits >> 9u)), scale, 0.0, 0.0);
+    let a = word(at + 2u * u);
+    let b = word(at + 2u * u + 1u);
+    let d = half(scales + params.chunks / 16u, u / 8u) * 0.25;
+    let q = codes_of(eight_codes(a), eight_codes(a >> 16u), eight_codes(b), eight_codes(b >> 16u));
+    return Unit(q, d * (0.5 + vec2<f32>(nibbles(scales, u))), vec2(0.0), 0.0);
 }

@@ -3,17 +3,26 @@
 
 //#include formats/grid
 
-fn codes(row: u32, chunk: u32) -> Codes {
-    let at = row_start(row);
-    let signs = at + params.chunks / 2u;
-    let high = signs + params.chunks / 4u;
-    let scales = high + params.chunks / 16u;
-    let low = word(at + chunk / 2u) >> (16u * (chunk % 2u));
-    let ninth = word(high + chunk / 16u) >> (2u * (chunk % 16u));
+fn eight_codes(low: u32, ninth: u32, signs: u32) -> vec2<u32> {
     let first = (low & 255u) | ((ninth & 1u) << 8u);
     let second = ((low >> 8u) & 255u) | ((ninth & 2u) << 7u);
-    let d = half(scales + params.chunks / 32u, chunk / 32u);
-    let scale = d * (1.0 + 2.0 * f32(nibble(scales, chunk / 4u)));
-    let q = negated(vec2(word(first), word(second)), word(signs + chunk / 4u) >> (8u * (chunk % 4u)));
-    return Codes(q, scale, 0.0, 0.0);
+    return negated(vec2(word(first), word(second)), signs);
+}
+
+fn unit(row: u32, u: u32) -> Unit {
+    let at = row_start(row);
+    let units = params.chunks / 4u;
+    let a = word(at + 2u * u);
+    let b = word(at + 2u * u + 1u);
+    let signs = word(at + 2u * units + u);
+    let ninth = word(at + 3u * units + u / 4u) >> (8u * (u % 4u));
+    let scales = at + 3u * units + units / 4u;
+    let d = half(scales + units / 8u, u / 8u);
+    let q = codes_of(
+        eight_codes(a, ninth, signs),
+        eight_codes(a >> 16u, ninth >> 2u, signs >> 8u),
+        eight_codes(b, ninth >> 4u, signs >> 16u),
+        eight_codes(b >> 16u, ninth >> 6u, signs >> 24u),
+    );
+    return Unit(q, vec2(d * (1.0 + 2.0 * f32(nibbles(scales, u / 2u)[u % 2u]))), vec2(0.0), 0.0);
 }

@@ -3,13 +3,22 @@
 
 //#include formats/grid
 
-fn codes(row: u32, chunk: u32) -> Codes {
+fn eight_codes(points: u32, signs: u32) -> vec2<u32> {
+    return negated(vec2(word(points & 255u), word((points >> 8u) & 255u)), eight_signs(signs));
+}
+
+fn unit(row: u32, u: u32) -> Unit {
     let at = row_start(row);
-    let signs = at + params.chunks / 2u;
-    let bits = word(signs + chunk / 4u);
-    let d = half(signs + params.chunks / 4u, chunk / 32u);
-    let scale = d * (0.5 + f32(bits >> 28u)) * 0.5;
-    let points = word(at + chunk / 2u) >> (16u * (chunk % 2u));
-    let q = vec2(word(points & 255u), word((points >> 8u) & 255u));
-    return Codes(negated(q, eight_signs(bits >> (7u * (chunk % 4u)))), scale, 0.0, 0.0);
+    let units = params.chunks / 4u;
+    let a = word(at + 2u * u);
+    let b = word(at + 2u * u + 1u);
+    let bits = word(at + 2u * units + u);
+    let d = half(at + 3u * units, u / 8u);
+    let q = codes_of(
+        eight_codes(a, bits),
+        eight_codes(a >> 16u, bits >> 7u),
+        eight_codes(b, bits >> 14u),
+        eight_codes(b >> 16u, bits >> 21u),
+    );
+    return Unit(q, vec2(d * (0.5 + f32(bits >> 28u)) * 0.5), vec2(0.0), 0.0);
 }

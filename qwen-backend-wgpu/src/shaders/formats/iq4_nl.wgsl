@@ -2,8 +2,8 @@
 
 //#include formats/levels
 
-fn codes(row: u32, chunk: u32) -> Codes {
+fn unit(row: u32, u: u32) -> Unit {
     let at = row_start(row);
-    let scale = half(at + params.chunks, chunk / 4u);
-    return Codes(levels(four_bits(word(at + chunk))), scale, 0.0, 0.0);
+    let scale = half(at + params.chunks, u);
+    return Unit(levels(four_bits(four_words(at + 4u * u))), vec2(scale), vec2(0.0), 0.0);
 }

@@ -3,13 +3,12 @@
 
 //#include formats/levels
 
-fn codes(row: u32, chunk: u32) -> Codes {
+fn unit(row: u32, u: u32) -> Unit {
     let at = row_start(row);
-    let head = at + params.chunks + 2u * (chunk / 32u);
-    let unit = chunk / 4u % 8u;
-    let low = (word(head) >> (4u * unit)) & 15u;
+    let head = at + params.chunks + 2u * (u / 8u);
+    let low = (word(head) >> (4u * (u % 8u))) & 15u;
     let both = word(head + 1u);
-    let high = (both >> (16u + 2u * unit)) & 3u;
-    let d = unpack2x16float(both).x;
-    return Codes(levels(four_bits(word(at + chunk))), d * f32(i32(low | (high << 4u)) - 32), 0.0, 0.0);
+    let high = (both >> (16u + 2u * (u % 8u))) & 3u;
+    let scale = unpack2x16float(both).x * f32(i32(low | (high << 4u)) - 32);
+    return Unit(levels(four_bits(four_words(at + 4u * u))), vec2(scale), vec2(0.0), 0.0);
 }

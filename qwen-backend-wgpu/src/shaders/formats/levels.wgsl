@@ -15,6 +15,9 @@ fn four_levels(u: u32) -> u32 {
     return q;
 }
 
-fn levels(u: vec2<u32>) -> vec2<u32> {
-    return vec2(four_levels(u.x), four_levels(u.y));
+fn levels(q: Codes) -> Codes {
+    return Codes(
+        vec4(four_levels(q.low.x), four_levels(q.low.y), four_levels(q.low.z), four_levels(q.low.w)),
+        vec4(four_levels(q.high.x), four_levels(q.high.y), four_levels(q.high.z), four_levels(q.high.w)),
+    );
 }

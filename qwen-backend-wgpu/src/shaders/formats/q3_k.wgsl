@@ -1,16 +1,13 @@
 // Q3_K: the low two bits of codes, their third bits; for every 16 values a scale of six bits, minus 32; for every 256
 // values the f16 number that scales are multiples of. 4 stands for zero.
 
-fn codes(row: u32, chunk: u32) -> Codes {
+fn unit(row: u32, u: u32) -> Unit {
     let at = row_start(row);
-    let third = at + params.chunks / 2u;
-    let scales = third + params.chunks / 4u;
-    let blocks = params.chunks / 32u;
-    let block = chunk / 32u;
-    let group = chunk / 2u % 16u;
-    let low = (word(scales + 3u * block + group / 8u) >> (4u * (group % 8u))) & 15u;
-    let high = (word(scales + 3u * block + 2u) >> (2u * group)) & 3u;
-    let scale = f32(i32(low | (high << 4u)) - 32);
-    let q = two_bits(word(at + chunk / 2u), chunk) | (one_bit(word(third + chunk / 4u), chunk) << vec2(2u));
-    return Codes(q, half(scales + 3u * blocks, block) * scale, -4.0, 0.0);
+    let units = params.chunks / 4u;
+    let scales = at + 3u * units;
+    let block = scales + 3u * (u / 8u);
+    let high = (vec2(word(block + 2u)) >> (vec2(0u, 2u) + 4u * (u % 8u))) & vec2(3u);
+    let scale = vec2<f32>(vec2<i32>(nibbles(block, u % 8u) | (high << vec2(4u))) - 32);
+    let q = with_bits(two_bits(at + 2u * u), one_bit(word(at + 2u * units + u)), 2u);
+    return Unit(q, half(scales + 3u * (units / 8u), u / 8u) * scale, vec2(0.0), -4.0);
 }

@@ -2,8 +2,8 @@
 
 //#include formats/scales_and_mins
 
-fn codes(row: u32, chunk: u32) -> Codes {
+fn unit(row: u32, u: u32) -> Unit {
     let at = row_start(row);
-    let both = scale_and_min(at + params.chunks, chunk);
-    return Codes(four_bits(word(at + chunk)), both.x, 0.0, both.y);
+    let both = scale_and_min(at + params.chunks, u);
+    return Unit(four_bits(four_words(at + 4u * u)), vec2(both.x), vec2(both.y), 0.0);
 }

@@ -2,10 +2,10 @@
 
 //#include formats/scales_and_mins
 
-fn codes(row: u32, chunk: u32) -> Codes {
+fn unit(row: u32, u: u32) -> Unit {
     let at = row_start(row);
     let fifth = at + params.chunks;
-    let both = scale_and_min(fifth + params.chunks / 4u, chunk);
-    let q = four_bits(word(at + chunk)) | (one_bit(word(fifth + chunk / 4u), chunk) << vec2(4u));
-    return Codes(q, both.x, 0.0, both.y);
+    let both = scale_and_min(fifth + params.chunks / 4u, u);
+    let q = with_bits(four_bits(four_words(at + 4u * u)), one_bit(word(fifth + u)), 4u);
+    return Unit(q, vec2(both.x), vec2(both.y), 0.0);
 }

@@ -1,7 +1,9 @@
 // Q8_0: signed bytes, then an f16 scale for every 32 values.
 
-fn codes(row: u32, chunk: u32) -> Codes {
+fn unit(row: u32, u: u32) -> Unit {
     let at = row_start(row);
-    let q = vec2(word(at + 2u * chunk), word(at + 2u * chunk + 1u));
-    return Codes(q, half(at + 2u * params.chunks, chunk / 4u), 0.0, 0.0);
+    let a = four_words(at + 8u * u);
+    let b = four_words(at + 8u * u + 4u);
+    let q = Codes(vec4(a.xz, b.xz), vec4(a.yw, b.yw));
+    return Unit(q, vec2(half(at + 2u * params.chunks, u)), vec2(0.0), 0.0);
 }
