@@ -20,7 +20,7 @@ struct Args {
     /// The folder of the checkpoint, or a GGUF file; the demo checkpoint when absent.
     #[arg(long)]
     model: Option<PathBuf>,
-    /// Where to run: auto, cpu, cuda, cuda:ORDINAL, wgpu, wgpu:INDEX, wgpu:NAME.
+    /// Where to run: auto, cpu, cuda, cuda:ORDINAL, wgpu, wgpu:INDEX, wgpu:NAME, or split:DEVICE=LAYERS,DEVICE.
     #[arg(long, default_value = "auto")]
     device: Device,
     /// The question.

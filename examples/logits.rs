@@ -32,7 +32,7 @@ struct Args {
     /// exact or fast.
     #[arg(long, default_value = "fast")]
     precision: Precision,
-    /// Where to run: auto, cpu, cuda, cuda:ORDINAL, wgpu, wgpu:INDEX, wgpu:NAME.
+    /// Where to run: auto, cpu, cuda, cuda:ORDINAL, wgpu, wgpu:INDEX, wgpu:NAME, or split:DEVICE=LAYERS,DEVICE.
     #[arg(long, default_value = "cpu")]
     device: Device,
     /// Positions of the context.

@@ -36,7 +36,7 @@ struct Args {
     /// The most windows; all when absent.
     #[arg(long)]
     windows: Option<usize>,
-    /// Where to run: auto, cpu, cuda, cuda:ORDINAL, wgpu, wgpu:INDEX, wgpu:NAME.
+    /// Where to run: auto, cpu, cuda, cuda:ORDINAL, wgpu, wgpu:INDEX, wgpu:NAME, or split:DEVICE=LAYERS,DEVICE.
     #[arg(long, default_value = "cpu")]
     device: Device,
     /// exact or fast, of the model; the base is exact.

@@ -31,7 +31,7 @@ struct Args {
     /// Conversations that have their whole context at the same time.
     #[arg(long, default_value_t = 1)]
     batch: usize,
-    /// Where to run: auto, cpu, cuda, cuda:ORDINAL, wgpu, wgpu:INDEX, wgpu:NAME.
+    /// Where to run: auto, cpu, cuda, cuda:ORDINAL, wgpu, wgpu:INDEX, wgpu:NAME, or split:DEVICE=LAYERS,DEVICE.
     #[arg(long, default_value = "auto")]
     device: Device,
     /// Compute with f32 activations and K/V.
@@ -80,6 +80,9 @@ fn table(plan: &Plan) -> Result<String, std::fmt::Error> {
         writeln!(out, "draft model  {}  weights", size(draft.weight_bytes))?;
         writeln!(out, "             {}  K/V", size(draft.kv_bytes))?;
         writeln!(out, "             {}  activations", size(draft.activation_bytes))?;
+    }
+    for part in &plan.parts {
+        writeln!(out, "of these     {part}")?;
     }
     writeln!(out, "total        {}", size(plan.total_bytes))?;
     if let Some(available) = plan.available_bytes {

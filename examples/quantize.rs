@@ -34,7 +34,7 @@ struct Args {
     /// A text like those that the model is used for, to measure which columns matter.
     #[arg(long, value_name = "TEXT_FILE")]
     imatrix: Option<PathBuf>,
-    /// Where to run the text: auto, cpu, cuda, cuda:ORDINAL, wgpu, wgpu:INDEX, wgpu:NAME.
+    /// Where to run: auto, cpu, cuda, cuda:ORDINAL, wgpu, wgpu:INDEX, wgpu:NAME, or split:DEVICE=LAYERS,DEVICE.
     #[arg(long, default_value = "cpu")]
     device: Device,
     /// Threads; all when absent.

@@ -19,7 +19,7 @@ mod failure;
 struct Args {
     /// The folder of the checkpoint, or a GGUF file; the demo checkpoint when absent.
     model_name: Option<PathBuf>,
-    /// Where to run: auto, cpu, cuda, cuda:ORDINAL, wgpu, wgpu:INDEX, wgpu:NAME.
+    /// Where to run: auto, cpu, cuda, cuda:ORDINAL, wgpu, wgpu:INDEX, wgpu:NAME, or split:DEVICE=LAYERS,DEVICE.
     #[arg(long, default_value = "auto")]
     device: Device,
 }

@@ -25,7 +25,7 @@ struct Args {
     /// A small model of the same family, which guesses; by default the prompt does.
     #[arg(long)]
     draft: Option<PathBuf>,
-    /// Where to run: auto, cpu, cuda, cuda:ORDINAL, wgpu, wgpu:INDEX, wgpu:NAME.
+    /// Where to run: auto, cpu, cuda, cuda:ORDINAL, wgpu, wgpu:INDEX, wgpu:NAME, or split:DEVICE=LAYERS,DEVICE.
     #[arg(long, default_value = "auto")]
     device: Device,
     /// The text that is continued.

@@ -8,9 +8,10 @@ use std::time::Duration;
 use qwen_core::backend::{Interrupt, Limits};
 pub use qwen_core::ceilings::Ceilings;
 use qwen_core::model::batch::{Batch, BlockId, CopyBlock, SequenceStep, StepOutput, WantLogits};
+use qwen_core::model::plan::Plan;
 use qwen_core::model::runner::Runner;
 
-use crate::device::Device;
+use crate::device::{Device, Split};
 use crate::engine::Engine;
 use crate::error::Result;
 use crate::options::EngineOptions;
@@ -28,8 +29,8 @@ pub trait CeilingMeter: fmt::Debug {
 /// memory, or two gigabytes of a GPU's.
 ///
 /// # Errors
-/// When the memory or the device is not available, and for [`Device::Auto`], which is resolved only with a model: see
-/// [`crate::Engine::device`].
+/// When the memory or the device is not available, and for [`Device::Auto`] and [`Device::Split`], which are resolved only
+/// with a model: see [`crate::Engine::device`] and [`split_meter`].
 pub fn ceiling_meter(device: &Device, options: &EngineOptions) -> Result<Box<dyn CeilingMeter>> {
     let _ = options;
     match device {
@@ -50,6 +51,48 @@ pub fn ceiling_meter(device: &Device, options: &EngineOptions) -> Result<Box<dyn
             Ok(Box::new(qwen_backend_wgpu::ceilings::CeilingMeter::new(&options)?))
         }
         _ => Err(device.unsupported().into()),
+    }
+}
+
+/// A meter for the devices of `split`, which hold a model as `plan` says. Its rates are those at which all of them
+/// together read the weights of a token and multiply a prompt: each its own part, while the others wait.
+///
+/// # Errors
+/// As [`ceiling_meter`], for each device.
+pub fn split_meter(split: &Split, plan: &Plan, options: &EngineOptions) -> Result<Box<dyn CeilingMeter>> {
+    let meter = |part: &crate::device::SplitPart| ceiling_meter(&part.device, options);
+    let meters = split.parts().iter().map(meter).collect::<Result<Vec<_>>>()?;
+    let loaded = plan.parts.iter().filter(|part| !part.layers.is_empty());
+    let shares = loaded.map(|part| (part.plan.read_bytes as f64, part.layers.len() as f64));
+    Ok(Box::new(SplitMeter { parts: meters.into_iter().zip(shares).collect() }))
+}
+
+/// The meters of several devices, with the bytes of weights and the layers of each.
+#[derive(Debug)]
+struct SplitMeter {
+    parts: Vec<(Box<dyn CeilingMeter>, (f64, f64))>,
+}
+
+impl CeilingMeter for SplitMeter {
+    fn measure(&mut self, budget: Duration) -> qwen_core::Result<Ceilings> {
+        let budget = budget / self.parts.len().max(1) as u32;
+        let measured = self.parts.iter_mut().map(|(meter, share)| Ok((meter.measure(budget)?, *share)));
+        let measured = measured.collect::<qwen_core::Result<Vec<_>>>()?;
+        // The rate of all the work, where each device does its part of it: `None` if one has no such arithmetic.
+        let rate = |work: fn(&(f64, f64)) -> f64, rate: fn(&Ceilings) -> Option<f64>| {
+            let all: f64 = measured.iter().map(|(_, share)| work(share)).sum();
+            let seconds: Option<f64> = measured.iter().map(|(found, share)| Some(work(share) / rate(found)?)).sum();
+            seconds.map(|seconds| all / seconds)
+        };
+        Ok(Ceilings {
+            memory_bytes_per_second: rate(|(read, _)| *read, |c| Some(c.memory_bytes_per_second)).unwrap_or_default(),
+            copy_bytes_per_second: None,
+            f32_flops_per_second: rate(|(_, layers)| *layers, |c| Some(c.f32_flops_per_second)).unwrap_or_default(),
+            f16_flops_per_second: rate(|(_, layers)| *layers, |c| c.f16_flops_per_second),
+            f16_matrix_flops_per_second: rate(|(_, layers)| *layers, |c| c.f16_matrix_flops_per_second),
+            bf16_flops_per_second: rate(|(_, layers)| *layers, |c| c.bf16_flops_per_second),
+            int8_ops_per_second: rate(|(_, layers)| *layers, |c| c.int8_ops_per_second),
+        })
     }
 }
 
@@ -179,6 +222,38 @@ mod tests {
         assert_ne!(expected, answer(&whole, own.into()), "the prefix makes a difference");
         let deep = load_at_depth(options(), DEMO.as_ref(), block as usize + 5, 1).unwrap();
         assert_eq!(answer(&deep, own.into()), expected);
+    }
+
+    #[test]
+    fn the_rate_of_a_split_is_that_of_its_parts_one_after_the_other() {
+        #[derive(Debug)]
+        struct Fixed(f64, Option<f64>);
+        impl CeilingMeter for Fixed {
+            fn measure(&mut self, _: Duration) -> qwen_core::Result<Ceilings> {
+                let (memory_bytes_per_second, bf16_flops_per_second) = (self.0, self.1);
+                Ok(Ceilings {
+                    memory_bytes_per_second,
+                    bf16_flops_per_second,
+                    f32_flops_per_second: 8.0,
+                    ..Ceilings::default()
+                })
+            }
+        }
+        let meter = |bf16| SplitMeter {
+            parts: vec![
+                (Box::new(Fixed(300.0, bf16)) as Box<dyn CeilingMeter>, (600.0, 3.0)),
+                (Box::new(Fixed(20.0, Some(4.0))), (40.0, 1.0)),
+            ],
+        };
+        let found = meter(Some(6.0)).measure(Duration::ZERO).unwrap();
+        // Two seconds each for 640 bytes; 4 layers in 3/6 + 1/4 units of time.
+        assert_eq!((found.memory_bytes_per_second, found.f32_flops_per_second), (160.0, 8.0));
+        assert_eq!(found.bf16_flops_per_second, Some(4.0 / 0.75));
+        assert_eq!(meter(None).measure(Duration::ZERO).unwrap().bf16_flops_per_second, None);
+        let model = EngineOptions::new().device("split:cpu=2,cpu=4".parse().unwrap()).context(64);
+        let plan = crate::plan(DEMO, &model).unwrap();
+        let Device::Split(split) = &model.device else { panic!("{:?}", model.device) };
+        assert!(split_meter(split, &plan, &model).is_ok());
     }
 
     #[test]

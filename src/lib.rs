@@ -44,7 +44,7 @@
 //! # Features
 //!
 //! `cpu` (default): the CPU backend. `cuda`: NVIDIA GPUs, as `Device::Cuda`. `wgpu`: GPUs through Vulkan, Metal or DX12,
-//! as `Device::Wgpu`. Features only add devices: they never change what a device computes, nor which device runs when the
+//! as `Device::Wgpu`. Several of them may share a model, as `Device::Split`: `docs/devices.md`. Features only add devices: they never change what a device computes, nor which device runs when the
 //! program names one. [`devices`] lists the devices of the machine. `log` (default): events through the `log` crate, which
 //! cost nothing without a logger: what was loaded where and why, fallbacks, warnings, requests that wait. `stream`:
 //! `futures_core::Stream` for all answers, which have the same as `poll_next` without it. `structure`: answers that fit a
@@ -106,7 +106,7 @@ pub use adapter_registry::Adapter;
 pub use batch::Answer;
 pub use beam::{Beam, BeamOptions, EarlyStopping};
 pub use chat::{Chat, ChatState, Deltas, Reply};
-pub use device::{Device, DeviceEntry, ParseDeviceError, absent_devices, devices};
+pub use device::{Device, DeviceEntry, ParseDeviceError, Split, SplitPart, absent_devices, devices};
 pub use distributed::Ranks;
 pub use draft::DraftModel;
 pub use embed::{EmbedOptions, Embedding};
@@ -132,7 +132,7 @@ pub use qwen_core::engine::sampling::{
 };
 pub use qwen_core::engine::{Canceller, EngineStats, FinishReason, Pooling, Speculation, Work};
 pub use qwen_core::memory::{self, MemoryInfo};
-pub use qwen_core::model::plan::{DraftPlan, Plan};
+pub use qwen_core::model::plan::{DraftPlan, Plan, PlanPart};
 pub use qwen_core::numerics::encoding::{Block, GroupBits, GroupEncoding};
 pub use qwen_core::quantize::{Importances, ModelFacts, Progress as QuantizeProgress, TensorMix};
 pub use qwen_core::{Backend, Config, Encoding, GenerationConfig, HumanBytes, Precision, RopeScaling, Warning};
@@ -188,6 +188,9 @@ mod documents {
     #[cfg(feature = "structure")]
     #[doc = include_str!("../docs/structured-output.md")]
     struct StructuredOutput;
+    #[cfg(feature = "cpu")]
+    #[doc = include_str!("../docs/devices.md")]
+    struct Devices;
     #[doc = include_str!("../docs/batching.md")]
     struct Batching;
     #[doc = include_str!("../docs/scoring.md")]

@@ -261,8 +261,8 @@ fn load_model(
             let capacity = factory.capacity(&options.settings)?;
             let mut plan = planner.plan_within(&capacity, options.context)?;
             plan.check()?;
-            let device = factory.device();
-            let opened = factory.open(&options.settings)?;
+            let named = factory.device();
+            let opened = factory.open(&options.settings, &plan)?;
             if let Some(peers) = peers {
                 // If no exact context was requested, it is the longest that fits in every process.
                 let context = peers.all_reduce_min(plan.context as u64)? as usize;
@@ -284,10 +284,15 @@ fn load_model(
             };
             let loaded = opened.load(request)?;
             let draft = planner.draft.as_ref();
-            let draft = draft.map(|draft| load_draft(draft, &planner.draft_limits(draft, &limits), options, &device));
+            let draft =
+                draft.map(|draft| load_draft(draft, &planner.draft_limits(draft, &limits), options, &plan, &named));
+            let device = named.map(|device| device.placed(&plan));
             Ok((loaded, draft.transpose()?, plan, device, device_name))
         };
-        let ((loaded, draft, plan, device, device_name), selection_reason) = first_that_loads(candidates, load_on)?;
+        let ((loaded, draft, plan, device, device_name), mut selection_reason) = first_that_loads(candidates, load_on)?;
+        for (index, part) in plan.parts.iter().enumerate() {
+            selection_reason += &format!("{}{part}", if index == 0 { ": " } else { "; " });
+        }
         if let Some(peers) = peers {
             // No process begins before all have loaded.
             peers.all_reduce_min(0)?;
@@ -300,17 +305,18 @@ fn load_model(
     }
 }
 
-/// Load the draft model on the device that has the model.
+/// Load the draft model on the device that has the model, or on the first one of several.
 fn load_draft(
     draft: &Planner<'_>,
     limits: &Limits,
     options: &EngineOptions,
+    plan: &Plan,
     device: &Option<Device>,
 ) -> qwen_core::Result<Box<dyn Runner>> {
     let Some(device) = device else {
         return Err(Error::argument("draft", "a backend of the program's own holds one model, not two"));
     };
-    let opened = device.factory()?.open(&options.settings)?;
+    let opened = device.first().factory()?.open(&options.settings, plan)?;
     let source = draft.weights.source();
     let request = LoadRequest {
         source,

@@ -195,7 +195,7 @@ impl EngineOptions {
 
     /// The most tokens per step, over all requests: longer prompts are computed in chunks. Larger steps are a little
     /// faster for prompts, take more memory, and delay the tokens of other requests. Default 512, and 2048 on NVIDIA
-    /// GPUs.
+    /// GPUs; the least of its devices' for a [`Device::Split`].
     pub fn max_num_batched_tokens(mut self, tokens: usize) -> Self {
         self.max_num_batched_tokens = Some(tokens);
         self
@@ -268,7 +268,8 @@ impl EngineOptions {
     }
 
     /// The most bytes that the engine may use in this process. Default: what the system and the process's cgroup leave
-    /// free, divided by the ranks on this machine; on a GPU its free memory.
+    /// free, divided by the ranks on this machine; on a GPU its free memory. Of a [`Device::Split`] the budget bounds all
+    /// devices together, and each is bounded by its own memory, too.
     pub fn memory_budget(mut self, bytes: u64) -> Self {
         self.memory_budget = Some(bytes);
         self
@@ -315,11 +316,12 @@ impl EngineOptions {
         self
     }
 
-    /// Load a second, small model of the same family beside the model, on the same device, which guesses the next tokens
-    /// of answers with [`Speculation::Draft`](crate::Speculation::Draft): `docs/speculation.md` says when that pays. Both
-    /// must have the same tokenizer, or loading fails; the sizes of their padded vocabularies may differ. The plan counts
-    /// its memory ([`Plan::draft`](crate::Plan::draft)), and its K/V has room for the same conversations. If several
-    /// processes share the model, rank 0 has all of the draft model. Default: none.
+    /// Load a second, small model of the same family beside the model, on the same device (the first one of a
+    /// [`Device::Split`]), which guesses the next tokens of answers with
+    /// [`Speculation::Draft`](crate::Speculation::Draft): `docs/speculation.md` says when that pays. Both must have the
+    /// same tokenizer, or loading fails; the sizes of their padded vocabularies may differ. The plan counts its memory
+    /// ([`Plan::draft`](crate::Plan::draft)), and its K/V has room for the same conversations. If several processes share
+    /// the model, rank 0 has all of the draft model. Default: none.
     ///
     /// ```no_run
     /// use qwen::{EngineOptions, GenerateOptions, Speculation};
@@ -442,6 +444,11 @@ impl EngineOptions {
             if count == Some(0) {
                 return Err(Error::argument(name, "must be at least 1, is 0"));
             }
+        }
+        if self.ranks.world_size() > 1 && matches!(self.device, Device::Split(_)) {
+            let reason = "each rank runs on one device: give ranks the layers (`Ranks::pipeline_parallel`), or share them \
+                          among the devices of one process";
+            return Err(Error::unsupported(format!("device `{}` on several ranks", self.device), reason));
         }
         match self.settings.threads {
             Some(threads) if threads > MAX_THREADS => {

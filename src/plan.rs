@@ -2,11 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use qwen_core::backend::Limits;
+use qwen_core::backend::{Footprint, Limits};
 use qwen_core::checkpoint::{Checkpoint, LoraCheckpoint};
 use qwen_core::model::low_rank;
 use qwen_core::model::merged::MergedWeights;
-use qwen_core::model::plan::{Plan, PlanInput, limits_for};
+use qwen_core::model::plan::{Plan, PlanInput, SplitDevice, SplitInput, limits_for};
 use qwen_core::model::source::WeightSource;
 use qwen_core::model::spec::ModelSpec;
 use qwen_core::numerics::float_env::FloatEnv;
@@ -15,7 +15,7 @@ use qwen_core::{Config, Error, Warning};
 
 use crate::device::Device;
 use crate::device::auto::{self, Candidate, Wanted};
-use crate::device::factory::{Capacity, DeviceFactory};
+use crate::device::factory::{Capacity, DeviceCapacity, DeviceFactory, Memory, PartCapacity};
 use crate::distributed;
 use crate::error::Result;
 use crate::locate::locate;
@@ -219,13 +219,11 @@ impl<'a> Planner<'a> {
         self.plan_within(&device.capacity(&self.options.settings)?, self.options.context)
     }
 
-    /// The plan for a device of this capacity. Without a `context` it uses the longest one that fits and that the
+    /// The plan for devices of this capacity. Without a `context` it uses the longest one that fits and that the
     /// options allow, but at least the shortest that they accept.
     pub(crate) fn plan_within(&self, capacity: &Capacity, context: Option<usize>) -> qwen_core::Result<Plan> {
         let model_context = self.config.max_context();
         let batch = self.options.batch.unwrap_or(1);
-        let for_adapters = self.adapter_bytes(capacity)?;
-        let available = self.options.memory_budget.or(capacity.available_bytes);
         let plan_at = |context: usize| {
             let input = PlanInput {
                 spec: &self.spec,
@@ -234,14 +232,17 @@ impl<'a> Planner<'a> {
                 context,
                 batch,
                 model_context,
-                available_bytes: available.map(|available| available.saturating_sub(for_adapters)),
+                available_bytes: None,
             };
             let draft = self.draft.as_ref().map(|draft| {
                 let (limits, model_context) = (self.draft_limits(draft, &input.limits), draft.config.max_context());
                 (draft.weights.source(), PlanInput { spec: &draft.spec, limits, model_context, ..input.clone() })
             });
             let draft = draft.as_ref().map(|(source, input)| (*source, input));
-            Plan::with_draft(self.weights.source(), &input, draft, &*capacity.footprint)
+            match capacity {
+                Capacity::One(device) => self.plan_on(device, input.clone(), draft),
+                Capacity::Split(parts) => self.plan_split(parts, &input, draft),
+            }
         };
         let plan = plan_at(context.unwrap_or(self.longest_context()))?;
         let mut plan = match plan.max_context {
@@ -251,21 +252,66 @@ impl<'a> Planner<'a> {
             _ => plan,
         };
         plan.warnings = self.warnings.to_vec();
+        Ok(plan)
+    }
+
+    fn plan_on(
+        &self,
+        device: &DeviceCapacity,
+        input: PlanInput<'_>,
+        draft: Option<(&dyn WeightSource, &PlanInput<'_>)>,
+    ) -> qwen_core::Result<Plan> {
+        let for_adapters = self.adapter_bytes(&*device.footprint, &self.spec, &input.limits)?;
+        let available = self.options.memory_budget.or(device.available_bytes);
+        let available_bytes = available.map(|available| available.saturating_sub(for_adapters));
+        let input = PlanInput { available_bytes, ..input };
+        let plan = Plan::with_draft(self.weights.source(), &input, draft, &*device.footprint)?;
         Ok(plan.with_adapters(for_adapters))
     }
 
-    /// What is set aside for adapters.
-    fn adapter_bytes(&self, capacity: &Capacity) -> qwen_core::Result<u64> {
+    fn plan_split(
+        &self,
+        parts: &[PartCapacity],
+        input: &PlanInput<'_>,
+        draft: Option<(&dyn WeightSource, &PlanInput<'_>)>,
+    ) -> qwen_core::Result<Plan> {
+        let mut memories: Vec<(&Memory, Option<u64>)> = Vec::new();
+        let mut devices = Vec::with_capacity(parts.len());
+        let names: Vec<String> = parts.iter().map(|part| part.device.to_string()).collect();
+        for (PartCapacity { layers, capacity, .. }, name) in parts.iter().zip(&names) {
+            let available = capacity.available_bytes;
+            let memory = memories.iter().position(|(known, _)| **known == capacity.memory).unwrap_or(memories.len());
+            match memories.get_mut(memory) {
+                Some((_, known)) => *known = known.iter().copied().chain(available).min(),
+                None => memories.push((&capacity.memory, available)),
+            }
+            devices.push(SplitDevice { name, footprint: &*capacity.footprint, layers: *layers, memory });
+        }
+        let memories: Vec<Option<u64>> = memories.into_iter().map(|(_, available)| available).collect();
+        let split = SplitInput {
+            devices: &devices,
+            memories: &memories,
+            budget: self.options.memory_budget,
+            reserved: &|footprint, spec| self.adapter_bytes(footprint, spec, &input.limits),
+        };
+        Plan::split(self.weights.source(), input, draft, &split)
+    }
+
+    /// What is set aside for adapters on a device that holds this part of the model.
+    fn adapter_bytes(&self, footprint: &dyn Footprint, spec: &ModelSpec, limits: &Limits) -> qwen_core::Result<u64> {
         let bytes = self.options.adapter_limits.bytes;
         if bytes.is_none() && self.adapters.is_empty() {
             return Ok(0);
         }
-        let limits = self.limits(capacity, self.longest_context(), 1);
-        let own =
-            |adapter: &LoraCheckpoint| low_rank::adapter_bytes(&*capacity.footprint, &self.spec, &limits, adapter);
+        // All layers of a model have the same matrices.
+        let share = |bytes: u64| {
+            let (own, all) = (spec.layers.len() as u128, self.spec.layers.len().max(1) as u128);
+            u64::try_from((u128::from(bytes) * own).div_ceil(all)).unwrap_or(u64::MAX)
+        };
+        let own = |adapter: &LoraCheckpoint| low_rank::adapter_bytes(footprint, spec, limits, adapter);
         let loaded = self.adapters.iter().map(own).sum::<qwen_core::Result<u64>>()?;
-        let shared = low_rank::shared_bytes(&*capacity.footprint, &self.spec, &limits);
-        Ok(bytes.unwrap_or(0).max(loaded).saturating_add(shared))
+        let shared = low_rank::shared_bytes(footprint, spec, limits);
+        Ok(bytes.map_or(0, share).max(loaded).saturating_add(shared))
     }
 
     /// The context if memory is no limit and the options do not set an exact one.
@@ -280,7 +326,7 @@ impl<'a> Planner<'a> {
         let max_num_seqs = batch.max(LEAST_NUM_SEQS);
         let limits = Limits {
             max_model_len: context,
-            max_num_batched_tokens: self.options.max_num_batched_tokens.unwrap_or(capacity.max_num_batched_tokens),
+            max_num_batched_tokens: self.options.max_num_batched_tokens.unwrap_or(capacity.max_num_batched_tokens()),
             max_num_seqs,
             max_num_logits: self.options.max_num_logits.unwrap_or(MAX_NUM_LOGITS).max(max_num_seqs),
             block_size: BLOCK_SIZE,

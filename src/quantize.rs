@@ -157,7 +157,7 @@ impl EngineOptions {
         let (source, spec) = (planner.weights.source(), &planner.spec);
         let request =
             LoadRequest { source, config: &config, limits: &limits, spec, peers: None, observer: &self.observer };
-        Ok(factory.open(&self.settings)?.measure(request, &pieces)?)
+        Ok(factory.open(&self.settings, &plan)?.measure(request, &pieces)?)
     }
 }
 

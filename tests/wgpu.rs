@@ -5,7 +5,8 @@ mod common;
 
 use common::{demo, options};
 use qwen::{
-    AdapterChoice, CapabilitySet, ChatInput, Device, Engine, EngineOptions, GenerateOptions, Message, Precision, Tool,
+    AdapterChoice, CapabilitySet, ChatInput, Device, Engine, EngineOptions, GenerateOptions, Message, Precision, Split,
+    Tool,
 };
 use serde_json::Value;
 
@@ -82,6 +83,41 @@ fn engines_on_both_devices_run_side_by_side() {
             });
         }
     });
+}
+
+#[test]
+fn a_split_answers_as_one_device_does_alone_and_in_company() {
+    let Some(device) = device() else { return };
+    let cpu = on(&Device::Cpu).load(demo()).unwrap();
+    let prompts = prompts(&cpu);
+    let expected: Vec<Vec<u32>> = prompts.iter().map(|prompt| answer(&cpu, prompt)).collect();
+    for (split, placed) in [
+        (Split::new().layers(device.clone(), 4).fill(Device::Cpu), [4, 2]),
+        (Split::new().fill(Device::Cpu).layers(device.clone(), 3), [3, 3]),
+    ] {
+        let engine = on(&Device::Split(split.clone())).batch(4).load(demo()).unwrap();
+        let Some(Device::Split(found)) = engine.device() else { panic!("{:?}", engine.device()) };
+        assert_eq!(found.parts().iter().filter_map(|part| part.layers).collect::<Vec<_>>(), placed);
+        assert!(engine.device_name().contains("wgpu") && engine.device_name().contains("cpu"));
+        let options = GenerateOptions::new().greedy().max_new_tokens(24);
+        let streams: Vec<_> =
+            prompts.iter().map(|prompt| engine.generate_ids(prompt.clone(), &options).unwrap()).collect();
+        for (stream, expected) in streams.into_iter().zip(&expected) {
+            assert_eq!(&stream.collect::<qwen::Result<Vec<_>>>().unwrap(), expected, "{}", engine.device_name());
+        }
+        // Sampled answers depend on the last bits of logits, and not on the company, nor on what is cached.
+        let wild = |seed| GenerateOptions::new().temperature(2.0).seed(seed).max_new_tokens(16).ignore_eos(true);
+        let ask = |seed: u64| engine.generate_ids(prompts[seed as usize % prompts.len()].clone(), &wild(seed)).unwrap();
+        let streams: Vec<_> = (0..4).map(ask).collect();
+        let together: Vec<Vec<u32>> =
+            streams.into_iter().map(|stream| stream.collect::<qwen::Result<_>>().unwrap()).collect();
+        for (seed, together) in (0..4).zip(together) {
+            assert_eq!(ask(seed).collect::<qwen::Result<Vec<_>>>().unwrap(), together, "{}", engine.device_name());
+        }
+    }
+    // One memory for both: all layers fit the first device.
+    let by_plan = on(&Device::Split(Split::new().fill(device.clone()).fill(Device::Cpu))).load(demo()).unwrap();
+    assert_eq!(by_plan.device(), Some(&device));
 }
 
 #[test]

@@ -71,7 +71,7 @@ pub(crate) struct Args {
     /// Number of measured runs.
     #[arg(long, default_value_t = 3)]
     repeat: usize,
-    /// Where to run: auto, cpu, cuda, cuda:ORDINAL, wgpu, wgpu:INDEX, wgpu:NAME.
+    /// Where to run: auto, cpu, cuda, cuda:ORDINAL, wgpu, wgpu:INDEX, wgpu:NAME, or split:DEVICE=LAYERS,DEVICE.
     #[arg(long, default_value = "cpu")]
     pub(crate) device: Device,
     /// exact or fast.

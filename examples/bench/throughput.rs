@@ -7,7 +7,7 @@
 
 use std::time::{Duration, Instant};
 
-use qwen::bench_support::{Ceilings, ceiling_meter, load_at_depth};
+use qwen::bench_support::{Ceilings, ceiling_meter, load_at_depth, split_meter};
 use qwen::{Config, Device, Encoding, Engine, Plan, Precision, memory};
 use serde_json::json;
 
@@ -115,6 +115,10 @@ impl Measured {
         let least_seconds = |c: &Ceilings| work.matrix_ops / matrix_rate(c) + work.attention_ops / attention_rate(c);
         let of_runs = |figure: &dyn Fn(&Run) -> f64| spread(self.runs.iter().map(figure));
         let of_ceilings = |figure: fn(&Ceilings) -> Option<f64>| spread(self.ceilings.iter().filter_map(figure));
+        // What a split is predicted to reach: its devices read their parts one after another.
+        let is_split = matches!(engine.device(), Some(Device::Split(_)));
+        let of_ceilings_of_split =
+            |figure: &dyn Fn(&Ceilings) -> f64| spread(self.ceilings.iter().filter(|_| is_split).map(figure));
         let (tokens, bytes, flops, ops) = (TOKENS, (1e9, "GB/s"), (1e9, "Gflop/s"), (1e9, "Gop/s"));
         [
             ("prompt_tokens_per_second", "prompt", tokens, of_runs(&|run| prompt_tokens / run.prompt)),
@@ -127,6 +131,12 @@ impl Measured {
             ("bf16_flops_per_second", "bf16 dot", flops, of_ceilings(|c| c.bf16_flops_per_second)),
             ("int8_ops_per_second", "int8 dot", ops, of_ceilings(|c| c.int8_ops_per_second)),
             (
+                "generation_tokens_per_second_at_memory_rate",
+                "generation at memory's rate",
+                tokens,
+                of_ceilings_of_split(&|c| c.memory_bytes_per_second / work.token_bytes),
+            ),
+            (
                 "generation_share_of_memory",
                 "generation of memory",
                 PERCENT,
@@ -136,7 +146,8 @@ impl Measured {
                 "prompt_share_of_arithmetic",
                 "prompt of arithmetic",
                 PERCENT,
-                self.share(|run| 1.0 / run.prompt, |c| 1.0 / least_seconds(c)),
+                // Each device of a split has a fastest arithmetic of its own.
+                self.share(|run| 1.0 / run.prompt, |c| 1.0 / least_seconds(c)).filter(|_| !is_split),
             ),
         ]
         .into_iter()
@@ -165,7 +176,10 @@ pub(crate) fn report(args: &Args) -> Result<Report, Failure> {
     let device = engine.device().unwrap_or(&args.device);
     let taken_device_bytes = free_before.zip(free_bytes(device)).map(|(before, after)| before.saturating_sub(after));
 
-    let mut meter = ceiling_meter(device, &options)?;
+    let mut meter = match device {
+        Device::Split(split) => split_meter(split, engine.plan(), &options)?,
+        device => ceiling_meter(device, &options)?,
+    };
     let slice = Duration::from_millis(600);
     let mut measured = Measured { runs: Vec::new(), ceilings: vec![meter.measure(slice)?] };
     for _ in 0..args.repeat() {
@@ -177,9 +191,13 @@ pub(crate) fn report(args: &Args) -> Result<Report, Failure> {
     facts["first_token_seconds"] = json!(first_token_seconds);
     facts["peak_resident_bytes"] = json!(peak_resident_bytes);
     facts["planned_bytes"] = json!(engine.plan().total_bytes);
+    facts["parts"] = json!(engine.plan().parts);
     facts["taken_device_bytes"] = json!(taken_device_bytes);
     let mut heading = args.heading(&engine);
     heading += &format!("\nload {load_seconds:.2} s, first token {first_token_seconds:.2} s after the start");
+    for part in &engine.plan().parts {
+        heading += &format!("\n{part}");
+    }
     if let Some(peak) = peak_resident_bytes {
         heading += &format!("\npeak resident {:.1} MiB", peak as f64 / f64::from(1 << 20));
     }

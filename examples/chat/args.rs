@@ -69,7 +69,7 @@ pub(crate) struct Args {
     /// A folder with a checkpoint, or a GGUF file [default: the demo model of this repository].
     #[arg(short, long, value_name = "PATH", help_heading = "Model")]
     pub(crate) model: Option<PathBuf>,
-    /// Where to run: auto, cpu, cuda, cuda:ORDINAL, wgpu, wgpu:INDEX, wgpu:NAME.
+    /// Where to run: auto, cpu, cuda, cuda:ORDINAL, wgpu, wgpu:INDEX, wgpu:NAME, or split:DEVICE=LAYERS,DEVICE.
     #[arg(long, default_value = "auto", help_heading = "Model")]
     device: Device,
     /// Tokens that a conversation may have [default: the model's own context, as far as memory goes].

@@ -1,10 +1,10 @@
-//! Resolves [`Device::Auto`] for a model: the GPUs that can hold it, best first, then the CPU; and the fallback from
-//! one to the next while loading.
+//! Resolves [`Device::Auto`] for a model: the GPUs that can hold it, best first, then the CPU, or GPUs and CPU together if
+//! neither can; and the fallback from one to the next while loading.
 
 use qwen_core::model::plan::Plan;
 use qwen_core::{Error, Result};
 
-use super::{Device, Gpu, KINDS};
+use super::{Device, Gpu, KINDS, Split};
 use crate::events::warn;
 
 /// The shortest context that a GPU must have memory for, if the program did not ask for a context.
@@ -42,9 +42,15 @@ pub(crate) fn candidates(wanted: &Wanted, plan: impl Fn(&Device) -> Result<Plan>
     choose(gpus, least_context, plan)
 }
 
-/// The GPUs whose plan fits `least_context` positions, then the CPU.
+/// The GPUs whose plan fits `least_context` positions, then the CPU. If no GPU has one, GPUs and CPU together are the
+/// choice where the CPU does not hold the model alone, and an offer where it does.
 fn choose(gpus: Vec<Gpu>, least_context: usize, plan: impl Fn(&Device) -> Result<Plan>) -> Vec<Candidate<Device>> {
     let (mut candidates, mut refused) = (Vec::new(), Vec::new());
+    let together = together(&gpus);
+    let fits = |device: &Device| {
+        let plan = plan(device).and_then(|plan| plan.check().map(|()| plan)).ok()?;
+        Some(plan).filter(|plan| plan.context >= least_context)
+    };
     for Gpu { device, name, has_known_memory } in gpus {
         // A mistake in the checkpoint or the options fails on the CPU as well, and is reported there.
         let refusal = match plan(&device).and_then(|plan| plan.check().map(|()| plan)) {
@@ -59,14 +65,41 @@ fn choose(gpus: Vec<Gpu>, least_context: usize, plan: impl Fn(&Device) -> Result
         };
         refused.push(format!("{name}: {refusal}"));
     }
-    let reason = match (candidates.is_empty(), refused.is_empty()) {
+    let together = together.filter(|_| candidates.is_empty()).and_then(|device| {
+        let gpu_has_layers = |plan: &Plan| plan.parts.first().is_some_and(|part| !part.layers.is_empty());
+        fits(&device).filter(gpu_has_layers).map(|plan| (device, plan))
+    });
+    let mut reason = match (candidates.is_empty(), refused.is_empty()) {
         (true, true) => "no hardware GPU was found".into(),
         (true, false) => format!("no GPU holds the model ({})", refused.join("; ")),
         (false, true) => "no GPU loaded the model".into(),
         (false, false) => format!("no GPU loaded the model ({})", refused.join("; ")),
     };
+    match together {
+        // It can be slower than its figures say, since devices wait for each other: the program decides.
+        Some((device, plan)) if fits(&Device::Cpu).is_some() => {
+            let parts: Vec<String> = plan.parts.iter().map(ToString::to_string).collect();
+            reason += &format!("; `{device}` would share it: {}", parts.join("; "));
+        }
+        Some((device, _)) => {
+            let reason = format!("no device holds the model alone ({})", refused.join("; "));
+            candidates.push(Candidate { device, reason });
+        }
+        None => {}
+    }
     candidates.push(Candidate { device: Device::Cpu, reason });
     candidates
+}
+
+/// The devices that could share a model: the GPUs of the best kind, since another kind may be the same ones under other
+/// names, and the CPU.
+fn together(gpus: &[Gpu]) -> Option<Device> {
+    let mut known = gpus.iter().filter(|gpu| gpu.has_known_memory).map(|gpu| &gpu.device).peekable();
+    let kind = std::mem::discriminant(*known.peek()?);
+    let same_kind = known.filter(|device| std::mem::discriminant(*device) == kind);
+    let split = same_kind.fold(Split::new(), |split, device| split.fill(device.clone()));
+    let split = if cfg!(feature = "cpu") { split.fill(Device::Cpu) } else { split };
+    (split.parts().len() > 1).then_some(Device::Split(split))
 }
 
 /// The result of the first candidate that loads without an error, and why it was chosen. The error is that of the last
@@ -159,6 +192,46 @@ mod choice_tests {
     fn plan_in(bytes: u64) -> Plan {
         let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/demo-model");
         crate::plan(demo, &EngineOptions::new().device(Device::Cpu).memory_budget(bytes)).unwrap()
+    }
+
+    /// As [`plan`], with devices that share the model if they have to, and a CPU that holds it alone or does not.
+    fn plan_with_cpu(cpu_bytes: u64) -> impl Fn(&Device) -> Result<Plan> {
+        move |device| {
+            let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/demo-model");
+            let split = EngineOptions::new().device("split:cpu=2,cpu=4".parse().unwrap());
+            Ok(match device {
+                Device::Split(_) => crate::plan(demo, &split.memory_budget(1 << 40)).unwrap(),
+                Device::Cpu => plan_in(cpu_bytes),
+                gpu => plan(gpu)?,
+            })
+        }
+    }
+
+    #[test]
+    fn devices_share_a_model_that_none_holds_alone() {
+        let chosen = choose(vec![gpu(0), gpu(1)], 1024, plan_with_cpu(1000));
+        let devices: Vec<String> = chosen.iter().map(|candidate| candidate.device.to_string()).collect();
+        assert_eq!(devices, ["split:cuda:0,cuda:1,cpu", "cpu"]);
+        let reason = &chosen[0].reason;
+        assert!(reason.starts_with("no device holds the model alone (GPU 0: needs") && reason.contains("GPU 1: only"));
+        // One that holds it is preferred.
+        assert_eq!(choose(vec![gpu(0), gpu(2)], 1024, plan_with_cpu(1000))[0].device, Device::Cuda(2));
+    }
+
+    #[test]
+    fn sharing_is_offered_with_what_it_takes_where_the_cpu_holds_the_model() {
+        let chosen = choose(vec![gpu(0)], 1024, plan_with_cpu(1 << 40));
+        assert_eq!(chosen.len(), 1);
+        let reason = &chosen[0].reason;
+        assert!(
+            chosen[0].device == Device::Cpu && reason.contains("; `split:cuda:0,cpu` would share it: "),
+            "{reason}"
+        );
+        assert!(reason.contains("layers 0 to 1 on ") && reason.contains("a token reads "), "{reason}");
+        // Without memory of a known size nothing is planned.
+        let unknown = Gpu { has_known_memory: false, ..gpu(0) };
+        assert!(!choose(vec![unknown], 1024, plan_with_cpu(1 << 40))[0].reason.contains("split:"));
+        assert!(together(&[]).is_none());
     }
 
     /// GPUs 0, 1, 2: one that is too small, one with memory for a short context only, one with enough.

@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 
 use qwen_backend_cpu::{CpuBackend, CpuFootprint, CpuOptions, Isa, physical_cores};
+use qwen_core::model::plan::Plan;
 use qwen_core::{Result, memory};
 
 use super::factory::{
-    Capacity, DeviceFactory, DeviceSettings, MAX_NUM_BATCHED_TOKENS, OpenedBackend, OpenedDevice, host_bytes,
+    Capacity, DeviceCapacity, DeviceFactory, DeviceSettings, MAX_NUM_BATCHED_TOKENS, Memory, OpenedBackend,
+    OpenedDevice, host_bytes,
 };
 use super::{Device, DeviceEntry, Kind};
 
@@ -38,14 +40,15 @@ impl DeviceFactory for Cpu {
     }
 
     fn capacity(&self, settings: &DeviceSettings) -> Result<Capacity> {
-        Ok(Capacity {
+        Ok(Capacity::One(DeviceCapacity {
             footprint: Box::new(CpuFootprint),
             max_num_batched_tokens: MAX_NUM_BATCHED_TOKENS,
             available_bytes: host_bytes(settings),
-        })
+            memory: Memory::Host,
+        }))
     }
 
-    fn open(self: Box<Self>, settings: &DeviceSettings) -> Result<Box<dyn OpenedDevice>> {
+    fn open(self: Box<Self>, settings: &DeviceSettings, _: &Plan) -> Result<Box<dyn OpenedDevice>> {
         let mut options = CpuOptions::new().precision(settings.precision);
         // The processes of a machine share its cores.
         let processes = settings.position.local_world_size;

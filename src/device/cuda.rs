@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 
 use qwen_backend_cuda::{CudaBackend, CudaFootprint, CudaOptions, DeviceProperties, device, devices, free_bytes};
 use qwen_core::Result;
+use qwen_core::model::plan::Plan;
 
-use super::factory::{Capacity, DeviceFactory, DeviceSettings, OpenedBackend, OpenedDevice};
+use super::factory::{Capacity, DeviceCapacity, DeviceFactory, DeviceSettings, Memory, OpenedBackend, OpenedDevice};
 use super::{Device, DeviceEntry, Gpu, Kind};
 use crate::distributed;
 
@@ -72,14 +73,15 @@ impl DeviceFactory for Cuda {
         let gpu = device(ordinal)?;
         let is_alone = settings.position.world_size == 1;
         let reserved = if is_alone { RESERVED_BYTES } else { RESERVED_BYTES_WITH_PEERS };
-        Ok(Capacity {
+        Ok(Capacity::One(DeviceCapacity {
             footprint: Box::new(CudaFootprint::on(&gpu, settings.precision)),
             max_num_batched_tokens: MAX_NUM_BATCHED_TOKENS,
             available_bytes: Some(free_bytes(ordinal)?.saturating_sub(reserved)),
-        })
+            memory: Memory::Own(Device::Cuda(ordinal)),
+        }))
     }
 
-    fn open(self: Box<Self>, settings: &DeviceSettings) -> Result<Box<dyn OpenedDevice>> {
+    fn open(self: Box<Self>, settings: &DeviceSettings, _: &Plan) -> Result<Box<dyn OpenedDevice>> {
         let options = CudaOptions::new().ordinal(self.ordinal(settings)?).precision(settings.precision);
         Ok(Box::new(OpenedBackend { backend: CudaBackend::new(options)?, join: distributed::join_by_nccl }))
     }

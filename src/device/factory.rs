@@ -9,8 +9,9 @@ use std::sync::Arc;
 
 use qwen_core::backend::{CapabilitySet, Limits};
 use qwen_core::model::Model;
+use qwen_core::model::plan::Plan;
 use qwen_core::model::rope::RopeStages;
-use qwen_core::model::runner::ModelRunner;
+use qwen_core::model::runner::{ModelRunner, Stage};
 use qwen_core::model::source::WeightSource;
 use qwen_core::model::spec::ModelSpec;
 use qwen_core::quantize::Importances;
@@ -37,13 +38,53 @@ pub(crate) struct DeviceSettings {
     pub(crate) position: distributed::Position,
 }
 
+/// The capacity of a device, or of several that share a model.
+pub(crate) enum Capacity {
+    One(DeviceCapacity),
+    /// In the order of the layers.
+    Split(Vec<PartCapacity>),
+}
+
+impl Capacity {
+    /// The number of prompt tokens of a step that suits the devices.
+    pub(crate) fn max_num_batched_tokens(&self) -> usize {
+        match self {
+            Capacity::One(device) => device.max_num_batched_tokens,
+            // A longer step would hold up running answers on the slowest of them.
+            Capacity::Split(parts) => {
+                let tokens = parts.iter().map(|part| part.capacity.max_num_batched_tokens);
+                tokens.min().unwrap_or(MAX_NUM_BATCHED_TOKENS)
+            }
+        }
+    }
+}
+
 /// A device's capacity for a model.
-pub(crate) struct Capacity {
+pub(crate) struct DeviceCapacity {
     pub(crate) footprint: Box<dyn Footprint>,
     /// The number of prompt tokens of a step that suits the device.
     pub(crate) max_num_batched_tokens: usize,
     /// Bytes that may be used, if known.
     pub(crate) available_bytes: Option<u64>,
+    pub(crate) memory: Memory,
+}
+
+/// Which memory a device uses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Memory {
+    /// The host's, which devices share.
+    Host,
+    /// That of this device.
+    #[cfg_attr(not(any(feature = "cuda", feature = "wgpu")), allow(dead_code, reason = "only GPUs have their own"))]
+    Own(Device),
+}
+
+/// A device of a split.
+pub(crate) struct PartCapacity {
+    pub(crate) device: Device,
+    /// How many layers it gets, if the program says so.
+    pub(crate) layers: Option<usize>,
+    pub(crate) capacity: DeviceCapacity,
 }
 
 /// The model to load, or the part of it that this process holds.
@@ -57,6 +98,15 @@ pub(crate) struct LoadRequest<'a> {
     pub(crate) observer: &'a LoadObserver,
 }
 
+/// How far other parts of the model are loaded, in bytes of matrices as stored.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Loading {
+    /// Of the parts before this one.
+    pub(crate) before: u64,
+    /// Of all parts.
+    pub(crate) total: u64,
+}
+
 /// A device that can be planned for and opened.
 pub(crate) trait DeviceFactory: fmt::Debug {
     /// The device as a value; `None` for the program's own backend.
@@ -68,8 +118,8 @@ pub(crate) trait DeviceFactory: fmt::Debug {
     /// The device's capacity for a model.
     fn capacity(&self, settings: &DeviceSettings) -> Result<Capacity>;
 
-    /// Open the device.
-    fn open(self: Box<Self>, settings: &DeviceSettings) -> Result<Box<dyn OpenedDevice>>;
+    /// Open the device for what `plan` says that it holds.
+    fn open(self: Box<Self>, settings: &DeviceSettings, plan: &Plan) -> Result<Box<dyn OpenedDevice>>;
 }
 
 /// A device that is open.
@@ -77,8 +127,11 @@ pub(crate) trait OpenedDevice {
     /// The name of the device.
     fn name(&self) -> String;
 
-    /// Load a model or a part of it, and run it once.
+    /// Load a model, or the part of it that this process holds, and run it once.
     fn load(self: Box<Self>, request: LoadRequest<'_>) -> Result<Loaded>;
+
+    /// Load some layers of a model that several devices of this process share.
+    fn load_stage(self: Box<Self>, request: LoadRequest<'_>, loading: Loading) -> Result<Box<dyn Stage>>;
 
     /// Load a whole model, run `prompts`, and measure what its matrices are multiplied with.
     fn measure(self: Box<Self>, request: LoadRequest<'_>, prompts: &[&[u32]]) -> Result<Importances>;
@@ -103,20 +156,32 @@ impl<B: Backend> DeviceFactory for CustomBackend<B> {
     }
 
     fn capacity(&self, settings: &DeviceSettings) -> Result<Capacity> {
-        Ok(Capacity {
+        Ok(Capacity::One(DeviceCapacity {
             footprint: self.0.footprint(),
             max_num_batched_tokens: MAX_NUM_BATCHED_TOKENS,
             available_bytes: self.0.info().memory_available.or_else(|| host_bytes(settings)),
-        })
+            memory: Memory::Host,
+        }))
     }
 
-    fn open(self: Box<Self>, _: &DeviceSettings) -> Result<Box<dyn OpenedDevice>> {
+    fn open(self: Box<Self>, _: &DeviceSettings, _: &Plan) -> Result<Box<dyn OpenedDevice>> {
         Ok(OpenedBackend::boxed(self.0))
     }
 }
 
 fn weights_of(observer: &LoadObserver) -> impl FnMut(u64, u64) -> Result<()> + '_ {
     |done, total| observer.report(LoadProgress { stage: LoadStage::Weights, done, total })
+}
+
+/// A runner of the model of the request, which is loaded on `backend`.
+fn loaded<B: Backend>(
+    mut backend: B,
+    request: &LoadRequest<'_>,
+    progress: &mut dyn FnMut(u64, u64) -> Result<()>,
+) -> Result<ModelRunner<B>> {
+    let LoadRequest { source, config, limits, spec, .. } = *request;
+    let model = Model::load(&mut backend, spec.clone(), limits, source, progress)?;
+    Ok(ModelRunner::new(backend, model, RopeStages::new(config), limits.clone()))
 }
 
 /// This process's share of the host's memory.
@@ -144,13 +209,12 @@ impl<B: Backend> OpenedDevice for OpenedBackend<B> {
     }
 
     fn load(self: Box<Self>, request: LoadRequest<'_>) -> Result<Loaded> {
-        let OpenedBackend { mut backend, join } = *self;
-        let LoadRequest { source, config, limits, spec, peers, observer } = request;
+        let OpenedBackend { backend, join } = *self;
+        let LoadRequest { spec, peers, observer, .. } = request;
         let by_heads = spec.shard.world_size > 1;
         let group = peers.map(|peers| join(&backend, peers, by_heads)).transpose()?;
-        let model = Model::load(&mut backend, spec.clone(), limits, source, &mut weights_of(observer))?;
+        let mut runner = loaded(backend, &request, &mut weights_of(observer))?;
         observer.report(LoadProgress::of(LoadStage::WarmUp))?;
-        let mut runner = ModelRunner::new(backend, model, RopeStages::new(config), limits.clone());
         if let Some(group) = group {
             runner = if by_heads { runner.with_group(group) } else { runner.with_neighbours(group) };
         }
@@ -158,11 +222,15 @@ impl<B: Backend> OpenedDevice for OpenedBackend<B> {
         Ok(Loaded::new(runner, peers))
     }
 
+    fn load_stage(self: Box<Self>, request: LoadRequest<'_>, loading: Loading) -> Result<Box<dyn Stage>> {
+        let mut report = weights_of(request.observer);
+        let mut report = |done: u64, _| report(loading.before.saturating_add(done), loading.total);
+        Ok(Box::new(loaded(self.backend, &request, &mut report)?))
+    }
+
     fn measure(self: Box<Self>, request: LoadRequest<'_>, prompts: &[&[u32]]) -> Result<Importances> {
-        let mut backend = self.backend;
-        let LoadRequest { source, config, limits, spec, observer, .. } = request;
-        let model = Model::load(&mut backend, spec.clone(), limits, source, &mut weights_of(observer))?;
-        let mut runner = ModelRunner::new(backend, model, RopeStages::new(config), limits.clone());
+        let observer = request.observer;
+        let mut runner = loaded(self.backend, &request, &mut weights_of(observer))?;
         let tokens = |prompts: &[&[u32]]| prompts.iter().map(|prompt| prompt.len() as u64).sum();
         let total = tokens(prompts);
         Importances::measure(&mut runner, prompts, &mut |done| {

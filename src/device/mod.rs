@@ -14,6 +14,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use qwen_core::backend::AdapterChoice;
 
 use factory::DeviceFactory;
+use qwen_core::model::plan::Plan;
+pub use split::{Split, SplitPart};
 
 pub(crate) mod auto;
 #[cfg(feature = "cpu")]
@@ -21,11 +23,12 @@ mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
 pub(crate) mod factory;
+mod split;
 #[cfg(feature = "wgpu")]
 mod wgpu;
 
 /// A device to run a model on. As text: `cpu`, `auto`, `cuda` (the first GPU), `cuda:ORDINAL`, `wgpu`, `wgpu:INDEX` and
-/// `wgpu:NAME`. A build without the feature of a device refuses it when a model is planned or loaded, by name.
+/// `wgpu:NAME`; and several devices as `split:DEVICE=LAYERS,DEVICE=LAYERS` or `split:DEVICE,DEVICE`. A build without the feature of a device refuses it when a model is planned or loaded, by name.
 ///
 /// ```
 /// use qwen::Device;
@@ -39,13 +42,31 @@ pub enum Device {
     /// The processor.
     #[default]
     Cpu,
-    /// The best hardware GPU that the build has a backend for and whose memory holds the model, else the CPU. Never a
-    /// software adapter. [`crate::Engine::device`] is the chosen device, [`crate::Engine::selection_reason`] says why.
+    /// The best hardware GPU that the build has a backend for and whose memory holds the model, else the CPU, else as many
+    /// layers as fit on GPUs and the rest on the CPU. Never a software adapter. [`crate::Engine::device`] is the chosen
+    /// device, [`crate::Engine::selection_reason`] says why, and what a [`Device::Split`] would take where the CPU was
+    /// chosen.
     Auto,
     /// The NVIDIA GPU with this ordinal. Needs the feature `cuda`.
     Cuda(usize),
     /// A GPU through Vulkan, Metal or DX12. Needs the feature `wgpu`.
     Wgpu(AdapterChoice),
+    /// Several devices of this machine, which hold consecutive layers of the model: `docs/devices.md`.
+    ///
+    /// ```
+    /// use qwen::{Device, EngineOptions, Split};
+    /// let model = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/demo-model");
+    /// // For example `Device::Wgpu(AdapterChoice::Best)` in place of the first one.
+    /// let split = Split::new().layers(Device::Cpu, 2).fill(Device::Cpu);
+    /// let engine = EngineOptions::new().device(Device::Split(split)).load(model)?;
+    /// assert_eq!(engine.device().map(|device| device.to_string()), Some("split:cpu=2,cpu=4".into()));
+    /// for part in &engine.plan().parts {
+    ///     println!("{part}");
+    /// }
+    /// println!("{}", engine.chat().send("What is 3 + 4?")?.text()?);
+    /// # Ok::<(), qwen::Error>(())
+    /// ```
+    Split(Split),
 }
 
 impl Device {
@@ -73,7 +94,24 @@ impl Device {
             Device::Cuda(ordinal) => Ok(Box::new(cuda::Cuda { ordinal: *ordinal })),
             #[cfg(feature = "wgpu")]
             Device::Wgpu(adapter) => Ok(Box::new(wgpu::Wgpu { adapter: adapter.clone() })),
+            Device::Split(split) => Ok(Box::new(split.factory()?)),
             _ => Err(self.unsupported()),
+        }
+    }
+
+    /// The device with the layers of a plan that was made for it.
+    pub(crate) fn placed(self, plan: &Plan) -> Device {
+        match self {
+            Device::Split(split) => split.placed(plan),
+            device => device,
+        }
+    }
+
+    /// The device, or the first one of several.
+    pub(crate) fn first(&self) -> &Device {
+        match self {
+            Device::Split(split) => split.parts().first().map_or(self, |part| &part.device),
+            device => device,
         }
     }
 
@@ -83,7 +121,7 @@ impl Device {
             Device::Cpu => "cpu",
             Device::Cuda(_) => "cuda",
             Device::Wgpu(_) => "wgpu",
-            Device::Auto => "cpu, cuda or wgpu",
+            Device::Auto | Device::Split(_) => "cpu, cuda or wgpu",
         };
         let reason = format!("this build is without the feature {feature} of the crate qwen-rs");
         qwen_core::Error::unsupported(format!("device `{self}`"), reason)
@@ -122,7 +160,8 @@ const KINDS: &[Kind] = &[
 /// A text that names no device.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "there is no device `{name}`; devices are `cpu`, `auto`, `cuda`, `cuda:ORDINAL`, `wgpu`, `wgpu:INDEX`, `wgpu:NAME`"
+    "there is no device `{name}`; devices are `cpu`, `auto`, `cuda`, `cuda:ORDINAL`, `wgpu`, `wgpu:INDEX`, `wgpu:NAME`, \
+     and several of them `split:DEVICE,DEVICE` or `split:DEVICE=LAYERS,DEVICE=LAYERS`"
 )]
 pub struct ParseDeviceError {
     name: String,
@@ -146,6 +185,7 @@ impl FromStr for Device {
             ("auto", None) => Some(Device::Auto),
             ("cuda", None) => Some(Device::Cuda(0)),
             ("cuda", Some(_)) => ordinal().map(Device::Cuda),
+            ("split", Some(parts)) => Split::parse(parts).map(Device::Split),
             ("wgpu", None) => Some(Device::Wgpu(AdapterChoice::Best)),
             ("wgpu", Some(choice)) if !choice.is_empty() => choice.parse().ok().map(Device::Wgpu),
             _ => None,
@@ -162,6 +202,7 @@ impl fmt::Display for Device {
             Device::Cuda(ordinal) => write!(f, "cuda:{ordinal}"),
             Device::Wgpu(AdapterChoice::Best) => f.write_str("wgpu"),
             Device::Wgpu(choice) => write!(f, "wgpu:{choice}"),
+            Device::Split(split) => write!(f, "split:{split}"),
         }
     }
 }
@@ -231,11 +272,35 @@ mod tests {
     fn devices_are_named_as_they_are_parsed() {
         let names =
             ["cpu", "auto", "wgpu", "wgpu:0", "wgpu:17", "wgpu:Intel(R) Arc A770: 16 GB", "wgpu:llvmpipe", "cuda:0"];
+        let splits = [
+            "split:wgpu=12,cpu=12",
+            "split:cuda:0,cuda:1,cpu",
+            "split:wgpu:Arc A770: 16 GB=3,cpu",
+            "split:cpu,wgpu:0=7",
+        ];
         assert_eq!("cuda".parse(), Ok(Device::Cuda(0)));
-        for name in names {
+        for name in names.into_iter().chain(splits) {
             assert_eq!(name.parse::<Device>().map(|device| device.to_string()), Ok(name.into()));
         }
-        for name in ["", "CPU", "gpu", "wgpu:", "wgpux", "wgpu0", "cuda:", "cuda0", "cuda:+1", "cuda:x"] {
+        let no_splits = [
+            "split",
+            "split:",
+            "split:cpu",
+            "split:cpu,",
+            "split:cpu=,cpu",
+            "split:cpu=x,cpu",
+            "split:cpu=+1,cpu",
+            "split:cpu=0,cpu",
+            "split:cpu,auto",
+            "split:cpu,split:cpu,cpu",
+            "split:cpu;wgpu",
+            "split:cpu=99999999999999999999,cpu",
+            "split:gpu,cpu",
+        ];
+        for name in ["", "CPU", "gpu", "wgpu:", "wgpux", "wgpu0", "cuda:", "cuda0", "cuda:+1", "cuda:x"]
+            .into_iter()
+            .chain(no_splits)
+        {
             let error = name.parse::<Device>().unwrap_err().to_string();
             assert!(error.contains(&format!("`{name}`")) && error.contains("`auto`"), "{error}");
         }

@@ -6,9 +6,11 @@ use qwen_backend_wgpu::{
     AdapterChoice, AdapterInfo, WgpuBackend, WgpuFootprint, WgpuOptions, adapters, hardware_adapters,
 };
 use qwen_core::Result;
+use qwen_core::model::plan::Plan;
 
 use super::factory::{
-    Capacity, DeviceFactory, DeviceSettings, MAX_NUM_BATCHED_TOKENS, OpenedBackend, OpenedDevice, host_bytes,
+    Capacity, DeviceCapacity, DeviceFactory, DeviceSettings, MAX_NUM_BATCHED_TOKENS, Memory, OpenedBackend,
+    OpenedDevice, host_bytes,
 };
 use super::{Device, DeviceEntry, Gpu, Kind};
 
@@ -63,15 +65,20 @@ impl DeviceFactory for Wgpu {
 
     fn capacity(&self, settings: &DeviceSettings) -> Result<Capacity> {
         let info = AdapterInfo::of(&self.adapter)?;
-        let host = if info.shares_host_memory() { host_bytes(settings) } else { None };
-        Ok(Capacity {
+        let (memory, host) = match info.shares_host_memory() {
+            true => (Memory::Host, host_bytes(settings)),
+            // Named by its index, since one adapter has many names.
+            false => (Memory::Own(Device::Wgpu(AdapterChoice::Index(info.index))), None),
+        };
+        Ok(Capacity::One(DeviceCapacity {
             footprint: Box::new(WgpuFootprint::on(&info, settings.wgpu_capabilities)),
             max_num_batched_tokens: MAX_NUM_BATCHED_TOKENS,
             available_bytes: info.memory.into_iter().chain(host).min(),
-        })
+            memory,
+        }))
     }
 
-    fn open(self: Box<Self>, settings: &DeviceSettings) -> Result<Box<dyn OpenedDevice>> {
+    fn open(self: Box<Self>, settings: &DeviceSettings, _: &Plan) -> Result<Box<dyn OpenedDevice>> {
         let options = WgpuOptions::new()
             .adapter(self.adapter)
             .precision(settings.precision)

@@ -37,7 +37,8 @@ pub(crate) struct Args {
     /// of its own; may be repeated.
     #[arg(long = "adapter", value_name = "[NAME=]PATH", help_heading = "Model")]
     adapter: Vec<String>,
-    /// Where to run: auto, cpu, cuda, cuda:ORDINAL, wgpu, wgpu:INDEX, wgpu:NAME [default: auto].
+    /// Where to run: auto, cpu, cuda, cuda:ORDINAL, wgpu, wgpu:INDEX, wgpu:NAME, or split:DEVICE=LAYERS,DEVICE
+    /// [default: auto].
     #[arg(long, help_heading = "Model")]
     device: Option<Device>,
     /// Tokens of a prompt and its answer at most [default: the model's own context, as far as memory goes].

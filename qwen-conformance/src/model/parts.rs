@@ -12,7 +12,7 @@ use qwen_core::backend::{Backend, Interrupt, KvSpec};
 use qwen_core::error::{Error, Result};
 use qwen_core::model::batch::BlockId;
 use qwen_core::model::batch::{Batch, Damage, SequenceStep, StepOutput, WantLogits};
-use qwen_core::model::runner::{Pipeline, Runner};
+use qwen_core::model::runner::{Pipeline, Runner, Stage};
 use qwen_core::model::spec::ModelSpec;
 
 /// One, two and four ranks in threads, also more ranks than K/V heads: close to the reference on each rank, with the
@@ -84,8 +84,11 @@ fn kept(runner: &mut dyn Runner) -> Result<(KvSpec, Vec<u8>)> {
     Ok((stored, bytes))
 }
 
-fn pipeline<B: Backend>(rig: &Rig<'_, B>, model: &RandomModel, ends: &[usize]) -> Result<Pipeline<B>> {
-    let stage = |pair: &[usize]| load(rig.another()?, ModelSpec::new(&model.config).stage(pair[0]..pair[1])?, model);
+fn pipeline<B: Backend>(rig: &Rig<'_, B>, model: &RandomModel, ends: &[usize]) -> Result<Pipeline> {
+    let stage = |pair: &[usize]| {
+        let spec = ModelSpec::new(&model.config).stage(pair[0]..pair[1])?;
+        Ok(Box::new(load(rig.another()?, spec, model)?) as Box<dyn Stage>)
+    };
     Pipeline::new(ends.windows(2).map(stage).collect::<Result<_>>()?)
 }
 

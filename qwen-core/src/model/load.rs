@@ -29,8 +29,7 @@ impl<B: Backend> Model<B> {
         limits.check()?;
         b.prepare(limits, &spec.shape())?;
         let bytes = |weight: &WeightSpec| weight.shape(source)?.stored_bytes();
-        let total =
-            spec.weights().iter().try_fold(0u64, |sum, weight| Ok::<_, Error>(sum.saturating_add(bytes(weight)?)))?;
+        let total = spec.stored_bytes(source)?;
         let mut done = 0u64;
         let mut matrix = |b: &mut B, weight: WeightSpec| {
             let loaded = load_matrix(b, &weight, source)?;

@@ -81,7 +81,8 @@ pub(crate) struct Buffers<B: Backend> {
 
 impl<B: Backend> Buffers<B> {
     fn new(b: &mut B, spec: &ModelSpec, limits: &Limits) -> Result<Self> {
-        let (tokens, logits) = (limits.max_num_batched_tokens, limits.max_num_logits);
+        let tokens = limits.max_num_batched_tokens;
+        let logits = if spec.has_head() { limits.max_num_logits } else { 0 };
         let gate_up = if b.footprint().fuses_gate_up() { 0 } else { tokens };
         let mut rows = |rows: usize, width: usize| b.alloc(size::values("max_num_batched_tokens", &[rows, width])?);
         Ok(Buffers {

@@ -355,6 +355,15 @@ impl ModelSpec {
         weights
     }
 
+    /// Bytes of the matrices of this part, as the source stores them.
+    ///
+    /// # Errors
+    /// As [`WeightSpec::shape`].
+    pub fn stored_bytes(&self, source: &dyn WeightSource) -> Result<u64> {
+        let bytes = |weight: &WeightSpec| weight.shape(source)?.stored_bytes();
+        self.weights().iter().try_fold(0u64, |sum, weight| Ok(sum.saturating_add(bytes(weight)?)))
+    }
+
     /// Bytes of the norms and biases, which are kept in f32.
     pub fn vector_bytes(&self) -> u64 {
         let layer = 2 * self.hidden_size + self.heads.qkv_size();

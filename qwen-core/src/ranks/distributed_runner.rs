@@ -12,7 +12,7 @@ use crate::backend::{Backend, Interrupt};
 use crate::error::{Error, Result};
 use crate::model::batch::CopyBlock;
 use crate::model::batch::{Batch, Damage, StepOutput};
-use crate::model::runner::{ModelRunner, Runner};
+use crate::model::runner::{ModelRunner, Runner, Stage};
 
 /// A [`Runner`] over several processes. It sends each step to the other ranks, which run [`super::worker_loop`],
 /// computes its own part, and reads the logits.

@@ -6,7 +6,7 @@ use super::values::{receive_hidden, send_hidden};
 use super::wire::{self, Writer};
 use crate::backend::{Backend, Interrupt};
 use crate::error::Result;
-use crate::model::runner::{ModelRunner, Runner};
+use crate::model::runner::{ModelRunner, Runner, Stage};
 
 /// Compute the steps of rank 0's [`super::DistributedRunner`] until that is dropped. `runner` holds this rank's part of
 /// the model, for the same limits as rank 0's.
@@ -24,7 +24,7 @@ fn serve<B: Backend>(runner: &mut ModelRunner<B>, transport: &Transport) -> Resu
     let (is_first, is_last) = (runner.spec().is_first(), runner.spec().is_last());
     let neighbours = (transport.rank().saturating_sub(1), (transport.rank() + 1) % transport.world_size());
     let on_device = runner.hands_over();
-    let mut last = None;
+    let (mut passed, mut last) = (Vec::new(), None);
     loop {
         let message = transport.receive_any(0)?;
         let mut answer = Writer::default();
@@ -42,7 +42,8 @@ fn serve<B: Backend>(runner: &mut ModelRunner<B>, transport: &Transport) -> Resu
                 if !is_last && on_device {
                     runner.pass_on(batch.num_tokens(), neighbours.1)?;
                 } else if !is_last {
-                    send_hidden(transport, 0, &runner.read_hidden(batch.num_tokens())?)?;
+                    runner.read_hidden(batch.num_tokens(), &mut passed)?;
+                    send_hidden(transport, 0, &passed)?;
                 }
                 last = Some((batch, hidden, key));
             }

@@ -1,18 +1,24 @@
 //! How much memory a model will take, before it is loaded: from headers and key biases alone, without a device.
 
+mod sizes;
+mod split;
+
 use std::fmt;
+use std::ops::Range;
 
 use serde::Serialize;
 
-use crate::backend::{Footprint, KvSpec, Limits, ModelShape, WeightRole, WeightShape};
+use crate::backend::{Footprint, Limits};
 use crate::error::{Error, Result};
 use crate::model::source::WeightSource;
 use crate::model::spec::ModelSpec;
-use crate::numerics::encoding::Encoding;
 use crate::numerics::human_bytes::HumanBytes;
 use crate::numerics::precision::Precision;
-use crate::numerics::size;
 use crate::warning::Warning;
+pub use sizes::limits_for;
+use sizes::{Holding, Part, longest_context};
+use split::Splitter;
+pub use split::{Reserved, SplitDevice, SplitInput};
 
 /// The bytes that a model takes on a device, and whether they are available, as data: to print, serialise, or decide
 /// by. Its `Display` form is one line, without the warnings.
@@ -52,8 +58,25 @@ pub struct Plan {
     pub draft: Option<DraftPlan>,
     /// What is set aside for low-rank adapters that are loaded beside the model. It is part of `total_bytes`.
     pub adapter_bytes: u64,
+    /// What each device holds, in the order of the layers, if there are several. The other figures are their sums; where
+    /// devices share a memory, `total_bytes` counts that they are loaded one after another.
+    pub parts: Vec<PlanPart>,
     /// The [warnings](crate::Checkpoint::warnings) of the checkpoint. Empty for plans from other sources.
     pub warnings: Vec<Warning>,
+}
+
+/// What one device holds of a model that several devices share: perhaps no layer, if none fits.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct PlanPart {
+    /// The device.
+    pub device: String,
+    /// Its layers. The first device also has the embedding table, the last one the output head; a tied model has the table
+    /// on both.
+    pub layers: Range<usize>,
+    /// The bytes of this part. What is available is that of its memory, which it may share with other devices; it fits if
+    /// all of them do.
+    pub plan: Plan,
 }
 
 /// The bytes that a draft model takes beside a model.
@@ -120,62 +143,64 @@ impl Plan {
         draft: Option<(&dyn WeightSource, &PlanInput<'_>)>,
         footprint: &dyn Footprint,
     ) -> Result<Self> {
-        let PlanInput { context, batch, .. } = *input;
-        let part = Part::new(source, input, footprint)?;
-        let draft = draft.map(|(source, draft)| Part::new(source, draft, footprint).map(|part| (part, draft)));
-        let draft = draft.transpose()?;
-        let sized = |context: usize| {
-            let own = part.sized(&input.limits, context, batch, footprint);
-            let beside = draft.as_ref().map(|(part, draft)| {
-                let sized = part.sized(&draft.limits, context.min(draft.model_context), batch, footprint);
-                let plan = DraftPlan {
-                    weight_bytes: part.weight_bytes,
-                    kv_bytes: sized.kv,
-                    activation_bytes: sized.activations,
-                    load_bytes: part.load_bytes,
-                };
-                (plan, sized.refused)
-            });
-            (own, beside)
+        let part = |source: &dyn WeightSource, input: &PlanInput<'_>| {
+            let kv = input.spec.kv(&input.limits, input.precision, source)?;
+            Part::new(source, input.spec, kv, footprint)
         };
-        let total = |(own, beside): &(Variable, Option<(DraftPlan, Option<String>)>)| {
-            let loaded = part.weight_bytes.saturating_add(own.kv).saturating_add(own.activations);
-            let beside = beside.as_ref().map_or(0, |(plan, _)| plan.total_bytes());
-            part.load_bytes.max(loaded.saturating_add(beside))
+        let draft = draft.map(|(source, draft)| part(source, draft).map(|part| (part, draft))).transpose()?;
+        let holding = Holding { footprint, part: Some(part(source, input)?), draft };
+        let plan_at = |context: usize| {
+            let plan = holding.plan(input, context);
+            let holds = input.available_bytes.is_none_or(|available| plan.total_bytes <= available);
+            Plan { available_bytes: input.available_bytes, fits: holds && plan.refused.is_none(), ..plan }
         };
-        let is_refused = |(own, beside): &(Variable, Option<(DraftPlan, Option<String>)>)| {
-            own.refused.is_some() || beside.as_ref().is_some_and(|(_, refused)| refused.is_some())
-        };
-        let holds =
-            |sized: &_| !is_refused(sized) && input.available_bytes.is_none_or(|available| total(sized) <= available);
-        let block_size = input.limits.block_size.max(1);
-        // The largest number of blocks that fits, by bisection: memory grows with the context.
-        let (mut low, mut high) = (0, input.model_context.div_ceil(block_size));
-        while low < high {
-            let middle = (low + high).div_ceil(2);
-            if holds(&sized(middle * block_size)) { low = middle } else { high = middle - 1 }
-        }
-        let sized = sized(context);
-        let (total_bytes, fits) = (total(&sized), holds(&sized));
-        let (own, beside) = sized;
-        let (draft, draft_refused) = beside.map_or((None, None), |(plan, refused)| (Some(plan), refused));
-        Ok(Plan {
-            weight_bytes: part.weight_bytes,
-            read_bytes: part.weight_bytes - part.table_bytes,
-            kv_bytes: own.kv,
-            activation_bytes: own.activations,
-            load_bytes: part.load_bytes,
-            total_bytes,
-            available_bytes: input.available_bytes,
-            fits,
-            refused: own.refused.or(draft_refused.map(|reason| format!("the draft model: {reason}"))),
+        let max_context = longest_context(input, |context| Ok(plan_at(context).fits))?;
+        Ok(Plan { max_context, ..plan_at(input.context) })
+    }
+
+    /// Plan for several devices, each of which holds some consecutive layers: those that `split` names, or as many as fit.
+    /// The sums are in the plan itself, what each device holds in [`Plan::parts`]. Of `input`, `available_bytes` is not
+    /// used; a draft model is on the first device.
+    ///
+    /// # Errors
+    /// As [`Plan::new`], with the name of the device; [`Error::InvalidArgument`] when the layers of the devices are not
+    /// those of the model; [`Error::Unsupported`] for layers by plan on a device whose memory is not known.
+    pub fn split(
+        source: &dyn WeightSource,
+        input: &PlanInput<'_>,
+        draft: Option<(&dyn WeightSource, &PlanInput<'_>)>,
+        split: &SplitInput<'_>,
+    ) -> Result<Self> {
+        Splitter::new(source, input, draft, split)?.plan()
+    }
+
+    /// The bytes that stay after the load.
+    fn held_bytes(&self) -> u64 {
+        let beside = self.draft.as_ref().map_or(0, DraftPlan::total_bytes).saturating_add(self.adapter_bytes);
+        let parts = [self.weight_bytes, self.kv_bytes, self.activation_bytes, beside];
+        parts.into_iter().fold(0, u64::saturating_add)
+    }
+
+    /// A plan of nothing.
+    fn empty(context: usize, batch: usize) -> Self {
+        Plan {
+            weight_bytes: 0,
+            read_bytes: 0,
+            kv_bytes: 0,
+            activation_bytes: 0,
+            load_bytes: 0,
+            total_bytes: 0,
+            available_bytes: None,
+            fits: false,
+            refused: None,
             context,
             batch,
-            max_context: (low > 0).then(|| (low * block_size).min(input.model_context)),
-            draft,
+            max_context: None,
+            draft: None,
             adapter_bytes: 0,
+            parts: Vec::new(),
             warnings: Vec::new(),
-        })
+        }
     }
 
     /// The same plan with `bytes` set aside for adapters, where it was made for as many bytes less than are available.
@@ -199,6 +224,7 @@ impl Plan {
                 format!("a context of {} for {} sequences on this device", self.context, self.batch),
                 format!("{reason}{}", shorter.unwrap_or_default()),
             )),
+            (None, _) if !self.fits && !self.parts.is_empty() => Err(self.overfull(shorter)),
             (None, Some(available)) if !self.fits => Err(Error::DoesNotFit {
                 needed: self.total_bytes,
                 available,
@@ -213,6 +239,43 @@ impl Plan {
                     }
                 }),
             }),
+            _ => Ok(()),
+        }
+    }
+
+    /// The error of several devices that do not hold the model together: the figures of the first one that its part
+    /// alone is too large for, if there is one.
+    fn overfull(&self, shorter: Option<String>) -> Error {
+        let too_large = |plan: &&Plan| plan.available_bytes.is_some_and(|available| plan.total_bytes > available);
+        let plan = self.parts.iter().map(|part| &part.plan).find(too_large).unwrap_or(self);
+        let parts: Vec<String> = self.parts.iter().map(ToString::to_string).collect();
+        Error::DoesNotFit {
+            needed: plan.total_bytes,
+            available: plan.available_bytes.unwrap_or(0),
+            advice: format!(": {}{}", parts.join("; "), shorter.unwrap_or_default()),
+        }
+    }
+}
+
+impl PlanPart {
+    /// How its layers are called: counted from 0, the last one included.
+    fn name(&self) -> String {
+        let (first, next) = (self.layers.start, self.layers.end);
+        match self.layers.len() {
+            0 => format!("no layer on `{}`", self.device),
+            1 => format!("layer {first} on `{}`", self.device),
+            _ => format!("layers {first} to {} on `{}`", next - 1, self.device),
+        }
+    }
+}
+
+impl fmt::Display for PlanPart {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [total, read] = [self.plan.total_bytes, self.plan.read_bytes].map(HumanBytes);
+        write!(f, "{}: {total}, a token reads {read}", self.name())?;
+        match (&self.plan.refused, self.plan.available_bytes) {
+            (Some(reason), _) => write!(f, ", refused: {reason}"),
+            (None, Some(available)) if !self.plan.fits => write!(f, ", {} are available", HumanBytes(available)),
             _ => Ok(()),
         }
     }
@@ -246,103 +309,7 @@ impl fmt::Display for Plan {
                 )
             }
             (None, None) => f.write_str("what is available is not known"),
-        }
+        }?;
+        self.parts.iter().try_for_each(|part| write!(f, "; {part}"))
     }
-}
-
-/// Bytes of the parts that are held in converted form while they are read, since their files do not store rows.
-fn converted_bytes(shape: &WeightShape) -> Result<u64> {
-    let parts = shape.parts.iter().filter(|(encoding, _)| matches!(encoding, Encoding::Group(_)));
-    WeightShape { parts: parts.copied().collect(), ..*shape }.stored_bytes()
-}
-
-/// What a model takes whatever the context is.
-struct Part {
-    weight_bytes: u64,
-    /// The part of an embedding table that is not the output head.
-    table_bytes: u64,
-    load_bytes: u64,
-    kv: KvSpec,
-    shape: ModelShape,
-}
-
-impl Part {
-    fn new(source: &dyn WeightSource, input: &PlanInput<'_>, footprint: &dyn Footprint) -> Result<Self> {
-        let spec = input.spec;
-        let mut weight_bytes = spec.vector_bytes();
-        let (mut load_bytes, mut table_bytes) = (0, 0);
-        for weight in spec.weights() {
-            let shape = weight.shape(source)?;
-            let packed = footprint.weight_bytes(&shape)?;
-            weight_bytes += packed;
-            if shape.role == WeightRole::Embedding && !spec.tie_word_embeddings {
-                table_bytes = packed;
-            }
-            let staging = footprint.staging_bytes(shape.stored_bytes()?);
-            // Matrices of several tensors are converted in host memory, which counts if the device shares it.
-            let converted = if staging > 0 { converted_bytes(&shape)? } else { 0 };
-            load_bytes = load_bytes.max(weight_bytes + staging.saturating_add(converted));
-        }
-        let kv = spec.kv(&input.limits, input.precision, source)?;
-        Ok(Part { weight_bytes, table_bytes, load_bytes, kv, shape: spec.shape() })
-    }
-
-    /// What it takes more with this context.
-    fn sized(&self, limits: &Limits, context: usize, batch: usize, footprint: &dyn Footprint) -> Variable {
-        let limits = limits_for(limits, context, batch);
-        let kv_spec = KvSpec { num_blocks: limits.num_blocks, ..self.kv.clone() };
-        let activations = activation_bytes(&limits, &self.shape, !footprint.fuses_gate_up());
-        // A device is only asked about plausible sizes, so that its own arithmetic does not overflow.
-        let asked =
-            limits.check().map(|()| (footprint.kv_bytes(&kv_spec), footprint.workspace_bytes(&limits, &self.shape)));
-        let (kv, workspace, refused) = match asked {
-            Ok((kv, workspace)) => {
-                (kv.as_ref().ok().copied(), workspace.as_ref().ok().copied(), kv.and(workspace).err())
-            }
-            Err(error) => (None, None, Some(error)),
-        };
-        Variable {
-            kv: kv.unwrap_or_else(|| kv_spec.stored_bytes()),
-            activations: activations.saturating_add(workspace.unwrap_or(0)),
-            refused: refused.map(|error| error.to_string()),
-        }
-    }
-}
-
-/// What depends on the context.
-struct Variable {
-    kv: u64,
-    activations: u64,
-    refused: Option<String>,
-}
-
-/// `limits` for `batch` sequences of `context` positions.
-pub fn limits_for(limits: &Limits, context: usize, batch: usize) -> Limits {
-    Limits {
-        max_model_len: context,
-        num_blocks: context.div_ceil(limits.block_size.max(1)).saturating_mul(batch),
-        max_num_batched_tokens: limits.max_num_batched_tokens.min(context.saturating_mul(batch)),
-        ..limits.clone()
-    }
-}
-
-/// Bytes of the f32 and u32 buffers that [`crate::model::Model`] allocates for these limits; `u64::MAX` if they
-/// overflow.
-fn activation_bytes(limits: &Limits, shape: &ModelShape, gate_up_scratch: bool) -> u64 {
-    let ModelShape { hidden_size, intermediate_size, heads, .. } = *shape;
-    let per_token = 3 * hidden_size
-        + heads.qkv_size()
-        + heads.q_size()
-        + intermediate_size * if gate_up_scratch { 3 } else { 1 }
-        + heads.head_dim
-        + 2;
-    let per_seq = limits.max_blocks_per_seq().saturating_add(2);
-    let per_row = limits.vocab_size.saturating_add(hidden_size).saturating_add(2);
-    [
-        size::bytes(4, &[limits.max_num_batched_tokens, per_token]),
-        size::bytes(4, &[limits.max_num_seqs, per_seq]),
-        size::bytes(4, &[limits.max_num_logits, per_row]),
-    ]
-    .into_iter()
-    .fold(0, u64::saturating_add)
 }
