@@ -1,7 +1,7 @@
 // {format}_matvec_t{1,4}: a matrix in blocks times a few tokens in f32 arithmetic: the product of Exact for any number of
 // tokens.
 //
-// A warp takes a pair of rows. Lane l takes the units of 32 columns l, l + 32, ...: a warp reads what 1024 columns have
+// A warp takes a pair of rows; blocks with the same rows run side by side, so that these are read from memory once. Lane l takes the units of 32 columns l, l + 32, ...: a warp reads what 1024 columns have
 // in each plane at a time. A sum has one order, whatever TOKENS is and wherever the token is in the batch: a lane's
 // columns in sequence, then the tree of warp_sum.
 #pragma once
@@ -36,7 +36,7 @@ DEVICE float4 four_of(const Product& p, const float* x, u32 col) {
 
 template <class Format, u32 TOKENS>
 DEVICE void block_matvec(const Product& p) {
-    const u32 pair = blockIdx.x * (MATVEC_THREADS / 32) + warp();
+    const u32 pair = blockIdx.y * (MATVEC_THREADS / 32) + warp();
     if (pair >= epilogue::any::pairs(p)) {
         return;
     }
@@ -45,7 +45,7 @@ DEVICE void block_matvec(const Product& p) {
     const float* x[TOKENS];
 #pragma unroll
     for (u32 t = 0; t < TOKENS; t++) {
-        x[t] = p.x + size_t(smaller(blockIdx.y * TOKENS + t, p.tokens - 1)) * p.cols;
+        x[t] = p.x + size_t(smaller(blockIdx.x * TOKENS + t, p.tokens - 1)) * p.cols;
     }
     float sums[TOKENS][2] = {};
 #pragma unroll 1
@@ -86,7 +86,7 @@ DEVICE void block_matvec(const Product& p) {
         first = lane() == t ? sum0 : first;
         second = lane() == t ? sum1 : second;
     }
-    const u32 token = blockIdx.y * TOKENS + lane();
+    const u32 token = blockIdx.x * TOKENS + lane();
     if (lane() < TOKENS && token < p.tokens) {
         epilogue::any::emit(p, token, pair, first, second);
     }

@@ -68,8 +68,25 @@ struct Product {
 #define EPILOGUE_UP 5
 
 // {format}_matvec_t{1,4}: T tokens at once, f32 arithmetic. Each output's sum has one order, whatever T is and wherever
-// its token stands in the batch. grid (ceil(pairs / BLOCK_MATVEC_PAIRS), ceil(tokens / T), 1), block MATVEC_THREADS.
+// its token stands in the batch. grid (ceil(tokens / T), ceil(pairs / BLOCK_MATVEC_PAIRS), 1), block MATVEC_THREADS.
 #define BLOCK_MATVEC_PAIRS 4
+
+// {format}_dot_t{1,4}: the same for tokens rounded to bytes: rounded is what `round_to_bytes` wrote.
+// grid (ceil(tokens / T), ceil(pairs / BLOCK_DOT_PAIRS), 1), block MATVEC_THREADS.
+#define BLOCK_DOT_PAIRS 8
+
+// {format}_mma_n{2,8}: up to 8 N tokens by tensor cores (8.0 on); rounded is what `scale_and_round_bf16` wrote, with
+// `cols` as its stride. grid (ceil(pairs / P), 1, 1), block SKINNY_THREADS; P is BLOCK_SKINNY_PAIRS with n2,
+// BLOCK_SKINNY_PAIRS_WIDE with n8.
+#define BLOCK_SKINNY_PAIRS 8
+#define BLOCK_SKINNY_PAIRS_WIDE 16
+
+// {format}_mma_tile: prompts, likewise. grid (ceil(tokens / BLOCK_MMA_TOKENS), ceil(pairs / BLOCK_MMA_PAIRS), 1).
+// Dynamic shared memory: BLOCK_MMA_SHARED.
+#define BLOCK_MMA_THREADS 256
+#define BLOCK_MMA_TOKENS 64
+#define BLOCK_MMA_PAIRS 128
+#define BLOCK_MMA_SHARED 65536
 
 // matvec_{f32,bf16,f16}_t{1,2,4,8}_{write,add,silu,heads}: T tokens at once, f32 arithmetic. Each output's sum has one
 // order, whatever T is and wherever its token stands in the batch.
@@ -92,7 +109,19 @@ struct ScaleAndRound {
     const float* x;  // [tokens, cols]
     void* rounded;   // [tokens, stride]
     float* scales;   // [tokens]
+    const u32* column_order;  // [cols]: bf16 only, the column of x of each rounded one; null if they are in order
     u32 tokens, cols, stride, unused;
+};
+
+// round_to_bytes: x rounded to signed bytes for matrices in blocks, 32 columns at a time: a row is `cols` codes, then for
+// each 32 of them an f32 scale, the largest magnitude divided by 127, padded to 16 bytes. A block with a value that is not
+// finite has a scale of NaN. `cols` is a multiple of 32. grid (tokens, 1, 1).
+#define ROUND_TO_BYTES_THREADS 256
+struct RoundToBytes {
+    const float* x;           // [tokens, cols]
+    void* bytes;
+    const u32* column_order;  // [cols]: the column of x of each rounded one; null if they are in order
+    u32 tokens, cols;
 };
 
 // skinny_{bf16,f16}_n{1,2,4,8}_{write,add,silu,heads}: up to 8 N tokens by tensor cores (compute capability 8.0 on),

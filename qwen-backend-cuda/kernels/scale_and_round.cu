@@ -35,11 +35,18 @@ DEVICE void load_eight(float (&values)[8], const float* x, u32 col, u32 cols) {
 
 // Eight columns a thread at a time; a rounded row is padded with zeros to `stride`, a multiple of eight.
 template <class Round>
-DEVICE void round_row(const ScaleAndRound& p, const float* x, Round round) {
+DEVICE void round_row(const ScaleAndRound& p, const float* x, Round round, const u32* order) {
     u16* const rounded = static_cast<u16*>(p.rounded) + size_t(blockIdx.x) * p.stride;
     for (u32 col = 8 * threadIdx.x; col < p.stride; col += 8 * SCALE_AND_ROUND_THREADS) {
         float values[8];
-        load_eight(values, x, col, p.cols);
+        if (order) {
+#pragma unroll
+            for (u32 i = 0; i < 8; i++) {
+                values[i] = col + i < p.cols ? x[order[col + i]] : 0.0f;
+            }
+        } else {
+            load_eight(values, x, col, p.cols);
+        }
         u32 words[4];
 #pragma unroll
         for (u32 i = 0; i < 4; i++) {
@@ -64,7 +71,7 @@ struct ToScaledF16 {
 };
 
 KERNEL(scale_and_round_bf16, ScaleAndRound, SCALE_AND_ROUND_THREADS, 4) {
-    round_row(p, p.x + size_t(blockIdx.x) * p.cols, ToBf16{});
+    round_row(p, p.x + size_t(blockIdx.x) * p.cols, ToBf16{}, p.column_order);
 }
 
 KERNEL(scale_and_round_f16, ScaleAndRound, SCALE_AND_ROUND_THREADS, 4) {
@@ -82,5 +89,5 @@ KERNEL(scale_and_round_f16, ScaleAndRound, SCALE_AND_ROUND_THREADS, 4) {
     if (threadIdx.x == 0) {
         p.scales[blockIdx.x] = scale;
     }
-    round_row(p, x, ToScaledF16{scale});
+    round_row(p, x, ToScaledF16{scale}, nullptr);
 }

@@ -13,15 +13,11 @@
 // A block has M tiles of 8 pairs; a pair's rows are g and g + 8 of a tile, so that one lane gets both sums. Its warps
 // take steps of 64 columns in turn, a line of 128 bytes a row, and their sums are added in their order. All variants
 // take the same steps in the same order: a token's bits do not depend on how many there are.
-#include "epilogue.cuh"
 #include "mma.cuh"
-#include "scales.cuh"
+#include "skinny.cuh"
 
-#define SKINNY_WARPS (SKINNY_THREADS / 32)
 #define STEP 64
 #define WARPS_STEP (SKINNY_WARPS * STEP)
-// Tiles of sums that are added at once: what fits 48 KB of shared memory.
-#define TILES_AT_ONCE 8
 
 // The first columns of a lane's rows and tokens, and how many columns follow.
 template <u32 N, u32 M>
@@ -74,10 +70,6 @@ DEVICE void take_steps(float (&c)[N * M][4], const Place<N, M>& at) {
 // N tiles of 8 tokens, M tiles of 8 pairs; a lane has 4 * M * STEPS loads of 16 bytes of the matrix under way.
 template <class Half, class Epilogue, u32 N, u32 M, u32 STEPS>
 DEVICE void skinny(const Product& p) {
-    constexpr u32 TILES = N * M;
-    constexpr u32 AT_ONCE = TILES < TILES_AT_ONCE ? TILES : TILES_AT_ONCE;
-    SHARED(float4, sums, SKINNY_WARPS * AT_ONCE * 32);
-
     const u32 g = lane() / 4, t = lane() % 4;
     const u32 first_pair = blockIdx.x * (8 * M);
     Place<N, M> at;
@@ -96,7 +88,7 @@ DEVICE void skinny(const Product& p) {
     at.left = int(p.stride);
     at.advance(warp() * STEP + 8 * t);
 
-    float c[TILES][4] = {};
+    float c[N * M][4] = {};
     u32 from = warp() * STEP;
     for (; from + (STEPS - 1) * WARPS_STEP + STEP <= p.stride; from += STEPS * WARPS_STEP) {
         take_steps<Half, N, M, STEPS, true>(c, at);
@@ -106,42 +98,7 @@ DEVICE void skinny(const Product& p) {
         take_steps<Half, N, M, 1, false>(c, at);
         at.advance(WARPS_STEP);
     }
-
-#pragma unroll
-    for (u32 first = 0; first < TILES; first += AT_ONCE) {
-        if (first > 0) {
-            barrier();
-        }
-#pragma unroll
-        for (u32 i = 0; i < AT_ONCE; i++) {
-            const float(&of)[4] = c[first + i];
-            sums[(warp() * AT_ONCE + i) * 32 + lane()] = float4{of[0], of[1], of[2], of[3]};
-        }
-        barrier();
-        if (threadIdx.x >= 32 * AT_ONCE) {
-            continue;
-        }
-        float4 sum = sums[threadIdx.x];
-#pragma unroll
-        for (u32 i = 1; i < SKINNY_WARPS; i++) {
-            const float4 other = sums[i * AT_ONCE * 32 + threadIdx.x];
-            sum = float4{sum.x + other.x, sum.y + other.y, sum.z + other.z, sum.w + other.w};
-        }
-        const u32 tile = first + warp();
-        const u32 pair = first_pair + 8 * (tile % M) + g;
-        const u32 token = 8 * (tile / M) + 2 * t;
-        if (pair >= Epilogue::pairs(p)) {
-            continue;
-        }
-        if (token < p.tokens) {
-            const float scale = scale_of(Half(), p, token);
-            Epilogue::emit(p, token, pair, sum.x * scale, sum.z * scale);
-        }
-        if (token + 1 < p.tokens) {
-            const float scale = scale_of(Half(), p, token + 1);
-            Epilogue::emit(p, token + 1, pair, sum.y * scale, sum.w * scale);
-        }
-    }
+    add_warps<Half, Epilogue, N, M>(p, c, first_pair);
 }
 
 #define SKINNY(half, Half, n, m, steps, blocks, op)                        \

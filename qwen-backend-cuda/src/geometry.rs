@@ -19,6 +19,16 @@ geometry! {
     /// Replaces `MATVEC_PAIRS` for 4 and 8 tokens at once.
     MATVEC_PAIRS_WIDE = 8;
     BLOCK_MATVEC_PAIRS = 4;
+    BLOCK_DOT_PAIRS = 8;
+    BLOCK_SKINNY_PAIRS = 8;
+    /// Replaces `BLOCK_SKINNY_PAIRS` for up to 64 tokens.
+    BLOCK_SKINNY_PAIRS_WIDE = 16;
+    BLOCK_MMA_THREADS = 256;
+    BLOCK_MMA_TOKENS = 64;
+    BLOCK_MMA_PAIRS = 128;
+    /// Bytes of dynamic shared memory.
+    BLOCK_MMA_SHARED = 65536;
+    ROUND_TO_BYTES_THREADS = 256;
     TILE_THREADS = 256;
     TILE_PAIRS = 32;
     TILE_TOKENS = 64;

@@ -78,6 +78,35 @@ pub(crate) enum BlockKernel {
     Embed,
     /// A product of this many tokens at once, in f32 arithmetic.
     Matvec(u32),
+    /// A product of this many tokens at once, rounded to bytes.
+    Dot(u32),
+    /// A product of up to eight times this many tokens by tensor cores.
+    Skinny(u32),
+    /// A product of a prompt by tensor cores.
+    Tile,
+}
+
+impl BlockKernel {
+    #[cfg(test)]
+    const ALL: [Self; 8] = [
+        BlockKernel::Embed,
+        BlockKernel::Matvec(1),
+        BlockKernel::Matvec(4),
+        BlockKernel::Dot(1),
+        BlockKernel::Dot(4),
+        BlockKernel::Skinny(2),
+        BlockKernel::Skinny(8),
+        BlockKernel::Tile,
+    ];
+
+    fn threads(self) -> usize {
+        match self {
+            BlockKernel::Embed => COPY_THREADS,
+            BlockKernel::Matvec(_) | BlockKernel::Dot(_) => MATVEC_THREADS,
+            BlockKernel::Skinny(_) => SKINNY_THREADS,
+            BlockKernel::Tile => BLOCK_MMA_THREADS,
+        }
+    }
 }
 
 impl fmt::Display for BlockKernel {
@@ -85,6 +114,9 @@ impl fmt::Display for BlockKernel {
         match self {
             BlockKernel::Embed => f.write_str("embed"),
             BlockKernel::Matvec(tokens) => write!(f, "matvec_t{tokens}"),
+            BlockKernel::Dot(tokens) => write!(f, "dot_t{tokens}"),
+            BlockKernel::Skinny(eights) => write!(f, "mma_n{eights}"),
+            BlockKernel::Tile => f.write_str("mma_tile"),
         }
     }
 }
@@ -99,6 +131,8 @@ pub(crate) enum Kernel {
     Tile(Element, Epilogue),
     /// Activations scaled and rounded to this type, for tensor cores.
     ScaleAndRound(Element),
+    /// Activations rounded to signed bytes, for blocks.
+    RoundToBytes,
     /// A product of up to eight times this many tokens by tensor cores.
     Skinny(Element, u32, Epilogue),
     /// A product of a prompt by tensor cores.
@@ -132,8 +166,9 @@ impl Kernel {
     pub(crate) fn threads(self) -> usize {
         match self {
             Kernel::Embed | Kernel::Rope | Kernel::StoreKv | Kernel::CopyBlocks => COPY_THREADS,
-            Kernel::Blocks(_, BlockKernel::Embed) => COPY_THREADS,
-            Kernel::Matvec(..) | Kernel::Blocks(_, BlockKernel::Matvec(_)) => MATVEC_THREADS,
+            Kernel::Matvec(..) => MATVEC_THREADS,
+            Kernel::Blocks(_, kernel) => kernel.threads(),
+            Kernel::RoundToBytes => ROUND_TO_BYTES_THREADS,
             Kernel::Tile(..) => TILE_THREADS,
             Kernel::ScaleAndRound(_) => SCALE_AND_ROUND_THREADS,
             Kernel::Skinny(..) => SKINNY_THREADS,
@@ -156,6 +191,7 @@ impl Kernel {
         match self {
             Kernel::Matmul(..) => MATMUL_SHARED,
             Kernel::MatmulWide(..) => MATMUL_WIDE_SHARED,
+            Kernel::Blocks(_, BlockKernel::Tile) => BLOCK_MMA_SHARED,
             // Two tiles of keys and of values, which are f16.
             Kernel::AttentionTile(keys, width) => {
                 let position = (keys.bytes() + Element::F16.bytes()) * width as usize;
@@ -173,6 +209,7 @@ impl Kernel {
                 | Kernel::Matmul(..)
                 | Kernel::MatmulWide(..)
                 | Kernel::AttentionTile(..)
+                | Kernel::Blocks(_, BlockKernel::Skinny(_) | BlockKernel::Tile)
                 | Kernel::CeilingMmaBf16
         )
     }
@@ -185,6 +222,7 @@ impl Kernel {
             Kernel::Matvec(..) | Kernel::Tile(..) | Kernel::Skinny(..) => params::Product::FIELDS,
             Kernel::Matmul(..) | Kernel::MatmulWide(..) => params::Product::FIELDS,
             Kernel::ScaleAndRound(_) => params::ScaleAndRound::FIELDS,
+            Kernel::RoundToBytes => params::RoundToBytes::FIELDS,
             Kernel::RmsNorm => params::RmsNorm::FIELDS,
             Kernel::Rope | Kernel::StoreKv => params::Heads::FIELDS,
             Kernel::Attention(..) | Kernel::AttentionMerge | Kernel::AttentionTile(..) => params::Attention::FIELDS,
@@ -215,6 +253,7 @@ impl Kernel {
             Kernel::GatherRows,
             Kernel::Argmax,
             Kernel::CopyBlocks,
+            Kernel::RoundToBytes,
             Kernel::CeilingRead,
             Kernel::CeilingCopy,
             Kernel::CeilingFmaF32,
@@ -232,8 +271,7 @@ impl Kernel {
         }
         for encoding in qwen_core::backend::planes::encodings() {
             let name = qwen_core::backend::planes::PlaneFormat::of(encoding).map_or("", |format| format.name());
-            let kernels = [BlockKernel::Embed, BlockKernel::Matvec(1), BlockKernel::Matvec(4)];
-            all.extend(kernels.map(|kernel| Kernel::Blocks(name, kernel)));
+            all.extend(BlockKernel::ALL.map(|kernel| Kernel::Blocks(name, kernel)));
         }
         all.extend([Bf16, F16].map(Kernel::ScaleAndRound));
         for keys in [F32, F16] {
@@ -254,6 +292,7 @@ impl fmt::Display for Kernel {
             Kernel::Matvec(w, tokens, epilogue) => write!(f, "matvec_{w}_t{tokens}_{epilogue}"),
             Kernel::Tile(w, epilogue) => write!(f, "tile_{w}_{epilogue}"),
             Kernel::ScaleAndRound(to) => write!(f, "scale_and_round_{to}"),
+            Kernel::RoundToBytes => f.write_str("round_to_bytes"),
             Kernel::Skinny(w, eights, epilogue) => write!(f, "skinny_{w}_n{eights}_{epilogue}"),
             Kernel::Matmul(w, epilogue) => write!(f, "matmul_{w}_{epilogue}"),
             Kernel::MatmulWide(w, epilogue) => write!(f, "matmul_wide_{w}_{epilogue}"),

@@ -38,6 +38,11 @@ impl<'a> Args<'a> {
         Ok(Address(array.address))
     }
 
+    /// The same of an array that may be missing: null if it is.
+    pub(crate) fn take_if(&mut self, name: &'static str, array: Option<&Array>, bytes: &[usize]) -> Result<Address> {
+        array.map_or(Ok(Address::NULL), |array| self.take(name, array, bytes))
+    }
+
     /// A size as a kernel parameter.
     pub(crate) fn size(&self, size: usize) -> Result<u32> {
         let refused = || self.gpu.error(self.op, format!("a size of {size}, kernels count to {}", i32::MAX));

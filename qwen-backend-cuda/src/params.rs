@@ -158,10 +158,20 @@ params! {
         x: Address,
         rounded: Address,
         scales: Address,
+        column_order: Address,
         tokens: u32,
         cols: u32,
         stride: u32,
         unused: u32,
+    }
+
+    /// Activations rounded to signed bytes.
+    RoundToBytes {
+        x: Address,
+        bytes: Address,
+        column_order: Address,
+        tokens: u32,
+        cols: u32,
     }
 
     /// A norm.

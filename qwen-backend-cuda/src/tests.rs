@@ -1,6 +1,7 @@
 //! Tests that need the crate's internals: the launches of every published shape, on a driver that only checks them;
 //! faults; sizes that overflow; hostile indices on the emulator.
 
+mod blocks;
 mod bounds;
 mod modules;
 mod sizes;
@@ -17,6 +18,7 @@ use qwen_core::model::rope::RopeStages;
 use qwen_core::model::runner::{ModelRunner, Runner};
 use qwen_core::model::source::WeightSource;
 use qwen_core::model::spec::ModelSpec;
+use qwen_core::numerics::encoding::{GroupBits, GroupEncoding};
 use qwen_core::{Config, Encoding, Error, Precision, Result};
 
 use crate::driver::Launch;
@@ -33,11 +35,45 @@ const MAX_TOKENS: usize = 4096;
 const LAYERS: usize = 2;
 
 /// All-zero weights: each matrix is its first row, repeated.
-struct Zeros(Encoding, Vec<u8>);
+struct Zeros(Stored, Vec<u8>);
+
+/// How weights are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stored {
+    /// All alike.
+    As(Encoding),
+    /// Blocks of 256 values with more bits where it matters, or of 32 where a model of this shape has other widths.
+    Q4KM { fallback: bool },
+    /// Groups of 128 columns in 4 bits, and the table and the head in bf16; for GPTQ with columns in another order.
+    Groups { ordered: bool },
+}
+
+impl Stored {
+    fn encoding(self, name: &str) -> Encoding {
+        let has = |parts: &[&str]| parts.iter().any(|part| name.contains(part));
+        match self {
+            Stored::As(encoding) => encoding,
+            Stored::Q4KM { fallback } => match (has(&["v_proj", "down_proj", "embed_tokens", "lm_head"]), fallback) {
+                (true, false) => Encoding::Q6K,
+                (true, true) => Encoding::Q8_0,
+                (false, false) => Encoding::Q4K,
+                (false, true) => Encoding::Q5_0,
+            },
+            Stored::Groups { .. } if has(&["embed_tokens", "lm_head"]) => Encoding::Bf16,
+            Stored::Groups { .. } => Encoding::Group(GroupEncoding { bits: GroupBits::Four, group_size: 128 }),
+        }
+    }
+}
 
 impl WeightSource for Zeros {
-    fn matrix(&self, _: &str, rows: usize, cols: usize) -> Result<MatrixPart<'_>> {
-        MatrixPart::strided(self.0, rows, cols, 0, &self.1)
+    fn matrix(&self, name: &str, rows: usize, cols: usize) -> Result<MatrixPart<'_>> {
+        let part = MatrixPart::strided(self.0.encoding(name), rows, cols, 0, &self.1)?;
+        match self.0 {
+            Stored::Groups { ordered: true } if part.encoding != Encoding::Bf16 => {
+                part.with_column_order((0..cols as u32).rev().collect::<Vec<u32>>())
+            }
+            _ => Ok(part),
+        }
     }
 
     fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>> {
@@ -45,8 +81,8 @@ impl WeightSource for Zeros {
         Ok(vec![if name.contains("layers.0.self_attn.k_proj") { 100.0 } else { 0.0 }; len])
     }
 
-    fn encoding(&self, _: &str) -> Result<Encoding> {
-        Ok(self.0)
+    fn encoding(&self, name: &str) -> Result<Encoding> {
+        Ok(self.0.encoding(name))
     }
 }
 
@@ -84,12 +120,25 @@ impl Harness {
         Self::of_rank(config, context, capability, precision, Shard::WHOLE)
     }
 
-    /// A rank's part of a model. Once it is loaded, GPU memory may be neither allocated nor freed.
+    /// A rank's part of a model.
     fn of_rank(config: &Config, context: usize, capability: (u32, u32), precision: Precision, shard: Shard) -> Self {
-        let source = Zeros(Encoding::Bf16, vec![0; 1 << 17]);
-        let driver = RecordingDriver::new(capability);
         let options = CudaOptions::new().precision(precision);
-        let mut backend = CudaBackend::on(std::sync::Arc::new(driver.clone()), &options);
+        Self::stored(Stored::As(Encoding::Bf16), config, context, capability, &options, shard)
+    }
+
+    /// The same with weights stored like this. Once it is loaded, GPU memory may be neither allocated nor freed.
+    fn stored(
+        stored: Stored,
+        config: &Config,
+        context: usize,
+        capability: (u32, u32),
+        options: &CudaOptions,
+        shard: Shard,
+    ) -> Self {
+        let source = Zeros(stored, vec![0; 1 << 17]);
+        let driver = RecordingDriver::new(capability);
+        let precision = options.precision;
+        let mut backend = CudaBackend::on(std::sync::Arc::new(driver.clone()), options);
         let limits = limits(config, context);
         let spec = ModelSpec::new(config).shard(shard).unwrap();
         let input = PlanInput {
@@ -329,7 +378,7 @@ fn a_faulting_kernel_ends_a_backend_and_the_next_one_opens() {
     let config = shape("0.5B");
     let mut next = CudaBackend::new(CudaOptions::new()).unwrap();
     let limits = limits(&config, 1024);
-    let source = Zeros(Encoding::Bf16, vec![0; 1 << 17]);
+    let source = Zeros(Stored::As(Encoding::Bf16), vec![0; 1 << 17]);
     let model = Model::load(&mut next, ModelSpec::new(&config), &limits, &source, &mut |_, _| Ok(())).unwrap();
     let mut runner = ModelRunner::new(next, model, RopeStages::new(&config), limits);
     runner.warm_up().unwrap();

@@ -182,7 +182,8 @@ impl Segment {
     }
 
     fn taken_bytes(&self) -> u64 {
-        taken_bytes(self.bytes).saturating_add(self.column_order.as_ref().map_or(0, |order| taken_bytes(4 * order.len())))
+        taken_bytes(self.bytes)
+            .saturating_add(self.column_order.as_ref().map_or(0, |order| taken_bytes(4 * order.len())))
     }
 }
 
@@ -271,14 +272,7 @@ fn load_rows(gpu: &mut Gpu, view: &WeightView<'_>, segment: &Segment, array: &Ar
 }
 
 /// Write a row of `cols` values in the layout of the GPU; missing bytes become zeros.
-fn pack_row(
-    encoding: Encoding,
-    bytes: &[u8],
-    format: Format,
-    cols: usize,
-    decoded: &mut Vec<f32>,
-    out: &mut [u8],
-) {
+fn pack_row(encoding: Encoding, bytes: &[u8], format: Format, cols: usize, decoded: &mut Vec<f32>, out: &mut [u8]) {
     let filled = match format {
         Format::Blocks(blocks) => {
             out.fill(0);

@@ -1,5 +1,5 @@
 //! The memory that the kernels of a step need in addition to the model's buffers: activations rounded to 16 bits for
-//! tensor cores with the scales of their rows, and the partials of attention.
+//! tensor cores with the scales of their rows, or to bytes for matrices in blocks, and the partials of attention.
 //!
 //! Its sizes are computed in one place, from the limits of a step and the shape of a model. The plan adds them up, and
 //! [`Workspace::reserve`] allocates the same bytes before anything is recorded, so that nothing is allocated in a step.
@@ -34,11 +34,15 @@ impl WorkspaceSizes {
     /// [`qwen_core::Error::Unsupported`] when a size overflows.
     pub(crate) fn new(tensor_cores: bool, precision: Precision, limits: &Limits, shape: &ModelShape) -> Result<Self> {
         let (mut rounded, mut scales) = (0, 0);
-        if tensor_cores && precision == Precision::Fast {
+        if precision == Precision::Fast {
             // The output head multiplies the rows whose logits are wanted, which may be more than the tokens.
             let rows = limits.max_num_batched_tokens.max(limits.max_num_logits);
-            rounded = rounded_bytes(rows, shape.widest_input())?;
-            scales = scales_bytes(rows)?;
+            // Matrices in blocks may take bytes instead, which are never more than 16 bits.
+            let cols = shape.widest_input();
+            (rounded, scales) = match tensor_cores {
+                true => (rounded_bytes(rows, cols)?, scales_bytes(rows)?),
+                false => (product("rounded activations", &[rows, byte_row(cols)])?, 0),
+            };
         }
         let partials = partials(shape.heads, limits.max_blocks_per_seq(), limits.block_size, limits.max_num_seqs);
         let partials = product("partials of attention", &[usize::try_from(partials.bytes()).unwrap_or(usize::MAX)])?;
@@ -68,6 +72,12 @@ fn rounded_bytes(rows: usize, cols: usize) -> Result<usize> {
     product("rounded activations", &[rows, stride, 2])
 }
 
+/// Bytes of a row of `cols` activations in signed bytes: for each 32 of them an f32 scale in addition, see `round_to_bytes`
+/// in kernels/params.cuh.
+pub(crate) fn byte_row(cols: usize) -> usize {
+    cols.div_ceil(32).checked_mul(36).and_then(|bytes| bytes.checked_next_multiple_of(16)).unwrap_or(usize::MAX)
+}
+
 /// Bytes of the scales of `rows` rows.
 fn scales_bytes(rows: usize) -> Result<usize> {
     product("scales of activations", &[rows, 4])
@@ -87,6 +97,8 @@ impl Workspace {
         let WorkspaceSizes { rounded, scales, partials } = *sizes;
         if rounded > 0 {
             at_least(&mut self.rounded, gpu, "rounded activations", rounded)?;
+        }
+        if scales > 0 {
             at_least(&mut self.scales, gpu, "scales of activations", scales)?;
         }
         if partials > 0 {
@@ -100,6 +112,12 @@ impl Workspace {
         let rounded = at_least(&mut self.rounded, gpu, "rounded activations", rounded_bytes(rows, cols)?)?;
         let scales = at_least(&mut self.scales, gpu, "scales of activations", scales_bytes(rows)?)?;
         Ok((rounded, scales))
+    }
+
+    /// Space for `rows` rows of `cols` activations in signed bytes.
+    pub(crate) fn bytes(&mut self, gpu: &mut Gpu, rows: usize, cols: usize) -> Result<Array> {
+        let bytes = product("rounded activations", &[rows, byte_row(cols)])?;
+        at_least(&mut self.rounded, gpu, "rounded activations", bytes)
     }
 
     /// Space for the partials.
@@ -143,9 +161,10 @@ mod tests {
         assert_eq!(fast, WorkspaceSizes { rounded: 512 * 4864 * 2, scales: 512 * 4, partials });
         let more = sizes(true, Precision::Fast, &limits(512, 600));
         assert_eq!(more, WorkspaceSizes { rounded: 600 * 4864 * 2, scales: 600 * 4, partials });
-        // Only tensor cores take rounded activations.
+        // Without tensor cores only matrices in blocks take rounded activations: bytes.
+        let bytes = WorkspaceSizes { rounded: 600 * 4864 / 32 * 36, scales: 0, partials };
+        assert_eq!(sizes(false, Precision::Fast, &limits(512, 600)), bytes);
         let none = WorkspaceSizes { rounded: 0, scales: 0, partials };
-        assert_eq!(sizes(false, Precision::Fast, &limits(512, 600)), none);
         assert_eq!(sizes(true, Precision::Exact, &limits(512, 600)), none);
         assert_eq!(none.taken_bytes(), taken_bytes(partials));
     }

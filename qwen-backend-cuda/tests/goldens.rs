@@ -1,4 +1,5 @@
-//! Whole checkpoints against recorded results, through the emulator: the short prompts.
+//! Whole checkpoints against recorded results, through the emulator: the short prompts. Of block formats every case
+//! runs by default, with tensor cores in Fast; as another GPU, and in Exact, the tests whose names say so.
 
 mod common;
 
@@ -9,13 +10,23 @@ use qwen_core::{Error, Precision};
 /// Run the prompts of up to `longest` tokens: the emulator is slow.
 fn run(capability: (u32, u32), precision: Precision, longest: usize) {
     let Some(folder) = folder() else { return };
-    let goldens = Goldens::open(folder).unwrap();
+    run_cases(&Goldens::open(folder).unwrap(), capability, precision, longest, false);
+}
+
+/// The same for the cases in block formats.
+fn run_blocks(capability: (u32, u32), precision: Precision, reverse: bool) {
+    let Some(folder) = folder() else { return };
+    let blocks = |format: &str| !["bf16", "f16", "f32"].iter().any(|plain| format.ends_with(plain));
+    run_cases(&Goldens::open_formats(folder, blocks).unwrap(), capability, precision, 80, reverse);
+}
+
+fn run_cases(goldens: &Goldens, capability: (u32, u32), precision: Precision, longest: usize, reverse: bool) {
     for case in goldens.cases() {
         if case.prompt_lengths.iter().all(|length| *length > longest) {
             println!("{capability:?} {} skipped: its prompts are longer than {longest} tokens", case.name);
             continue;
         }
-        let backend = match backend(capability, precision, false) {
+        let backend = match backend(capability, precision, reverse) {
             Err(error @ Error::Unsupported { .. }) => return eprintln!("skipped: {error}"),
             made => made.unwrap(),
         };
@@ -39,4 +50,29 @@ fn fast_plain() {
 fn fast_tensor() {
     // Long enough for the kernels of long prompts.
     run(HOPPER, Precision::Fast, 130);
+}
+
+#[test]
+fn blocks_fast_tensor() {
+    run_blocks(HOPPER, Precision::Fast, false);
+}
+
+#[test]
+fn blocks_exact() {
+    run_blocks(TURING, Precision::Exact, false);
+}
+
+#[test]
+fn blocks_fast_plain() {
+    run_blocks(TURING, Precision::Fast, false);
+}
+
+#[test]
+fn blocks_fast_tensor_backwards() {
+    run_blocks(HOPPER, Precision::Fast, true);
+}
+
+#[test]
+fn blocks_exact_backwards() {
+    run_blocks(TURING, Precision::Exact, true);
 }

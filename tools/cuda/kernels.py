@@ -37,19 +37,21 @@ class Module:
 
 def words(text, key):
     """What a source says of itself in lines such as `// machine code: HMMA LDSM`."""
-    return tuple(word for line in re.findall(rf"^// {key}: (.*)$", text, re.M) for word in line.split())
+    return tuple(word for line in re.findall(rf"^// {re.escape(key)}: (.*)$", text, re.M) for word in line.split())
 
 
 def modules():
     """A module a source, for the architecture that its first line names (`// compute_80`) if it is not the least; and
-    one a format."""
+    two a format."""
     found = []
+    tensor = words((KERNELS / "block_kernels.cuh").read_text(), "machine code of {format}_mma")
     for source in sorted(KERNELS.glob("*.cu")):
         text = source.read_text()
         named = re.fullmatch(r"// compute_(\d+a?)", text.split("\n", 1)[0])
         found.append(Module(source.stem, source, named[1] if named else "75", words(text, "machine code")))
     for source in sorted(FORMATS.glob("*.cu")):
         found.append(Module(source.stem, source, "75", ()))
+        found.append(Module(f"{source.stem}_mma", source, "80", tensor))
     return sorted(found, key=lambda module: module.name)
 
 
@@ -61,6 +63,8 @@ def dynamic_shared(kernel):
         return 2 * sizes["ATTENTION_TILE"] * int(tile[2]) * (key_bytes + 2)
     if kernel.startswith("matmul_wide_"):
         return sizes["MATMUL_WIDE_SHARED"]
+    if kernel.endswith("_mma_tile"):
+        return sizes["BLOCK_MMA_SHARED"]
     return sizes["MATMUL_SHARED"] if kernel.startswith("matmul_") else 0
 
 

@@ -35,9 +35,7 @@ impl CudaBackend {
             Format::Blocks(blocks) => {
                 params.stride = args.size(segment.row_bytes)?;
                 params.group_units = args.size(blocks.group_units())?;
-                if let Some(order) = &stored.column_order {
-                    params.column_order = args.take("column_order", order, &[4, layout.cols])?;
-                }
+                params.column_order = args.take_if("column_order", stored.column_order.as_ref(), &[4, layout.cols])?;
                 Kernel::Blocks(blocks.name, BlockKernel::Embed)
             }
         };

@@ -70,7 +70,8 @@ impl CudaBackend {
         epilogue: &EpilogueArgs<'_>,
     ) -> Result<()> {
         w.segments().try_for_each(|(segment, stored)| {
-            let part = Part { segment, stored, cols: w.layout.cols, first_row: segment.rows.start, out_rows: w.layout.rows };
+            let part =
+                Part { segment, stored, cols: w.layout.cols, first_row: segment.rows.start, out_rows: w.layout.rows };
             self.product(op, x, &part, tokens, epilogue)
         })
     }

@@ -3,18 +3,23 @@
 //! Products of a few tokens are bound by reading the matrix, for which f32 arithmetic is fast enough; Exact uses it for
 //! any number of tokens, with a fixed order of each sum. Up to 64 tokens, tensor cores read the matrix once for all of
 //! them; beyond that, blocks share tiles of the matrix in shared memory.
+//!
+//! Blocks are fewer bytes and more instructions: in Fast a few tokens are rounded to bytes and multiplied with codes.
+//! With more, or prompts, blocks are decoded in registers for tensor cores.
 
 use qwen_core::backend::{HeadLayout, StepInputs};
 use qwen_core::{Precision, Result};
 
 use super::CudaBackend;
 use super::operands::Words;
+use crate::driver::Array;
 use crate::geometry::*;
 use crate::kernel::{BlockKernel, Element, Epilogue, Kernel};
 use crate::kv::Store;
 use crate::launch::Args;
 use crate::params::Product;
 use crate::weight::{BlockFormat, Format, Segment, StoredSegment};
+use crate::workspace::byte_row;
 
 /// Up to this many tokens Fast uses the matrix-vector kernels: on GPUs with tensor cores, and without.
 const FEW: usize = 4;
@@ -85,6 +90,14 @@ pub(super) struct Part<'a> {
     pub(super) out_rows: usize,
 }
 
+/// The activations of a product, if they were rounded.
+enum Rounded {
+    None,
+    /// To 16 bits of a type, with the scales of rows, and the stride.
+    Halves(Array, Array, Element, usize),
+    Bytes(Array),
+}
+
 /// A kernel with its grid.
 type Chosen = (Kernel, [usize; 3]);
 
@@ -107,13 +120,23 @@ impl CudaBackend {
             }
             (Format::Blocks(blocks), _) => self.of_blocks(blocks, tokens, rows.div_ceil(2)),
         };
+        let order = stored.column_order.as_ref();
         let rounded = match segment.format {
-            Format::Values(element) if kernel.needs_tensor_cores() && !grid.contains(&0) => {
+            _ if grid.contains(&0) => Rounded::None,
+            Format::Values(element) if kernel.needs_tensor_cores() => {
                 let stride = segment.stride(element);
-                let (rounded, scales) = self.scale_and_round(op, x, element, [tokens, cols, stride])?;
-                Some((rounded, scales, element, stride))
+                let (rounded, scales) = self.scale_and_round(op, x, element, [tokens, cols, stride], None)?;
+                Rounded::Halves(rounded, scales, element, stride)
             }
-            _ => None,
+            Format::Values(_) => Rounded::None,
+            Format::Blocks(_) if kernel.needs_tensor_cores() => {
+                let (rounded, scales) = self.scale_and_round(op, x, Element::Bf16, [tokens, cols, cols], order)?;
+                Rounded::Halves(rounded, scales, Element::Bf16, cols)
+            }
+            Format::Blocks(_) if matches!(kernel, Kernel::Blocks(_, BlockKernel::Dot(_))) => {
+                Rounded::Bytes(self.round_to_bytes(op, x, [tokens, cols], order)?)
+            }
+            Format::Blocks(_) => Rounded::None,
         };
         let mut args = Args::new(&self.gpu, op);
         let mut params = Product {
@@ -132,18 +155,20 @@ impl CudaBackend {
                 params.stride = args.size(segment.row_bytes)?;
                 params.group_units = args.size(blocks.group_units())?;
                 params.epilogue = epilogue.of_blocks();
-                if let Some(order) = &stored.column_order {
-                    params.column_order = args.take("column_order", order, &[4, cols])?;
-                }
+                params.column_order = args.take_if("column_order", order, &[4, cols])?;
             }
         }
-        if let Some((rounded, scales, element, stride)) = &rounded {
-            // Kernels count the 16-byte chunks of both operands in 32 bits.
-            args.size((stride / WEIGHT_ALIGN).saturating_mul(tokens.max(rows)))?;
-            params.rounded = args.take("rounded", rounded, &[2, tokens, *stride])?;
-            if *element == Element::F16 {
-                params.scales = args.take("scales", scales, &[4, tokens])?;
+        match &rounded {
+            Rounded::None => {}
+            Rounded::Halves(rounded, scales, element, stride) => {
+                // Kernels count the 16-byte chunks of both operands in 32 bits.
+                args.size((stride / WEIGHT_ALIGN).saturating_mul(tokens.max(rows)))?;
+                params.rounded = args.take("rounded", rounded, &[2, tokens, *stride])?;
+                if *element == Element::F16 {
+                    params.scales = args.take("scales", scales, &[4, tokens])?;
+                }
             }
+            Rounded::Bytes(bytes) => params.rounded = args.take("rounded", bytes, &[tokens, byte_row(cols)])?,
         }
         let full = [4, tokens, out_rows];
         match epilogue {
@@ -178,9 +203,23 @@ impl CudaBackend {
 
     /// The kernel for `tokens` tokens and `pairs` pairs of rows in blocks.
     fn of_blocks(&self, blocks: BlockFormat, tokens: usize, pairs: usize) -> Chosen {
+        let fast = self.precision == Precision::Fast;
+        let tensor_cores = fast && self.properties().has_tensor_cores() && tokens > FEW;
         let at_once = if tokens <= 1 { 1 } else { 4 };
-        let grid = [pairs.div_ceil(BLOCK_MATVEC_PAIRS), tokens.div_ceil(at_once), 1];
-        (Kernel::Blocks(blocks.name, BlockKernel::Matvec(at_once as u32)), grid)
+        let strips = |pairs_at_once| [tokens.div_ceil(at_once), pairs.div_ceil(pairs_at_once), 1];
+        let tiles = [tokens.div_ceil(BLOCK_MMA_TOKENS), pairs.div_ceil(BLOCK_MMA_PAIRS), 1];
+        // A tile occupies a whole multiprocessor; with too few of them, blocks divide the columns instead.
+        let tiles_are_many = tiles[0].saturating_mul(tiles[1]) >= self.properties().multiprocessors as usize;
+        let (kernel, grid) = match (fast, tensor_cores) {
+            (false, _) => (BlockKernel::Matvec(at_once as u32), strips(BLOCK_MATVEC_PAIRS)),
+            (true, false) => (BlockKernel::Dot(at_once as u32), strips(BLOCK_DOT_PAIRS)),
+            _ if tokens <= 16 => (BlockKernel::Skinny(2), [pairs.div_ceil(BLOCK_SKINNY_PAIRS), 1, 1]),
+            _ if tokens <= SKINNY && !tiles_are_many => {
+                (BlockKernel::Skinny(8), [pairs.div_ceil(BLOCK_SKINNY_PAIRS_WIDE), 1, 1])
+            }
+            _ => (BlockKernel::Tile, tiles),
+        };
+        (Kernel::Blocks(blocks.name, kernel), grid)
     }
 
     /// The kernel for `tokens` tokens and `pairs` pairs of rows of 16- or 32-bit values.

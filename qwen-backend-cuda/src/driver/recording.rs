@@ -33,6 +33,8 @@ pub(crate) struct Calls {
     pub(crate) violations: Vec<String>,
     /// Launched kernels in order, including those of a capture.
     pub(crate) launched: Vec<Kernel>,
+    /// Bytes of matrices that the launched products read, once for each.
+    pub(crate) matrix_bytes: u64,
     pub(crate) graphs_launched: usize,
 }
 
@@ -216,6 +218,8 @@ impl Driver for RecordingDriver {
         self.check(launch).map_err(|reason| Fault::Refused(format!("{}: {reason}", launch.kernel)))?;
         let mut calls = self.lock();
         calls.launched.push(launch.kernel);
+        let matrices = launch.accessed.iter().filter(|access| access.name == "w");
+        calls.matrix_bytes += matrices.map(|access| access.bytes as u64).sum::<u64>();
         if let Some(captured) = &mut calls.capturing {
             captured.extend(launch.accessed.iter().map(|access| (access.array.address, access.bytes)));
         }

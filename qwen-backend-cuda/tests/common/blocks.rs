@@ -16,8 +16,16 @@ use qwen_core::{Backend, Encoding, Precision};
 
 use super::sizes::near;
 
-/// Numbers of tokens with kernels of their own: with 40 rows of the matrix, a prompt's are more than a tile.
-const TOKENS: [usize; 5] = [1, 3, 6, 40, 70];
+/// Numbers of tokens with kernels of their own.
+const TOKENS: [usize; 5] = [1, 3, 6, 20, 65];
+
+/// Prompts with more columns than the stages of a pipeline hold, so that each is used several times.
+pub(crate) fn long_rows(b: &mut CudaBackend) -> Result<(), String> {
+    for rows in [20, 70] {
+        near(b, &Linear::new(Encoding::Q8_0, rows, 1312, 40))?;
+    }
+    Ok(())
+}
 
 /// Each kernel of each format.
 pub(crate) fn products(b: &mut CudaBackend) -> Result<(), String> {
@@ -26,7 +34,7 @@ pub(crate) fn products(b: &mut CudaBackend) -> Result<(), String> {
         // Units of 32 columns that are not a multiple of a step of tensor cores.
         let cols = (160 / block).max(1) * block;
         for rows in TOKENS {
-            near(b, &Linear::new(encoding, rows, cols, 35))?;
+            near(b, &Linear::new(encoding, rows, cols, 17))?;
         }
         let table = Matrix { role: WeightRole::Embedding, ..Matrix::new(encoding, 9, cols) };
         near(b, &Embed { table, ids: vec![8, 0, 3] })?;
@@ -42,15 +50,8 @@ pub(crate) fn epilogues(b: &mut CudaBackend) -> Result<(), String> {
             near(b, &Linear { bias: Some(1.0), ..Linear::new(encoding, rows, 256, 40) })?;
             near(b, &Linear { residual: Some(form), bias: None, ..Linear::new(encoding, rows, 256, 39) })?;
             let (hidden_size, intermediate_size) = (256, 70);
-            let silu = GateUpSilu {
-                encoding,
-                hidden_size,
-                intermediate_size,
-                rows: 0..rows,
-                normed: true,
-                form,
-                cut: false,
-            };
+            let silu =
+                GateUpSilu { encoding, hidden_size, intermediate_size, rows: 0..rows, normed: true, form, cut: false };
             near(b, &silu)?;
             let scenario = Scenario::new(heads(3, 1, 32), &[(5, rows)]);
             near(b, &QkvRopeStoreOp { scenario, hidden_size, encoding, normed: false, form })?;

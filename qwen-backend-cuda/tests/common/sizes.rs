@@ -20,7 +20,7 @@ use super::blocks;
 pub(crate) type Check = fn(&mut CudaBackend) -> Result<(), String>;
 
 /// All of them by name.
-pub(crate) const CHECKS: [(&str, Check); 10] = [
+pub(crate) const CHECKS: [(&str, Check); 11] = [
     ("products of few tokens", products_of_few),
     ("products of long prompts in bf16", |b| products(b, Encoding::Bf16)),
     ("products of long prompts in f16", |b| products(b, Encoding::F16)),
@@ -28,6 +28,7 @@ pub(crate) const CHECKS: [(&str, Check); 10] = [
     ("single tokens after long contexts", single_tokens),
     ("prompts after long contexts", prompts),
     ("keys in f32 beside values in f16", mixed_stores),
+    ("long rows of blocks", blocks::long_rows),
     ("products of every block format", blocks::products),
     ("epilogues of blocks", blocks::epilogues),
     ("gate and up in different formats", blocks::gate_and_up),
