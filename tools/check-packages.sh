@@ -16,7 +16,7 @@ declare -A most=(
     [qwen-tokenizer]=150
     [qwen-backend-cpu]=150
     [qwen-backend-wgpu]=150
-    [qwen-backend-cuda]=1300
+    [qwen-backend-cuda]=2900
     [qwen-conformance]=100
 )
 # What no package may contain: the repository's own folders and files, and checkpoint files.
