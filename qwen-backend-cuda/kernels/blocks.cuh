@@ -129,14 +129,28 @@ DEVICE int code_of(u32 word, u32 i) {
     return static_cast<signed char>(word >> 8 * i);
 }
 
+// 2^23 + byte `i` of a word. One selection of bytes makes it, where a conversion takes three instructions of which GPUs
+// do fewer at a time.
+DEVICE float byte_above(u32 word, u32 i) {
+#ifdef __CUDACC_RTC__
+    u32 bits;
+    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(bits) : "r"(word), "r"(0x4b000000), "r"(0x7440 | i));
+    return as_float(bits);
+#else
+    return float(8388608 + (word >> 8 * i & 255));
+#endif
+}
+
 // The values of four codes, those with number 4 i .. 4 i + 3 of the unit.
 template <class Format>
 DEVICE void values_of(float (&values)[4], const Unit& unit, u32 i) {
     const u32 half = Format::HALVES ? i / 4 : 0;
+    // Codes are made positive by adding 128. All of these are whole numbers below 2^24: exact.
+    const u32 word = unit.codes[i] ^ 0x80808080;
+    const float zero = 8388608.0f + 128.0f - (Format::OFFSET ? unit.offset : 0.0f);
 #pragma unroll
     for (u32 j = 0; j < 4; j++) {
-        const float code = float(code_of(unit.codes[i], j));
-        const float shifted = Format::OFFSET ? code + unit.offset : code;
+        const float shifted = byte_above(word, j) - zero;
         values[j] = Format::MIN ? fmaf(unit.scale[half], shifted, -unit.min[half]) : unit.scale[half] * shifted;
     }
 }

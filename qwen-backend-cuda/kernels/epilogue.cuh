@@ -69,26 +69,30 @@ struct silu {
 };
 
 struct heads {
+    // The head of a pair, of those of the whole matrix.
+    DEVICE u32 head_of(const Product& p, u32 pair) {
+        return p.first_row / p.head_dim + pair / (p.head_dim / 2);
+    }
     DEVICE u32 pairs(const Product& p) {
         return p.rows / 2;
     }
     DEVICE PairRows rows(const Product& p, u32 pair) {
-        const u32 half = p.head_dim / 2;
-        const u32 head = pair / half;
-        if (head >= p.num_attention_heads + p.num_key_value_heads) {
+        if (head_of(p, pair) >= p.num_attention_heads + p.num_key_value_heads) {
             return neighbours(pair);
         }
-        const u32 first = head * p.head_dim + pair % half;
+        const u32 half = p.head_dim / 2;
+        const u32 first = pair / half * p.head_dim + pair % half;
         return PairRows{first, first + half};
     }
     DEVICE void emit(const Product& p, u32 token, u32 pair, float first, float second) {
         const u32 half = p.head_dim / 2;
-        const u32 head = pair / half;
+        const u32 head = head_of(p, pair);
         const u32 i = pair % half;
         const PairRows row = rows(p, pair);
         float2 pair_of = {first, second};
         if (p.bias) {
-            pair_of = float2{first + p.bias[row.first], second + p.bias[row.second]};
+            const float* const bias = p.bias + p.first_row;
+            pair_of = float2{first + bias[row.first], second + bias[row.second]};
         }
         const u32 first_value = p.num_attention_heads + p.num_key_value_heads;
         if (head < first_value) {
@@ -96,7 +100,7 @@ struct heads {
             pair_of = rotate(pair_of, angle[0], angle[half]);
         }
         if (head < p.num_attention_heads) {
-            float* const out = p.out + size_t(token) * p.rows;
+            float* const out = outputs(p, token);
             out[row.first] = pair_of.x;
             out[row.second] = pair_of.y;
             return;

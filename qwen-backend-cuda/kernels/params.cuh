@@ -32,9 +32,10 @@ struct Embed {
 //   write, add: pair p is the rows 2p and 2p + 1; with an odd number of rows the last pair is half empty.
 //   silu:       pair p is the rows p and p + rows / 2: gate and up. out[t][p] = silu(gate) * up, out is [tokens, rows/2].
 //   heads:      queries and keys: the rows i and i + head_dim / 2 of a head, which rotate together. Values: 2p, 2p + 1.
-// write: out = sum (+ bias, where it is not null). add: out += sum. These two may be of a part of a larger matrix, whose
-// first row is the row `first_row` of all: out is [tokens, out_rows], and bias is that of all. heads: sum + bias, queries and keys rotated with
-// cos_sin; queries to out [tokens, rows], keys and values to their slots of the store (not to out); a token whose slot
+// All but silu may be of a part of a larger matrix, whose first row is the row `first_row` of all, for heads a whole
+// number of them: out is [tokens, out_rows], and bias is that of all.
+// write: out = sum (+ bias, where it is not null). add: out += sum. heads: sum + bias, queries and keys rotated with
+// cos_sin; queries to out, keys and values to their slots of the store (not to out); a token whose slot
 // is at or beyond num_slots is not stored. The store is [num_key_value_heads][num_slots][head_dim], f32 or f16; values
 // are clamped to +-65504 for f16, a NaN stays one.
 struct Product {
@@ -149,11 +150,15 @@ struct RoundToBytes {
 #define MATMUL_WIDE_SHARED 98304
 
 // ---- rms_norm: out = x / sqrt(mean(x^2) + eps) * weight. grid (rows, 1, 1).
+// ---- rms_norm_to_bytes: the same, rounded to bytes as `round_to_bytes` does; hidden_size is a multiple of 32, up to
+// NORM_KEPT.
 #define NORM_THREADS 256
+#define NORM_KEPT 8192
 struct RmsNorm {
     const float* x;       // [rows, hidden_size]
     const float* weight;  // [hidden_size]
-    float* out;           // [rows, hidden_size]
+    float* out;           // rms_norm, [rows, hidden_size]
+    void* bytes;          // rms_norm_to_bytes
     u32 hidden_size, rows;
     float eps;
     u32 unused;

@@ -23,35 +23,6 @@ KERNEL(round_to_bytes, RoundToBytes, ROUND_TO_BYTES_THREADS, 4) {
             values[2] = four.z;
             values[3] = four.w;
         }
-        // As bits, so that a NaN is larger than all numbers.
-        u32 largest = 0;
-#pragma unroll
-        for (u32 i = 0; i < 4; i++) {
-            const u32 magnitude = as_u32(values[i]) & 0x7fffffff;
-            largest = magnitude > largest ? magnitude : largest;
-        }
-#pragma unroll
-        for (u32 step = 1; step < 8; step *= 2) {
-            const u32 other = shuffle_xor(largest, step);
-            largest = other > largest ? other : largest;
-        }
-        if (col >= p.cols) {
-            continue;
-        }
-        const float scale = as_float(largest) / 127.0f;
-        u32 codes = 0;
-        if (largest < 0x7f800000 && scale > 0.0f) {
-#pragma unroll
-            for (u32 i = 0; i < 4; i++) {
-                // A scale that is subnormal may be too small.
-                const float code = fminf(fmaxf(rintf(values[i] / scale), -127.0f), 127.0f);
-                codes |= (u32(int(code)) & 255) << 8 * i;
-            }
-        }
-        *reinterpret_cast<u32*>(row + col) = codes;
-        if (col % 32 == 0) {
-            const float written = largest < 0x7f800000 ? scale : as_float(0x7fc00000);
-            reinterpret_cast<float*>(row + p.cols)[col / 32] = written;
-        }
+        round_four(row, col, p.cols, values);
     }
 }

@@ -55,6 +55,8 @@ geometry! {
     EPILOGUE_GATE = 4;
     EPILOGUE_UP = 5;
     NORM_THREADS = 256;
+    /// The longest row of a norm that rounds to bytes.
+    NORM_KEPT = 8192;
     ATTENTION_THREADS = 128;
     /// Query rows of a block.
     ATTENTION_ROWS = 8;

@@ -140,6 +140,8 @@ pub(crate) enum Kernel {
     /// The same in tiles of twice as many rows.
     MatmulWide(Element, Epilogue),
     RmsNorm,
+    /// A norm whose rows are rounded to signed bytes.
+    RmsNormToBytes,
     Rope,
     StoreKv,
     /// Attention over keys and values of these types, for heads up to this width.
@@ -174,7 +176,7 @@ impl Kernel {
             Kernel::Skinny(..) => SKINNY_THREADS,
             Kernel::Matmul(..) => MATMUL_THREADS,
             Kernel::MatmulWide(..) => MATMUL_WIDE_THREADS,
-            Kernel::RmsNorm => NORM_THREADS,
+            Kernel::RmsNorm | Kernel::RmsNormToBytes => NORM_THREADS,
             Kernel::Attention(..) => ATTENTION_THREADS,
             Kernel::AttentionMerge => MERGE_THREADS,
             Kernel::AttentionTile(..) => ATTENTION_TILE_THREADS,
@@ -223,7 +225,7 @@ impl Kernel {
             Kernel::Matmul(..) | Kernel::MatmulWide(..) => params::Product::FIELDS,
             Kernel::ScaleAndRound(_) => params::ScaleAndRound::FIELDS,
             Kernel::RoundToBytes => params::RoundToBytes::FIELDS,
-            Kernel::RmsNorm => params::RmsNorm::FIELDS,
+            Kernel::RmsNorm | Kernel::RmsNormToBytes => params::RmsNorm::FIELDS,
             Kernel::Rope | Kernel::StoreKv => params::Heads::FIELDS,
             Kernel::Attention(..) | Kernel::AttentionMerge | Kernel::AttentionTile(..) => params::Attention::FIELDS,
             Kernel::SiluAndMul | Kernel::Add | Kernel::GatherRows => params::Rows::FIELDS,
@@ -244,6 +246,7 @@ impl Kernel {
         let mut all = vec![
             Kernel::Embed,
             Kernel::RmsNorm,
+            Kernel::RmsNormToBytes,
             Kernel::Rope,
             Kernel::StoreKv,
             Kernel::AttentionMerge,
@@ -297,6 +300,7 @@ impl fmt::Display for Kernel {
             Kernel::Matmul(w, epilogue) => write!(f, "matmul_{w}_{epilogue}"),
             Kernel::MatmulWide(w, epilogue) => write!(f, "matmul_wide_{w}_{epilogue}"),
             Kernel::RmsNorm => f.write_str("rms_norm"),
+            Kernel::RmsNormToBytes => f.write_str("rms_norm_to_bytes"),
             Kernel::Rope => f.write_str("rope"),
             Kernel::StoreKv => f.write_str("store_kv"),
             Kernel::Attention(keys, values, width) => write!(f, "attention_k{keys}_v{values}_d{width}"),

@@ -179,6 +179,7 @@ params! {
         x: Address,
         weight: Address,
         out: Address,
+        bytes: Address,
         hidden_size: u32,
         rows: u32,
         eps: f32,

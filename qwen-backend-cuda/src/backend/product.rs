@@ -18,7 +18,7 @@ use crate::kernel::{BlockKernel, Element, Epilogue, Kernel};
 use crate::kv::Store;
 use crate::launch::Args;
 use crate::params::Product;
-use crate::weight::{BlockFormat, Format, Segment, StoredSegment};
+use crate::weight::{BlockFormat, Format, Matrix, Segment, StoredSegment};
 use crate::workspace::byte_row;
 
 /// Up to this many tokens Fast uses the matrix-vector kernels: on GPUs with tensor cores, and without.
@@ -90,12 +90,61 @@ pub(super) struct Part<'a> {
     pub(super) out_rows: usize,
 }
 
-/// The activations of a product, if they were rounded.
+/// The activations of one or several products.
+pub(super) struct Activations<'a> {
+    /// In f32, unless they exist only rounded.
+    values: Option<&'a Words>,
+    /// As they were rounded last, and for which order of columns (the address of its array): the next product may take
+    /// the same.
+    rounded: Option<(Rounded, Option<u64>)>,
+}
+
+impl<'a> Activations<'a> {
+    pub(super) fn new(values: &'a Words) -> Self {
+        Activations { values: Some(values), rounded: None }
+    }
+
+    /// Activations that exist only rounded to bytes, in the order of their columns.
+    pub(super) fn in_bytes(bytes: Array) -> Self {
+        Activations { values: None, rounded: Some((Rounded::Bytes(bytes), None)) }
+    }
+}
+
+/// Rounded activations.
 enum Rounded {
-    None,
-    /// To 16 bits of a type, with the scales of rows, and the stride.
-    Halves(Array, Array, Element, usize),
+    /// To 16 bits of a type, with the scales of rows.
+    Halves {
+        rows: Array,
+        scales: Array,
+        element: Element,
+        stride: usize,
+    },
     Bytes(Array),
+}
+
+/// What a kernel takes activations rounded to.
+fn rounds_to(kernel: Kernel, format: Format) -> Option<RoundsTo> {
+    match (kernel, format) {
+        (Kernel::Blocks(_, BlockKernel::Dot(_)), _) => Some(RoundsTo::Bytes),
+        (_, Format::Blocks(_)) if kernel.needs_tensor_cores() => Some(RoundsTo::Halves(Element::Bf16)),
+        (_, Format::Values(element)) if kernel.needs_tensor_cores() => Some(RoundsTo::Halves(element)),
+        _ => None,
+    }
+}
+
+#[derive(PartialEq, Eq)]
+enum RoundsTo {
+    Bytes,
+    Halves(Element),
+}
+
+impl Rounded {
+    fn to(&self) -> RoundsTo {
+        match self {
+            Rounded::Halves { element, .. } => RoundsTo::Halves(*element),
+            Rounded::Bytes(_) => RoundsTo::Bytes,
+        }
+    }
 }
 
 /// A kernel with its grid.
@@ -106,7 +155,7 @@ impl CudaBackend {
     pub(super) fn product(
         &mut self,
         op: &'static str,
-        x: &Words,
+        x: &mut Activations<'_>,
         w: &Part<'_>,
         tokens: usize,
         epilogue: &EpilogueArgs<'_>,
@@ -120,27 +169,12 @@ impl CudaBackend {
             }
             (Format::Blocks(blocks), _) => self.of_blocks(blocks, tokens, rows.div_ceil(2)),
         };
-        let order = stored.column_order.as_ref();
-        let rounded = match segment.format {
-            _ if grid.contains(&0) => Rounded::None,
-            Format::Values(element) if kernel.needs_tensor_cores() => {
-                let stride = segment.stride(element);
-                let (rounded, scales) = self.scale_and_round(op, x, element, [tokens, cols, stride], None)?;
-                Rounded::Halves(rounded, scales, element, stride)
-            }
-            Format::Values(_) => Rounded::None,
-            Format::Blocks(_) if kernel.needs_tensor_cores() => {
-                let (rounded, scales) = self.scale_and_round(op, x, Element::Bf16, [tokens, cols, cols], order)?;
-                Rounded::Halves(rounded, scales, Element::Bf16, cols)
-            }
-            Format::Blocks(_) if matches!(kernel, Kernel::Blocks(_, BlockKernel::Dot(_))) => {
-                Rounded::Bytes(self.round_to_bytes(op, x, [tokens, cols], order)?)
-            }
-            Format::Blocks(_) => Rounded::None,
-        };
+        if !grid.contains(&0) {
+            self.round(op, x, segment.format, kernel, [tokens, cols], stored.column_order.as_ref())?;
+        }
         let mut args = Args::new(&self.gpu, op);
         let mut params = Product {
-            x: args.take("x", &x.array, &[4, tokens, cols])?,
+            x: args.take_if("x", x.values.map(|x| &x.array), &[4, tokens, cols])?,
             w: args.take("w", &stored.array, &[segment.bytes])?,
             tokens: args.size(tokens)?,
             rows: args.size(rows)?,
@@ -155,20 +189,22 @@ impl CudaBackend {
                 params.stride = args.size(segment.row_bytes)?;
                 params.group_units = args.size(blocks.group_units())?;
                 params.epilogue = epilogue.of_blocks();
-                params.column_order = args.take_if("column_order", order, &[4, cols])?;
+                params.column_order = args.take_if("column_order", stored.column_order.as_ref(), &[4, cols])?;
             }
         }
-        match &rounded {
-            Rounded::None => {}
-            Rounded::Halves(rounded, scales, element, stride) => {
+        match x.rounded.as_ref().filter(|_| !grid.contains(&0)).map(|(rounded, _)| rounded) {
+            Some(Rounded::Halves { rows: halves, scales, element, stride }) => {
                 // Kernels count the 16-byte chunks of both operands in 32 bits.
                 args.size((stride / WEIGHT_ALIGN).saturating_mul(tokens.max(rows)))?;
-                params.rounded = args.take("rounded", rounded, &[2, tokens, *stride])?;
+                params.rounded = args.take("rounded", halves, &[2, tokens, *stride])?;
                 if *element == Element::F16 {
                     params.scales = args.take("scales", scales, &[4, tokens])?;
                 }
             }
-            Rounded::Bytes(bytes) => params.rounded = args.take("rounded", bytes, &[tokens, byte_row(cols)])?,
+            Some(Rounded::Bytes(bytes)) => {
+                params.rounded = args.take("rounded", bytes, &[tokens, byte_row(cols)])?;
+            }
+            None => {}
         }
         let full = [4, tokens, out_rows];
         match epilogue {
@@ -199,6 +235,49 @@ impl CudaBackend {
         }
         let command = args.launch(kernel, grid, &params)?;
         self.queue(command)
+    }
+
+    /// Round activations to what `kernel` takes, unless they are already.
+    fn round(
+        &mut self,
+        op: &'static str,
+        x: &mut Activations<'_>,
+        format: Format,
+        kernel: Kernel,
+        [tokens, cols]: [usize; 2],
+        order: Option<&Array>,
+    ) -> Result<()> {
+        let (Some(to), address) = (rounds_to(kernel, format), order.map(|order| order.address)) else {
+            x.rounded = None;
+            return Ok(());
+        };
+        if x.rounded.as_ref().is_some_and(|(rounded, order)| rounded.to() == to && *order == address) {
+            return Ok(());
+        }
+        let Some(values) = x.values else {
+            return Err(self.mismatch(op, "activations in bytes for another kernel"));
+        };
+        let rounded = match to {
+            RoundsTo::Bytes => Rounded::Bytes(self.round_to_bytes(op, values, [tokens, cols], order)?),
+            RoundsTo::Halves(element) => {
+                let stride = cols.next_multiple_of(WEIGHT_ALIGN);
+                let (rows, scales) = self.scale_and_round(op, values, element, [tokens, cols, stride], order)?;
+                Rounded::Halves { rows, scales, element, stride }
+            }
+        };
+        x.rounded = Some((rounded, address));
+        Ok(())
+    }
+
+    /// Whether the products of `w` with `tokens` rows take them in bytes, in the order of their columns.
+    pub(super) fn takes_bytes(&self, w: &Matrix, tokens: usize) -> bool {
+        w.segments().all(|(segment, stored)| match segment.format {
+            Format::Values(_) => false,
+            Format::Blocks(blocks) => {
+                let (kernel, _) = self.of_blocks(blocks, tokens, segment.rows.len().div_ceil(2));
+                stored.column_order.is_none() && rounds_to(kernel, segment.format) == Some(RoundsTo::Bytes)
+            }
+        })
     }
 
     /// The kernel for `tokens` tokens and `pairs` pairs of rows in blocks.
