@@ -2,8 +2,8 @@
 
 It should not spill registers, nor use more than lets a multiprocessor take as many blocks as its KERNEL line says, nor
 call what is not there; and its machine code has the instructions that its source names (`// machine code: HMMA LDSM`).
-Prints a table for compute capability 9.0. Run by the Python that `setup.sh` prints; without ptxas it says what it
-skips.
+Prints a table for compute capability 9.0. Arguments, such as `75 90`, restrict it to those GPUs. Run by the Python that
+`setup.sh` prints; without ptxas it says what it skips.
 """
 
 import re
@@ -102,6 +102,7 @@ def main():
     if not tool("ptxas") or not tool("nvdisasm"):
         print("!!!! SKIPPED: no ptxas here (tools/cuda/setup.sh installs it): the PTX of kernels was not assembled !!!!")
         return
+    wanted = sys.argv[1:] or GPUS
     texts = {module: module.text() for module in modules()}
     problems, used = [], {}
     for module, ptx in texts.items():
@@ -110,12 +111,12 @@ def main():
             problems += [f"{module.name}: {name} has shared memory of no known size" for name in sizes if not sizes[name]]
         for extern in re.findall(r"^\.extern \.func.*$", ptx, re.M):
             problems.append(f"{module.name}: calls what is not there: {extern}")
-    jobs = [(module, gpu) for module, ptx in texts.items() for gpu in gpus_of(ptx)]
+    jobs = [(module, gpu) for module, ptx in texts.items() for gpu in gpus_of(ptx) if gpu in wanted]
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(2) as pool:
         for job, (found, kernels) in zip(jobs, pool.map(lambda job: assemble(job[0], texts[job[0]], job[1], folder), jobs)):
             problems += found
             used[job] = kernels
-    if not problems:
+    if not problems and TABLE in wanted:
         print_table(texts, used)
     print(f"{len(texts)} modules, {sum(map(len, texts.values())):,} bytes of PTX, {len(jobs)} assemblies")
     if problems:
