@@ -19,15 +19,17 @@ fn dropping_an_engine_gives_its_memory_back() {
     // About 40 MB of weights.
     let shape = Shape { hidden: 512, inner: 2048, layers: 4, heads: 8, kv_heads: 2, vocab: 4000, tied: false };
     write_checkpoint(&folder.0, shape, |_, _| {});
-    let cycle = || {
-        let engine = options().context(1024).load(&folder.0).unwrap();
+    let cycle = |device: &str| {
+        let engine = options().device(device.parse().unwrap()).context(1024).load(&folder.0).unwrap();
         answer(&engine);
         engine.plan().weight_bytes
     };
-    let weights = cycle();
+    // The whole model on one backend, and its layers on two.
+    let devices = ["cpu", "split:cpu=1,cpu"];
+    let weights = devices.map(cycle)[0];
     let Some(before) = memory::resident_bytes() else { return eprintln!("skipped: resident memory is unknown here") };
-    for _ in 0..20 {
-        cycle();
+    for device in devices.into_iter().cycle().take(20) {
+        cycle(device);
     }
     let after = memory::resident_bytes().unwrap();
     assert!(after < before + weights, "20 cycles: {before} bytes before, {after} after, {weights} of weights");
