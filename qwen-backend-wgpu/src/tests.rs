@@ -7,6 +7,7 @@ mod sizes;
 mod steps;
 
 use std::path::Path;
+use std::sync::Arc;
 
 use qwen_core::backend::Limits;
 use qwen_core::backend::{Backend, Interrupt, MatrixPart, WeightRole, WeightView};
@@ -106,4 +107,43 @@ fn execute(runner: &mut dyn Runner, sequences: &[(&[u32], usize)], greedy: bool)
 /// One greedy step of a sequence that has `computed` positions: the next id.
 fn step(runner: &mut dyn Runner, ids: &[u32], computed: usize) -> Result<u32> {
     Ok(execute(runner, &[(ids, computed)], true)?.argmax[0].expect("finite logits"))
+}
+
+/// Weights that are all zero, in one encoding.
+struct Zeros {
+    encoding: Encoding,
+    /// Whether the columns of the layers' matrices are stored in another order.
+    reordered: bool,
+    bytes: Vec<u8>,
+}
+
+impl Zeros {
+    /// For matrices of at most `values` values.
+    fn new(encoding: Encoding, values: usize) -> Self {
+        Zeros { encoding, reordered: false, bytes: vec![0; encoding.bytes(values)] }
+    }
+}
+
+impl WeightSource for Zeros {
+    fn matrix(&self, name: &str, rows: usize, cols: usize) -> Result<MatrixPart<'_>> {
+        let matrix = MatrixPart::whole(self.encoding, rows, cols, &self.bytes[..self.encoding.bytes(rows * cols)])?;
+        match self.column_order(name)? {
+            Some(_) => matrix.with_column_order((0..cols as u32).rev().collect::<Vec<u32>>()),
+            None => Ok(matrix),
+        }
+    }
+
+    fn vector(&self, _name: &str, len: usize) -> Result<Vec<f32>> {
+        Ok(vec![0.0; len])
+    }
+
+    fn encoding(&self, _name: &str) -> Result<Encoding> {
+        Ok(self.encoding)
+    }
+
+    /// Of the 0.5B shape's layers.
+    fn column_order(&self, name: &str) -> Result<Option<Arc<[u32]>>> {
+        let cols = if name.contains("down_proj") { 4864 } else { 896 };
+        Ok((self.reordered && name.contains("layers")).then(|| (0..cols).rev().collect()))
+    }
 }

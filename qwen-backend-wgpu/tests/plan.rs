@@ -106,6 +106,7 @@ fn every_published_shape_on_every_device() {
         for (set, (weight_slabs, fast, exact, partials)) in sets {
             let beside = HOST_BYTES + 4 * (16 * config.vocab_size) as u64;
             let widest = config.intermediate_size.max(config.num_attention_heads * config.head_dim);
+            let signed_rows = 12 * widest as u64;
             let f16_rows = if set == CapabilitySet::Best { 512 * (2 * widest + 4) as u64 } else { 0 };
             for (precision, kv) in [(Precision::Fast, fast), (Precision::Exact, exact)] {
                 let bytes = if precision == Precision::Exact { 4 } else { 2 };
@@ -113,7 +114,7 @@ fn every_published_shape_on_every_device() {
                 let expected = Taken {
                     weights: (weight_slabs, weight_bytes),
                     kv: kv.map(|slabs| (slabs, (CONTEXT * position) as u64)),
-                    workspace: partials + beside + f16_rows,
+                    workspace: partials + beside + signed_rows + f16_rows,
                 };
                 assert_eq!(taken(&config, set, precision), expected, "{name} with {set:?} in {precision:?}");
             }

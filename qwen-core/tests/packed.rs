@@ -195,6 +195,7 @@ fn columns_in_order_need_no_order() {
     let in_order = folder_of(&matrix);
     let checkpoint = Checkpoint::open(in_order.path()).unwrap();
     assert_eq!(checkpoint.matrix("m.weight", 8, 128).unwrap().column_order, None);
+    assert_eq!(checkpoint.column_order("m.weight").unwrap(), None);
     // Whole groups in another order.
     matrix.g_idx = (0..128).map(|col| 3 - col / 32).collect();
     let reversed = folder_of(&matrix);
@@ -202,6 +203,7 @@ fn columns_in_order_need_no_order() {
     let part = checkpoint.matrix("m.weight", 8, 128).unwrap();
     let expected: Vec<u32> = (0..4).rev().flat_map(|group| 32 * group..32 * (group + 1)).collect();
     assert_eq!(part.column_order.as_deref(), Some(expected.as_slice()));
+    assert_eq!(checkpoint.column_order("m.weight").unwrap(), part.column_order);
     assert_eq!(bits(&decode(&part)), bits(&matrix.values()));
 }
 

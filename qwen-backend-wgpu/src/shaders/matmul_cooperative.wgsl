@@ -36,6 +36,12 @@ fn put_weights(at: u32, eight: Eight, scale: f32) {
     }
 }
 
+// Row `line` of a tile.
+fn tile_row(tile: u32, line: u32) -> u32 {
+    let rows = local_rows(min((tile * TILE + line) / 2u, params.pairs - 1u));
+    return select(rows.x, rows.y, line % 2u == 1u);
+}
+
 // Called by all threads: the epilogue for the cooperative matrix (i, j) of each subgroup, whose sums were just stored.
 fn emit_sums(group: vec3<u32>, local: u32, i: u32, j: u32) {
     workgroupBarrier();
@@ -70,18 +76,30 @@ fn main(
         for (var i = local; i < TILE * DEPTH / 8u; i += THREADS) {
             let line = i / (DEPTH / 8u);
             let at = chunk + i % (DEPTH / 8u);
+            let put = line * STRIDE + 8u * (i % (DEPTH / 8u));
             var packed = vec4(0u);
+            if at < params.chunks {
+                packed = x[min(group.y * TILE + line, params.tokens - 1u) * params.chunks + at];
+            }
+            put_activations(put, packed);
+            //#if BLOCKS
+            //#else
             var eight = Eight(vec4(0.0), vec4(0.0));
             if at < params.chunks {
-                let token = min(group.y * TILE + line, params.tokens - 1u);
-                packed = x[token * params.chunks + at];
-                let rows = local_rows(min((group.x * TILE + line) / 2u, params.pairs - 1u));
-                eight = weights(select(rows.x, rows.y, line % 2u == 1u), at);
+                eight = weights(tile_row(group.x, line), at);
             }
-            let put = line * STRIDE + 8u * (i % (DEPTH / 8u));
-            put_activations(put, packed);
             put_weights(put, eight, inverse);
+            //#endif
         }
+        //#if BLOCKS
+        // DEPTH is what a format's fragment decodes at once.
+        for (var line = local; line < TILE; line += THREADS) {
+            let decoded = unit(tile_row(group.x, line), chunk / 4u);
+            for (var i = 0u; i < 4u; i++) {
+                put_weights(line * STRIDE + 8u * i, eight_of(decoded, i), inverse);
+            }
+        }
+        //#endif
         workgroupBarrier();
         for (var k = 0u; k < DEPTH; k += SIZE) {
             // Tokens are stored row by row. So are weight rows, of which the product needs the transpose.

@@ -5,6 +5,11 @@ use qwen_core::backend::{
     SiluAndMul, StepInputs, StepKey, StoreKv,
 };
 
+use qwen_conformance::published;
+use qwen_core::model::plan::{Plan, PlanInput};
+use qwen_core::model::spec::Cut;
+use qwen_core::numerics::encoding::{GroupBits, GroupEncoding};
+
 use super::*;
 use crate::runtime::{params, staging};
 use crate::{WgpuBuffer, WgpuIndices, WgpuKv, WgpuWeight};
@@ -301,6 +306,46 @@ fn the_plan_of_the_workspace_is_what_is_taken_before_and_after_steps() {
         }
         // No step took more.
         assert_eq!(stats.allocated_bytes(), loaded, "{capabilities:?} with {logits} rows of logits");
+    }
+}
+
+#[test]
+fn the_plan_of_the_weights_counts_the_tables_of_reordered_columns() {
+    let (_, mut config) = published::shapes().swap_remove(0);
+    (config.num_hidden_layers, config.vocab_size) = (2, 4096);
+    let spec = ModelSpec::new(&config);
+    let group = Encoding::Group(GroupEncoding { bits: GroupBits::Eight, group_size: 32 });
+    for reordered in [false, true] {
+        let source = Zeros { reordered, ..Zeros::new(group, 896 * 4864) };
+        let mut backend = idle_backend(Precision::Fast);
+        let limits = Limits {
+            max_model_len: 16,
+            max_num_batched_tokens: 16,
+            max_num_seqs: 1,
+            max_num_logits: 1,
+            block_size: 16,
+            num_blocks: 1,
+            vocab_size: config.vocab_size,
+            num_token_ids: config.vocab_size,
+        };
+        let input = PlanInput {
+            spec: &spec,
+            limits,
+            precision: Precision::Fast,
+            context: 16,
+            batch: 1,
+            model_context: 16,
+            available_bytes: None,
+        };
+        let plan = Plan::new(&source, &input, backend.footprint().as_ref()).unwrap();
+        let before = backend.stats().allocated_bytes();
+        for weight in spec.weights() {
+            let part = |cut: &Cut| source.matrix(&cut.tensor, cut.shape.0, cut.shape.1).unwrap();
+            let parts: Vec<_> = weight.cuts.iter().map(part).collect();
+            backend.load(&WeightView { name: &weight.name, role: weight.role, parts: &parts }).unwrap();
+        }
+        let taken = backend.stats().allocated_bytes() - before;
+        assert_eq!(plan.weight_bytes, taken + spec.vector_bytes(), "reordered: {reordered}");
     }
 }
 

@@ -1,6 +1,7 @@
 //! What a step creates, submits and reads, and its host time.
 
 use qwen_conformance::{Suite, cases, published};
+use qwen_core::numerics::encoding::{GroupBits, GroupEncoding};
 
 use super::numbers::logits;
 use super::*;
@@ -46,6 +47,34 @@ fn decode(encoding: Encoding, head_bytes: usize, kernels_per_layer: u64) {
         assert!(100 * read.0 >= 99 * weights && read.1 >= kv, "{read:?} bytes read, there are {weights} and {kv}");
         assert!(10 * (read.0 + read.1) <= 11 * (weights + kv), "{read:?} bytes read, there are {weights} and {kv}");
         assert_eq!(stats.read_back_bytes(), read_back + 4);
+    }
+}
+
+/// On a device that computes nothing, so that a step of the 0.5B shape with two layers takes no time.
+#[test]
+fn a_token_reads_the_bytes_of_the_blocks() {
+    let group = GroupEncoding { bits: GroupBits::Four, group_size: 64 };
+    let kv_bytes = |config: &Config, positions| 2 * 2 * config.num_hidden_layers * config.head_dim * positions;
+    for (encoding, reordered) in
+        [(Encoding::Q4_0, false), (Encoding::Q8_0, false), (Encoding::Iq4Nl, false), (Encoding::Group(group), true)]
+    {
+        let backend = idle_backend(Precision::Fast);
+        let stats = backend.stats();
+        let (_, mut config) = published::shapes().swap_remove(0);
+        (config.num_hidden_layers, config.vocab_size) = (2, 4096);
+        let weights = Zeros { reordered, ..Zeros::new(encoding, 896 * 4864) };
+        let shapes = ModelSpec::new(&config).weights();
+        let stored: u64 = shapes.iter().map(|weight| weight.shape(&weights).unwrap().stored_bytes().unwrap()).sum();
+        let mut runner = runner_of(backend, &config, &weights).unwrap();
+        step(&mut runner, &[1; 8], 0).unwrap();
+        for computed in 8..200 {
+            let before = stats.weight_bytes() + stats.kv_bytes();
+            step(&mut runner, &[1], computed).unwrap();
+            let read = stats.weight_bytes() + stats.kv_bytes() - before;
+            let needed = stored + (config.num_key_value_heads * kv_bytes(&config, computed + 1)) as u64;
+            assert!(read >= needed, "{encoding}: {read} of {needed} bytes at position {computed}");
+            assert!(100 * read <= 105 * needed, "{encoding}: {read} of {needed} bytes at position {computed}");
+        }
     }
 }
 
@@ -102,23 +131,6 @@ fn more_sequences_take_no_more_memory() {
     assert_eq!(stats.objects(), objects);
 }
 
-/// Weights that are all zero.
-struct Zeros(Vec<u8>);
-
-impl WeightSource for Zeros {
-    fn matrix(&self, _name: &str, rows: usize, cols: usize) -> Result<MatrixPart<'_>> {
-        MatrixPart::whole(Encoding::Bf16, rows, cols, &self.0[..2 * rows * cols])
-    }
-
-    fn vector(&self, _name: &str, len: usize) -> Result<Vec<f32>> {
-        Ok(vec![0.0; len])
-    }
-
-    fn encoding(&self, _name: &str) -> Result<Encoding> {
-        Ok(Encoding::Bf16)
-    }
-}
-
 /// The host time of a decode step of the 0.5B shape, on a device that computes nothing. It depends on the number of
 /// layers, not on their width. The time is printed; the test asserts that the step creates nothing.
 #[test]
@@ -128,7 +140,7 @@ fn the_host_time_of_a_decode_step_of_24_layers() {
     let (_, mut config) = published::shapes().swap_remove(0);
     (config.hidden_size, config.intermediate_size, config.vocab_size) = (128, 256, 512);
     (config.num_attention_heads, config.num_key_value_heads, config.head_dim) = (2, 1, 64);
-    let mut runner = runner_of(backend, &config, &Zeros(vec![0; 2 * 512 * 256])).unwrap();
+    let mut runner = runner_of(backend, &config, &Zeros::new(Encoding::Bf16, 512 * 256)).unwrap();
     step(&mut runner, &[1], 0).unwrap();
     let objects = stats.objects();
     let mut times = Vec::new();

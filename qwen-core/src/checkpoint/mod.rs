@@ -294,6 +294,15 @@ impl Checkpoint {
         }
     }
 
+    /// The order in which the columns of the matrix `name` are stored, if that is not the order of its input features:
+    /// GPTQ with act-order (`desc_act`). Reads four bytes a column there, and nothing elsewhere.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::encoding`]; [`Error::Io`] when the file cannot be read.
+    pub fn column_order(&self, name: &str) -> Result<Option<Arc<[u32]>>> {
+        self.packed(name)?.map_or(Ok(None), |packed| packed.column_order())
+    }
+
     /// Read the tensor `name`.
     ///
     /// # Errors

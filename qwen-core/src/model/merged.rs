@@ -4,6 +4,7 @@
 //! are rounded to the encoding of the model's, so its logits differ a little from those with the adapter beside it.
 
 use std::fmt;
+use std::sync::Arc;
 
 use half::{bf16, f16};
 
@@ -60,6 +61,10 @@ impl<S: WeightSource + fmt::Debug + ?Sized> WeightSource for MergedWeights<'_, S
 
     fn encoding(&self, name: &str) -> Result<Encoding> {
         self.base.encoding(name)
+    }
+
+    fn column_order(&self, name: &str) -> Result<Option<Arc<[u32]>>> {
+        self.base.column_order(name)
     }
 }
 

@@ -1,6 +1,8 @@
 //! Where the transformer's weights come from: a checkpoint on disk, or values made up in a test. Not here: how files
 //! are found and read ([`crate::checkpoint`]), and which tensors a model needs (`model/spec.rs`).
 
+use std::sync::Arc;
+
 use crate::backend::MatrixPart;
 use crate::checkpoint::{Checkpoint, LoraCheckpoint, LoraModule};
 use crate::error::Result;
@@ -25,6 +27,14 @@ pub trait WeightSource {
     /// # Errors
     /// [`crate::Error::MissingTensor`].
     fn encoding(&self, name: &str) -> Result<Encoding>;
+
+    /// The input feature of each column of a matrix, if its columns are stored in another order.
+    ///
+    /// # Errors
+    /// As [`WeightSource::matrix`].
+    fn column_order(&self, _name: &str) -> Result<Option<Arc<[u32]>>> {
+        Ok(None)
+    }
 }
 
 /// Provides a low-rank adapter's parts by the names of a model's modules, such as `model.layers.0.self_attn.q_proj`: a
@@ -71,5 +81,9 @@ impl WeightSource for Checkpoint {
 
     fn encoding(&self, name: &str) -> Result<Encoding> {
         Checkpoint::encoding(self, name)
+    }
+
+    fn column_order(&self, name: &str) -> Result<Option<Arc<[u32]>>> {
+        Checkpoint::column_order(self, name)
     }
 }

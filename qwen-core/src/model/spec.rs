@@ -94,6 +94,21 @@ impl WeightSpec {
     }
 }
 
+impl WeightSpec {
+    /// Bytes of the tables of columns that are stored in another order, four a column: a table for adjacent parts that
+    /// are stored alike. They take memory beside the shape's own.
+    ///
+    /// # Errors
+    /// As [`WeightSource::column_order`].
+    pub fn column_order_bytes(&self, source: &dyn WeightSource) -> Result<u64> {
+        let stored = |cut: &Cut| Ok((source.encoding(&cut.tensor)?, source.column_order(&cut.tensor)?));
+        let mut parts = self.cuts.iter().map(stored).collect::<Result<Vec<_>>>()?;
+        parts.dedup();
+        let columns = parts.into_iter().filter_map(|(_, order)| order).map(|order| order.len() as u64);
+        Ok(columns.map(|columns| columns.saturating_mul(4)).fold(0, u64::saturating_add))
+    }
+}
+
 impl ModelSpec {
     /// The encodings that K/V can be stored in: 32, 16 and 8.5 bits per value.
     pub const KV_ENCODINGS: [Encoding; 3] = [Encoding::F32, Encoding::F16, Encoding::Q8_0];

@@ -12,6 +12,8 @@ mod held;
 mod order;
 mod rows;
 
+use std::sync::Arc;
+
 use std::path::Path;
 
 use self::codes::Packing;
@@ -163,6 +165,18 @@ impl<'a> Packed<'a> {
         Error::InvalidTensor { name: name.to_owned(), path, expected: "one tensor".into(), found }
     }
 
+    /// The column order, if the columns of a group are not adjacent. Reads `g_idx`.
+    ///
+    /// # Errors
+    /// [`Error::InvalidTensor`] for groups that do not exist; [`Error::Unsupported`] for groups of unequal sizes;
+    /// [`Error::Io`].
+    pub(super) fn column_order(&self) -> Result<Option<Arc<[u32]>>> {
+        match self.g_idx {
+            Some(g_idx) => order::column_order(g_idx, self.groups, self.encoding.group_size as usize),
+            None => Ok(None),
+        }
+    }
+
     /// The matrix, which must be of `rows` x `cols`. Reads only `g_idx`; the rest is read with the rows.
     ///
     /// # Errors
@@ -174,10 +188,7 @@ impl<'a> Packed<'a> {
             let expected = format!("I32 [{first}, {second}], which is {rows} x {cols} as config.json says");
             return Err(self.qweight.mismatch(expected));
         }
-        let order = match self.g_idx {
-            Some(g_idx) => order::column_order(g_idx, self.groups, self.encoding.group_size as usize)?,
-            None => None,
-        };
+        let order = self.column_order()?;
         let part = MatrixPart::stored(self.encoding(), rows, cols, Rows::new(self, order.clone()))?;
         match order {
             Some(order) => part.with_column_order(order),

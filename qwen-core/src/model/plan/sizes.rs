@@ -38,7 +38,7 @@ impl Part {
         let (mut load_bytes, mut table_bytes) = (0, 0);
         for weight in spec.weights() {
             let shape = weight.shape(source)?;
-            let packed = footprint.weight_bytes(&shape)?;
+            let packed = footprint.weight_bytes(&shape)?.saturating_add(weight.column_order_bytes(source)?);
             weight_bytes += packed;
             if shape.role == WeightRole::Embedding && !(spec.tie_word_embeddings && spec.has_head()) {
                 table_bytes = packed;
