@@ -107,7 +107,7 @@ impl EngineOptions {
 
     /// How K/V is stored: [`Encoding::F32`], [`Encoding::F16`], or [`Encoding::Q8_0`], which takes 53% of the memory of
     /// F16 and rounds values to signed bytes. Layers with large key biases store their keys with more bits. Default:
-    /// F32 in [`Precision::Exact`] and F16 in [`Precision::Fast`]. CUDA refuses Q8_0.
+    /// F32 in [`Precision::Exact`] and F16 in [`Precision::Fast`].
     ///
     /// ```
     /// use qwen::{Encoding, EngineOptions};

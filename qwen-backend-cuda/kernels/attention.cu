@@ -9,7 +9,7 @@
 // Each sum has one order, whatever the row of the block, the place in the batch and the split: channels in eights and
 // then a tree; the positions of a partition by position modulo what a block reads at once, then trees of those.
 #include "attention_state.cuh"
-#include "numbers.cuh"
+#include "q8.cuh"
 
 #define ROWS ATTENTION_ROWS
 #define PARTITION ATTENTION_PARTITION
@@ -22,7 +22,7 @@ template <class Format>
 struct Eight {
     uint4 packed[8 / Format::WIDE];
 
-    __device__ __forceinline__ void load(const void* array, size_t at) {
+    __device__ __forceinline__ void load(const Attention&, const void* array, size_t at) {
 #pragma unroll
         for (u32 i = 0; i < 8 / Format::WIDE; i++) {
             packed[i] = load16_once(static_cast<const typename Format::Stored*>(array) + at + i * Format::WIDE);
@@ -36,13 +36,68 @@ struct Eight {
         }
     }
 
-    __device__ __forceinline__ void decode(float (&values)[8]) const {
+    __device__ __forceinline__ void decode(const Attention&, float (&values)[8]) const {
 #pragma unroll
         for (u32 i = 0; i < 8 / Format::WIDE; i++) {
             Format::decode(packed[i], values + i * Format::WIDE);
         }
     }
 };
+
+// Keys, or values, as the parameters say. The branches are the same for a whole grid.
+struct AnyKeys {
+    DEVICE u32 encoding(const Attention& p) {
+        return p.key_encoding;
+    }
+};
+struct AnyValues {
+    DEVICE u32 encoding(const Attention& p) {
+        return p.value_encoding;
+    }
+};
+
+template <class Any>
+struct AnyEight {
+    // The codes of Q8_0 are in the first one, their scale in the second.
+    uint4 packed[2];
+
+    __device__ __forceinline__ void load(const Attention& p, const void* array, size_t at) {
+        const u32 encoding = Any::encoding(p);
+        if (encoding == KV_Q8) {
+            const uint2 codes = load8_once(static_cast<const signed char*>(array) + at);
+            packed[0].x = codes.x, packed[0].y = codes.y;
+            const u16* const scales = q8_scales(array, p.num_key_value_heads, p.num_slots, p.head_dim);
+            packed[1].x = as_u32(f16_to_f32(scales[at / Q8_VALUES]));
+        } else if (encoding == ENCODING_F16) {
+            packed[0] = load16_once(static_cast<const u16*>(array) + at);
+        } else {
+            packed[0] = load16_once(static_cast<const float*>(array) + at);
+            packed[1] = load16_once(static_cast<const float*>(array) + at + 4);
+        }
+    }
+
+    __device__ __forceinline__ void clear() {
+        packed[0] = packed[1] = uint4{0, 0, 0, 0};
+    }
+
+    __device__ __forceinline__ void decode(const Attention& p, float (&values)[8]) const {
+        const u32 encoding = Any::encoding(p);
+        if (encoding == KV_Q8) {
+            q8_decode(packed[0].x, as_float(packed[1].x), values);
+            q8_decode(packed[0].y, as_float(packed[1].x), values + 4);
+        } else if (encoding == ENCODING_F16) {
+            F16::decode(packed[0], values);
+        } else {
+            F32::decode(packed[0], values);
+            F32::decode(packed[1], values + 4);
+        }
+    }
+};
+
+template <>
+struct Eight<AnyKeys> : AnyEight<AnyKeys> {};
+template <>
+struct Eight<AnyValues> : AnyEight<AnyValues> {};
 
 // One step of a sum over lanes, of 2 N rows of WIDTH values that each lane has a part of: the lane gives away one half
 // of the rows and adds to the other half the rows of the lane across `step`. Afterwards the N rows are first in
@@ -112,10 +167,22 @@ struct Place {
     }
 };
 
+// How many positions' channels a lane has registers for.
+template <class Format, u32 D>
+struct Steps {
+    static const u32 COUNT = Format::WIDE == 8 ? 4 : 2;
+};
+template <u32 D>
+struct Steps<AnyKeys, D> {
+    static const u32 COUNT = D < 256 ? 4 : 2;
+};
+template <u32 D>
+struct Steps<AnyValues, D> : Steps<AnyKeys, D> {};
+
 // Keys or values that a lane loads at once: its channels of one position of each of the next STEPS.
 template <class Format, u32 D>
 struct Round {
-    static const u32 STEPS = Format::WIDE == 8 ? 4 : 2;
+    static const u32 STEPS = Steps<Format, D>::COUNT;
     static const u32 POSITIONS = STEPS * Place<D>::STEP;
     Eight<Format> loaded[STEPS];
 
@@ -132,7 +199,7 @@ struct Round {
             loaded[i].clear();
             if (position(first, i) < count && channel < p.head_dim) {
                 const size_t slot = size_t(blockIdx.y) * p.num_slots + slots[position(first, i)];
-                loaded[i].load(array, slot * p.head_dim + channel);
+                loaded[i].load(p, array, slot * p.head_dim + channel);
             }
         }
     }
@@ -158,7 +225,7 @@ DEVICE void score(const Attention& p, const Block<D>& block, u32 count) {
 #pragma unroll
         for (u32 d = 0; d < Round<Key, D>::STEPS; d++) {
             float k[8], sums[ROWS][1];
-            keys.loaded[d].decode(k);
+            keys.loaded[d].decode(p, k);
 #pragma unroll
             for (u32 r = 0; r < ROWS; r++) {
                 sums[r][0] = q[r][0] * k[0];
@@ -245,7 +312,7 @@ DEVICE void weigh_values(const Attention& p, const Block<D>& block, u32 count, R
             // Weights beyond `count` are zeros.
             const u32 position = Round<Value, D>::position(first, d);
             float v[8];
-            values.loaded[d].decode(v);
+            values.loaded[d].decode(p, v);
 #pragma unroll
             for (u32 r = 0; r < ROWS; r += 4) {
                 const float4 four = load_float4(block.weights + position * ROWS + r);
@@ -389,6 +456,11 @@ DEVICE void attention(const Attention& p) {
         attention<Key, Value, d>(p);                                                   \
     }
 
+#define ATTENTION_ANY(d)                                            \
+    KERNEL(attention_any_d##d, Attention, ATTENTION_THREADS, 3) {   \
+        attention<AnyKeys, AnyValues, d>(p);                        \
+    }
+
 #define ATTENTION_HEADS(key, Key, value, Value) \
     ATTENTION(key, Key, value, Value, 32)       \
     ATTENTION(key, Key, value, Value, 64)       \
@@ -398,3 +470,6 @@ DEVICE void attention(const Attention& p) {
 ATTENTION_HEADS(f32, F32, f32, F32)
 ATTENTION_HEADS(f32, F32, f16, F16)
 ATTENTION_HEADS(f16, F16, f16, F16)
+ATTENTION_ANY(64)
+ATTENTION_ANY(128)
+ATTENTION_ANY(256)

@@ -260,7 +260,7 @@ DEVICE void attention_tile(const Attention& p) {
         return;
     }
     Tiles tiles(p, queries);
-    tiles.copy(p, shared_address(shared), 0);
+    tiles.copy(p, shared, 0);
     const u32 token = queries.first_token + warp() * TOKENS_OF_WARP + lane() / 4;
     const u32 position = queries.first_position + warp() * TOKENS_OF_WARP;
     const Operands<D> q(p, queries, token);
@@ -273,7 +273,7 @@ DEVICE void attention_tile(const Attention& p) {
         barrier();
         // All warps are done with the tile before this one.
         if (first + POSITIONS < queries.visible) {
-            tiles.copy(p, shared_address(shared + (tile + 1) % 2 * Tiles::BYTES), tile + 1);
+            tiles.copy(p, shared + (tile + 1) % 2 * Tiles::BYTES, tile + 1);
         }
         prepare_keys<D>(Key(), stage, inverses);
         // A warp's last token.

@@ -5,6 +5,7 @@
 // chunks c of eight rows are in different banks.
 #pragma once
 #include "mma.cuh"
+#include "q8.cuh"
 #include "sequences.cuh"
 
 // Positions of a tile.
@@ -63,6 +64,26 @@ DEVICE bool find_queries(const Attention& p, u32 tile, Queries& found) {
     return false;
 }
 
+// Four f32, or eight f16, of codes and their scale: a chunk of a row.
+DEVICE uint4 decoded_chunk(F32, const signed char* codes, float scale) {
+    float values[4];
+    q8_decode(*reinterpret_cast<const u32*>(codes), scale, values);
+    return uint4{as_u32(values[0]), as_u32(values[1]), as_u32(values[2]), as_u32(values[3])};
+}
+
+DEVICE uint4 decoded_chunk(F16, const signed char* codes, float scale) {
+    const uint2 packed = *reinterpret_cast<const uint2*>(codes);
+    float values[8];
+    q8_decode(packed.x, scale, values);
+    q8_decode(packed.y, scale, values + 4);
+    u32 words[4];
+#pragma unroll
+    for (u32 i = 0; i < 4; i++) {
+        words[i] = f32_to_stored_f16(values[2 * i]) | u32(f32_to_stored_f16(values[2 * i + 1])) << 16;
+    }
+    return uint4{words[0], words[1], words[2], words[3]};
+}
+
 // Copies tiles of keys and values to shared memory: a thread takes the same chunk of every ROWS_AT_ONCE-th row.
 template <class Key, u32 D>
 struct Tiles {
@@ -71,16 +92,14 @@ struct Tiles {
     static constexpr u32 KEY_BYTES = POSITIONS * KEY_ROW;
     static constexpr u32 BYTES = KEY_BYTES + POSITIONS * VALUE_ROW;
 
-    const unsigned char* keys;
-    const unsigned char* values;
+    // The K/V head.
+    u32 head;
     u32 sequence, visible;
     // On lanes 4 i + j: the slot of the next tile's position 16 j.
     u32 slots;
 
     __device__ __forceinline__ Tiles(const Attention& p, const Queries& queries) {
-        const u32 head = blockIdx.y / (p.num_attention_heads / p.num_key_value_heads);
-        keys = static_cast<const unsigned char*>(p.keys) + size_t(head) * p.num_slots * KEY_ROW;
-        values = static_cast<const unsigned char*>(p.values) + size_t(head) * p.num_slots * VALUE_ROW;
+        head = blockIdx.y / (p.num_attention_heads / p.num_key_value_heads);
         sequence = queries.sequence;
         visible = queries.visible;
         look_up(p, 0);
@@ -93,27 +112,46 @@ struct Tiles {
         slots = position < visible ? slot_of(p, sequence, position, 16) : 0;
     }
 
-    template <u32 ROW_BYTES>
-    __device__ __forceinline__ void copy_rows(SharedAddress to, const unsigned char* from, u32 tile) const {
-        constexpr u32 CHUNKS = ROW_BYTES / 16;
+    // Rows that no token sees are zeros, so that their product with a probability of 0 is 0, whatever the store holds.
+    template <class Format>
+    __device__ __forceinline__ void copy_rows(const Attention& p, unsigned char* to, const void* array, u32 encoding,
+                                              u32 tile) const {
+        constexpr u32 ROW_BYTES = D * sizeof(typename Format::Stored), CHUNKS = ROW_BYTES / 16;
         constexpr u32 ROWS_AT_ONCE = ATTENTION_TILE_THREADS / CHUNKS;
         static_assert(16 % ROWS_AT_ONCE == 0, "rows that are copied at once have one look-up");
         const u32 chunk = threadIdx.x % CHUNKS, first = threadIdx.x / CHUNKS;
+        if (encoding == KV_Q8) {
+            const signed char* const codes = static_cast<const signed char*>(array);
+            const u16* const scales = q8_scales(array, p.num_key_value_heads, p.num_slots, D);
+#pragma unroll 2
+            for (u32 i = 0; i < POSITIONS / ROWS_AT_ONCE; i++) {
+                const u32 row = i * ROWS_AT_ONCE + first;
+                const u32 slot = shuffle(slots, i * ROWS_AT_ONCE / 16) + row % 16;
+                const size_t at = (size_t(head) * p.num_slots + slot) * D + chunk * Format::WIDE;
+                uint4 decoded = {0, 0, 0, 0};
+                if (tile * POSITIONS + row < visible) {
+                    decoded = decoded_chunk(Format(), codes + at, f16_to_f32(scales[at / Q8_VALUES]));
+                }
+                store16(to + row * ROW_BYTES + (chunk ^ row % 8) * 16, decoded);
+            }
+            return;
+        }
+        const SharedAddress to_rows = shared_address(to);
+        const typename Format::Stored* const from =
+            static_cast<const typename Format::Stored*>(array) + size_t(head) * p.num_slots * D + chunk * Format::WIDE;
         // Not all at once: the addresses would take the registers that queries and sums need.
 #pragma unroll 4
         for (u32 i = 0; i < POSITIONS / ROWS_AT_ONCE; i++) {
             const u32 row = i * ROWS_AT_ONCE + first;
             const u32 slot = shuffle(slots, i * ROWS_AT_ONCE / 16) + row % 16;
-            // Rows that no token sees are zeros, so that their product with a probability of 0 is 0, whatever the store
-            // holds.
-            copy_async(to + (row * ROW_BYTES + (chunk ^ row % 8) * 16), from + size_t(slot) * ROW_BYTES + chunk * 16,
+            copy_async(to_rows + (row * ROW_BYTES + (chunk ^ row % 8) * 16), from + size_t(slot) * D,
                        tile * POSITIONS + row < visible);
         }
     }
 
-    __device__ __forceinline__ void copy(const Attention& p, SharedAddress to, u32 tile) {
-        copy_rows<KEY_ROW>(to, keys, tile);
-        copy_rows<VALUE_ROW>(to + KEY_BYTES, values, tile);
+    __device__ __forceinline__ void copy(const Attention& p, unsigned char* to, u32 tile) {
+        copy_rows<Key>(p, to, p.keys, p.key_encoding, tile);
+        copy_rows<F16>(p, to + KEY_BYTES, p.values, p.value_encoding, tile);
         look_up(p, tile + 1);
     }
 };

@@ -10,7 +10,7 @@ KERNEL(copy_blocks, CopyBlocks, COPY_THREADS, 8) {
         return;
     }
     unsigned char* const head =
-        static_cast<unsigned char*>(p.array) + size_t(blockIdx.y) * p.num_blocks * p.block_bytes;
+        static_cast<unsigned char*>(p.array) + p.first + size_t(blockIdx.y) * p.num_blocks * p.block_bytes;
     for (u32 at = 16 * threadIdx.x; at < p.block_bytes; at += 16 * COPY_THREADS) {
         store16(head + size_t(to) * p.block_bytes + at, load16(head + size_t(from) * p.block_bytes + at));
     }

@@ -201,6 +201,19 @@ DEVICE uint4 load16_once(const void* from) {
 #endif
 }
 
+// 8 such bytes.
+DEVICE uint2 load8_once(const void* from) {
+#ifdef __CUDACC_RTC__
+    uint2 v;
+    asm volatile("ld.global.nc.L1::no_allocate.v2.u32 {%0, %1}, [%2];"
+                 : "=r"(v.x), "=r"(v.y)
+                 : "l"(__cvta_generic_to_global(from)));
+    return v;
+#else
+    return *static_cast<const uint2*>(from);
+#endif
+}
+
 DEVICE void store16(void* to, uint4 v) {
 #ifndef __CUDACC_RTC__
     check_aligned(to);

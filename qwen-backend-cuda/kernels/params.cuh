@@ -1,7 +1,8 @@
 // The parameters of every kernel: one structure by value, the same bytes as its twin in src/params.rs; and the sizes of
 // blocks and tiles that the launching side has to know, the same numbers as in src/geometry.rs. Tests compare both.
 //
-// Arrays are dense and row-major unless a stride is named. `encoding`: 0 f32, 1 bf16, 2 f16. Pointers that do not apply
+// Arrays are dense and row-major unless a stride is named. `encoding`: 0 f32, 1 bf16, 2 f16; of keys and values also 3,
+// Q8_0. Pointers that do not apply
 // are null. Sizes are below 2^31, but for numbers of slots, which are below 2^32 - 1. Indices that a kernel reads from
 // memory (ids, rows, slots, blocks, lengths) may hold anything: each is bounded before it is used, as stated at the
 // kernel. Nothing here includes a header of CUDA: the same text compiles for the GPU and for the CPU.
@@ -164,6 +165,9 @@ struct RmsNorm {
     u32 unused;
 };
 
+// ---- Keys or values in Q8_0: an array of [num_key_value_heads][num_slots][head_dim] signed bytes, then an f16 scale for
+// each 32 of them; head_dim is a multiple of 32. Products store none: store_kv does.
+
 // ---- rope: rotate the query and key heads of qkv in place. grid (rows, 1, 1), block 128.
 // ---- store_kv: the key and value heads of qkv to their slots. grid (rows, 1, 1), block 128.
 struct Heads {
@@ -193,12 +197,13 @@ struct Attention {
     float* partials;          // [num_tokens][num_attention_heads][max_partitions][head_dim + 2], see below; or null
     u32 num_tokens, num_seqs, num_attention_heads, num_key_value_heads, head_dim;
     u32 block_size, max_blocks_per_seq, num_slots, max_partitions;
-    u32 by_token, unused;     // attention: whether all rows of a block are of one token
+    u32 by_token;             // attention: whether all rows of a block are of one token
+    u32 key_encoding, value_encoding, unused;
     float scale;              // 1 / sqrt(head_dim)
 };
 
 // attention_k{f32,f16}_vf16_d{32,64,128,256} and attention_kf32_vf32_d...: for head_dim up to D (a multiple of 8), f32
-// arithmetic. A block has ATTENTION_ROWS query rows (a token's query head) that share a K/V head: grid (num_tokens *
+// arithmetic. attention_any_d{64,128,256}: keys and values as their encodings say, Q8_0 among them. A block has ATTENTION_ROWS query rows (a token's query head) that share a K/V head: grid (num_tokens *
 // ceil(heads_per_kv / ATTENTION_ROWS), num_key_value_heads, z) with by_token, else (ceil(num_tokens * heads_per_kv /
 // ATTENTION_ROWS), num_key_value_heads, 1). Partitions of ATTENTION_PARTITION positions are reduced one by one and
 // merged in order of position, by the block itself (partials null, z = 1) or by attention_merge (with partials and
@@ -213,7 +218,8 @@ struct Attention {
 // attention_merge: grid (num_attention_heads, num_tokens, 1).
 #define MERGE_THREADS 256
 
-// attention_tile_k{f32,f16}_d{64,128}: prompts by tensor cores (8.0 on), values in f16. Queries are split into two f16
+// attention_tile_k{f32,f16}_d{64,128}: prompts by tensor cores (8.0 on), values in f16, or in Q8_0 and rounded to f16.
+// Those of f32 take keys in Q8_0 too, which become f32. Queries are split into two f16
 // parts so that scores keep f32's accuracy as far as the stored keys have it; f32 keys likewise. A block has
 // ATTENTION_TILE tokens of one sequence and one query head; blocks along x number the tiles of all sequences in order,
 // ceil(tokens of the sequence / ATTENTION_TILE) each, and blocks beyond the last tile return at once.
@@ -253,13 +259,13 @@ struct Argmax {
     u32 rows, width, valid, unused;
 };
 
-// ---- copy_blocks: within an array [heads][blocks][block_bytes], copy block pairs[2i] over pairs[2i + 1], all heads; a
-// pair with a block at or beyond num_blocks is skipped. block_bytes is a multiple of 16. No block is the target of two
-// pairs; a source is never a target. grid (pairs, heads, 1),
-// block 128.
+// ---- copy_blocks: within a plane [heads][blocks][block_bytes] of an array, which begins at the byte `first`, copy block
+// pairs[2i] over pairs[2i + 1], all heads; a pair with a block at or beyond num_blocks is skipped. block_bytes is a
+// multiple of 16. No block is the target of two pairs; a source is never a target. grid (pairs, heads, 1), block 128.
 struct CopyBlocks {
     void* array;
     const u32* pairs;
+    u64 first;
     u32 num_pairs, num_blocks, block_bytes, unused;
 };
 

@@ -1,8 +1,8 @@
-// Writing to the paged K/V store: [num_key_value_heads][num_slots][head_dim], f32 or f16.
+// Writing to the paged K/V store: [num_key_value_heads][num_slots][head_dim], f32, f16 or Q8_0 (see params.cuh).
 #pragma once
-#include "numbers.cuh"
+#include "q8.cuh"
 
-// Store `value` at `index`, as `encoding` says. The branch is the same for a whole grid.
+// Store `value` at `index`, as f32 or f16, as `encoding` says. The branch is the same for a whole grid.
 DEVICE void store_as(void* array, u32 encoding, size_t index, float value) {
     if (encoding == ENCODING_F16) {
         static_cast<u16*>(array)[index] = F16::encode(value);

@@ -146,6 +146,8 @@ pub(crate) enum Kernel {
     StoreKv,
     /// Attention over keys and values of these types, for heads up to this width.
     Attention(Element, Element, u32),
+    /// Attention over keys and values of any type, for heads up to this width.
+    AttentionAny(u32),
     AttentionMerge,
     /// Attention of a prompt by tensor cores, over keys of this type, for heads of this width.
     AttentionTile(Element, u32),
@@ -177,7 +179,7 @@ impl Kernel {
             Kernel::Matmul(..) => MATMUL_THREADS,
             Kernel::MatmulWide(..) => MATMUL_WIDE_THREADS,
             Kernel::RmsNorm | Kernel::RmsNormToBytes => NORM_THREADS,
-            Kernel::Attention(..) => ATTENTION_THREADS,
+            Kernel::Attention(..) | Kernel::AttentionAny(_) => ATTENTION_THREADS,
             Kernel::AttentionMerge => MERGE_THREADS,
             Kernel::AttentionTile(..) => ATTENTION_TILE_THREADS,
             Kernel::SiluAndMul | Kernel::Add | Kernel::AddRows | Kernel::GatherRows => ELEMENT_THREADS,
@@ -227,7 +229,8 @@ impl Kernel {
             Kernel::RoundToBytes => params::RoundToBytes::FIELDS,
             Kernel::RmsNorm | Kernel::RmsNormToBytes => params::RmsNorm::FIELDS,
             Kernel::Rope | Kernel::StoreKv => params::Heads::FIELDS,
-            Kernel::Attention(..) | Kernel::AttentionMerge | Kernel::AttentionTile(..) => params::Attention::FIELDS,
+            Kernel::Attention(..) | Kernel::AttentionAny(_) => params::Attention::FIELDS,
+            Kernel::AttentionMerge | Kernel::AttentionTile(..) => params::Attention::FIELDS,
             Kernel::SiluAndMul | Kernel::Add | Kernel::GatherRows => params::Rows::FIELDS,
             Kernel::AddRows => params::AddRows::FIELDS,
             Kernel::Argmax => params::Argmax::FIELDS,
@@ -280,6 +283,7 @@ impl Kernel {
         for keys in [F32, F16] {
             all.extend([64, 128].map(|width| Kernel::AttentionTile(keys, width)));
         }
+        all.extend([64, 128, 256].map(Kernel::AttentionAny));
         // Keys have values' type or f32.
         for (keys, values) in [(F32, F32), (F32, F16), (F16, F16)] {
             all.extend([32, 64, 128, 256].map(|width| Kernel::Attention(keys, values, width)));
@@ -304,6 +308,7 @@ impl fmt::Display for Kernel {
             Kernel::Rope => f.write_str("rope"),
             Kernel::StoreKv => f.write_str("store_kv"),
             Kernel::Attention(keys, values, width) => write!(f, "attention_k{keys}_v{values}_d{width}"),
+            Kernel::AttentionAny(width) => write!(f, "attention_any_d{width}"),
             Kernel::AttentionMerge => f.write_str("attention_merge"),
             Kernel::AttentionTile(keys, width) => write!(f, "attention_tile_k{keys}_d{width}"),
             Kernel::SiluAndMul => f.write_str("silu_and_mul"),

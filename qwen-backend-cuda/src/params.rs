@@ -223,6 +223,8 @@ params! {
         num_slots: u32,
         max_partitions: u32,
         by_token: u32,
+        key_encoding: u32,
+        value_encoding: u32,
         unused: u32,
         scale: f32,
     }
@@ -263,6 +265,7 @@ params! {
     CopyBlocks {
         array: Address,
         pairs: Address,
+        first: u64,
         num_pairs: u32,
         num_blocks: u32,
         block_bytes: u32,

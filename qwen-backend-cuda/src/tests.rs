@@ -126,7 +126,7 @@ impl Harness {
         Self::stored(Stored::As(Encoding::Bf16), config, context, capability, &options, shard)
     }
 
-    /// The same with weights stored like this. Once it is loaded, GPU memory may be neither allocated nor freed.
+    /// The same with weights stored like this.
     fn stored(
         stored: Stored,
         config: &Config,
@@ -135,12 +135,23 @@ impl Harness {
         options: &CudaOptions,
         shard: Shard,
     ) -> Self {
+        Self::of(stored, ModelSpec::new(config).shard(shard).unwrap(), config, context, capability, options)
+    }
+
+    /// A model, or a part of it. Once it is loaded, GPU memory may be neither allocated nor freed.
+    fn of(
+        stored: Stored,
+        spec: ModelSpec,
+        config: &Config,
+        context: usize,
+        capability: (u32, u32),
+        options: &CudaOptions,
+    ) -> Self {
         let source = Zeros(stored, vec![0; 1 << 17]);
         let driver = RecordingDriver::new(capability);
         let precision = options.precision;
         let mut backend = CudaBackend::on(std::sync::Arc::new(driver.clone()), options);
         let limits = limits(config, context);
-        let spec = ModelSpec::new(config).shard(shard).unwrap();
         let input = PlanInput {
             spec: &spec,
             limits: limits.clone(),
@@ -151,7 +162,7 @@ impl Harness {
             available_bytes: None,
         };
         let plan = Plan::new(&source, &input, &*backend.footprint()).unwrap();
-        let group = (shard.world_size > 1).then(|| nccl::tests::silent_group(&backend));
+        let group = (spec.shard.world_size > 1).then(|| nccl::tests::silent_group(&backend));
         let model = Model::load(&mut backend, spec.clone(), &limits, &source, &mut |_, _| Ok(())).unwrap();
         let mut runner = ModelRunner::new(backend, model, RopeStages::new(config), limits);
         if let Some(group) = group {
@@ -231,6 +242,27 @@ fn every_published_shape_launches_within_its_arrays() {
         }
     }
     every_launch(Harness::new(&shape("0.5B"), 32_768, (9, 0), Precision::Exact));
+}
+
+/// Both kinds of keys: those of the first layer stay f32.
+#[test]
+fn shapes_with_keys_and_values_in_8_bits_launch_within_their_arrays() {
+    let in_blocks = |name, context, capability, precision| {
+        let config = shape(name);
+        let spec = ModelSpec::new(&config).with_kv_encoding(Encoding::Q8_0).unwrap();
+        let options = CudaOptions::new().precision(precision);
+        Harness::of(Stored::As(Encoding::Bf16), spec, &config, context, capability, &options)
+    };
+    for (name, _) in published::shapes() {
+        every_launch(in_blocks(name, 32_768, (9, 0), Precision::Fast));
+    }
+    every_launch(in_blocks("7B", 131_072, (7, 5), Precision::Fast));
+    every_launch(in_blocks("0.5B", 32_768, (9, 0), Precision::Exact));
+    let mut tensor = in_blocks("0.5B", 4096, (8, 0), Precision::Fast);
+    let prompt: Vec<String> = tensor.execute(&[(512, 0)], true).unwrap().iter().map(Kernel::to_string).collect();
+    let attention = |kernel: &&String| kernel.starts_with("attention");
+    assert_eq!(prompt.iter().filter(attention).collect::<Vec<_>>(), ["attention_tile_kf32_d64"; 2]);
+    assert!(prompt.contains(&"store_kv".into()), "{prompt:?}");
 }
 
 #[test]

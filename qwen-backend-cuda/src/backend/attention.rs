@@ -8,7 +8,7 @@ use qwen_core::{Precision, Result};
 use super::CudaBackend;
 use crate::geometry::*;
 use crate::kernel::{Element, Kernel};
-use crate::kv::{Layer, Store};
+use crate::kv::{KvType, Layer, Store};
 use crate::launch::Args;
 use crate::params::{Address, Attention};
 use crate::sizes::kernel_size;
@@ -18,7 +18,7 @@ use crate::workspace;
 const BLOCKS_PER_MULTIPROCESSOR: usize = 3;
 
 /// Widths of heads that have kernels.
-const WIDTHS: [usize; 4] = [32, 64, 128, 256];
+const WIDTHS: [u32; 4] = [32, 64, 128, 256];
 const TILE_WIDTHS: [usize; 2] = [64, 128];
 
 /// How the attention of a step is launched.
@@ -46,14 +46,14 @@ impl CudaBackend {
             true => Some(self.workspace.partials(&mut self.gpu, &partials)?),
             false => None,
         };
-        let (tokens, [kv_heads, slots, width]) = (key.num_tokens, store.array_shape());
+        let tokens = key.num_tokens;
         let partial_bytes = [4, tokens, heads.num_attention_heads, partials.num_partitions, heads.head_dim + 2];
 
         let mut args = Args::new(&self.gpu, name);
         let mut params = Attention {
             qkv: args.take("qkv", &qkv.0.array, &[4, tokens, heads.qkv_size()])?,
-            keys: args.take("keys", &held.keys, &[held.key_element.bytes(), kv_heads, slots, width])?,
-            values: args.take("values", &held.values, &[held.value_element.bytes(), kv_heads, slots, width])?,
+            keys: args.take("keys", &held.keys, &store.array_bytes(held.key_type))?,
+            values: args.take("values", &held.values, &store.array_bytes(held.value_type))?,
             cu_seqlens_q: args.take("cu_seqlens_q", &inputs.cu_seqlens_q.0.array, &[4, key.num_seqs + 1])?,
             context_lens: args.take("context_lens", &inputs.context_lens.0.array, &[4, key.num_seqs])?,
             block_tables: args.take("block_tables", &inputs.block_tables.0.array, &[4, key.num_seqs, max_blocks])?,
@@ -69,6 +69,8 @@ impl CudaBackend {
             num_slots: store.num_slots(),
             max_partitions: args.size(partials.num_partitions)?,
             by_token: u32::from(strategy.by_token),
+            key_encoding: held.key_type.code(),
+            value_encoding: held.value_type.code(),
             unused: 0,
             scale: 1.0 / (heads.head_dim as f32).sqrt(),
         };
@@ -124,20 +126,24 @@ impl CudaBackend {
         let tiled = !single
             && self.precision == Precision::Fast
             && self.properties().has_tensor_cores()
-            && held.value_element == Element::F16
+            && held.value_type != KvType::F32
             && TILE_WIDTHS.contains(&head_dim);
         if tiled {
-            let kernel = Kernel::AttentionTile(held.key_element, head_dim as u32);
+            // Keys in blocks become f32.
+            let keys = if held.key_type == KvType::F16 { Element::F16 } else { Element::F32 };
+            let kernel = Kernel::AttentionTile(keys, head_dim as u32);
             let grid = [tokens.div_ceil(ATTENTION_TILE).saturating_add(key.num_seqs), num_attention_heads, 1];
             return Ok(Strategy { kernel, grid, by_token: false, split: false });
         }
-        let Some(width) = WIDTHS.into_iter().find(|width| head_dim <= *width) else {
+        let Some(width) = WIDTHS.into_iter().find(|width| head_dim <= *width as usize) else {
             return Err(self.mismatch(op, format!("heads of {head_dim} values have no kernel")));
         };
-        if (held.key_element, held.value_element) == (Element::F16, Element::F32) {
-            return Err(self.mismatch(op, "keys in f16 with values in f32 have no kernel"));
-        }
-        let kernel = Kernel::Attention(held.key_element, held.value_element, width as u32);
+        let kernel = match (held.key_type, held.value_type) {
+            (KvType::F32, KvType::F32) => Kernel::Attention(Element::F32, Element::F32, width),
+            (KvType::F32, KvType::F16) => Kernel::Attention(Element::F32, Element::F16, width),
+            (KvType::F16, KvType::F16) => Kernel::Attention(Element::F16, Element::F16, width),
+            _ => Kernel::AttentionAny(width.max(64)),
+        };
         let heads_per_kv = num_attention_heads / num_key_value_heads;
         if !single {
             // The kernel counts the rows of all blocks in 32 bits.

@@ -24,19 +24,21 @@ impl CudaBackend {
         };
         self.flush()?;
         self.gpu.write_u32(op, &list, &flat)?;
-        let [heads, slots, width] = store.array_shape();
         for layer in &store.layers {
-            for (array, element) in [(&layer.keys, layer.key_element), (&layer.values, layer.value_element)] {
+            let sides = [(&layer.keys, layer.key_type), (&layer.values, layer.value_type)];
+            let planes = sides.iter().flat_map(|(array, of)| store.planes(*of).map(move |plane| (array, *of, plane)));
+            for (array, of, (first, block_bytes)) in planes {
                 let mut args = Args::new(&self.gpu, op);
                 let params = CopyBlocks {
-                    array: args.take("K/V", array, &[element.bytes(), heads, slots, width])?,
+                    array: args.take("K/V", array, &store.array_bytes(of))?,
                     pairs: args.take("pairs", &list, &[4, flat.len()])?,
+                    first: first as u64,
                     num_pairs: args.size(pairs.len())?,
                     num_blocks: args.size(spec.num_blocks)?,
-                    block_bytes: args.size(element.bytes() * spec.block_size * spec.head_dim)?,
+                    block_bytes: args.size(block_bytes)?,
                     unused: 0,
                 };
-                let command = args.launch(Kernel::CopyBlocks, [pairs.len(), heads, 1], &params)?;
+                let command = args.launch(Kernel::CopyBlocks, [pairs.len(), spec.num_key_value_heads, 1], &params)?;
                 self.queue(command)?;
             }
         }

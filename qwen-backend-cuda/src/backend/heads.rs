@@ -25,15 +25,15 @@ impl CudaBackend {
         let StoreKv { qkv, slot_mapping, kv, layer, heads, rows, .. } = op;
         let store = &kv.0;
         self.check_store("store_kv", store, layer, &heads)?;
-        let (held, [kv_heads, slots, width]) = (&store.layers[layer], store.array_shape());
+        let held = &store.layers[layer];
         let mut args = Args::new(&self.gpu, "store_kv");
         let params = Heads {
             slot_mapping: args.take("slot_mapping", &slot_mapping.0.array, &[4, rows])?,
-            keys: args.take("keys", &held.keys, &[held.key_element.bytes(), kv_heads, slots, width])?,
-            values: args.take("values", &held.values, &[held.value_element.bytes(), kv_heads, slots, width])?,
+            keys: args.take("keys", &held.keys, &store.array_bytes(held.key_type))?,
+            values: args.take("values", &held.values, &store.array_bytes(held.value_type))?,
             num_slots: store.num_slots(),
-            key_encoding: held.key_element.code(),
-            value_encoding: held.value_element.code(),
+            key_encoding: held.key_type.code(),
+            value_encoding: held.value_type.code(),
             ..qkv_params(&mut args, qkv, heads, rows)?
         };
         let command = args.launch(Kernel::StoreKv, [rows, 1, 1], &params)?;

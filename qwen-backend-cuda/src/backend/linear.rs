@@ -46,7 +46,11 @@ impl CudaBackend {
         self.product(name, &mut x, &second, rows, &EpilogueArgs::Gated { out: &out.0, gate: gate_is_second })
     }
 
+    /// The composed form where keys or values are stored in blocks.
     pub(super) fn queue_qkv_rope_store(&mut self, op: QkvRopeStore<'_, Self>) -> Result<()> {
+        if op.kv.0.has_blocks(op.layer) {
+            return composed::qkv_rope_store(self, op);
+        }
         let name = "qkv_rope_store";
         self.check_store(name, &op.kv.0, op.layer, &op.heads)?;
         if op.w.0.layout.rows != op.heads.qkv_size() {

@@ -218,19 +218,18 @@ impl CudaBackend {
             EpilogueArgs::Silu { out } => params.out = args.take("out", &out.array, &[4, tokens, rows / 2])?,
             EpilogueArgs::Gated { out, .. } => params.out = args.take("out", &out.array, &full)?,
             EpilogueArgs::Heads { qkv, bias, inputs, heads, store, layer } => {
-                let (held, [kv_heads, slots, width]) = (&store.layers[*layer], store.array_shape());
+                let held = &store.layers[*layer];
                 params.out = args.take("qkv", &qkv.array, &full)?;
                 params.bias = args.take("bias", &bias.array, &[4, out_rows])?;
                 params.cos_sin = args.take("cos_sin", &inputs.cos_sin.0.array, &[4, tokens, heads.head_dim])?;
                 params.slot_mapping = args.take("slot_mapping", &inputs.slot_mapping.0.array, &[4, tokens])?;
-                params.keys = args.take("keys", &held.keys, &[held.key_element.bytes(), kv_heads, slots, width])?;
-                params.values =
-                    args.take("values", &held.values, &[held.value_element.bytes(), kv_heads, slots, width])?;
+                params.keys = args.take("keys", &held.keys, &store.array_bytes(held.key_type))?;
+                params.values = args.take("values", &held.values, &store.array_bytes(held.value_type))?;
                 params.num_attention_heads = args.size(heads.num_attention_heads)?;
                 params.num_key_value_heads = args.size(heads.num_key_value_heads)?;
                 params.head_dim = args.size(heads.head_dim)?;
                 params.num_slots = store.num_slots();
-                (params.key_encoding, params.value_encoding) = (held.key_element.code(), held.value_element.code());
+                (params.key_encoding, params.value_encoding) = (held.key_type.code(), held.value_type.code());
             }
         }
         let command = args.launch(kernel, grid, &params)?;

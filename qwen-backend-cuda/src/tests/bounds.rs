@@ -175,8 +175,13 @@ impl Attended {
 fn every_kind(test: impl Fn(&mut CudaBackend, &Attended, &Step)) {
     on_gpus(|mut b| {
         let stores = match b.info().precision {
-            Precision::Exact => [(Encoding::F32, Encoding::F32)].as_slice(),
-            Precision::Fast => &[(Encoding::F16, Encoding::F16), (Encoding::F32, Encoding::F16)],
+            Precision::Exact => [(Encoding::F32, Encoding::F32), (Encoding::Q8_0, Encoding::Q8_0)].as_slice(),
+            Precision::Fast => &[
+                (Encoding::F16, Encoding::F16),
+                (Encoding::F32, Encoding::F16),
+                (Encoding::Q8_0, Encoding::Q8_0),
+                (Encoding::F16, Encoding::Q8_0),
+            ],
         };
         for (keys, values) in stores {
             for step in [Step::new([1, 1], [40, 250]), Step::new([70, 9], [200, 130])] {
@@ -242,7 +247,7 @@ fn token_counts_beyond_the_batch_leave_attention_within_it() {
 fn slots_beyond_the_store_are_not_stored() {
     let step = Step::new([1, 1], [40, 250]);
     on_gpus(|mut b| {
-        let encoding = if b.info().precision == Precision::Exact { Encoding::F32 } else { Encoding::F16 };
+        let encoding = if b.info().precision == Precision::Exact { Encoding::Q8_0 } else { Encoding::F16 };
         let mut attended = Attended::new(&mut b, encoding, encoding, &step);
         let expected = attended.attend(&mut b, &step);
         let (heads, rows, layer, hidden_size) = (HEADS, 3, 0, 16);

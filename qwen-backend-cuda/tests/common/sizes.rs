@@ -20,7 +20,7 @@ use super::blocks;
 pub(crate) type Check = fn(&mut CudaBackend) -> Result<(), String>;
 
 /// All of them by name.
-pub(crate) const CHECKS: [(&str, Check); 11] = [
+pub(crate) const CHECKS: [(&str, Check); 12] = [
     ("products of few tokens", products_of_few),
     ("products of long prompts in bf16", |b| products(b, Encoding::Bf16)),
     ("products of long prompts in f16", |b| products(b, Encoding::F16)),
@@ -28,6 +28,7 @@ pub(crate) const CHECKS: [(&str, Check); 11] = [
     ("single tokens after long contexts", single_tokens),
     ("prompts after long contexts", prompts),
     ("keys in f32 beside values in f16", mixed_stores),
+    ("keys and values in 8 bits", stores_in_blocks),
     ("long rows of blocks", blocks::long_rows),
     ("products of every block format", blocks::products),
     ("epilogues of blocks", blocks::epilogues),
@@ -83,6 +84,21 @@ fn heads_of_a_prompt(b: &mut CudaBackend) -> Result<(), String> {
         for heads in [heads(2, 1, 32), heads(4, 2, 64)] {
             let scenario = Scenario::new(heads, &[(0, 70), (9, 1), (20, 60)]);
             near(b, &QkvRopeStoreOp { scenario, hidden_size: 72, encoding, normed: false, form: Form::Own })?;
+        }
+    }
+    Ok(())
+}
+
+/// Prompts, and single tokens after contexts of several spans; keys and values in blocks, and one of them in 16 or 32 bits.
+fn stores_in_blocks(b: &mut CudaBackend) -> Result<(), String> {
+    let (f32, f16, q8_0) = (Encoding::F32, Encoding::F16, Encoding::Q8_0);
+    let all = [(q8_0, q8_0), (f16, q8_0), (f32, q8_0), (q8_0, f16), (q8_0, f32), (f16, f32)];
+    for (head_dim, encodings) in [(64, &all[..]), (128, &all[..]), (96, &all[..1]), (256, &all[..1])] {
+        for encodings in encodings {
+            for sequences in [&[(0, 70), (130, 5)][..], &[(300, 1), (5, 1)]] {
+                let scenario = Scenario::new(heads(2, 1, head_dim), sequences);
+                near(b, &Attention(Scenario { kv_encodings: Some(*encodings), ..scenario }))?;
+            }
         }
     }
     Ok(())
