@@ -3,10 +3,10 @@
 
 mod common;
 
-use common::{demo, options};
+use common::{Folder, demo, options};
 use qwen::{
-    AdapterChoice, CapabilitySet, ChatInput, Device, Engine, EngineOptions, GenerateOptions, Message, Precision, Split,
-    Tool,
+    AdapterChoice, CapabilitySet, ChatInput, Device, Encoding, Engine, EngineOptions, GenerateOptions, Message,
+    Precision, Split, Tool,
 };
 use serde_json::Value;
 
@@ -65,6 +65,29 @@ fn answers_are_those_of_the_cpu() {
             assert_eq!(&answer(&wgpu, prompt), expected, "{capabilities:?}");
         }
     }
+}
+
+/// As on the CPU with the same K/V; and a conversation that was saved with it goes on in another engine.
+#[test]
+fn keys_and_values_in_8_bits_answer_and_are_saved() {
+    let Some(device) = device() else { return };
+    let load = |device: &Device| on(device).kv_encoding(Encoding::Q8_0).load(demo()).unwrap();
+    let (cpu, wgpu) = (load(&Device::Cpu), load(&device));
+    for prompt in prompts(&cpu) {
+        assert_eq!(answer(&wgpu, &prompt), answer(&cpu, &prompt));
+    }
+    let folder = Folder::new("wgpu-kv");
+    let path = folder.0.join("one.chat");
+    let mut chat = wgpu.chat().options(GenerateOptions::new().greedy().max_new_tokens(24));
+    chat.send("Hello! What is 3 + 4?").unwrap().text().unwrap();
+    let saved = chat.save(&path).unwrap();
+    assert!(saved > 0);
+    let mut restored = load(&device).restore(&path).unwrap();
+    let question = "And what is 2 + 2?";
+    let expected = chat.send(question).unwrap().text().unwrap();
+    let mut reply = restored.send(question).unwrap();
+    let found: String = reply.by_ref().map(Result::unwrap).collect();
+    assert_eq!((found, reply.stats().cached_tokens), (expected, saved));
 }
 
 #[test]
