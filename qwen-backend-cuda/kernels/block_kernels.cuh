@@ -28,11 +28,11 @@
     }
 
 #define WITH_TENSOR_CORES(format, Format)                                      \
-    KERNEL(format##_mma_n2, Product, SKINNY_THREADS, 2) {                      \
+    KERNEL(format##_mma_n2, Product, SKINNY_THREADS, 1) {                      \
         block_mma<Format, 2, BLOCK_SKINNY_PAIRS / 8>(p);                       \
     }                                                                          \
     KERNEL(format##_mma_n8, Product, SKINNY_THREADS, 1) {                      \
-        block_mma<Format, 8, BLOCK_SKINNY_PAIRS_WIDE / 8>(p);                  \
+        block_mma<Format, 8, BLOCK_SKINNY_PAIRS / 8>(p);                       \
     }                                                                          \
     KERNEL(format##_mma_tile, Product, BLOCK_MMA_THREADS, 1) {                 \
         block_mma_tile<Format>(p);                                             \

@@ -78,10 +78,9 @@ struct Product {
 #define BLOCK_DOT_PAIRS 8
 
 // {format}_mma_n{2,8}: up to 8 N tokens by tensor cores (8.0 on); rounded is what `scale_and_round_bf16` wrote, with
-// `cols` as its stride. grid (ceil(pairs / P), 1, 1), block SKINNY_THREADS; P is BLOCK_SKINNY_PAIRS with n2,
-// BLOCK_SKINNY_PAIRS_WIDE with n8.
-#define BLOCK_SKINNY_PAIRS 8
-#define BLOCK_SKINNY_PAIRS_WIDE 16
+// `cols` as its stride. With fewer pairs a block, reading the tokens for each block would take longer than reading the
+// matrix. grid (ceil(pairs / BLOCK_SKINNY_PAIRS), 1, 1), block SKINNY_THREADS.
+#define BLOCK_SKINNY_PAIRS 16
 
 // {format}_mma_tile: prompts, likewise. grid (ceil(tokens / BLOCK_MMA_TOKENS), ceil(pairs / BLOCK_MMA_PAIRS), 1).
 // Dynamic shared memory: BLOCK_MMA_SHARED.

@@ -293,7 +293,7 @@ impl CudaBackend {
             (true, false) => (BlockKernel::Dot(at_once as u32), strips(BLOCK_DOT_PAIRS)),
             _ if tokens <= 16 => (BlockKernel::Skinny(2), [pairs.div_ceil(BLOCK_SKINNY_PAIRS), 1, 1]),
             _ if tokens <= SKINNY && !tiles_are_many => {
-                (BlockKernel::Skinny(8), [pairs.div_ceil(BLOCK_SKINNY_PAIRS_WIDE), 1, 1])
+                (BlockKernel::Skinny(8), [pairs.div_ceil(BLOCK_SKINNY_PAIRS), 1, 1])
             }
             _ => (BlockKernel::Tile, tiles),
         };
