@@ -135,11 +135,11 @@ impl CudaDriver {
         let Some(compiled) = modules::of(&name) else {
             return Err(Fault::Refused(format!("this build has no compiled kernel `{name}`")));
         };
-        let no_text = || Fault::Refused(format!("the compiled kernel `{name}` holds a zero byte"));
+        let no_text = || Fault::Refused(format!("this build's compiled kernel `{name}` is damaged"));
         let module = match loaded.modules.get(compiled.name) {
             Some(module) => *module,
             None => {
-                let module = compile(&CString::new(compiled.text()?).map_err(|_| no_text())?)?;
+                let module = compile(&CString::new(compiled.text().ok_or_else(no_text)?).map_err(|_| no_text())?)?;
                 loaded.modules.insert(compiled.name, module);
                 module
             }
