@@ -4,6 +4,7 @@ mod faults;
 mod numbers;
 pub(crate) mod shaders;
 mod sizes;
+mod speed;
 mod steps;
 
 use std::path::Path;
