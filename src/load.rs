@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use qwen_core::backend::Limits;
 use qwen_core::checkpoint::Checkpoint;
-use qwen_core::model::plan::Plan;
+use qwen_core::model::plan::{Plan, PlanPart};
 use qwen_core::model::runner::Runner;
 use qwen_core::model::source::WeightSource;
 use qwen_core::model::spec::ModelSpec;
@@ -290,6 +290,11 @@ fn load_model(
             Ok((loaded, draft.transpose()?, plan, device, device_name))
         };
         let ((loaded, draft, plan, device, device_name), mut selection_reason) = first_that_loads(candidates, load_on)?;
+        // Behind the last layer there is nothing left for a device.
+        let left_out = |part: &&PlanPart| part.layers.is_empty() && part.layers.end < config.num_hidden_layers;
+        for part in plan.parts.iter().filter(left_out) {
+            warn!("`{}` computes nothing: no layer fits its memory beside its buffers", part.device);
+        }
         for (index, part) in plan.parts.iter().enumerate() {
             selection_reason += &format!("{}{part}", if index == 0 { ": " } else { "; " });
         }

@@ -193,9 +193,13 @@ fn what_a_device_refuses_is_refused_with_its_name() {
     assert!(!refused.fits && refused.max_context == Some(4096));
     let error = refused.check().unwrap_err().to_string();
     assert!(error.contains("`device 0`") && error.contains("8192 positions"), "{error}");
-    // By plan it gets no layer of such a model.
+    // By plan it is not left out in silence, as one is whose memory holds no layer.
     let by_plan: [Device<'_>; 2] = [(&ShortOnly, None, 0), (&StoredSizes, None, 1)];
-    let plan = split("0.5B", 8192, &by_plan, &[Some(64 * GIB), Some(64 * GIB)]).unwrap();
+    let refused = split("0.5B", 8192, &by_plan, &[Some(64 * GIB), Some(64 * GIB)]).unwrap();
+    assert!(!refused.fits && refused.max_context == Some(4096), "{refused}");
+    assert!(refused.check().unwrap_err().to_string().contains("`device 0`"));
+    let by_plan: [Device<'_>; 2] = [(&StoredSizes, None, 0), (&StoredSizes, None, 1)];
+    let plan = split("0.5B", 8192, &by_plan, &[Some(1 << 20), Some(64 * GIB)]).unwrap();
     assert!(plan.fits && layers(&plan) == [0..0, 0..24]);
     assert!(plan.to_string().contains("no layer on `device 0`"), "{plan}");
 

@@ -117,6 +117,14 @@ impl<'a> Splitter<'a> {
                 if self.holds(&counts, index, last, context)? { low = middle } else { high = middle - 1 }
             }
             (counts[index], counts[last]) = (low, rest - low);
+            if low == 0 && rest > 0 {
+                // A device without memory is left out. One that holds no layer however much it has is not: the plan then
+                // says why.
+                (counts[index], counts[last]) = (1, rest - 1);
+                if self.plans(&counts, context)?[index].plan.refused.is_none() {
+                    (counts[index], counts[last]) = (0, rest);
+                }
+            }
         }
         Ok(counts)
     }
