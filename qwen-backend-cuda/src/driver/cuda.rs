@@ -139,7 +139,9 @@ impl CudaDriver {
         let module = match loaded.modules.get(compiled.name) {
             Some(module) => *module,
             None => {
-                let module = compile(&CString::new(compiled.text()?).map_err(|_| no_text())?)?;
+                let damaged = || format!("this build's compiled kernels of `{}` are damaged", compiled.name);
+                let text = compiled.text().ok_or_else(|| Fault::Refused(damaged()))?;
+                let module = compile(&CString::new(text).map_err(|_| no_text())?)?;
                 loaded.modules.insert(compiled.name, module);
                 module
             }
