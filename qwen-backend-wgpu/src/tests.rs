@@ -34,11 +34,16 @@ fn backend(precision: Precision) -> Option<WgpuBackend> {
     backend_with(precision, CapabilitySet::Default)
 }
 
-fn backend_with(precision: Precision, capabilities: CapabilitySet) -> Option<WgpuBackend> {
+/// The options for the adapter that tests run on.
+fn options() -> WgpuOptions {
     let name = std::env::var("QWEN_WGPU_ADAPTER").unwrap_or_else(|_| "llvmpipe".into());
-    let options = WgpuOptions::new().adapter(AdapterChoice::Name(name)).pipeline_cache(false);
-    let options = options.precision(precision).capabilities(capabilities);
-    WgpuBackend::new(options).inspect_err(|error| eprintln!("skipped: {error}")).ok()
+    WgpuOptions::new().adapter(AdapterChoice::Name(name)).pipeline_cache(false)
+}
+
+fn backend_with(precision: Precision, capabilities: CapabilitySet) -> Option<WgpuBackend> {
+    WgpuBackend::new(options().precision(precision).capabilities(capabilities))
+        .inspect_err(|error| eprintln!("skipped: {error}"))
+        .ok()
 }
 
 /// A backend that computes nothing: on a device without a driver.

@@ -6,7 +6,6 @@
 
 use std::sync::Arc;
 
-use qwen_core::backend::CapabilitySet;
 use qwen_core::{Error, Result};
 
 use crate::adapter;
@@ -53,11 +52,7 @@ impl Gpu {
     /// # Errors
     /// [`Error::Unsupported`] when there is no such adapter; [`Error::Device`] when the driver refuses.
     pub(crate) fn open(options: &WgpuOptions, optional: wgpu::Features) -> Result<Self> {
-        let (adapter, mut info) = adapter::choose(&options.adapter)?;
-        if matches!(options.capabilities, CapabilitySet::Minimal | CapabilitySet::Tiny) {
-            // These sets stand for an adapter that says no more than WebGPU has to.
-            info.subgroup = 32;
-        }
+        let (adapter, info) = adapter::choose(&options.adapter)?;
         let (limits, features) = adapter::capabilities(&adapter, options.capabilities);
         let cooperative =
             info.cooperative.filter(|_| features.contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX));

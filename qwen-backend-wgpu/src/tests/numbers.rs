@@ -1,5 +1,6 @@
 //! Results that the conformance suite does not compare closely enough: bits, and values that are not finite.
 
+use qwen_conformance::{Outcome, Suite, cases};
 use qwen_core::backend::{HeadLayout, KvSpec, QkvRopeStore, StepInputs, StepKey};
 use qwen_core::backend::{Linear, PagedAttention, StoreKv, composed};
 
@@ -19,6 +20,28 @@ fn splitting_to_small_limits_changes_no_bit() {
         let [tiny, default] = [CapabilitySet::Tiny, CapabilitySet::Default]
             .map(|set| backend_with(precision, set).map(|backend| logits(&mut runner(backend).unwrap(), &ids)));
         assert_eq!(tiny, default, "{precision:?}");
+    }
+}
+
+/// On GPUs that run 32 threads in lockstep, where software Vulkan runs 8, as many read a row of a matrix.
+#[test]
+fn rows_that_32_threads_read_conform() {
+    let names = ["linear/bf16", "linear/batch_invariance", "gate_up_silu/normed", "qkv_rope_store/normed"];
+    let blocks = ["blocks/q4_0", "blocks/q4_k", "blocks/q6_k", "blocks/iq3_s", "blocks/int4_groups"];
+    for precision in [Precision::Exact, Precision::Fast] {
+        let suite = Suite::new(move || {
+            let mut backend = WgpuBackend::new(options().precision(precision))?;
+            backend.gpu.device.lanes = 32;
+            Ok(backend)
+        });
+        let suite = suite.fast_depends_on_the_batch();
+        for case in cases().iter().filter(|case| names.iter().chain(&blocks).any(|name| *name == case.name)) {
+            match suite.outcome(case) {
+                Outcome::Passed { .. } => {}
+                Outcome::Skipped(reason) => return println!("skipped: {reason}"),
+                Outcome::Failed(failures) => panic!("{failures}"),
+            }
+        }
     }
 }
 

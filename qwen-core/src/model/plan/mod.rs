@@ -144,6 +144,8 @@ impl Plan {
         footprint: &dyn Footprint,
     ) -> Result<Self> {
         let part = |source: &dyn WeightSource, input: &PlanInput<'_>| {
+            // Of a file without weights, the first matrix is named and not a bias of keys, which decide how K/V is stored.
+            input.spec.stored_bytes(source)?;
             let kv = input.spec.kv(&input.limits, input.precision, source)?;
             Part::new(source, input.spec, kv, footprint)
         };

@@ -72,6 +72,7 @@ impl<'a> Splitter<'a> {
             let reason = format!("`{}` has number {} of {}", device.name, device.memory, split.memories.len());
             return Err(Error::argument("memory", reason));
         }
+        input.spec.stored_bytes(source)?;
         let kv = input.spec.kv(&input.limits, input.precision, source)?;
         let draft = match (draft, split.devices.first()) {
             (Some((source, draft)), Some(first)) => {
