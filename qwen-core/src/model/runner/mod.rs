@@ -29,8 +29,8 @@ pub trait Runner: Send {
     /// what the device reports.
     fn execute(&mut self, batch: &Batch, output: &mut StepOutput, interrupt: &Interrupt) -> Result<()>;
 
-    /// The most positions of a sequence in each stage of RoPE, in ascending order (see [`RopeStages`]). Default: none, so
-    /// that all sequences are in the same stage.
+    /// The most positions of a sequence in each stage of RoPE, in ascending order (see
+    /// [`RopeStages`](crate::model::rope::RopeStages)). Default: none, so that all sequences are in the same stage.
     fn rope_contexts(&self) -> &[usize] {
         &[]
     }
