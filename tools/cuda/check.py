@@ -106,9 +106,10 @@ def main():
     texts = {module: module.text() for module in modules()}
     problems, used = [], {}
     for module, ptx in texts.items():
-        if re.search(r"^\.extern \.shared", ptx, re.M):
-            sizes = {name: dynamic_shared(name) for name in declared(ptx)}
-            problems += [f"{module.name}: {name} has shared memory of no known size" for name in sizes if not sizes[name]]
+        for array in re.findall(r"^\.extern \.shared .*?(\w+)\[\]", ptx, re.M):
+            for name, body in re.findall(r"\.entry (\w+)\((.*?)^\}", ptx, re.M | re.S):
+                if array in body and not dynamic_shared(name):
+                    problems.append(f"{module.name}: {name} has shared memory of no known size")
         for extern in re.findall(r"^\.extern \.func.*$", ptx, re.M):
             problems.append(f"{module.name}: calls what is not there: {extern}")
     jobs = [(module, gpu) for module, ptx in texts.items() for gpu in gpus_of(ptx) if gpu in wanted]
