@@ -50,21 +50,6 @@ struct UnitPlace {
 
 // ---- Loads of planes. Codes are read once; what follows them is shared by lanes that are neighbours.
 
-DEVICE uint2 load8_once(Bytes from) {
-#ifdef __CUDACC_RTC__
-    uint2 v;
-    asm volatile("ld.global.nc.L1::no_allocate.v2.u32 {%0, %1}, [%2];"
-                 : "=r"(v.x), "=r"(v.y)
-                 : "l"(__cvta_generic_to_global(from)));
-    return v;
-#else
-    if (reinterpret_cast<size_t>(from) % 8 != 0) {
-        emulator::fail("an 8-byte access at %p is not aligned", static_cast<const void*>(from));
-    }
-    return *reinterpret_cast<const uint2*>(from);
-#endif
-}
-
 DEVICE u32 load4(Bytes from) {
 #ifndef __CUDACC_RTC__
     if (reinterpret_cast<size_t>(from) % 4 != 0) {

@@ -210,6 +210,9 @@ DEVICE uint2 load8_once(const void* from) {
                  : "l"(__cvta_generic_to_global(from)));
     return v;
 #else
+    if (reinterpret_cast<size_t>(from) % 8 != 0) {
+        emulator::fail("an 8-byte access at %p is not aligned", from);
+    }
     return *static_cast<const uint2*>(from);
 #endif
 }
